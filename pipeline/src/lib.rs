@@ -1,1 +1,9 @@
-//! See the workspace README.
+//! From bytes on the Hub to audited shards.
+//!
+//! ```text
+//! inputs (hub | local | crates) ─► records ─► tokenize ─► sink (packed rows | documents) ─► manifest
+//! ```
+//! Work is split by input and put together in input order, so no thread count, task count or restart
+//! can change a byte of what is written.
+
+pub mod record;
