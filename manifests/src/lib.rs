@@ -1,1 +1,41 @@
-//! See the workspace README.
+//! The contract between data and training.
+//!
+//! A dataset is a folder with one split's `manifest.json`, its shards and a `manifest-sha256.txt`:
+//!
+//! ```text
+//! train/
+//!   manifest.json          what this is, where it came from, every digest and count   (module `manifest`)
+//!   shard-00000.arrow      rows of 2048 tokens, Arrow IPC, read in place through mmap (module `packed`)
+//!   spans-00000.arrow      where each document that starts in shard 0 lies            (module `spans`)
+//!   manifest-sha256.txt    `sha256sum -c` accepts it                                  (module `checksums`)
+//! ```
+//!
+//! `root` (module `identity`) is one digest over everything that decides the tokens and nothing that
+//! does not: no time, host, thread count, shard size or path of the machine enters it.
+//! The byte-level description is `docs/manifest-format.md`.
+
+pub mod arrow_file;
+pub mod atomic;
+pub mod canonical;
+pub mod checksums;
+pub mod dataset;
+pub mod digest;
+pub mod documents;
+pub mod error;
+pub mod identity;
+pub mod manifest;
+pub mod merkle;
+pub mod packed;
+pub mod safe_path;
+pub mod spans;
+
+pub use dataset::Dataset;
+pub use digest::Sha256Digest;
+pub use error::{Error, Result};
+pub use manifest::Manifest;
+
+/// Tokens in a packed row: the paper's context length.
+pub const ROW_LENGTH: usize = 2048;
+
+/// GPT-2's `<|endoftext|>`, the document separator.
+pub const END_OF_TEXT: u16 = 50256;

@@ -1,0 +1,192 @@
+//! Arrow IPC files: what all shards share.
+//!
+//! ```text
+//! "ARROW1\0\0" │ schema │ record batches, each buffer 64-byte aligned │ footer │ length │ "ARROW1"
+//! ```
+//! The schema's metadata carries `xlstm.kind` and `xlstm.version`; readers check both. Files are written
+//! uncompressed, so that a reader maps them and hands out slices without a copy; zstd-compressed copies
+//! are read too.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_buffer::Buffer;
+use arrow_ipc::convert::try_fb_to_schema;
+use arrow_ipc::reader::{FileDecoder, read_footer_length};
+use arrow_ipc::root_as_footer;
+use arrow_ipc::writer::{FileWriter, IpcWriteOptions};
+use arrow_schema::{ArrowError, Field, Schema, SchemaRef};
+
+use crate::atomic::{AtomicFile, Written};
+use crate::error::{Error, Result};
+
+const KIND_KEY: &str = "xlstm.kind";
+const VERSION_KEY: &str = "xlstm.version";
+/// Version of every Arrow file written here.
+pub const ARROW_VERSION: u32 = 1;
+
+/// A schema of `fields` that says what kind of file this is.
+#[must_use]
+pub fn schema(kind: &str, fields: Vec<Field>) -> SchemaRef {
+    let metadata = HashMap::from([
+        (KIND_KEY.to_owned(), kind.to_owned()),
+        (VERSION_KEY.to_owned(), ARROW_VERSION.to_string()),
+    ]);
+    Arc::new(Schema::new(fields).with_metadata(metadata))
+}
+
+fn arrow_error(path: &Path, error: &ArrowError) -> Error {
+    Error::damaged(path, "a readable Arrow IPC file", error.to_string())
+}
+
+/// Writes one Arrow file, whole or not at all.
+pub struct ArrowWriter {
+    writer: FileWriter<AtomicFile>,
+    path: PathBuf,
+}
+
+impl ArrowWriter {
+    /// Starts `path`.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be created.
+    pub fn create(path: &Path, schema: &Schema) -> Result<Self> {
+        let file = AtomicFile::create(path)?;
+        let writer = FileWriter::try_new_with_options(file, schema, IpcWriteOptions::default())
+            .map_err(|error| write_error(path, error))?;
+        Ok(Self { writer, path: path.into() })
+    }
+
+    /// Appends a batch.
+    ///
+    /// # Errors
+    /// When writing fails (a full disk, say); the error names the file.
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.writer.write(batch).map_err(|error| write_error(&self.path, error))
+    }
+
+    /// Writes the footer and makes the file durable.
+    ///
+    /// # Errors
+    /// As [`AtomicFile::commit`].
+    pub fn finish(self) -> Result<Written> {
+        let path = self.path;
+        let mut file = self.writer.into_inner().map_err(|error| write_error(&path, error))?;
+        file.flush()?;
+        file.commit()
+    }
+}
+
+fn write_error(path: &Path, error: ArrowError) -> Error {
+    let error = match error {
+        ArrowError::IoError(_, io) => io,
+        other => std::io::Error::other(other),
+    };
+    let error = std::io::Error::new(error.kind(), format!("cannot write `{}`: {error}", path.display()));
+    Error::Io(error)
+}
+
+/// A mapped Arrow file with its batches.
+#[derive(Debug)]
+pub struct ArrowFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Its batches, views into the map (owned copies where compressed).
+    pub batches: Vec<RecordBatch>,
+}
+
+impl ArrowFile {
+    /// Maps `path` and checks magic, kind, version and schema.
+    ///
+    /// # Errors
+    /// When it is no Arrow file, is cut short, or holds something else than `expected`.
+    pub fn open(path: &Path, expected: &Schema) -> Result<Self> {
+        let file = fs_err::File::open(path)?;
+        if file.metadata()?.len() < 18 {
+            return Err(Error::damaged(path, "an Arrow IPC file", "fewer than 18 bytes"));
+        }
+        // SAFETY: the map is read-only; a file that another process cuts short while it is mapped is
+        // outside what a reader can guard against, and shards are written once and renamed into place.
+        let map = unsafe { memmap2::Mmap::map(file.file()) }?;
+        let buffer = Buffer::from(bytes::Bytes::from_owner(map));
+        Self::decode(path, &buffer, expected)
+    }
+
+    fn decode(path: &Path, buffer: &Buffer, expected: &Schema) -> Result<Self> {
+        let fail = |error: ArrowError| arrow_error(path, &error);
+        if &buffer[..6] != b"ARROW1" {
+            return Err(Error::damaged(path, "the magic `ARROW1`", format!("{:02x?}", &buffer[..6])));
+        }
+        let trailer = buffer.len() - 10;
+        let mut tail = [0; 10];
+        tail.copy_from_slice(&buffer[trailer..]);
+        let length = read_footer_length(tail).map_err(fail)?;
+        let start = trailer.checked_sub(length).ok_or_else(|| {
+            Error::damaged(path, "a footer inside the file", "a footer longer than the file")
+        })?;
+        let footer = root_as_footer(&buffer[start..trailer])
+            .map_err(|error| Error::damaged(path, "a readable Arrow footer", error.to_string()))?;
+        let schema =
+            footer.schema().ok_or_else(|| Error::damaged(path, "a schema in the Arrow footer", "none"))?;
+        let schema = try_fb_to_schema(schema).map_err(fail)?;
+        check_schema(path, expected, &schema)?;
+        let decoder = FileDecoder::new(Arc::new(schema), footer.version());
+        let mut batches = Vec::new();
+        for block in footer.recordBatches().into_iter().flatten() {
+            let (offset, metadata, body) = (block.offset(), block.metaDataLength(), block.bodyLength());
+            let slice = usize::try_from(offset)
+                .ok()
+                .zip(usize::try_from(metadata).ok())
+                .zip(usize::try_from(body).ok())
+                .and_then(|((offset, metadata), body)| {
+                    let length = metadata.checked_add(body)?;
+                    (offset.checked_add(length)? <= start).then_some((offset, length))
+                })
+                .ok_or_else(|| {
+                    Error::damaged(path, "record batches inside the file", "one that leaves it")
+                })?;
+            let data = buffer.slice_with_length(slice.0, slice.1);
+            batches.extend(decoder.read_record_batch(block, &data).map_err(fail)?);
+        }
+        Ok(Self { path: path.into(), batches })
+    }
+
+    /// Rows over all batches.
+    #[must_use]
+    pub fn rows(&self) -> u64 {
+        self.batches.iter().map(|batch| batch.num_rows() as u64).sum()
+    }
+}
+
+fn check_schema(path: &Path, expected: &Schema, found: &Schema) -> Result<()> {
+    let kind = |schema: &Schema| schema.metadata().get(KIND_KEY).cloned().unwrap_or_else(|| "none".into());
+    if kind(expected) != kind(found) {
+        return Err(Error::damaged(
+            path,
+            format!("{KIND_KEY} `{}`", kind(expected)),
+            format!("`{}`", kind(found)),
+        ));
+    }
+    let version = found.metadata().get(VERSION_KEY).and_then(|text| text.parse::<u32>().ok());
+    match version {
+        Some(version) if version > ARROW_VERSION => {
+            return Err(Error::NewerVersion { path: path.into(), found: version, supported: ARROW_VERSION });
+        }
+        Some(_) => {}
+        None => return Err(Error::damaged(path, format!("a number in {VERSION_KEY}"), "none")),
+    }
+    if expected.fields() != found.fields() {
+        return Err(Error::damaged(
+            path,
+            format!(
+                "columns {}",
+                expected.fields().iter().map(|f| f.to_string()).collect::<Vec<_>>().join(", ")
+            ),
+            found.fields().iter().map(|f| f.to_string()).collect::<Vec<_>>().join(", "),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! `root`: one digest over everything that decides the tokens, and nothing that does not.
+//!
+//! It is the SHA-256 of the canonical JSON (module `canonical`) of:
+//!
+//! ```text
+//! format, version, layout, row_length, append_end_of_text
+//! tokenizer   name, files, vocabulary_size, end_of_text, special_tokens, probe_sha256
+//! selection   text_field, set_field, exclude_sets, max_tokens, holdout
+//! inputs      [sha256, size, documents, tokens] of each, in order
+//! totals      documents, tokens, rows
+//! tokens_root, documents_root
+//! ```
+//! Left out on purpose: names and places (repository, revision, paths: the bytes are what counts, and a
+//! mirror serves the same ones), shard size, licences, the engine's version, the tool, the task count.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::canonical;
+use crate::digest::Sha256Digest;
+use crate::error::{Error, Result};
+use crate::manifest::{InputCounts, Layout, Manifest};
+
+/// The `root` of what `manifest` says.
+///
+/// # Errors
+/// When a count is above 2^53 and so has no canonical form.
+pub fn root(manifest: &Manifest) -> Result<Sha256Digest> {
+    let tokenizer = &manifest.tokenizer;
+    let selection = &manifest.selection;
+    let inputs: Vec<_> = manifest
+        .inputs
+        .iter()
+        .map(|input| json!([input.sha256, input.size, input.counts.documents, input.counts.tokens]))
+        .collect();
+    let identity = json!({
+        "format": manifest.format,
+        "version": manifest.version,
+        "layout": manifest.layout,
+        "row_length": manifest.packing.row_length,
+        "append_end_of_text": manifest.packing.append_end_of_text,
+        "tokenizer": {
+            "name": tokenizer.name,
+            "files": tokenizer.files,
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "end_of_text": tokenizer.end_of_text,
+            "special_tokens": tokenizer.special_tokens,
+            "probe_sha256": tokenizer.probe_sha256,
+        },
+        "selection": {
+            "text_field": selection.text_field,
+            "set_field": selection.set_field,
+            "exclude_sets": selection.exclude_sets,
+            "max_tokens": selection.max_tokens,
+            "holdout": selection.holdout,
+        },
+        "inputs": inputs,
+        "totals": [manifest.totals.documents, manifest.totals.tokens, manifest.totals.rows],
+        "tokens_root": manifest.tokens_root,
+        "documents_root": manifest.documents_root,
+    });
+    let bytes =
+        canonical::to_canonical_bytes(&identity).map_err(|error| Error::Io(std::io::Error::other(error)))?;
+    Ok(Sha256Digest::of(&bytes))
+}
+
+/// Checks that a manifest does not contradict itself: sums, layout and `root`.
+///
+/// # Errors
+/// [`Error::Mismatch`] naming the first count or digest that does not add up.
+pub fn check(path: &Path, manifest: &Manifest) -> Result<()> {
+    let same = |what: &str, expected: u64, found: u64| {
+        if expected == found {
+            Ok(())
+        } else {
+            Err(Error::damaged(path, format!("{what} {expected}"), format!("{found}")))
+        }
+    };
+    let totals = &manifest.totals;
+    let mut sums = InputCounts::default();
+    let mut left_out = BTreeMap::<String, u64>::new();
+    for input in &manifest.inputs {
+        sums.documents += input.counts.documents;
+        sums.text_bytes += input.counts.text_bytes;
+        sums.tokens += input.counts.tokens;
+        for (reason, count) in &input.counts.left_out {
+            *left_out.entry(reason.clone()).or_default() += count;
+        }
+    }
+    same("totals.documents, the sum over inputs,", sums.documents, totals.documents)?;
+    same("totals.text_bytes, the sum over inputs,", sums.text_bytes, totals.text_bytes)?;
+    same("totals.tokens, the sum over inputs,", sums.tokens, totals.tokens)?;
+    if left_out != totals.left_out {
+        return Err(Error::damaged(
+            path,
+            format!("totals.left_out, the sum over inputs, {left_out:?}"),
+            format!("{:?}", totals.left_out),
+        ));
+    }
+    let shards = &manifest.shards;
+    same("totals.rows, the sum over shards,", shards.iter().map(|s| s.file.records).sum(), totals.rows)?;
+    same("totals.tokens, the sum over shards,", shards.iter().map(|s| s.tokens).sum(), totals.tokens)?;
+    if manifest.layout == Layout::Packed {
+        let spans = shards.iter().map(|shard| shard.companion.records).sum();
+        same("totals.documents, the sum over spans,", spans, totals.documents)?;
+        let row_length = u64::from(manifest.packing.row_length);
+        same("totals.rows, tokens over row length,", totals.tokens.div_ceil(row_length.max(1)), totals.rows)?;
+    }
+    let computed = root(manifest)?;
+    if computed != manifest.root {
+        return Err(Error::damaged(
+            path,
+            format!("root {computed} (computed from the manifest)"),
+            manifest.root.to_string(),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,358 @@
+//! The manifest: what a split is, where it came from, every digest and every count.
+//!
+//! `manifest.json` is canonical JSON (module `canonical`), so the same dataset is the same bytes.
+//! Unknown keys are refused within a version: a reader that skipped one could not vouch for the rest.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::canonical;
+use crate::digest::Sha256Digest;
+use crate::error::{Error, Result};
+use crate::identity;
+use crate::safe_path::SafePath;
+
+/// The value of `format`.
+pub const FORMAT: &str = "xlstm-dataset";
+/// The version written, and the newest one read.
+pub const VERSION: u32 = 1;
+/// The file's name inside a split's folder.
+pub const MANIFEST_NAME: &str = "manifest.json";
+
+/// How tokens are laid out in shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// Documents end to end, each followed by `<|endoftext|>`, cut into rows of equal length.
+    Packed,
+    /// One row a document, no separator (PALOMA: a document is never packed with another).
+    Documents,
+}
+
+/// Everything known about one split.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Always [`FORMAT`].
+    pub format: String,
+    /// [`VERSION`] when written.
+    pub version: u32,
+    /// The dataset's identity: see module `identity`.
+    pub root: Sha256Digest,
+    /// `train`, `validation`, `test`.
+    pub split: String,
+    /// Packed rows or one row a document.
+    pub layout: Layout,
+    /// Where the documents come from, and under which licences.
+    pub source: Source,
+    /// Which of the source's documents were asked for.
+    pub selection: Selection,
+    /// The tokenizer and what pins its behaviour.
+    pub tokenizer: Tokenizer,
+    /// How tokens became rows.
+    pub packing: Packing,
+    /// Every file that was read, in stream order.
+    pub inputs: Vec<Input>,
+    /// Every shard, in stream order.
+    pub shards: Vec<Shard>,
+    /// Files beside the shards that are neither shard nor spans (PALOMA's domain table).
+    pub files: Vec<FileRecord>,
+    /// Totals by set, in order of first appearance; spans refer to a set by its index here.
+    pub sets: Vec<SetTotals>,
+    /// Totals over the split.
+    pub totals: Totals,
+    /// Merkle root over the rows' tokens (packed) or the documents' tokens.
+    pub tokens_root: Sha256Digest,
+    /// Merkle root over the documents: input, record, length, digest.
+    pub documents_root: Sha256Digest,
+    /// Set while this is one task's part of a whole that `merge` puts together.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub part: Option<Part>,
+    /// The program that wrote it.
+    pub tool: Tool,
+}
+
+/// Where documents come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Dataset profile: `slimpajama/original`, `paloma`, `crates`, `local`, …
+    pub profile: String,
+    /// Repository on the Hub.
+    pub repository: Option<String>,
+    /// The revision that was asked for.
+    pub requested_revision: Option<String>,
+    /// The commit that it stood for, 40 hex digits.
+    pub resolved_revision: Option<String>,
+    /// What is said about the licence, and by whom. Statements can contradict each other: all are kept.
+    pub licences: Vec<Licence>,
+}
+
+/// One statement about a licence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Licence {
+    /// Who says so: dataset card, repository metadata, crate manifest.
+    pub claimed_by: String,
+    /// The statement, quoted.
+    pub statement: String,
+    /// SPDX expression where the statement is one.
+    pub spdx: Option<String>,
+}
+
+/// Which documents of the source were asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Selection {
+    /// Path of the field that holds the text, for formats that have fields.
+    pub text_field: Option<String>,
+    /// Path of the field that names the set.
+    pub set_field: Option<String>,
+    /// Sets left out, sorted.
+    pub exclude_sets: Vec<String>,
+    /// The prefix that was asked for: documents in order until their tokens reach this number.
+    pub max_tokens: Option<u64>,
+    /// The share of documents held out, and which side of the cut this split is.
+    pub holdout: Option<Holdout>,
+    /// What happens to a record that cannot be used: `fail` or `skip` (then counted in `left_out`).
+    pub on_bad_record: String,
+}
+
+/// A validation split cut by document digest: a document is held out when the first 8 bytes of its
+/// SHA-256, read as a big-endian number, are below `fraction` × 2^64.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Holdout {
+    /// Decimal fraction, as given.
+    pub fraction: String,
+    /// Whether this split is the held-out side.
+    pub held_out: bool,
+}
+
+/// The tokenizer and what pins its behaviour.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tokenizer {
+    /// `gpt2`.
+    pub name: String,
+    /// The library that ran it.
+    pub engine: String,
+    /// That library's version.
+    pub engine_version: String,
+    /// Vocabulary files by name, with their SHA-256.
+    pub files: BTreeMap<String, Sha256Digest>,
+    /// Ids are below this number.
+    pub vocabulary_size: u32,
+    /// Id of the document separator.
+    pub end_of_text: u32,
+    /// What happens to text that spells a special token.
+    pub special_tokens: String,
+    /// Digest of the ids of a fixed set of strings: catches a change of behaviour that file digests miss.
+    pub probe_sha256: Sha256Digest,
+}
+
+/// How tokens became rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Packing {
+    /// Tokens in a row (packed), or in an evaluation window (documents).
+    pub row_length: u32,
+    /// Rows in a full shard (packed; absent for documents). Decides no token.
+    pub rows_per_shard: Option<u64>,
+    /// Whether each document is followed by `end_of_text`.
+    pub append_end_of_text: bool,
+    /// How a trainer forms inputs and targets from a row.
+    pub targets: String,
+}
+
+/// A digest that somebody else published for an input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Declared {
+    /// `sha256`, or `git-blob-sha1` for a small file of a repository.
+    pub algorithm: String,
+    /// Hex digits.
+    pub digest: String,
+    /// Who published it: `hub`, `Cargo.lock`.
+    pub by: String,
+}
+
+/// One file that was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    /// Path in the repository, or below the folder that was given.
+    pub path: SafePath,
+    /// How it was read: `jsonl`, `jsonl.zst`, `jsonl.gz`, `parquet`, `text`, `crate`.
+    pub format: String,
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256 computed before use.
+    pub sha256: Sha256Digest,
+    /// The digest that was published for it, which the content was checked against.
+    pub declared: Option<Declared>,
+    /// Licence of this file where it carries its own.
+    pub licence: Option<String>,
+    /// What was read from it.
+    pub counts: InputCounts,
+}
+
+/// What was read from an input. `documents` and the values of `left_out` add up to its records.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputCounts {
+    /// Documents used.
+    pub documents: u64,
+    /// Records left out, by reason.
+    pub left_out: BTreeMap<String, u64>,
+    /// UTF-8 bytes of the used documents' text.
+    pub text_bytes: u64,
+    /// Tokens of the used documents, separators included.
+    pub tokens: u64,
+}
+
+/// A file of the dataset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileRecord {
+    /// Path below the split's folder.
+    pub path: SafePath,
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256 of the content.
+    pub sha256: Sha256Digest,
+    /// Records that it holds.
+    pub records: u64,
+}
+
+/// A shard with its companion.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shard {
+    /// The Arrow file; `records` counts rows (packed) or documents.
+    pub file: FileRecord,
+    /// Valid tokens.
+    pub tokens: u64,
+    /// Merkle root over this shard's rows or documents: stays when the file is compressed anew.
+    pub tokens_root: Sha256Digest,
+    /// Packed: spans of the documents that start in this shard. Documents: evaluation windows.
+    pub companion: FileRecord,
+}
+
+/// Totals of one set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetTotals {
+    /// `redpajama_set_name`, `source/domain` of PALOMA, kind of file, …
+    pub name: String,
+    /// Documents.
+    pub documents: u64,
+    /// UTF-8 bytes of text.
+    pub text_bytes: u64,
+    /// Tokens, separators included.
+    pub tokens: u64,
+}
+
+/// Totals of a split.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Totals {
+    /// Documents.
+    pub documents: u64,
+    /// UTF-8 bytes of text.
+    pub text_bytes: u64,
+    /// Tokens, separators included.
+    pub tokens: u64,
+    /// Rows (packed) or documents.
+    pub rows: u64,
+    /// Records left out, by reason, over all inputs.
+    pub left_out: BTreeMap<String, u64>,
+}
+
+/// One task's part of a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// 1-based.
+    pub index: u32,
+    /// How many parts there are.
+    pub count: u32,
+    /// Digest of the whole's input list and settings: parts of different wholes never mix.
+    pub plan: Sha256Digest,
+}
+
+/// The program that wrote a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    format: String,
+    version: u32,
+}
+
+impl Manifest {
+    /// The manifest file for a path that names a split's folder or the manifest itself.
+    #[must_use]
+    pub fn locate(path: &Path) -> PathBuf {
+        if path.is_dir() { path.join(MANIFEST_NAME) } else { path.into() }
+    }
+
+    /// Reads and checks a manifest: format, version, shape, paths, sums and `root`. No shard is opened.
+    ///
+    /// # Errors
+    /// When the file is missing, is no manifest, is newer than this program, or contradicts itself.
+    pub fn load(path: &Path) -> Result<Self> {
+        let path = Self::locate(path);
+        let bytes = match fs_err::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::mismatch(
+                    &path,
+                    "a manifest",
+                    "no such file",
+                    "name the folder of one split (such as DIR/train) of a finished `xlstm-data prepare`",
+                ));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let manifest = Self::parse(&path, &bytes)?;
+        identity::check(&path, &manifest)?;
+        Ok(manifest)
+    }
+
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let header: Header = serde_json::from_slice(bytes)
+            .map_err(|error| Error::damaged(path, format!("a `{FORMAT}` manifest"), format!("{error}")))?;
+        if header.format != FORMAT {
+            return Err(Error::damaged(path, format!("format `{FORMAT}`"), format!("`{}`", header.format)));
+        }
+        if header.version > VERSION {
+            return Err(Error::NewerVersion { path: path.into(), found: header.version, supported: VERSION });
+        }
+        serde_json::from_slice(bytes).map_err(|error| {
+            Error::damaged(path, format!("version {VERSION} of `{FORMAT}`"), format!("{error}"))
+        })
+    }
+
+    /// The bytes of `manifest.json`.
+    ///
+    /// # Errors
+    /// When a count is above 2^53 and so has no canonical form.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        canonical::to_canonical_file(self).map_err(|error| Error::Io(std::io::Error::other(error)))
+    }
+
+    /// Every file of the split but the manifest and the checksums.
+    pub fn data_files(&self) -> impl Iterator<Item = &FileRecord> {
+        self.shards.iter().flat_map(|shard| [&shard.file, &shard.companion]).chain(&self.files)
+    }
+}

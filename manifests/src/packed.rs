@@ -1,0 +1,188 @@
+//! Packed shards: rows of [`ROW_LENGTH`](crate::ROW_LENGTH) tokens.
+//!
+//! ```text
+//! input_ids: FixedSizeList<UInt16 not null, 2048> not null     length: UInt16 not null
+//! ```
+//! `length` is 2048 in every row but a dataset's last; there the rest is filled with 50256 and belongs to
+//! no document. The valid tokens of all rows, one after the other in file and row order, are the token
+//! stream. The Merkle leaf of a row is over its valid tokens as little-endian bytes.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::UInt16Type;
+use arrow_array::{Array, FixedSizeListArray, RecordBatch, UInt16Array};
+use arrow_buffer::ScalarBuffer;
+use arrow_schema::{DataType, Field, SchemaRef};
+
+use crate::arrow_file::{self, ArrowFile, ArrowWriter};
+use crate::atomic::Written;
+use crate::digest::Sha256Digest;
+use crate::error::{Error, Result};
+use crate::merkle;
+
+/// Rows in a record batch: 1 MiB at 2048 tokens, the unit of a compressed read.
+const BATCH_ROWS: usize = 256;
+
+fn item() -> Arc<Field> {
+    Arc::new(Field::new("item", DataType::UInt16, false))
+}
+
+/// The schema of a packed shard.
+#[must_use]
+pub fn schema(row_length: usize) -> SchemaRef {
+    let list = DataType::FixedSizeList(item(), i32::try_from(row_length).unwrap_or(i32::MAX));
+    let fields = vec![Field::new("input_ids", list, false), Field::new("length", DataType::UInt16, false)];
+    arrow_file::schema("packed-tokens", fields)
+}
+
+/// The Merkle leaf of a row or document: its tokens as little-endian bytes.
+#[must_use]
+pub fn tokens_leaf(tokens: &[u16]) -> Sha256Digest {
+    if cfg!(target_endian = "little") {
+        // SAFETY: u16 has no padding and every byte of it is initialised; the length is in bytes.
+        let bytes = unsafe { std::slice::from_raw_parts(tokens.as_ptr().cast::<u8>(), size_of_val(tokens)) };
+        merkle::leaf(&[bytes])
+    } else {
+        let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+        merkle::leaf(&[&bytes])
+    }
+}
+
+/// Writes the rows of one shard.
+pub struct PackedWriter {
+    writer: ArrowWriter,
+    row_length: usize,
+    ids: Vec<u16>,
+    lengths: Vec<u16>,
+}
+
+impl PackedWriter {
+    /// Starts a shard of rows of `row_length` tokens at `path`.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be created.
+    pub fn create(path: &Path, row_length: usize) -> Result<Self> {
+        Ok(Self {
+            writer: ArrowWriter::create(path, &schema(row_length))?,
+            row_length,
+            ids: Vec::with_capacity(BATCH_ROWS * row_length),
+            lengths: Vec::with_capacity(BATCH_ROWS),
+        })
+    }
+
+    /// Appends a row of at most `row_length` valid tokens.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn push(&mut self, tokens: &[u16]) -> Result<()> {
+        debug_assert!(!tokens.is_empty() && tokens.len() <= self.row_length);
+        self.ids.extend_from_slice(tokens);
+        self.lengths.push(u16::try_from(tokens.len()).unwrap_or(u16::MAX));
+        self.ids.resize(self.lengths.len() * self.row_length, crate::END_OF_TEXT);
+        if self.lengths.len() == BATCH_ROWS { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if self.lengths.is_empty() {
+            return Ok(());
+        }
+        let capacity = BATCH_ROWS * self.row_length;
+        let ids = std::mem::replace(&mut self.ids, Vec::with_capacity(capacity));
+        let lengths = std::mem::take(&mut self.lengths);
+        let row_length = i32::try_from(self.row_length).unwrap_or(i32::MAX);
+        let list = FixedSizeListArray::new(item(), row_length, Arc::new(UInt16Array::from(ids)), None);
+        let columns: Vec<Arc<dyn Array>> = vec![Arc::new(list), Arc::new(UInt16Array::from(lengths))];
+        let batch = RecordBatch::try_new(schema(self.row_length), columns)
+            .map_err(|error| Error::Io(std::io::Error::other(error)))?;
+        self.writer.write(&batch)
+    }
+
+    /// Makes the shard durable.
+    ///
+    /// # Errors
+    /// When writing, fsync or the rename fails.
+    pub fn finish(mut self) -> Result<Written> {
+        self.flush()?;
+        self.writer.finish()
+    }
+}
+
+/// A mapped packed shard.
+#[derive(Debug)]
+pub struct PackedShard {
+    row_length: usize,
+    /// First row of each batch, then the number of rows.
+    starts: Vec<usize>,
+    batches: Vec<(ScalarBuffer<u16>, ScalarBuffer<u16>)>,
+}
+
+/// A row: its tokens, and how many of them are valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row<'a> {
+    /// All `row_length` ids; those after `length` are filling.
+    pub ids: &'a [u16],
+    /// Valid tokens at the front.
+    pub length: usize,
+}
+
+impl<'a> Row<'a> {
+    /// The valid tokens.
+    #[must_use]
+    pub fn tokens(&self) -> &'a [u16] {
+        &self.ids[..self.length]
+    }
+}
+
+impl PackedShard {
+    /// Maps the shard at `path` and checks that it holds `rows` rows of `row_length` tokens.
+    ///
+    /// # Errors
+    /// When the file is not such a shard.
+    pub fn open(path: &Path, row_length: usize, rows: u64) -> Result<Self> {
+        let file = ArrowFile::open(path, &schema(row_length))?;
+        if file.rows() != rows {
+            return Err(Error::damaged(path, format!("{rows} rows"), format!("{}", file.rows())));
+        }
+        let mut starts = vec![0];
+        let mut batches = Vec::with_capacity(file.batches.len());
+        for batch in &file.batches {
+            let ids = batch.column(0).as_fixed_size_list();
+            let ids = ids.values().as_primitive::<UInt16Type>().values().clone();
+            let lengths = batch.column(1).as_primitive::<UInt16Type>().values().clone();
+            if ids.len() != lengths.len() * row_length {
+                return Err(Error::damaged(path, "row_length ids in each row", "another number"));
+            }
+            if let Some(&length) = lengths.iter().find(|&&n| n == 0 || usize::from(n) > row_length) {
+                return Err(Error::damaged(
+                    path,
+                    format!("lengths of 1 to {row_length}"),
+                    format!("{length}"),
+                ));
+            }
+            starts.push(starts.last().copied().unwrap_or(0) + lengths.len());
+            batches.push((ids, lengths));
+        }
+        Ok(Self { row_length, starts, batches })
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.starts.last().copied().unwrap_or(0)
+    }
+
+    /// Row `index`, counted from the start of this shard; `None` past the end.
+    #[must_use]
+    pub fn row(&self, index: usize) -> Option<Row<'_>> {
+        if index >= self.rows() {
+            return None;
+        }
+        let batch = self.starts.partition_point(|&start| start <= index) - 1;
+        let within = index - self.starts[batch];
+        let (ids, lengths) = &self.batches[batch];
+        let start = within * self.row_length;
+        Some(Row { ids: &ids[start..start + self.row_length], length: usize::from(lengths[within]) })
+    }
+}

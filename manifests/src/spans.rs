@@ -1,0 +1,183 @@
+//! Spans: where each document lies in the token stream. Stored, never inferred from separators.
+//!
+//! ```text
+//! input UInt32 · record UInt64      the source file (index into the manifest's inputs) and record in it
+//! row UInt64 · offset UInt16        where its first token lies: row of the whole split, token in the row
+//! length UInt64                     its tokens, separator included
+//! bytes UInt64                      UTF-8 bytes of its text
+//! set UInt16?                       index into the manifest's sets
+//! digest FixedSizeBinary(32)        SHA-256 of its text
+//! id Utf8?                          the source's own name for it
+//! ```
+//! `spans-NNNNN.arrow` lists the documents that *start* in `shard-NNNNN.arrow`, in stream order. Together
+//! the spans tile the stream: each starts where the one before ends.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow_array::builder::{FixedSizeBinaryBuilder, StringBuilder};
+use arrow_array::cast::AsArray;
+use arrow_array::types::{UInt16Type, UInt32Type, UInt64Type};
+use arrow_array::{Array, RecordBatch, UInt16Array, UInt32Array, UInt64Array};
+use arrow_schema::{DataType, Field, SchemaRef};
+
+use crate::arrow_file::{self, ArrowFile, ArrowWriter};
+use crate::atomic::Written;
+use crate::digest::Sha256Digest;
+use crate::error::{Error, Result};
+use crate::merkle;
+
+/// Where one document lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Index into the manifest's inputs.
+    pub input: u32,
+    /// Record number in that input.
+    pub record: u64,
+    /// Row of the split that holds its first token.
+    pub row: u64,
+    /// Position of its first token in that row.
+    pub offset: u16,
+    /// Tokens, separator included.
+    pub length: u64,
+    /// UTF-8 bytes of its text.
+    pub bytes: u64,
+    /// Index into the manifest's sets.
+    pub set: Option<u16>,
+    /// SHA-256 of its text.
+    pub digest: Sha256Digest,
+    /// The source's own name for it.
+    pub id: Option<String>,
+}
+
+/// The Merkle leaf of a document: input, record, tokens (little-endian), digest of its text.
+#[must_use]
+pub fn document_leaf(input: u32, record: u64, length: u64, digest: &Sha256Digest) -> Sha256Digest {
+    merkle::leaf(&[&input.to_le_bytes(), &record.to_le_bytes(), &length.to_le_bytes(), &digest.0])
+}
+
+/// The schema of a spans file.
+#[must_use]
+pub fn schema() -> SchemaRef {
+    let field = |name: &str, kind: DataType| Field::new(name, kind, false);
+    arrow_file::schema(
+        "spans",
+        vec![
+            field("input", DataType::UInt32),
+            field("record", DataType::UInt64),
+            field("row", DataType::UInt64),
+            field("offset", DataType::UInt16),
+            field("length", DataType::UInt64),
+            field("bytes", DataType::UInt64),
+            Field::new("set", DataType::UInt16, true),
+            field("digest", DataType::FixedSizeBinary(32)),
+            Field::new("id", DataType::Utf8, true),
+        ],
+    )
+}
+
+/// Spans in a record batch.
+const BATCH_SPANS: usize = 1 << 16;
+
+/// Writes `spans` to `path`, whole or not at all.
+///
+/// # Errors
+/// When writing fails; the error names the file.
+pub fn write(path: &Path, spans: &[Span]) -> Result<Written> {
+    let mut writer = ArrowWriter::create(path, &schema())?;
+    for chunk in spans.chunks(BATCH_SPANS) {
+        let batch = to_batch(chunk).map_err(|error| Error::Io(std::io::Error::other(error)))?;
+        writer.write(&batch)?;
+    }
+    writer.finish()
+}
+
+fn to_batch(spans: &[Span]) -> std::result::Result<RecordBatch, arrow_schema::ArrowError> {
+    let mut digests = FixedSizeBinaryBuilder::with_capacity(spans.len(), 32);
+    let mut ids = StringBuilder::new();
+    for span in spans {
+        digests.append_value(span.digest.0)?;
+        ids.append_option(span.id.as_deref());
+    }
+    let u64s = |get: fn(&Span) -> u64| Arc::new(UInt64Array::from_iter_values(spans.iter().map(get)));
+    let columns: Vec<Arc<dyn Array>> = vec![
+        Arc::new(UInt32Array::from_iter_values(spans.iter().map(|span| span.input))),
+        u64s(|span| span.record),
+        u64s(|span| span.row),
+        Arc::new(UInt16Array::from_iter_values(spans.iter().map(|span| span.offset))),
+        u64s(|span| span.length),
+        u64s(|span| span.bytes),
+        Arc::new(spans.iter().map(|span| span.set).collect::<UInt16Array>()),
+        Arc::new(digests.finish()),
+        Arc::new(ids.finish()),
+    ];
+    RecordBatch::try_new(schema(), columns)
+}
+
+/// A mapped spans file.
+#[derive(Debug)]
+pub struct SpansFile {
+    starts: Vec<usize>,
+    batches: Vec<RecordBatch>,
+}
+
+impl SpansFile {
+    /// Maps `path` and checks that it holds `spans` spans.
+    ///
+    /// # Errors
+    /// When the file is no spans file or holds another number.
+    pub fn open(path: &Path, spans: u64) -> Result<Self> {
+        let file = ArrowFile::open(path, &schema())?;
+        if file.rows() != spans {
+            return Err(Error::damaged(path, format!("{spans} spans"), format!("{}", file.rows())));
+        }
+        let mut starts = vec![0];
+        for batch in &file.batches {
+            starts.push(starts.last().copied().unwrap_or(0) + batch.num_rows());
+        }
+        Ok(Self { starts, batches: file.batches })
+    }
+
+    /// Number of spans.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.starts.last().copied().unwrap_or(0)
+    }
+
+    /// Whether no document starts in the shard.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Span `index`; `None` past the end.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<Span> {
+        if index >= self.len() {
+            return None;
+        }
+        let number = self.starts.partition_point(|&start| start <= index) - 1;
+        let (batch, i) = (&self.batches[number], index - self.starts[number]);
+        let u64_at = |column: usize| batch.column(column).as_primitive::<UInt64Type>().value(i);
+        let set = batch.column(6).as_primitive::<UInt16Type>();
+        let ids = batch.column(8).as_string::<i32>();
+        let mut digest = [0; 32];
+        digest.copy_from_slice(batch.column(7).as_fixed_size_binary().value(i));
+        Some(Span {
+            input: batch.column(0).as_primitive::<UInt32Type>().value(i),
+            record: u64_at(1),
+            row: u64_at(2),
+            offset: batch.column(3).as_primitive::<UInt16Type>().value(i),
+            length: u64_at(4),
+            bytes: u64_at(5),
+            set: set.is_valid(i).then(|| set.value(i)),
+            digest: Sha256Digest(digest),
+            id: ids.is_valid(i).then(|| ids.value(i).to_owned()),
+        })
+    }
+
+    /// All spans in stream order.
+    pub fn iter(&self) -> impl Iterator<Item = Span> + '_ {
+        (0..self.len()).filter_map(|index| self.get(index))
+    }
+}
