@@ -7,3 +7,4 @@
 //! can change a byte of what is written.
 
 pub mod record;
+pub mod tokenizer;

@@ -1,0 +1,182 @@
+//! GPT-2's vocabulary, read out of OpenAI's merge list `vocab.bpe`.
+//!
+//! The file is a header line and 50,000 lines `left right`, spelled in the *byte-level alphabet*: each of
+//! the 256 bytes has a printable character, so that any byte string can be written as text. Bytes that are
+//! printable in Latin-1 stand for themselves, the other 68 are U+0100 and on, in byte order. The ids follow
+//! from the file alone: 0–255 are the bytes in the order (printable ones, then the rest), 256 + i is the
+//! concatenation of merge i's two tokens, and 50256 is `<|endoftext|>`, which no text encodes to.
+
+use std::collections::HashMap;
+
+use super::TokenizerError;
+
+/// OpenAI's file, byte for byte.
+pub(super) const VOCAB_BPE: &str = include_str!("../../assets/gpt2/vocab.bpe");
+
+/// Ids of ordinary tokens: 256 bytes and 50,000 merges.
+pub(super) const ORDINARY_TOKENS: usize = 50_256;
+
+/// What `<|endoftext|>` decodes to.
+const END_OF_TEXT: &[u8] = b"<|endoftext|>";
+
+/// Bytes of a token that [`Vocabulary::starts_with_token`] compares in one step.
+const INLINE: usize = 16;
+
+/// Each id's bytes, the merges, and the spelling that the library wants.
+pub(super) struct Vocabulary {
+    /// All tokens' bytes, one after the other in id order.
+    bytes: Vec<u8>,
+    /// Token `id` is `bytes[offsets[id]..offsets[id + 1]]`.
+    offsets: Vec<u32>,
+    /// The first 16 bytes of each token, zero-padded, as a little-endian number.
+    prefixes: Vec<u128>,
+    /// Each token's length in bytes (the longest has 128).
+    lengths: Vec<u8>,
+    /// The two ids that merge i joins into id 256 + i.
+    pub(super) merges: Vec<(u16, u16)>,
+    /// The id of each single byte.
+    pub(super) byte_ids: [u16; 256],
+}
+
+impl Vocabulary {
+    /// Reads the embedded merge list.
+    ///
+    /// # Errors
+    /// A merge list that does not have the form above; the embedded one does (a test proves its digest).
+    pub(super) fn read() -> Result<Self, TokenizerError> {
+        let alphabet = byte_order();
+        let mut byte_ids = [0u16; 256];
+        let mut tokens: Vec<Vec<u8>> = Vec::with_capacity(ORDINARY_TOKENS + 1);
+        let mut ids: HashMap<&str, u16> = HashMap::with_capacity(ORDINARY_TOKENS);
+        let spelled: Vec<String> = alphabet.iter().map(|&(_, character)| character.to_string()).collect();
+        for (id, &(byte, _)) in (0u16..).zip(&alphabet) {
+            byte_ids[usize::from(byte)] = id;
+            tokens.push(vec![byte]);
+            ids.insert(&spelled[usize::from(id)], id);
+        }
+        let joined: Vec<String> = merge_lines().map(|line| line.replacen(' ', "", 1)).collect();
+        let mut merges = Vec::with_capacity(joined.len());
+        for ((line, whole), id) in merge_lines().zip(&joined).zip(256u16..) {
+            let pair =
+                line.split_once(' ').and_then(|(left, right)| Some((*ids.get(left)?, *ids.get(right)?)));
+            let Some((left, right)) = pair else {
+                return Err(TokenizerError::Vocabulary(format!("merge {line:?} joins an unknown token")));
+            };
+            let token = [tokens[usize::from(left)].as_slice(), &tokens[usize::from(right)]].concat();
+            tokens.push(token);
+            ids.insert(whole, id);
+            merges.push((left, right));
+        }
+        if tokens.len() != ORDINARY_TOKENS {
+            return Err(TokenizerError::Vocabulary(format!(
+                "expected {ORDINARY_TOKENS} tokens, found {}",
+                tokens.len()
+            )));
+        }
+        tokens.push(END_OF_TEXT.to_vec());
+        Ok(Self::from_tokens(&tokens, merges, byte_ids))
+    }
+
+    fn from_tokens(tokens: &[Vec<u8>], merges: Vec<(u16, u16)>, byte_ids: [u16; 256]) -> Self {
+        let bytes = tokens.concat();
+        let mut offsets = vec![0u32];
+        let mut end = 0u32;
+        let mut prefixes = Vec::with_capacity(tokens.len());
+        let mut lengths = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            // No token is longer than 128 bytes, nor are all of them together longer than 1 MiB.
+            end += token.len() as u32;
+            offsets.push(end);
+            lengths.push(token.len() as u8);
+            let mut prefix = [0u8; INLINE];
+            let inline = token.len().min(INLINE);
+            prefix[..inline].copy_from_slice(&token[..inline]);
+            prefixes.push(u128::from_le_bytes(prefix));
+        }
+        Self { bytes, offsets, prefixes, lengths, merges, byte_ids }
+    }
+
+    /// The bytes that `id` stands for; `None` for an id outside the vocabulary.
+    pub(super) fn token(&self, id: u16) -> Option<&[u8]> {
+        let start = *self.offsets.get(usize::from(id))? as usize;
+        let end = *self.offsets.get(usize::from(id) + 1)? as usize;
+        self.bytes.get(start..end)
+    }
+
+    /// The length of `id`'s token if `text` starts with its bytes, else `None`.
+    #[inline]
+    pub(super) fn starts_with_token(&self, text: &[u8], id: u32) -> Option<usize> {
+        let length = usize::from(*self.lengths.get(id as usize)?);
+        if let (Some(head), true) = (text.first_chunk::<INLINE>(), length <= INLINE) {
+            let unused_bits = 8 * (INLINE - length) as u32;
+            let difference = u128::from_le_bytes(*head) ^ self.prefixes[id as usize];
+            return (difference << unused_bits == 0).then_some(length);
+        }
+        let start = self.offsets[id as usize] as usize;
+        text.starts_with(&self.bytes[start..start + length]).then_some(length)
+    }
+
+    /// Each ordinary token's spelling in the byte-level alphabet, in id order.
+    pub(super) fn spellings() -> impl Iterator<Item = String> {
+        byte_order()
+            .map(|(_, character)| character.to_string())
+            .into_iter()
+            .chain(merge_lines().map(|line| line.replacen(' ', "", 1)))
+    }
+}
+
+/// The merge list's lines without its header.
+pub(super) fn merge_lines() -> impl Iterator<Item = &'static str> {
+    VOCAB_BPE.lines().filter(|line| !line.starts_with("#version") && !line.is_empty())
+}
+
+/// The 256 bytes in id order, each with its character of the byte-level alphabet.
+fn byte_order() -> [(u8, char); 256] {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let shown = (0..=255u8).filter(|&byte| printable(byte)).map(|byte| (byte, char::from(byte)));
+    let hidden = (0..=255u8).filter(|&byte| !printable(byte)).zip('\u{100}'..);
+    let mut order = [(0, '\0'); 256];
+    for (slot, entry) in order.iter_mut().zip(shown.chain(hidden)) {
+        *slot = entry;
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine;
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    #[test]
+    fn the_merge_list_writes_openais_other_file() {
+        let vocabulary = Vocabulary::read().unwrap();
+        let mut file = String::new();
+        for id in 0..50_256u16 {
+            let bytes = vocabulary.token(id).unwrap();
+            file += &format!("{} {id}\n", base64::engine::general_purpose::STANDARD.encode(bytes));
+        }
+        assert_eq!(
+            super::super::hex(&Sha256::digest(file.as_bytes())),
+            "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
+            "r50k_base.tiktoken"
+        );
+    }
+
+    #[test]
+    fn a_token_is_recognised_at_the_head_of_text() {
+        let vocabulary = Vocabulary::read().unwrap();
+        for id in 0..=50_256u32 {
+            let token = vocabulary.token(id as u16).unwrap().to_vec();
+            assert_eq!(vocabulary.starts_with_token(&token, id), Some(token.len()));
+            let longer = [token.as_slice(), &[b'x'; 20]].concat();
+            assert_eq!(vocabulary.starts_with_token(&longer, id), Some(token.len()));
+            let mut wrong = longer;
+            wrong[token.len() - 1] ^= 1;
+            assert_eq!(vocabulary.starts_with_token(&wrong, id), None);
+            assert_eq!(vocabulary.starts_with_token(&token[..token.len() - 1], id), None);
+        }
+        assert_eq!(vocabulary.starts_with_token(b"anything", 50_257), None);
+    }
+}
