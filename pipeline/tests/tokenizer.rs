@@ -1,5 +1,7 @@
 //! The tokenizer against ids that others computed, and over all of Unicode.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
