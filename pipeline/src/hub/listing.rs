@@ -1,0 +1,242 @@
+//! All files of a commit: path, size, digest.
+//!
+//! An entry of the Hub's tree API, and what is used of it:
+//! ```json
+//! {"type": "file", "path": "train/chunk1/example_train_0.jsonl.zst", "size": 15100000,
+//!  "oid": "<git blob id; of the pointer, for an LFS file>",
+//!  "lfs": {"oid": "<SHA-256>", "size": 15100000, "pointerSize": 134}, "xetHash": "<64 hex digits>"}
+//! ```
+//! The order is not guaranteed, so files are sorted by path, byte by byte. Paths come from outside and become
+//! names on this disk: one that could leave its folder makes the whole listing refused.
+
+use std::collections::HashSet;
+
+use reqwest::header::{HeaderMap, LINK};
+use serde::{Deserialize, Serialize};
+use xlstm_manifests::safe_path::SafePath;
+
+use super::access::Subject;
+use super::client::Hub;
+use super::digest::DeclaredDigest;
+use super::error::HubError;
+use super::listing_cache;
+use super::retry::Effort;
+
+/// A file as its listing declares it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteFile {
+    /// Path inside the repository, `/`-separated; from [`Hub::list`] it is known to stay inside a folder.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    /// The digest of its content.
+    pub digest: DeclaredDigest,
+    /// Its name in the Hub's chunk store, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xet_hash: Option<String>,
+}
+
+/// The files of a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// `owner/name`.
+    pub repository: String,
+    /// The commit, 40 hex digits.
+    pub sha: String,
+    /// Its files, sorted by path, byte by byte.
+    pub files: Vec<RemoteFile>,
+    /// Requests made for it; none when it was kept from an earlier time.
+    pub requests: u64,
+    /// Why it could not be kept for the next time, if it could not.
+    pub not_kept: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct TreeEntry {
+    #[serde(rename = "type")]
+    kind: String,
+    path: String,
+    oid: String,
+    #[serde(default)]
+    size: u64,
+    lfs: Option<LfsEntry>,
+    #[serde(rename = "xetHash")]
+    xet_hash: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct LfsEntry {
+    oid: String,
+    size: u64,
+}
+
+impl Hub {
+    /// The files of commit `sha` of dataset `repository`: from the listing cache, else from the Hub, page by page.
+    ///
+    /// # Errors
+    /// What the Hub refuses, [`HubError::Protocol`] for an answer that is no listing, and
+    /// [`HubError::UnsafePath`] for a listing that names a path which could leave its folder.
+    pub fn list(&self, repository: &str, sha: &str) -> Result<Listing, HubError> {
+        self.list_until(repository, sha, &|| false)
+    }
+
+    /// As [`Hub::list`], returning [`HubError::Cancelled`] soon after `stop` says so.
+    ///
+    /// # Errors
+    /// As [`Hub::list`].
+    pub fn list_until(
+        &self,
+        repository: &str,
+        sha: &str,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Listing, HubError> {
+        Self::check_repository(repository)?;
+        Self::check_commit(sha)?;
+        let key = listing_cache::Key { endpoint: &self.config.endpoint, repository, sha };
+        let (repository, sha) = (repository.to_owned(), sha.to_owned());
+        if let Some(files) = listing_cache::read(&self.config.listing_cache, &key) {
+            return Ok(Listing { repository, sha, files, requests: 0, not_kept: None });
+        }
+        let (files, requests) = self.request_listing(&repository, &sha, stop)?;
+        let kept = listing_cache::write(&self.config.listing_cache, &key, &files);
+        let not_kept = kept.err().map(|error| error.to_string());
+        Ok(Listing { repository, sha, files, requests, not_kept })
+    }
+
+    fn request_listing(
+        &self,
+        repository: &str,
+        sha: &str,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(Vec<RemoteFile>, u64), HubError> {
+        let what = format!("listing the files of {repository}");
+        let mut effort = Effort::new(what, self.transport.policy(), stop, &|_, _| {});
+        let subject = Subject { repository, revision: sha, path: None };
+        let segments = ["api", "datasets"].into_iter().chain(repository.split('/')).chain(["tree", sha]);
+        let mut address = self.transport.address(segments);
+        address.set_query(Some("recursive=true"));
+        let mut files = Vec::new();
+        let mut visited = HashSet::new();
+        loop {
+            if !visited.insert(address.clone()) {
+                return Err(protocol(&effort, "each page once", "a page that links to an earlier one"));
+            }
+            let (headers, body) = self.transport.get_document(&address, &subject, &mut effort)?;
+            let page = parse_page(&body, repository, &effort)?;
+            effort.progressed_to(visited.len() as u64);
+            files.extend(page);
+            match next_link(&headers) {
+                None => break,
+                Some(link) => {
+                    address = self.transport.address_of_link(&address, &link).ok_or_else(|| {
+                        protocol(&effort, "an address in the Link header", "what cannot be parsed")
+                    })?;
+                }
+            }
+        }
+        files.sort_unstable_by(|a, b| a.path.as_bytes().cmp(b.path.as_bytes()));
+        if let Some(pair) = files.windows(2).find(|pair| pair[0].path == pair[1].path) {
+            let found = format!("`{}` twice", pair[0].path.escape_debug());
+            return Err(protocol(&effort, "each path once", &found));
+        }
+        Ok((files, effort.requests))
+    }
+}
+
+fn protocol(effort: &Effort<'_>, expected: &str, found: &str) -> HubError {
+    HubError::Protocol { what: effort.what.clone(), expected: expected.into(), found: found.into() }
+}
+
+fn parse_page(body: &[u8], repository: &str, effort: &Effort<'_>) -> Result<Vec<RemoteFile>, HubError> {
+    let entries: Vec<TreeEntry> = serde_json::from_slice(body).map_err(|error| {
+        protocol(effort, "a JSON array of tree entries", &format!("other data ({error})"))
+    })?;
+    let files = entries.into_iter().filter(|entry| entry.kind == "file");
+    files.map(|entry| remote_file(entry, repository, effort)).collect()
+}
+
+fn remote_file(entry: TreeEntry, repository: &str, effort: &Effort<'_>) -> Result<RemoteFile, HubError> {
+    let path = check_path(entry.path, repository)?;
+    let (digest, size) = match entry.lfs {
+        Some(lfs) => {
+            (lfs.oid.parse().map(DeclaredDigest::Sha256).map_err(|error| error.to_string()), lfs.size)
+        }
+        None => (entry.oid.parse().map(DeclaredDigest::GitBlobSha1), entry.size),
+    };
+    let digest = digest.map_err(|error| {
+        protocol(effort, &format!("a digest for `{}`", path.escape_debug()), &error.to_string())
+    })?;
+    Ok(RemoteFile { path, size, digest, xet_hash: entry.xet_hash })
+}
+
+fn check_path(path: String, repository: &str) -> Result<String, HubError> {
+    match SafePath::new(path.as_str()) {
+        Ok(_) => Ok(path),
+        Err(error) => Err(HubError::UnsafePath {
+            repository: repository.to_owned(),
+            path: path.escape_debug().to_string(),
+            reason: match error {
+                xlstm_manifests::Error::UnsafePath { reason, .. } => reason.to_owned(),
+                other => other.to_string(),
+            },
+        }),
+    }
+}
+
+/// The address of `Link: <address>; rel="next"`.
+fn next_link(headers: &HeaderMap) -> Option<String> {
+    let values = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(links).find(|(_, next)| *next).map(|(address, _)| address.to_owned())
+}
+
+/// Each `<address>` of a Link header, and whether its parameters say `rel="next"`.
+fn links(value: &str) -> Vec<(&str, bool)> {
+    let parts = value.split('<').skip(1).filter_map(|part| part.split_once('>'));
+    parts
+        .map(|(address, parameters)| {
+            let next = parameters.split([';', ',']).any(|parameter| {
+                let (key, value) = parameter.split_once('=').unwrap_or_default();
+                key.trim().eq_ignore_ascii_case("rel") && value.trim().trim_matches('"') == "next"
+            });
+            (address, next)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_is_found_among_other_links() {
+        let next = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(LINK, value.parse().unwrap());
+            next_link(&headers)
+        };
+        assert_eq!(next(r#"<https://h/a?x=1,2>; rel="next""#).as_deref(), Some("https://h/a?x=1,2"));
+        assert_eq!(next(r#"<p>; rel="prev", <n>; title="t"; rel=next"#).as_deref(), Some("n"));
+        assert_eq!(next(r#"<p>; rel="prev""#), None);
+        assert_eq!(next("nonsense"), None);
+    }
+
+    #[test]
+    fn the_lfs_digest_and_size_count_where_there_are_any() {
+        let policy = Default::default();
+        let effort = Effort::new("listing".into(), &policy, &|| false, &|_, _| {});
+        let (sha256, sha1) = ("ab".repeat(32), "cd".repeat(20));
+        let page = serde_json::json!([
+            {"type": "directory", "path": "d", "oid": sha1, "size": 0},
+            {"type": "file", "path": "d/a", "oid": sha1, "size": 7, "xetHash": "x",
+             "lfs": {"oid": sha256, "size": 7, "pointerSize": 134}},
+            {"type": "file", "path": "b", "oid": sha1, "size": 2},
+        ]);
+        let files = parse_page(page.to_string().as_bytes(), "o/n", &effort).unwrap();
+        assert_eq!(files.len(), 2);
+        assert_eq!(files[0].digest.hex(), sha256);
+        assert_eq!((files[0].size, files[0].xet_hash.as_deref()), (7, Some("x")));
+        assert_eq!(files[1].digest.hex(), sha1);
+        let bad = serde_json::json!([{"type": "file", "path": "b", "oid": "?", "size": 2}]).to_string();
+        assert!(matches!(parse_page(bad.as_bytes(), "o/n", &effort), Err(HubError::Protocol { .. })));
+    }
+}
