@@ -6,5 +6,6 @@
 //! Work is split by input and put together in input order, so no thread count, task count or restart
 //! can change a byte of what is written.
 
+pub mod hub;
 pub mod record;
 pub mod tokenizer;

@@ -1,1 +1,3 @@
-//! See the workspace README.
+//! What whole-program tests stand on.
+
+pub mod loopback_hub;

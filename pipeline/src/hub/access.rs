@@ -104,8 +104,8 @@ mod tests {
 
     #[test]
     fn the_code_counts_more_than_the_status() {
-        type Check = fn(&HubError) -> bool;
-        let cases: [(u16, &str, &str, Option<&str>, bool, Check); 13] = [
+        type Case = (u16, &'static str, &'static str, Option<&'static str>, bool, fn(&HubError) -> bool);
+        let cases: [Case; 13] = [
             (404, "RepoNotFound", "", None, true, |e| matches!(e, HubError::RepositoryNotFound { .. })),
             (401, "RepoNotFound", "", None, false, |e| matches!(e, HubError::RepositoryNotFound { .. })),
             (401, "GatedRepo", "", Some("f"), false, |e| matches!(e, HubError::Gated { .. })),

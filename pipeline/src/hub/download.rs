@@ -213,7 +213,7 @@ impl Hub {
 
 enum Start {
     Finished(FetchedFile),
-    Missing(Partial),
+    Missing(Box<Partial>),
 }
 
 /// What is on disk already, verified.
@@ -248,7 +248,7 @@ fn prepare(
             continue;
         }
         observer.reused(partial.reached());
-        return Ok(Start::Missing(partial));
+        return Ok(Start::Missing(Box::new(partial)));
     }
 }
 
