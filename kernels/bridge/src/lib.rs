@@ -1,1 +1,19 @@
-//! See the workspace README.
+//! What libtorch has and `tch` does not bind, behind safe Rust.
+//!
+//! | module | what it brings | C++ half |
+//! |---|---|---|
+//! | [`autograd`] | functions with a backward pass written in Rust, activation checkpointing, gradients with given cotangents | `cpp/autograd.cpp` |
+//! | [`runtime`] | denormals, threads, versions, memory | `cpp/runtime.cpp` |
+//! | [`cuda`] | opens libtorch's CUDA half at run time, where there is a driver | none: `dlopen` |
+//!
+//! The program links only the CPU half of libtorch. Everything crosses the border as plain C (`cpp/abi.h`): C++
+//! exceptions become [`BridgeError`], panics of Rust become C++ exceptions inside the autograd engine and come
+//! back as errors of the `backward` call; nothing unwinds across.
+
+pub mod autograd;
+pub mod cuda;
+mod error;
+mod ffi;
+pub mod runtime;
+
+pub use error::{BoxError, BridgeError};

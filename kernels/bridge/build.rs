@@ -1,0 +1,108 @@
+//! Compiles `cpp/*.cpp` against libtorch and tells dependents where its libraries lie.
+//!
+//! A build script's link arguments reach only its own package's binaries, so every package with programs or tests
+//! repeats them from the metadata that this script leaves: `DEP_XLSTM_BRIDGE_RPATH`, a list separated by colons.
+//! The first entries are relative to the program ($ORIGIN), so that a folder that was moved still runs.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const TORCH_VERSION: &str = "2.11.0";
+
+fn main() -> ExitCode {
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            println!("cargo::error={message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<(), String> {
+    println!("cargo::rerun-if-env-changed=LIBTORCH");
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=cpp");
+    let libtorch = env::var_os("LIBTORCH").map(PathBuf::from).ok_or(
+        "LIBTORCH is not set: run `make setup` (it fills .libtorch), or set it to a libtorch 2.11.0 folder",
+    )?;
+    let library = libtorch.join("lib");
+    if !library.join("libtorch_cpu.so").is_file() {
+        return Err(format!(
+            "no libtorch at {}: run `make setup` to have it fetched, or set LIBTORCH",
+            libtorch.display()
+        ));
+    }
+    check_version(&libtorch)?;
+    compile(&libtorch)?;
+    let rpath = search_path(&library);
+    println!("cargo::metadata=rpath={rpath}");
+    for folder in rpath.split(':') {
+        println!("cargo::rustc-link-arg=-Wl,-rpath,{folder}");
+    }
+    Ok(())
+}
+
+/// Compare the version that libtorch's headers state with the one that `tch` was written for.
+fn check_version(libtorch: &Path) -> Result<(), String> {
+    let header = libtorch.join("include/torch/headeronly/version.h");
+    println!("cargo::rerun-if-changed={}", header.display());
+    let text = std::fs::read_to_string(&header).map_err(|error| {
+        format!("cannot read {}: {error}; expected libtorch {TORCH_VERSION}", header.display())
+    })?;
+    let part = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(&format!("#define TORCH_VERSION_{name} ")))
+            .map(str::trim)
+    };
+    let found = [part("MAJOR"), part("MINOR"), part("PATCH")].map(|part| part.unwrap_or("?")).join(".");
+    if found != TORCH_VERSION {
+        return Err(format!(
+            "{} is libtorch {found}, expected {TORCH_VERSION}: unset LIBTORCH and run `make setup`",
+            libtorch.display()
+        ));
+    }
+    Ok(())
+}
+
+fn compile(libtorch: &Path) -> Result<(), String> {
+    let include = libtorch.join("include");
+    let mut sources: Vec<PathBuf> = std::fs::read_dir("cpp")
+        .map_err(|error| format!("cannot list kernels/bridge/cpp: {error}"))?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cpp"))
+        .collect();
+    sources.sort();
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .pic(true)
+        .opt_level(2)
+        .debug(false)
+        .flag("-fopenmp")
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        // libtorch's own headers are not free of warnings; ours are.
+        .flag("-isystem")
+        .flag(&include)
+        .flag("-isystem")
+        .flag(include.join("torch/csrc/api/include"))
+        .files(&sources)
+        .try_compile("xlstm_bridge")
+        .map_err(|error| format!("the C++ half of the bridge does not compile: {error}"))
+}
+
+/// Where a program looks for libtorch: beside the target folder first, then where it was linked.
+fn search_path(library: &Path) -> String {
+    let inside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.libtorch/lib");
+    let mut folders = Vec::new();
+    if let (Ok(inside), Ok(linked)) = (inside.canonicalize(), library.canonicalize())
+        && inside == linked
+    {
+        // target/release/PROGRAM, then target/release/{deps,examples}/PROGRAM.
+        folders.push("$ORIGIN/../../.libtorch/lib".to_owned());
+        folders.push("$ORIGIN/../../../.libtorch/lib".to_owned());
+    }
+    folders.push(library.display().to_string());
+    folders.join(":")
+}

@@ -1,0 +1,158 @@
+//! Opening libtorch's CUDA half at run time.
+//!
+//! A program links `libtorch_cpu.so` and `libc10.so` only, so it starts on a machine with no GPU and no driver.
+//! Where a driver (`libcuda.so.1`) is found, `libtorch_cuda.so` is opened with its symbols global; as it loads, it
+//! registers its kernels with the CPU half, and from then on `Device::Cuda` works as if it had been linked. It is
+//! looked for, in this order:
+//!
+//! 1. beside the `libtorch_cpu.so` in use (an installed PyTorch, or `LIBTORCH`), also through symbolic links;
+//! 2. in `../cuda/torch/lib` from there (what `tools/fetch_libtorch.py --cuda` fills);
+//! 3. wherever the loader looks: `LD_LIBRARY_PATH`, the system's folders.
+
+use crate::ffi;
+use std::ffi::{CStr, CString, c_void};
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+const LIBRARY: &str = "libtorch_cuda.so";
+
+/// Whether libtorch's CUDA half is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CudaStatus {
+    /// It was linked, or somebody opened it before.
+    Present,
+    /// It was opened from this file.
+    Opened(PathBuf),
+    /// There is no driver, so it was not looked for.
+    NoDriver(String),
+    /// There is a driver, but the library could not be opened: each place and why.
+    NotFound(Vec<String>),
+}
+
+impl CudaStatus {
+    /// True when CUDA devices can be used.
+    pub fn is_available(&self) -> bool {
+        matches!(self, Self::Present | Self::Opened(_))
+    }
+}
+
+impl fmt::Display for CudaStatus {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Present => write!(formatter, "linked"),
+            Self::Opened(path) => write!(formatter, "opened {}", path.display()),
+            Self::NoDriver(reason) => write!(formatter, "no NVIDIA driver ({reason})"),
+            Self::NotFound(tried) => write!(
+                formatter,
+                "there is a driver, but {LIBRARY} was not found; run tools/fetch_libtorch.py --cuda, or put its \
+                 folder on LD_LIBRARY_PATH; tried: {}",
+                tried.join("; ")
+            ),
+        }
+    }
+}
+
+/// Open libtorch's CUDA half if there is a driver. The first call decides; later ones return the same answer.
+pub fn open() -> CudaStatus {
+    static STATUS: OnceLock<CudaStatus> = OnceLock::new();
+    STATUS.get_or_init(open_once).clone()
+}
+
+fn open_once() -> CudaStatus {
+    // SAFETY: plain call.
+    if is_loaded(LIBRARY) && unsafe { ffi::xlstm_runtime_has_cuda() } != 0 {
+        return CudaStatus::Present;
+    }
+    if let Err(reason) = load(Path::new("libcuda.so.1"), libc::RTLD_LAZY | libc::RTLD_LOCAL) {
+        return CudaStatus::NoDriver(reason);
+    }
+    let mut tried = Vec::new();
+    for candidate in candidates() {
+        match load(&candidate, libc::RTLD_NOW | libc::RTLD_GLOBAL) {
+            Ok(()) => return CudaStatus::Opened(candidate),
+            Err(reason) => tried.push(reason),
+        }
+    }
+    CudaStatus::NotFound(tried)
+}
+
+fn candidates() -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    if let Some(folder) = libtorch_folder() {
+        if let Ok(real) = folder.join("libtorch_cpu.so").canonicalize()
+            && let Some(parent) = real.parent()
+        {
+            folders.push(parent.to_path_buf());
+        }
+        folders.push(folder);
+    }
+    let mut files = Vec::new();
+    for folder in folders {
+        for file in [folder.join(LIBRARY), folder.join("../cuda/torch/lib").join(LIBRARY)] {
+            if file.is_file() && !files.contains(&file) {
+                files.push(file);
+            }
+        }
+    }
+    files.push(PathBuf::from(LIBRARY));
+    files
+}
+
+/// The folder of the `libtorch_cpu.so` that this process runs with.
+pub fn libtorch_folder() -> Option<PathBuf> {
+    let address = ffi::xlstm_runtime_threads as *const c_void;
+    let symbol = CString::new("cpuinfo_isa").ok()?;
+    // SAFETY: looks a data or function symbol of libtorch_cpu.so up in the global scope; null when it has none.
+    let inside = unsafe { libc::dlsym(libc::RTLD_DEFAULT, symbol.as_ptr()) };
+    let address = if inside.is_null() { address } else { inside.cast_const() };
+    // SAFETY: Dl_info is plain data, and dladdr fills it when it returns non-zero.
+    let path = unsafe {
+        let mut info: libc::Dl_info = std::mem::zeroed();
+        if libc::dladdr(address, &mut info) == 0 || info.dli_fname.is_null() {
+            return None;
+        }
+        PathBuf::from(std::ffi::OsStr::from_bytes(CStr::from_ptr(info.dli_fname).to_bytes()))
+    };
+    path.parent().map(Path::to_path_buf)
+}
+
+fn is_loaded(name: &str) -> bool {
+    load(Path::new(name), libc::RTLD_LAZY | libc::RTLD_NOLOAD).is_ok()
+}
+
+fn load(path: &Path, flags: i32) -> Result<(), String> {
+    let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| format!("{path:?} holds a NUL byte"))?;
+    // SAFETY: a NUL-terminated name; libraries opened here run their own initialisers, as linked ones do.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), flags) };
+    if !handle.is_null() {
+        return Ok(());
+    }
+    // SAFETY: dlerror returns null or a string that stays valid until the next dl call of this thread.
+    let reason = unsafe {
+        let text = libc::dlerror();
+        if text.is_null() {
+            "unknown reason".to_owned()
+        } else {
+            CStr::from_ptr(text).to_string_lossy().into_owned()
+        }
+    };
+    Err(reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_library_in_use_is_found() {
+        let folder = libtorch_folder().unwrap();
+        assert!(folder.join("libtorch_cpu.so").is_file(), "{}", folder.display());
+    }
+
+    #[test]
+    fn opening_twice_gives_the_same_answer() {
+        assert_eq!(open(), open());
+    }
+}

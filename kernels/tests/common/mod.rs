@@ -1,0 +1,72 @@
+//! What the tests of the kernels share: golden vectors, random inputs, and the measure of an error.
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure here is a failed test")]
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+use safetensors::{Dtype, SafeTensors};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use tch::{Device, Kind, Tensor};
+
+/// All tensors of one golden file.
+pub type Golden = BTreeMap<String, Tensor>;
+
+/// The golden files whose name begins with `prefix`, in the folder XLSTM_GOLDEN_DIR (default: `tests/golden`).
+pub fn golden_files(prefix: &str) -> Vec<(String, Golden)> {
+    let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
+    let folder = std::env::var_os("XLSTM_GOLDEN_DIR").map_or(default, PathBuf::from);
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let mut found = Vec::new();
+    for path in files {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.starts_with(prefix) && name.ends_with(".safetensors") {
+            found.push((name, read(&path)));
+        }
+    }
+    assert!(!found.is_empty(), "no {prefix}*.safetensors in {}", folder.display());
+    found
+}
+
+fn read(path: &std::path::Path) -> Golden {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let convert = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
+        let size: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
+        let kind = match view.dtype() {
+            Dtype::F64 => Kind::Double,
+            Dtype::F32 => Kind::Float,
+            Dtype::I64 => Kind::Int64,
+            other => panic!("{}: {other:?}", path.display()),
+        };
+        (name, Tensor::f_from_data_size(view.data(), &size, kind).unwrap())
+    };
+    file.tensors().into_iter().map(convert).collect()
+}
+
+/// The largest difference, relative to the largest value expected.
+pub fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(found.size(), expected.size());
+    let (found, expected) = (found.to_kind(Kind::Double), expected.to_kind(Kind::Double));
+    let scale = expected.abs().max().double_value(&[]).max(f64::MIN_POSITIVE);
+    let error = (found - expected).abs().max().double_value(&[]) / scale;
+    if error.is_nan() { f64::INFINITY } else { error }
+}
+
+/// Check a tensor against an expected one.
+#[track_caller]
+pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
+    let error = relative_error(found, expected);
+    assert!(error <= tolerance, "{what}: relative error {error:.3e} exceeds {tolerance:.1e}");
+}
+
+/// Normal random values from a seed of their own.
+pub fn random(seed: i64, size: &[i64], kind: Kind) -> Tensor {
+    tch::manual_seed(seed);
+    Tensor::randn(size, (Kind::Double, Device::Cpu)).to_kind(kind)
+}
+
+/// A fresh leaf that asks for gradients.
+pub fn leaf(tensor: &Tensor) -> Tensor {
+    tensor.detach().copy().set_requires_grad(true)
+}
