@@ -15,12 +15,7 @@ fn product(a: &Tensor, b: &Tensor) -> Result<Tensor, BridgeError> {
     let mut outputs = custom_function(
         "product",
         &[Some(a), Some(b)],
-        |_| {
-            Ok(Forward {
-                outputs: vec![&saved[0] * &saved[1]],
-                saved: vec![a.shallow_clone(), b.shallow_clone()],
-            })
-        },
+        |_| Ok(Forward { outputs: vec![a * b], saved: vec![a.shallow_clone(), b.shallow_clone()] }),
         |context: &Backward| {
             let gradient = context.gradients[0].as_ref().ok_or("no gradient")?;
             let wanted =

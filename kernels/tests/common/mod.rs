@@ -1,5 +1,6 @@
 //! What the tests of the kernels share: golden vectors, random inputs, and the measure of an error.
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a failure here is a failed test")]
+#![allow(unreachable_pub, reason = "a module of test programs")]
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 use safetensors::{Dtype, SafeTensors};
