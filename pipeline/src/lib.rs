@@ -8,4 +8,5 @@
 
 pub mod hub;
 pub mod record;
+pub mod sources;
 pub mod tokenizer;

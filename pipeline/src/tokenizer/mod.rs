@@ -17,21 +17,21 @@ mod pieces;
 mod probe;
 mod vocabulary;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tokenizers::SplitDelimiterBehavior;
 use tokenizers::models::bpe::{BpeConfig, BpeScratch, PipelineBPE};
 use tokenizers::pipeline::{Model, PipelineToken, PreTokenizer, PreTokenizerScratch, Span};
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use xlstm_manifests::{Sha256Digest, manifest};
 
 use exact::Merges;
 use vocabulary::{ORDINARY_TOKENS, VOCAB_BPE, Vocabulary};
 
 /// `<|endoftext|>`: the id that ends every document, and that no text encodes to.
-pub const EOS: u16 = 50_256;
+pub const EOS: u16 = xlstm_manifests::END_OF_TEXT;
 
 /// Number of ids: 256 bytes, 50,000 merges and [`EOS`].
 pub const VOCABULARY_SIZE: usize = 50_257;
@@ -70,38 +70,6 @@ impl From<tokenizers::Error> for TokenizerError {
     fn from(error: tokenizers::Error) -> Self {
         Self::Library(error.to_string())
     }
-}
-
-/// What a manifest records of the tokenizer: everything that decides ids.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenizerIdentity {
-    /// `gpt2`.
-    pub name: String,
-    /// The library that encodes.
-    pub engine: String,
-    /// Its exact version.
-    pub engine_version: String,
-    /// The vocabulary's files, each with its SHA-256.
-    pub files: Vec<VocabularyFile>,
-    /// Number of ids.
-    pub vocabulary_size: u32,
-    /// The id that ends a document.
-    pub eos_id: u32,
-    /// What becomes of special tokens written in text: `encode-as-text`.
-    pub special_token_policy: String,
-    /// SHA-256 over the ids of the probe strings: catches a change of behaviour that no file shows.
-    pub probe_sha256: String,
-}
-
-/// A vocabulary file and its digest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VocabularyFile {
-    /// The file's name as OpenAI published it.
-    pub name: String,
-    /// SHA-256 of its bytes, lower-case hex.
-    pub sha256: String,
 }
 
 /// GPT-2's tokenizer. Cloning shares the tables; one serves any number of threads.
@@ -249,18 +217,15 @@ impl Gpt2Tokenizer {
     ///
     /// # Errors
     /// As [`Self::encode_into`], or a damaged list of probe strings.
-    pub fn identity(&self) -> Result<TokenizerIdentity, TokenizerError> {
-        Ok(TokenizerIdentity {
+    pub fn identity(&self) -> Result<manifest::Tokenizer, TokenizerError> {
+        Ok(manifest::Tokenizer {
             name: "gpt2".to_owned(),
             engine: "tokenizers".to_owned(),
             engine_version: ENGINE_VERSION.to_owned(),
-            files: vec![VocabularyFile {
-                name: "vocab.bpe".to_owned(),
-                sha256: hex(&Sha256::digest(VOCAB_BPE.as_bytes())),
-            }],
+            files: BTreeMap::from([("vocab.bpe".to_owned(), Sha256Digest::of(VOCAB_BPE.as_bytes()))]),
             vocabulary_size: VOCABULARY_SIZE as u32,
-            eos_id: u32::from(EOS),
-            special_token_policy: "encode-as-text".to_owned(),
+            end_of_text: u32::from(EOS),
+            special_tokens: "encode-as-text".to_owned(),
             probe_sha256: probe::digest(self)?,
         })
     }
@@ -282,11 +247,6 @@ impl Inner {
         }
         rest.is_empty()
     }
-}
-
-/// Lower-case hex.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

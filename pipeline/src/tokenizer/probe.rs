@@ -6,14 +6,15 @@
 //! little-endian u16 followed by 0xffff, which is no id.
 
 use sha2::{Digest, Sha256};
+use xlstm_manifests::Sha256Digest;
 
 use super::{EncodeScratch, Gpt2Tokenizer, TokenizerError};
 
 /// The probe strings, one JSON string a line.
 const PROBE: &str = include_str!("../../assets/gpt2/probe.jsonl");
 
-/// SHA-256 over the ids of the probe strings, lower-case hex.
-pub(super) fn digest(tokenizer: &Gpt2Tokenizer) -> Result<String, TokenizerError> {
+/// SHA-256 over the ids of the probe strings.
+pub(super) fn digest(tokenizer: &Gpt2Tokenizer) -> Result<Sha256Digest, TokenizerError> {
     let mut hash = Sha256::new();
     let mut scratch = EncodeScratch::default();
     let mut ids = Vec::new();
@@ -26,5 +27,5 @@ pub(super) fn digest(tokenizer: &Gpt2Tokenizer) -> Result<String, TokenizerError
             hash.update(id.to_le_bytes());
         }
     }
-    Ok(super::hex(&hash.finalize()))
+    Ok(Sha256Digest(hash.finalize().into()))
 }

@@ -145,7 +145,7 @@ fn byte_order() -> [(u8, char); 256] {
 #[cfg(test)]
 mod tests {
     use base64::Engine;
-    use sha2::{Digest, Sha256};
+    use xlstm_manifests::Sha256Digest;
 
     use super::*;
 
@@ -158,7 +158,7 @@ mod tests {
             file += &format!("{} {id}\n", base64::engine::general_purpose::STANDARD.encode(bytes));
         }
         assert_eq!(
-            super::super::hex(&Sha256::digest(file.as_bytes())),
+            Sha256Digest::of(file.as_bytes()).to_string(),
             "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
             "r50k_base.tiktoken"
         );

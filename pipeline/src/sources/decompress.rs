@@ -1,0 +1,79 @@
+//! Streams of bytes out of files that may be compressed.
+//!
+//! zstd files may hold several frames one after the other, gzip files several members (PALOMA's were
+//! written by appending); both are read to the end of the file. A frame may ask for a window of up to 2 GiB
+//! (`--long=31`): it is granted, and costs memory only where a file really asks. How many compressed bytes
+//! were read is counted, so that an error can say how far the file was good.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flate2::bufread::MultiGzDecoder;
+
+use super::error::SourceError;
+use super::format::Compression;
+
+/// Bytes read from the file at once.
+const COMPRESSED_BUFFER: usize = 256 << 10;
+
+/// Bytes decompressed at once.
+const PLAIN_BUFFER: usize = 256 << 10;
+
+/// The largest window a zstd frame may ask for, as a power of two.
+const WINDOW_LOG_MAX: u32 = 31;
+
+/// A file's decompressed bytes, and how far the file itself was read.
+pub(super) struct Stream {
+    pub(super) bytes: Box<dyn BufRead + Send>,
+    position: Arc<AtomicU64>,
+    compression: Compression,
+}
+
+impl Stream {
+    pub(super) fn open(path: &Path, compression: Compression) -> Result<Self, SourceError> {
+        let fail = |error| SourceError::io(path, error);
+        let file = File::open(path).map_err(fail)?;
+        let position = Arc::new(AtomicU64::new(0));
+        let file = Counted { file, position: Arc::clone(&position) };
+        let file = BufReader::with_capacity(COMPRESSED_BUFFER, file);
+        let bytes: Box<dyn BufRead + Send> = match compression {
+            Compression::None => Box::new(file),
+            Compression::Zstd => {
+                let mut decoder = zstd::Decoder::with_buffer(file).map_err(fail)?;
+                decoder.window_log_max(WINDOW_LOG_MAX).map_err(fail)?;
+                Box::new(BufReader::with_capacity(PLAIN_BUFFER, decoder))
+            }
+            Compression::Gzip => Box::new(BufReader::with_capacity(PLAIN_BUFFER, MultiGzDecoder::new(file))),
+        };
+        Ok(Self { bytes, position, compression })
+    }
+
+    /// An error of the decoder while it produced record `number`.
+    pub(super) fn error(&self, path: &Path, number: u64, error: io::Error) -> SourceError {
+        let what = match self.compression {
+            Compression::None => "file",
+            Compression::Zstd => "zstd stream",
+            Compression::Gzip => "gzip stream",
+        };
+        let position = self.position.load(Ordering::Relaxed);
+        let place = format!("in record {number} (from 0), within the first {position} bytes of the file");
+        SourceError::decoding(path, what, place, error)
+    }
+}
+
+/// A file that counts what was read of it.
+struct Counted {
+    file: File,
+    position: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.position.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+}

@@ -1,0 +1,185 @@
+//! Which fields of a record are wanted, and what they become.
+//!
+//! Names are paths of keys joined by dots: `meta.redpajama_set_name` is the key `redpajama_set_name` of the
+//! object (or struct column) `meta`. Only `text` must be there; the rest may be absent from any record.
+
+use super::json::{self, Flaw, Paths, Value};
+use crate::record::{BadRecord, Record, Step};
+
+/// The fields to read. The default reads `text` alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fields {
+    /// The document's text.
+    pub text: String,
+    /// The set that the document counts towards.
+    pub set: Option<String>,
+    /// Counts as the set where `set` is absent or null.
+    pub set_fallback: Option<String>,
+    /// The document's own name: a string, or a number, which is kept as it is written.
+    pub id: Option<String>,
+    /// A field that is present and not empty where the source cut the document. Its parent may also be a
+    /// string that holds the object as JSON.
+    pub truncated: Option<String>,
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        Self { text: "text".to_owned(), set: None, set_fallback: None, id: None, truncated: None }
+    }
+}
+
+impl Fields {
+    /// SlimPajama: `text` and `meta.redpajama_set_name`.
+    #[must_use]
+    pub fn slimpajama() -> Self {
+        Self { set: Some("meta.redpajama_set_name".to_owned()), ..Self::default() }
+    }
+
+    /// PALOMA: the domain is `subdomain`, or `source` where there is none; ids are strings or numbers.
+    #[must_use]
+    pub fn paloma() -> Self {
+        Self {
+            text: "text".to_owned(),
+            set: Some("subdomain".to_owned()),
+            set_fallback: Some("source".to_owned()),
+            id: Some("id".to_owned()),
+            truncated: Some("metadata.truncated_portion".to_owned()),
+        }
+    }
+}
+
+/// [`Fields`] made ready for lines of JSON.
+pub(super) struct JsonFields {
+    paths: Paths,
+    /// Where the path from the parent of `truncated` leads, for a parent that is JSON in a string.
+    inside_parent: Option<Paths>,
+}
+
+/// Places in [`JsonFields::paths`]. A field that is not wanted has the empty path, which no key has.
+const TEXT: usize = 0;
+const SET: usize = 1;
+const SET_FALLBACK: usize = 2;
+const ID: usize = 3;
+const TRUNCATED: usize = 4;
+const TRUNCATED_PARENT: usize = 5;
+
+impl JsonFields {
+    pub(super) fn new(fields: &Fields) -> Self {
+        let parent = fields.truncated.as_deref().and_then(|path| path.split_once('.'));
+        let paths = Paths::new([
+            Some(fields.text.as_str()),
+            fields.set.as_deref(),
+            fields.set_fallback.as_deref(),
+            fields.id.as_deref(),
+            fields.truncated.as_deref(),
+            parent.map(|(parent, _)| parent),
+        ]);
+        Self { paths, inside_parent: parent.map(|(_, inside)| Paths::new([Some(inside)])) }
+    }
+
+    /// Makes the record `number` out of one line.
+    pub(super) fn read(&self, line: &[u8], number: u64) -> Step {
+        let bad = |reason, found| Step::Bad { number, reason, found };
+        let mut values = match json::extract(line, &self.paths) {
+            Ok(values) => values,
+            Err(flaw) => {
+                let reason = match flaw {
+                    Flaw::Syntax { .. } => BadRecord::InvalidJson,
+                    Flaw::NotUtf8 { .. } => BadRecord::InvalidUtf8,
+                    Flaw::NotAnObject { .. } => BadRecord::MissingText,
+                };
+                return bad(reason, flaw.to_string());
+            }
+        };
+        let mut take = |index: usize| std::mem::take(&mut values[index]);
+        let text = match take(TEXT) {
+            Value::String(text) => text,
+            missing @ (Value::Absent | Value::Null) => {
+                return bad(BadRecord::MissingText, missing.describe());
+            }
+            other => return bad(BadRecord::TextNotString, other.describe()),
+        };
+        let set = take(SET).into_name().or(take(SET_FALLBACK).into_name());
+        let id = take(ID).into_name();
+        let truncated = self.is_truncated(&take(TRUNCATED), &take(TRUNCATED_PARENT));
+        Step::Record(Record { number, text, id, set, truncated })
+    }
+
+    fn is_truncated(&self, mark: &Value, parent: &Value) -> bool {
+        let says_so = |value: &Value| match value {
+            Value::Absent | Value::Null | Value::Bool(false) => false,
+            Value::String(portion) => !portion.is_empty(),
+            _ => true,
+        };
+        if let (Value::String(object), Some(inside)) = (parent, &self.inside_parent) {
+            // Metadata that is not JSON is somebody's free text, and says nothing.
+            return json::extract(object.as_bytes(), inside).is_ok_and(|values| says_so(&values[0]));
+        }
+        says_so(mark)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paloma(line: &str) -> Record {
+        match JsonFields::new(&Fields::paloma()).read(line.as_bytes(), 7) {
+            Step::Record(record) => record,
+            bad => panic!("{line}: {bad:?}"),
+        }
+    }
+
+    fn reason(line: &str) -> BadRecord {
+        match JsonFields::new(&Fields::slimpajama()).read(line.as_bytes(), 0) {
+            Step::Bad { reason, .. } => reason,
+            record => panic!("{line}: {record:?}"),
+        }
+    }
+
+    #[test]
+    fn slimpajama_has_its_set_below_meta() {
+        let line = r#"{"text":"a\nb","meta":{"redpajama_set_name":"RedPajamaC4"}}"#;
+        let step = JsonFields::new(&Fields::slimpajama()).read(line.as_bytes(), 3);
+        let set = Some("RedPajamaC4".to_owned());
+        let record = Record { number: 3, text: "a\nb".to_owned(), id: None, set, truncated: false };
+        assert_eq!(step, Step::Record(record));
+    }
+
+    #[test]
+    fn palomas_domain_is_the_subdomain_or_the_source() {
+        let record = paloma(r#"{"text":"t","id":"x1","source":"s","subdomain":"d"}"#);
+        assert_eq!((record.set.as_deref(), record.id.as_deref()), (Some("d"), Some("x1")));
+        let record = paloma(r#"{"text":"t","id":17,"source":"s","subdomain":null}"#);
+        assert_eq!((record.set.as_deref(), record.id.as_deref()), (Some("s"), Some("17")));
+        assert_eq!(paloma(r#"{"text":"t"}"#).set, None);
+    }
+
+    #[test]
+    fn truncation_is_found_in_a_struct_and_in_a_string() {
+        for (metadata, truncated) in [
+            (r#"{"truncated_portion":"tail","x":1}"#, true),
+            (r#"{"truncated_portion":null}"#, false),
+            (r#"{"x":1}"#, false),
+            (r#""{\"truncated_portion\": \"tail\"}""#, true),
+            (r#""{\"other\": 1}""#, false),
+            (r#""free text""#, false),
+            ("null", false),
+            ("[]", false),
+        ] {
+            let line = format!(r#"{{"text":"t","metadata":{metadata}}}"#);
+            assert_eq!(paloma(&line).truncated, truncated, "{metadata}");
+        }
+    }
+
+    #[test]
+    fn bad_lines_have_their_reason() {
+        assert_eq!(reason(r#"{"meta":{}}"#), BadRecord::MissingText);
+        assert_eq!(reason(r#"{"text":null}"#), BadRecord::MissingText);
+        assert_eq!(reason(r#"["text"]"#), BadRecord::MissingText);
+        assert_eq!(reason(r#"{"text":["a"]}"#), BadRecord::TextNotString);
+        assert_eq!(reason(r#"{"text":5}"#), BadRecord::TextNotString);
+        assert_eq!(reason(r#"{"text":"a""#), BadRecord::InvalidJson);
+        assert_eq!(reason(r#"{"text":"\ud800"}"#), BadRecord::InvalidJson);
+    }
+}

@@ -1,0 +1,101 @@
+//! JSON lines: one object a line, the record's number is the line's.
+//!
+//! A line ends with `\n`, or `\r\n`, or the file. A line of white space alone has a number but is no record.
+//! A byte order mark before the first line is skipped. Memory is one line and its text: the buffer of a
+//! very long line is given back after it.
+
+use std::io::{self, BufRead, Read};
+use std::path::{Path, PathBuf};
+
+use super::decompress::Stream;
+use super::error::SourceError;
+use super::fields::{Fields, JsonFields};
+use super::format::Compression;
+use super::{RecordReader, Step};
+
+/// The longest line that is read: far above any document, far below a machine's memory.
+const MAX_LINE: u64 = 1 << 30;
+
+/// A line buffer above this size is not kept for the next line.
+const KEPT_BUFFER: usize = 8 << 20;
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+pub(super) struct JsonLines {
+    path: PathBuf,
+    stream: Stream,
+    fields: JsonFields,
+    /// The number of the line that comes next.
+    next: u64,
+    line: Vec<u8>,
+    finished: bool,
+}
+
+impl JsonLines {
+    pub(super) fn open(
+        path: &Path,
+        compression: Compression,
+        fields: &Fields,
+        from_record: u64,
+    ) -> Result<Self, SourceError> {
+        let mut reader = Self {
+            path: path.to_owned(),
+            stream: Stream::open(path, compression)?,
+            fields: JsonFields::new(fields),
+            next: 0,
+            line: Vec::new(),
+            finished: false,
+        };
+        while reader.next < from_record {
+            match reader.stream.bytes.skip_until(b'\n') {
+                Ok(0) => {
+                    reader.finished = true;
+                    break;
+                }
+                Ok(_) => reader.next += 1,
+                Err(error) => return Err(reader.stream.error(path, reader.next, error)),
+            }
+        }
+        Ok(reader)
+    }
+
+    /// Reads the next line into `line`, without its end; `false` at the end of the file.
+    fn read_line(&mut self) -> Result<bool, SourceError> {
+        self.line.clear();
+        if self.line.capacity() > KEPT_BUFFER {
+            self.line = Vec::new();
+        }
+        let read = (&mut self.stream.bytes).take(MAX_LINE).read_until(b'\n', &mut self.line);
+        let length = read.map_err(|error: io::Error| self.stream.error(&self.path, self.next, error))?;
+        if length as u64 == MAX_LINE && self.line.last() != Some(&b'\n') {
+            let path = self.path.clone();
+            return Err(SourceError::LineTooLong { path, record: self.next, limit: MAX_LINE });
+        }
+        if self.next == 0 && self.line.starts_with(BYTE_ORDER_MARK) {
+            self.line.drain(..BYTE_ORDER_MARK.len());
+        }
+        Ok(length > 0)
+    }
+}
+
+impl RecordReader for JsonLines {
+    fn next_step(&mut self) -> Option<Result<Step, SourceError>> {
+        while !self.finished {
+            match self.read_line() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    self.finished = true;
+                    return Some(Err(error));
+                }
+            }
+            let number = self.next;
+            self.next += 1;
+            if !self.line.trim_ascii().is_empty() {
+                return Some(Ok(self.fields.read(&self.line, number)));
+            }
+        }
+        self.finished = true;
+        None
+    }
+}

@@ -1,0 +1,97 @@
+//! Reading documents out of files: JSON lines, Parquet, plain text, crate archives.
+//!
+//! [`open`] gives a [`RecordReader`] over one file. A reader yields every record in the file's order,
+//! numbered as the file numbers it (see [`crate::record`]), also those that cannot be used; it goes on
+//! after a bad record, and ends after an error of the file itself. What each format counts as a record:
+//!
+//! | format | record number | notes |
+//! |---|---|---|
+//! | JSON lines, plain or .zst or .gz | line, from 0 | a blank line has a number but is no record |
+//! | Parquet | row, across row groups | only the wanted columns are read |
+//! | text, Markdown | 0 | the whole file is the document |
+//! | crate archive | entry, counting all entries | text files only, see [`crate_archive`] |
+//!
+//! Every reader holds one record and its buffers in memory, whatever the size of the file.
+
+pub mod cargo_cache;
+pub mod crate_archive;
+mod decompress;
+mod error;
+mod fields;
+mod format;
+mod json;
+mod json_lines;
+mod parquet_rows;
+mod whole_file;
+
+use std::path::Path;
+
+pub use error::SourceError;
+pub use fields::Fields;
+pub use format::{Compression, Format};
+
+use crate::record::{Record, Step};
+
+/// The records of one file, one after the other.
+pub trait RecordReader: Send {
+    /// The next record, usable or not; `None` at the end of the file and after an error.
+    ///
+    /// # Errors
+    /// When the file itself cannot be read further: an input or output error, a damaged archive.
+    fn next_step(&mut self) -> Option<Result<Step, SourceError>>;
+}
+
+/// Opens `path` as `format`, from the record numbered `from_record` on (0 for all).
+///
+/// Skipping is cheap where the format allows: Parquet skips whole row groups; the others are read through
+/// without being parsed. Skipping past the end gives a reader without records.
+///
+/// # Errors
+/// When the file cannot be opened, is not of that format, or lacks a column that `fields` names.
+pub fn open(
+    path: &Path,
+    format: Format,
+    fields: &Fields,
+    from_record: u64,
+) -> Result<Box<dyn RecordReader>, SourceError> {
+    format.check(path)?;
+    Ok(match format {
+        Format::JsonLines { compression } => {
+            Box::new(json_lines::JsonLines::open(path, compression, fields, from_record)?)
+        }
+        Format::Parquet => Box::new(parquet_rows::ParquetRows::open(path, fields, from_record)?),
+        Format::Text => Box::new(whole_file::WholeFile::new(path, from_record)),
+        Format::Crate => Box::new(crate_archive::CrateArchive::new(path, from_record)),
+    })
+}
+
+/// Reads the one record numbered `number`, for tracing a token back and for audits.
+///
+/// # Errors
+/// As [`open`], and when the file has no usable record of that number.
+pub fn read_one(path: &Path, format: Format, fields: &Fields, number: u64) -> Result<Record, SourceError> {
+    let mut reader = open(path, format, fields, number)?;
+    match reader.next_step() {
+        Some(Ok(Step::Record(record))) if record.number == number => Ok(record),
+        Some(Ok(Step::Bad { number: found_at, reason, found })) if found_at == number => {
+            Err(SourceError::NoSuchRecord {
+                path: path.to_owned(),
+                number,
+                found: format!("a record that cannot be used ({}: {found})", reason.reason()),
+            })
+        }
+        Some(Err(error)) => Err(error),
+        Some(Ok(Step::Record(Record { number: next, .. }) | Step::Bad { number: next, .. })) => {
+            Err(SourceError::NoSuchRecord {
+                path: path.to_owned(),
+                number,
+                found: format!("record {next} as the next one"),
+            })
+        }
+        None => Err(SourceError::NoSuchRecord {
+            path: path.to_owned(),
+            number,
+            found: "the end of the file".to_owned(),
+        }),
+    }
+}
