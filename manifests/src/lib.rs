@@ -17,6 +17,7 @@
 pub mod arrow_file;
 pub mod atomic;
 pub mod canonical;
+pub mod catalog;
 pub mod checksums;
 pub mod dataset;
 pub mod digest;
