@@ -25,6 +25,7 @@
 #![allow(non_snake_case, reason = "shape suffixes are capitals")]
 
 pub mod conv;
+pub mod cpu;
 pub mod cross_entropy;
 mod error;
 pub mod gates;

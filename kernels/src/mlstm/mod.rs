@@ -15,7 +15,9 @@
 //! 1. [`MlstmKernel::Reference`]: all pairs of steps at once, quadratic in time, differentiated by libtorch; any
 //!    device, any type. It is what the others are measured against.
 //! 2. [`mlstm_step`]: one step, for generation; constant memory.
+//! 3. [`MlstmKernel::Chunkwise`]: pairs inside chunks, states between them; linear in time; backward by hand.
 
+mod chunkwise;
 mod reference;
 mod step;
 
@@ -92,6 +94,8 @@ pub enum MlstmKernel {
     Auto,
     /// Quadratic in time, differentiated by libtorch; any device.
     Reference,
+    /// Linear in time, backward by hand; CPU.
+    Chunkwise,
 }
 
 /// How to compute.
@@ -133,7 +137,6 @@ pub struct MlstmOutput {
 
 /// Sizes of one call.
 #[derive(Debug, Clone, Copy)]
-#[allow(dead_code)]
 struct Sizes {
     batch: i64,
     time: i64,
@@ -151,8 +154,20 @@ pub fn mlstm(input: &MlstmInput<'_>, options: &MlstmOptions) -> Result<MlstmOutp
     let output_kind = input.v_BTHV.kind();
     let converted = Converted::new(input, kind);
     let input = converted.borrow(input.resets_BT);
+    let device = input.q_BTHK.device();
     let output = match options.kernel {
-        MlstmKernel::Auto | MlstmKernel::Reference => reference::mlstm(&input, sizes),
+        MlstmKernel::Chunkwise if device != Device::Cpu => {
+            let expected = "the CPU (the chunkwise kernel knows no other)".to_owned();
+            return Err(KernelError::Device {
+                function: "mlstm",
+                argument: "q_BTHK",
+                expected,
+                found: device,
+            });
+        }
+        MlstmKernel::Auto if device != Device::Cpu => reference::mlstm(&input, sizes),
+        MlstmKernel::Reference => reference::mlstm(&input, sizes),
+        MlstmKernel::Auto | MlstmKernel::Chunkwise => chunkwise::mlstm(&input, sizes, options.chunk)?,
     };
     Ok(MlstmOutput { h_BTHV: output.h_BTHV.to_kind(output_kind), state: output.state })
 }

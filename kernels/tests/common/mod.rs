@@ -1,7 +1,10 @@
 //! What the tests of the kernels share: golden vectors, random inputs, and the measure of an error.
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a failure here is a failed test")]
 #![allow(unreachable_pub, reason = "a module of test programs")]
+#![allow(missing_docs, non_snake_case, reason = "a module of test programs")]
 #![allow(dead_code, reason = "each test program uses its own part")]
+
+pub mod mlstm;
 
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
@@ -70,4 +73,31 @@ pub fn random(seed: i64, size: &[i64], kind: Kind) -> Tensor {
 /// A fresh leaf that asks for gradients.
 pub fn leaf(tensor: &Tensor) -> Tensor {
     tensor.detach().copy().set_requires_grad(true)
+}
+
+/// Central differences of `loss` with respect to a few elements of each leaf, against its gradients (fp64).
+#[track_caller]
+pub fn check_gradients(leaves: &[(&str, &Tensor)], loss: &dyn Fn() -> Tensor) {
+    loss().backward();
+    const STEP: f64 = 1e-5;
+    for (name, tensor) in leaves {
+        let gradient = tensor.grad().reshape([-1]);
+        let elements = gradient.size()[0];
+        let scale = gradient.abs().max().double_value(&[]).max(1e-3);
+        for index in (0..elements).step_by(usize::try_from(elements / 7 + 1).unwrap()) {
+            let shifted = |by: f64| {
+                tch::no_grad(|| {
+                    let mut element = tensor.view([-1]).narrow(0, index, 1);
+                    let _ = element.g_add_scalar_(by);
+                    let value = loss().double_value(&[]);
+                    let _ = element.g_add_scalar_(-by);
+                    value
+                })
+            };
+            let numeric = (shifted(STEP) - shifted(-STEP)) / (2.0 * STEP);
+            let analytic = gradient.double_value(&[index]);
+            let error = (numeric - analytic).abs() / scale;
+            assert!(error < 2e-6, "{name}[{index}]: {analytic:.9} by backward, {numeric:.9} by differences");
+        }
+    }
 }

@@ -1,0 +1,56 @@
+// What Rust passes to the kernels of this folder; mirrored field by field in src/cpu.rs.
+//
+// All arrays are dense and laid out as their comments say, last dimension fastest. A null pointer stands for what is
+// absent. Sizes are at least 1.
+#pragma once
+
+#include <stdint.h>
+
+// mLSTM. A sequence is cut into chunks no longer than `chunk`; every reset begins one. `states` holds, for every
+// chunk of every sequence in order, the state before its first step.
+template <typename T>
+struct MlstmProblem {
+  int64_t batch, time, heads, key, value, chunk;
+  const T* q;  // (B, T, H, K)
+  const T* k;  // (B, T, H, K)
+  const T* v;  // (B, T, H, V)
+  const T* i;  // (B, T, H)
+  const T* f;  // (B, T, H)
+  const uint8_t* resets;  // (B, T)
+  const T* initial_matrix;  // (B, H, K, V)
+  const T* initial_normalizer;  // (B, H, K)
+  const T* initial_maximum;  // (B, H)
+  T* h;  // (B, T, H, V)
+  T* read;  // (B, T, H): n·q of every step, which the backward pass needs
+  T* states;  // (chunks, H, K, V)
+  T* normalizers;  // (chunks, H, K)
+  T* final_matrix;  // (B, H, K, V)
+  T* final_normalizer;  // (B, H, K)
+  T* final_maximum;  // (B, H)
+};
+
+template <typename T>
+struct MlstmGradients {
+  const T* h;  // gradient of h
+  const T* final_matrix;  // may be null, as the next two
+  const T* final_normalizer;
+  const T* final_maximum;
+  T* q;
+  T* k;
+  T* v;
+  T* i;
+  T* f;
+  T* initial_matrix;  // null when there was no initial state, as the next two
+  T* initial_normalizer;
+  T* initial_maximum;
+  T* states;  // (chunks, H, K, V): room to work in
+  T* normalizers;  // (chunks, H, K): room to work in
+};
+
+struct KernelTable {
+  const char* name;
+  void (*mlstm_forward_f32)(const MlstmProblem<float>*);
+  void (*mlstm_forward_f64)(const MlstmProblem<double>*);
+  void (*mlstm_backward_f32)(const MlstmProblem<float>*, const MlstmGradients<float>*);
+  void (*mlstm_backward_f64)(const MlstmProblem<double>*, const MlstmGradients<double>*);
+};

@@ -1,0 +1,21 @@
+// All kernels for one instruction set: compiled once for each, see build.rs.
+
+#include "mlstm_backward.h"
+#include "mlstm_forward.h"
+
+#define XLSTM_TEXT_(name) #name
+#define XLSTM_TEXT(name) XLSTM_TEXT_(name)
+#define XLSTM_JOIN_(left, right) left##right
+#define XLSTM_JOIN(left, right) XLSTM_JOIN_(left, right)
+
+extern "C" const KernelTable* XLSTM_JOIN(xlstm_cpu_table_, XLSTM_ISA)() {
+  using namespace XLSTM_ISA;
+  static const KernelTable table = {
+      XLSTM_TEXT(XLSTM_ISA),
+      mlstm_forward<float>,
+      mlstm_forward<double>,
+      mlstm_backward<float>,
+      mlstm_backward<double>,
+  };
+  return &table;
+}
