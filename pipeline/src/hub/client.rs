@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::access::Subject;
 use super::config::HubConfig;
-use super::download::DownloadObserver;
+use super::download::{DownloadObserver, SilentObserver, observed};
 use super::error::HubError;
 use super::listing::RemoteFile;
 use super::retry::Effort;
@@ -119,6 +119,21 @@ impl Hub {
     /// [`HubError::RepositoryNotFound`], [`HubError::RevisionNotFound`], [`HubError::Disabled`] and what else the
     /// Hub refuses; [`HubError::Protocol`] for an answer that names no commit.
     pub fn resolve(&self, repository: &str, revision: &str) -> Result<Revision, HubError> {
+        self.resolve_observed(repository, revision, &SilentObserver, &AtomicBool::new(false))
+    }
+
+    /// As [`Hub::resolve`], telling `observer` of each wait, and returning [`HubError::Cancelled`] soon after
+    /// `cancel` becomes true.
+    ///
+    /// # Errors
+    /// As [`Hub::resolve`].
+    pub fn resolve_observed(
+        &self,
+        repository: &str,
+        revision: &str,
+        observer: &dyn DownloadObserver,
+        cancel: &AtomicBool,
+    ) -> Result<Revision, HubError> {
         Self::check_repository(repository)?;
         if revision.is_empty() || revision.contains(|c: char| c.is_control() || c.is_whitespace()) {
             return Err(HubError::Setting {
@@ -128,7 +143,8 @@ impl Hub {
             });
         }
         let what = format!("resolving revision {revision} of {repository}");
-        let mut effort = Effort::new(what, self.transport.policy(), &|| false, &|_, _| {});
+        let (stop, waiting) = observed(observer, cancel);
+        let mut effort = Effort::new(what, self.transport.policy(), &stop, &waiting);
         let subject = Subject { repository, revision, path: None };
         let segments =
             ["api", "datasets"].into_iter().chain(repository.split('/')).chain(["revision", revision]);

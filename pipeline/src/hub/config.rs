@@ -8,6 +8,8 @@
 //! | `HF_HOME` | folder of the two below | `$XDG_CACHE_HOME/huggingface`, `~/.cache/huggingface` |
 //! | `HF_HUB_CACHE` (`HUGGINGFACE_HUB_CACHE`) | shared cache, only read here | `$HF_HOME/hub` |
 //! | `HF_HUB_OFFLINE` | never touch the network | |
+//! | `HF_HUB_DOWNLOAD_TIMEOUT` | seconds without a byte after which a connection is given up | 30 |
+//! | `XLSTM_HUB_RETRY_DELAY` | seconds before the first retry; ours, no convention | 1 |
 
 use std::ffi::OsString;
 use std::fmt;
@@ -91,7 +93,7 @@ impl HubConfig {
             hf_cache: None,
             listing_cache: listing_cache.into(),
             retry: RetryPolicy::default(),
-            stall_timeout: Duration::from_secs(60),
+            stall_timeout: Duration::from_secs(30),
             offline: false,
         }
     }
@@ -150,12 +152,31 @@ impl HubConfig {
             Some(endpoint) => endpoint.to_string_lossy().trim_end_matches('/').to_owned(),
             None => DEFAULT_ENDPOINT.to_owned(),
         };
-        Ok(Self {
-            token,
-            hf_cache: Some(hf_cache),
-            offline: flag("HF_HUB_OFFLINE"),
-            ..Self::new(endpoint, cache_home.join("xlstm-data").join("listings"))
-        })
+        let mut config = Self::new(endpoint, cache_home.join("xlstm-data").join("listings"));
+        config.token = token;
+        config.hf_cache = Some(hf_cache);
+        config.offline = flag("HF_HUB_OFFLINE");
+        if let Some(timeout) = seconds("HF_HUB_DOWNLOAD_TIMEOUT", get("HF_HUB_DOWNLOAD_TIMEOUT"))? {
+            config.stall_timeout = timeout;
+        }
+        if let Some(delay) = seconds("XLSTM_HUB_RETRY_DELAY", get("XLSTM_HUB_RETRY_DELAY"))? {
+            config.retry.first_delay = delay;
+        }
+        Ok(config)
+    }
+}
+
+/// A positive number of seconds, fractions allowed.
+fn seconds(setting: &'static str, value: Option<OsString>) -> Result<Option<Duration>, HubError> {
+    let Some(value) = value else { return Ok(None) };
+    let found = value.to_string_lossy().into_owned();
+    match found.trim().parse::<f64>().ok().filter(|&seconds| seconds > 0.0) {
+        Some(seconds) if seconds <= 86_400.0 => Ok(Some(Duration::from_secs_f64(seconds))),
+        _ => Err(HubError::Setting {
+            setting,
+            found,
+            reason: "expected a number of seconds above 0 and up to 86400".into(),
+        }),
     }
 }
 
@@ -182,12 +203,20 @@ mod tests {
             ("HF_HUB_CACHE", "/nowhere/blobs"),
             ("HF_ENDPOINT", "http://mirror.example/"),
             ("HF_HUB_OFFLINE", "1"),
+            ("HF_HUB_DOWNLOAD_TIMEOUT", "2.5"),
+            ("XLSTM_HUB_RETRY_DELAY", "0.01"),
         ])
         .unwrap();
+        assert_eq!(named.stall_timeout, Duration::from_millis(2500));
+        assert_eq!(named.retry.first_delay, Duration::from_millis(10));
         assert_eq!(named.hf_cache.unwrap(), PathBuf::from("/nowhere/blobs"));
         assert_eq!(named.endpoint, "http://mirror.example");
         assert!(named.offline);
         assert!(matches!(from(&[]), Err(HubError::Setting { setting: "HOME", .. })));
+        for bad in ["0", "-1", "soon", "NaN", "inf"] {
+            let error = from(&[("HOME", "/nowhere"), ("XLSTM_HUB_RETRY_DELAY", bad)]).unwrap_err();
+            assert!(matches!(error, HubError::Setting { setting: "XLSTM_HUB_RETRY_DELAY", .. }), "{error}");
+        }
     }
 
     #[test]

@@ -28,8 +28,12 @@ use super::retry::Effort;
 use super::transport::{Broken, Bucket};
 use super::verify::{FetchedFile, verify_file};
 
-/// Told how downloads go, from several threads at once. Every method does nothing unless overridden.
+/// Told how requests go, from several threads at once. Every method does nothing unless overridden.
 pub trait DownloadObserver: Sync {
+    /// `files` files of a listing are known so far.
+    fn listed(&self, files: usize) {
+        let _ = files;
+    }
     /// `bytes` of a file were on disk already.
     fn reused(&self, bytes: u64) {
         let _ = bytes;
@@ -57,6 +61,14 @@ pub trait DownloadObserver: Sync {
 pub struct SilentObserver;
 
 impl DownloadObserver for SilentObserver {}
+
+/// What an [`Effort`] asks and tells, from what callers give.
+pub(super) fn observed<'a>(
+    observer: &'a dyn DownloadObserver,
+    cancel: &'a AtomicBool,
+) -> (impl Fn() -> bool + 'a, impl Fn(&str, Duration) + 'a) {
+    (|| cancel.load(Ordering::Relaxed), |reason: &str, duration| observer.waiting(reason, duration))
+}
 
 /// Content that is not the declared one: what was expected, what was found.
 enum Wrong {

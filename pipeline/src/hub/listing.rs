@@ -10,6 +10,7 @@
 //! names on this disk: one that could leave its folder makes the whole listing refused.
 
 use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
 
 use reqwest::header::{HeaderMap, LINK};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use xlstm_manifests::safe_path::SafePath;
 use super::access::Subject;
 use super::client::Hub;
 use super::digest::DeclaredDigest;
+use super::download::{DownloadObserver, SilentObserver, observed};
 use super::error::HubError;
 use super::listing_cache;
 use super::retry::Effort;
@@ -77,18 +79,20 @@ impl Hub {
     /// What the Hub refuses, [`HubError::Protocol`] for an answer that is no listing, and
     /// [`HubError::UnsafePath`] for a listing that names a path which could leave its folder.
     pub fn list(&self, repository: &str, sha: &str) -> Result<Listing, HubError> {
-        self.list_until(repository, sha, &|| false)
+        self.list_observed(repository, sha, &SilentObserver, &AtomicBool::new(false))
     }
 
-    /// As [`Hub::list`], returning [`HubError::Cancelled`] soon after `stop` says so.
+    /// As [`Hub::list`], telling `observer` of each page and each wait, and returning [`HubError::Cancelled`] soon
+    /// after `cancel` becomes true.
     ///
     /// # Errors
     /// As [`Hub::list`].
-    pub fn list_until(
+    pub fn list_observed(
         &self,
         repository: &str,
         sha: &str,
-        stop: &dyn Fn() -> bool,
+        observer: &dyn DownloadObserver,
+        cancel: &AtomicBool,
     ) -> Result<Listing, HubError> {
         Self::check_repository(repository)?;
         Self::check_commit(sha)?;
@@ -97,7 +101,7 @@ impl Hub {
         if let Some(files) = listing_cache::read(&self.config.listing_cache, &key) {
             return Ok(Listing { repository, sha, files, requests: 0, not_kept: None });
         }
-        let (files, requests) = self.request_listing(&repository, &sha, stop)?;
+        let (files, requests) = self.request_listing(&repository, &sha, observer, cancel)?;
         let kept = listing_cache::write(&self.config.listing_cache, &key, &files);
         let not_kept = kept.err().map(|error| error.to_string());
         Ok(Listing { repository, sha, files, requests, not_kept })
@@ -107,10 +111,12 @@ impl Hub {
         &self,
         repository: &str,
         sha: &str,
-        stop: &dyn Fn() -> bool,
+        observer: &dyn DownloadObserver,
+        cancel: &AtomicBool,
     ) -> Result<(Vec<RemoteFile>, u64), HubError> {
         let what = format!("listing the files of {repository}");
-        let mut effort = Effort::new(what, self.transport.policy(), stop, &|_, _| {});
+        let (stop, waiting) = observed(observer, cancel);
+        let mut effort = Effort::new(what, self.transport.policy(), &stop, &waiting);
         let subject = Subject { repository, revision: sha, path: None };
         let segments = ["api", "datasets"].into_iter().chain(repository.split('/')).chain(["tree", sha]);
         let mut address = self.transport.address(segments);
@@ -125,6 +131,7 @@ impl Hub {
             let page = parse_page(&body, repository, &effort)?;
             effort.progressed_to(visited.len() as u64);
             files.extend(page);
+            observer.listed(files.len());
             match next_link(&headers) {
                 None => break,
                 Some(link) => {

@@ -18,6 +18,7 @@ mod client;
 mod config;
 mod digest;
 mod download;
+mod driver;
 mod error;
 mod listing;
 mod listing_cache;

@@ -80,7 +80,9 @@ impl Partial {
                 hash_all(&mut self.file, &mut self.hasher, check_stop).map_err(|stop| stop.at(&self.path))?;
             return Ok(());
         }
-        self.restart()?;
+        if there > 0 {
+            self.restart()?;
+        }
         self.write_sidecar()
     }
 

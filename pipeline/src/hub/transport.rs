@@ -9,17 +9,15 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE};
 use reqwest::{Client, Response, StatusCode, Url, redirect};
-use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 
 use super::access::{self, Subject};
 use super::config::HubConfig;
+use super::driver::Driver;
 use super::error::HubError;
 use super::rate::{Gate, exhausted_wait, requested_wait};
 use super::retry::{Effort, RetryPolicy, SLICE};
@@ -272,7 +270,7 @@ impl Transport {
             }
             let slice = SLICE.min(deadline.saturating_duration_since(Instant::now()));
             let attempt = async { tokio::time::timeout(slice, future.as_mut()).await };
-            match self.driver.handle.block_on(attempt) {
+            match self.driver.wait(attempt) {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(error)) => return Err(Broken::Interrupted(reason_of(error))),
                 Err(_) if Instant::now() >= deadline => {
@@ -356,39 +354,6 @@ fn build_client(endpoint: &Url, config: &HubConfig) -> Result<Client, HubError> 
 fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-/// The thread that runs the HTTP library's tasks.
-struct Driver {
-    handle: Handle,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Driver {
-    fn start() -> Result<Self, HubError> {
-        let failed =
-            |error| HubError::Disk { action: "start", path: "the network thread".into(), source: error };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let handle = runtime.handle().clone();
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new().name("hub-network".into()).spawn(move || {
-            // Ends when told to, or when the sender is gone: the same thing.
-            let _ = runtime.block_on(stopped);
-            runtime.shutdown_background();
-        });
-        Ok(Self { handle, stop: Some(stop), thread: Some(thread.map_err(failed)?) })
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic there has been reported by the panic hook.
-            let _ = thread.join();
-        }
-    }
 }
 
 #[cfg(test)]

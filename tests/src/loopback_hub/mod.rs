@@ -3,7 +3,7 @@
 //! ```no_run
 //! use xlstm_tests::loopback_hub::{Effect, Fault, LoopbackHub};
 //! let hub = LoopbackHub::builder()
-//!     .dataset("cerebras/SlimPajama-627B", vec![("train/a.jsonl.zst".to_owned(), b"…".to_vec())])
+//!     .dataset("cerebras/SlimPajama-627B", vec![("train/a.jsonl.zst".to_owned(), b"bytes".to_vec())])
 //!     .gated("hf_right")
 //!     .fault(Fault::on_body("train/a.jsonl.zst", Effect::ResetAfter(3)).times(1))
 //!     .start();
@@ -14,6 +14,7 @@
 //! to a relative address. Answers carry what the real ones do: `X-Repo-Commit`, `X-Linked-Etag`, `X-Linked-Size`,
 //! `X-Error-Code`, `Link`, `Content-Range`. Listings come unsorted and in pages.
 
+pub mod client;
 mod dataset;
 mod fault;
 mod http;
