@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use xlstm_pipeline::hub::{Hub, HubError, Prefetch, PrefetchOptions, RemoteFile, SilentObserver};
+use xlstm_pipeline::hub::{
+    DownloadObserver, Hub, HubError, Prefetch, PrefetchOptions, RemoteFile, SilentObserver,
+};
 use xlstm_tests::loopback_hub::client::{Client, REPOSITORY, noise};
 use xlstm_tests::loopback_hub::{Effect, Fault, LoopbackHub, Target};
 
@@ -150,4 +152,23 @@ fn files_of_an_earlier_run_are_verified_and_not_asked_for() {
     let requests: Vec<_> = again.map(|fetched| fetched.result.unwrap().fetched.requests).collect();
     assert_eq!(requests, [0, 0, 0, 1, 0]);
     assert_eq!(begun(&server), 1);
+}
+
+struct Clumsy;
+
+impl DownloadObserver for Clumsy {
+    fn advanced(&self, _: u64) {
+        panic!("the observer stumbled");
+    }
+}
+
+#[test]
+#[should_panic(expected = "the observer stumbled")]
+fn a_panic_in_a_download_thread_reaches_the_caller() {
+    let server = server(2, []);
+    let set = Set::new(&server, Duration::from_secs(60));
+    let (hub, jobs, cancel) = (Arc::clone(&set.hub), set.jobs.clone(), Arc::clone(&set.cancel));
+    let options = PrefetchOptions::default();
+    let prefetch = Prefetch::start(hub, REPOSITORY, &set.sha, jobs, options, Arc::new(Clumsy), cancel);
+    let _ = prefetch.unwrap().next();
 }
