@@ -47,10 +47,62 @@ struct MlstmGradients {
   T* normalizers;  // (chunks, H, K): room to work in
 };
 
+// sLSTM. What the forward pass keeps for the backward pass, each (B, T, H, E).
+template <typename T>
+struct SlstmKept {
+  T* input;       // i~
+  T* forget;      // log σ(f~)
+  T* z;           // tanh(z~)
+  T* o;           // σ(o~)
+  T* cell;        // c
+  T* normalizer;  // n
+  T* maximum;     // m
+};
+
+template <typename T>
+struct SlstmProblem {
+  int64_t batch, time, heads, width;
+  T clip;  // magnitude to which the recurrent gradient is clamped; 0: not
+  const T* x;  // (B, T, G, H, E)
+  const T* recurrent;  // (H, E, G, E)
+  const T* bias;  // (G, H, E)
+  const uint8_t* resets;  // (B, T)
+  const T* initial_hidden;  // (B, H, E), as all states
+  const T* initial_cell;
+  const T* initial_normalizer;
+  const T* initial_maximum;
+  T* y;  // (B, T, H, E)
+  SlstmKept<T> kept;
+  T* final_hidden;
+  T* final_cell;
+  T* final_normalizer;
+  T* final_maximum;
+};
+
+template <typename T>
+struct SlstmGradients {
+  const T* y;  // may be null, as the next four
+  const T* final_hidden;
+  const T* final_cell;
+  const T* final_normalizer;
+  const T* final_maximum;
+  T* x;
+  T* recurrent;
+  T* bias;
+  T* initial_hidden;
+  T* initial_cell;
+  T* initial_normalizer;
+  T* initial_maximum;
+};
+
 struct KernelTable {
   const char* name;
   void (*mlstm_forward_f32)(const MlstmProblem<float>*);
   void (*mlstm_forward_f64)(const MlstmProblem<double>*);
   void (*mlstm_backward_f32)(const MlstmProblem<float>*, const MlstmGradients<float>*);
   void (*mlstm_backward_f64)(const MlstmProblem<double>*, const MlstmGradients<double>*);
+  void (*slstm_forward_f32)(const SlstmProblem<float>*);
+  void (*slstm_forward_f64)(const SlstmProblem<double>*);
+  void (*slstm_backward_f32)(const SlstmProblem<float>*, const SlstmGradients<float>*);
+  void (*slstm_backward_f64)(const SlstmProblem<double>*, const SlstmGradients<double>*);
 };

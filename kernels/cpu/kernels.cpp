@@ -2,6 +2,7 @@
 
 #include "mlstm_backward.h"
 #include "mlstm_forward.h"
+#include "slstm.h"
 
 #define XLSTM_TEXT_(name) #name
 #define XLSTM_TEXT(name) XLSTM_TEXT_(name)
@@ -16,6 +17,10 @@ extern "C" const KernelTable* XLSTM_JOIN(xlstm_cpu_table_, XLSTM_ISA)() {
       mlstm_forward<double>,
       mlstm_backward<float>,
       mlstm_backward<double>,
+      slstm_forward<float>,
+      slstm_forward<double>,
+      slstm_backward<float>,
+      slstm_backward<double>,
   };
   return &table;
 }

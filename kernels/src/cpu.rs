@@ -66,6 +66,50 @@ pub(crate) struct MlstmGradients<T> {
     pub(crate) normalizers: *mut T,
 }
 
+/// `SlstmKept` of `cpu/abi.h`.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct SlstmKept<T> {
+    pub(crate) input: *mut T,
+    pub(crate) forget: *mut T,
+    pub(crate) z: *mut T,
+    pub(crate) o: *mut T,
+    pub(crate) cell: *mut T,
+    pub(crate) normalizer: *mut T,
+    pub(crate) maximum: *mut T,
+}
+
+/// `SlstmProblem` of `cpu/abi.h`; arrays of four are hidden, cell, normaliser and maximum.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct SlstmProblem<T> {
+    pub(crate) batch: i64,
+    pub(crate) time: i64,
+    pub(crate) heads: i64,
+    pub(crate) width: i64,
+    pub(crate) clip: T,
+    pub(crate) x: *const T,
+    pub(crate) recurrent: *const T,
+    pub(crate) bias: *const T,
+    pub(crate) resets: *const u8,
+    pub(crate) initial: [*const T; 4],
+    pub(crate) y: *mut T,
+    pub(crate) kept: SlstmKept<T>,
+    pub(crate) last: [*mut T; 4],
+}
+
+/// `SlstmGradients` of `cpu/abi.h`; arrays of four are hidden, cell, normaliser and maximum.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct SlstmGradients<T> {
+    pub(crate) y: *const T,
+    pub(crate) last: [*const T; 4],
+    pub(crate) x: *mut T,
+    pub(crate) recurrent: *mut T,
+    pub(crate) bias: *mut T,
+    pub(crate) initial: [*mut T; 4],
+}
+
 type Call<A> = unsafe extern "C" fn(*const A);
 type Call2<A, B> = unsafe extern "C" fn(*const A, *const B);
 
@@ -77,6 +121,10 @@ pub(crate) struct KernelTable {
     pub(crate) mlstm_forward_f64: Call<MlstmProblem<f64>>,
     pub(crate) mlstm_backward_f32: Call2<MlstmProblem<f32>, MlstmGradients<f32>>,
     pub(crate) mlstm_backward_f64: Call2<MlstmProblem<f64>, MlstmGradients<f64>>,
+    pub(crate) slstm_forward_f32: Call<SlstmProblem<f32>>,
+    pub(crate) slstm_forward_f64: Call<SlstmProblem<f64>>,
+    pub(crate) slstm_backward_f32: Call2<SlstmProblem<f32>, SlstmGradients<f32>>,
+    pub(crate) slstm_backward_f64: Call2<SlstmProblem<f64>, SlstmGradients<f64>>,
 }
 
 unsafe extern "C" {

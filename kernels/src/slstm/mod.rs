@@ -22,6 +22,7 @@
 //! The ladder: [`SlstmKernel::Reference`], a loop of libtorch calls over time, differentiated by libtorch; and
 //! [`SlstmKernel::Fused`], the whole loop in one call with a backward pass by hand.
 
+mod fused;
 mod reference;
 
 use crate::KernelError;
@@ -129,6 +130,8 @@ pub enum SlstmKernel {
     Auto,
     /// A loop of libtorch calls; any device.
     Reference,
+    /// The whole loop in one call, backward by hand; CPU.
+    Fused,
 }
 
 /// How to compute.
@@ -196,10 +199,21 @@ pub fn slstm(input: &SlstmInput<'_>, options: &SlstmOptions) -> Result<SlstmOutp
         state: Some(&state),
         resets_BT: input.resets_BT,
     };
+    let device = x_BTGHE.device();
+    let clip = options.gradient_clip;
     let output = match options.kernel {
-        SlstmKernel::Auto | SlstmKernel::Reference => {
-            reference::slstm(&converted, &state, sizes, options.gradient_clip)?
+        SlstmKernel::Fused if device != Device::Cpu => {
+            let expected = "the CPU (the fused kernel knows no other)".to_owned();
+            return Err(KernelError::Device {
+                function: "slstm",
+                argument: "x_BTGHE",
+                expected,
+                found: device,
+            });
         }
+        SlstmKernel::Auto if device != Device::Cpu => reference::slstm(&converted, &state, sizes, clip)?,
+        SlstmKernel::Reference => reference::slstm(&converted, &state, sizes, clip)?,
+        SlstmKernel::Auto | SlstmKernel::Fused => fused::slstm(&converted, &state, sizes, clip)?,
     };
     Ok(SlstmOutput { y_BTHE: output.y_BTHE.to_kind(output_kind), state: output.state })
 }
