@@ -8,6 +8,7 @@
 //! Nulls, also of a surrounding struct, are in the definition levels: a value is there only at the maximum.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use parquet::basic::Type as PhysicalType;
@@ -59,7 +60,7 @@ struct Columns {
 impl ParquetRows {
     pub(super) fn open(path: &Path, fields: &Fields, from_record: u64) -> Result<Self, SourceError> {
         let file = File::open(path).map_err(|error| SourceError::io(path, error))?;
-        let file = SerializedFileReader::new(file)
+        let file = guarded(|| SerializedFileReader::new(file))
             .map_err(|error| corrupt(path, "in its directory at the end".to_owned(), error))?;
         let places = Places::find(path, file.metadata().file_metadata().schema_descr(), fields)?;
         let mut reader = Self {
@@ -92,7 +93,7 @@ impl ParquetRows {
             let within = rows - self.next;
             self.next = rows;
             self.rows_left -= within;
-            let skipped = self.columns.as_mut().map_or(Ok(()), |columns| columns.skip(within));
+            let skipped = self.columns.as_mut().map_or(Ok(()), |columns| guarded(|| columns.skip(within)));
             skipped.map_err(|error| self.damage(error))?;
         }
         Ok(())
@@ -105,7 +106,7 @@ impl ParquetRows {
             self.next_group += 1;
             self.rows_left = self.group_rows(group);
             if self.rows_left > 0 {
-                let columns = Columns::open(&self.file, group, &self.places);
+                let columns = guarded(|| Columns::open(&self.file, group, &self.places));
                 self.columns = Some(columns.map_err(|error| self.damage(error))?);
                 return Ok(true);
             }
@@ -123,7 +124,7 @@ impl ParquetRows {
         }
         let number = self.next;
         let Some(columns) = &mut self.columns else { return Ok(None) };
-        match columns.read(number) {
+        match guarded(|| columns.read(number)) {
             Ok(step) => {
                 self.rows_left -= 1;
                 self.next += 1;
@@ -251,6 +252,16 @@ fn digits(number: impl ToString) -> ByteArray {
 
 fn too_few_rows() -> ParquetError {
     ParquetError::EOF("a column has fewer rows than the directory says".to_owned())
+}
+
+/// Runs a step of the decoder, which meets some damage with a panic, and makes an error of that. The reader
+/// is not used again after an error, so no half-changed state is seen.
+fn guarded<T>(step: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+    catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<String>().map(String::as_str);
+        let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(ParquetError::General(format!("the decoder gave up: {message}")))
+    })
 }
 
 fn corrupt(path: &Path, place: String, error: ParquetError) -> SourceError {

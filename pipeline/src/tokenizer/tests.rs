@@ -10,7 +10,7 @@ fn tokenizer() -> &'static Gpt2Tokenizer {
 
 fn exactly(text: &str) -> Vec<u16> {
     let tokenizer = tokenizer();
-    let merges = Merges::new(&tokenizer.inner.vocabulary);
+    let merges = tokenizer.inner.merges.get_or_init(|| Merges::new(&tokenizer.inner.vocabulary));
     let mut words = Vec::new();
     tokenizer.inner.split.pre_tokenize(text, &mut PreTokenizerScratch::default(), &mut words).unwrap();
     let mut ids = Vec::new();

@@ -1,0 +1,163 @@
+//! JSON lines, plain and compressed, whole and broken.
+
+use std::io::Write;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const LINES: &str = concat!(
+    "\u{feff}{\"text\":\"one\",\"meta\":{\"redpajama_set_name\":\"RedPajamaC4\"}}\n",
+    "\n",
+    "{\"text\":\"two\\nlines\",\"meta\":{\"redpajama_set_name\":\"RedPajamaBook\"}}\r\n",
+    "  \t\n",
+    "{\"no\":1}\n",
+    "{\"text\":\"\"}\n",
+    "{\"text\":\"last, without an end\",\"meta\":{}}",
+);
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::encode_all(bytes, 3).unwrap()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// The same lines in every way they may be stored: in frames or members that end anywhere.
+fn stored(folder: &Folder, lines: &[u8]) -> Vec<PathBuf> {
+    let halves = lines.split_at(lines.len() / 2);
+    let skippable = b"\x50\x2a\x4d\x18\x04\x00\x00\x00skip";
+    vec![
+        folder.file("plain.jsonl", lines),
+        folder.file("one.jsonl.zst", &zstd(lines)),
+        folder.file(
+            "frames.jsonl.zst",
+            &[&skippable[..], &zstd(halves.0), skippable, &zstd(halves.1)].concat(),
+        ),
+        folder.file("one.jsonl.gz", &gzip(lines)),
+        folder.file("members.json.gz", &[gzip(halves.0), gzip(b""), gzip(halves.1)].concat()),
+    ]
+}
+
+#[test]
+fn lines_are_the_same_however_they_are_stored() {
+    let folder = Folder::new();
+    for path in stored(&folder, LINES.as_bytes()) {
+        let steps = read(&path, &Fields::slimpajama());
+        assert_eq!(
+            texts(&steps),
+            ["one", "two\nlines", "BAD", "", "last, without an end"],
+            "{}",
+            path.display()
+        );
+        assert_eq!(steps.iter().map(number).collect::<Vec<_>>(), [0, 2, 4, 5, 6]);
+        let Step::Record(record) = &steps[1] else { panic!() };
+        assert_eq!(record.set.as_deref(), Some("RedPajamaBook"));
+        assert_any_start_agrees(&path, &Fields::slimpajama());
+    }
+}
+
+#[test]
+fn an_empty_file_has_no_records() {
+    let folder = Folder::new();
+    for path in stored(&folder, b"") {
+        assert_eq!(read(&path, &Fields::default()), []);
+    }
+}
+
+#[test]
+fn a_file_cut_short_says_how_far_it_was_good() {
+    let folder = Folder::new();
+    let mut lines = String::new();
+    for number in 0..20_000 {
+        lines += &format!("{{\"text\":\"document {number} {}\"}}\n", number * 7919 % 10_007);
+    }
+    for (name, bytes) in [("cut.jsonl.zst", zstd(lines.as_bytes())), ("cut.jsonl.gz", gzip(lines.as_bytes()))]
+    {
+        let path = folder.file(name, &bytes[..bytes.len() * 2 / 3]);
+        let (steps, error) = read_from(&path, &Fields::default(), 0);
+        let error = error.unwrap().to_string();
+        let reached = format!("in record {} (from 0)", steps.len());
+        assert!(!steps.is_empty() && error.contains(&reached), "{error}, {} records", steps.len());
+        assert!(error.contains(name) && error.contains("damaged") && error.contains("again"), "{error}");
+    }
+}
+
+#[test]
+fn changed_bytes_never_go_unnoticed_in_gzip() {
+    let folder = Folder::new();
+    let lines = "{\"text\":\"some document of some length\"}\n".repeat(50);
+    let sound = gzip(lines.as_bytes());
+    let expected = read(&folder.file("sound.jsonl.gz", &sound), &Fields::default());
+    for at in 10..sound.len() {
+        let mut bytes = sound.clone();
+        bytes[at] ^= 0x10;
+        let path = folder.file("flipped.jsonl.gz", &bytes);
+        // The last byte of the compressed data is filled up with bits that mean nothing.
+        let (steps, error) = read_from(&path, &Fields::default(), 0);
+        assert!(error.is_some() || steps == expected, "byte {at}");
+    }
+}
+
+#[test]
+fn bad_lines_do_not_stop_a_reader() {
+    let folder = Folder::new();
+    let lines: &[&[u8]] = &[
+        b"{\"text\":\"a\"}",
+        b"{\"text\":\"a\"",
+        b"{\"text\":null}",
+        b"{\"text\":7}",
+        b"{\"text\":\"\\ud800\"}",
+        b"{\"text\":\"\xff\"}",
+        b"[]",
+        b"{\"text\":\"b\",\"n\":184467440737095516160,\"text\":\"c\"}",
+    ];
+    let path = folder.file("mixed.jsonl", &lines.join(&b'\n'));
+    let steps = read(&path, &Fields::default());
+    let reasons: Vec<_> = steps
+        .iter()
+        .map(|step| match step {
+            Step::Record(record) => record.text.as_str(),
+            Step::Bad { reason, .. } => reason.reason(),
+        })
+        .collect();
+    let expected = [
+        "a",
+        "invalid-json",
+        "missing-text",
+        "text-not-a-string",
+        "invalid-json",
+        "invalid-utf-8",
+        "missing-text",
+        "c",
+    ];
+    assert_eq!(reasons, expected);
+}
+
+#[test]
+fn a_long_line_is_a_line() {
+    let folder = Folder::new();
+    let long = "word ".repeat(4 << 20);
+    let path =
+        folder.file("long.jsonl", format!("{{\"text\":\"{long}\"}}\n{{\"text\":\"short\"}}\n").as_bytes());
+    assert_eq!(texts(&read(&path, &Fields::default())), [long.as_str(), "short"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// Any texts, written by serde_json, come back, in every way of storing them.
+    #[test]
+    fn texts_come_back(documents in prop::collection::vec(any::<String>(), 0..20)) {
+        let folder = Folder::new();
+        let line = |text: &String| serde_json::json!({"id": 1, "text": text}).to_string() + "\n";
+        let lines: String = documents.iter().map(line).collect();
+        for path in stored(&folder, lines.as_bytes()) {
+            let steps = read(&path, &Fields::default());
+            prop_assert_eq!(texts(&steps), documents.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+    }
+}
