@@ -95,6 +95,29 @@ struct SlstmGradients {
   T* initial_maximum;
 };
 
+// C = alpha A B + beta C; element (i, j) of a matrix lies at i * row + j * column, and one of the two is 1.
+template <typename T>
+struct GemmProblem {
+  int64_t m, n, k;
+  T alpha, beta;
+  const T* a;
+  int64_t a_row, a_column;
+  const T* b;
+  int64_t b_row, b_column;
+  T* c;
+  int64_t c_row;
+};
+
+// Cross-entropy of rows of logits; with a scale they become scale times its gradient.
+template <typename T>
+struct CrossEntropyProblem {
+  int64_t rows, vocabulary, ignore_index;
+  T scale;
+  T* logits;  // (rows, vocabulary)
+  const int64_t* targets;  // (rows)
+  T* losses;  // (rows)
+};
+
 struct KernelTable {
   const char* name;
   void (*mlstm_forward_f32)(const MlstmProblem<float>*);
@@ -105,4 +128,8 @@ struct KernelTable {
   void (*slstm_forward_f64)(const SlstmProblem<double>*);
   void (*slstm_backward_f32)(const SlstmProblem<float>*, const SlstmGradients<float>*);
   void (*slstm_backward_f64)(const SlstmProblem<double>*, const SlstmGradients<double>*);
+  void (*gemm_f32)(const GemmProblem<float>*);
+  void (*gemm_f64)(const GemmProblem<double>*);
+  void (*cross_entropy_f32)(const CrossEntropyProblem<float>*);
+  void (*cross_entropy_f64)(const CrossEntropyProblem<double>*);
 };

@@ -1,8 +1,10 @@
 // All kernels for one instruction set: compiled once for each, see build.rs.
 
+#include "gemm_parallel.h"
 #include "mlstm_backward.h"
 #include "mlstm_forward.h"
 #include "slstm.h"
+#include "softmax.h"
 
 #define XLSTM_TEXT_(name) #name
 #define XLSTM_TEXT(name) XLSTM_TEXT_(name)
@@ -21,6 +23,10 @@ extern "C" const KernelTable* XLSTM_JOIN(xlstm_cpu_table_, XLSTM_ISA)() {
       slstm_forward<double>,
       slstm_backward<float>,
       slstm_backward<double>,
+      gemm_parallel<float>,
+      gemm_parallel<double>,
+      cross_entropy<float>,
+      cross_entropy<double>,
   };
   return &table;
 }

@@ -110,6 +110,38 @@ pub(crate) struct SlstmGradients<T> {
     pub(crate) initial: [*mut T; 4],
 }
 
+/// `GemmProblem` of `cpu/abi.h`.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct GemmProblem<T> {
+    pub(crate) m: i64,
+    pub(crate) n: i64,
+    pub(crate) k: i64,
+    pub(crate) alpha: T,
+    pub(crate) beta: T,
+    pub(crate) a: *const T,
+    pub(crate) a_row: i64,
+    pub(crate) a_column: i64,
+    pub(crate) b: *const T,
+    pub(crate) b_row: i64,
+    pub(crate) b_column: i64,
+    pub(crate) c: *mut T,
+    pub(crate) c_row: i64,
+}
+
+/// `CrossEntropyProblem` of `cpu/abi.h`.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct CrossEntropyProblem<T> {
+    pub(crate) rows: i64,
+    pub(crate) vocabulary: i64,
+    pub(crate) ignore_index: i64,
+    pub(crate) scale: T,
+    pub(crate) logits: *mut T,
+    pub(crate) targets: *const i64,
+    pub(crate) losses: *mut T,
+}
+
 type Call<A> = unsafe extern "C" fn(*const A);
 type Call2<A, B> = unsafe extern "C" fn(*const A, *const B);
 
@@ -125,6 +157,10 @@ pub(crate) struct KernelTable {
     pub(crate) slstm_forward_f64: Call<SlstmProblem<f64>>,
     pub(crate) slstm_backward_f32: Call2<SlstmProblem<f32>, SlstmGradients<f32>>,
     pub(crate) slstm_backward_f64: Call2<SlstmProblem<f64>, SlstmGradients<f64>>,
+    pub(crate) gemm_f32: Call<GemmProblem<f32>>,
+    pub(crate) gemm_f64: Call<GemmProblem<f64>>,
+    pub(crate) cross_entropy_f32: Call<CrossEntropyProblem<f32>>,
+    pub(crate) cross_entropy_f64: Call<CrossEntropyProblem<f64>>,
 }
 
 unsafe extern "C" {
@@ -142,6 +178,11 @@ pub fn limit_instruction_set(set: InstructionSet) -> bool {
 pub fn instruction_set() -> String {
     // SAFETY: a static NUL-terminated text.
     unsafe { CStr::from_ptr(table().name) }.to_string_lossy().into_owned()
+}
+
+/// Whether the matrix product of this folder is worth calling: with vectors, it is at least as fast as libtorch's.
+pub(crate) fn has_fast_products() -> bool {
+    instruction_set() != "baseline"
 }
 
 pub(crate) fn table() -> &'static KernelTable {

@@ -6,8 +6,15 @@
 //! pass only scales them.
 
 use crate::KernelError;
+use crate::cpu::{self, CrossEntropyProblem, address, empty};
+use crate::linear::multiply;
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
-use tch::{Kind, Reduction, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
+use xlstm_bridge::BridgeError;
+use xlstm_bridge::autograd::{Backward, Forward, custom_function};
+
+/// The logits of a chunk take about this much memory.
+const CHUNK_BYTES: i64 = 64 << 20;
 
 /// How to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,11 +54,160 @@ pub fn projected_cross_entropy(
     options: &CrossEntropyOptions,
 ) -> Result<CrossEntropyOutput, KernelError> {
     let (count, kind) = check(hidden_ND, weight_VD, targets_N, options)?;
-    let logits_NV = hidden_ND.to_kind(kind).matmul(&weight_VD.to_kind(kind).tr());
+    let (hidden_ND, weight_VD) = (hidden_ND.to_kind(kind), weight_VD.to_kind(kind));
+    if hidden_ND.device() == Device::Cpu {
+        return chunked(&hidden_ND, &weight_VD, targets_N, options, count);
+    }
+    reference(&hidden_ND, &weight_VD, targets_N, options, count)
+}
+
+/// All logits at once, differentiated by libtorch; any device.
+fn reference(
+    hidden_ND: &Tensor,
+    weight_VD: &Tensor,
+    targets_N: &Tensor,
+    options: &CrossEntropyOptions,
+    count: i64,
+) -> Result<CrossEntropyOutput, KernelError> {
+    let logits_NV = hidden_ND.matmul(&weight_VD.tr());
     let losses_N =
         logits_NV.cross_entropy_loss(targets_N, None::<&Tensor>, Reduction::None, options.ignore_index, 0.0);
-    let loss = losses_N.sum(kind) / count as f64;
+    let loss = losses_N.sum(losses_N.kind()) / count as f64;
     Ok(CrossEntropyOutput { loss, token_losses_N: losses_N.detach(), count })
+}
+
+/// Rows in chunks, on the CPU; the gradients are computed on the way.
+fn chunked(
+    hidden_ND: &Tensor,
+    weight_VD: &Tensor,
+    targets_N: &Tensor,
+    options: &CrossEntropyOptions,
+    count: i64,
+) -> Result<CrossEntropyOutput, KernelError> {
+    const NAME: &str = "projected_cross_entropy";
+    let mut losses_N = None;
+    let mut outputs = custom_function(
+        NAME,
+        &[Some(hidden_ND), Some(weight_VD)],
+        |recorded| {
+            let mut pass = ChunkedPass::new(
+                hidden_ND.contiguous(),
+                weight_VD.contiguous(),
+                targets_N,
+                options,
+                recorded,
+            );
+            pass.run(count);
+            let loss = pass.losses_N.sum(Kind::Double) / count as f64;
+            let loss = loss.to_kind(hidden_ND.kind());
+            losses_N = Some(pass.losses_N);
+            Ok(Forward { outputs: vec![loss], saved: pass.gradients.into_iter().flatten().collect() })
+        },
+        |context: &Backward| {
+            let upstream = context.gradients[0].as_ref().ok_or("no gradient")?;
+            let is_one = upstream.double_value(&[]) == 1.0;
+            let scaled = |saved: &Tensor| if is_one { saved.shallow_clone() } else { saved * upstream };
+            let scaled: Vec<_> = context.saved.iter().map(|saved| Some(scaled(saved))).collect();
+            Ok(scaled)
+        },
+    )?;
+    let missing = || BridgeError::Contract { name: NAME, expected: "losses".into(), found: "none".into() };
+    let token_losses_N = losses_N.ok_or_else(missing)?;
+    Ok(CrossEntropyOutput { loss: outputs.swap_remove(0), token_losses_N, count })
+}
+
+/// One pass over all rows.
+struct ChunkedPass {
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    losses_N: Tensor,
+    /// Of `hidden_ND` and of `weight_VD`, when they are wanted.
+    gradients: [Option<Tensor>; 2],
+    logits_RV: Tensor,
+    chunk: i64,
+    ignore_index: i64,
+}
+
+impl ChunkedPass {
+    fn new(
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: &Tensor,
+        options: &CrossEntropyOptions,
+        recorded: bool,
+    ) -> Self {
+        let (kind, rows, vocabulary) = (hidden_ND.kind(), hidden_ND.size()[0], weight_VD.size()[0]);
+        let bytes = if kind == Kind::Double { 8 } else { 4 };
+        let fitting = (CHUNK_BYTES / (bytes * vocabulary)).clamp(64, 1024);
+        let chosen = options.chunk_rows.and_then(|rows| i64::try_from(rows).ok()).unwrap_or(fitting);
+        let chunk = chosen.clamp(1, rows);
+        let gradient = |tensor: &Tensor| recorded.then(|| empty(&tensor.size(), kind));
+        Self {
+            losses_N: empty(&[rows], kind),
+            gradients: [gradient(&hidden_ND), gradient(&weight_VD)],
+            logits_RV: empty(&[chunk, vocabulary], kind),
+            targets_N: targets_N.contiguous(),
+            ignore_index: options.ignore_index,
+            hidden_ND,
+            weight_VD,
+            chunk,
+        }
+    }
+
+    fn run(&mut self, count: i64) {
+        let rows = self.hidden_ND.size()[0];
+        let mut start = 0;
+        while start < rows {
+            let length = self.chunk.min(rows - start);
+            self.chunk_of_rows(start, length, 1.0 / count as f64);
+            start += length;
+        }
+    }
+
+    fn chunk_of_rows(&self, start: i64, length: i64, scale: f64) {
+        let part = |tensor: &Tensor| tensor.narrow(0, start, length);
+        let logits_RV = self.logits_RV.narrow(0, 0, length);
+        let hidden_RD = part(&self.hidden_ND);
+        multiply(&logits_RV, &hidden_RD, &self.weight_VD.tr(), 0.0);
+        let [hidden_gradient, weight_gradient] = &self.gradients;
+        let scale = if hidden_gradient.is_some() { scale } else { 0.0 };
+        self.cross_entropy(&logits_RV, &part(&self.targets_N), &part(&self.losses_N), scale);
+        if let (Some(hidden_gradient), Some(weight_gradient)) = (hidden_gradient, weight_gradient) {
+            multiply(&part(hidden_gradient), &logits_RV, &self.weight_VD, 0.0);
+            multiply(weight_gradient, &logits_RV.tr(), &hidden_RD, if start == 0 { 0.0 } else { 1.0 });
+        }
+    }
+
+    fn cross_entropy(&self, logits_RV: &Tensor, targets_R: &Tensor, losses_R: &Tensor, scale: f64) {
+        let table = cpu::table();
+        // SAFETY: dense tensors of fitting sizes, alive during the call; the targets were checked to lie in range.
+        unsafe {
+            if logits_RV.kind() == Kind::Double {
+                (table.cross_entropy_f64)(&self.problem(logits_RV, targets_R, losses_R, scale));
+            } else {
+                (table.cross_entropy_f32)(&self.problem(logits_RV, targets_R, losses_R, scale as f32));
+            }
+        }
+    }
+
+    fn problem<T>(
+        &self,
+        logits_RV: &Tensor,
+        targets_R: &Tensor,
+        losses_R: &Tensor,
+        scale: T,
+    ) -> CrossEntropyProblem<T> {
+        CrossEntropyProblem {
+            rows: logits_RV.size()[0],
+            vocabulary: logits_RV.size()[1],
+            ignore_index: self.ignore_index,
+            scale,
+            logits: address(logits_RV),
+            targets: address::<i64>(targets_R).cast_const(),
+            losses: address(losses_R),
+        }
+    }
 }
 
 fn check(

@@ -7,6 +7,7 @@
 //! | [`conv::causal_conv_silu`] | fig. 10, 11 | reference, fused |
 //! | [`norm::layer_norm`], [`norm::head_norm`] | fig. 10, 11 | reference, fused |
 //! | [`gates`] | fig. 10, 11 | reference, fused |
+//! | [`linear::linear`] | – | libtorch, own product |
 //! | [`cross_entropy::projected_cross_entropy`] | – | reference, chunked |
 //!
 //! Names of tensors end in their shape: `x_BTD` has dimensions batch, time, width. The letters, everywhere:
@@ -29,6 +30,7 @@ pub mod cpu;
 pub mod cross_entropy;
 mod error;
 pub mod gates;
+pub mod linear;
 pub mod mlstm;
 pub mod norm;
 mod shape;
