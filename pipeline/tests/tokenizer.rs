@@ -40,7 +40,7 @@ fn reference_ids_are_reproduced() {
             assert_eq!(ids, golden.ids, "{} line {}", path.display(), number + 1);
         }
     }
-    assert_eq!(scratch.corrected_pieces(), 0);
+    assert_eq!(scratch.corrections(), 0);
 }
 
 /// Every character of Unicode between letters, digits, punctuation and spaces: the digest changes if the

@@ -9,11 +9,11 @@
 //! * Every document's ids are decoded again while they are hot and compared with its bytes. The library
 //!   looks words up by digests of 32 and 64 bits; two words may share one. It is rare, and a wrong token in
 //!   a trillion would never be noticed later. Where the comparison fails, [`exact`] encodes the words anew.
-//! * Documents of any length: text is encoded in pieces that end where the splitting pattern always ends a
-//!   match ([`pieces`]), so memory does not grow with the document.
+//! * Documents of any length in constant memory: text is split through a window. What a match is depends on
+//!   its own characters and at most two more, so of the matches in a window all are certain but those at its
+//!   end; the next window starts after the last certain one. A word longer than a window goes to [`exact`].
 
 mod exact;
-mod pieces;
 mod probe;
 mod vocabulary;
 
@@ -27,7 +27,7 @@ use tokenizers::pipeline::{Model, PipelineToken, PreTokenizer, PreTokenizerScrat
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use xlstm_manifests::{Sha256Digest, manifest};
 
-use exact::Merges;
+use exact::Exact;
 use vocabulary::{ORDINARY_TOKENS, VOCAB_BPE, Vocabulary};
 
 /// `<|endoftext|>`: the id that ends every document, and that no text encodes to.
@@ -42,9 +42,17 @@ const PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{
 /// The exact version of the library that Cargo.toml pins; a test compares it with the lock file.
 const ENGINE_VERSION: &str = "1.0.0-rc.3";
 
-/// Bytes after which a document is cut at the next certain boundary. Small enough for the working buffers
-/// (about 20 bytes for each byte of a piece) to stay in the processor's cache.
-const PIECE_BYTES: usize = 64 << 10;
+/// Bytes that are split at once. Small enough for the working buffers (about 20 bytes for each byte of a
+/// window) to stay in the processor's cache.
+const WINDOW_BYTES: usize = 64 << 10;
+
+/// A window is made this many times larger for a long word, before the word is given to [`exact`].
+const LARGER_WINDOW: usize = 16;
+
+/// Bytes after a match that may decide what it is. A run of one class is ended by the next character,
+/// `\s+(?!\S)` looks one further, and an apostrophe is taken alone only after the two characters that may
+/// make it a contraction: two characters of at most four bytes. Twice that, to be safe.
+const LOOK_AHEAD: usize = 16;
 
 /// Slots of each thread's table of words already met (32 bytes each).
 const WORD_CACHE_SLOTS: usize = 1 << 16;
@@ -58,12 +66,6 @@ pub enum TokenizerError {
     /// The library refused.
     #[error("the tokenizer library failed: {0}")]
     Library(String),
-    /// One piece without any boundary is longer than the library's 32-bit offsets reach.
-    #[error("a run of {bytes} bytes has no place to cut; at most {} can be tokenized at once", u32::MAX)]
-    PieceTooLong {
-        /// Length of the run.
-        bytes: usize,
-    },
 }
 
 impl From<tokenizers::Error> for TokenizerError {
@@ -82,8 +84,8 @@ struct Inner {
     split: Split,
     model: PipelineBPE,
     vocabulary: Vocabulary,
-    /// The slow path's table, made when first needed.
-    merges: OnceLock<Merges>,
+    /// The slow path's tables, made when first needed.
+    exact: OnceLock<Exact>,
 }
 
 /// One thread's working buffers and its table of words already met. Keep it from call to call.
@@ -93,15 +95,15 @@ pub struct EncodeScratch {
     words: Vec<Span>,
     model: Option<BpeScratch>,
     tokens: Vec<PipelineToken>,
-    /// Pieces for which the library's ids did not decode to the text, and that [`exact`] encoded.
-    corrected_pieces: u64,
+    /// Windows for which the library's ids did not decode to the text, and that [`exact`] encoded.
+    corrected_windows: u64,
 }
 
 impl EncodeScratch {
-    /// How many pieces the library got wrong so far (and that were put right before anyone saw them).
+    /// How often the library's ids did not decode to the text so far (and were put right).
     #[must_use]
-    pub fn corrected_pieces(&self) -> u64 {
-        self.corrected_pieces
+    pub fn corrections(&self) -> u64 {
+        self.corrected_windows
     }
 }
 
@@ -125,20 +127,20 @@ impl Gpt2Tokenizer {
         })?;
         let pattern = SplitPattern::Regex(PATTERN.to_owned());
         let split = Split::native(pattern, SplitDelimiterBehavior::Isolated, false)?;
-        Ok(Self { inner: Arc::new(Inner { split, model, vocabulary, merges: OnceLock::new() }) })
+        Ok(Self { inner: Arc::new(Inner { split, model, vocabulary, exact: OnceLock::new() }) })
     }
 
     /// Appends the ids of `text` to `out`; never appends [`EOS`]. After an error `out` is as before.
     ///
     /// # Errors
-    /// Text that has 4 GiB without a place to cut, or a failure of the library.
+    /// A failure of the library.
     pub fn encode_into(
         &self,
         scratch: &mut EncodeScratch,
         text: &str,
         out: &mut Vec<u16>,
     ) -> Result<(), TokenizerError> {
-        self.encode_in_pieces(scratch, text, PIECE_BYTES, out)
+        self.encode_in_windows(scratch, text, WINDOW_BYTES, out)
     }
 
     /// The ids of `text`, for callers that encode now and then.
@@ -151,48 +153,50 @@ impl Gpt2Tokenizer {
         Ok(out)
     }
 
-    fn encode_in_pieces(
+    fn encode_in_windows(
         &self,
         scratch: &mut EncodeScratch,
         text: &str,
-        piece_bytes: usize,
+        window_bytes: usize,
         out: &mut Vec<u16>,
     ) -> Result<(), TokenizerError> {
         let before = out.len();
-        for piece in pieces::pieces(text, piece_bytes) {
-            if let Err(error) = self.encode_piece(scratch, piece, out) {
-                out.truncate(before);
-                return Err(error);
+        let mut rest = text;
+        while !rest.is_empty() {
+            match self.encode_window(scratch, rest, window_bytes, out) {
+                Ok(length) => rest = &rest[length..],
+                Err(error) => {
+                    out.truncate(before);
+                    return Err(error);
+                }
             }
         }
         Ok(())
     }
 
-    fn encode_piece(
+    /// Encodes at least one word at the head of `rest`, and what else is certain in the window; how long
+    /// the encoded text is.
+    fn encode_window(
         &self,
         scratch: &mut EncodeScratch,
-        piece: &str,
+        rest: &str,
+        window_bytes: usize,
         out: &mut Vec<u16>,
-    ) -> Result<(), TokenizerError> {
-        if u32::try_from(piece.len()).is_err() {
-            return Err(TokenizerError::PieceTooLong { bytes: piece.len() });
-        }
+    ) -> Result<usize, TokenizerError> {
         let inner = &*self.inner;
-        scratch.words.clear();
-        scratch.tokens.clear();
-        inner.split.pre_tokenize(piece, &mut scratch.split, &mut scratch.words)?;
-        let model = scratch.model.get_or_insert_with(|| inner.model.init_scratch());
-        inner.model.tokenize_spans(piece, &scratch.words, model, &mut scratch.tokens)?;
-        let before = out.len();
-        if !inner.append_if_true(piece.as_bytes(), PipelineToken::cast_slice(&scratch.tokens), out) {
-            out.truncate(before);
-            scratch.corrected_pieces += 1;
-            let merges = inner.merges.get_or_init(|| Merges::new(&inner.vocabulary));
-            for word in &scratch.words {
-                merges.encode(&inner.vocabulary, &piece.as_bytes()[word.range()], out);
+        let largest = (LARGER_WINDOW * window_bytes).max(LARGER_WINDOW * LOOK_AHEAD);
+        for window_bytes in [window_bytes, largest] {
+            let window = head(rest, window_bytes);
+            let words = inner.certain_words(scratch, window, window.len() == rest.len())?;
+            if let Some(end) = scratch.words[..words].last().map(|word| word.range().end) {
+                scratch.words.truncate(words);
+                inner.encode_words(scratch, &window[..end], out)?;
+                return Ok(end);
             }
         }
-        Ok(())
+        let end = inner.end_of_word(scratch, rest, largest)?;
+        inner.exact().encode(&inner.vocabulary, &rest.as_bytes()[..end], out);
+        Ok(end)
     }
 
     /// The bytes that `ids` stand for ([`EOS`] as `<|endoftext|>`). Ids outside the vocabulary have none.
@@ -232,6 +236,67 @@ impl Gpt2Tokenizer {
 }
 
 impl Inner {
+    fn exact(&self) -> &Exact {
+        self.exact.get_or_init(|| Exact::new(&self.vocabulary))
+    }
+
+    /// Splits `window` into `scratch.words`; how many of them are certain whatever follows the window.
+    fn certain_words(
+        &self,
+        scratch: &mut EncodeScratch,
+        window: &str,
+        is_all: bool,
+    ) -> Result<usize, TokenizerError> {
+        scratch.words.clear();
+        self.split.pre_tokenize(window, &mut scratch.split, &mut scratch.words)?;
+        let decided = if is_all { window.len() } else { window.len().saturating_sub(LOOK_AHEAD) };
+        Ok(scratch.words.partition_point(|word| word.range().end <= decided))
+    }
+
+    /// Where the word ends that starts `rest` and reaches to within [`LOOK_AHEAD`] of the first `window_bytes`.
+    ///
+    /// A word of that length is a run of one class of characters (after one space, perhaps), and text that
+    /// starts inside such a run, not at its last two characters, starts with the rest of the run.
+    fn end_of_word(
+        &self,
+        scratch: &mut EncodeScratch,
+        rest: &str,
+        window_bytes: usize,
+    ) -> Result<usize, TokenizerError> {
+        let mut reached = head(rest, window_bytes).len().saturating_sub(LOOK_AHEAD);
+        loop {
+            let inside = rest.floor_char_boundary(reached.saturating_sub(LOOK_AHEAD));
+            let window = head(&rest[inside..], window_bytes);
+            let is_all = inside + window.len() == rest.len();
+            let certain = self.certain_words(scratch, window, is_all)?;
+            if let Some(run) = scratch.words[..certain].first() {
+                return Ok(inside + run.range().end);
+            }
+            reached = inside + window.len() - LOOK_AHEAD;
+        }
+    }
+
+    /// Appends the ids of `scratch.words`, which cover `text`.
+    fn encode_words(
+        &self,
+        scratch: &mut EncodeScratch,
+        text: &str,
+        out: &mut Vec<u16>,
+    ) -> Result<(), TokenizerError> {
+        scratch.tokens.clear();
+        let model = scratch.model.get_or_insert_with(|| self.model.init_scratch());
+        self.model.tokenize_spans(text, &scratch.words, model, &mut scratch.tokens)?;
+        let before = out.len();
+        if !self.append_if_true(text.as_bytes(), PipelineToken::cast_slice(&scratch.tokens), out) {
+            out.truncate(before);
+            scratch.corrected_windows += 1;
+            for word in &scratch.words {
+                self.exact().encode(&self.vocabulary, &text.as_bytes()[word.range()], out);
+            }
+        }
+        Ok(())
+    }
+
     /// Appends `ids` if they decode to exactly `text`. What was appended is undefined if not.
     #[inline]
     fn append_if_true(&self, text: &[u8], ids: &[u32], out: &mut Vec<u16>) -> bool {
@@ -247,6 +312,11 @@ impl Inner {
         }
         rest.is_empty()
     }
+}
+
+/// The first `bytes` bytes of `text`, less the character that they cut.
+fn head(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
 }
 
 #[cfg(test)]

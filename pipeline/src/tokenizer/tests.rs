@@ -1,3 +1,5 @@
+use std::collections::HashMap;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -8,16 +10,29 @@ fn tokenizer() -> &'static Gpt2Tokenizer {
     TOKENIZER.get_or_init(|| Gpt2Tokenizer::new().unwrap())
 }
 
-fn exactly(text: &str) -> Vec<u16> {
-    let tokenizer = tokenizer();
-    let merges = tokenizer.inner.merges.get_or_init(|| Merges::new(&tokenizer.inner.vocabulary));
+/// The definition of byte-pair encoding, word by word.
+fn by_definition(text: &str) -> Vec<u16> {
+    let inner = &tokenizer().inner;
     let mut words = Vec::new();
-    tokenizer.inner.split.pre_tokenize(text, &mut PreTokenizerScratch::default(), &mut words).unwrap();
-    let mut ids = Vec::new();
-    for word in words {
-        merges.encode(&tokenizer.inner.vocabulary, &text.as_bytes()[word.range()], &mut ids);
+    inner.split.pre_tokenize(text, &mut PreTokenizerScratch::default(), &mut words).unwrap();
+    words.into_iter().flat_map(|word| merge(&text.as_bytes()[word.range()])).collect()
+}
+
+fn merge(word: &[u8]) -> Vec<u16> {
+    static TABLES: OnceLock<(HashMap<(u16, u16), u16>, HashMap<u8, u16>)> = OnceLock::new();
+    let vocabulary = &tokenizer().inner.vocabulary;
+    let (merges, bytes) = TABLES.get_or_init(|| {
+        let merges = vocabulary.merges.iter().copied().zip(256..).collect();
+        (merges, (0..256).map(|id| (vocabulary.token(id).unwrap()[0], id)).collect())
+    });
+    let mut ids: Vec<u16> = word.iter().map(|byte| bytes[byte]).collect();
+    loop {
+        // The smallest merged id is the first merge; of equal ones `min` takes the leftmost.
+        let pairs = (1..ids.len()).filter_map(|at| Some((*merges.get(&(ids[at - 1], ids[at]))?, at)));
+        let Some((merged, at)) = pairs.min() else { return ids };
+        ids[at - 1] = merged;
+        ids.remove(at);
     }
-    ids
 }
 
 /// Text that puts every class of character next to every other.
@@ -33,17 +48,41 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn pieces_give_the_ids_of_the_whole(text in awkward_text(), piece_bytes in 1usize..40) {
+    fn windows_give_the_ids_of_the_whole(text in awkward_text(), window_bytes in 1usize..40) {
         let mut scratch = EncodeScratch::default();
         let (mut whole, mut parts) = (Vec::new(), Vec::new());
-        tokenizer().encode_in_pieces(&mut scratch, &text, usize::MAX, &mut whole).unwrap();
-        tokenizer().encode_in_pieces(&mut scratch, &text, piece_bytes, &mut parts).unwrap();
+        tokenizer().encode_in_windows(&mut scratch, &text, 1 << 20, &mut whole).unwrap();
+        tokenizer().encode_in_windows(&mut scratch, &text, window_bytes, &mut parts).unwrap();
         prop_assert_eq!(whole, parts);
     }
 
     #[test]
     fn the_library_agrees_with_the_definition(text in awkward_text()) {
-        prop_assert_eq!(tokenizer().encode(&text).unwrap(), exactly(&text));
+        prop_assert_eq!(tokenizer().encode(&text).unwrap(), by_definition(&text));
+    }
+
+    /// Words of few letters, in which merges overlap and compete, settled as often as possible.
+    #[test]
+    fn the_exact_path_is_the_definition(
+        word in prop_oneof!["[ab]{0,400}", "[eraint]{0,400}", "[ =\\-*]{0,400}", "[a-z]{0,200}", "[а-я日本語é]{0,100}", "[a-zA-Z' ]{0,200}"],
+        window in 1usize..300,
+    ) {
+        let inner = &tokenizer().inner;
+        let mut ids = Vec::new();
+        inner.exact().encode_in_windows(&inner.vocabulary, word.as_bytes(), window, &mut ids);
+        prop_assert_eq!(ids, merge(word.as_bytes()));
+    }
+
+    /// Long runs of one class, where a window holds no whole word.
+    #[test]
+    fn long_words_are_found_whole(
+        runs in prop::collection::vec(("a|b|'|!|1| |\n|é|日|\u{301}", 1usize..120), 1..8),
+        window_bytes in 1usize..24,
+    ) {
+        let text: String = runs.iter().map(|(unit, count)| unit.repeat(*count)).collect();
+        let mut ids = Vec::new();
+        tokenizer().encode_in_windows(&mut EncodeScratch::default(), &text, window_bytes, &mut ids).unwrap();
+        prop_assert_eq!(ids, by_definition(&text));
     }
 
     #[test]
@@ -66,9 +105,18 @@ fn ids_that_do_not_decode_to_the_text_are_refused() {
 }
 
 #[test]
-fn the_definition_encodes_a_long_word_in_time() {
-    let word = "abcdefgh".repeat(50_000);
-    assert_eq!(exactly(&word), tokenizer().encode(&word).unwrap());
+fn a_word_longer_than_every_window_is_encoded() {
+    let mut scratch = EncodeScratch::default();
+    for unit in ["a", "ab", "=", "9", " ", "日", "abcdefgh", "'"] {
+        for tail in ["", "!", " x", "'s"] {
+            let text = format!("x {}{tail}", unit.repeat(1500));
+            let mut ids = Vec::new();
+            tokenizer().encode_in_windows(&mut scratch, &text, 8, &mut ids).unwrap();
+            assert_eq!(ids, by_definition(&text), "{unit:?} {tail:?}");
+        }
+    }
+    let text = "x".repeat(3 << 20);
+    assert_eq!(tokenizer().decode(&tokenizer().encode(&text).unwrap()), text.as_bytes());
 }
 
 #[test]

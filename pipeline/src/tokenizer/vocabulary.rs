@@ -34,8 +34,6 @@ pub(super) struct Vocabulary {
     lengths: Vec<u8>,
     /// The two ids that merge i joins into id 256 + i.
     pub(super) merges: Vec<(u16, u16)>,
-    /// The id of each single byte.
-    pub(super) byte_ids: [u16; 256],
 }
 
 impl Vocabulary {
@@ -45,12 +43,10 @@ impl Vocabulary {
     /// A merge list that does not have the form above; the embedded one does (a test proves its digest).
     pub(super) fn read() -> Result<Self, TokenizerError> {
         let alphabet = byte_order();
-        let mut byte_ids = [0u16; 256];
         let mut tokens: Vec<Vec<u8>> = Vec::with_capacity(ORDINARY_TOKENS + 1);
         let mut ids: HashMap<&str, u16> = HashMap::with_capacity(ORDINARY_TOKENS);
         let spelled: Vec<String> = alphabet.iter().map(|&(_, character)| character.to_string()).collect();
         for (id, &(byte, _)) in (0u16..).zip(&alphabet) {
-            byte_ids[usize::from(byte)] = id;
             tokens.push(vec![byte]);
             ids.insert(&spelled[usize::from(id)], id);
         }
@@ -74,10 +70,10 @@ impl Vocabulary {
             )));
         }
         tokens.push(END_OF_TEXT.to_vec());
-        Ok(Self::from_tokens(&tokens, merges, byte_ids))
+        Ok(Self::from_tokens(&tokens, merges))
     }
 
-    fn from_tokens(tokens: &[Vec<u8>], merges: Vec<(u16, u16)>, byte_ids: [u16; 256]) -> Self {
+    fn from_tokens(tokens: &[Vec<u8>], merges: Vec<(u16, u16)>) -> Self {
         let bytes = tokens.concat();
         let mut offsets = vec![0u32];
         let mut end = 0u32;
@@ -93,7 +89,7 @@ impl Vocabulary {
             prefix[..inline].copy_from_slice(&token[..inline]);
             prefixes.push(u128::from_le_bytes(prefix));
         }
-        Self { bytes, offsets, prefixes, lengths, merges, byte_ids }
+        Self { bytes, offsets, prefixes, lengths, merges }
     }
 
     /// The bytes that `id` stands for; `None` for an id outside the vocabulary.
@@ -101,6 +97,12 @@ impl Vocabulary {
         let start = *self.offsets.get(usize::from(id))? as usize;
         let end = *self.offsets.get(usize::from(id) + 1)? as usize;
         self.bytes.get(start..end)
+    }
+
+    /// The length in bytes of the token `id`; 0 outside the vocabulary.
+    #[inline]
+    pub(super) fn length(&self, id: u16) -> usize {
+        self.lengths.get(usize::from(id)).copied().map_or(0, usize::from)
     }
 
     /// The length of `id`'s token if `text` starts with its bytes, else `None`.
