@@ -6,7 +6,11 @@
 //! Work is split by input and put together in input order, so no thread count, task count or restart
 //! can change a byte of what is written.
 
+pub mod audit;
+pub mod diff;
 pub mod hub;
 pub mod record;
+pub mod report;
 pub mod sources;
 pub mod tokenizer;
+pub mod trace;

@@ -1,0 +1,241 @@
+//! The documents of a split, one interface for both layouts: where each is from, and its tokens.
+//!
+//! Documents are numbered in stream order over the whole split. Nothing is held but the shard at hand.
+
+use std::path::{Path, PathBuf};
+
+use xlstm_manifests::documents::{Document, DocumentShard};
+use xlstm_manifests::manifest::Layout;
+use xlstm_manifests::spans::{Span, SpansFile};
+use xlstm_manifests::{Dataset, Error, Manifest, Result, Sha256Digest};
+
+use super::spans::set_name;
+
+/// A split opened for reading document by document.
+#[derive(Debug)]
+pub(crate) struct Corpus {
+    content: Content,
+    /// Number of each shard's first document, then the number of documents.
+    starts: Vec<u64>,
+}
+
+#[derive(Debug)]
+enum Content {
+    Packed(Box<Dataset>),
+    Documents { manifest: Box<Manifest>, folder: PathBuf },
+}
+
+/// What is known of a document besides its tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Meta {
+    /// Index into the manifest's inputs.
+    pub(crate) input: u32,
+    /// Record number in that input.
+    pub(crate) record: u64,
+    /// Its set's name.
+    pub(crate) set: Option<String>,
+    /// The source's own name for it.
+    pub(crate) id: Option<String>,
+    /// Tokens of its text, without separator.
+    pub(crate) tokens: u64,
+    /// UTF-8 bytes of its text.
+    pub(crate) bytes: u64,
+    /// SHA-256 of its text.
+    pub(crate) digest: Sha256Digest,
+    /// Characters and words, where the layout stores them.
+    pub(crate) chars_and_words: Option<(u64, u64)>,
+    /// Row and token in it where it begins (packed).
+    pub(crate) place: Option<(u64, u16)>,
+}
+
+impl Corpus {
+    /// Opens the split at `path`, whole or one task's part.
+    ///
+    /// # Errors
+    /// When the manifest does not hold, or a shard is missing or has another size.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let manifest = Manifest::load(path)?;
+        let packed = manifest.layout == Layout::Packed;
+        let mut starts = vec![0u64];
+        for shard in &manifest.shards {
+            let records = if packed { shard.companion.records } else { shard.file.records };
+            starts.push(starts.last().copied().unwrap_or(0).saturating_add(records));
+        }
+        let content = if packed {
+            Content::Packed(Box::new(Dataset::open(path)?))
+        } else {
+            let file = Manifest::locate(path);
+            let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new(".")).into();
+            Content::Documents { manifest: Box::new(manifest), folder }
+        };
+        Ok(Self { content, starts })
+    }
+
+    /// The manifest.
+    pub(crate) fn manifest(&self) -> &Manifest {
+        match &self.content {
+            Content::Packed(dataset) => dataset.manifest(),
+            Content::Documents { manifest, .. } => manifest,
+        }
+    }
+
+    /// The split's folder.
+    pub(crate) fn folder(&self) -> &Path {
+        match &self.content {
+            Content::Packed(dataset) => dataset.folder(),
+            Content::Documents { folder, .. } => folder,
+        }
+    }
+
+    /// The rows, where there are rows.
+    pub(crate) fn rows(&self) -> Option<&Dataset> {
+        match &self.content {
+            Content::Packed(dataset) => Some(dataset),
+            Content::Documents { .. } => None,
+        }
+    }
+
+    /// Number of documents.
+    pub(crate) fn documents(&self) -> u64 {
+        self.starts.last().copied().unwrap_or(0)
+    }
+
+    /// Number of shards.
+    pub(crate) fn shards(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// The shard that holds document `number`, and the document's place in it.
+    pub(crate) fn place_of(&self, number: u64) -> Option<(usize, usize)> {
+        if number >= self.documents() {
+            return None;
+        }
+        let shard = self.starts.partition_point(|&start| start <= number) - 1;
+        Some((shard, usize::try_from(number - self.starts[shard]).ok()?))
+    }
+
+    /// Opens the documents of shard `number`.
+    pub(crate) fn shard(&self, number: usize) -> Result<ShardDocuments<'_>> {
+        let manifest = self.manifest();
+        let append = manifest.packing.append_end_of_text;
+        let sets: Vec<String> = manifest.sets.iter().map(|set| set.name.clone()).collect();
+        let list = match &self.content {
+            Content::Packed(dataset) => List::Spans(dataset.spans(number)?, dataset),
+            Content::Documents { folder, .. } => {
+                let record = &manifest.shards[number].file;
+                List::Documents(DocumentShard::open(&record.path.resolve(folder)?, record.records)?)
+            }
+        };
+        Ok(ShardDocuments { list, sets, append })
+    }
+}
+
+/// The documents of one shard.
+#[derive(Debug)]
+pub(crate) struct ShardDocuments<'a> {
+    list: List<'a>,
+    sets: Vec<String>,
+    append: bool,
+}
+
+#[derive(Debug)]
+enum List<'a> {
+    Spans(SpansFile, &'a Dataset),
+    Documents(DocumentShard),
+}
+
+impl ShardDocuments<'_> {
+    /// Number of documents.
+    pub(crate) fn len(&self) -> usize {
+        match &self.list {
+            List::Spans(spans, _) => spans.len(),
+            List::Documents(shard) => shard.len(),
+        }
+    }
+
+    /// Document `index` of the shard with its tokens (no separator), which replace what is in `ids`.
+    pub(crate) fn read(&self, index: usize, ids: &mut Vec<u16>) -> Result<Option<Meta>> {
+        ids.clear();
+        match &self.list {
+            List::Spans(spans, dataset) => {
+                let Some(span) = spans.get(index) else { return Ok(None) };
+                let meta = self.of_span(span);
+                if let Some((row, offset)) = meta.place {
+                    read_tokens(dataset, row, offset, meta.tokens, ids)?;
+                }
+                Ok(Some(meta))
+            }
+            List::Documents(shard) => {
+                let Some(mut document) = shard.get(index) else { return Ok(None) };
+                *ids = std::mem::take(&mut document.ids);
+                Ok(Some(self.of_document(document, ids.len() as u64)))
+            }
+        }
+    }
+
+    /// Document `index` of the shard without its tokens.
+    pub(crate) fn meta(&self, index: usize) -> Option<Meta> {
+        match &self.list {
+            List::Spans(spans, _) => Some(self.of_span(spans.get(index)?)),
+            List::Documents(shard) => {
+                let document = shard.get(index)?;
+                let tokens = document.ids.len() as u64;
+                Some(self.of_document(document, tokens))
+            }
+        }
+    }
+
+    fn of_span(&self, span: Span) -> Meta {
+        Meta {
+            input: span.input,
+            record: span.record,
+            set: span.set.and_then(|set| self.sets.get(usize::from(set)).cloned()),
+            id: span.id,
+            tokens: span.length.saturating_sub(u64::from(self.append)),
+            bytes: span.bytes,
+            digest: span.digest,
+            chars_and_words: None,
+            place: Some((span.row, span.offset)),
+        }
+    }
+
+    fn of_document(&self, document: Document, tokens: u64) -> Meta {
+        Meta {
+            input: document.input,
+            record: document.record,
+            set: set_name(&document.source, &document.domain, &self.sets),
+            id: document.id,
+            tokens,
+            bytes: document.bytes,
+            digest: document.digest,
+            chars_and_words: Some((document.chars, document.words)),
+            place: None,
+        }
+    }
+}
+
+/// Appends `length` tokens from token `offset` of row `row` on, across rows and shards.
+pub(crate) fn read_tokens(
+    dataset: &Dataset,
+    row: u64,
+    offset: u16,
+    length: u64,
+    ids: &mut Vec<u16>,
+) -> Result<()> {
+    let (mut row, mut offset) = (row, usize::from(offset));
+    let mut missing = usize::try_from(length).unwrap_or(usize::MAX);
+    while missing > 0 {
+        let tokens = dataset.row(row)?.tokens();
+        let available = tokens.get(offset..).filter(|tokens| !tokens.is_empty()).ok_or_else(|| {
+            let expected = format!("a token at offset {offset} of row {row}, as a span says");
+            Error::damaged(dataset.folder(), expected, format!("{} tokens in that row", tokens.len()))
+        })?;
+        let taken = available.len().min(missing);
+        ids.extend_from_slice(&available[..taken]);
+        missing -= taken;
+        row += 1;
+        offset = 0;
+    }
+    Ok(())
+}

@@ -1,0 +1,326 @@
+//! `--deep`: documents read again from their source files, tokenized anew and compared with what is stored.
+//!
+//! Documents lie in the order of their inputs, so each input's documents are one run of numbers and each
+//! source file is read once. Files are read in parallel, and inside a file batches of documents are
+//! tokenized in parallel, so that one large file keeps all cores at work too.
+
+use std::ops::Range;
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde::Serialize;
+use xlstm_manifests::manifest::{Input, MANIFEST_NAME};
+use xlstm_manifests::{Manifest, Sha256Digest};
+
+use super::corpus::{Corpus, ShardDocuments};
+use super::finding::{Check, Findings};
+use super::locate::Locator;
+use super::sample::{Amount, Chosen};
+use crate::record::{Record, Step};
+use crate::report::CommandError;
+use crate::sources::{self, Fields, Format};
+use crate::tokenizer::{EncodeScratch, Gpt2Tokenizer};
+
+/// What a deep audit did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct DeepReport {
+    /// Documents read again and compared.
+    pub documents: u64,
+    /// Documents of the split.
+    pub of: u64,
+    /// Source files read.
+    pub inputs: u64,
+    /// Bytes of text tokenized anew.
+    pub text_bytes: u64,
+}
+
+/// Bytes of text that are tokenized together.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// What one thread keeps from document to document.
+#[derive(Default)]
+struct Workplace<'a> {
+    scratch: EncodeScratch,
+    open: Option<(usize, ShardDocuments<'a>)>,
+    stored: Vec<u16>,
+    encoded: Vec<u16>,
+}
+
+struct Deep<'a> {
+    corpus: &'a Corpus,
+    tokenizer: &'a Gpt2Tokenizer,
+    fields: Fields,
+}
+
+/// Reads documents of the split in `folder` again.
+///
+/// # Errors
+/// When the split cannot be opened; what differs is a finding.
+pub(super) fn check(
+    folder: &Path,
+    amount: Amount,
+    seed: u64,
+    inputs: Option<&Path>,
+    findings: &mut Findings,
+) -> Result<DeepReport, CommandError> {
+    let corpus = Corpus::open(folder)?;
+    let manifest = corpus.manifest();
+    let tokenizer = Gpt2Tokenizer::new()?;
+    if !same_tokenizer(manifest, &tokenizer, findings)? {
+        return Ok(DeepReport { of: corpus.documents(), ..DeepReport::default() });
+    }
+    let locator = Locator::new(folder, &manifest.source, inputs);
+    let chosen = Chosen::new(amount, corpus.documents(), seed);
+    let deep = Deep { corpus: &corpus, tokenizer: &tokenizer, fields: fields_of(manifest) };
+    let mut next = 0;
+    let work: Vec<(u32, &Input, Range<u64>)> = (0u32..)
+        .zip(&manifest.inputs)
+        .map(|(index, input)| {
+            let start = next;
+            next += input.counts.documents;
+            (index, input, start..next)
+        })
+        .collect();
+    let results: Vec<(Findings, DeepReport)> = work
+        .into_par_iter()
+        .filter_map(|(index, input, range)| {
+            let numbers = chosen.within(range);
+            (!numbers.is_empty()).then(|| {
+                let mut found = Findings::default();
+                let report = deep.input(index, input, &numbers, &locator, &mut found);
+                (found, report)
+            })
+        })
+        .collect();
+    let mut total = DeepReport { of: corpus.documents(), ..DeepReport::default() };
+    for (found, report) in results {
+        findings.absorb(found);
+        total.documents += report.documents;
+        total.inputs += report.inputs;
+        total.text_bytes += report.text_bytes;
+    }
+    Ok(total)
+}
+
+/// The fields that the text was read from.
+pub(crate) fn fields_of(manifest: &Manifest) -> Fields {
+    let profile = manifest.source.profile.as_str();
+    let mut fields = if profile.starts_with("paloma") { Fields::paloma() } else { Fields::default() };
+    if let Some(text) = &manifest.selection.text_field {
+        fields.text.clone_from(text);
+    }
+    if manifest.selection.set_field.is_some() {
+        fields.set.clone_from(&manifest.selection.set_field);
+    }
+    fields
+}
+
+fn same_tokenizer(
+    manifest: &Manifest,
+    tokenizer: &Gpt2Tokenizer,
+    findings: &mut Findings,
+) -> Result<bool, CommandError> {
+    let identity = tokenizer.identity()?;
+    let probe = manifest.tokenizer.probe_sha256;
+    if identity.files == manifest.tokenizer.files && identity.probe_sha256 == probe {
+        return Ok(true);
+    }
+    let expected = format!("the tokenizer of this program (probe {})", identity.probe_sha256);
+    let found =
+        format!("`{}` (probe {probe}): nothing can be re-derived with another one", manifest.tokenizer.name);
+    findings.differ(MANIFEST_NAME, Check::Deep, expected, found);
+    Ok(false)
+}
+
+impl Deep<'_> {
+    /// The chosen documents of one input.
+    fn input(
+        &self,
+        index: u32,
+        input: &Input,
+        numbers: &[u64],
+        locator: &Locator,
+        findings: &mut Findings,
+    ) -> DeepReport {
+        let name = input.path.as_str();
+        let mut report = DeepReport::default();
+        let path = match locator.verified(input) {
+            Ok(path) => path,
+            Err(problem) => {
+                findings.add(name, Check::Deep, problem);
+                return report;
+            }
+        };
+        if let Err(problem) = self.compare(index, input, &path, numbers, &mut report, findings) {
+            findings.add(name, Check::Deep, problem);
+        }
+        report.inputs = 1;
+        report
+    }
+
+    fn compare(
+        &self,
+        index: u32,
+        input: &Input,
+        path: &Path,
+        numbers: &[u64],
+        report: &mut DeepReport,
+        findings: &mut Findings,
+    ) -> Result<(), String> {
+        let say = |error: &dyn std::error::Error| error.to_string();
+        // A cache may keep the file under another name: the format is that of the input's own.
+        let format = Format::of(Path::new(input.path.as_str())).map_err(|error| say(&error))?;
+        let mut wanted = numbers.iter().copied().peekable();
+        let mut shard: Option<(usize, ShardDocuments<'_>)> = None;
+        let first = match wanted.peek() {
+            Some(&number) => self.meta_of(number, index, &mut shard)?,
+            None => return Ok(()),
+        };
+        let mut reader = sources::open(path, format, &self.fields, first).map_err(|error| say(&error))?;
+        let mut batch: Vec<(u64, Record)> = Vec::new();
+        let mut batch_bytes = 0;
+        let mut next = wanted.next().map(|number| (number, first));
+        while let Some((number, record)) = next {
+            let found = read_record(reader.as_mut(), record)?;
+            batch_bytes += found.text.len();
+            batch.push((number, found));
+            if batch_bytes >= BATCH_BYTES {
+                self.compare_batch(std::mem::take(&mut batch), input, report, findings)?;
+                batch_bytes = 0;
+            }
+            next = match wanted.next() {
+                Some(number) => Some((number, self.meta_of(number, index, &mut shard)?)),
+                None => None,
+            };
+        }
+        self.compare_batch(batch, input, report, findings)
+    }
+
+    /// The record number of document `number`, which must be one of input `index`.
+    fn meta_of<'c>(
+        &'c self,
+        number: u64,
+        index: u32,
+        open: &mut Option<(usize, ShardDocuments<'c>)>,
+    ) -> Result<u64, String> {
+        let missing = || format!("document {number} is not in the split");
+        let (shard, place) = self.corpus.place_of(number).ok_or_else(missing)?;
+        let meta = self.open(shard, open)?.meta(place).ok_or_else(missing)?;
+        if meta.input == index {
+            Ok(meta.record)
+        } else {
+            Err(format!("document {number} should be of input {index}, but is of input {}", meta.input))
+        }
+    }
+
+    /// The documents of `shard`, which stay open until another shard is asked for.
+    fn open<'c, 'o>(
+        &'c self,
+        shard: usize,
+        open: &'o mut Option<(usize, ShardDocuments<'c>)>,
+    ) -> Result<&'o ShardDocuments<'c>, String> {
+        let at_hand = open.take().filter(|(number, _)| *number == shard);
+        let documents = match at_hand {
+            Some((_, documents)) => documents,
+            None => self.corpus.shard(shard).map_err(|error| error.to_string())?,
+        };
+        Ok(&open.insert((shard, documents)).1)
+    }
+
+    fn compare_batch(
+        &self,
+        batch: Vec<(u64, Record)>,
+        input: &Input,
+        report: &mut DeepReport,
+        findings: &mut Findings,
+    ) -> Result<(), String> {
+        report.documents += batch.len() as u64;
+        report.text_bytes += batch.iter().map(|(_, record)| record.text.len() as u64).sum::<u64>();
+        let problems: Vec<String> = batch
+            .par_chunks(64)
+            .map_init(Workplace::default, |workplace, documents| {
+                let problem =
+                    |(number, record): &(u64, Record)| self.problem(*number, record, workplace).err();
+                documents.iter().filter_map(problem).collect::<Vec<_>>()
+            })
+            .flatten()
+            .collect();
+        for problem in problems {
+            findings.add(input.path.as_str(), Check::Deep, problem);
+        }
+        Ok(())
+    }
+
+    /// What is wrong with document `number`, given its record in the source.
+    fn problem<'c>(
+        &'c self,
+        number: u64,
+        source: &Record,
+        workplace: &mut Workplace<'c>,
+    ) -> Result<(), String> {
+        let text = source.text.as_str();
+        let missing = || format!("document {number} is not in the split");
+        let (shard, place) = self.corpus.place_of(number).ok_or_else(missing)?;
+        let Workplace { scratch, open, stored, encoded } = workplace;
+        let documents = self.open(shard, open)?;
+        let meta = documents.read(place, stored).map_err(|error| error.to_string())?.ok_or_else(missing)?;
+        let differ = |what: &str, expected: String, found: String| {
+            let record = meta.record;
+            Err(format!(
+                "document {number} (record {record}), {what}: expected {expected} from the source, found {found}"
+            ))
+        };
+        if meta.bytes != text.len() as u64 {
+            return differ("bytes of text", text.len().to_string(), meta.bytes.to_string());
+        }
+        let digest = Sha256Digest::of(text.as_bytes());
+        if meta.digest != digest {
+            return differ("digest of the text", digest.to_string(), meta.digest.to_string());
+        }
+        if let (Some(expected), Some(found)) = (&source.set, &meta.set)
+            && !names_set(found, expected)
+        {
+            return differ("set", format!("`{expected}`"), format!("`{found}`"));
+        }
+        if let Some(found) = meta.chars_and_words {
+            let expected = (text.chars().count() as u64, xlstm_manifests::documents::count_words(text));
+            if expected != found {
+                return differ("characters and words", format!("{expected:?}"), format!("{found:?}"));
+            }
+        }
+        encoded.clear();
+        self.tokenizer.encode_into(scratch, text, encoded).map_err(|error| error.to_string())?;
+        if encoded != stored {
+            let at = encoded.iter().zip(stored.iter()).take_while(|(a, b)| a == b).count();
+            let id = |ids: &[u16]| ids.get(at).map_or("no token".to_owned(), |id| format!("token {id}"));
+            return differ(&format!("token {at}"), id(encoded), id(stored));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a manifest's set is the one that a record names: itself, or below the name of its source.
+fn names_set(stored: &str, source: &str) -> bool {
+    stored == source || stored.strip_suffix(source).is_some_and(|prefix| prefix.ends_with('/'))
+}
+
+/// Reads on until the record numbered `number`.
+fn read_record(reader: &mut dyn sources::RecordReader, number: u64) -> Result<Record, String> {
+    loop {
+        let found = match reader.next_step() {
+            Some(Ok(Step::Record(record))) if record.number == number => return Ok(record),
+            Some(Ok(Step::Record(Record { number: at, .. }) | Step::Bad { number: at, .. }))
+                if at < number =>
+            {
+                continue;
+            }
+            Some(Ok(Step::Record(record))) => format!("record {}", record.number),
+            Some(Ok(Step::Bad { number: at, reason, found })) => {
+                format!("record {at}, which cannot be used ({}: {found})", reason.reason())
+            }
+            Some(Err(error)) => return Err(error.to_string()),
+            None => "the end of the file".into(),
+        };
+        return Err(format!("expected record {number}, found {found}"));
+    }
+}

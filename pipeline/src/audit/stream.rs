@@ -1,0 +1,186 @@
+//! What can only be said of a split as a whole: shards are looked at in parallel, and what they say is put
+//! together here in stream order.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use xlstm_manifests::Manifest;
+use xlstm_manifests::manifest::{Layout, MANIFEST_NAME};
+use xlstm_manifests::merkle::MerkleTree;
+
+use super::duplicates::DuplicateCounter;
+use super::finding::{Check, Findings};
+use super::rows::Rows;
+use super::spans::{Documents, LENGTH_BUCKETS, Sum};
+
+/// A split's content, put together shard by shard.
+#[derive(Debug)]
+pub(super) struct Stream {
+    packed: bool,
+    append_end_of_text: bool,
+    tokens_tree: MerkleTree,
+    documents_tree: MerkleTree,
+    /// Where the next document must start.
+    position: u64,
+    /// Ends of documents whose separator was not seen yet (a document may go on in the next shard).
+    open_ends: VecDeque<u64>,
+    separators_agree: bool,
+    last: Option<(u32, u64)>,
+    by_input: BTreeMap<u32, Sum>,
+    by_set: BTreeMap<String, Sum>,
+    pub(super) lengths: [u64; LENGTH_BUCKETS],
+    pub(super) duplicates: DuplicateCounter,
+    pub(super) findings: Findings,
+}
+
+/// The names of a shard's two files.
+pub(super) struct Names<'a> {
+    pub(super) shard: &'a str,
+    pub(super) companion: &'a str,
+}
+
+impl Stream {
+    pub(super) fn new(manifest: &Manifest) -> Self {
+        Self {
+            packed: manifest.layout == Layout::Packed,
+            append_end_of_text: manifest.packing.append_end_of_text,
+            tokens_tree: MerkleTree::new(),
+            documents_tree: MerkleTree::new(),
+            position: 0,
+            open_ends: VecDeque::new(),
+            separators_agree: true,
+            last: None,
+            by_input: BTreeMap::new(),
+            by_set: BTreeMap::new(),
+            lengths: [0; LENGTH_BUCKETS],
+            duplicates: DuplicateCounter::default(),
+            findings: Findings::default(),
+        }
+    }
+
+    /// The next shard's rows and documents.
+    pub(super) fn absorb(&mut self, names: &Names<'_>, rows: Rows, documents: Documents) {
+        rows.leaves.iter().for_each(|&leaf| self.tokens_tree.push(leaf));
+        documents.leaves.iter().for_each(|&leaf| self.documents_tree.push(leaf));
+        documents.prefixes.iter().for_each(|&prefix| self.duplicates.see(prefix));
+        for (total, here) in self.lengths.iter_mut().zip(&documents.lengths) {
+            *total += here;
+        }
+        if let (Some(before), Some(first)) = (self.last, documents.first)
+            && before >= first
+        {
+            let expected = format!("documents in the order of their inputs and records, after {before:?}");
+            self.findings.differ(names.companion, Check::Spans, expected, format!("{first:?} first"));
+        }
+        self.last = documents.last.or(self.last);
+        if self.packed {
+            self.check_tiling(names, &documents);
+            self.open_ends.extend(&documents.ends);
+            self.check_separators(names, &rows.separators);
+        }
+        for (input, sum) in documents.by_input {
+            self.by_input.entry(input).or_default().absorb(sum);
+        }
+        for (set, sum) in documents.by_set {
+            self.by_set.entry(set).or_default().absorb(sum);
+        }
+        self.findings.absorb(rows.findings);
+        self.findings.absorb(documents.findings);
+    }
+
+    fn check_tiling(&mut self, names: &Names<'_>, documents: &Documents) {
+        if let Some(start) = documents.start.filter(|&start| start != self.position) {
+            let expected =
+                format!("the first document to start where the last one ends, at token {}", self.position);
+            self.findings.differ(names.companion, Check::Spans, expected, start);
+        }
+        self.position = documents.ends.last().copied().unwrap_or(self.position);
+    }
+
+    fn check_separators(&mut self, names: &Names<'_>, separators: &[u64]) {
+        for &position in separators {
+            if !self.separators_agree {
+                return;
+            }
+            let end = if self.append_end_of_text { self.open_ends.pop_front() } else { None };
+            if end != Some(position + 1) {
+                let expected = match end {
+                    Some(end) => format!("a separator as the last token of the document that ends at {end}"),
+                    None => "no separator outside the ends of documents".into(),
+                };
+                self.findings.differ(
+                    names.shard,
+                    Check::Separators,
+                    expected,
+                    format!("one at token {position}"),
+                );
+                self.separators_agree = false;
+            }
+        }
+    }
+
+    /// Compares the whole with what the manifest says.
+    pub(super) fn finish(&mut self, manifest: &Manifest) {
+        let findings = &mut self.findings;
+        if self.packed {
+            let last = manifest.shards.last().map_or(MANIFEST_NAME, |shard| shard.companion.path.as_str());
+            if self.position != manifest.totals.tokens {
+                let expected = format!("the last document to end at token {}", manifest.totals.tokens);
+                findings.differ(last, Check::Spans, expected, self.position);
+            }
+            if self.append_end_of_text
+                && self.separators_agree
+                && let Some(end) = self.open_ends.front()
+            {
+                let expected = format!("a separator as the last token of the document that ends at {end}");
+                findings.differ(last, Check::Separators, expected, "none");
+            }
+        }
+        let roots = [
+            (Check::TokensRoot, "tokens_root", self.tokens_tree.root(), manifest.tokens_root),
+            (Check::DocumentsRoot, "documents_root", self.documents_tree.root(), manifest.documents_root),
+        ];
+        for (check, name, computed, stated) in roots {
+            if computed != stated {
+                let expected = format!("{name} {computed} (recomputed from the shards' content)");
+                findings.differ(MANIFEST_NAME, check, expected, stated);
+            }
+        }
+        self.check_counts(manifest);
+    }
+
+    fn check_counts(&mut self, manifest: &Manifest) {
+        let mut compare = |what: String, recounted: Sum, stated: Sum| {
+            if recounted != stated {
+                let text = |sum: &Sum| {
+                    format!(
+                        "{} documents, {} bytes of text, {} tokens",
+                        sum.documents, sum.text_bytes, sum.tokens
+                    )
+                };
+                let expected = format!("{what}: {} (recounted)", text(&recounted));
+                self.findings.differ(MANIFEST_NAME, Check::Counts, expected, text(&stated));
+            }
+        };
+        for (input, index) in manifest.inputs.iter().zip(0u32..) {
+            let counts = &input.counts;
+            let stated =
+                Sum { documents: counts.documents, text_bytes: counts.text_bytes, tokens: counts.tokens };
+            let recounted = self.by_input.get(&index).copied().unwrap_or_default();
+            compare(format!("input `{}`", input.path), recounted, stated);
+        }
+        for set in &manifest.sets {
+            let stated = Sum { documents: set.documents, text_bytes: set.text_bytes, tokens: set.tokens };
+            let recounted = self.by_set.remove(&set.name).unwrap_or_default();
+            compare(format!("set `{}`", set.name), recounted, stated);
+        }
+        for (set, sum) in std::mem::take(&mut self.by_set) {
+            compare(format!("set `{set}`, which the manifest lacks"), sum, Sum::default());
+        }
+        let totals = &manifest.totals;
+        let stated =
+            Sum { documents: totals.documents, text_bytes: totals.text_bytes, tokens: totals.tokens };
+        let mut recounted = Sum::default();
+        self.by_input.values().for_each(|&sum| recounted.absorb(sum));
+        compare("totals".into(), recounted, stated);
+    }
+}

@@ -1,0 +1,130 @@
+//! What a split is, in figures that a person compares with what they expected.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use xlstm_manifests::manifest::{Layout, Licence, Totals};
+use xlstm_manifests::{Manifest, Sha256Digest};
+
+use super::duplicates::Duplicates;
+use super::stream::Stream;
+use crate::report::share;
+
+/// Shares of SlimPajama's sets in percent, as its dataset card states them.
+const SLIMPAJAMA_CARD: [(&str, f64); 7] = [
+    ("RedPajamaCommonCrawl", 52.2),
+    ("RedPajamaC4", 26.7),
+    ("RedPajamaGithub", 5.2),
+    ("RedPajamaBook", 4.2),
+    ("RedPajamaArXiv", 4.6),
+    ("RedPajamaWikipedia", 3.8),
+    ("RedPajamaStackExchange", 3.3),
+];
+
+/// A split in figures.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// Dataset profile.
+    pub profile: String,
+    /// Repository on the Hub.
+    pub repository: Option<String>,
+    /// The commit.
+    pub revision: Option<String>,
+    /// `train`, `validation`, …
+    pub split: String,
+    /// Packed rows or documents.
+    pub layout: Layout,
+    /// The dataset's identity.
+    pub root: Sha256Digest,
+    /// Statements about the licence, with who makes them.
+    pub licences: Vec<Licence>,
+    /// Inputs by the licence that each carries itself.
+    pub input_licences: BTreeMap<String, u64>,
+    /// Files that were read.
+    pub inputs: u64,
+    /// Documents, bytes, tokens, rows, and what was left out by reason.
+    pub totals: Totals,
+    /// Sets, in order of first appearance.
+    pub sets: Vec<SetShare>,
+    /// Inputs that are byte for byte the same file as an earlier one: (the earlier, the later).
+    pub duplicate_inputs: Vec<(String, String)>,
+    /// Documents that repeat an earlier one; known when all shards could be read.
+    pub duplicate_documents: Option<Duplicates>,
+    /// Documents with `[2^k, 2^(k+1))` tokens, by k; known when all shards could be read.
+    pub lengths: Option<Vec<u64>>,
+}
+
+/// One set's part.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SetShare {
+    /// The set.
+    pub name: String,
+    /// Documents.
+    pub documents: u64,
+    /// UTF-8 bytes of text.
+    pub text_bytes: u64,
+    /// Tokens.
+    pub tokens: u64,
+    /// Percent of the split's tokens.
+    pub token_percent: f64,
+    /// Percent that the dataset's card states.
+    pub card_percent: Option<f64>,
+}
+
+impl Summary {
+    /// The figures of `manifest`, and of its content where that could be read.
+    pub(super) fn new(manifest: &Manifest, stream: Option<&Stream>) -> Self {
+        let slimpajama = manifest.source.profile.starts_with("slimpajama");
+        let card = |name: &str| SLIMPAJAMA_CARD.iter().find(|(set, _)| *set == name).map(|&(_, share)| share);
+        let sets = manifest
+            .sets
+            .iter()
+            .map(|set| SetShare {
+                name: set.name.clone(),
+                documents: set.documents,
+                text_bytes: set.text_bytes,
+                tokens: set.tokens,
+                token_percent: share(set.tokens, manifest.totals.tokens),
+                card_percent: if slimpajama { card(&set.name) } else { None },
+            })
+            .collect();
+        let mut input_licences = BTreeMap::new();
+        for licence in manifest.inputs.iter().filter_map(|input| input.licence.as_ref()) {
+            *input_licences.entry(licence.clone()).or_default() += 1;
+        }
+        let lengths = stream.map(|stream| {
+            let used = stream.lengths.iter().rposition(|&documents| documents > 0).map_or(0, |last| last + 1);
+            stream.lengths[..used].to_vec()
+        });
+        Self {
+            profile: manifest.source.profile.clone(),
+            repository: manifest.source.repository.clone(),
+            revision: manifest.source.resolved_revision.clone(),
+            split: manifest.split.clone(),
+            layout: manifest.layout,
+            root: manifest.root,
+            licences: manifest.source.licences.clone(),
+            input_licences,
+            inputs: manifest.inputs.len() as u64,
+            totals: manifest.totals.clone(),
+            sets,
+            duplicate_inputs: duplicate_inputs(manifest),
+            duplicate_documents: stream.map(|stream| stream.duplicates.finish()),
+            lengths,
+        }
+    }
+}
+
+fn duplicate_inputs(manifest: &Manifest) -> Vec<(String, String)> {
+    let mut first = BTreeMap::new();
+    let mut pairs = Vec::new();
+    for input in &manifest.inputs {
+        match first.get(&input.sha256) {
+            Some(&earlier) => pairs.push((format!("{earlier}"), input.path.to_string())),
+            None => {
+                first.insert(input.sha256, &input.path);
+            }
+        }
+    }
+    pairs
+}

@@ -1,0 +1,306 @@
+//! From a number to a chain of origin.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+use xlstm_manifests::manifest::{Input, Manifest};
+use xlstm_manifests::merkle::MerkleTree;
+use xlstm_manifests::packed::tokens_leaf;
+use xlstm_manifests::{Dataset, Sha256Digest};
+
+use super::{DocumentTrace, Excerpt, InputTrace, RowTrace, SourceTrace, TokenTrace, TraceArgs, TraceReport};
+use crate::audit::corpus::{Corpus, Meta};
+use crate::audit::fields_of;
+use crate::audit::locate::Locator;
+use crate::report::CommandError;
+use crate::sources::{self, Format};
+use crate::tokenizer::Gpt2Tokenizer;
+
+pub(super) fn trace(args: &TraceArgs) -> Result<TraceReport, CommandError> {
+    let corpus = Corpus::open(&args.path)?;
+    let manifest = corpus.manifest();
+    let mut report = TraceReport {
+        split: manifest.split.clone(),
+        root: manifest.root,
+        row: None,
+        documents: Vec::new(),
+        token: None,
+        problems: Vec::new(),
+    };
+    match (args.row, args.document) {
+        (Some(row), _) => trace_row(args, &corpus, row, &mut report)?,
+        (None, Some(document)) => trace_document(args, &corpus, document, &mut report)?,
+        (None, None) => return Err(CommandError::Usage("expected --row R or --document N".into())),
+    }
+    if let Some(TokenTrace { source: SourceTrace::Differs { problem }, .. }) = &report.token {
+        report.problems.push(problem.clone());
+    }
+    Ok(report)
+}
+
+fn trace_row(
+    args: &TraceArgs,
+    corpus: &Corpus,
+    row: u64,
+    report: &mut TraceReport,
+) -> Result<(), CommandError> {
+    let dataset = corpus.rows().ok_or_else(|| {
+        let manifest = Manifest::locate(&args.path);
+        CommandError::Usage(format!(
+            "`{}` is stored by document and has no packed rows: ask with --document N",
+            manifest.display()
+        ))
+    })?;
+    let row_trace = prove_row(dataset, row)?;
+    if !row_trace.proved {
+        let problem = format!(
+            "`{}`: expected tokens_root {}, found another one over its rows; run `xlstm-data audit`",
+            row_trace.shard, row_trace.tokens_root
+        );
+        report.problems.push(problem);
+    }
+    let (start, end) = (row_trace.first_position, row_trace.first_position + row_trace.tokens);
+    let row_length = u64::from(dataset.manifest().packing.row_length);
+    // Documents of the row lie next to each other in the stream.
+    let first = first_document(corpus, start, row_length)?;
+    let mut found = Vec::new();
+    for number in first..corpus.documents() {
+        let (meta, from, to) = stream_place(corpus, number, row_length)?;
+        if from >= end {
+            break;
+        }
+        found.push((number, meta, from, to));
+    }
+    report.documents = found
+        .iter()
+        .map(|(number, meta, from, to)| {
+            let of_row = (from.max(&start) - start, to.min(&end) - 1 - start);
+            describe(dataset.manifest(), *number, meta, Some(of_row))
+        })
+        .collect();
+    if let Some(token) = args.token {
+        let wrong = || {
+            let tokens = row_trace.tokens;
+            CommandError::Usage(format!(
+                "expected a token below {tokens}, the valid tokens of row {row}, found {token}"
+            ))
+        };
+        let position = start + token;
+        let place = found.iter().find(|(_, _, from, to)| (*from..*to).contains(&position));
+        let (number, meta, from, _) = place.filter(|_| position < end).ok_or_else(wrong)?;
+        report.token = Some(trace_token(args, corpus, *number, meta, token, position - from)?);
+    }
+    report.row = Some(row_trace);
+    Ok(())
+}
+
+/// The row with its leaf, and whether the shard's rows give the root that the manifest has.
+fn prove_row(dataset: &Dataset, row: u64) -> Result<RowTrace, CommandError> {
+    let tokens = dataset.row(row)?.tokens();
+    let manifest = dataset.manifest();
+    let (first_row, shard) = dataset
+        .shards()
+        .filter(|(first, _)| *first <= row)
+        .last()
+        .ok_or_else(|| CommandError::Usage(format!("row {row} is in no shard")))?;
+    let leaves: Vec<Sha256Digest> = (first_row..first_row + shard.file.records)
+        .into_par_iter()
+        .map(|row| Ok(tokens_leaf(dataset.row(row)?.tokens())))
+        .collect::<Result<_, xlstm_manifests::Error>>()?;
+    let mut tree = MerkleTree::new();
+    leaves.iter().for_each(|&leaf| tree.push(leaf));
+    Ok(RowTrace {
+        row,
+        shard: shard.file.path.to_string(),
+        shard_sha256: shard.file.sha256,
+        row_in_shard: row - first_row,
+        tokens: tokens.len() as u64,
+        first_position: row * u64::from(manifest.packing.row_length),
+        leaf: tokens_leaf(tokens),
+        tokens_root: shard.tokens_root,
+        proved: tree.root() == shard.tokens_root,
+    })
+}
+
+/// The document that holds stream position `position`.
+fn first_document(corpus: &Corpus, position: u64, row_length: u64) -> Result<u64, CommandError> {
+    let (mut low, mut high) = (0, corpus.documents());
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let (_, _, to) = stream_place(corpus, middle, row_length)?;
+        if to <= position { low = middle + 1 } else { high = middle }
+    }
+    Ok(low)
+}
+
+/// A document with the stream positions of its first token and after its last, separator included.
+fn stream_place(corpus: &Corpus, number: u64, row_length: u64) -> Result<(Meta, u64, u64), CommandError> {
+    let meta = meta(corpus, number)?;
+    let (row, offset) = meta.place.unwrap_or_default();
+    let from = row * row_length + u64::from(offset);
+    let to = from + meta.tokens + u64::from(corpus.manifest().packing.append_end_of_text);
+    Ok((meta, from, to))
+}
+
+fn meta(corpus: &Corpus, number: u64) -> Result<Meta, CommandError> {
+    let missing = || {
+        let documents = corpus.documents();
+        CommandError::Usage(format!("expected a document below {documents}, found {number}"))
+    };
+    let (shard, place) = corpus.place_of(number).ok_or_else(missing)?;
+    corpus.shard(shard)?.meta(place).ok_or_else(missing)
+}
+
+fn trace_document(
+    args: &TraceArgs,
+    corpus: &Corpus,
+    number: u64,
+    report: &mut TraceReport,
+) -> Result<(), CommandError> {
+    let meta = meta(corpus, number)?;
+    report.documents = vec![describe(corpus.manifest(), number, &meta, None)];
+    if let Some(token) = args.token {
+        let separator = u64::from(corpus.manifest().packing.append_end_of_text);
+        if token >= meta.tokens + separator {
+            let tokens = meta.tokens;
+            return Err(CommandError::Usage(format!(
+                "expected a token below {tokens}, the tokens of document {number}, found {token}"
+            )));
+        }
+        report.token = Some(trace_token(args, corpus, number, &meta, token, token)?);
+    }
+    Ok(())
+}
+
+fn describe(
+    manifest: &Manifest,
+    document: u64,
+    meta: &Meta,
+    tokens_of_row: Option<(u64, u64)>,
+) -> DocumentTrace {
+    let input = manifest.inputs.get(meta.input as usize);
+    DocumentTrace {
+        document,
+        tokens_of_row,
+        tokens: meta.tokens,
+        bytes: meta.bytes,
+        set: meta.set.clone(),
+        id: meta.id.clone(),
+        digest: meta.digest,
+        record: meta.record,
+        input: input_trace(manifest, input),
+    }
+}
+
+fn input_trace(manifest: &Manifest, input: Option<&Input>) -> InputTrace {
+    let own =
+        input.and_then(|input| input.licence.as_ref()).map(|licence| format!("{licence} (the file's own)"));
+    let said = manifest.source.licences.iter().map(|l| format!("{} ({})", l.statement, l.claimed_by));
+    InputTrace {
+        path: input.map_or("?".into(), |input| input.path.to_string()),
+        sha256: input.map_or(Sha256Digest([0; 32]), |input| input.sha256),
+        declared: input.and_then(|input| input.declared.clone()),
+        repository: manifest.source.repository.clone(),
+        revision: manifest.source.resolved_revision.clone(),
+        licences: own.into_iter().chain(said).collect(),
+    }
+}
+
+fn trace_token(
+    args: &TraceArgs,
+    corpus: &Corpus,
+    number: u64,
+    meta: &Meta,
+    token: u64,
+    of_document: u64,
+) -> Result<TokenTrace, CommandError> {
+    let tokenizer = Gpt2Tokenizer::new()?;
+    let gone = || CommandError::Usage(format!("document {number} is not in the split"));
+    let (shard, place) = corpus.place_of(number).ok_or_else(gone)?;
+    let mut ids = Vec::new();
+    corpus.shard(shard)?.read(place, &mut ids)?;
+    let index = usize::try_from(of_document).unwrap_or(usize::MAX);
+    let separator = index >= ids.len();
+    let end_of_text = u16::try_from(corpus.manifest().tokenizer.end_of_text).unwrap_or(u16::MAX);
+    let id = ids.get(index).copied().unwrap_or(end_of_text);
+    let before: usize =
+        ids.iter().take(index).map(|&id| tokenizer.token_bytes(id).map_or(0, <[u8]>::len)).sum();
+    let length = if separator { 0 } else { tokenizer.token_bytes(id).map_or(0, <[u8]>::len) };
+    let text = tokenizer.decode(&ids);
+    let range = before..before + length;
+    let source = read_source(args, corpus, meta, &text, &range);
+    let mut excerpt = excerpt(&text, &range, args.around);
+    if separator {
+        excerpt.token = "<|endoftext|>".into();
+    }
+    Ok(TokenTrace {
+        token,
+        document: number,
+        id,
+        separator,
+        token_of_document: of_document,
+        byte_of_document: before as u64,
+        text: excerpt,
+        source,
+    })
+}
+
+/// `around` bytes on either side of `range`, whole characters where the text has them.
+fn excerpt(text: &[u8], range: &std::ops::Range<usize>, around: usize) -> Excerpt {
+    let continues = |at: usize| text.get(at).is_some_and(|byte| byte & 0xc0 == 0x80);
+    let (mut from, mut to) =
+        (range.start.saturating_sub(around), range.end.saturating_add(around).min(text.len()));
+    while continues(from) && from < range.start {
+        from += 1;
+    }
+    while continues(to) && to > range.end {
+        to -= 1;
+    }
+    let lossy = |range: std::ops::Range<usize>| {
+        String::from_utf8_lossy(text.get(range).unwrap_or_default()).into_owned()
+    };
+    Excerpt {
+        before: lossy(from..range.start),
+        token: lossy(range.clone()),
+        after: lossy(range.end..to.max(range.end)),
+    }
+}
+
+fn read_source(
+    args: &TraceArgs,
+    corpus: &Corpus,
+    meta: &Meta,
+    stored: &[u8],
+    range: &std::ops::Range<usize>,
+) -> SourceTrace {
+    let manifest = corpus.manifest();
+    let Some(input) = manifest.inputs.get(meta.input as usize) else {
+        return SourceTrace::Differs { problem: format!("the manifest has no input {}", meta.input) };
+    };
+    let locator = Locator::new(corpus.folder(), &manifest.source, args.inputs.as_deref());
+    let file = match locator.verified(input) {
+        Ok(file) => file,
+        Err(reason) => return SourceTrace::NotAtHand { reason },
+    };
+    let read = Format::of(Path::new(input.path.as_str()))
+        .and_then(|format| sources::read_one(&file, format, &fields_of(manifest), meta.record));
+    match read {
+        Ok(record) if record.text.as_bytes() == stored => {
+            let text = excerpt(record.text.as_bytes(), range, args.around);
+            SourceTrace::Agrees { file, text }
+        }
+        Ok(record) => {
+            let digest = Sha256Digest::of(record.text.as_bytes());
+            SourceTrace::Differs {
+                problem: format!(
+                    "record {} of `{}`: expected text of sha256 {}, found {digest}, {} bytes",
+                    meta.record,
+                    file.display(),
+                    meta.digest,
+                    record.text.len()
+                ),
+            }
+        }
+        Err(error) => SourceTrace::Differs { problem: error.to_string() },
+    }
+}

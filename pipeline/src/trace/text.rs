@@ -1,0 +1,100 @@
+//! A trace as text.
+
+use std::io::{self, Write};
+
+use super::{DocumentTrace, Excerpt, SourceTrace, TokenTrace, TraceReport};
+use crate::report::{bytes, count};
+
+pub(super) fn write(out: &mut dyn Write, report: &TraceReport) -> io::Result<()> {
+    writeln!(out, "split {}, root {}", report.split, report.root)?;
+    if let Some(row) = &report.row {
+        let proof = if row.proved { "proved" } else { "NOT proved" };
+        writeln!(
+            out,
+            "row {} is row {} of {}: {} tokens, from token {} of the stream",
+            row.row,
+            row.row_in_shard,
+            row.shard,
+            count(row.tokens),
+            count(row.first_position)
+        )?;
+        writeln!(out, "  shard   sha256 {}", row.shard_sha256)?;
+        writeln!(out, "  tokens  leaf {}, {proof} under the shard's root {}", row.leaf, row.tokens_root)?;
+    }
+    for document in &report.documents {
+        write_document(out, document)?;
+    }
+    if let Some(token) = &report.token {
+        write_token(out, token)?;
+    }
+    for problem in &report.problems {
+        writeln!(out, "✗ {problem}")?;
+    }
+    Ok(())
+}
+
+fn write_document(out: &mut dyn Write, document: &DocumentTrace) -> io::Result<()> {
+    let place = document
+        .tokens_of_row
+        .map_or(String::new(), |(first, last)| format!(", tokens {first} to {last} of the row"));
+    writeln!(
+        out,
+        "document {}{place}: {} tokens, {}",
+        document.document,
+        count(document.tokens),
+        bytes(document.bytes)
+    )?;
+    let input = &document.input;
+    writeln!(out, "  text    sha256 {}", document.digest)?;
+    if let Some(id) = &document.id {
+        writeln!(out, "  id      {id}")?;
+    }
+    if let Some(set) = &document.set {
+        writeln!(out, "  set     {set}")?;
+    }
+    writeln!(out, "  source  record {} of {}, sha256 {}", document.record, input.path, input.sha256)?;
+    if let Some(declared) = &input.declared {
+        writeln!(out, "  digest  {} {}, published by {}", declared.algorithm, declared.digest, declared.by)?;
+    }
+    if let Some(repository) = &input.repository {
+        writeln!(out, "  from    {repository} @ {}", input.revision.as_deref().unwrap_or("?"))?;
+    }
+    for licence in &input.licences {
+        writeln!(out, "  licence {licence}")?;
+    }
+    Ok(())
+}
+
+fn write_token(out: &mut dyn Write, token: &TokenTrace) -> io::Result<()> {
+    let what = if token.separator { ", the separator after the document" } else { "" };
+    writeln!(
+        out,
+        "token {}: id {}, token {} of document {}, at byte {} of its text{what}",
+        token.token,
+        token.id,
+        count(token.token_of_document),
+        token.document,
+        count(token.byte_of_document)
+    )?;
+    write_excerpt(out, "  tokens  ", &token.text)?;
+    match &token.source {
+        SourceTrace::Agrees { file, text } => {
+            writeln!(out, "  source  `{}`: digest and text agree", file.display())?;
+            write_excerpt(out, "  source  ", text)
+        }
+        SourceTrace::Differs { .. } => writeln!(out, "  source  differs, see below"),
+        SourceTrace::NotAtHand { reason } => writeln!(out, "  source  {reason}"),
+    }
+}
+
+/// The excerpt with the token between `⟦` and `⟧`; later lines are indented to the first.
+fn write_excerpt(out: &mut dyn Write, label: &str, text: &Excerpt) -> io::Result<()> {
+    let joined = format!("…{}⟦{}⟧{}…", text.before, text.token, text.after);
+    let indent = format!("\n{:width$}", "", width = label.len());
+    // Control characters of a document must not reach a terminal.
+    let shown: String = joined
+        .chars()
+        .map(|c| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c })
+        .collect();
+    writeln!(out, "{label}{}", shown.replace('\n', &indent))
+}
