@@ -25,6 +25,23 @@ impl Dataset {
     /// # Errors
     /// When the manifest does not hold, the layout is not packed, or a shard is missing or has another size.
     pub fn open(path: &Path) -> Result<Self> {
+        let dataset = Self::open_part(path)?;
+        if let Some(part) = &dataset.manifest.part {
+            return Err(Error::mismatch(
+                &Manifest::locate(path),
+                "a whole split",
+                format!("part {} of {}", part.index, part.count),
+                "run `xlstm-data merge` over all parts first",
+            ));
+        }
+        Ok(dataset)
+    }
+
+    /// As [`Dataset::open`], but takes one task's part of a whole too.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`].
+    pub fn open_part(path: &Path) -> Result<Self> {
         let manifest = Manifest::load(path)?;
         let file = Manifest::locate(path);
         let folder = file.parent().unwrap_or(Path::new(".")).to_path_buf();
@@ -34,14 +51,6 @@ impl Dataset {
                 "layout `packed`",
                 "`documents`",
                 "this split is stored by document, for evaluation: use it with `xlstm-eval paloma`",
-            ));
-        }
-        if let Some(part) = &manifest.part {
-            return Err(Error::mismatch(
-                &file,
-                "a whole split",
-                format!("part {} of {}", part.index, part.count),
-                "run `xlstm-data merge` over all parts first",
             ));
         }
         let mut starts = vec![0];
@@ -92,6 +101,32 @@ impl Dataset {
         let shard = self.shard(number)?;
         let within = usize::try_from(index - self.starts[number]).map_err(|_| past_end())?;
         shard.row(within).ok_or_else(past_end)
+    }
+
+    /// Appends the `length` tokens from token `offset` of row `row` on, across rows and shards.
+    ///
+    /// # Errors
+    /// When they run past the end of the stream, or a shard cannot be mapped.
+    pub fn read_tokens(&self, row: u64, offset: u16, length: u64, out: &mut Vec<u16>) -> Result<()> {
+        let (mut row, mut offset) = (row, usize::from(offset));
+        let mut missing = usize::try_from(length).unwrap_or(usize::MAX);
+        while missing > 0 {
+            let tokens = self.row(row)?.tokens();
+            let available = tokens.get(offset..).unwrap_or_default();
+            if available.is_empty() {
+                return Err(Error::damaged(
+                    &self.folder,
+                    format!("a token at offset {offset} of row {row}"),
+                    format!("{} tokens in that row", tokens.len()),
+                ));
+            }
+            let taken = available.len().min(missing);
+            out.extend_from_slice(&available[..taken]);
+            missing -= taken;
+            row += 1;
+            offset = 0;
+        }
+        Ok(())
     }
 
     fn shard(&self, number: usize) -> Result<&PackedShard> {

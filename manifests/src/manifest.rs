@@ -281,6 +281,8 @@ pub struct Part {
     pub count: u32,
     /// Digest of the whole's input list and settings: parts of different wholes never mix.
     pub plan: Sha256Digest,
+    /// Inputs at the end of the list that no part reads, since `max_tokens` should be reached before them.
+    pub not_planned: u64,
 }
 
 /// The program that wrote a manifest.

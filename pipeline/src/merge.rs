@@ -1,0 +1,284 @@
+//! `xlstm-data merge`: the parts of a task array, put together.
+//!
+//! A part is a split of its own: its documents, packed from the start of a row. Merging feeds every part's
+//! documents, in order, to the same builder that `prepare` feeds; so the whole is byte for byte what one
+//! process would have written. No source is read and nothing is tokenized again: it runs at the speed of the
+//! disk. Every file of a part is checked against its digest before it is used.
+
+use std::path::{Path, PathBuf};
+
+use xlstm_manifests::documents::DocumentShard;
+use xlstm_manifests::manifest::{FileRecord, Input, Layout, Manifest};
+use xlstm_manifests::spans::Span;
+use xlstm_manifests::{Dataset, Error as ContractError, digest};
+
+use crate::engine::BEYOND_MAX_TOKENS;
+use crate::split::{Cursor, InputMeta, Opened, SplitBuilder, SplitError, SplitSpec, TokenizedDocument};
+
+/// Why parts could not be merged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MergeError {
+    /// Writing or taking up the whole failed.
+    #[error(transparent)]
+    Split(#[from] SplitError),
+    /// A part cannot be read or is damaged.
+    #[error(transparent)]
+    Contract(#[from] ContractError),
+    /// The parts given are not all the parts of one whole.
+    #[error("{0}")]
+    Parts(String),
+}
+
+struct LoadedPart {
+    folder: PathBuf,
+    manifest: Manifest,
+}
+
+/// Merges the part folders `parts` into the split folder `out`.
+///
+/// # Errors
+/// When parts are missing, repeated or of different wholes, or one of them is damaged.
+pub fn merge(parts: &[PathBuf], out: &Path, restart: bool) -> Result<Manifest, MergeError> {
+    let parts = load(parts)?;
+    let spec = whole(&parts)?;
+    let limit = spec.selection.max_tokens;
+    let mut builder = match SplitBuilder::open(out, spec, restart)? {
+        Opened::Finished(manifest) => return Ok(*manifest),
+        Opened::Building(builder) => *builder,
+    };
+    let cursor = builder.cursor();
+    let mut first_input = 0;
+    for part in &parts {
+        feed_part(&mut builder, part, first_input, cursor, limit)?;
+        first_input += part.manifest.inputs.len() as u32;
+    }
+    let tokens = builder.tally().totals().tokens;
+    let not_planned = parts.iter().filter_map(|p| p.manifest.part.as_ref()).map(|p| p.not_planned).max();
+    if let (Some(limit), Some(not_planned)) = (limit, not_planned)
+        && tokens < limit
+        && not_planned > 0
+    {
+        return Err(MergeError::Parts(format!(
+            "the parts hold {tokens} tokens, fewer than the {limit} of --max-tokens, and {not_planned} inputs were \
+             left out of the array as not needed: prepare without --task, or without --max-tokens"
+        )));
+    }
+    Ok(builder.finish()?)
+}
+
+fn load(folders: &[PathBuf]) -> Result<Vec<LoadedPart>, MergeError> {
+    let mut parts = Vec::new();
+    for folder in folders {
+        let manifest = Manifest::load(folder)?;
+        if manifest.part.is_none() {
+            return Err(MergeError::Parts(format!(
+                "`{}` is a whole split, not a part: name the folders that `prepare --task` made",
+                folder.display()
+            )));
+        }
+        parts.push(LoadedPart { folder: folder.clone(), manifest });
+    }
+    parts.sort_by_key(|part| part.manifest.part.as_ref().map(|part| part.index));
+    Ok(parts)
+}
+
+/// What the whole will say of itself, once it is certain that `parts` are its parts.
+fn whole(parts: &[LoadedPart]) -> Result<SplitSpec, MergeError> {
+    let first = parts.first().ok_or_else(|| MergeError::Parts("no parts were given".into()))?;
+    let Some(reference) = &first.manifest.part else {
+        return Err(MergeError::Parts("no parts were given".into()));
+    };
+    for part in parts {
+        let same = part.manifest.part.as_ref().is_some_and(|p| p.plan == reference.plan && p.count == reference.count)
+            && part.manifest.split == first.manifest.split;
+        if !same {
+            return Err(MergeError::Parts(format!(
+                "`{}` and `{}` are parts of different wholes: they were prepared with other settings or inputs",
+                first.folder.display(),
+                part.folder.display()
+            )));
+        }
+    }
+    let indices: Vec<u32> = parts.iter().filter_map(|p| p.manifest.part.as_ref()).map(|p| p.index).collect();
+    let missing: Vec<String> =
+        (1..=reference.count).filter(|i| !indices.contains(i)).map(|i| i.to_string()).collect();
+    if !missing.is_empty() {
+        return Err(MergeError::Parts(format!(
+            "parts {} of {} are missing: run those tasks, then merge again",
+            missing.join(", "),
+            reference.count
+        )));
+    }
+    if let Some(twice) = indices.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(MergeError::Parts(format!("part {} is given twice: name each part once", twice[0])));
+    }
+    let manifest = &first.manifest;
+    Ok(SplitSpec {
+        split: manifest.split.clone(),
+        layout: manifest.layout,
+        source: manifest.source.clone(),
+        selection: manifest.selection.clone(),
+        tokenizer: manifest.tokenizer.clone(),
+        packing: manifest.packing.clone(),
+        part: None,
+        plan: reference.plan,
+    })
+}
+
+/// Feeds one input after another, dropping what comes before the cursor or after the limit.
+struct Feeder<'a> {
+    builder: &'a mut SplitBuilder,
+    part: &'a LoadedPart,
+    /// Index of the part's first input in the whole.
+    first_input: u32,
+    cursor: Cursor,
+    limit: u64,
+    /// The part's input that is open, and documents of it beyond the limit.
+    open: Option<(u32, u64)>,
+    /// The next input of the part to begin.
+    next: u32,
+}
+
+fn feed_part(
+    builder: &mut SplitBuilder,
+    part: &LoadedPart,
+    first_input: u32,
+    cursor: Cursor,
+    limit: Option<u64>,
+) -> Result<(), MergeError> {
+    let limit = limit.unwrap_or(u64::MAX);
+    let next = cursor.input.saturating_sub(first_input);
+    let mut feeder = Feeder { builder, part, first_input, cursor, limit, open: None, next };
+    match part.manifest.layout {
+        Layout::Packed => feeder.packed()?,
+        Layout::Documents => feeder.documents()?,
+    }
+    feeder.begin_up_to(part.manifest.inputs.len() as u32)?;
+    feeder.end_open();
+    Ok(())
+}
+
+impl Feeder<'_> {
+    fn check(&self, file: &FileRecord) -> Result<PathBuf, MergeError> {
+        let path = file.path.resolve(&self.part.folder)?;
+        let (size, sha256) = digest::digest_file(&path)?;
+        if (size, sha256) == (file.size, file.sha256) {
+            return Ok(path);
+        }
+        let hint = "the part was damaged: run its task again with --restart";
+        let (expected, found) = (format!("SHA-256 {}", file.sha256), sha256.to_string());
+        Err(ContractError::mismatch(&path, expected, found, hint).into())
+    }
+
+    fn packed(&mut self) -> Result<(), MergeError> {
+        let dataset = Dataset::open_part(&self.part.folder)?;
+        let mut ids = Vec::new();
+        for number in 0..self.part.manifest.shards.len() {
+            let shard = &self.part.manifest.shards[number];
+            self.check(&shard.file)?;
+            self.check(&shard.companion)?;
+        }
+        for number in 0..self.part.manifest.shards.len() {
+            for span in dataset.spans(number)?.iter() {
+                if self.is_done(span.input, span.record) {
+                    continue;
+                }
+                let Span { input, record, bytes, digest, .. } = span;
+                ids.clear();
+                dataset.read_tokens(span.row, span.offset, span.length.saturating_sub(1), &mut ids)?;
+                let set = span.set.and_then(|set| self.part.manifest.sets.get(usize::from(set)));
+                let set = set.map(|set| set.name.clone());
+                self.push(input, &TokenizedDocument {
+                    record,
+                    ids: &ids,
+                    bytes,
+                    chars: 0,
+                    words: 0,
+                    digest,
+                    set: set.as_deref(),
+                    id: span.id.as_deref(),
+                    truncated: false,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn documents(&mut self) -> Result<(), MergeError> {
+        for shard in &self.part.manifest.shards {
+            let path = self.check(&shard.file)?;
+            for document in DocumentShard::open(&path, shard.file.records)?.iter() {
+                if self.is_done(document.input, document.record) {
+                    continue;
+                }
+                let set = format!("{}/{}", document.source, document.domain);
+                self.push(document.input, &TokenizedDocument {
+                    record: document.record,
+                    ids: &document.ids,
+                    bytes: document.bytes,
+                    chars: document.chars,
+                    words: document.words,
+                    digest: document.digest,
+                    set: Some(&set),
+                    id: document.id.as_deref(),
+                    truncated: document.truncated,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a document of the part was stored by an earlier run.
+    fn is_done(&self, input: u32, record: u64) -> bool {
+        (self.first_input + input, record) < (self.cursor.input, self.cursor.record)
+    }
+
+    fn push(&mut self, input: u32, document: &TokenizedDocument<'_>) -> Result<(), MergeError> {
+        self.begin_up_to(input + 1)?;
+        if self.builder.tally().totals().tokens >= self.limit && !self.builder.is_interrupted() {
+            if let Some((_, beyond)) = &mut self.open {
+                *beyond += 1;
+            }
+            return Ok(());
+        }
+        Ok(self.builder.document(document)?)
+    }
+
+    /// Begins inputs, each after ending the one before, until `end` of them have begun (or the limit is met).
+    fn begin_up_to(&mut self, end: u32) -> Result<(), MergeError> {
+        while self.next < end {
+            self.end_open();
+            let resumes = self.first_input + self.next == self.cursor.input && self.builder.is_interrupted();
+            if self.builder.tally().totals().tokens >= self.limit && !resumes {
+                return Ok(());
+            }
+            self.builder.begin_input(meta(&self.part.manifest.inputs[self.next as usize]))?;
+            self.open = Some((self.next, 0));
+            self.next += 1;
+        }
+        Ok(())
+    }
+
+    fn end_open(&mut self) {
+        let Some((input, beyond)) = self.open.take() else { return };
+        for (reason, count) in &self.part.manifest.inputs[input as usize].counts.left_out {
+            self.builder.left_out(reason, *count);
+        }
+        if beyond > 0 {
+            self.builder.left_out(BEYOND_MAX_TOKENS, beyond);
+        }
+        self.builder.end_input();
+    }
+}
+
+fn meta(input: &Input) -> InputMeta {
+    InputMeta {
+        path: input.path.clone(),
+        format: input.format.clone(),
+        size: input.size,
+        sha256: input.sha256,
+        declared: input.declared.clone(),
+        licence: input.licence.clone(),
+    }
+}

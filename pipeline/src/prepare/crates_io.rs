@@ -1,0 +1,91 @@
+//! The embedded default: the text of the crates in a `Cargo.lock`, from cargo's own cache.
+//!
+//! Needs no Hub and no download: whoever built this program has the archives. Each is checked against the
+//! lock file's SHA-256; the licence is the one in the crate's manifest.
+
+use anyhow::bail;
+use xlstm_manifests::Sha256Digest;
+use xlstm_manifests::manifest::{Declared, Layout, Licence, Selection, Source, Tokenizer};
+use xlstm_manifests::safe_path::SafePath;
+
+use super::local::sides;
+use super::packing;
+use super::request::{Common, CratesRequest};
+use crate::plan::{Location, Plan, PlannedInput};
+use crate::sources::{self, Fields, Format};
+use crate::split::SplitSpec;
+
+pub(super) fn plans(request: &CratesRequest, common: &Common, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Plan>> {
+    let inputs = inputs(request)?;
+    Ok(sides("train", request.holdout.as_deref())?
+        .into_iter()
+        .map(|(split, holdout)| Plan {
+            spec: SplitSpec {
+                split,
+                layout: Layout::Packed,
+                source: Source {
+                    profile: "crates".into(),
+                    repository: None,
+                    requested_revision: None,
+                    resolved_revision: None,
+                    licences: vec![Licence {
+                        claimed_by: "each crate's own manifest".into(),
+                        statement: "the licence of each input is recorded with it".into(),
+                        spdx: None,
+                    }],
+                },
+                selection: Selection {
+                    text_field: None,
+                    set_field: None,
+                    exclude_sets: common.exclude_sets.clone(),
+                    max_tokens: common.max_tokens,
+                    holdout,
+                    on_bad_record: common.on_bad_record(),
+                },
+                tokenizer: tokenizer.clone(),
+                packing: packing(Layout::Packed, common),
+                part: None,
+                plan: Sha256Digest::of(b""),
+            },
+            inputs: inputs.clone(),
+            fields: Fields::default(),
+            remote: None,
+            inputs_folder: None,
+            expected_tokens: None,
+        })
+        .collect())
+}
+
+fn inputs(request: &CratesRequest) -> anyhow::Result<Vec<PlannedInput>> {
+    let mut inputs = Vec::new();
+    let mut missing = Vec::new();
+    for package in sources::lockfile_packages(&request.lockfile)? {
+        let name = format!("{}-{}.crate", package.name, package.version);
+        let Some(path) = sources::cargo_cache_locate(&package.name, &package.version) else {
+            missing.push(name);
+            continue;
+        };
+        inputs.push(PlannedInput {
+            path: SafePath::new(name)?,
+            format: Format::Crate,
+            size: Some(fs_err::metadata(&path)?.len()),
+            declared: Some(Declared {
+                algorithm: "sha256".into(),
+                digest: package.checksum.to_string(),
+                by: "Cargo.lock".into(),
+            }),
+            licence: sources::read_crate_licence(&path)?,
+            location: Location::Local(path),
+            set_prefix: None,
+        });
+    }
+    if !missing.is_empty() {
+        bail!(
+            "`{}`: {} of its crates are not in cargo's cache (first: {}); run `cargo fetch --locked` beside it",
+            request.lockfile.display(),
+            missing.len(),
+            missing[0]
+        );
+    }
+    Ok(inputs)
+}

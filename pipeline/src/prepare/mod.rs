@@ -1,0 +1,204 @@
+//! `xlstm-data prepare`: from a dataset's name to finished splits.
+//!
+//! ```text
+//! arguments ─► Request ─► plans (one a split: slimpajama | paloma | crates | local) ─► engine ─► manifest
+//! ```
+//! A plan holds every decision; `--dry-run` prints it, a run carries it out, and its digest keeps resumed runs
+//! and parts of a whole from mixing with others.
+
+mod crates_io;
+mod hub_profiles;
+mod local;
+mod preview;
+mod progress;
+mod provider;
+mod request;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use xlstm_manifests::manifest::{Layout, Manifest, Packing};
+use xlstm_manifests::manifest::Tokenizer as TokenizerRecord;
+
+pub use preview::{Preview, preview};
+pub use progress::Progress;
+pub use request::{Common, CratesRequest, DatasetRequest, LocalRequest, PalomaRequest, SlimPajamaRequest, Task};
+
+use crate::engine::{self, EngineOptions, Filter, OnBadRecord};
+use crate::hub::Hub;
+use crate::plan::{InputFolders, Plan};
+use crate::split::{Opened, SplitBuilder};
+use crate::tokenizer::Gpt2Tokenizer;
+
+/// What a prepare run did with one split.
+pub struct Prepared {
+    /// The split's folder.
+    pub folder: PathBuf,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Whether it was there before.
+    pub was_finished: bool,
+}
+
+/// Everything that a request needs of the outside world.
+pub struct Context {
+    /// The tokenizer.
+    pub tokenizer: Gpt2Tokenizer,
+    /// The Hub, for datasets that live there.
+    pub hub: Option<std::sync::Arc<Hub>>,
+}
+
+/// The plans of a request: one a split, parts cut if it asks for one.
+///
+/// # Errors
+/// When the request contradicts itself, or its inputs cannot be listed.
+pub fn plans(request: &DatasetRequest, common: &Common, context: &Context) -> anyhow::Result<Vec<Plan>> {
+    let tokenizer = tokenizer_record(&context.tokenizer)?;
+    let plans = match request {
+        DatasetRequest::SlimPajama(request) => hub_profiles::slimpajama(request, common, context, &tokenizer)?,
+        DatasetRequest::Paloma(request) => hub_profiles::paloma(request, common, context, &tokenizer)?,
+        DatasetRequest::Crates(request) => crates_io::plans(request, common, &tokenizer)?,
+        DatasetRequest::Local(request) => local::plans(request, common, &tokenizer)?,
+    };
+    plans
+        .into_iter()
+        .map(|mut plan| {
+            plan.seal()?;
+            Ok(match common.task {
+                Some(task) => {
+                    let all = plan.inputs.len();
+                    let capped = cap_inputs(plan, common);
+                    let not_planned = (all - capped.inputs.len()) as u64;
+                    capped.part(task.index, task.count, not_planned)
+                }
+                None => plan,
+            })
+        })
+        .collect()
+}
+
+/// Compressed (or plain) bytes that one token is taken to need at most when a task array plans `--max-tokens`:
+/// about twice what GPT-2 needs on English web text.
+const COMPRESSED_BYTES_PER_TOKEN: u64 = 3;
+const PLAIN_BYTES_PER_TOKEN: u64 = 9;
+
+/// With `--max-tokens`, tasks share only the front of the input list: enough of it to reach the bound with room
+/// to spare. `merge` checks that it was enough.
+fn cap_inputs(mut plan: Plan, common: &Common) -> Plan {
+    let Some(max_tokens) = common.max_tokens else { return plan };
+    let mut tokens = 0u64;
+    let kept = plan
+        .inputs
+        .iter()
+        .take_while(|input| {
+            let wanted = tokens < max_tokens;
+            let per_token =
+                if input.format.is_compressed() { COMPRESSED_BYTES_PER_TOKEN } else { PLAIN_BYTES_PER_TOKEN };
+            tokens = tokens.saturating_add(input.size.unwrap_or(0) / per_token);
+            wanted
+        })
+        .count();
+    plan.inputs.truncate(kept);
+    plan
+}
+
+/// The folder of a plan's split (of its part, for a task).
+#[must_use]
+pub fn split_folder(out: &Path, plan: &Plan) -> PathBuf {
+    match &plan.spec.part {
+        None => out.join(&plan.spec.split),
+        Some(part) => {
+            out.join("parts").join(format!("{:05}-of-{:05}", part.index, part.count)).join(&plan.spec.split)
+        }
+    }
+}
+
+/// Carries a plan out.
+///
+/// # Errors
+/// The first error in stream order; what is durable by then stays, and the same command goes on from it.
+pub fn execute(
+    plan: &Plan,
+    common: &Common,
+    context: &Context,
+    progress: &Progress,
+) -> anyhow::Result<Prepared> {
+    let folder = split_folder(&common.out, plan);
+    let builder = match SplitBuilder::open(&folder, plan.spec.clone(), common.restart)? {
+        Opened::Finished(manifest) => {
+            return Ok(Prepared { folder, manifest: *manifest, was_finished: true });
+        }
+        Opened::Building(builder) => *builder,
+    };
+    note_inputs_folder(&common.out, plan)?;
+    let folders = InputFolders { from: common.from.clone(), downloads: common.downloads() };
+    let mut provider = provider::for_plan(plan, common, context, folders, builder.cursor(), progress)?;
+    let options = EngineOptions {
+        threads: common.threads,
+        on_bad_record: if plan.spec.selection.on_bad_record == "skip" { OnBadRecord::Skip } else { OnBadRecord::Fail },
+        fields: plan.fields.clone(),
+        filter: filter(plan)?,
+        max_tokens: plan.spec.selection.max_tokens,
+    };
+    progress.begin(&plan.spec.split, plan);
+    let manifest =
+        engine::run(builder, plan.spec.layout, provider.as_mut(), &context.tokenizer, &options, progress)?;
+    progress.end();
+    Ok(Prepared { folder, manifest, was_finished: false })
+}
+
+fn filter(plan: &Plan) -> anyhow::Result<Filter> {
+    let selection = &plan.spec.selection;
+    let holdout = selection
+        .holdout
+        .as_ref()
+        .map(|holdout| {
+            let fraction: f64 = holdout.fraction.parse().context("the holdout's fraction is not a number")?;
+            let threshold = engine::holdout_threshold(fraction);
+            anyhow::Ok(engine::HoldoutCut { threshold, held_out: holdout.held_out })
+        })
+        .transpose()?;
+    Ok(Filter { exclude_sets: selection.exclude_sets.clone(), holdout })
+}
+
+/// Notes where inputs are found again, for `audit --deep` and `trace`: a path of this machine, so not in the dataset.
+fn note_inputs_folder(out: &Path, plan: &Plan) -> anyhow::Result<()> {
+    let Some(folder) = &plan.inputs_folder else { return Ok(()) };
+    fs_err::create_dir_all(out)?;
+    let folder = std::path::absolute(folder)?;
+    xlstm_manifests::atomic::write_atomic(&out.join(".inputs"), format!("{}\n", folder.display()).as_bytes())?;
+    Ok(())
+}
+
+fn tokenizer_record(tokenizer: &Gpt2Tokenizer) -> anyhow::Result<TokenizerRecord> {
+    let identity = tokenizer.identity()?;
+    Ok(TokenizerRecord {
+        name: identity.name.into(),
+        engine: identity.engine.into(),
+        engine_version: identity.engine_version.into(),
+        files: identity.files.into_iter().map(|file| (file.name.into(), file.sha256)).collect(),
+        vocabulary_size: identity.vocabulary_size,
+        end_of_text: u32::from(identity.end_of_text_id),
+        special_tokens: identity.special_token_policy.into(),
+        probe_sha256: identity.probe_sha256,
+    })
+}
+
+fn packing(layout: Layout, common: &Common) -> Packing {
+    match layout {
+        Layout::Packed => Packing {
+            row_length: xlstm_manifests::ROW_LENGTH as u32,
+            rows_per_shard: Some(common.rows_per_shard),
+            append_end_of_text: true,
+            targets: "every valid token of a row is a target; the inputs are the row shifted right by one, \
+                      end_of_text first"
+                .into(),
+        },
+        Layout::Documents => Packing {
+            row_length: xlstm_manifests::ROW_LENGTH as u32,
+            rows_per_shard: None,
+            append_end_of_text: false,
+            targets: "windows say which tokens are scored after which context; position -1 is end_of_text".into(),
+        },
+    }
+}

@@ -1,0 +1,456 @@
+//! Building one split, document by document, so that a killed run goes on where it was.
+//!
+//! ```text
+//! SplitBuilder ── counts inputs, sets, totals ── Sink (packed rows | documents) ── shards
+//!       └──────── journal: one line per finished shard, fsynced after the shard itself
+//! ```
+//! Whoever feeds a builder (`prepare` from sources, `merge` from parts) pushes inputs and documents in
+//! stream order; the bytes written depend on nothing else. After a kill the builder takes up the state of
+//! the last journal line and asks, through [`SplitBuilder::cursor`], to be fed again from there.
+
+mod documents_sink;
+mod journal;
+mod packed_sink;
+mod tally;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use xlstm_manifests::atomic::{self, FolderLock};
+use xlstm_manifests::checksums;
+use xlstm_manifests::manifest::{
+    FileRecord, Layout, MANIFEST_NAME, Manifest, Packing, Part, Selection, Shard, Source, Tokenizer, Tool,
+};
+use xlstm_manifests::manifest::{FORMAT, VERSION};
+use xlstm_manifests::safe_path::SafePath;
+use xlstm_manifests::{Error as ContractError, Sha256Digest, canonical, identity};
+
+use documents_sink::DocumentsSink;
+use journal::Journal;
+use packed_sink::PackedSink;
+pub use tally::{InputMeta, Tally};
+
+/// Folder for what a run in progress needs, below the split's folder.
+pub const WORK_FOLDER: &str = ".work";
+
+/// Why a split could not be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SplitError {
+    /// A file of the dataset could not be written, or is not what it should be.
+    #[error(transparent)]
+    Contract(#[from] ContractError),
+    /// The folder holds another dataset, or an unfinished run with other settings.
+    #[error("`{folder}` holds {found}, which differs in {differs}; use another --out, or --restart to discard it", folder = folder.display())]
+    OtherRun {
+        /// The split's folder.
+        folder: PathBuf,
+        /// What was found there.
+        found: &'static str,
+        /// Which settings differ.
+        differs: String,
+    },
+    /// A limit of the format.
+    #[error("{0}")]
+    Limit(String),
+    /// The feeder broke its promise on resumption: a source changed, or a fault of ours.
+    #[error(
+        "the run cannot go on from its journal: expected record {record} of input {input}, found {found}; \
+         an input changed since the run began: use --restart"
+    )]
+    Resume {
+        /// Input index of the journal's cursor.
+        input: u32,
+        /// Record number of the journal's cursor.
+        record: u64,
+        /// What came instead.
+        found: String,
+    },
+}
+
+impl From<std::io::Error> for SplitError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Contract(error.into())
+    }
+}
+
+/// Everything about a split that is known before its first document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitSpec {
+    /// `train`, `validation`, `test`, `val`.
+    pub split: String,
+    /// Packed rows or documents.
+    pub layout: Layout,
+    /// Where documents come from.
+    pub source: Source,
+    /// Which documents are asked for.
+    pub selection: Selection,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// How tokens become rows.
+    pub packing: Packing,
+    /// This task's part of the whole, if it is one.
+    pub part: Option<Part>,
+    /// Digest of all of the above and the input list.
+    pub plan: Sha256Digest,
+}
+
+impl SplitSpec {
+    /// The digest that binds parts and resumed runs together: settings and input list, not the part.
+    ///
+    /// # Errors
+    /// When a number has no canonical form.
+    pub fn plan_digest(&self, inputs: &impl Serialize) -> Result<Sha256Digest, SplitError> {
+        let plan = serde_json::json!({
+            "split": self.split, "layout": self.layout, "source": self.source, "selection": self.selection,
+            "tokenizer": self.tokenizer, "packing": self.packing, "inputs": inputs,
+        });
+        let bytes = canonical::to_canonical_bytes(&plan).map_err(std::io::Error::other)?;
+        Ok(Sha256Digest::of(&bytes))
+    }
+}
+
+/// A document as the builder takes it.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenizedDocument<'a> {
+    /// Record number in the current input.
+    pub record: u64,
+    /// Tokens, no separator.
+    pub ids: &'a [u16],
+    /// UTF-8 bytes of its text.
+    pub bytes: u64,
+    /// Unicode scalar values of its text.
+    pub chars: u64,
+    /// Pieces between runs of white space.
+    pub words: u64,
+    /// SHA-256 of its text.
+    pub digest: Sha256Digest,
+    /// The set it counts towards.
+    pub set: Option<&'a str>,
+    /// The source's own name for it.
+    pub id: Option<&'a str>,
+    /// Whether its source cut it.
+    pub truncated: bool,
+}
+
+/// Where to feed a builder from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Index of the input.
+    pub input: u32,
+    /// First record wanted from it.
+    pub record: u64,
+    /// Whether that record was already counted, and only tokens after this many are still to be stored.
+    pub stored_tokens: Option<u64>,
+}
+
+enum Sink {
+    Packed(Box<PackedSink>),
+    Documents(Box<DocumentsSink>),
+}
+
+/// What the builder is waiting for.
+pub struct SplitBuilder {
+    folder: PathBuf,
+    spec: SplitSpec,
+    sink: Sink,
+    tally: Tally,
+    journal: Journal,
+    shards: Vec<Shard>,
+    cursor: Cursor,
+    _lock: FolderLock,
+}
+
+/// What a folder turned out to be when a builder was asked for it.
+pub enum Opened {
+    /// The split is there, finished, from the same settings.
+    Finished(Box<Manifest>),
+    /// To be fed from [`SplitBuilder::cursor`].
+    Building(Box<SplitBuilder>),
+}
+
+impl SplitBuilder {
+    /// Opens `folder` for the split `spec`, taking up an unfinished run of the same plan.
+    ///
+    /// # Errors
+    /// When another process is at work there, when it holds something else, or when it cannot be written.
+    pub fn open(folder: &Path, spec: SplitSpec, restart: bool) -> Result<Opened, SplitError> {
+        let work = folder.join(WORK_FOLDER);
+        fs_err::create_dir_all(&work)?;
+        let lock = FolderLock::acquire(&work.join("lock"))?;
+        if restart {
+            discard(folder)?;
+        }
+        if folder.join(MANIFEST_NAME).exists() {
+            let manifest = Manifest::load(folder)?;
+            return match differences(&spec, &manifest) {
+                None => {
+                    drop(lock);
+                    // A kill between the manifest and the removal of `.work` leaves these.
+                    finish_up(folder, &manifest)?;
+                    Ok(Opened::Finished(Box::new(manifest)))
+                }
+                Some(differs) => {
+                    Err(SplitError::OtherRun { folder: folder.into(), found: "a finished dataset", differs })
+                }
+            };
+        }
+        let (journal, snapshots) = Journal::open(&work, &spec, folder)?;
+        let mut shards = Vec::new();
+        let mut tally = Tally::new();
+        let mut cursor = Cursor::default();
+        let mut last = None;
+        for snapshot in snapshots {
+            shards.push(snapshot.shard.clone());
+            tally.restore(&snapshot);
+            cursor = snapshot.cursor;
+            last = Some(snapshot);
+        }
+        remove_strays(folder, &shards)?;
+        let sink = match spec.layout {
+            Layout::Packed => Sink::Packed(Box::new(PackedSink::new(folder, &spec, last.as_ref()))),
+            Layout::Documents => Sink::Documents(Box::new(DocumentsSink::new(folder, &spec, last.as_ref()))),
+        };
+        Ok(Opened::Building(Box::new(Self {
+            folder: folder.into(),
+            spec,
+            sink,
+            tally,
+            journal,
+            shards,
+            cursor,
+            _lock: lock,
+        })))
+    }
+
+    /// Where the feeder must begin.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// Whether the next document is one that the journal's last shard ended in the middle of.
+    #[must_use]
+    pub fn is_interrupted(&self) -> bool {
+        self.cursor.stored_tokens.is_some()
+    }
+
+    /// Totals so far.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// The input up to which everything is durable: files before it are not needed again.
+    #[must_use]
+    pub fn durable_input(&self) -> u32 {
+        self.cursor.input
+    }
+
+    /// Begins the next input. On resumption the first call names the input of the cursor again.
+    ///
+    /// # Errors
+    /// When the sink has to close a shard and cannot.
+    pub fn begin_input(&mut self, meta: InputMeta) -> Result<(), SplitError> {
+        let boundary = match &mut self.sink {
+            Sink::Packed(_) => false,
+            Sink::Documents(sink) => sink.is_boundary(&meta),
+        };
+        if boundary {
+            self.close_document_shard()?;
+        }
+        self.tally.begin_input(meta)
+    }
+
+    /// Counts a record of the current input that is left out.
+    pub fn left_out(&mut self, reason: &str, count: u64) {
+        self.tally.left_out(reason, count);
+    }
+
+    /// Takes a document of the current input.
+    ///
+    /// # Errors
+    /// When a shard cannot be written, a limit of the format is met, or the feeder did not start at the cursor.
+    pub fn document(&mut self, document: &TokenizedDocument<'_>) -> Result<(), SplitError> {
+        if let Some(stored) = self.cursor.stored_tokens.take() {
+            return self.finish_interrupted(document, stored);
+        }
+        let separator = u64::from(self.spec.packing.append_end_of_text);
+        let length = document.ids.len() as u64 + separator;
+        let (input, set) = self.tally.count(document, length)?;
+        match &mut self.sink {
+            Sink::Packed(sink) => {
+                sink.begin(input, document, length, set);
+                self.store_packed(document, 0)
+            }
+            Sink::Documents(sink) => Ok(sink.push(input, document)?),
+        }
+    }
+
+    /// The document in whose middle the journal's last shard ended: only its remaining tokens are missing.
+    fn finish_interrupted(&mut self, document: &TokenizedDocument<'_>, stored: u64) -> Result<(), SplitError> {
+        let length = document.ids.len() as u64 + u64::from(self.spec.packing.append_end_of_text);
+        if document.record != self.cursor.record || stored > length {
+            let Cursor { input, record, .. } = self.cursor;
+            let found = format!("record {} of {length} tokens", document.record);
+            return Err(SplitError::Resume { input, record, found });
+        }
+        self.store_packed(document, stored)
+    }
+
+    /// Stores the tokens of `document` from number `from` on, finishing shards as they fill.
+    fn store_packed(&mut self, document: &TokenizedDocument<'_>, from: u64) -> Result<(), SplitError> {
+        let Sink::Packed(sink) = &mut self.sink else { return Ok(()) };
+        let mut from = usize::try_from(from).unwrap_or(usize::MAX);
+        while let Some(stored) = sink.store(document.ids, from)? {
+            from = stored;
+            let shard = sink.close(self.shards.len())?;
+            let cursor = Cursor {
+                input: self.tally.current_input(),
+                record: document.record,
+                stored_tokens: Some(stored as u64),
+            };
+            let snapshot = self.tally.snapshot(shard, cursor, sink.trees());
+            self.journal.append(&snapshot)?;
+            self.shards.push(snapshot.shard);
+            self.cursor = Cursor { stored_tokens: None, ..cursor };
+        }
+        Ok(())
+    }
+
+    fn close_document_shard(&mut self) -> Result<(), SplitError> {
+        let Sink::Documents(sink) = &mut self.sink else { return Ok(()) };
+        let Some(shard) = sink.close()? else { return Ok(()) };
+        let cursor = Cursor { input: self.tally.next_input(), record: 0, stored_tokens: None };
+        let snapshot = self.tally.snapshot(shard, cursor, sink.trees());
+        self.journal.append(&snapshot)?;
+        self.shards.push(snapshot.shard);
+        self.cursor = cursor;
+        Ok(())
+    }
+
+    /// Ends the current input.
+    pub fn end_input(&mut self) {
+        self.tally.end_input();
+    }
+
+    /// Writes the last shard, the manifest and the checksums.
+    ///
+    /// # Errors
+    /// When something cannot be written.
+    pub fn finish(mut self) -> Result<Manifest, SplitError> {
+        let (tokens_tree, documents_tree) = match &mut self.sink {
+            Sink::Packed(sink) => {
+                if let Some(shard) = sink.close_last(self.shards.len())? {
+                    self.shards.push(shard);
+                }
+                sink.trees()
+            }
+            Sink::Documents(_) => {
+                self.close_document_shard()?;
+                match &self.sink {
+                    Sink::Documents(sink) => sink.trees(),
+                    Sink::Packed(sink) => sink.trees(),
+                }
+            }
+        };
+        let mut files: Vec<FileRecord> = Vec::new();
+        if self.spec.layout == Layout::Documents {
+            files.push(documents_sink::write_domains(&self.folder, self.tally.sets())?);
+        }
+        let spec = self.spec;
+        let (inputs, sets, mut totals) = self.tally.finish();
+        totals.rows = self.shards.iter().map(|shard| shard.file.records).sum();
+        let mut manifest = Manifest {
+            format: FORMAT.into(),
+            version: VERSION,
+            root: Sha256Digest::of(b""),
+            split: spec.split,
+            layout: spec.layout,
+            source: spec.source,
+            selection: spec.selection,
+            tokenizer: spec.tokenizer,
+            packing: spec.packing,
+            inputs,
+            shards: self.shards,
+            files,
+            sets,
+            totals,
+            tokens_root: tokens_tree.root(),
+            documents_root: documents_tree.root(),
+            part: spec.part,
+            tool: Tool { name: "xlstm-data".into(), version: env!("CARGO_PKG_VERSION").into() },
+        };
+        manifest.root = identity::root(&manifest)?;
+        identity::check(&self.folder.join(MANIFEST_NAME), &manifest)?;
+        atomic::write_atomic(&self.folder.join(MANIFEST_NAME), &manifest.to_bytes()?)?;
+        finish_up(&self.folder, &manifest)?;
+        Ok(manifest)
+    }
+}
+
+/// Writes the checksums, which close a split, and removes what only a run in progress needs.
+fn finish_up(folder: &Path, manifest: &Manifest) -> Result<(), SplitError> {
+    let path = folder.join(checksums::CHECKSUMS_NAME);
+    if !path.exists() {
+        let mut files: BTreeMap<SafePath, Sha256Digest> =
+            manifest.data_files().map(|file| (file.path.clone(), file.sha256)).collect();
+        files.insert(SafePath::new(MANIFEST_NAME)?, Sha256Digest::of(&manifest.to_bytes()?));
+        atomic::write_atomic(&path, checksums::render(&files).as_bytes())?;
+    }
+    match fs_err::remove_dir_all(folder.join(WORK_FOLDER)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a split, finished or not, keeping the lock that the caller holds.
+fn discard(folder: &Path) -> Result<(), SplitError> {
+    for name in [MANIFEST_NAME, checksums::CHECKSUMS_NAME] {
+        match fs_err::remove_file(folder.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    match fs_err::remove_file(folder.join(WORK_FOLDER).join(journal::JOURNAL_NAME)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    remove_strays(folder, &[])
+}
+
+/// Removes shards that the journal does not know and files that a kill left half-written.
+fn remove_strays(folder: &Path, shards: &[Shard]) -> Result<(), SplitError> {
+    let known: Vec<&str> =
+        shards.iter().flat_map(|shard| [shard.file.path.as_str(), shard.companion.path.as_str()]).collect();
+    for entry in fs_err::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let ours = ["shard-", "spans-", "documents-", "windows-"].iter().any(|prefix| name.starts_with(prefix))
+            && name.ends_with(".arrow");
+        if (ours && !known.contains(&name)) || name.ends_with(atomic::PARTIAL_SUFFIX) {
+            fs_err::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The settings in which a finished split differs from what is asked for, if any.
+fn differences(spec: &SplitSpec, manifest: &Manifest) -> Option<String> {
+    let mut differs = Vec::new();
+    let mut check = |name: &str, same: bool| {
+        if !same {
+            differs.push(name.to_owned());
+        }
+    };
+    check("split", spec.split == manifest.split);
+    check("layout", spec.layout == manifest.layout);
+    check("source", spec.source == manifest.source);
+    check("selection", spec.selection == manifest.selection);
+    check("tokenizer", spec.tokenizer == manifest.tokenizer);
+    check("packing", spec.packing == manifest.packing);
+    check("part", spec.part == manifest.part);
+    (!differs.is_empty()).then(|| differs.join(", "))
+}
