@@ -7,10 +7,16 @@
 //! can change a byte of what is written.
 
 pub mod audit;
+pub mod cli;
 pub mod diff;
+pub mod engine;
 pub mod hub;
+pub mod merge;
+pub mod plan;
+pub mod prepare;
 pub mod record;
 pub mod report;
 pub mod sources;
+pub mod split;
 pub mod tokenizer;
 pub mod trace;

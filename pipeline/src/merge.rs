@@ -148,6 +148,9 @@ fn feed_part(
     limit: Option<u64>,
 ) -> Result<(), MergeError> {
     let limit = limit.unwrap_or(u64::MAX);
+    if builder.tally().totals().tokens >= limit && !builder.is_interrupted() {
+        return Ok(());
+    }
     let next = cursor.input.saturating_sub(first_input);
     let mut feeder = Feeder { builder, part, first_input, cursor, limit, open: None, next };
     match part.manifest.layout {

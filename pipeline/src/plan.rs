@@ -8,7 +8,7 @@ use xlstm_manifests::safe_path::SafePath;
 
 use crate::hub::{DeclaredDigest, RemoteFile};
 use crate::record::Record;
-use crate::sources::{Fields, Format};
+use crate::sources::{Compression, Fields, Format};
 use crate::split::SplitSpec;
 
 /// Where an input's bytes are.
@@ -47,6 +47,34 @@ impl PlannedInput {
             record.set = Some(format!("{prefix}/{domain}"));
         }
     }
+}
+
+/// A format as a manifest names it.
+#[must_use]
+pub fn format_name(format: Format) -> &'static str {
+    match format {
+        Format::JsonLines { compression: Compression::None } => "jsonl",
+        Format::JsonLines { compression: Compression::Zstd } => "jsonl.zst",
+        Format::JsonLines { compression: Compression::Gzip } => "jsonl.gz",
+        Format::Parquet => "parquet",
+        Format::Text => "text",
+        Format::Crate => "crate",
+    }
+}
+
+/// The format that a manifest names.
+#[must_use]
+pub fn format_of_name(name: &str) -> Option<Format> {
+    let json = |compression| Format::JsonLines { compression };
+    [json(Compression::None), json(Compression::Zstd), json(Compression::Gzip), Format::Parquet, Format::Text, Format::Crate]
+        .into_iter()
+        .find(|&format| format_name(format) == name)
+}
+
+/// Whether a file of this format is much smaller than its text.
+#[must_use]
+pub fn is_compressed(format: Format) -> bool {
+    !matches!(format, Format::JsonLines { compression: Compression::None } | Format::Text)
 }
 
 /// The digest that a listing declares, as a manifest holds it.

@@ -1,3 +1,5 @@
-//! What whole-program tests stand on.
+//! What whole-program tests stand on: the real binaries, corpora in every input format, a loopback Hub.
 
+pub mod corpus;
 pub mod loopback_hub;
+pub mod program;

@@ -9,6 +9,7 @@ use xlstm_manifests::manifest::Manifest;
 use super::batch::{Item, Tokenized};
 use super::filter::BEYOND_MAX_TOKENS;
 use super::{EngineError, EngineOptions, Observer, OnBadRecord, Provided, Shared, Stream};
+use crate::plan::format_name;
 use crate::split::{InputMeta, SplitBuilder, TokenizedDocument};
 
 pub(super) fn collect(
@@ -59,7 +60,7 @@ fn collect_input(
     let planned = &provided.planned;
     builder.begin_input(InputMeta {
         path: planned.path.clone(),
-        format: planned.format.name().to_owned(),
+        format: format_name(planned.format).to_owned(),
         size,
         sha256,
         declared: planned.declared.clone(),

@@ -110,7 +110,7 @@ fn read_input(
     let mut steps = Vec::new();
     let mut cost = 0;
     loop {
-        let step = reader.next().transpose()?;
+        let step = reader.next_step().transpose()?;
         let ended = step.is_none();
         if let Some(mut step) = step {
             if let Step::Record(record) = &mut step {

@@ -12,7 +12,7 @@ use super::local::sides;
 use super::packing;
 use super::request::{Common, CratesRequest};
 use crate::plan::{Location, Plan, PlannedInput};
-use crate::sources::{self, Fields, Format};
+use crate::sources::{Fields, Format, SourceError, cargo_cache, crate_archive};
 use crate::split::SplitSpec;
 
 pub(super) fn plans(request: &CratesRequest, common: &Common, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Plan>> {
@@ -57,16 +57,20 @@ pub(super) fn plans(request: &CratesRequest, common: &Common, tokenizer: &Tokeni
 }
 
 fn inputs(request: &CratesRequest) -> anyhow::Result<Vec<PlannedInput>> {
+    let cache = cargo_cache::cache_folder();
     let mut inputs = Vec::new();
     let mut missing = Vec::new();
-    for package in sources::lockfile_packages(&request.lockfile)? {
-        let name = format!("{}-{}.crate", package.name, package.version);
-        let Some(path) = sources::cargo_cache_locate(&package.name, &package.version) else {
-            missing.push(name);
-            continue;
+    for package in cargo_cache::packages(&request.lockfile)? {
+        let path = match cargo_cache::locate(&cache, &package) {
+            Ok(path) => path,
+            Err(SourceError::NoArchive { .. }) => {
+                missing.push(package.file_name());
+                continue;
+            }
+            Err(error) => return Err(error.into()),
         };
         inputs.push(PlannedInput {
-            path: SafePath::new(name)?,
+            path: SafePath::new(package.file_name())?,
             format: Format::Crate,
             size: Some(fs_err::metadata(&path)?.len()),
             declared: Some(Declared {
@@ -74,17 +78,16 @@ fn inputs(request: &CratesRequest) -> anyhow::Result<Vec<PlannedInput>> {
                 digest: package.checksum.to_string(),
                 by: "Cargo.lock".into(),
             }),
-            licence: sources::read_crate_licence(&path)?,
+            licence: crate_archive::read_crate_licence(&path)?,
             location: Location::Local(path),
             set_prefix: None,
         });
     }
-    if !missing.is_empty() {
+    if let Some(first) = missing.first() {
         bail!(
-            "`{}`: {} of its crates are not in cargo's cache (first: {}); run `cargo fetch --locked` beside it",
+            "`{}`: {} of its crates are not in cargo's cache (first: {first}); run `cargo fetch --locked` beside it",
             request.lockfile.display(),
             missing.len(),
-            missing[0]
         );
     }
     Ok(inputs)

@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use xlstm_manifests::manifest::{Layout, Manifest, Packing};
-use xlstm_manifests::manifest::Tokenizer as TokenizerRecord;
 
 pub use preview::{Preview, preview};
 pub use progress::Progress;
@@ -26,7 +25,7 @@ pub use request::{Common, CratesRequest, DatasetRequest, LocalRequest, PalomaReq
 
 use crate::engine::{self, EngineOptions, Filter, OnBadRecord};
 use crate::hub::Hub;
-use crate::plan::{InputFolders, Plan};
+use crate::plan::{InputFolders, Plan, is_compressed};
 use crate::split::{Opened, SplitBuilder};
 use crate::tokenizer::Gpt2Tokenizer;
 
@@ -53,7 +52,7 @@ pub struct Context {
 /// # Errors
 /// When the request contradicts itself, or its inputs cannot be listed.
 pub fn plans(request: &DatasetRequest, common: &Common, context: &Context) -> anyhow::Result<Vec<Plan>> {
-    let tokenizer = tokenizer_record(&context.tokenizer)?;
+    let tokenizer = context.tokenizer.identity()?;
     let plans = match request {
         DatasetRequest::SlimPajama(request) => hub_profiles::slimpajama(request, common, context, &tokenizer)?,
         DatasetRequest::Paloma(request) => hub_profiles::paloma(request, common, context, &tokenizer)?,
@@ -93,7 +92,7 @@ fn cap_inputs(mut plan: Plan, common: &Common) -> Plan {
         .take_while(|input| {
             let wanted = tokens < max_tokens;
             let per_token =
-                if input.format.is_compressed() { COMPRESSED_BYTES_PER_TOKEN } else { PLAIN_BYTES_PER_TOKEN };
+                if is_compressed(input.format) { COMPRESSED_BYTES_PER_TOKEN } else { PLAIN_BYTES_PER_TOKEN };
             tokens = tokens.saturating_add(input.size.unwrap_or(0) / per_token);
             wanted
         })
@@ -168,20 +167,6 @@ fn note_inputs_folder(out: &Path, plan: &Plan) -> anyhow::Result<()> {
     let folder = std::path::absolute(folder)?;
     xlstm_manifests::atomic::write_atomic(&out.join(".inputs"), format!("{}\n", folder.display()).as_bytes())?;
     Ok(())
-}
-
-fn tokenizer_record(tokenizer: &Gpt2Tokenizer) -> anyhow::Result<TokenizerRecord> {
-    let identity = tokenizer.identity()?;
-    Ok(TokenizerRecord {
-        name: identity.name.into(),
-        engine: identity.engine.into(),
-        engine_version: identity.engine_version.into(),
-        files: identity.files.into_iter().map(|file| (file.name.into(), file.sha256)).collect(),
-        vocabulary_size: identity.vocabulary_size,
-        end_of_text: u32::from(identity.end_of_text_id),
-        special_tokens: identity.special_token_policy.into(),
-        probe_sha256: identity.probe_sha256,
-    })
 }
 
 fn packing(layout: Layout, common: &Common) -> Packing {

@@ -340,7 +340,7 @@ impl SplitBuilder {
     /// # Errors
     /// When something cannot be written.
     pub fn finish(mut self) -> Result<Manifest, SplitError> {
-        let (tokens_tree, documents_tree) = match &mut self.sink {
+        let trees = match &mut self.sink {
             Sink::Packed(sink) => {
                 if let Some(shard) = sink.close_last(self.shards.len())? {
                     self.shards.push(shard);
@@ -377,8 +377,8 @@ impl SplitBuilder {
             files,
             sets,
             totals,
-            tokens_root: tokens_tree.root(),
-            documents_root: documents_tree.root(),
+            tokens_root: trees.tokens.root(),
+            documents_root: trees.documents.root(),
             part: spec.part,
             tool: Tool { name: "xlstm-data".into(), version: env!("CARGO_PKG_VERSION").into() },
         };

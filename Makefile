@@ -1,0 +1,46 @@
+# Everything a person needs; each target says what it does. `make demo` and `make test` are the two that matter.
+CARGO ?= cargo
+PYTHON ?= python3
+DATA := target/release/xlstm-data
+DEMO := data/demo
+
+.PHONY: help setup fetch build demo test lint bench clean-demo tools
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: fetch ## everything that has to be fetched
+
+fetch: # every crate of the lock file, of all platforms: they are also the demo's corpus
+	@$(CARGO) fetch --locked --quiet
+
+build: setup ## the release binaries
+	$(CARGO) build --release --locked -p xlstm-pipeline
+
+demo: build ## prepare the embedded corpus, audit every token of it, trace one
+	$(DATA) prepare crates --holdout 0.02 --out $(DEMO)
+	$(DATA) audit $(DEMO) --deep all
+	$(DATA) trace $(DEMO)/train --row 100 --token 1000
+
+test: setup ## all tests
+	$(CARGO) test --release --locked -p xlstm-manifests -p xlstm-pipeline -p xlstm-tests
+
+lint: ## formatting, clippy, documentation, licences and sources of dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --no-deps --document-private-items
+	$(MAKE) --no-print-directory tools
+	$(CARGO) metadata --locked --format-version 1 >/dev/null
+	.tools/bin/cargo-deny --offline --locked check licenses sources bans
+
+tools: .tools/bin/cargo-deny
+
+# Without default features it is small: advisories need a network that a build machine may not have.
+.tools/bin/cargo-deny:
+	$(CARGO) install --quiet --debug --locked --no-default-features --root .tools cargo-deny --version =0.20.2
+
+bench: build ## the benchmarks of docs/benchmarks (needs the peers: see docs/benchmarks/README.md)
+	docs/benchmarks/run.sh
+
+clean-demo: ## remove what the demo made
+	rm -rf $(DEMO)

@@ -1,0 +1,97 @@
+//! The command line of `xlstm-data`.
+//!
+//! Arguments are parsed into plain structs here, resolved in `args`, and carried out by the library. Data goes
+//! to stdout, everything else to stderr. Exit codes: 0 done, 1 the user's input or data, 2 a fault of ours or
+//! wrong usage.
+
+mod args;
+mod prepare;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+/// Prepare, audit and trace training data for xLSTM: from bytes on the Hub to packed shards whose every token
+/// leads back to its source.
+#[derive(Debug, Parser)]
+#[command(name = "xlstm-data", version, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Download, check, tokenize and pack a dataset
+    Prepare(args::PrepareArgs),
+    /// Say what `prepare` would do: files, bytes, requests, disk, tokens
+    Plan(args::PrepareArgs),
+    /// Put the parts of a task array (`prepare --task`) together
+    Merge(args::MergeArgs),
+    /// Print shell completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Parses the process's arguments and does what they say.
+#[must_use]
+pub fn run() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => report(dispatch(cli)),
+        Err(error) => {
+            let code = error.exit_code();
+            // A closed stdout or stderr leaves nothing to say it on.
+            let _ = error.print();
+            ExitCode::from(u8::try_from(code).unwrap_or(2))
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    match cli.command {
+        Command::Prepare(args) => prepare::prepare(args, &mut out),
+        Command::Plan(args) => prepare::plan(args, &mut out),
+        Command::Merge(args) => prepare::merge(&args, &mut out),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "xlstm-data", &mut out);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Maps an error to its exit code, after saying it on stderr with the causes that its text does not hold.
+fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
+    let error = match result {
+        Ok(code) => return code,
+        Err(error) => error,
+    };
+    if is_broken_pipe(&error) {
+        return ExitCode::SUCCESS;
+    }
+    let mut text = format!("error: {error}");
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}\n  cause: {cause}");
+        }
+    }
+    // Nothing is left to be done when stderr is closed.
+    let _ = writeln!(std::io::stderr(), "{text}");
+    let fault = error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(crate::engine::EngineError::Internal(_)))
+    });
+    ExitCode::from(if fault { 2 } else { 1 })
+}
+
+/// Whether stdout was closed by its reader (`xlstm-data … | head`): not an error.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}

@@ -1,0 +1,216 @@
+//! `prepare`, `plan` and `merge` on the command line.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use serde_json::json;
+use xlstm_manifests::manifest::{MANIFEST_NAME, Manifest};
+
+use super::args::{CommonArgs, DatasetArgs, HubArgs, MergeArgs, PrepareArgs};
+use crate::hub::{Hub, HubConfig};
+use crate::prepare::{
+    self, Common, Context, CratesRequest, DatasetRequest, LocalRequest, PalomaRequest, Prepared, Progress,
+    SlimPajamaRequest,
+};
+use crate::tokenizer::Gpt2Tokenizer;
+
+struct Resolved {
+    request: DatasetRequest,
+    common: Common,
+    dry_run: bool,
+    json: bool,
+    quiet: bool,
+}
+
+pub(super) fn prepare(args: PrepareArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let resolved = resolve(args)?;
+    if resolved.dry_run {
+        return show_plan(&resolved, out);
+    }
+    let context = context(&resolved)?;
+    let progress = Progress::new(resolved.quiet || resolved.json);
+    let mut prepared = Vec::new();
+    for plan in prepare::plans(&resolved.request, &resolved.common, &context)? {
+        let result = prepare::execute(&plan, &resolved.common, &context, &progress)?;
+        if !resolved.json {
+            write!(out, "{}", describe(&result))?;
+        }
+        prepared.push(result);
+    }
+    if resolved.json {
+        let splits: Vec<_> = prepared.iter().map(summary).collect();
+        writeln!(out, "{}", json!({ "splits": splits }))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn plan(args: PrepareArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    show_plan(&resolve(args)?, out)
+}
+
+fn show_plan(resolved: &Resolved, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let context = context(resolved)?;
+    let plans = prepare::plans(&resolved.request, &resolved.common, &context)?;
+    let previews: Vec<_> = plans.iter().map(|plan| prepare::preview(plan, &resolved.common, &context)).collect();
+    if resolved.json {
+        writeln!(out, "{}", json!({ "splits": previews }))?;
+    } else {
+        for preview in previews {
+            write!(out, "{}", preview.to_text())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn resolve(args: PrepareArgs) -> anyhow::Result<Resolved> {
+    let (request, hub, common) = match args.dataset {
+        DatasetArgs::Slimpajama { profile, revision, splits, hub, common } => {
+            (DatasetRequest::SlimPajama(SlimPajamaRequest { profile, revision, splits }), Some(hub), common)
+        }
+        DatasetArgs::Paloma { revision, splits, sources, hub, common } => {
+            (DatasetRequest::Paloma(PalomaRequest { revision, splits, sources }), Some(hub), common)
+        }
+        DatasetArgs::Crates { lockfile, holdout, common } => {
+            (DatasetRequest::Crates(CratesRequest { lockfile, holdout }), None, common)
+        }
+        DatasetArgs::Local { paths, text_field, set_field, id_field, holdout, split, common } => {
+            let request = LocalRequest { paths, text_field, set_field, id_field, holdout, split };
+            (DatasetRequest::Local(request), None, common)
+        }
+    };
+    let (dry_run, json, quiet) = (common.dry_run, common.json, common.quiet);
+    Ok(Resolved { request, common: resolve_common(common, hub)?, dry_run, json, quiet })
+}
+
+fn resolve_common(args: CommonArgs, hub: Option<HubArgs>) -> anyhow::Result<Common> {
+    let threads = match args.threads {
+        Some(0) => bail!("--threads 0: expected at least 1"),
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    };
+    let mut exclude_sets = args.exclude_sets;
+    exclude_sets.sort();
+    exclude_sets.dedup();
+    let hub = hub.unwrap_or(HubArgs {
+        from: None,
+        offline: true,
+        downloads: None,
+        discard_downloads: false,
+        parallel_downloads: 1,
+    });
+    Ok(Common {
+        out: args.out,
+        threads,
+        max_tokens: args.max_tokens,
+        exclude_sets,
+        skip_bad_records: args.on_bad_record == "skip",
+        task: args.task,
+        rows_per_shard: args.rows_per_shard,
+        restart: args.restart,
+        from: hub.from,
+        downloads: hub.downloads,
+        discard_downloads: hub.discard_downloads,
+        parallel_downloads: hub.parallel_downloads,
+        offline: hub.offline,
+    })
+}
+
+fn context(resolved: &Resolved) -> anyhow::Result<Context> {
+    let hub = match resolved.request {
+        DatasetRequest::SlimPajama(_) | DatasetRequest::Paloma(_) => {
+            let mut config = HubConfig::from_env()?;
+            config.offline = config.offline || resolved.common.offline;
+            Some(Arc::new(Hub::new(config)?))
+        }
+        DatasetRequest::Crates(_) | DatasetRequest::Local(_) => None,
+    };
+    Ok(Context { tokenizer: Gpt2Tokenizer::new()?, hub })
+}
+
+fn summary(prepared: &Prepared) -> serde_json::Value {
+    let manifest = &prepared.manifest;
+    json!({
+        "split": manifest.split,
+        "folder": prepared.folder.display().to_string(),
+        "root": manifest.root,
+        "was_finished": prepared.was_finished,
+        "part": manifest.part,
+        "totals": manifest.totals,
+        "sets": manifest.sets,
+        "shards": manifest.shards.len(),
+        "inputs": manifest.inputs.len(),
+    })
+}
+
+fn describe(prepared: &Prepared) -> String {
+    let Manifest { split, root, totals, inputs, shards, .. } = &prepared.manifest;
+    let was = if prepared.was_finished { " (was finished before)" } else { "" };
+    let left_out: u64 = totals.left_out.values().sum();
+    format!(
+        "{split}: {} documents, {} tokens, {} rows in {} shards from {} files, {left_out} records left out{was}\n  \
+         root {root}\n  {}\n",
+        totals.documents,
+        totals.tokens,
+        totals.rows,
+        shards.len(),
+        inputs.len(),
+        prepared.folder.display()
+    )
+}
+
+pub(super) fn merge(args: &MergeArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let mut prepared = Vec::new();
+    for (split, parts) in parts(args)? {
+        let folder = args.out.join(split);
+        let manifest = crate::merge::merge(&parts, &folder, args.restart)?;
+        if args.remove_parts {
+            for part in &parts {
+                fs_err::remove_dir_all(part)?;
+            }
+        }
+        let result = Prepared { folder, manifest, was_finished: false };
+        if !args.json {
+            write!(out, "{}", describe(&result))?;
+        }
+        prepared.push(result);
+    }
+    if args.json {
+        let splits: Vec<_> = prepared.iter().map(summary).collect();
+        writeln!(out, "{}", json!({ "splits": splits }))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The part folders of each split.
+fn parts(args: &MergeArgs) -> anyhow::Result<BTreeMap<String, Vec<PathBuf>>> {
+    let mut splits: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    let mut add = |folder: &Path| -> anyhow::Result<()> {
+        let manifest = Manifest::load(folder)?;
+        splits.entry(manifest.split).or_default().push(folder.into());
+        Ok(())
+    };
+    if !args.parts.is_empty() {
+        args.parts.iter().try_for_each(|part| add(part))?;
+        return Ok(splits);
+    }
+    let folder = args.out.join("parts");
+    let hint = || format!("no parts in `{}`: run `xlstm-data prepare … --task I/N` first", folder.display());
+    for part in fs_err::read_dir(&folder).with_context(hint)? {
+        for split in fs_err::read_dir(part?.path())? {
+            let path = split?.path();
+            if path.join(MANIFEST_NAME).exists() {
+                add(&path)?;
+            } else if path.is_dir() {
+                bail!("`{}` is unfinished: run its task again, then merge", path.display());
+            }
+        }
+    }
+    if splits.is_empty() {
+        bail!("{}", hint());
+    }
+    Ok(splits)
+}

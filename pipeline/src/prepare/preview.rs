@@ -1,0 +1,104 @@
+//! What a plan will take, before anything is done: files, bytes, requests, the Hub's rate limit, disk, tokens.
+
+use serde::Serialize;
+
+use super::request::Common;
+use super::{Context, split_folder};
+use crate::hub::plan_seconds;
+use crate::plan::{InputFolders, Location, Plan, is_compressed};
+
+/// GPT-2 tokens in a compressed byte of English web text, about (SlimPajama: 627 G tokens in 895 GB).
+const TOKENS_PER_COMPRESSED_BYTE: f64 = 0.7;
+/// GPT-2 tokens in a byte of English web text, about.
+const TOKENS_PER_BYTE: f64 = 0.235;
+/// Bytes stored for a token: its id, and its share of row lengths and spans.
+const STORED_BYTES_PER_TOKEN: f64 = 2.1;
+
+/// One split's preview.
+#[derive(Debug, Clone, Serialize)]
+pub struct Preview {
+    /// The split.
+    pub split: String,
+    /// Where it will be.
+    pub folder: String,
+    /// The commit that the requested revision stands for.
+    pub revision: Option<String>,
+    /// Files that will be read.
+    pub files: u64,
+    /// Their bytes.
+    pub input_bytes: u64,
+    /// Files that are still to be downloaded.
+    pub files_to_download: u64,
+    /// Their bytes.
+    pub download_bytes: u64,
+    /// Requests that takes.
+    pub requests: u64,
+    /// Seconds that those requests take at the Hub's rate limit, whatever the line's speed.
+    pub rate_limit_seconds: u64,
+    /// Tokens, by the catalog or estimated from the bytes.
+    pub expected_tokens: u64,
+    /// Whether `expected_tokens` is only an estimate.
+    pub estimated: bool,
+    /// Bytes of shards and spans that come of it, about.
+    pub output_bytes: u64,
+    /// Digest of the plan: equal plans give equal datasets.
+    pub plan: String,
+}
+
+/// The preview of a plan. Looks at which files are there already, and reads none.
+#[must_use]
+#[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)]
+pub fn preview(plan: &Plan, common: &Common, context: &Context) -> Preview {
+    let folders = InputFolders { from: common.from.clone(), downloads: common.downloads() };
+    let mut to_download = (0, 0);
+    let mut tokens = 0.0;
+    for input in &plan.inputs {
+        let size = input.size.unwrap_or(0);
+        let rate = if is_compressed(input.format) { TOKENS_PER_COMPRESSED_BYTE } else { TOKENS_PER_BYTE };
+        tokens += size as f64 * rate;
+        let Location::Remote(file) = &input.location else { continue };
+        let cached = context.hub.as_ref().zip(plan.remote.as_ref()).is_some_and(|(hub, remote)| {
+            hub.locate_in_hf_cache(&remote.repository, &remote.sha, file).is_some()
+        });
+        let present = fs_err::metadata(folders.place(&input.path)).is_ok_and(|found| found.len() == size);
+        if !cached && !present {
+            to_download = (to_download.0 + 1, to_download.1 + size);
+        }
+    }
+    let authenticated = context.hub.as_ref().is_some_and(|hub| hub.authenticated());
+    let known = plan.expected_tokens.filter(|_| plan.spec.part.is_none());
+    let expected = known.unwrap_or(tokens as u64).min(plan.spec.selection.max_tokens.unwrap_or(u64::MAX));
+    Preview {
+        split: plan.spec.split.clone(),
+        folder: split_folder(&common.out, plan).display().to_string(),
+        revision: plan.spec.source.resolved_revision.clone(),
+        files: plan.inputs.len() as u64,
+        input_bytes: plan.input_bytes(),
+        files_to_download: to_download.0,
+        download_bytes: to_download.1,
+        requests: to_download.0,
+        rate_limit_seconds: plan_seconds(to_download.0, authenticated).ceil() as u64,
+        expected_tokens: expected,
+        estimated: known.is_none(),
+        output_bytes: (expected as f64 * STORED_BYTES_PER_TOKEN) as u64,
+        plan: plan.spec.plan.to_string(),
+    }
+}
+
+impl Preview {
+    /// The preview as lines for a person.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let Self { split, folder, files, input_bytes, files_to_download, download_bytes, .. } = self;
+        let about = if self.estimated { "about " } else { "" };
+        let revision = self.revision.as_deref().unwrap_or("-");
+        format!(
+            "{split}: {files} files, {input_bytes} bytes, revision {revision}\n  \
+             to download: {files_to_download} files, {download_bytes} bytes, {} requests, at least {} s at the Hub's \
+             rate limit\n  \
+             expected: {about}{} tokens, about {} bytes in `{folder}`\n  \
+             plan {}\n",
+            self.requests, self.rate_limit_seconds, self.expected_tokens, self.output_bytes, self.plan
+        )
+    }
+}
