@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use xlstm_tests::corpus;
-use xlstm_tests::program::{assert_same_files, data, data_command};
+use xlstm_tests::program::{assert_same_files, data, data_command, xlstm_data};
 
 const BYTES: usize = 52 << 20;
 
@@ -28,6 +28,8 @@ fn threads_tasks_and_kills_change_no_byte() {
     let corpus = folder.path().join("corpus");
     corpus::write_all_formats(&corpus, 1, BYTES);
     let reference = folder.path().join("reference");
+    // Built before the clock starts.
+    xlstm_data();
     let started = Instant::now();
     data(arguments(text(&corpus), text(&reference), &["--threads", "2"])).success();
     let whole_run = started.elapsed();
