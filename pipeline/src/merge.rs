@@ -90,7 +90,11 @@ fn whole(parts: &[LoadedPart]) -> Result<SplitSpec, MergeError> {
         return Err(MergeError::Parts("no parts were given".into()));
     };
     for part in parts {
-        let same = part.manifest.part.as_ref().is_some_and(|p| p.plan == reference.plan && p.count == reference.count)
+        let same = part
+            .manifest
+            .part
+            .as_ref()
+            .is_some_and(|p| p.plan == reference.plan && p.count == reference.count)
             && part.manifest.split == first.manifest.split;
         if !same {
             return Err(MergeError::Parts(format!(
@@ -192,17 +196,20 @@ impl Feeder<'_> {
                 dataset.read_tokens(span.row, span.offset, span.length.saturating_sub(1), &mut ids)?;
                 let set = span.set.and_then(|set| self.part.manifest.sets.get(usize::from(set)));
                 let set = set.map(|set| set.name.clone());
-                self.push(input, &TokenizedDocument {
-                    record,
-                    ids: &ids,
-                    bytes,
-                    chars: 0,
-                    words: 0,
-                    digest,
-                    set: set.as_deref(),
-                    id: span.id.as_deref(),
-                    truncated: false,
-                })?;
+                self.push(
+                    input,
+                    &TokenizedDocument {
+                        record,
+                        ids: &ids,
+                        bytes,
+                        chars: 0,
+                        words: 0,
+                        digest,
+                        set: set.as_deref(),
+                        id: span.id.as_deref(),
+                        truncated: false,
+                    },
+                )?;
             }
         }
         Ok(())
@@ -216,17 +223,20 @@ impl Feeder<'_> {
                     continue;
                 }
                 let set = format!("{}/{}", document.source, document.domain);
-                self.push(document.input, &TokenizedDocument {
-                    record: document.record,
-                    ids: &document.ids,
-                    bytes: document.bytes,
-                    chars: document.chars,
-                    words: document.words,
-                    digest: document.digest,
-                    set: Some(&set),
-                    id: document.id.as_deref(),
-                    truncated: document.truncated,
-                })?;
+                self.push(
+                    document.input,
+                    &TokenizedDocument {
+                        record: document.record,
+                        ids: &document.ids,
+                        bytes: document.bytes,
+                        chars: document.chars,
+                        words: document.words,
+                        digest: document.digest,
+                        set: Some(&set),
+                        id: document.id.as_deref(),
+                        truncated: document.truncated,
+                    },
+                )?;
             }
         }
         Ok(())

@@ -66,9 +66,16 @@ pub fn format_name(format: Format) -> &'static str {
 #[must_use]
 pub fn format_of_name(name: &str) -> Option<Format> {
     let json = |compression| Format::JsonLines { compression };
-    [json(Compression::None), json(Compression::Zstd), json(Compression::Gzip), Format::Parquet, Format::Text, Format::Crate]
-        .into_iter()
-        .find(|&format| format_name(format) == name)
+    [
+        json(Compression::None),
+        json(Compression::Zstd),
+        json(Compression::Gzip),
+        Format::Parquet,
+        Format::Text,
+        Format::Crate,
+    ]
+    .into_iter()
+    .find(|&format| format_name(format) == name)
 }
 
 /// Whether a file of this format is much smaller than its text.
@@ -129,7 +136,11 @@ impl Plan {
         let inputs: Vec<_> = self
             .inputs
             .iter()
-            .map(|input| InputIdentity { path: &input.path, size: input.size, declared: input.declared.as_ref() })
+            .map(|input| InputIdentity {
+                path: &input.path,
+                size: input.size,
+                declared: input.declared.as_ref(),
+            })
             .collect();
         self.spec.plan = self.spec.plan_digest(&inputs)?;
         Ok(())

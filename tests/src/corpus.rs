@@ -11,13 +11,47 @@ use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
 const WORDS: &[&str] = &[
-    "the", "of", "and", "memory", "gate", "exponential", "I'm", "they'll", "state", "42", "3.14159", "naïve",
-    "Größe", "東京", "данные", "🙂", "👩‍👩‍👧", "covariance", "update", "don't", "x_i", "=>", "<|endoftext|>", "(see", "below)",
-    "https://example.org/a?b=c", "tokenizer", "residual", "1,000,000", "\u{301}e", "—", "“quoted”", "fn", "let", "{", "}",
+    "the",
+    "of",
+    "and",
+    "memory",
+    "gate",
+    "exponential",
+    "I'm",
+    "they'll",
+    "state",
+    "42",
+    "3.14159",
+    "naïve",
+    "Größe",
+    "東京",
+    "данные",
+    "🙂",
+    "👩‍👩‍👧",
+    "covariance",
+    "update",
+    "don't",
+    "x_i",
+    "=>",
+    "<|endoftext|>",
+    "(see",
+    "below)",
+    "https://example.org/a?b=c",
+    "tokenizer",
+    "residual",
+    "1,000,000",
+    "\u{301}e",
+    "—",
+    "“quoted”",
+    "fn",
+    "let",
+    "{",
+    "}",
 ];
 
 /// SlimPajama's set names, for documents that carry one.
-pub const SETS: &[&str] = &["RedPajamaCommonCrawl", "RedPajamaC4", "RedPajamaGithub", "RedPajamaBook", "RedPajamaArXiv"];
+pub const SETS: &[&str] =
+    &["RedPajamaCommonCrawl", "RedPajamaC4", "RedPajamaGithub", "RedPajamaBook", "RedPajamaArXiv"];
 
 /// A document: its text and its set.
 #[derive(Debug, Clone)]
@@ -119,7 +153,8 @@ pub fn parquet(documents: &[Document], rows: usize) -> Vec<u8> {
         .set_compression(parquet::basic::Compression::SNAPPY)
         .build();
     let mut file = Vec::new();
-    let mut writer = parquet::arrow::ArrowWriter::try_new(&mut file, schema, Some(properties)).expect("a writer");
+    let mut writer =
+        parquet::arrow::ArrowWriter::try_new(&mut file, schema, Some(properties)).expect("a writer");
     writer.write(&batch).expect("Parquet into memory");
     writer.close().expect("Parquet into memory");
     file

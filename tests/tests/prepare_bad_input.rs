@@ -1,1 +1,233 @@
-//! x
+//! Bad input: an error that names file and record, what was expected and found, and what to do; nothing is
+//! half-written, nothing is lost, and the run can go on.
+
+use std::path::Path;
+use std::process::Command;
+
+use xlstm_manifests::Manifest;
+use xlstm_tests::corpus;
+use xlstm_tests::program::{Ran, data, data_command, run};
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Prepares a folder with the single file `name`.
+fn prepare_file(name: &str, content: &[u8], more: &[&str]) -> (Ran, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in");
+    fs_err::create_dir_all(&input).unwrap();
+    fs_err::write(input.join(name), content).unwrap();
+    let out = folder.path().join("out");
+    let mut arguments = vec!["prepare", "local", text(&input), "--out", text(&out), "--quiet"];
+    arguments.extend(more);
+    (data(arguments), folder)
+}
+
+#[track_caller]
+fn assert_refused(name: &str, content: &[u8], expected: &[&str]) {
+    let (ran, folder) = prepare_file(name, content, &[]);
+    let error = ran.failure(1);
+    for part in expected.iter().chain(&[name]) {
+        assert!(error.contains(part), "`{part}` is not in: {error}");
+    }
+    let out = folder.path().join("out/train");
+    assert!(!out.join("manifest.json").exists(), "no manifest stands for half a dataset");
+    let partial = fs_err::read_dir(&out).unwrap().filter_map(Result::ok);
+    assert!(partial.into_iter().all(|entry| !entry.path().to_string_lossy().ends_with(".partial")));
+}
+
+#[test]
+fn records_that_cannot_be_used_are_named() {
+    let good = "{\"text\": \"one\"}\n";
+    for (bad, reason) in [
+        ("{\"text\": \"two\"\n", "invalid-json"),
+        ("[]\n", "json"),
+        ("{\"body\": \"two\"}\n", "missing-text"),
+        ("{\"text\": null}\n", "missing-text"),
+        ("{\"text\": 2}\n", "text-not-a-string"),
+        ("{\"text\": \"\\ud800\"}\n", "invalid"),
+    ] {
+        assert_refused(
+            "a.jsonl",
+            format!("{good}{bad}{good}").as_bytes(),
+            &["record 1", reason, "--on-bad-record"],
+        );
+    }
+    assert_refused("a.jsonl", b"{\"text\": \"\xff\"}\n", &["record 0", "invalid-utf-8"]);
+    assert_refused("a.txt", b"caf\xe9", &["record 0", "invalid-utf-8"]);
+}
+
+#[test]
+fn skipped_records_are_counted_by_reason() {
+    let lines = b"{\"text\": \"one\"}\n{\"text\": 2}\n{}\n{\"text\": \"\xff\"}\n\n{\"text\": \"\"}\n{\"text\": \"three\"}\n";
+    let (ran, folder) = prepare_file("a.jsonl", lines, &["--on-bad-record", "skip"]);
+    ran.success();
+    let manifest = Manifest::load(&folder.path().join("out/train")).unwrap();
+    assert_eq!(manifest.totals.documents, 2);
+    for reason in ["text-not-a-string", "missing-text", "invalid-utf-8", "empty"] {
+        assert_eq!(
+            manifest.totals.left_out.get(reason),
+            Some(&1),
+            "{reason}: {:?}",
+            manifest.totals.left_out
+        );
+    }
+}
+
+#[test]
+fn damaged_files_are_refused() {
+    let documents = corpus::documents(5, 300_000);
+    let lines = corpus::json_lines(&documents);
+    let zstd = corpus::zstd_frames(&lines, 1);
+    let gzip = corpus::gzip_members(&lines, 2);
+    let parquet = corpus::parquet(&documents, 50);
+    let cut = |bytes: &[u8]| bytes[..bytes.len() * 2 / 3].to_vec();
+    let flipped = |bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        let middle = bytes.len() / 2;
+        bytes[middle..middle + 64].iter_mut().for_each(|byte| *byte ^= 0xa5);
+        bytes
+    };
+    assert_refused("a.jsonl.zst", &cut(&zstd), &["incomplete", "record"]);
+    assert_refused("a.jsonl.zst", b"<html>error</html>", &["HTML"]);
+    assert_refused("a.jsonl.gz", &cut(&gzip), &["record"]);
+    assert_refused("a.jsonl.gz", &flipped(&gzip), &[]);
+    assert_refused("a.jsonl.zst", &flipped(&zstd), &[]);
+    assert_refused("a.parquet", &cut(&parquet), &[]);
+    assert_refused("a.parquet", &flipped(&parquet), &[]);
+}
+
+#[test]
+fn a_damaged_input_is_mended_and_the_run_goes_on_with_what_was_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in");
+    fs_err::create_dir_all(&input).unwrap();
+    let documents = corpus::documents(6, 3 << 20);
+    let (first, second) = documents.split_at(documents.len() * 3 / 4);
+    fs_err::write(input.join("a.jsonl"), corpus::json_lines(first)).unwrap();
+    fs_err::write(input.join("b.jsonl"), b"{\"text\": 1}\n").unwrap();
+    let out = folder.path().join("out");
+    let arguments =
+        ["prepare", "local", text(&input), "--out", text(&out), "--quiet", "--rows-per-shard", "64"];
+    data(arguments).failure(1);
+    assert!(out.join("train/shard-00000.arrow").exists(), "what was durable stays");
+    fs_err::write(input.join("b.jsonl"), corpus::json_lines(second)).unwrap();
+    // The mended file makes another input list, which a journal never mixes with the one it began with.
+    let error = data(arguments).failure(1);
+    assert!(error.contains("--restart") && error.contains("input list"), "{error}");
+    data(arguments.iter().chain(&["--restart"])).success();
+    let clean = folder.path().join("clean");
+    let arguments =
+        ["prepare", "local", text(&input), "--out", text(&clean), "--quiet", "--rows-per-shard", "64"];
+    data(arguments).success();
+    xlstm_tests::program::assert_same_files(&clean.join("train"), &out.join("train"));
+}
+
+#[test]
+fn inputs_are_named_once_and_exist() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.txt");
+    fs_err::write(&file, "text").unwrap();
+    let out = folder.path().join("out");
+    let twice = data(["prepare", "local", text(&file), text(&file), "--out", text(&out)]).failure(1);
+    assert!(twice.contains("a.txt") && twice.contains("twice"), "{twice}");
+    let missing =
+        data(["prepare", "local", text(&folder.path().join("b.txt")), "--out", text(&out)]).failure(1);
+    assert!(missing.contains("b.txt"), "{missing}");
+    let empty = folder.path().join("empty");
+    fs_err::create_dir(&empty).unwrap();
+    let none = data(["prepare", "local", text(&empty), "--out", text(&out)]).failure(1);
+    assert!(none.contains("no input") && none.contains(".jsonl"), "{none}");
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_folder_has_one_run_at_a_time_and_one_dataset() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in");
+    corpus::write_all_formats(&input, 9, 24 << 20);
+    let out = folder.path().join("out");
+    let arguments = ["prepare", "local", text(&input), "--out", text(&out), "--quiet", "--json"];
+    let mut first = data_command(arguments).stdout(std::process::Stdio::null()).spawn().unwrap();
+    while !out.join("train/.work/journal.jsonl").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let second = data(arguments);
+    assert!(first.try_wait().unwrap().is_none(), "the first run is still at work");
+    assert!(second.failure(1).contains("in use by another run"));
+    assert!(first.wait().unwrap().success());
+    let again: serde_json::Value = serde_json::from_str(&data(arguments).success()).unwrap();
+    assert_eq!(again["splits"][0]["was_finished"], true);
+    let other = data(arguments.iter().chain(&["--exclude-set", "md"])).failure(1);
+    assert!(other.contains("selection") && other.contains("--restart"), "{other}");
+}
+
+#[test]
+fn a_full_disk_is_said_and_the_run_goes_on_once_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in");
+    corpus::write_all_formats(&input, 10, 3 << 20);
+    let arguments = |out: &Path| {
+        ["prepare", "local", text(&input), "--out", text(out), "--quiet", "--rows-per-shard", "100000"]
+            .map(str::to_owned)
+    };
+    let out = folder.path().join("out");
+    // No file may grow past 200 KiB, and the signal that says so is ignored: writes fail as on a full disk.
+    let script = "trap '' XFSZ; ulimit -f 200; exec \"$@\"";
+    let mut command = Command::new("bash");
+    command.args(["-c", script, "bash", text(xlstm_tests::program::xlstm_data())]).args(arguments(&out));
+    let error = run(&mut command).failure(1);
+    assert!(error.contains("shard-00000.arrow"), "{error}");
+    assert!(
+        !out.join("train/shard-00000.arrow").exists()
+            && !out.join("train/shard-00000.arrow.partial").exists()
+    );
+    data(arguments(&out)).success();
+    let clean = folder.path().join("clean");
+    data(arguments(&clean)).success();
+    xlstm_tests::program::assert_same_files(&clean.join("train"), &out.join("train"));
+}
+
+#[test]
+fn an_output_that_cannot_be_a_folder_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.txt");
+    fs_err::write(&file, "text").unwrap();
+    let error = data(["prepare", "local", text(&file), "--out", text(&file)]).failure(1);
+    assert!(error.contains("a.txt"), "{error}");
+    let error = data(["prepare", "local", text(&file), "--out", "/proc/xlstm"]).failure(1);
+    assert!(error.contains("/proc/xlstm"), "{error}");
+}
+
+#[test]
+fn parts_that_do_not_make_a_whole_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in");
+    corpus::write_all_formats(&input, 11, 1 << 20);
+    let out = folder.path().join("out");
+    let task = |task: &str, more: &[&str]| {
+        let mut arguments =
+            vec!["prepare", "local", text(&input), "--out", text(&out), "--quiet", "--task", task];
+        arguments.extend(more);
+        data(arguments).success();
+    };
+    let merge = || data(["merge", "--out", text(&out)]);
+    assert!(merge().failure(1).contains("no parts"));
+    task("1/3", &[]);
+    task("3/3", &[]);
+    assert!(merge().failure(1).contains("parts 2 of 3 are missing"));
+    task("2/3", &["--exclude-set", "nothing"]);
+    assert!(merge().failure(1).contains("different wholes"));
+    task("2/3", &["--restart"]);
+    let shard = out.join("parts/00002-of-00003/train/shard-00000.arrow");
+    let mut bytes = fs_err::read(&shard).unwrap();
+    bytes[1000] ^= 1;
+    fs_err::write(&shard, &bytes).unwrap();
+    let error = merge().failure(1);
+    assert!(error.contains("shard-00000.arrow") && error.contains("damaged"), "{error}");
+    bytes[1000] ^= 1;
+    fs_err::write(&shard, &bytes).unwrap();
+    merge().success();
+    Manifest::load(&out.join("train")).unwrap();
+}

@@ -71,7 +71,8 @@ fn slimpajama_from_a_hub_that_misbehaves_is_slimpajama_from_local_files() {
     write_files(&mirror, &files);
     let splits = ["train", "validation", "test"];
     let local = folder.path().join("local");
-    let arguments = ["prepare", "slimpajama", "--out", text(&local), "--from", text(&mirror), "--offline", "--quiet"];
+    let arguments =
+        ["prepare", "slimpajama", "--out", text(&local), "--from", text(&mirror), "--offline", "--quiet"];
     run(&mut data_command(arguments)).success();
 
     let hub = LoopbackHub::builder()
@@ -81,7 +82,13 @@ fn slimpajama_from_a_hub_that_misbehaves_is_slimpajama_from_local_files() {
         .fault(Fault::on_body("train/chunk1/example_train_0.jsonl.zst", Effect::ResetAfter(5_000)).times(2))
         .fault(Fault::on_body("train/chunk2/example_train_0.jsonl.zst", Effect::WrongByte(100)).times(1))
         .fault(Fault::on_body("train/chunk3/example_train_0.jsonl.zst", Effect::StallAfter(2_000)).times(1))
-        .fault(Fault::on_resolve("train/chunk4/example_train_0.jsonl.zst", Effect::Status(503, Vec::new(), String::new())).times(2))
+        .fault(
+            Fault::on_resolve(
+                "train/chunk4/example_train_0.jsonl.zst",
+                Effect::Status(503, Vec::new(), String::new()),
+            )
+            .times(2),
+        )
         .fault(Fault::on_resolve("train/chunk5/example_train_0.jsonl.zst", Effect::RateLimited(1)).times(1))
         .start();
     let remote = folder.path().join("remote");
@@ -95,12 +102,15 @@ fn slimpajama_from_a_hub_that_misbehaves_is_slimpajama_from_local_files() {
     let manifest = Manifest::load(&remote.join("train")).unwrap();
     assert_eq!(manifest.source.resolved_revision.as_deref(), Some(ORIGINAL_COMMIT));
     let order: Vec<_> = manifest.inputs.iter().take(4).map(|input| input.path.as_str()).collect();
-    assert_eq!(order, [
-        "train/chunk1/example_train_0.jsonl.zst",
-        "train/chunk1/example_train_2.jsonl.zst",
-        "train/chunk1/example_train_10.jsonl.zst",
-        "train/chunk2/example_train_0.jsonl.zst",
-    ]);
+    assert_eq!(
+        order,
+        [
+            "train/chunk1/example_train_0.jsonl.zst",
+            "train/chunk1/example_train_2.jsonl.zst",
+            "train/chunk1/example_train_10.jsonl.zst",
+            "train/chunk2/example_train_0.jsonl.zst",
+        ]
+    );
     assert!(manifest.inputs.last().unwrap().path.as_str().starts_with("train/chunk10/"));
     assert!(manifest.inputs.iter().all(|input| input.declared.is_some()));
 
@@ -125,8 +135,20 @@ fn the_parquet_sample_takes_a_prefix_and_leaves_a_set_out() {
         .start();
     let out = folder.path().join("out");
     let arguments = [
-        "prepare", "slimpajama", "--profile", "6b", "--split", "train", "--out", text(&out), "--quiet", "--json",
-        "--max-tokens", "150k", "--exclude-set", "RedPajamaBook",
+        "prepare",
+        "slimpajama",
+        "--profile",
+        "6b",
+        "--split",
+        "train",
+        "--out",
+        text(&out),
+        "--quiet",
+        "--json",
+        "--max-tokens",
+        "150k",
+        "--exclude-set",
+        "RedPajamaBook",
     ];
     let stdout = run(&mut from_hub(&hub, folder.path(), &arguments)).success();
     let summary: serde_json::Value = serde_json::from_str(&stdout).unwrap();
@@ -139,9 +161,22 @@ fn the_parquet_sample_takes_a_prefix_and_leaves_a_set_out() {
 }
 
 const SOURCES: [&str; 16] = [
-    "c4_en", "mc4", "wikitext_103", "ptb", "redpajama", "falcon-refinedweb", "dolma-v1_5", "m2d2_s2orc_unsplit",
-    "m2d2_wikipedia_unsplit", "c4_100_domains", "dolma_100_subreddits", "dolma_100_programing_languages",
-    "twitterAAE_HELM_fixed", "manosphere_meta_sep", "gab", "4chan_meta_sep",
+    "c4_en",
+    "mc4",
+    "wikitext_103",
+    "ptb",
+    "redpajama",
+    "falcon-refinedweb",
+    "dolma-v1_5",
+    "m2d2_s2orc_unsplit",
+    "m2d2_wikipedia_unsplit",
+    "c4_100_domains",
+    "dolma_100_subreddits",
+    "dolma_100_programing_languages",
+    "twitterAAE_HELM_fixed",
+    "manosphere_meta_sep",
+    "gab",
+    "4chan_meta_sep",
 ];
 
 /// PALOMA's layout: one file a domain where there are domains, one or more a source elsewhere; ids that are
@@ -171,7 +206,8 @@ fn paloma_lines(source: &str, domain: &str, documents: &[Document]) -> Vec<u8> {
     for (index, document) in documents.iter().enumerate() {
         let last = index + 1 == documents.len();
         let mut line = serde_json::json!({"text": document.text, "source": source, "added": "2023-11-28"});
-        line["id"] = if index % 2 == 0 { serde_json::json!(index) } else { serde_json::json!(format!("d{index}")) };
+        line["id"] =
+            if index % 2 == 0 { serde_json::json!(index) } else { serde_json::json!(format!("d{index}")) };
         if !domain.is_empty() {
             line["subdomain"] = domain.into();
         }
@@ -194,7 +230,8 @@ fn paloma_is_stored_by_document_and_the_same_from_hub_and_folder() {
     let mirror = folder.path().join("mirror");
     write_files(&mirror, &files);
     let local = folder.path().join("local");
-    let arguments = ["prepare", "paloma", "--out", text(&local), "--from", text(&mirror), "--offline", "--quiet"];
+    let arguments =
+        ["prepare", "paloma", "--out", text(&local), "--from", text(&mirror), "--offline", "--quiet"];
     run(&mut data_command(arguments)).success();
 
     let hub = LoopbackHub::builder().dataset(PALOMA, files).gated("hf_right").start();
@@ -217,7 +254,8 @@ fn paloma_is_stored_by_document_and_the_same_from_hub_and_folder() {
     // Tasks cut through sources; the whole is the same.
     let tasks = folder.path().join("tasks");
     for task in ["1/3", "2/3", "3/3"] {
-        let arguments = ["prepare", "paloma", "--revision", revision, "--out", text(&tasks), "--task", task, "--quiet"];
+        let arguments =
+            ["prepare", "paloma", "--revision", revision, "--out", text(&tasks), "--task", task, "--quiet"];
         run(from_hub(&hub, folder.path(), &arguments).env("HF_TOKEN", "hf_right")).success();
     }
     run(&mut data_command(["merge", "--out", text(&tasks)])).success();

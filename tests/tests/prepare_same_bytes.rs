@@ -12,7 +12,8 @@ const BYTES: usize = 52 << 20;
 
 /// `prepare local` over every format, with shards small enough that a run has many.
 fn arguments<'a>(corpus: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let mut arguments = vec!["prepare", "local", corpus, "--out", out, "--set-field", "meta.redpajama_set_name"];
+    let mut arguments =
+        vec!["prepare", "local", corpus, "--out", out, "--set-field", "meta.redpajama_set_name"];
     arguments.extend(["--rows-per-shard", "512", "--quiet"]);
     arguments.extend(more);
     arguments

@@ -81,9 +81,9 @@ fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
     }
     // Nothing is left to be done when stderr is closed.
     let _ = writeln!(std::io::stderr(), "{text}");
-    let fault = error.chain().any(|cause| {
-        matches!(cause.downcast_ref(), Some(crate::engine::EngineError::Internal(_)))
-    });
+    let fault = error
+        .chain()
+        .any(|cause| matches!(cause.downcast_ref(), Some(crate::engine::EngineError::Internal(_))));
     ExitCode::from(if fault { 2 } else { 1 })
 }
 

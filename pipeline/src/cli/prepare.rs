@@ -55,7 +55,8 @@ pub(super) fn plan(args: PrepareArgs, out: &mut dyn Write) -> anyhow::Result<Exi
 fn show_plan(resolved: &Resolved, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let context = context(resolved)?;
     let plans = prepare::plans(&resolved.request, &resolved.common, &context)?;
-    let previews: Vec<_> = plans.iter().map(|plan| prepare::preview(plan, &resolved.common, &context)).collect();
+    let previews: Vec<_> =
+        plans.iter().map(|plan| prepare::preview(plan, &resolved.common, &context)).collect();
     if resolved.json {
         writeln!(out, "{}", json!({ "splits": previews }))?;
     } else {

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use crossbeam_channel::{Receiver, Sender};
+use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::documents::count_words;
 use xlstm_manifests::manifest::Layout;
-use xlstm_manifests::Sha256Digest;
 
 use super::{EngineError, Filter};
 use crate::record::{BadRecord, Record, Step};

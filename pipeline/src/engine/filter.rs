@@ -70,7 +70,8 @@ mod tests {
     #[test]
     fn the_two_sides_of_a_holdout_share_nothing_and_miss_nothing() {
         let threshold = holdout_threshold(0.25);
-        let side = |held_out| Filter { holdout: Some(HoldoutCut { threshold, held_out }), ..Filter::default() };
+        let side =
+            |held_out| Filter { holdout: Some(HoldoutCut { threshold, held_out }), ..Filter::default() };
         let digests: Vec<_> = (0u32..4000).map(|i| Sha256Digest::of(&i.to_le_bytes())).collect();
         let kept = |held_out| digests.iter().filter(|d| side(held_out).by_digest(d).is_none()).count();
         assert_eq!(kept(true) + kept(false), digests.len());

@@ -17,8 +17,8 @@ mod filter;
 mod read;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender};
 use xlstm_manifests::manifest::{Layout, Manifest};

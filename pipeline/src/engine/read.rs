@@ -23,7 +23,12 @@ const RECORD_OVERHEAD: usize = 128;
 type BatchSender = Sender<Result<Receiver<Result<Tokenized, EngineError>>, EngineError>>;
 
 /// A reader thread: until there is no further input or the run ends.
-pub(super) fn reader(shared: &Shared<'_>, options: &EngineOptions, work: &Sender<Job>, streams: &StreamSender) {
+pub(super) fn reader(
+    shared: &Shared<'_>,
+    options: &EngineOptions,
+    work: &Sender<Job>,
+    streams: &StreamSender,
+) {
     loop {
         let (path, index, planned, verified, start, batches) = {
             let mut provider = shared.provider.lock().unwrap_or_else(PoisonError::into_inner);

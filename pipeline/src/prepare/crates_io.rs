@@ -15,7 +15,11 @@ use crate::plan::{Location, Plan, PlannedInput};
 use crate::sources::{Fields, Format, SourceError, cargo_cache, crate_archive};
 use crate::split::SplitSpec;
 
-pub(super) fn plans(request: &CratesRequest, common: &Common, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Plan>> {
+pub(super) fn plans(
+    request: &CratesRequest,
+    common: &Common,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<Vec<Plan>> {
     let inputs = inputs(request)?;
     Ok(sides("train", request.holdout.as_deref())?
         .into_iter()

@@ -46,7 +46,9 @@ pub(super) fn paloma(
     let catalog = Catalog::load()?;
     let profile = catalog.profile("paloma", "paloma")?;
     if common.max_tokens.is_some() {
-        bail!("--max-tokens does not go with PALOMA: a part of an evaluation set is not comparable; use --source");
+        bail!(
+            "--max-tokens does not go with PALOMA: a part of an evaluation set is not comparable; use --source"
+        );
     }
     for source in &request.sources {
         if profile.source(source).is_none() {
@@ -86,7 +88,12 @@ struct Files {
 }
 
 impl Files {
-    fn find(profile: &Profile, revision: Option<&str>, common: &Common, context: &Context) -> anyhow::Result<Self> {
+    fn find(
+        profile: &Profile,
+        revision: Option<&str>,
+        common: &Common,
+        context: &Context,
+    ) -> anyhow::Result<Self> {
         let requested = revision.unwrap_or(&profile.revision).to_owned();
         if let (true, Some(from)) = (common.offline, &common.from) {
             return Ok(Self { revision: None, listing: Vec::new(), local: walk(from)?, requested });

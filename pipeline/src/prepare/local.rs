@@ -18,7 +18,11 @@ use crate::plan::{Location, Plan, PlannedInput};
 use crate::sources::{Fields, Format};
 use crate::split::SplitSpec;
 
-pub(super) fn plans(request: &LocalRequest, common: &Common, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Plan>> {
+pub(super) fn plans(
+    request: &LocalRequest,
+    common: &Common,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<Vec<Plan>> {
     let (inputs, base) = inputs(&request.paths)?;
     if inputs.is_empty() {
         let paths: Vec<_> = request.paths.iter().map(|path| format!("`{}`", path.display())).collect();
@@ -149,7 +153,11 @@ fn common_folder(paths: &[PathBuf]) -> anyhow::Result<PathBuf> {
     let mut common: Option<PathBuf> = None;
     for path in paths {
         let absolute = fs_err::canonicalize(path)?;
-        let folder = if absolute.is_dir() { absolute } else { absolute.parent().map(Path::to_path_buf).unwrap_or_default() };
+        let folder = if absolute.is_dir() {
+            absolute
+        } else {
+            absolute.parent().map(Path::to_path_buf).unwrap_or_default()
+        };
         common = Some(match common {
             None => folder,
             Some(mut common) => {

@@ -21,7 +21,9 @@ use xlstm_manifests::manifest::{Layout, Manifest, Packing};
 
 pub use preview::{Preview, preview};
 pub use progress::Progress;
-pub use request::{Common, CratesRequest, DatasetRequest, LocalRequest, PalomaRequest, SlimPajamaRequest, Task};
+pub use request::{
+    Common, CratesRequest, DatasetRequest, LocalRequest, PalomaRequest, SlimPajamaRequest, Task,
+};
 
 use crate::engine::{self, EngineOptions, Filter, OnBadRecord};
 use crate::hub::Hub;
@@ -54,7 +56,9 @@ pub struct Context {
 pub fn plans(request: &DatasetRequest, common: &Common, context: &Context) -> anyhow::Result<Vec<Plan>> {
     let tokenizer = context.tokenizer.identity()?;
     let plans = match request {
-        DatasetRequest::SlimPajama(request) => hub_profiles::slimpajama(request, common, context, &tokenizer)?,
+        DatasetRequest::SlimPajama(request) => {
+            hub_profiles::slimpajama(request, common, context, &tokenizer)?
+        }
         DatasetRequest::Paloma(request) => hub_profiles::paloma(request, common, context, &tokenizer)?,
         DatasetRequest::Crates(request) => crates_io::plans(request, common, &tokenizer)?,
         DatasetRequest::Local(request) => local::plans(request, common, &tokenizer)?,
@@ -66,7 +70,7 @@ pub fn plans(request: &DatasetRequest, common: &Common, context: &Context) -> an
             Ok(match common.task {
                 Some(task) => {
                     let all = plan.inputs.len();
-                    let capped = cap_inputs(plan, common);
+                    let capped = cap_inputs(plan)?;
                     let not_planned = (all - capped.inputs.len()) as u64;
                     capped.part(task.index, task.count, not_planned)
                 }
@@ -76,29 +80,38 @@ pub fn plans(request: &DatasetRequest, common: &Common, context: &Context) -> an
         .collect()
 }
 
-/// Compressed (or plain) bytes that one token is taken to need at most when a task array plans `--max-tokens`:
-/// about twice what GPT-2 needs on English web text.
-const COMPRESSED_BYTES_PER_TOKEN: u64 = 3;
-const PLAIN_BYTES_PER_TOKEN: u64 = 9;
+/// Compressed (or plain) bytes that one token is taken to need when a task array plans `--max-tokens`: about twice
+/// what GPT-2 needs on English web text.
+const COMPRESSED_BYTES_PER_TOKEN: f64 = 3.0;
+const PLAIN_BYTES_PER_TOKEN: f64 = 9.0;
+/// The share of a corpus that is taken to stay when sets are excluded: how large they are is not known before.
+const SHARE_AFTER_EXCLUSION: f64 = 0.25;
 
 /// With `--max-tokens`, tasks share only the front of the input list: enough of it to reach the bound with room
 /// to spare. `merge` checks that it was enough.
-fn cap_inputs(mut plan: Plan, common: &Common) -> Plan {
-    let Some(max_tokens) = common.max_tokens else { return plan };
-    let mut tokens = 0u64;
+#[allow(clippy::cast_precision_loss)]
+fn cap_inputs(mut plan: Plan) -> anyhow::Result<Plan> {
+    let Some(max_tokens) = plan.spec.selection.max_tokens else { return Ok(plan) };
+    let selection = &plan.spec.selection;
+    let mut share = if selection.exclude_sets.is_empty() { 1.0 } else { SHARE_AFTER_EXCLUSION };
+    if let Some(holdout) = &selection.holdout {
+        let fraction: f64 = holdout.fraction.parse()?;
+        share *= if holdout.held_out { fraction } else { 1.0 - fraction };
+    }
+    let mut tokens = 0.0;
     let kept = plan
         .inputs
         .iter()
         .take_while(|input| {
-            let wanted = tokens < max_tokens;
-            let per_token =
-                if is_compressed(input.format) { COMPRESSED_BYTES_PER_TOKEN } else { PLAIN_BYTES_PER_TOKEN };
-            tokens = tokens.saturating_add(input.size.unwrap_or(0) / per_token);
+            let wanted = tokens < max_tokens as f64;
+            let compressed = is_compressed(input.format);
+            let bytes_per_token = if compressed { COMPRESSED_BYTES_PER_TOKEN } else { PLAIN_BYTES_PER_TOKEN };
+            tokens += input.size.unwrap_or(0) as f64 * share / bytes_per_token;
             wanted
         })
         .count();
     plan.inputs.truncate(kept);
-    plan
+    Ok(plan)
 }
 
 /// The folder of a plan's split (of its part, for a task).
@@ -134,7 +147,11 @@ pub fn execute(
     let mut provider = provider::for_plan(plan, common, context, folders, builder.cursor(), progress)?;
     let options = EngineOptions {
         threads: common.threads,
-        on_bad_record: if plan.spec.selection.on_bad_record == "skip" { OnBadRecord::Skip } else { OnBadRecord::Fail },
+        on_bad_record: if plan.spec.selection.on_bad_record == "skip" {
+            OnBadRecord::Skip
+        } else {
+            OnBadRecord::Fail
+        },
         fields: plan.fields.clone(),
         filter: filter(plan)?,
         max_tokens: plan.spec.selection.max_tokens,
@@ -165,7 +182,10 @@ fn note_inputs_folder(out: &Path, plan: &Plan) -> anyhow::Result<()> {
     let Some(folder) = &plan.inputs_folder else { return Ok(()) };
     fs_err::create_dir_all(out)?;
     let folder = std::path::absolute(folder)?;
-    xlstm_manifests::atomic::write_atomic(&out.join(".inputs"), format!("{}\n", folder.display()).as_bytes())?;
+    xlstm_manifests::atomic::write_atomic(
+        &out.join(".inputs"),
+        format!("{}\n", folder.display()).as_bytes(),
+    )?;
     Ok(())
 }
 
@@ -183,7 +203,8 @@ fn packing(layout: Layout, common: &Common) -> Packing {
             row_length: xlstm_manifests::ROW_LENGTH as u32,
             rows_per_shard: None,
             append_end_of_text: false,
-            targets: "windows say which tokens are scored after which context; position -1 is end_of_text".into(),
+            targets: "windows say which tokens are scored after which context; position -1 is end_of_text"
+                .into(),
         },
     }
 }

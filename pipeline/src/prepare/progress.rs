@@ -31,7 +31,8 @@ impl Progress {
     pub fn begin(&self, split: &str, plan: &Plan) {
         self.inputs.reset();
         self.inputs.set_length(plan.input_bytes());
-        self.inputs.set_style(style("{prefix:>12} {bar:30} {bytes}/{total_bytes} of input, {eta} left  {msg}"));
+        self.inputs
+            .set_style(style("{prefix:>12} {bar:30} {bytes}/{total_bytes} of input, {eta} left  {msg}"));
         self.inputs.set_prefix(split.to_owned());
         let bar = self.bars.add(self.inputs.clone());
         bar.enable_steady_tick(Duration::from_millis(200));

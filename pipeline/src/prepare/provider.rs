@@ -40,15 +40,8 @@ pub(super) fn for_plan(
     let options = PrefetchOptions { threads: common.parallel_downloads.max(1), ..PrefetchOptions::default() };
     let cancel = Arc::new(AtomicBool::new(false));
     let observer = progress.download_observer();
-    let prefetch = Prefetch::start(
-        hub,
-        &remote.repository,
-        &remote.sha,
-        jobs,
-        options,
-        observer,
-        Arc::clone(&cancel),
-    )?;
+    let prefetch =
+        Prefetch::start(hub, &remote.repository, &remote.sha, jobs, options, observer, Arc::clone(&cancel))?;
     Ok(Box::new(HubProvider {
         inputs,
         prefetch,
@@ -95,7 +88,8 @@ impl Provider for HubProvider {
             Ok(stored) => stored,
             Err(error) => return Some(Err(error.into())),
         };
-        if self.discard && stored.origin != Origin::HuggingFaceCache && self.folders.is_download(&stored.path) {
+        if self.discard && stored.origin != Origin::HuggingFaceCache && self.folders.is_download(&stored.path)
+        {
             self.downloaded.push_back((index, stored.path.clone()));
         }
         let verified = Some((stored.fetched.size, stored.fetched.sha256));

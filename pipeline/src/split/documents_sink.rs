@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use xlstm_manifests::atomic;
 use xlstm_manifests::documents::{self, Document, DocumentsWriter, Window};
 use xlstm_manifests::manifest::{FileRecord, SetTotals, Shard};
 use xlstm_manifests::merkle::MerkleTree;
 use xlstm_manifests::packed::tokens_leaf;
 use xlstm_manifests::safe_path::SafePath;
-use xlstm_manifests::atomic;
 
 use super::journal::{Snapshot, Trees, document_leaf};
 use super::tally::InputMeta;
@@ -86,7 +86,8 @@ impl DocumentsSink {
             SplitError::Limit(format!("more than 4,294,967,295 documents in source `{}`", open.source))
         })?;
         open.tokens += length;
-        let domain = document.set.and_then(|set| set.split_once('/')).map_or(self.source.as_str(), |(_, d)| d);
+        let domain =
+            document.set.and_then(|set| set.split_once('/')).map_or(self.source.as_str(), |(_, d)| d);
         open.writer.push(Document {
             ids: document.ids.to_vec(),
             source: open.source.clone(),
@@ -139,7 +140,15 @@ pub(super) fn write_domains(folder: &Path, sets: &[SetTotals]) -> Result<FileRec
     for set in sets {
         let (source, domain) = set.name.split_once('/').unwrap_or((&set.name, &set.name));
         // Writing to a String cannot fail.
-        let _ = writeln!(table, "{},{},{},{},{}", quote(source), quote(domain), set.documents, set.tokens, set.text_bytes);
+        let _ = writeln!(
+            table,
+            "{},{},{},{},{}",
+            quote(source),
+            quote(domain),
+            set.documents,
+            set.tokens,
+            set.text_bytes
+        );
     }
     let written = atomic::write_atomic(&folder.join(DOMAINS_NAME), table.as_bytes())?;
     Ok(FileRecord {
@@ -152,5 +161,9 @@ pub(super) fn write_domains(folder: &Path, sets: &[SetTotals]) -> Result<FileRec
 
 /// A CSV field, quoted where RFC 4180 asks for it.
 fn quote(field: &str) -> String {
-    if field.contains([',', '"', '\n', '\r']) { format!("\"{}\"", field.replace('"', "\"\"")) } else { field.into() }
+    if field.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", field.replace('"', "\"\""))
+    } else {
+        field.into()
+    }
 }

@@ -89,7 +89,10 @@ impl Journal {
                     let differs = if found.tool_version == header.tool_version {
                         "its settings or input list".to_owned()
                     } else {
-                        format!("the program's version ({} then, {} now)", found.tool_version, header.tool_version)
+                        format!(
+                            "the program's version ({} then, {} now)",
+                            found.tool_version, header.tool_version
+                        )
                     };
                     let found = "an unfinished run";
                     return Err(SplitError::OtherRun { folder: folder.into(), found, differs });

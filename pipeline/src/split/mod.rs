@@ -19,10 +19,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use xlstm_manifests::atomic::{self, FolderLock};
 use xlstm_manifests::checksums;
+use xlstm_manifests::manifest::{FORMAT, VERSION};
 use xlstm_manifests::manifest::{
     FileRecord, Layout, MANIFEST_NAME, Manifest, Packing, Part, Selection, Shard, Source, Tokenizer, Tool,
 };
-use xlstm_manifests::manifest::{FORMAT, VERSION};
 use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::{Error as ContractError, Sha256Digest, canonical, identity};
 
@@ -289,7 +289,11 @@ impl SplitBuilder {
     }
 
     /// The document in whose middle the journal's last shard ended: only its remaining tokens are missing.
-    fn finish_interrupted(&mut self, document: &TokenizedDocument<'_>, stored: u64) -> Result<(), SplitError> {
+    fn finish_interrupted(
+        &mut self,
+        document: &TokenizedDocument<'_>,
+        stored: u64,
+    ) -> Result<(), SplitError> {
         let length = document.ids.len() as u64 + u64::from(self.spec.packing.append_end_of_text);
         if document.record != self.cursor.record || stored > length {
             let Cursor { input, record, .. } = self.cursor;
@@ -428,8 +432,9 @@ fn remove_strays(folder: &Path, shards: &[Shard]) -> Result<(), SplitError> {
         let entry = entry?;
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        let ours = ["shard-", "spans-", "documents-", "windows-"].iter().any(|prefix| name.starts_with(prefix))
-            && name.ends_with(".arrow");
+        let ours =
+            ["shard-", "spans-", "documents-", "windows-"].iter().any(|prefix| name.starts_with(prefix))
+                && name.ends_with(".arrow");
         if (ours && !known.contains(&name)) || name.ends_with(atomic::PARTIAL_SUFFIX) {
             fs_err::remove_file(entry.path())?;
         }

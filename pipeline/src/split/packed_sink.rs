@@ -49,7 +49,13 @@ impl PackedSink {
     }
 
     /// Notes where `document` begins.
-    pub(super) fn begin(&mut self, input: u32, document: &TokenizedDocument<'_>, length: u64, set: Option<u16>) {
+    pub(super) fn begin(
+        &mut self,
+        input: u32,
+        document: &TokenizedDocument<'_>,
+        length: u64,
+        set: Option<u16>,
+    ) {
         self.trees.documents.push(document_leaf(input, document, length));
         self.spans.push(Span {
             input,

@@ -104,7 +104,9 @@ impl Tally {
             return Err(SplitError::Resume { input: self.current_input(), record: 0, found });
         }
         if self.inputs.len() >= u32::MAX as usize {
-            return Err(SplitError::Limit("more than 4,294,967,295 inputs: prepare them as several datasets".into()));
+            return Err(SplitError::Limit(
+                "more than 4,294,967,295 inputs: prepare them as several datasets".into(),
+            ));
         }
         self.open = Some(Input {
             path: meta.path,
