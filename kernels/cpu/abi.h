@@ -118,6 +118,69 @@ struct CrossEntropyProblem {
   T* losses;  // (rows)
 };
 
+// Causal depthwise convolution and SiLU.
+template <typename T>
+struct ConvProblem {
+  int64_t batch, time, width, taps;
+  int64_t x_row;  // distance between steps of x
+  const T* x;  // (B, T, D), rows `x_row` apart
+  const T* weight;  // (taps, D); the last tap meets the current step
+  const T* bias;  // (D)
+  const T* state;  // (B, taps - 1, D), oldest first
+  const uint8_t* resets;  // (B, T)
+  T* y;  // (B, T, D)
+};
+
+template <typename T>
+struct ConvGradients {
+  const T* y;
+  T* x;
+  T* weight;
+  T* bias;
+};
+
+// Block-diagonal map, blocks of 4 by 4. `weight[i * width + 4 b + o]` leads from input i to output o of block b.
+template <typename T>
+struct BlocksProblem {
+  int64_t rows, width;
+  int64_t x_row;  // distance between rows of x
+  const T* x;  // (rows, width), rows `x_row` apart
+  const T* weight;  // (4, width)
+  T* y;  // (rows, width)
+};
+
+template <typename T>
+struct BlocksGradients {
+  const T* y;
+  const T* turned;  // the blocks transposed, in the layout of `weight`
+  T* x;
+  T* weight;
+};
+
+// (norm of each head times (1 + norm) + skip conv) SiLU(z)
+template <typename T>
+struct OutputProblem {
+  int64_t rows, heads, width;
+  int64_t z_row;  // distance between rows of z
+  T epsilon;
+  const T* h;  // (rows, heads, width)
+  const T* norm;  // (heads * width)
+  const T* skip;  // (heads * width)
+  const T* conv;  // (rows, heads * width)
+  const T* z;  // (rows, heads * width), rows `z_row` apart
+  T* y;  // (rows, heads * width)
+};
+
+template <typename T>
+struct OutputGradients {
+  const T* y;
+  T* h;
+  T* norm;
+  T* skip;
+  T* conv;
+  T* z;  // (rows, heads * width), dense
+};
+
 struct KernelTable {
   const char* name;
   void (*mlstm_forward_f32)(const MlstmProblem<float>*);
@@ -132,4 +195,16 @@ struct KernelTable {
   void (*gemm_f64)(const GemmProblem<double>*);
   void (*cross_entropy_f32)(const CrossEntropyProblem<float>*);
   void (*cross_entropy_f64)(const CrossEntropyProblem<double>*);
+  void (*conv_forward_f32)(const ConvProblem<float>*);
+  void (*conv_forward_f64)(const ConvProblem<double>*);
+  void (*conv_backward_f32)(const ConvProblem<float>*, const ConvGradients<float>*);
+  void (*conv_backward_f64)(const ConvProblem<double>*, const ConvGradients<double>*);
+  void (*blocks_forward_f32)(const BlocksProblem<float>*);
+  void (*blocks_forward_f64)(const BlocksProblem<double>*);
+  void (*blocks_backward_f32)(const BlocksProblem<float>*, const BlocksGradients<float>*);
+  void (*blocks_backward_f64)(const BlocksProblem<double>*, const BlocksGradients<double>*);
+  void (*output_forward_f32)(const OutputProblem<float>*);
+  void (*output_forward_f64)(const OutputProblem<double>*);
+  void (*output_backward_f32)(const OutputProblem<float>*, const OutputGradients<float>*);
+  void (*output_backward_f64)(const OutputProblem<double>*, const OutputGradients<double>*);
 };

@@ -3,6 +3,7 @@
 #include "gemm_parallel.h"
 #include "mlstm_backward.h"
 #include "mlstm_forward.h"
+#include "pointwise.h"
 #include "slstm.h"
 #include "softmax.h"
 
@@ -27,6 +28,18 @@ extern "C" const KernelTable* XLSTM_JOIN(xlstm_cpu_table_, XLSTM_ISA)() {
       gemm_parallel<double>,
       cross_entropy<float>,
       cross_entropy<double>,
+      conv_forward<float>,
+      conv_forward<double>,
+      conv_backward<float>,
+      conv_backward<double>,
+      blocks_forward<float>,
+      blocks_forward<double>,
+      blocks_backward<float>,
+      blocks_backward<double>,
+      output_forward<float>,
+      output_forward<double>,
+      output_backward<float>,
+      output_backward<double>,
   };
   return &table;
 }

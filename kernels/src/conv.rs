@@ -5,8 +5,12 @@
 //! far, or zeros; a reset makes everything before it zero. The state to carry on with is the last W−1 inputs.
 
 use crate::KernelError;
+use crate::cpu::{ConvGradients, ConvProblem, address, call, empty, evenly_spaced, optional_address};
 use crate::shape::{computing_kind, dimensions, expect_device, expect_resets, expect_shape};
-use tch::{Kind, Tensor};
+use std::ffi::c_void;
+use tch::{Device, Kind, Tensor};
+use xlstm_bridge::BoxError;
+use xlstm_bridge::autograd::{Backward, Forward, custom_function};
 
 /// Arguments of [`causal_conv_silu`]. W is the number of taps.
 #[derive(Debug, Clone, Copy)]
@@ -32,21 +36,25 @@ pub struct ConvOutput {
     pub state: Tensor,
 }
 
-/// Causal depthwise convolution and SiLU. Gradients flow to `x_BTD`, `weight_D1W` and `bias_D`.
+/// Causal depthwise convolution and SiLU. Gradients flow to `x_BTD`, `weight_D1W`, `bias_D` and `state`.
 ///
 /// # Errors
 /// [`KernelError`] names the first argument whose shape, type or device does not fit.
 pub fn causal_conv_silu(input: &ConvInput<'_>) -> Result<ConvOutput, KernelError> {
-    let [_, taps] = check(input)?;
+    let taps = check(input)?;
     let kind = computing_kind("causal_conv_silu", "x_BTD", input.x_BTD)?;
-    let padded_BPD = padded(input, taps);
-    let y_BTD = reference(input, &padded_BPD, taps, kind);
-    let state = next_state(input, &padded_BPD, taps);
+    let differentiated_state = input.state.is_some_and(Tensor::requires_grad);
+    let y_BTD = if input.x_BTD.device() == Device::Cpu && !differentiated_state {
+        fused(input, taps, kind)?
+    } else {
+        reference(input, taps, kind)
+    };
+    let state = next_state(input, taps);
     Ok(ConvOutput { y_BTD: y_BTD.to_kind(input.x_BTD.kind()), state })
 }
 
-/// Returns `[width, taps]`.
-fn check(input: &ConvInput<'_>) -> Result<[i64; 2], KernelError> {
+/// Returns the number of taps.
+fn check(input: &ConvInput<'_>) -> Result<i64, KernelError> {
     const NAME: &str = "causal_conv_silu";
     let [batch, time, width] = dimensions(NAME, "x_BTD", input.x_BTD)?;
     let [_, _, taps] = dimensions(NAME, "weight_D1W", input.weight_D1W)?;
@@ -63,7 +71,7 @@ fn check(input: &ConvInput<'_>) -> Result<[i64; 2], KernelError> {
         let (found, expected) = (input.x_BTD.size(), "sizes of at least 1".to_owned());
         return Err(KernelError::Shape { function: NAME, argument: "x_BTD", expected, found });
     }
-    Ok([width, taps])
+    Ok(taps)
 }
 
 /// The input with the W−1 steps before it, `(B, W-1+T, D)`.
@@ -80,9 +88,9 @@ fn segments(resets_BT: &Tensor, taps: i64) -> Tensor {
 }
 
 /// One shifted product for each tap, differentiated by libtorch.
-fn reference(input: &ConvInput<'_>, padded_BPD: &Tensor, taps: i64, kind: Kind) -> Tensor {
+fn reference(input: &ConvInput<'_>, taps: i64, kind: Kind) -> Tensor {
     let time = input.x_BTD.size()[1];
-    let padded_BPD = padded_BPD.to_kind(kind);
+    let padded_BPD = padded(input, taps).to_kind(kind);
     let segments_BP = input.resets_BT.map(|resets_BT| segments(resets_BT, taps));
     let mut sum_BTD = input.bias_D.map(|bias_D| bias_D.to_kind(kind));
     for tap in 0..taps {
@@ -105,16 +113,114 @@ fn reference(input: &ConvInput<'_>, padded_BPD: &Tensor, taps: i64, kind: Kind) 
 }
 
 /// The last W−1 inputs; those before the last reset are zero.
-fn next_state(input: &ConvInput<'_>, padded_BPD: &Tensor, taps: i64) -> Tensor {
+fn next_state(input: &ConvInput<'_>, taps: i64) -> Tensor {
     let time = input.x_BTD.size()[1];
-    let tail = padded_BPD.detach().narrow(1, time, taps - 1);
-    match input.resets_BT {
-        None => tail.copy(),
-        Some(resets_BT) => {
-            let segments_BP = segments(resets_BT, taps);
-            let last_B1 = segments_BP.narrow(1, time + taps - 2, 1);
-            let same = segments_BP.narrow(1, time, taps - 1).eq_tensor(&last_B1);
-            &tail * same.unsqueeze(-1).to_kind(tail.kind())
+    let recent = input.x_BTD.detach().narrow(1, (time - taps + 1).max(0), time.min(taps - 1));
+    let older = taps - 1 - time.min(taps - 1);
+    let tail = match input.state {
+        Some(state) if older > 0 => {
+            let state = state.detach().to_kind(recent.kind());
+            Tensor::cat(&[&state.narrow(1, taps - 1 - older, older), &recent], 1)
         }
+        _ => recent.constant_pad_nd([0, 0, older, 0]),
+    };
+    let Some(resets_BT) = input.resets_BT else { return tail };
+    let segments_BP = segments(resets_BT, taps);
+    let last_B1 = segments_BP.narrow(1, time + taps - 2, 1);
+    let same = segments_BP.narrow(1, time, taps - 1).eq_tensor(&last_B1);
+    &tail * same.unsqueeze(-1).to_kind(tail.kind())
+}
+
+/// One pass over the input, with a backward pass by hand (`cpu/pointwise.h`).
+fn fused(input: &ConvInput<'_>, taps: i64, kind: Kind) -> Result<Tensor, KernelError> {
+    let x_BTD = input.x_BTD.to_kind(kind);
+    let weight_D1W = input.weight_D1W.to_kind(kind);
+    let bias_D = input.bias_D.map(|bias_D| bias_D.to_kind(kind).contiguous());
+    let state = input.state.map(|state| state.to_kind(kind).contiguous());
+    let resets_BT = input.resets_BT.map(Tensor::contiguous);
+    let layout = Layout { bias: bias_D.is_some(), state: state.is_some(), resets: resets_BT.is_some(), taps };
+    let mut outputs = custom_function(
+        "causal_conv_silu",
+        &[Some(&x_BTD), Some(&weight_D1W), bias_D.as_ref()],
+        |_| {
+            let (x_BTD, _) = evenly_spaced(&x_BTD);
+            let weight_WD = weight_D1W.squeeze_dim(1).tr().contiguous();
+            let y_BTD = empty(&x_BTD.size(), kind);
+            let mut saved = vec![x_BTD, weight_WD];
+            saved.extend(
+                [bias_D.as_ref(), state.as_ref(), resets_BT.as_ref()]
+                    .into_iter()
+                    .flatten()
+                    .map(Tensor::shallow_clone),
+            );
+            call!(kind, conv_forward_f32, conv_forward_f64, &layout.problem(&saved, Some(&y_BTD)));
+            Ok(Forward { outputs: vec![y_BTD], saved })
+        },
+        move |context| fused_backward(context, layout),
+    )?;
+    Ok(outputs.swap_remove(0))
+}
+
+/// Which of the optional tensors are among the saved ones, in this order after x and the weight.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    bias: bool,
+    state: bool,
+    resets: bool,
+    taps: i64,
+}
+
+impl Layout {
+    fn count(self) -> usize {
+        2 + usize::from(self.bias) + usize::from(self.state) + usize::from(self.resets)
+    }
+
+    fn problem<T>(self, saved: &[Tensor], y_BTD: Option<&Tensor>) -> ConvProblem<T> {
+        let mut rest = saved[2..].iter();
+        let mut next = |present: bool| if present { rest.next() } else { None };
+        let (bias, state, resets) = (next(self.bias), next(self.state), next(self.resets));
+        let size = saved[0].size();
+        ConvProblem {
+            batch: size[0],
+            time: size[1],
+            width: size[2],
+            taps: self.taps,
+            x_row: evenly_spaced(&saved[0]).1,
+            x: saved[0].data_ptr().cast::<T>().cast_const(),
+            weight: address::<T>(&saved[1]).cast_const(),
+            bias: optional_address::<T>(bias).cast_const(),
+            state: optional_address::<T>(state).cast_const(),
+            resets: optional_address::<c_void>(resets).cast(),
+            y: optional_address(y_BTD),
+        }
+    }
+}
+
+fn fused_backward(context: &Backward, layout: Layout) -> Result<Vec<Option<Tensor>>, BoxError> {
+    let saved = &context.saved;
+    if saved.len() != layout.count() {
+        return Err(format!("{} saved tensors, expected {}", saved.len(), layout.count()).into());
+    }
+    let kind = saved[0].kind();
+    let gradient_BTD = context.gradients[0].as_ref().ok_or("no gradient")?.contiguous();
+    let x_gradient = empty(&saved[0].size(), kind);
+    let weight_gradient = empty(&saved[1].size(), kind);
+    let bias_gradient = layout.bias.then(|| empty(&saved[2].size(), kind));
+    call!(
+        kind,
+        conv_backward_f32,
+        conv_backward_f64,
+        &layout.problem(saved, None),
+        &gradients(&gradient_BTD, &x_gradient, &weight_gradient, bias_gradient.as_ref())
+    );
+    Ok(vec![Some(x_gradient), Some(weight_gradient.tr().unsqueeze(1)), bias_gradient])
+}
+
+fn gradients<T>(y: &Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> ConvGradients<T> {
+    ConvGradients {
+        y: address::<T>(y).cast_const(),
+        x: address(x),
+        weight: address(weight),
+        bias: optional_address(bias),
     }
 }

@@ -142,6 +142,84 @@ pub(crate) struct CrossEntropyProblem<T> {
     pub(crate) losses: *mut T,
 }
 
+/// `ConvProblem` of `cpu/abi.h`.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct ConvProblem<T> {
+    pub(crate) batch: i64,
+    pub(crate) time: i64,
+    pub(crate) width: i64,
+    pub(crate) taps: i64,
+    pub(crate) x_row: i64,
+    pub(crate) x: *const T,
+    pub(crate) weight: *const T,
+    pub(crate) bias: *const T,
+    pub(crate) state: *const T,
+    pub(crate) resets: *const u8,
+    pub(crate) y: *mut T,
+}
+
+/// `ConvGradients` of `cpu/abi.h`.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct ConvGradients<T> {
+    pub(crate) y: *const T,
+    pub(crate) x: *mut T,
+    pub(crate) weight: *mut T,
+    pub(crate) bias: *mut T,
+}
+
+/// `BlocksProblem` of `cpu/abi.h`.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct BlocksProblem<T> {
+    pub(crate) rows: i64,
+    pub(crate) width: i64,
+    pub(crate) x_row: i64,
+    pub(crate) x: *const T,
+    pub(crate) weight: *const T,
+    pub(crate) y: *mut T,
+}
+
+/// `BlocksGradients` of `cpu/abi.h`.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct BlocksGradients<T> {
+    pub(crate) y: *const T,
+    pub(crate) turned: *const T,
+    pub(crate) x: *mut T,
+    pub(crate) weight: *mut T,
+}
+
+/// `OutputProblem` of `cpu/abi.h`.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct OutputProblem<T> {
+    pub(crate) rows: i64,
+    pub(crate) heads: i64,
+    pub(crate) width: i64,
+    pub(crate) z_row: i64,
+    pub(crate) epsilon: T,
+    pub(crate) h: *const T,
+    pub(crate) norm: *const T,
+    pub(crate) skip: *const T,
+    pub(crate) conv: *const T,
+    pub(crate) z: *const T,
+    pub(crate) y: *mut T,
+}
+
+/// `OutputGradients` of `cpu/abi.h`.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct OutputGradients<T> {
+    pub(crate) y: *const T,
+    pub(crate) h: *mut T,
+    pub(crate) norm: *mut T,
+    pub(crate) skip: *mut T,
+    pub(crate) conv: *mut T,
+    pub(crate) z: *mut T,
+}
+
 type Call<A> = unsafe extern "C" fn(*const A);
 type Call2<A, B> = unsafe extern "C" fn(*const A, *const B);
 
@@ -161,6 +239,18 @@ pub(crate) struct KernelTable {
     pub(crate) gemm_f64: Call<GemmProblem<f64>>,
     pub(crate) cross_entropy_f32: Call<CrossEntropyProblem<f32>>,
     pub(crate) cross_entropy_f64: Call<CrossEntropyProblem<f64>>,
+    pub(crate) conv_forward_f32: Call<ConvProblem<f32>>,
+    pub(crate) conv_forward_f64: Call<ConvProblem<f64>>,
+    pub(crate) conv_backward_f32: Call2<ConvProblem<f32>, ConvGradients<f32>>,
+    pub(crate) conv_backward_f64: Call2<ConvProblem<f64>, ConvGradients<f64>>,
+    pub(crate) blocks_forward_f32: Call<BlocksProblem<f32>>,
+    pub(crate) blocks_forward_f64: Call<BlocksProblem<f64>>,
+    pub(crate) blocks_backward_f32: Call2<BlocksProblem<f32>, BlocksGradients<f32>>,
+    pub(crate) blocks_backward_f64: Call2<BlocksProblem<f64>, BlocksGradients<f64>>,
+    pub(crate) output_forward_f32: Call<OutputProblem<f32>>,
+    pub(crate) output_forward_f64: Call<OutputProblem<f64>>,
+    pub(crate) output_backward_f32: Call2<OutputProblem<f32>, OutputGradients<f32>>,
+    pub(crate) output_backward_f64: Call2<OutputProblem<f64>, OutputGradients<f64>>,
 }
 
 unsafe extern "C" {
@@ -205,6 +295,37 @@ pub(crate) fn address<T>(tensor: &Tensor) -> *mut T {
 pub(crate) fn optional_address<T>(tensor: Option<&Tensor>) -> *mut T {
     tensor.map_or(std::ptr::null_mut(), address)
 }
+
+/// A `(B, T, D)` tensor as rows of D dense values, the same distance apart, and that distance: half of a projection
+/// needs no copy. Other layouts are copied.
+pub(crate) fn evenly_spaced(tensor_BTD: &Tensor) -> (Tensor, i64) {
+    let (size, stride) = (tensor_BTD.size(), tensor_BTD.stride());
+    if let ([batch, time, width], [by_batch, by_time, by_width]) = (size.as_slice(), stride.as_slice()) {
+        let row = if *time > 1 { *by_time } else { *by_batch };
+        let dense = *by_width == 1 && row >= *width;
+        if dense && (*batch == 1 || *by_batch == row * time) && (*time > 1 || *batch > 1) {
+            return (tensor_BTD.shallow_clone(), row);
+        }
+    }
+    (tensor_BTD.contiguous(), size.last().copied().unwrap_or(1))
+}
+
+/// Call the `f32` or the `f64` version of a kernel, by the type of a tensor.
+macro_rules! call {
+    ($kind:expr, $single:ident, $double:ident, $($argument:expr),+) => {{
+        let table = $crate::cpu::table();
+        // SAFETY: every address in the arguments is that of a tensor in the type of the call, of the size that
+        // cpu/abi.h states, alive during the call; the caller of this macro has checked shapes and types.
+        unsafe {
+            if $kind == ::tch::Kind::Double {
+                (table.$double)($($argument),+);
+            } else {
+                (table.$single)($($argument),+);
+            }
+        }
+    }};
+}
+pub(crate) use call;
 
 /// An uninitialised tensor on the CPU.
 pub(crate) fn empty(size: &[i64], kind: Kind) -> Tensor {

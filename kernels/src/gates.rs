@@ -8,9 +8,15 @@
 //! | [`gelu_gate`] | GELU(g) ⊙ u | the feed-forward part of an sLSTM block |
 
 use crate::KernelError;
+use crate::cpu::{
+    BlocksGradients, BlocksProblem, OutputGradients, OutputProblem, address, call, empty, evenly_spaced,
+};
+use crate::linear::linear;
 use crate::norm::head_norm;
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
+use xlstm_bridge::BoxError;
+use xlstm_bridge::autograd::{Backward, Forward, custom_function};
 
 /// Block-diagonal linear map without bias: `x_BTD` is cut into N blocks, `weight_NOI` holds each block's matrix
 /// (out by in), the result is `(B, T, N·O)`.
@@ -24,10 +30,84 @@ pub fn block_linear(x_BTD: &Tensor, weight_NOI: &Tensor) -> Result<Tensor, Kerne
     expect_shape(NAME, "x_BTD", x_BTD, &[batch, time, blocks * inputs])?;
     expect_device(NAME, "weight_NOI", weight_NOI, x_BTD)?;
     let kind = computing_kind(NAME, "x_BTD", x_BTD)?;
+    if x_BTD.device() == Device::Cpu && (outputs, inputs) == (4, 4) {
+        let (x, weight_NOI) = (x_BTD.to_kind(kind), weight_NOI.to_kind(kind));
+        return Ok(blocks_of_four(&x, &weight_NOI)?.to_kind(x_BTD.kind()));
+    }
     let x_NRI = x_BTD.to_kind(kind).view([batch * time, blocks, inputs]).transpose(0, 1);
     let y_NRO = x_NRI.matmul(&weight_NOI.to_kind(kind).transpose(1, 2));
     let y_BTD = y_NRO.transpose(0, 1).reshape([batch, time, blocks * outputs]);
     Ok(y_BTD.to_kind(x_BTD.kind()))
+}
+
+/// Blocks of 4 by 4, one pass over the rows, with a backward pass by hand (`cpu/pointwise.h`).
+fn blocks_of_four(x_BTD: &Tensor, weight_NOI: &Tensor) -> Result<Tensor, KernelError> {
+    let kind = x_BTD.kind();
+    let mut outputs = custom_function(
+        "block_linear",
+        &[Some(x_BTD), Some(weight_NOI)],
+        |_| {
+            let (x_BTD, _) = evenly_spaced(x_BTD);
+            let y_BTD = empty(&x_BTD.size(), kind);
+            let weight_ID = by_input(&weight_NOI.transpose(1, 2));
+            call!(
+                kind,
+                blocks_forward_f32,
+                blocks_forward_f64,
+                &blocks_problem(&x_BTD, &weight_ID, Some(&y_BTD))
+            );
+            Ok(Forward { outputs: vec![y_BTD], saved: vec![x_BTD, weight_NOI.shallow_clone()] })
+        },
+        blocks_backward,
+    )?;
+    Ok(outputs.swap_remove(0))
+}
+
+/// `(N, I, O)` to `(I, N·O)`, the layout of `cpu/pointwise.h`.
+fn by_input(weight_NIO: &Tensor) -> Tensor {
+    weight_NIO.transpose(0, 1).contiguous().view([4, -1])
+}
+
+fn blocks_problem<T>(x_BTD: &Tensor, weight_ID: &Tensor, y_BTD: Option<&Tensor>) -> BlocksProblem<T> {
+    let size = x_BTD.size();
+    BlocksProblem {
+        rows: size[0] * size[1],
+        width: size[2],
+        x_row: evenly_spaced(x_BTD).1,
+        x: x_BTD.data_ptr().cast::<T>().cast_const(),
+        weight: address::<T>(weight_ID).cast_const(),
+        y: crate::cpu::optional_address(y_BTD),
+    }
+}
+
+fn blocks_backward(context: &Backward) -> Result<Vec<Option<Tensor>>, BoxError> {
+    let [x_BTD, weight_NOI] = context.saved.as_slice() else {
+        return Err(format!("{} saved tensors, expected 2", context.saved.len()).into());
+    };
+    let kind = x_BTD.kind();
+    let gradient_BTD = context.gradients[0].as_ref().ok_or("no gradient")?.contiguous();
+    let (x_gradient, weight_gradient) =
+        (empty(&x_BTD.size(), kind), empty(&[4, weight_NOI.numel() as i64 / 4], kind));
+    let (straight, turned) = (by_input(&weight_NOI.transpose(1, 2)), by_input(weight_NOI));
+    call!(
+        kind,
+        blocks_backward_f32,
+        blocks_backward_f64,
+        &blocks_problem(x_BTD, &straight, None),
+        &blocks_gradients(&gradient_BTD, &turned, &x_gradient, &weight_gradient)
+    );
+    // (I, N·O) back to (N, O, I).
+    let weight_gradient = weight_gradient.view([4, -1, 4]).permute([1, 2, 0]);
+    Ok(vec![Some(x_gradient), Some(weight_gradient)])
+}
+
+fn blocks_gradients<T>(y: &Tensor, turned: &Tensor, x: &Tensor, weight: &Tensor) -> BlocksGradients<T> {
+    BlocksGradients {
+        y: address::<T>(y).cast_const(),
+        turned: address::<T>(turned).cast_const(),
+        x: address(x),
+        weight: address(weight),
+    }
 }
 
 /// Weights of the gates of mLSTM, as the official package stores them: `(H, 3·D)` over `[q; k; v]`, and `(H)`.
@@ -65,10 +145,11 @@ pub fn mlstm_gates(
     // Both gates in one product for each of q, k and v; nothing is concatenated along time.
     let weight_GF = Tensor::cat(&[weights.input_weight, weights.forget_weight], 0).to_kind(kind);
     let bias_G = Tensor::cat(&[weights.input_bias, weights.forget_bias], 0).to_kind(kind);
-    let sum_BTG = [q_BTD, k_BTD, v_BTD].into_iter().enumerate().fold(bias_G, |sum, (index, part_BTD)| {
-        let part_GD = weight_GF.narrow(1, width * index as i64, width);
-        sum + part_BTD.to_kind(kind).matmul(&part_GD.tr())
-    });
+    let sum_BTG =
+        [q_BTD, k_BTD, v_BTD].into_iter().enumerate().try_fold(bias_G, |sum, (index, part_BTD)| {
+            let part_GD = weight_GF.narrow(1, width * index as i64, width);
+            Ok::<_, KernelError>(sum + linear(&part_BTD.to_kind(kind), &part_GD, None)?)
+        })?;
     Ok((sum_BTG.narrow(-1, 0, heads), sum_BTG.narrow(-1, heads, heads)))
 }
 
@@ -97,8 +178,107 @@ pub fn mlstm_output(input: &MlstmOutputInput<'_>, epsilon: f64) -> Result<Tensor
     expect_shape(NAME, "skip_D", input.skip_D, &[heads * width])?;
     expect_shape(NAME, "conv_BTD", input.conv_BTD, &[batch, time, heads * width])?;
     expect_shape(NAME, "z_BTD", input.z_BTD, &[batch, time, heads * width])?;
+    let kind = computing_kind(NAME, "h_BTHE", input.h_BTHE)?;
+    if input.h_BTHE.device() == Device::Cpu {
+        expect_shape(NAME, "norm_weight_D", input.norm_weight_D, &[heads * width])?;
+        return Ok(fused_output(input, epsilon, kind)?.to_kind(input.h_BTHE.kind()));
+    }
     let normal_BTD = head_norm(input.h_BTHE, input.norm_weight_D, epsilon)?;
     Ok((normal_BTD + input.skip_D * input.conv_BTD) * input.z_BTD.silu())
+}
+
+/// One pass over the rows, with a backward pass by hand (`cpu/pointwise.h`).
+fn fused_output(input: &MlstmOutputInput<'_>, epsilon: f64, kind: Kind) -> Result<Tensor, KernelError> {
+    let inputs = [input.h_BTHE, input.norm_weight_D, input.skip_D, input.conv_BTD, input.z_BTD]
+        .map(|tensor| tensor.to_kind(kind));
+    let mut outputs = custom_function(
+        "mlstm_output",
+        &inputs.each_ref().map(Some),
+        |_| {
+            let [h_BTHE, norm_D, skip_D, conv_BTD, z_BTD] = &inputs;
+            let y_BTD = empty(&z_BTD.size(), kind);
+            let saved = vec![
+                h_BTHE.contiguous(),
+                norm_D.contiguous(),
+                skip_D.contiguous(),
+                conv_BTD.contiguous(),
+                evenly_spaced(z_BTD).0,
+            ];
+            call!(
+                kind,
+                output_forward_f32,
+                output_forward_f64,
+                &output_problem(&saved, epsilon, Some(&y_BTD))
+            );
+            Ok(Forward { outputs: vec![y_BTD], saved })
+        },
+        move |context| output_backward(context, epsilon),
+    )?;
+    Ok(outputs.swap_remove(0))
+}
+
+/// A precision of the kernels, from `f64`.
+trait Precision: Copy {
+    fn from_f64(value: f64) -> Self;
+}
+
+impl Precision for f32 {
+    fn from_f64(value: f64) -> Self {
+        value as Self
+    }
+}
+
+impl Precision for f64 {
+    fn from_f64(value: f64) -> Self {
+        value
+    }
+}
+
+fn output_problem<T: Precision>(saved: &[Tensor], epsilon: f64, y_BTD: Option<&Tensor>) -> OutputProblem<T> {
+    let size = saved[0].size();
+    let input = |index: usize| saved[index].data_ptr().cast::<T>().cast_const();
+    OutputProblem {
+        rows: size[0] * size[1],
+        heads: size[2],
+        width: size[3],
+        z_row: evenly_spaced(&saved[4]).1,
+        epsilon: T::from_f64(epsilon),
+        h: input(0),
+        norm: input(1),
+        skip: input(2),
+        conv: input(3),
+        z: input(4),
+        y: crate::cpu::optional_address(y_BTD),
+    }
+}
+
+fn output_backward(context: &Backward, epsilon: f64) -> Result<Vec<Option<Tensor>>, BoxError> {
+    let saved = &context.saved;
+    if saved.len() != 5 {
+        return Err(format!("{} saved tensors, expected 5", saved.len()).into());
+    }
+    let kind = saved[0].kind();
+    let gradient_BTD = context.gradients[0].as_ref().ok_or("no gradient")?.contiguous();
+    let made: Vec<Tensor> = saved.iter().map(|tensor| empty(&tensor.size(), kind)).collect();
+    call!(
+        kind,
+        output_backward_f32,
+        output_backward_f64,
+        &output_problem(saved, epsilon, None),
+        &output_gradients(&gradient_BTD, &made)
+    );
+    Ok(made.into_iter().map(Some).collect())
+}
+
+fn output_gradients<T>(y: &Tensor, made: &[Tensor]) -> OutputGradients<T> {
+    OutputGradients {
+        y: address::<T>(y).cast_const(),
+        h: address(&made[0]),
+        norm: address(&made[1]),
+        skip: address(&made[2]),
+        conv: address(&made[3]),
+        z: address(&made[4]),
+    }
 }
 
 /// `GELU(gate) ⊙ up`, with the error function, both halves of `projected_BTF = (gate, up)` in one tensor whose last
@@ -120,7 +300,6 @@ pub fn gelu_gate(projected_F: &Tensor) -> Result<Tensor, KernelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
 
     #[test]
     fn block_linear_is_a_block_diagonal_matrix() {

@@ -1,11 +1,12 @@
 //! Layer norm over the stream, and over each head alone (the papers' "group norm").
 //!
 //! Weights are stored as in the official package: as what is added to one, so that zeros mean no scaling. There is
-//! no bias. `y = (x − mean) / sqrt(variance + ε) · (1 + w)`, the variance divided by the count.
+//! no bias. libtorch's fused layer norm does the work; with the output gate of mLSTM around it the norm is part of
+//! [`crate::gates::mlstm_output`]. `y = (x − mean) / sqrt(variance + ε) · (1 + w)`, the variance divided by the count.
 
 use crate::KernelError;
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// ε of every norm in the paper's models.
 pub const EPSILON: f64 = 1e-5;
@@ -20,7 +21,8 @@ pub fn layer_norm(x_D: &Tensor, weight_D: &Tensor, epsilon: f64) -> Result<Tenso
     expect_shape(NAME, "weight_D", weight_D, &[width])?;
     expect_device(NAME, "weight_D", weight_D, x_D)?;
     let kind = computing_kind(NAME, "x_D", x_D)?;
-    let normal_D = normalize(&x_D.to_kind(kind), epsilon) * (weight_D.to_kind(kind) + 1.0);
+    let scale_D = weight_D.to_kind(kind) + 1.0;
+    let normal_D = x_D.to_kind(kind).f_layer_norm([width], Some(&scale_D), None::<&Tensor>, epsilon, true)?;
     Ok(normal_D.to_kind(x_D.kind()))
 }
 
@@ -34,15 +36,8 @@ pub fn head_norm(x_BTHE: &Tensor, weight_D: &Tensor, epsilon: f64) -> Result<Ten
     expect_shape(NAME, "weight_D", weight_D, &[heads * width])?;
     expect_device(NAME, "weight_D", weight_D, x_BTHE)?;
     let kind = computing_kind(NAME, "x_BTHE", x_BTHE)?;
-    let normal_BTHE = normalize(&x_BTHE.to_kind(kind), epsilon);
+    let x = x_BTHE.to_kind(kind);
+    let normal_BTHE = x.f_layer_norm([width], None::<&Tensor>, None::<&Tensor>, epsilon, true)?;
     let y_BTD = normal_BTHE.reshape([batch, time, heads * width]) * (weight_D.to_kind(kind) + 1.0);
     Ok(y_BTD.to_kind(x_BTHE.kind()))
-}
-
-/// Zero mean and unit variance over the last dimension.
-pub(crate) fn normalize(x: &Tensor, epsilon: f64) -> Tensor {
-    let mean = x.mean_dim(-1, true, None::<Kind>);
-    let centred = x - mean;
-    let variance = centred.square().mean_dim(-1, true, None::<Kind>);
-    centred * (variance + epsilon).rsqrt()
 }

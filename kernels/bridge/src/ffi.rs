@@ -57,6 +57,9 @@ unsafe extern "C" {
     pub(crate) fn xlstm_runtime_build_text() -> *mut c_char;
     pub(crate) fn xlstm_runtime_cpu_capability() -> *mut c_char;
     pub(crate) fn xlstm_runtime_has_cuda() -> c_int;
+    pub(crate) fn xlstm_runtime_pool_memory() -> *mut c_char;
+    pub(crate) fn xlstm_runtime_release_memory();
+    pub(crate) fn xlstm_runtime_waiting_memory() -> usize;
 }
 
 /// Borrowed pointers to tensors, null for `None`; valid while the tensors live.

@@ -30,6 +30,7 @@ pub struct Runtime {
 /// When libtorch refuses the number of threads.
 pub fn initialize(threads: Option<usize>) -> Result<Runtime, BridgeError> {
     let cuda = cuda::open();
+    pool_memory()?;
     flush_denormals()?;
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let threads = c_int::try_from(threads.max(1)).unwrap_or(c_int::MAX);
@@ -50,6 +51,28 @@ pub fn flush_denormals() -> Result<bool, BridgeError> {
     // SAFETY: the pointer is valid for the call.
     unsafe { ffi::check(ffi::xlstm_runtime_flush_denormals(&mut supported)) }?;
     Ok(supported != 0)
+}
+
+/// Let CPU tensors made from now on use freed memory again instead of giving it back (`cpp/allocator.cpp`): pages
+/// that the system hands out anew are cleared at their first touch, which costs a training step a good part of its
+/// time. Part of [`initialize`].
+///
+/// # Errors
+/// When libtorch refuses the allocator.
+pub fn pool_memory() -> Result<(), BridgeError> {
+    // SAFETY: plain call; the returned message is ours.
+    unsafe { ffi::check(ffi::xlstm_runtime_pool_memory()) }
+}
+
+/// Give memory that waits to be used again back to the system, for a phase that needs it otherwise. Returns how many
+/// bytes those were.
+pub fn release_memory() -> u64 {
+    // SAFETY: plain calls.
+    unsafe {
+        let waiting = ffi::xlstm_runtime_waiting_memory();
+        ffi::xlstm_runtime_release_memory();
+        waiting as u64
+    }
 }
 
 /// Threads of libtorch's pool for work inside one operation, as seen by this thread.
@@ -101,6 +124,26 @@ mod tests {
         let denormal = std::hint::black_box(1e-39_f32);
         assert_eq!(denormal * std::hint::black_box(0.5), 0.0);
         std::thread::spawn(move || assert_eq!(denormal * std::hint::black_box(0.5), 0.0)).join().unwrap();
+    }
+
+    #[test]
+    fn freed_tensors_are_used_again_and_can_be_released() {
+        use tch::{Device, Kind, Tensor};
+        pool_memory().unwrap();
+        let make = || Tensor::ones([1000, 777], (Kind::Float, Device::Cpu));
+        let first = make();
+        let address = first.data_ptr();
+        drop(first);
+        let second = make();
+        assert_eq!(second.data_ptr(), address);
+        assert_eq!(second.sum(Kind::Float).double_value(&[]), 777_000.0);
+        assert_eq!(address as usize % 64, 0);
+        drop(second);
+        assert!(release_memory() >= 1000 * 777 * 4);
+        assert_eq!(Tensor::zeros([0, 3], (Kind::Float, Device::Cpu)).numel(), 0);
+        // A size that no machine has: an error, not the end of the process.
+        assert!(Tensor::f_empty([1 << 50], (Kind::Float, Device::Cpu)).is_err());
+        assert_eq!(make().numel(), 777_000);
     }
 
     #[test]
