@@ -12,6 +12,7 @@ pub mod diff;
 pub mod engine;
 pub mod hub;
 pub mod merge;
+pub mod overlap;
 pub mod plan;
 pub mod prepare;
 pub mod record;

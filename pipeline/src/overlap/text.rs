@@ -1,0 +1,76 @@
+//! An overlap report as text.
+
+use std::io::{self, Write};
+
+use super::{EvalSet, OverlapReport, TrainSet};
+use crate::report::{bytes, count, percent, share};
+
+pub(super) fn write(out: &mut dyn Write, report: &OverlapReport) -> io::Result<()> {
+    let eval = &report.eval_total;
+    writeln!(
+        out,
+        "{} of {} evaluation documents ({}) have text in the training set; {} of them stand there whole",
+        count(eval.documents_hit),
+        count(eval.documents),
+        percent(share(eval.documents_hit, eval.documents)),
+        count(eval.documents_identical)
+    )?;
+    writeln!(
+        out,
+        "{} of {} evaluation paragraphs of at least 13 words ({})",
+        count(eval.paragraphs_hit),
+        count(eval.paragraphs),
+        percent(share(eval.paragraphs_hit, eval.paragraphs))
+    )?;
+    writeln!(
+        out,
+        "\nby evaluation set          documents       hit  identical  paragraphs       hit    share"
+    )?;
+    report.eval_sets.iter().try_for_each(|set| write_eval(out, set))?;
+    writeln!(
+        out,
+        "\nby training set            documents       hit  identical  paragraphs hit    tokens of hits"
+    )?;
+    report.train_sets.iter().chain([&report.train_total]).try_for_each(|set| write_train(out, set))?;
+    let filter = &report.filter;
+    writeln!(
+        out,
+        "\nBloom filter: {} members, {}, {} bits each, false-positive rate {:e}; {} keys asked about: \
+         {} confirmed, {} false",
+        count(filter.members),
+        bytes(filter.bytes),
+        filter.places,
+        filter.false_positive_rate,
+        count(filter.asked),
+        count(filter.confirmed),
+        count(filter.false_positives)
+    )
+}
+
+fn write_eval(out: &mut dyn Write, set: &EvalSet) -> io::Result<()> {
+    writeln!(
+        out,
+        "  {:24} {:>10} {:>9} {:>10} {:>11} {:>9} {:>8}",
+        set.name,
+        count(set.documents),
+        count(set.documents_hit),
+        count(set.documents_identical),
+        count(set.paragraphs),
+        count(set.paragraphs_hit),
+        percent(share(set.documents_hit, set.documents))
+    )
+}
+
+fn write_train(out: &mut dyn Write, set: &TrainSet) -> io::Result<()> {
+    writeln!(
+        out,
+        "  {:24} {:>10} {:>9} {:>10} {:>15} {:>17} ({})",
+        set.name,
+        count(set.documents),
+        count(set.documents_hit),
+        count(set.documents_identical),
+        count(set.paragraphs_hit),
+        count(set.tokens_hit),
+        percent(share(set.tokens_hit, set.tokens))
+    )
+}
