@@ -1,5 +1,7 @@
 //! The command line: help texts as they stand, completions, exit codes, what goes to stdout.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
 use std::path::Path;
 
 use xlstm_tests::program::data;
@@ -14,6 +16,9 @@ const COMMANDS: &[&[&str]] = &[
     &["prepare", "local"],
     &["plan"],
     &["merge"],
+    &["audit"],
+    &["trace"],
+    &["diff"],
     &["completions"],
 ];
 

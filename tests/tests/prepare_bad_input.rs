@@ -1,6 +1,8 @@
 //! Bad input: an error that names file and record, what was expected and found, and what to do; nothing is
 //! half-written, nothing is lost, and the run can go on.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
 use std::path::Path;
 use std::process::Command;
 

@@ -1,6 +1,8 @@
 //! `xlstm-data prepare slimpajama|paloma` against a loopback Hub that misbehaves: the same root as from files of
 //! this machine, or the right error.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;

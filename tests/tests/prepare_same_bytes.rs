@@ -1,5 +1,7 @@
 //! The same bytes whatever the threads, tasks and kills.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 

@@ -29,6 +29,9 @@ enum Command {
     Plan(args::PrepareArgs),
     /// Put the parts of a task array (`prepare --task`) together
     Merge(args::MergeArgs),
+    Audit(crate::audit::AuditArgs),
+    Trace(crate::trace::TraceArgs),
+    Diff(crate::diff::DiffArgs),
     /// Print shell completions
     Completions {
         /// The shell
@@ -56,6 +59,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Prepare(args) => prepare::prepare(args, &mut out),
         Command::Plan(args) => prepare::plan(args, &mut out),
         Command::Merge(args) => prepare::merge(&args, &mut out),
+        Command::Audit(args) => Ok(crate::audit::run(&args, &mut out)?.exit_code().into()),
+        Command::Trace(args) => Ok(crate::trace::run(&args, &mut out)?.exit_code().into()),
+        Command::Diff(args) => Ok(crate::diff::run(&args, &mut out)?.exit_code().into()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "xlstm-data", &mut out);
             Ok(ExitCode::SUCCESS)
@@ -81,10 +87,20 @@ fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
     }
     // Nothing is left to be done when stderr is closed.
     let _ = writeln!(std::io::stderr(), "{text}");
-    let fault = error
-        .chain()
-        .any(|cause| matches!(cause.downcast_ref(), Some(crate::engine::EngineError::Internal(_))));
-    ExitCode::from(if fault { 2 } else { 1 })
+    ExitCode::from(exit_code(&error))
+}
+
+/// 1 for the user's input or data, 2 for a fault of ours.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let internal = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(crate::engine::EngineError::Internal(_)))
+    };
+    let command = error.chain().find_map(|cause| cause.downcast_ref::<crate::report::CommandError>());
+    match command {
+        Some(command) => command.exit_code(),
+        None if error.chain().any(internal) => 2,
+        None => 1,
+    }
 }
 
 /// Whether stdout was closed by its reader (`xlstm-data … | head`): not an error.
