@@ -1,0 +1,346 @@
+"""Checks and times the chunkwise mLSTM kernels on a card.
+
+    python3 check_mlstm.py check [--raw FILE]     errors against float64, determinism, odd and extreme inputs
+    python3 check_mlstm.py bench [--raw FILE]     forward and backward beside TFLA's, where mlstm_kernels is there
+    python3 check_mlstm.py profile                milliseconds of every kernel at the paper's shapes
+
+A tensor passes when its relative error is at most twice that of PyTorch's own bf16 composition (matrix
+products in bf16, gates and pointwise in float32, as autocast runs it), or below 2^-8, one unit of bf16, which
+stored products cost in any case. Head sizes written KxV.
+"""
+
+import argparse
+import ctypes
+import os
+import sys
+
+import torch
+
+from harness import HERE, Driver, compile_all, emit, machine, median_milliseconds, resources
+
+P, I64 = ctypes.c_void_p, ctypes.c_longlong
+TENSORS = ["query", "key", "value", "input_gate", "forget_gate", "output", "log_forget_sum", "exponent",
+           "local_maximum", "maximum", "carry", "keep", "chunk_forget", "chunk_maximum", "decay", "state_weight",
+           "states", "norm_states", "scores", "row_sums", "query_norm", "output_rest", "output_gradient", "query_gradient",
+           "key_gradient", "value_gradient", "input_gate_gradient", "forget_gate_gradient", "inverse_denominator",
+           "norm_gradient", "gradient_weight", "gradient_column", "state_gradients", "norm_state_gradients",
+           "score_gradients", "query_dot", "key_carry_dot", "key_dot", "decay_gradient"]
+
+
+class Parameters(ctypes.Structure):
+    """`MlstmParameters` of mlstm.cuh."""
+
+    _fields_ = ([(n, ctypes.c_int) for n in ("batch_heads", "heads", "tokens", "chunks")]
+                + [("key_scale", ctypes.c_float), ("epsilon", ctypes.c_float)]
+                + [(f"{t}_{a}", I64) for t in ("qk", "v") for a in ("batch", "head", "token")]
+                + [(n, P) for n in TENSORS])
+
+
+FILES = {"gates": "mlstm_gates.cu", "states": "mlstm_states.cu", "scores": "mlstm_scores.cu",
+         "outputs": "mlstm_outputs.cu"}
+KERNELS = {"mlstm_gates_local": "gates", "mlstm_gates_carry": "gates", "mlstm_backward_prepare": "gates",
+           "mlstm_gate_gradients": "gates", "mlstm_states": "states", "mlstm_state_gradients": "states",
+           "mlstm_scores": "scores", "mlstm_scores_backward": "scores", "mlstm_score_gradients": "scores",
+           "mlstm_output": "outputs", "mlstm_query_gradient": "outputs", "mlstm_key_gradient": "outputs",
+           "mlstm_value_gradient": "outputs"}
+
+
+class Specialised:
+    """The kernels compiled for one (K, V, chunk)."""
+
+    def __init__(self, driver, shape, cubins):
+        self.driver, self.cubins = driver, cubins
+        self.dqk, self.dv, self.chunk, self.block_k, self.stages = shape
+        tile = 128 * self.block_k * 2
+        self.shared = {"gates": 0, "states": self.stages * (2 * tile + 4 * self.block_k),
+                       "scores": self.stages * 2 * tile, "outputs": self.stages * 2 * tile}
+        self.k_tiles, self.v_tiles = -(-self.dqk // 128), -(-self.dv // 128)
+        self.row_tiles = self.chunk // 128
+
+    def run(self, name, grid, threads, parameters):
+        part = KERNELS[name]
+        function = self.driver.function(self.cubins[part], name, self.shared[part])
+        stream = torch.cuda.current_stream().cuda_stream
+        self.driver.launch(function, grid, threads, self.shared[part], parameters, stream)
+
+
+class Layer:
+    """Workspace and launch order of one call; tensors are [B, H, T, size] in any stride order."""
+
+    def __init__(self, kernels, q, k, v, i, f, poison=True):
+        self.kernels = kernels
+        batch, heads, tokens, _ = q.shape
+        self.batch_heads, self.tokens = batch * heads, tokens
+        self.chunks = -(-tokens // kernels.chunk)
+        n, length = self.chunks, kernels.chunk
+        row, per_chunk = (self.batch_heads, n * length), (self.batch_heads, n)
+        float32, bf16 = torch.float32, torch.bfloat16
+        shapes = {name: (row, float32) for name in
+                  ("log_forget_sum", "exponent", "local_maximum", "maximum", "carry", "keep", "query_norm",
+                   "inverse_denominator", "norm_gradient")}
+        shapes |= {name: (row, bf16) for name in ("state_weight", "gradient_weight", "gradient_column")}
+        shapes |= {name: (per_chunk, float32) for name in ("chunk_forget", "chunk_maximum", "decay")}
+        shapes |= {name: ((*per_chunk, kernels.dqk, kernels.dv), bf16) for name in ("states", "state_gradients")}
+        shapes |= {name: ((*per_chunk, kernels.dqk), float32) for name in ("norm_states", "norm_state_gradients")}
+        shapes |= {name: ((kernels.k_tiles, *row), float32) for name in ("query_dot", "key_carry_dot", "key_dot")}
+        shapes |= {name: ((*per_chunk, length, length), bf16) for name in ("scores", "score_gradients")}
+        shapes["row_sums"] = ((kernels.row_tiles, *row), float32)
+        shapes["decay_gradient"] = ((kernels.k_tiles * kernels.v_tiles, *per_chunk), float32)
+        shapes |= {name: ((self.batch_heads, tokens), float32) for name in ("input_gate_gradient", "forget_gate_gradient")}
+        fill = float("nan") if poison else None
+        make = (lambda s, d: torch.full(s, fill, dtype=d, device="cuda")) if poison else (
+            lambda s, d: torch.empty(s, dtype=d, device="cuda"))
+        self.tensors = {name: make(*spec) for name, spec in shapes.items()}
+        like = lambda t: torch.full_like(t, float("nan"))
+        self.tensors |= {"query": q, "key": k, "value": v, "input_gate": i, "forget_gate": f, "output": like(v),
+                         "output_rest": torch.empty_like(v, dtype=torch.int8), "output_gradient": like(v), "query_gradient": like(q), "key_gradient": like(k),
+                         "value_gradient": like(v)}
+        self.parameters = Parameters(batch_heads=self.batch_heads, heads=heads, tokens=tokens, chunks=n,
+                                     key_scale=kernels.dqk**-0.5, epsilon=1e-6)
+        for name, tensor in (("qk", q), ("v", v)):
+            for axis, stride in zip(("batch", "head", "token"), tensor.stride()):
+                setattr(self.parameters, f"{name}_{axis}", stride)
+        assert k.stride() == q.stride() and q.stride(3) == v.stride(3) == 1
+        for name in TENSORS:
+            setattr(self.parameters, name, self.tensors[name].data_ptr())
+
+    def set_output_gradient(self, gradient):
+        assert gradient.stride() == self.tensors["value"].stride()
+        self.tensors["output_gradient"] = gradient
+        self.parameters.output_gradient = gradient.data_ptr()
+
+    def sequence(self, backward, recompute):
+        k, n, bh = self.kernels, self.chunks, self.batch_heads
+        triangle = k.row_tiles * (k.row_tiles + 1) // 2
+        by_value, by_key = (k.row_tiles * k.v_tiles, n, bh), (k.row_tiles * k.k_tiles, n, bh)
+        states = ("mlstm_states", (k.k_tiles * k.v_tiles, bh, 1), 128)
+        if not backward:
+            return [("mlstm_gates_local", (n, bh, 1), k.chunk), ("mlstm_gates_carry", (n, bh, 1), k.chunk), states,
+                    ("mlstm_scores", (triangle, n, bh), 128), ("mlstm_output", by_value, 128)]
+        steps = [states] if recompute else []
+        return steps + [
+            ("mlstm_backward_prepare", (-(-bh * n * k.chunk // 8), 1, 1), 256),
+            ("mlstm_state_gradients", (k.k_tiles * k.v_tiles, bh, 1), 128),
+            ("mlstm_scores_backward", (triangle, n, bh), 128), ("mlstm_value_gradient", by_value, 128),
+            ("mlstm_score_gradients", (triangle, n, bh), 128), ("mlstm_query_gradient", by_key, 128),
+            ("mlstm_key_gradient", by_key, 128), ("mlstm_gate_gradients", (n, bh, 1), k.chunk)]
+
+    def run(self, backward=False, recompute=True):
+        for name, grid, threads in self.sequence(backward, recompute):
+            self.kernels.run(name, grid, threads, self.parameters)
+
+    def results(self):
+        t = self.tensors
+        return {"h": t["output"], "dq": t["query_gradient"], "dk": t["key_gradient"], "dv": t["value_gradient"],
+                "di": t["input_gate_gradient"], "df": t["forget_gate_gradient"]}
+
+
+def composition(q, k, v, i, f, matrix_type):
+    """The parallel form (paper A.3) with matrix products in `matrix_type`."""
+    gate_type = torch.float64 if matrix_type == torch.float64 else torch.float32
+    q, k, v = (x.to(matrix_type) for x in (q, k, v))
+    i, f = i.to(gate_type), f.to(gate_type)
+    tokens = q.shape[2]
+    total = torch.nn.functional.logsigmoid(f).cumsum(-1)
+    exponents = total[..., :, None] - total[..., None, :] + i[..., None, :]
+    exponents = exponents.masked_fill(~torch.ones(tokens, tokens, device=q.device, dtype=torch.bool).tril(), -torch.inf)
+    m = exponents.max(-1, keepdim=True).values.detach()
+    scores = (q @ (k * k.shape[-1] ** -0.5).transpose(-1, -2)) * torch.exp(exponents - m)
+    norm = torch.maximum(scores.sum(-1, keepdim=True).abs(), torch.exp(-m)) + 1e-6
+    return (scores / norm).to(matrix_type) @ v
+
+
+def gradients(inputs, output_gradient, matrix_type):
+    leaves = [x.detach().to(torch.float64 if matrix_type == torch.float64 else x.dtype).requires_grad_() for x in inputs]
+    h = composition(*leaves, matrix_type)
+    h.backward(output_gradient.to(h.dtype))
+    return dict(zip(("h", "dq", "dk", "dv", "di", "df"), [h.detach(), *[x.grad for x in leaves]]))
+
+
+def relative(a, reference):
+    return ((a.double().reshape(reference.shape) - reference).norm() / reference.norm().clamp_min(1e-30)).item()
+
+
+def draw(batch, heads, tokens, dqk, dv, gates, token_major, seed):
+    generator = torch.Generator(device="cuda").manual_seed(seed)
+    normal = lambda *s: torch.randn(*s, device="cuda", generator=generator)
+    if token_major:
+        q, k, v, dh = (normal(batch, tokens, heads, d).bfloat16().transpose(1, 2) for d in (dqk, dqk, dv, dv))
+    else:
+        q, k, v, dh = (normal(batch, heads, tokens, d).bfloat16() for d in (dqk, dqk, dv, dv))
+    i_scale, f_scale, f_shift = {"plain": (1, 1, 3), "long": (0.1, 0.1, 6), "extreme": (20, 20, 0), "closed": (3, 1, -12),
+                                 "low": (1, 1, 3)}[gates]
+    i = normal(batch, heads, tokens) * i_scale - (60 if gates == "low" else 0)
+    f = normal(batch, heads, tokens) * f_scale + f_shift
+    return [q, k, v, i.contiguous(), f.contiguous()], dh
+
+
+# batch, heads, tokens, K, V, chunk, gates, token-major layout
+CASES = [
+    (2, 2, 512, 128, 128, 128, "plain", False), (1, 3, 333, 64, 128, 128, "plain", False),
+    (2, 2, 1000, 384, 384, 256, "plain", True), (1, 2, 2048, 128, 256, 128, "long", False),
+    (2, 2, 777, 192, 192, 256, "extreme", True), (1, 2, 700, 512, 512, 256, "closed", False),
+    (1, 2, 1024, 768, 768, 256, "plain", True), (1, 2, 1300, 1024, 1024, 256, "plain", False),
+    (1, 1, 1, 64, 64, 128, "low", False), (1, 2, 3, 64, 64, 128, "plain", False), (1, 2, 129, 256, 512, 128, "extreme", True),
+    (1, 2, 2048, 384, 384, 256, "plain", True), (2, 2, 515, 128, 128, 128, "low", False),
+]
+PAPER = [(32, 4, 2048, 384, 384), (32, 4, 2048, 512, 512), (32, 4, 2048, 768, 768), (32, 4, 2048, 1024, 1024),
+         (32, 16, 2048, 128, 256)]
+
+
+def specialise(driver, shapes, workers=16):
+    capability = torch.cuda.get_device_capability()
+    architecture = {(9, 0): "sm_90a"}.get(capability, "sm_%d%d" % capability)
+    shapes = sorted(set(shapes))
+    jobs = [(FILES[part], {"DQK": s[0], "DV": s[1], "CHUNK": s[2], "BLOCK_K": s[3], "STAGES": s[4]})
+            for s in shapes for part in FILES]
+    cubins = compile_all(jobs, architecture, workers)
+    table = {}
+    for index, shape in enumerate(shapes):
+        own = dict(zip(FILES, cubins[index * len(FILES):]))
+        table[shape] = Specialised(driver, shape, own)
+        for cubin in own.values():
+            for line in resources(cubin):
+                if "spill" in line:
+                    print("SPILL", shape, line, file=sys.stderr)
+    return table
+
+
+def check(driver, raw, block):
+    table = specialise(driver, [(c[3], c[4], c[5], *block) for c in CASES])
+    failures = 0
+    for number, (batch, heads, tokens, dqk, dv, chunk, gates, token_major) in enumerate(CASES):
+        inputs, dh = draw(batch, heads, tokens, dqk, dv, gates, token_major, seed=number)
+        reference, plain = (gradients(inputs, dh, t) for t in (torch.float64, torch.bfloat16))
+        runs = []
+        for _ in range(2):
+            layer = Layer(table[(dqk, dv, chunk, *block)], *inputs)
+            layer.set_output_gradient(dh)
+            layer.run()
+            layer.tensors["states"].fill_(float("nan"))
+            layer.run(backward=True)
+            torch.cuda.synchronize()
+            runs.append(layer.results())
+        errors = {n: (relative(t, reference[n]), relative(plain[n], reference[n])) for n, t in runs[0].items()}
+        equal = all(torch.equal(runs[0][n], runs[1][n]) for n in runs[0])
+        bad = [n for n, (ours, theirs) in errors.items() if not ours <= max(2 * theirs, 2**-8)]
+        failures += bool(bad) or not equal
+        emit({"case": f"{batch}x{heads}x{tokens} {dqk}x{dv} chunk {chunk} {gates}" + (" token-major" if token_major else ""),
+              "errors (ours, libtorch bf16)": {n: [float(f"{x:.3g}") for x in e] for n, e in errors.items()},
+              "bit-equal": equal, "failed": bad}, raw)
+    print("FAILED" if failures else "passed", f"{len(CASES) - failures} of {len(CASES)}")
+    return failures
+
+
+def peer_tfla():
+    try:
+        from mlstm_kernels.torch.chunkwise.triton_xl_chunk import mlstm_chunkwise__xl_chunk
+    except ImportError as error:
+        print("mlstm_kernels is not there:", error, file=sys.stderr)
+        return None
+    return mlstm_chunkwise__xl_chunk
+
+
+def floors(batch, heads, tokens, dqk, dv, chunk):
+    """TFLOP of the products a pass computes (triangle halved), and GB of inputs and outputs."""
+    rows = batch * heads * tokens
+    half = (chunk + 128) / 2
+    forward = rows * (4 * dqk * dv + 2 * half * (dqk + dv))
+    backward = rows * (8 * dqk * dv + 2 * half * (3 * dqk + 2 * dv))
+    data = rows * 2 * (2 * dqk + 2 * dv)
+    return forward / 1e12, backward / 1e12, data / 1e9, (data * 2 + rows * 2 * dv) / 1e9
+
+
+def bench(driver, raw, blocks, chunks, with_peer, shapes):
+    emit({"machine": machine(), "command": " ".join(sys.argv)}, raw)
+    combos = [(s[3], s[4], c, *b) for s in shapes for c in chunks for b in blocks]
+    table, tfla = specialise(driver, combos), peer_tfla() if with_peer else None
+    for shape in shapes:
+        inputs, dh = draw(*shape, "plain", False, seed=7)
+        record = {"batch": shape[0], "heads": shape[1], "tokens": shape[2], "head": f"{shape[3]}x{shape[4]}"}
+        for chunk in chunks:
+            forward_work, backward_work, _, _ = floors(*shape, chunk)
+            for block in blocks:
+                layer = Layer(table[(shape[3], shape[4], chunk, *block)], *inputs, poison=False)
+                layer.set_output_gradient(dh)
+                forward = median_milliseconds(layer.run)
+
+                def both(recompute=True):
+                    layer.run()
+                    layer.run(backward=True, recompute=recompute)
+
+                total = median_milliseconds(both)
+                kept = median_milliseconds(lambda: both(False))
+                emit({**record, "kernel": "ours", "chunk": chunk, "block_k": block[0], "stages": block[1],
+                      "forward ms (median, least, most)": forward, "forward+backward ms": total,
+                      "forward+backward, states kept ms": kept,
+                      "TFLOP/s forward": round(forward_work / forward[0] * 1e3, 1),
+                      "TFLOP/s both": round((forward_work + backward_work) / total[0] * 1e3, 1)}, raw)
+                del layer
+        if tfla is not None:
+            for chunk in (128, 256):
+                leaves = [x.detach().clone().requires_grad_() for x in inputs]
+
+                def peer_forward():
+                    return tfla(*leaves, chunk_size=chunk, autocast_kernel_dtype=torch.bfloat16)
+
+                def peer_both():
+                    torch.autograd.grad(peer_forward(), leaves, dh)
+
+                try:
+                    forward, total = median_milliseconds(peer_forward), median_milliseconds(peer_both)
+                    emit({**record, "kernel": "TFLA chunkwise--triton_xl_chunk", "chunk": chunk,
+                          "forward ms (median, least, most)": forward, "forward+backward ms": total}, raw)
+                except Exception as error:  # a peer that cannot run a shape is a result too
+                    emit({**record, "kernel": "TFLA chunkwise--triton_xl_chunk", "chunk": chunk,
+                          "failed": str(error)[:300]}, raw)
+                del leaves
+        del inputs, dh
+        torch.cuda.empty_cache()
+
+
+def profile(driver, raw, block, chunks, shapes):
+    table = specialise(driver, [(s[3], s[4], c, *block) for s in shapes for c in chunks])
+    for shape in shapes:
+        inputs, dh = draw(*shape, "plain", False, seed=7)
+        for chunk in chunks:
+            layer = Layer(table[(shape[3], shape[4], chunk, *block)], *inputs, poison=False)
+            layer.set_output_gradient(dh)
+            layer.run()
+            layer.run(backward=True)
+            times = {}
+            for backward in (False, True):
+                for name, grid, threads in layer.sequence(backward, False):
+                    step = lambda: layer.kernels.run(name, grid, threads, layer.parameters)
+                    times[name] = round(median_milliseconds(step, repeats=5, warm_up=1)[0], 4)
+            emit({"head": f"{shape[3]}x{shape[4]}", "heads": shape[1], "chunk": chunk, "block": block, "ms": times}, raw)
+            del layer
+        torch.cuda.empty_cache()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["check", "bench", "profile"])
+    parser.add_argument("--raw")
+    parser.add_argument("--blocks", default="32x4", help="BLOCK_K x STAGES, comma separated")
+    parser.add_argument("--chunks", default="256")
+    parser.add_argument("--shapes", default="", help="indices into PAPER, comma separated")
+    parser.add_argument("--no-peer", action="store_true")
+    arguments = parser.parse_args()
+    blocks = [tuple(int(x) for x in b.split("x")) for b in arguments.blocks.split(",")]
+    chunks = [int(c) for c in arguments.chunks.split(",")]
+    shapes = [PAPER[int(x)] for x in arguments.shapes.split(",")] if arguments.shapes else PAPER
+    torch.cuda.init()
+    torch.ones(16, 16, device="cuda", requires_grad=True).matmul(torch.ones(16, 16, device="cuda")).sum().backward()
+    driver = Driver()
+    if arguments.what == "check":
+        sys.exit(1 if check(driver, arguments.raw, blocks[0]) else 0)
+    elif arguments.what == "bench":
+        bench(driver, arguments.raw, blocks, chunks, not arguments.no_peer, shapes)
+    else:
+        profile(driver, arguments.raw, blocks[0], chunks, shapes)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, HERE)
+    main()

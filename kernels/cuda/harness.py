@@ -1,0 +1,150 @@
+"""NVRTC and driver calls for the check scripts beside this file: compile a `.cu`, launch a kernel.
+
+Needs PyTorch (memory, references, timing) and NVRTC 13, whose wheel PyTorch brings; no CUDA toolkit. The
+compile options are those the Rust side uses, so that what is checked here is what runs there.
+"""
+
+import ctypes
+import glob
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+_COMPILER = """
+import ctypes, sys, os
+builtins, library, source, output = sys.argv[1:5]
+options = sys.argv[5:]
+ctypes.CDLL(builtins, ctypes.RTLD_GLOBAL)
+nvrtc = ctypes.CDLL(library)
+program, size = ctypes.c_void_p(), ctypes.c_size_t()
+text = open(source, "rb").read()
+nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, os.path.basename(source).encode(), 0, None, None)
+array = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
+code = nvrtc.nvrtcCompileProgram(program, len(options), array)
+nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+log = ctypes.create_string_buffer(size.value)
+nvrtc.nvrtcGetProgramLog(program, log)
+open(output + ".log", "wb").write(log.value)
+if code:
+    sys.exit(log.value.decode())
+nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
+cubin = ctypes.create_string_buffer(size.value)
+nvrtc.nvrtcGetCUBIN(program, cubin)
+open(output, "wb").write(cubin.raw)
+"""
+
+
+def nvrtc_libraries():
+    """Paths of libnvrtc-builtins and libnvrtc in whatever `nvidia` wheel is installed."""
+    for root in sys.path:
+        for library in sorted(glob.glob(os.path.join(root, "nvidia", "**", "libnvrtc.so.*"), recursive=True)):
+            builtins = glob.glob(os.path.join(os.path.dirname(library), "libnvrtc-builtins.so.*"))
+            if builtins:
+                return builtins[0], library
+    sys.exit("no libnvrtc found: install the wheel nvidia-cuda-nvrtc (13.0)")
+
+
+def compile_all(jobs, architecture, workers):
+    """Compiles `(source, defines)` jobs in parallel processes; returns cubin paths in order."""
+    builtins, library = nvrtc_libraries()
+    cache = os.path.join(tempfile.gettempdir(), "xlstm-cubins")
+    os.makedirs(cache, exist_ok=True)
+    headers = b"".join(open(h, "rb").read() for h in sorted(glob.glob(os.path.join(HERE, "*.cuh"))))
+
+    def one(job):
+        source, defines = job
+        path = os.path.join(HERE, source)
+        options = [f"--gpu-architecture={architecture}", "--std=c++17", "--ptxas-options=-v", "-lineinfo", "-I" + HERE]
+        options += [f"-D{name}={value}" for name, value in sorted(defines.items())]
+        digest = hashlib.sha256(headers + open(path, "rb").read() + repr(options).encode()).hexdigest()[:24]
+        output = os.path.join(cache, f"{source[:-3]}-{digest}.cubin")
+        if not os.path.exists(output):
+            subprocess.run([sys.executable, "-c", _COMPILER, builtins, library, path, output, *options], check=True)
+        return output
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(one, jobs))
+
+
+def resources(cubin):
+    """Lines of the assembler's report: kernel, registers, shared memory, spills."""
+    lines, name = [], "?"
+    for line in open(cubin + ".log").read().splitlines():
+        if "Compiling entry function" in line:
+            name = line.split("'")[1]
+        elif "Used" in line or ("spill" in line and "0 bytes spill stores, 0 bytes spill loads" not in line):
+            lines.append(f"{name}: {line.split(':', 1)[-1].strip()}")
+    return lines
+
+
+class Driver:
+    """The few driver calls a launch needs, on PyTorch's primary context."""
+
+    def __init__(self):
+        self.cuda = ctypes.CDLL("libcuda.so.1")
+        self.modules = {}
+
+    def call(self, name, *arguments):
+        code = getattr(self.cuda, name)(*arguments)
+        if code:
+            text = ctypes.c_char_p()
+            self.cuda.cuGetErrorString(code, ctypes.byref(text))
+            raise RuntimeError(f"{name}: {text.value.decode() if text.value else code}")
+
+    def function(self, cubin, name, shared_bytes):
+        key = (cubin, name)
+        if key not in self.modules:
+            module, function = ctypes.c_void_p(), ctypes.c_void_p()
+            self.call("cuModuleLoadData", ctypes.byref(module), open(cubin, "rb").read())
+            self.call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
+            if shared_bytes > 48 * 1024:
+                self.call("cuFuncSetAttribute", function, 8, shared_bytes)
+            self.modules[key] = function
+        return self.modules[key]
+
+    def launch(self, function, grid, threads, shared_bytes, parameters, stream):
+        array = (ctypes.c_void_p * 1)(ctypes.addressof(parameters))
+        self.call("cuLaunchKernel", function, *[ctypes.c_uint(g) for g in grid], ctypes.c_uint(threads), 1, 1,
+                  ctypes.c_uint(shared_bytes), ctypes.c_void_p(stream), array, None)
+
+
+def machine():
+    """What a figure must be read with: card, driver, versions."""
+    import torch
+
+    try:
+        driver = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+                                capture_output=True, text=True).stdout.strip()
+    except OSError:
+        driver = "unknown"
+    return {"card": driver, "torch": torch.__version__, "cuda": torch.version.cuda}
+
+
+def median_milliseconds(function, repeats=10, warm_up=3):
+    """Median and spread of device time by events, one pair per call."""
+    import torch
+
+    for _ in range(warm_up):
+        function()
+    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    for begin, end in pairs:
+        begin.record()
+        function()
+        end.record()
+    torch.cuda.synchronize()
+    times = sorted(begin.elapsed_time(end) for begin, end in pairs)
+    return times[len(times) // 2], times[0], times[-1]
+
+
+def emit(record, path):
+    """Appends one JSON line to the raw output and prints it."""
+    line = json.dumps(record)
+    print(line, flush=True)
+    if path:
+        with open(path, "a") as file:
+            file.write(line + "\n")

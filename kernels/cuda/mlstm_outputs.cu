@@ -1,0 +1,210 @@
+// The four results with a row for each token, one two-part product each:
+//
+//   h   row i:  [ carry_i s q_i C            + sum_j S_ij v_j        ] / den_i
+//   dq  row i:  carry_i s (C dh_i / den_i + d(n.q)_i n) + sum_j G_ij k_j
+//   dk  row j:  keep_j (dC v_j + dn)         + sum_i G_ij q_i
+//   dv  row j:  keep_j dC^T k_j              + sum_i S_ij / den_i dh_i
+//
+// The first product runs over a head's size against the chunk's entering state (leaving state's gradient
+// below), then the accumulator's rows are scaled in place, and the second product, over the tokens of the
+// chunk that the triangle leaves, adds to the same accumulator: one store, no intermediate in memory, and
+// one pipeline whose copies run on through the change of operands. Blocks of one chunk are neighbours in
+// launch order, so that what they share (rows, state, scores) is read from the L2 cache.
+// dq and dk also leave q . dq and k . dk, from which the gate gradients follow.
+#include "mlstm.cuh"
+
+enum Mode { OUTPUT, QUERY_GRADIENT, KEY_GRADIENT, VALUE_GRADIENT };
+
+// The signed byte below a float's upper half once that is rounded: the fifth to eighth hex digit's top.
+DEVICE u32 rest_of(float value, u32 upper) {
+    const int rest = ((int)__float_as_uint(value) - (int)upper + 128) >> 8;
+    return (u32)(rest > 127 ? 127 : rest) & 0xffu;
+}
+
+template <Mode MODE>
+struct Result {
+    static constexpr bool BY_QUERY = MODE == OUTPUT || MODE == QUERY_GRADIENT;
+    static constexpr bool TO_VALUE = MODE == OUTPUT || MODE == VALUE_GRADIENT;
+    static constexpr int COLUMN_TILES = TO_VALUE ? V_TILES : K_TILES, WIDTH = TO_VALUE ? DV : DQK;
+    static constexpr int DEPTH = TO_VALUE ? DQK : DV;
+    static constexpr Order STATE_ORDER = TO_VALUE ? ACROSS_K : ALONG_K;
+    static constexpr Order SCORE_ORDER = BY_QUERY ? ALONG_K : ACROSS_K;
+    static constexpr bool CHECK_WIDTH = WIDTH % TILE != 0, CHECK_DEPTH = DEPTH % BLOCK_K != 0;
+
+    const MlstmParameters& p;
+    const Place at;
+    float* row_scratch;
+    const int column, row_tile, chunk, batch_head, chunk_token, row_token, rows_left;
+    bool with_state;
+    int state_steps, sum_first, sum_steps;
+    i64 token;
+    Accumulator c;
+
+    DEVICE Result(const MlstmParameters& p, float* row_scratch)
+        : p(p), row_scratch(row_scratch), column(blockIdx.x % COLUMN_TILES * TILE), row_tile(blockIdx.x / COLUMN_TILES),
+          chunk(blockIdx.y), batch_head(blockIdx.z), chunk_token(chunk * CHUNK), row_token(chunk_token + row_tile * TILE),
+          rows_left(p.tokens - row_token) {
+        // Queries meet the columns up to their own tile, keys and values the rows from their own tile on;
+        // tiles past the last token hold nothing.
+        const int tiles_inside = min(ROW_TILES, (p.tokens - chunk_token + TILE - 1) / TILE);
+        with_state = BY_QUERY ? chunk > 0 : chunk + 1 < p.chunks;
+        state_steps = with_state ? (DEPTH + BLOCK_K - 1) / BLOCK_K : 0;
+        sum_first = BY_QUERY ? 0 : row_tile * TILE;
+        sum_steps = ((BY_QUERY ? row_tile + 1 : tiles_inside) * TILE - sum_first) / BLOCK_K;
+        token = p.token_index(batch_head, chunk) + row_tile * TILE;
+    }
+
+    DEVICE const bf16* row_side() const {
+        return MODE == OUTPUT ? p.query : MODE == QUERY_GRADIENT ? p.output_gradient : MODE == KEY_GRADIENT ? p.value : p.key;
+    }
+    DEVICE const bf16* sum_side() const {
+        return MODE == OUTPUT ? p.value : MODE == QUERY_GRADIENT ? p.key : MODE == KEY_GRADIENT ? p.query : p.output_gradient;
+    }
+
+    DEVICE void issue(int step, u32 stage) const {
+        if (step < state_steps) {
+            const int k = step * BLOCK_K;
+            const Strides& strides = TO_VALUE ? p.qk : p.v;
+            const bf16* state = (BY_QUERY ? p.states : p.state_gradients) + p.state_index(batch_head, chunk);
+            copy_tile<ALONG_K, CHECK_DEPTH>(stage, row_side() + strides.offset(batch_head, p.heads, row_token) + k,
+                                            strides.token, rows_left, DEPTH - k);
+            if (STATE_ORDER == ACROSS_K)
+                copy_tile<ACROSS_K, CHECK_WIDTH>(stage + OPERAND_BYTES, state + (i64)k * DV + column, DV, DEPTH - k,
+                                                 WIDTH - column);
+            else
+                copy_tile<ALONG_K, CHECK_DEPTH>(stage + OPERAND_BYTES, state + (i64)column * DV + k, DV, WIDTH - column,
+                                                DEPTH - k);
+            return;
+        }
+        const int k = sum_first + (step - state_steps) * BLOCK_K;
+        const bf16* score = (TO_VALUE ? p.scores : p.score_gradients) + p.score_index(batch_head, chunk);
+        score += SCORE_ORDER == ALONG_K ? (i64)row_tile * TILE * CHUNK + k : (i64)k * CHUNK + row_tile * TILE;
+        copy_tile<SCORE_ORDER, false>(stage, score, CHUNK, TILE, TILE);
+        const Strides& strides = TO_VALUE ? p.v : p.qk;
+        copy_tile<ACROSS_K, CHECK_WIDTH>(stage + OPERAND_BYTES,
+                                         sum_side() + strides.offset(batch_head, p.heads, chunk_token + k) + column,
+                                         strides.token, p.tokens - chunk_token - k, WIDTH - column);
+    }
+
+    // Row sums of the accumulator times the same columns of `operand`, for thread r's row r.
+    DEVICE float row_dots(const bf16* operand) const {
+        const bf16* source = operand + p.qk.offset(batch_head, p.heads, row_token) + column;
+        float sums[4][2];
+#pragma unroll
+        for (int m = 0; m < 4; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int row = at.row(m, half);
+                sums[m][half] = quad_sum(row_dot<CHECK_WIDTH>(source + row * p.qk.token, row < rows_left, WIDTH - column, c, m,
+                                                              half, at));
+            }
+        return combine_rows(row_scratch, sums, at);
+    }
+
+    // Between the two products of a result.
+    DEVICE void scale_rows() {
+        const float* norm = (MODE == QUERY_GRADIENT ? p.norm_states : p.norm_state_gradients) +
+                            p.norm_index(batch_head, chunk) + column;
+        float norm_pair[8][2];
+        if (!TO_VALUE)
+#pragma unroll
+            for (int n = 0; n < 8; n++)
+#pragma unroll
+                for (int e = 0; e < 2; e++)
+                    norm_pair[n][e] = !CHECK_WIDTH || at.column(n) < WIDTH - column ? norm[at.column(n) + e] : 0.0f;
+#pragma unroll
+        for (int m = 0; m < 4; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const i64 row = token + at.row(m, half);
+                float factor = BY_QUERY ? p.carry[row] * p.key_scale : p.keep[row], added = factor;
+                if (MODE == QUERY_GRADIENT) {
+                    added = factor * p.norm_gradient[row];
+                    factor *= p.inverse_denominator[row];
+                }
+#pragma unroll
+                for (int n = 0; n < 8; n++)
+#pragma unroll
+                    for (int e = 0; e < 2; e++) {
+                        float& value = c.value[m][n][2 * half + e];
+                        value *= factor;
+                        if (!TO_VALUE) value += added * norm_pair[n][e];
+                    }
+            }
+        if (MODE == KEY_GRADIENT) {
+            const float dot = row_dots(p.key);
+            p.key_carry_dot[(i64)(column / TILE) * p.batch_heads * p.padded() + token + threadIdx.x] = dot;
+        }
+    }
+
+    // h = accumulator / den, with what rounding takes from it beside it.
+    DEVICE void store_output() {
+        const i64 offset = p.v.offset(batch_head, p.heads, row_token) + column;
+#pragma unroll
+        for (int m = 0; m < 4; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int row = at.row(m, half);
+                float query_norm = 0.0f;
+                for (int part = 0; part <= row_tile; part++)
+                    query_norm += p.row_sums[(i64)part * p.batch_heads * p.padded() + token + row];
+                const float floor = expf(-(p.log_forget_sum[token + row] + p.maximum[token + row]));
+                const float inverse = 1.0f / (fmaxf(fabsf(query_norm), floor) + p.epsilon);
+                if (column == 0 && at.warp_column == 0 && (at.lane & 3) == 0) p.query_norm[token + row] = query_norm;
+#pragma unroll
+                for (int group = 0; group < 2; group++) {
+                    u32 pairs[4], rests[4];
+#pragma unroll
+                    for (int n = 0; n < 4; n++) {
+                        const float low = c.value[m][4 * group + n][2 * half] * inverse;
+                        const float high = c.value[m][4 * group + n][2 * half + 1] * inverse;
+                        pairs[n] = pack_bf16(low, high);
+                        rests[n] = rest_of(low, pairs[n] << 16) | rest_of(high, pairs[n] & 0xffff0000u) << 8;
+                    }
+                    const i64 line = offset + row * p.v.token;
+                    store_row_pairs<CHECK_WIDTH>(p.output + line, pairs, row < rows_left, WIDTH - column, group, at);
+                    quad_transpose(rests, at.lane);
+                    const int place = at.warp_column + group * 32 + (at.lane & 3) * 8;
+                    if (row < rows_left && (!CHECK_WIDTH || place < WIDTH - column))
+                        *reinterpret_cast<uint2*>(p.output_rest + line + place) =
+                            make_uint2(rests[0] | rests[1] << 16, rests[2] | rests[3] << 16);
+                }
+            }
+    }
+
+    DEVICE void store_result() {
+        if (MODE == OUTPUT) return store_output();
+        if (!TO_VALUE) {
+            float* dots = MODE == QUERY_GRADIENT ? p.query_dot : p.key_dot;
+            const float dot = row_dots(MODE == QUERY_GRADIENT ? p.query : p.key);
+            dots[(i64)(column / TILE) * p.batch_heads * p.padded() + token + threadIdx.x] = dot;
+        }
+        bf16* destination = MODE == QUERY_GRADIENT ? p.query_gradient : MODE == KEY_GRADIENT ? p.key_gradient : p.value_gradient;
+        const Strides& strides = TO_VALUE ? p.v : p.qk;
+        store_tile<CHECK_WIDTH>(destination + strides.offset(batch_head, p.heads, row_token) + column, strides.token,
+                                rows_left, WIDTH - column, c, at);
+    }
+
+    DEVICE void run(u32 base) {
+        if (rows_left <= 0) return;
+        auto start = [&](int step, u32 stage) { issue(step, stage); };
+        Ring<decltype(start)> ring(base, STAGE_BYTES, state_steps + sum_steps, start);
+        c.clear();
+        for (int step = 0; step < state_steps; step++) multiply_tile<ALONG_K, STATE_ORDER>(c, ring.next(), at);
+        if (with_state) scale_rows();
+        for (int step = 0; step < sum_steps; step++) multiply_tile<SCORE_ORDER, ACROSS_K>(c, ring.next(), at);
+        store_result();
+    }
+};
+
+#define RESULT_KERNEL(NAME, MODE)                                                                               \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) NAME(const __grid_constant__ MlstmParameters p) { \
+        extern __shared__ __align__(128) unsigned char shared[];                                                \
+        __shared__ float row_scratch[2 * TILE];                                                                 \
+        Result<MODE> result(p, row_scratch);                                                                    \
+        result.run(shared_address(shared));                                                                     \
+    }
+RESULT_KERNEL(mlstm_output, OUTPUT)
+RESULT_KERNEL(mlstm_query_gradient, QUERY_GRADIENT)
+RESULT_KERNEL(mlstm_key_gradient, KEY_GRADIENT)
+RESULT_KERNEL(mlstm_value_gradient, VALUE_GRADIENT)
