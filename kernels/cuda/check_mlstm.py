@@ -150,6 +150,25 @@ def composition(q, k, v, i, f, matrix_type):
     return (scores / norm).to(matrix_type) @ v
 
 
+def well_conditioned(q, k, v, i, f):
+    """Tokens, [B, H, T], whose gradient bf16 products can determine.
+
+    Not those whose n . q lies within a tenth of the floor exp(-m), where the denominator has a kink, and not those
+    whose sum of scores cancels to a twentieth of its terms: there any rounding decides sign and size of the
+    gradient, in every implementation, and one such row outweighs all others in the norm of the error.
+    """
+    q, k, i, f = (x.double() for x in (q, k, i, f))
+    total = torch.nn.functional.logsigmoid(f).cumsum(-1)
+    tokens = q.shape[2]
+    exponents = total[..., :, None] - total[..., None, :] + i[..., None, :]
+    exponents = exponents.masked_fill(~torch.ones(tokens, tokens, device=q.device, dtype=torch.bool).tril(), -torch.inf)
+    m = exponents.max(-1, keepdim=True).values
+    scores = (q @ (k * k.shape[-1] ** -0.5).transpose(-1, -2)) * torch.exp(exponents - m)
+    norm, size, floor = scores.sum(-1).abs(), scores.abs().sum(-1), torch.exp(-m[..., 0])
+    larger = torch.maximum(norm, floor)
+    return ((norm - floor).abs() > 0.1 * larger) & (larger > 0.05 * size)
+
+
 def gradients(inputs, output_gradient, matrix_type):
     leaves = [x.detach().to(torch.float64 if matrix_type == torch.float64 else x.dtype).requires_grad_() for x in inputs]
     h = composition(*leaves, matrix_type)
@@ -184,8 +203,8 @@ CASES = [
     (1, 1, 1, 64, 64, 128, "low", False), (1, 2, 3, 64, 64, 128, "plain", False), (1, 2, 129, 256, 512, 128, "extreme", True),
     (1, 2, 2048, 384, 384, 256, "plain", True), (2, 2, 515, 128, 128, 128, "low", False),
 ]
-PAPER = [(32, 4, 2048, 384, 384), (32, 4, 2048, 512, 512), (32, 4, 2048, 768, 768), (32, 4, 2048, 1024, 1024),
-         (32, 16, 2048, 128, 256)]
+PAPER = [(32, 4, 2048, 384, 384), (32, 4, 2048, 512, 512), (32, 4, 2048, 768, 768), (32, 16, 2048, 128, 256),
+         (16, 4, 2048, 1024, 1024), (32, 4, 2048, 1024, 1024)]
 
 
 def specialise(driver, shapes, workers=16):
@@ -211,6 +230,8 @@ def check(driver, raw, block):
     failures = 0
     for number, (batch, heads, tokens, dqk, dv, chunk, gates, token_major) in enumerate(CASES):
         inputs, dh = draw(batch, heads, tokens, dqk, dv, gates, token_major, seed=number)
+        kept = well_conditioned(*inputs)
+        dh.mul_(kept[..., None])
         reference, plain = (gradients(inputs, dh, t) for t in (torch.float64, torch.bfloat16))
         runs = []
         for _ in range(2):
@@ -227,7 +248,7 @@ def check(driver, raw, block):
         failures += bool(bad) or not equal
         emit({"case": f"{batch}x{heads}x{tokens} {dqk}x{dv} chunk {chunk} {gates}" + (" token-major" if token_major else ""),
               "errors (ours, libtorch bf16)": {n: [float(f"{x:.3g}") for x in e] for n, e in errors.items()},
-              "bit-equal": equal, "failed": bad}, raw)
+              "tokens with a gradient": round(kept.double().mean().item(), 3), "bit-equal": equal, "failed": bad}, raw)
     print("FAILED" if failures else "passed", f"{len(CASES) - failures} of {len(CASES)}")
     return failures
 
@@ -277,8 +298,10 @@ def bench(driver, raw, blocks, chunks, with_peer, shapes):
                       "TFLOP/s forward": round(forward_work / forward[0] * 1e3, 1),
                       "TFLOP/s both": round((forward_work + backward_work) / total[0] * 1e3, 1)}, raw)
                 del layer
+        # TFLA indexes states with 32 bits: past 2^31 elements it reads out of bounds and ends the process's context.
+        addressable = [c for c in (128, 256) if shape[0] * shape[1] * (shape[2] // c + 1) * shape[3] * shape[4] < 2**31]
         if tfla is not None:
-            for chunk in (128, 256):
+            for chunk in addressable:
                 leaves = [x.detach().clone().requires_grad_() for x in inputs]
 
                 def peer_forward():
@@ -322,7 +345,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["check", "bench", "profile"])
     parser.add_argument("--raw")
-    parser.add_argument("--blocks", default="32x4", help="BLOCK_K x STAGES, comma separated")
+    parser.add_argument("--blocks", default="64x3", help="BLOCK_K x STAGES, comma separated")
     parser.add_argument("--chunks", default="256")
     parser.add_argument("--shapes", default="", help="indices into PAPER, comma separated")
     parser.add_argument("--no-peer", action="store_true")

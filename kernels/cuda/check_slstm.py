@@ -188,8 +188,15 @@ def bench(driver, raw, units_list, batches):
 
 
 def peer(raw, units_list, batches):
-    from flashrnn.flashrnn import flashrnn
+    import flashrnn.flashrnn.flashrnn  # noqa: F401
 
+    # flashrnn 1.0.8 asks the card through a C++ extension that CUDA 13 no longer compiles (fields removed from
+    # cudaDeviceProp). The same answers for compute capability 9.0:
+    module = sys.modules["flashrnn.flashrnn.flashrnn"]
+    count = torch.cuda.get_device_properties(0).multi_processor_count
+    module.get_gpu_info = lambda **_: {"maxThreadsPerBlock": 1024, "regsPerMultiprocessor": 65536,
+                                      "multiProcessorCount": count, "sharedMemPerBlockOptin": 232448}
+    flashrnn = module.flashrnn
     lock = open(os.path.join(tempfile.gettempdir(), "measure.lock"), "w")
     for units, batch in itertools.product(units_list, batches):
         inputs, recurrent, gradient = draw(batch, TOKENS, units, "plain", 3)

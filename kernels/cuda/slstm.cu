@@ -209,19 +209,20 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(FOR
                         raw[gate] = sum[tile][gate][2 * half + e] +
                                     (e ? high_float(input[tile][half][gate]) : low_float(input[tile][half][gate]));
                     float &cell = c[tile][half][e], &norm = n[tile][half][e], &maximum = m[tile][half][e];
-                    const float carried = maximum + log_sigmoid(raw[1]);
+                    const float closing = __expf(-fabsf(raw[1])), opened = __fdividef(1.0f, 1.0f + closing);
+                    const float carried = maximum + fminf(raw[1], 0.0f) + __logf(opened);
                     const float next = t == 0 ? raw[0] : fmaxf(raw[0], carried);
-                    const float i = expf(raw[0] - next), f = t == 0 ? 0.0f : expf(carried - next);
-                    const float z = tanhf(raw[2]), o = sigmoid(raw[3]);
+                    const float i = __expf(raw[0] - next), f = t == 0 ? 0.0f : __expf(carried - next);
+                    const float z = fast_tanh(raw[2]), o = fast_sigmoid(raw[3]);
                     cell = f * cell + i * z;
                     norm = f * norm + i;
                     maximum = next;
-                    h[e] = o * cell / norm;
+                    h[e] = __fdividef(o * cell, norm);
                     kept[0][e] = i;
                     kept[1][e] = f;
                     kept[2][e] = z;
                     kept[3][e] = o;
-                    kept[4][e] = sigmoid(-raw[1]);
+                    kept[4][e] = raw[1] < 0.0f ? opened : closing * opened;
                 }
                 hidden[tile][half] = pack_bf16(h[0], h[1]);
 #pragma unroll
@@ -366,7 +367,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(BAC
                 for (int value = 0; value < 5; value++) gate[value] = e ? high_float(gates[pair][value]) : low_float(gates[pair][value]);
                 const bool valid = first_row + row < p.batch;
                 const float n_now = valid ? (e ? norm[pair].y : norm[pair].x) : 1.0f, c_now = e ? cell[pair].y : cell[pair].x;
-                const float ratio = c_now / n_now, over = gate[3] / n_now;
+                const float inverse = __fdividef(1.0f, n_now), ratio = c_now * inverse, over = gate[3] * inverse;
                 dc[pair][e] += dh[e] * over;
                 dn[pair][e] -= dh[e] * over * ratio;
                 const float c_before = e ? cell_before[pair].y : cell_before[pair].x;
