@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{assert_close, check_gradients, leaf, random};
+use common::{assert_close, check_gradients, leaf, random, random_flags};
 use tch::{Device, Kind, Tensor};
 use xlstm_kernels::conv::{ConvInput, ConvOutput, causal_conv_silu};
 use xlstm_kernels::gates::{
@@ -55,8 +55,7 @@ fn conv_equals_libtorch() {
 fn conv_split_anywhere_equals_the_whole() {
     let (x, w) = (random(1, &[2, 11, 6], Kind::Double), random(2, &[6, 1, 4], Kind::Double));
     let b = random(3, &[6], Kind::Double);
-    tch::manual_seed(2);
-    let resets = Tensor::rand([2, 11], (Kind::Double, Device::Cpu)).lt(0.2);
+    let resets = random_flags(2, &[2, 11], 0.2);
     for resets in [None, Some(&resets)] {
         let whole = conv(&x, &w, &b, None, resets);
         for split in 1..11 {
@@ -92,8 +91,7 @@ fn conv_gradients_agree_with_finite_differences() {
     let b = leaf(&random(3, &[3], Kind::Double));
     let plain = random(4, &[2, 3, 3], Kind::Double);
     let state = leaf(&plain);
-    tch::manual_seed(6);
-    let resets = Tensor::rand([2, 6], (Kind::Double, Device::Cpu)).lt(0.2);
+    let resets = random_flags(6, &[2, 6], 0.2);
     let weights = random(5, &[2, 6, 3], Kind::Double);
     let loss =
         |state: &Tensor| (conv(&x, &w, &b, Some(state), Some(&resets)).y_BTD * &weights).sum(Kind::Double);

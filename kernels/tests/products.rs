@@ -4,8 +4,8 @@
 
 mod common;
 
-use common::{assert_close, check_gradients, leaf, random};
-use tch::{Device, Kind, Reduction, Tensor};
+use common::{assert_close, check_gradients, leaf, random, random_classes};
+use tch::{Kind, Reduction, Tensor};
 use xlstm_kernels::KernelError;
 use xlstm_kernels::cross_entropy::{CrossEntropyOptions, projected_cross_entropy};
 use xlstm_kernels::linear::linear;
@@ -44,8 +44,7 @@ fn linear_takes_views_and_names_wrong_shapes() {
 }
 
 fn targets(rows: i64, vocabulary: i64) -> Tensor {
-    tch::manual_seed(4);
-    Tensor::randint(vocabulary, [rows], (Kind::Int64, Device::Cpu))
+    random_classes(4, rows, vocabulary)
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{assert_close, check_gradients, leaf, random, relative_error};
+use common::{assert_close, check_gradients, leaf, random, random_flags, relative_error};
 use tch::{Kind, Tensor};
 use xlstm_kernels::KernelError;
 use xlstm_kernels::slstm::{
@@ -40,7 +40,7 @@ impl Case {
 
     fn with_resets(mut self, probability: f64) -> Self {
         let size = &self.inputs[0].size()[..2];
-        self.resets_BT = Some(Tensor::rand(size, (Kind::Double, tch::Device::Cpu)).lt(probability));
+        self.resets_BT = Some(random_flags(3, size, probability));
         self
     }
 

@@ -1,6 +1,6 @@
 //! Cases of mLSTM: random inputs, and all that a version computes from them.
 
-use super::{leaf, random, relative_error};
+use super::{leaf, random, random_flags, relative_error};
 use tch::{Kind, Tensor};
 use xlstm_kernels::mlstm::{MlstmInput, MlstmKernel, MlstmOptions, MlstmOutput, MlstmState, mlstm};
 
@@ -43,8 +43,7 @@ impl Case {
 
     pub fn with_resets(mut self, probability: f64, seed: i64) -> Self {
         let size = &self.inputs[0].size()[..2];
-        tch::manual_seed(seed);
-        self.resets_BT = Some(Tensor::rand(size, (Kind::Double, tch::Device::Cpu)).lt(probability));
+        self.resets_BT = Some(random_flags(seed, size, probability));
         self
     }
 

@@ -9,6 +9,7 @@ pub mod mlstm;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 /// All tensors of one golden file.
@@ -64,10 +65,28 @@ pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f6
     assert!(error <= tolerance, "{what}: relative error {error:.3e} exceeds {tolerance:.1e}");
 }
 
+/// libtorch's generator belongs to the process, and tests run at the same time.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
 /// Normal random values from a seed of their own.
 pub fn random(seed: i64, size: &[i64], kind: Kind) -> Tensor {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(seed);
     Tensor::randn(size, (Kind::Double, Device::Cpu)).to_kind(kind)
+}
+
+/// Flags that are set with a probability, from a seed of their own.
+pub fn random_flags(seed: i64, size: &[i64], probability: f64) -> Tensor {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    Tensor::rand(size, (Kind::Double, Device::Cpu)).lt(probability)
+}
+
+/// Class indices below `limit`, from a seed of their own.
+pub fn random_classes(seed: i64, rows: i64, limit: i64) -> Tensor {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    Tensor::randint(limit, [rows], (Kind::Int64, Device::Cpu))
 }
 
 /// A fresh leaf that asks for gradients.
