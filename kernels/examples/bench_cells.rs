@@ -1,0 +1,139 @@
+//! Times the CPU kernels, one run for each line on standard input, so that a peer can be timed in turns with them.
+//!
+//! Usage: bench_cells CELL SIZES… [--chunk N] [--threads N], with CELL and SIZES
+//!
+//! ```text
+//! mlstm          BATCH HEADS TIME WIDTH
+//! slstm          BATCH HEADS TIME WIDTH        (WIDTH of a head)
+//! linear         ROWS INPUTS OUTPUTS
+//! cross_entropy  ROWS WIDTH VOCABULARY
+//! ```
+//!
+//! First one JSON object that says what runs where; then, for every line read, one with the seconds of a forward and
+//! of a backward pass, and the largest resident size. Without a peer: `yes | head -20 | bench_cells mlstm 1 4 2048 384`.
+#![allow(non_snake_case, reason = "shape suffixes are capitals")]
+#![allow(clippy::print_stdout, reason = "results are data")]
+
+use std::error::Error;
+use std::io::{BufRead, Write};
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+use xlstm_bridge::runtime;
+use xlstm_kernels::cpu::instruction_set;
+use xlstm_kernels::cross_entropy::{CrossEntropyOptions, projected_cross_entropy};
+use xlstm_kernels::linear::linear;
+use xlstm_kernels::mlstm::{MlstmInput, MlstmOptions, mlstm};
+use xlstm_kernels::slstm::{SlstmInput, SlstmOptions, slstm};
+
+type AnyError = Box<dyn Error + Send + Sync>;
+
+/// Returns the scalar to differentiate.
+type Pass = Box<dyn Fn() -> Result<Tensor, AnyError>>;
+
+fn main() -> Result<(), AnyError> {
+    let mut words = std::env::args().skip(1);
+    let cell = words.next().ok_or("no cell named: mlstm, slstm, linear or cross_entropy")?;
+    let (mut sizes, mut chunk, mut threads) = (Vec::new(), None, None);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--chunk" => chunk = words.next().map(|word| word.parse()).transpose()?,
+            "--threads" => threads = words.next().map(|word| word.parse()).transpose()?,
+            size => sizes.push(size.parse::<i64>()?),
+        }
+    }
+    let runtime = runtime::initialize(threads)?;
+    let (leaves, pass) = prepare(&cell, &sizes, chunk)?;
+    println!(
+        "{{\"cell\":\"{cell}\",\"sizes\":{sizes:?},\"threads\":{},\"instruction_set\":\"{}\",\"libtorch\":\"{}\"}}",
+        runtime.threads,
+        instruction_set(),
+        runtime::LIBTORCH_VERSION
+    );
+    for line in std::io::stdin().lock().lines() {
+        line?;
+        measure(&leaves, &pass)?;
+    }
+    Ok(())
+}
+
+fn measure(leaves: &[Tensor], pass: &Pass) -> Result<(), AnyError> {
+    for leaf in leaves {
+        leaf.shallow_clone().zero_grad();
+    }
+    let start = Instant::now();
+    let loss = pass()?;
+    let forward = start.elapsed().as_secs_f64();
+    loss.f_backward()?;
+    let both = start.elapsed().as_secs_f64();
+    let peak = runtime::memory().peak_resident;
+    println!("{{\"forward\":{forward:.6},\"backward\":{:.6},\"peak_resident\":{peak}}}", both - forward);
+    std::io::stdout().flush()?;
+    Ok(())
+}
+
+fn leaf(size: &[i64], scale: f64, shift: f64) -> Tensor {
+    let normal = Tensor::randn(size, (Kind::Float, Device::Cpu)) * scale + shift;
+    normal.detach().set_requires_grad(true)
+}
+
+fn prepare(cell: &str, sizes: &[i64], chunk: Option<usize>) -> Result<(Vec<Tensor>, Pass), AnyError> {
+    match (cell, sizes) {
+        ("mlstm", &[batch, heads, time, width]) => Ok(prepare_mlstm(batch, heads, time, width, chunk)),
+        ("slstm", &[batch, heads, time, width]) => Ok(prepare_slstm(batch, heads, time, width)),
+        ("linear", &[rows, inputs, outputs]) => {
+            let leaves = vec![leaf(&[rows, inputs], 1.0, 0.0), leaf(&[outputs, inputs], 0.02, 0.0)];
+            let [x, w] = [0, 1].map(|index: usize| leaves[index].shallow_clone());
+            Ok((leaves, Box::new(move || Ok(linear(&x, &w, None)?.sum(Kind::Float)))))
+        }
+        ("cross_entropy", &[rows, width, vocabulary]) => {
+            let leaves = vec![leaf(&[rows, width], 1.0, 0.0), leaf(&[vocabulary, width], 0.02, 0.0)];
+            let [x, w] = [0, 1].map(|index: usize| leaves[index].shallow_clone());
+            let targets = Tensor::randint(vocabulary, [rows], (Kind::Int64, Device::Cpu));
+            let options = CrossEntropyOptions { chunk_rows: chunk, ..CrossEntropyOptions::default() };
+            Ok((leaves, Box::new(move || Ok(projected_cross_entropy(&x, &w, &targets, &options)?.loss))))
+        }
+        _ => Err(format!("unknown cell or number of sizes: {cell} {sizes:?}").into()),
+    }
+}
+
+fn prepare_mlstm(batch: i64, heads: i64, time: i64, width: i64, chunk: Option<usize>) -> (Vec<Tensor>, Pass) {
+    let size = [batch, time, heads, width];
+    let mut leaves: Vec<Tensor> = (0..3).map(|_| leaf(&size, 1.0, 0.0)).collect();
+    leaves.push(leaf(&size[..3], 1.0, 0.0));
+    leaves.push(leaf(&size[..3], 1.0, 3.0));
+    let inputs: Vec<Tensor> = leaves.iter().map(Tensor::shallow_clone).collect();
+    let options = MlstmOptions { chunk, ..MlstmOptions::default() };
+    let pass = move || {
+        let input = MlstmInput {
+            q_BTHK: &inputs[0],
+            k_BTHK: &inputs[1],
+            v_BTHV: &inputs[2],
+            i_BTH: &inputs[3],
+            f_BTH: &inputs[4],
+            state: None,
+            resets_BT: None,
+        };
+        Ok(mlstm(&input, &options)?.h_BTHV.sum(Kind::Float))
+    };
+    (leaves, Box::new(pass))
+}
+
+fn prepare_slstm(batch: i64, heads: i64, time: i64, width: i64) -> (Vec<Tensor>, Pass) {
+    let leaves = vec![
+        leaf(&[batch, time, 4, heads, width], 1.0, 0.0),
+        leaf(&[heads, width, 4, width], 0.05, 0.0),
+        leaf(&[4, heads, width], 1.0, 0.0),
+    ];
+    let inputs: Vec<Tensor> = leaves.iter().map(Tensor::shallow_clone).collect();
+    let pass = move || {
+        let input = SlstmInput {
+            x_BTGHE: &inputs[0],
+            recurrent_HEGE: &inputs[1],
+            bias_GHE: &inputs[2],
+            state: None,
+            resets_BT: None,
+        };
+        Ok(slstm(&input, &SlstmOptions::default())?.y_BTHE.sum(Kind::Float))
+    };
+    (leaves, Box::new(pass))
+}
