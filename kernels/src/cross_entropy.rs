@@ -14,7 +14,7 @@ use xlstm_bridge::BridgeError;
 use xlstm_bridge::autograd::{Backward, Forward, custom_function};
 
 /// The logits of a chunk take about this much memory.
-const CHUNK_BYTES: i64 = 64 << 20;
+const CHUNK_BYTES: i64 = 128 << 20;
 
 /// How to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
