@@ -10,6 +10,7 @@ pub mod audit;
 pub mod cli;
 pub mod diff;
 pub mod engine;
+pub mod export;
 pub mod hub;
 pub mod merge;
 pub mod overlap;

@@ -1,0 +1,278 @@
+//! Tables of documents or rows, one file a shard, every record with where it is from.
+//!
+//! ```text
+//! documents: document UInt64 · input_ids List<UInt16> · text Utf8? · bytes UInt64 · set Utf8? · id Utf8?
+//!            input Utf8 · input_sha256 Utf8 · record UInt64 · digest Utf8 · licence Utf8?
+//! rows:      row UInt64 · input_ids FixedSizeList<UInt16> · length UInt16
+//!            documents List<Struct<document UInt64, first UInt16, tokens UInt64, set Utf8?, input Utf8, record UInt64, digest Utf8>>
+//! ```
+//! Digests are hex text, which every reader shows. A row's documents say at which token of the row their
+//! part begins and how many tokens it has there, separator included.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use arrow_array::builder::{ListBuilder, UInt16Builder};
+use arrow_array::{
+    Array, ArrayRef, FixedSizeListArray, ListArray, RecordBatch, StringArray, StructArray, UInt16Array,
+    UInt64Array,
+};
+use arrow_buffer::OffsetBuffer;
+use arrow_schema::{ArrowError, DataType, Field, Fields, Schema, SchemaRef};
+use xlstm_manifests::Manifest;
+
+use super::write::TableWriter;
+use super::{ExportArgs, ExportedFile, Format, Records, check_file};
+use crate::audit::corpus::{Corpus, Meta};
+use crate::report::CommandError;
+use crate::tokenizer::Gpt2Tokenizer;
+
+/// Tokens in a batch of documents, about.
+const BATCH_TOKENS: usize = 1 << 20;
+/// Rows in a batch.
+const BATCH_ROWS: u64 = 256;
+
+/// Writes the tables that `args` ask for.
+pub(super) fn export(corpus: &Corpus, args: &ExportArgs) -> Result<Vec<ExportedFile>, CommandError> {
+    fs_err::create_dir_all(&args.out)?;
+    let manifest = corpus.manifest();
+    let tokenizer = if args.with_text { Some(Gpt2Tokenizer::new()?) } else { None };
+    let mut exporter = Exporter {
+        corpus,
+        tokenizer,
+        documents_schema: documents_schema(manifest, args.with_text),
+        rows_schema: rows_schema(manifest),
+        open: VecDeque::new(),
+        next_document: 0,
+    };
+    let mut files = Vec::new();
+    for (number, shard) in manifest.shards.iter().enumerate() {
+        check_file(corpus.folder(), &shard.file)?;
+        check_file(corpus.folder(), &shard.companion)?;
+        let schema = match args.records {
+            Records::Documents => exporter.documents_schema.clone(),
+            Records::Rows => exporter.rows_schema.clone(),
+        };
+        let stem = shard.file.path.as_str().trim_end_matches(".arrow").replace('/', "-");
+        let mut writer = match args.to {
+            Format::Parquet => TableWriter::parquet(args.out.join(format!("{stem}.parquet")), schema)?,
+            _ => TableWriter::stream(args.out.join(format!("{stem}.arrow")), &schema)?,
+        };
+        match args.records {
+            Records::Documents => exporter.documents(number, &mut writer)?,
+            Records::Rows => exporter.rows(number, &mut writer)?,
+        }
+        files.push(writer.finish()?);
+    }
+    Ok(files)
+}
+
+struct Exporter<'a> {
+    corpus: &'a Corpus,
+    tokenizer: Option<Gpt2Tokenizer>,
+    documents_schema: SchemaRef,
+    rows_schema: SchemaRef,
+    /// Documents that reach into rows still to come: number, what is known, stream positions.
+    open: VecDeque<(u64, Meta, u64, u64)>,
+    next_document: u64,
+}
+
+fn metadata(manifest: &Manifest) -> HashMap<String, String> {
+    let source = &manifest.source;
+    let mut metadata = HashMap::from([
+        ("xlstm.root".to_owned(), manifest.root.to_string()),
+        ("xlstm.split".to_owned(), manifest.split.clone()),
+        ("xlstm.profile".to_owned(), source.profile.clone()),
+    ]);
+    if let (Some(repository), Some(revision)) = (&source.repository, &source.resolved_revision) {
+        metadata.insert("xlstm.source".to_owned(), format!("{repository}@{revision}"));
+    }
+    metadata
+}
+
+fn field(name: &str, kind: DataType) -> Field {
+    Field::new(name, kind, false)
+}
+
+fn item() -> Arc<Field> {
+    Arc::new(field("item", DataType::UInt16))
+}
+
+fn documents_schema(manifest: &Manifest, with_text: bool) -> SchemaRef {
+    let mut fields = vec![field("document", DataType::UInt64), field("input_ids", DataType::List(item()))];
+    if with_text {
+        fields.push(field("text", DataType::Utf8));
+    }
+    fields.extend([
+        field("bytes", DataType::UInt64),
+        Field::new("set", DataType::Utf8, true),
+        Field::new("id", DataType::Utf8, true),
+        field("input", DataType::Utf8),
+        field("input_sha256", DataType::Utf8),
+        field("record", DataType::UInt64),
+        field("digest", DataType::Utf8),
+        Field::new("licence", DataType::Utf8, true),
+    ]);
+    Arc::new(Schema::new(fields).with_metadata(metadata(manifest)))
+}
+
+fn part_fields() -> Fields {
+    Fields::from(vec![
+        field("document", DataType::UInt64),
+        field("first", DataType::UInt16),
+        field("tokens", DataType::UInt64),
+        Field::new("set", DataType::Utf8, true),
+        field("input", DataType::Utf8),
+        field("record", DataType::UInt64),
+        field("digest", DataType::Utf8),
+    ])
+}
+
+fn parts_item() -> Arc<Field> {
+    Arc::new(field("item", DataType::Struct(part_fields())))
+}
+
+fn rows_schema(manifest: &Manifest) -> SchemaRef {
+    let row_length = i32::try_from(manifest.packing.row_length).unwrap_or(i32::MAX);
+    let fields = vec![
+        field("row", DataType::UInt64),
+        field("input_ids", DataType::FixedSizeList(item(), row_length)),
+        field("length", DataType::UInt16),
+        field("documents", DataType::List(parts_item())),
+    ];
+    Arc::new(Schema::new(fields).with_metadata(metadata(manifest)))
+}
+
+fn internal(error: ArrowError) -> CommandError {
+    CommandError::Internal(error.to_string())
+}
+
+fn u64s(values: impl Iterator<Item = u64>) -> ArrayRef {
+    Arc::new(UInt64Array::from_iter_values(values))
+}
+
+fn texts<T: AsRef<str>>(values: impl Iterator<Item = Option<T>>) -> ArrayRef {
+    Arc::new(values.collect::<StringArray>())
+}
+
+impl Exporter<'_> {
+    fn input_path(&self, meta: &Meta) -> Option<&str> {
+        self.corpus.manifest().inputs.get(meta.input as usize).map(|input| input.path.as_str())
+    }
+
+    /// The documents of shard `number`.
+    fn documents(&mut self, number: usize, writer: &mut TableWriter) -> Result<(), CommandError> {
+        let documents = self.corpus.shard(number)?;
+        let mut pending: Vec<(u64, Meta, Vec<u16>)> = Vec::new();
+        let mut tokens = 0;
+        for index in 0..documents.len() {
+            let mut ids = Vec::new();
+            let Some(meta) = documents.read(index, &mut ids)? else { continue };
+            tokens += ids.len();
+            pending.push((self.next_document, meta, ids));
+            self.next_document += 1;
+            if tokens >= BATCH_TOKENS {
+                writer.write(&self.documents_batch(&std::mem::take(&mut pending))?)?;
+                tokens = 0;
+            }
+        }
+        if pending.is_empty() { Ok(()) } else { writer.write(&self.documents_batch(&pending)?) }
+    }
+
+    fn documents_batch(&self, documents: &[(u64, Meta, Vec<u16>)]) -> Result<RecordBatch, CommandError> {
+        let mut ids = ListBuilder::new(UInt16Builder::new()).with_field(item());
+        for (_, _, tokens) in documents {
+            ids.values().append_slice(tokens);
+            ids.append(true);
+        }
+        let metas = || documents.iter().map(|(_, meta, _)| meta);
+        let input = |meta: &Meta| self.corpus.manifest().inputs.get(meta.input as usize);
+        let mut columns: Vec<ArrayRef> = vec![u64s(documents.iter().map(|d| d.0)), Arc::new(ids.finish())];
+        if let Some(tokenizer) = &self.tokenizer {
+            columns.push(texts(documents.iter().map(|(_, _, ids)| Some(tokenizer.decode_lossy(ids)))));
+        }
+        columns.extend([
+            u64s(metas().map(|meta| meta.bytes)),
+            texts(metas().map(|meta| meta.set.as_deref())),
+            texts(metas().map(|meta| meta.id.as_deref())),
+            texts(metas().map(|meta| Some(self.input_path(meta).unwrap_or_default()))),
+            texts(
+                metas().map(|meta| Some(input(meta).map_or(String::new(), |input| input.sha256.to_string()))),
+            ),
+            u64s(metas().map(|meta| meta.record)),
+            texts(metas().map(|meta| Some(meta.digest.to_string()))),
+            texts(metas().map(|meta| input(meta).and_then(|input| input.licence.as_deref()))),
+        ]);
+        RecordBatch::try_new(self.documents_schema.clone(), columns).map_err(internal)
+    }
+
+    /// The rows of shard `number`, each with the documents in it.
+    fn rows(&mut self, number: usize, writer: &mut TableWriter) -> Result<(), CommandError> {
+        let manifest = self.corpus.manifest();
+        let row_length = u64::from(manifest.packing.row_length);
+        let separator = u64::from(manifest.packing.append_end_of_text);
+        let documents = self.corpus.shard(number)?;
+        for meta in (0..documents.len()).filter_map(|index| documents.meta(index)) {
+            let (row, offset) = meta.place.unwrap_or_default();
+            let from = row * row_length + u64::from(offset);
+            let to = from + meta.tokens + separator;
+            self.open.push_back((self.next_document, meta, from, to));
+            self.next_document += 1;
+        }
+        let before: u64 = manifest.shards[..number].iter().map(|shard| shard.file.records).sum();
+        let end = before + manifest.shards[number].file.records;
+        let mut start = before;
+        while start < end {
+            let stop = end.min(start + BATCH_ROWS);
+            writer.write(&self.rows_batch(start, stop, row_length)?)?;
+            start = stop;
+        }
+        Ok(())
+    }
+
+    fn rows_batch(&mut self, start: u64, stop: u64, row_length: u64) -> Result<RecordBatch, CommandError> {
+        let Some(dataset) = self.corpus.rows() else {
+            return Err(CommandError::Internal("rows of a split without rows".into()));
+        };
+        let (mut ids, mut lengths, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut parts: Vec<(u64, u16, u64, Meta)> = Vec::new();
+        for number in start..stop {
+            let row = dataset.row(number)?;
+            ids.extend_from_slice(row.ids);
+            lengths.push(u16::try_from(row.length).unwrap_or(u16::MAX));
+            let (from, to) = (number * row_length, number * row_length + row.length as u64);
+            while self.open.front().is_some_and(|(_, _, _, end)| *end <= from) {
+                self.open.pop_front();
+            }
+            let here = self.open.iter().take_while(|(_, _, first, _)| *first < to);
+            let before = parts.len();
+            parts.extend(here.map(|(document, meta, first, end)| {
+                let first = (*first).max(from);
+                let offset = u16::try_from(first - from).unwrap_or(u16::MAX);
+                (*document, offset, (*end).min(to) - first, meta.clone())
+            }));
+            counts.push(parts.len() - before);
+        }
+        let list_length = i32::try_from(row_length).unwrap_or(i32::MAX);
+        let ids = FixedSizeListArray::try_new(item(), list_length, Arc::new(UInt16Array::from(ids)), None);
+        let children: Vec<ArrayRef> = vec![
+            u64s(parts.iter().map(|part| part.0)),
+            Arc::new(UInt16Array::from_iter_values(parts.iter().map(|part| part.1))),
+            u64s(parts.iter().map(|part| part.2)),
+            texts(parts.iter().map(|part| part.3.set.as_deref())),
+            texts(parts.iter().map(|part| Some(self.input_path(&part.3).unwrap_or_default()))),
+            u64s(parts.iter().map(|part| part.3.record)),
+            texts(parts.iter().map(|part| Some(part.3.digest.to_string()))),
+        ];
+        let structs = StructArray::try_new(part_fields(), children, None).map_err(internal)?;
+        let lists =
+            ListArray::try_new(parts_item(), OffsetBuffer::from_lengths(counts), Arc::new(structs), None);
+        let columns: Vec<Arc<dyn Array>> = vec![
+            u64s(start..stop),
+            Arc::new(ids.map_err(internal)?),
+            Arc::new(UInt16Array::from(lengths)),
+            Arc::new(lists.map_err(internal)?),
+        ];
+        RecordBatch::try_new(self.rows_schema.clone(), columns).map_err(internal)
+    }
+}
