@@ -23,6 +23,8 @@ namespace {
 
 constexpr double kEpsilon = 1e-6;
 constexpr long kPairBlock = 64;
+// A head's state is scanned by several threads, some of its rows each.
+constexpr long kSlices = 8;
 
 struct Chunk {
   long batch;

@@ -28,7 +28,7 @@ struct Work {
   double* input;     // di
   double* forget;    // d log σ(f)
   double* maximum;   // dm, what enters at each step
-  double* decay;     // of the logarithm of a chunk's decay
+  double* decay;     // of the logarithm of a chunk's decay, a part from each slice of the state's rows
   double* entering;  // of the logarithm of what a chunk reads of the state before it
   double* leaving;   // of the logarithm of what a chunk leaves in the state after it
   T* inverse;        // 1 / den, by [(b * time + t) * heads + h]
@@ -40,16 +40,26 @@ static Work<T> make_work(const MlstmProblem<T>& p, const Plan& plan) {
   const size_t steps = static_cast<size_t>(p.batch * p.heads * p.time);
   const size_t borders = static_cast<size_t>(plan.count * p.heads);
   Work<T> w;
-  w.memory = static_cast<double*>(calloc(5 * steps + 3 * borders, sizeof(double)));
+  w.memory = static_cast<double*>(calloc(5 * steps + (kSlices + 2) * borders, sizeof(double)));
   w.input = w.memory;
   w.forget = w.input + steps;
   w.maximum = w.forget + steps;
   w.decay = w.maximum + steps;
-  w.entering = w.decay + borders;
+  w.entering = w.decay + kSlices * borders;
   w.leaving = w.entering + borders;
   w.inverse = reinterpret_cast<T*>(w.leaving + borders);
   w.read = w.inverse + steps;
   return w;
+}
+
+// The parts of a decay's gradient in their order, so that the sum does not depend on timing.
+template <typename T>
+static double decay_gradient(const Work<T>& w, long border) {
+  double sum = 0;
+  for (long slice = 0; slice < kSlices; ++slice) {
+    sum += w.decay[border * kSlices + slice];
+  }
+  return sum;
 }
 
 template <typename T>
@@ -106,7 +116,9 @@ static void write_gradient(const MlstmProblem<T>& p, const MlstmGradients<T>& g,
 // Gradients of the states at all borders, from the last to the first, and of every chunk's decay.
 template <typename T>
 static void scan_gradients(const MlstmProblem<T>& p, const MlstmGradients<T>& g, const Scalars& s, const Work<T>& w,
-                           const Plan& plan, long b, long h, long first_row, long row_count) {
+                           const Plan& plan, long b, long h, long slice) {
+  const long first_row = p.key * slice / kSlices;
+  const long row_count = p.key * (slice + 1) / kSlices - first_row;
   for (long c = plan.count - 1; c >= 0; --c) {
     const Chunk& chunk = plan.chunks[c];
     if (chunk.batch != b || !chunk.has_state) {
@@ -129,8 +141,7 @@ static void scan_gradients(const MlstmProblem<T>& p, const MlstmGradients<T>& g,
       along += static_cast<double>(dot(p.normalizers + border, normalizer_after + first_row, row_count));
       add_scaled(static_cast<T>(decay), normalizer_after + first_row, g.normalizers + border, row_count);
     }
-#pragma omp atomic
-    w.decay[c * p.heads + h] += decay * along;
+    w.decay[(c * p.heads + h) * kSlices + slice] = decay * along;
   }
 }
 
@@ -239,7 +250,7 @@ static void gather_gates(const MlstmProblem<T>& p, const Work<T>& w, const Chunk
     w.leaving[c * p.heads + h] += static_cast<double>(leaves[t]);
     w.input[first + t] += static_cast<double>(columns[t]) + static_cast<double>(leaves[t]);
   }
-  double leaving = w.decay[c * p.heads + h];
+  double leaving = decay_gradient(w, c * p.heads + h);
   for (long t = 0; t < n; ++t) {
     w.forget[first + t] += leaving;
     leaving += static_cast<double>(leaves[t]);
@@ -308,10 +319,10 @@ static void finish_head(const MlstmProblem<T>& p, const MlstmGradients<T>& g, co
     // sides of a difference cancel exactly.
     const long border = c * p.heads + h;
     if (chunk.is_last) {
-      carried -= w.leaving[border] + w.decay[border];
+      carried -= w.leaving[border] + decay_gradient(w, border);
     }
     if (chunk.start == 0 && chunk.has_state) {
-      initial = w.entering[border] + w.decay[border];
+      initial = w.entering[border] + decay_gradient(w, border);
     }
     for (long t = chunk.length - 1; t >= 0; --t) {
       const long step = head * p.time + chunk.start + t;
@@ -364,7 +375,6 @@ static void mlstm_backward(const MlstmProblem<T>* problem, const MlstmGradients<
   const Scalars s = make_scalars(p, plan);
   const Work<T> w = make_work(p, plan);
   const long tasks = plan.count * p.heads;
-  const long slices = 8;
 #pragma omp parallel
   {
     flush_denormals();
@@ -379,13 +389,9 @@ static void mlstm_backward(const MlstmProblem<T>* problem, const MlstmGradients<
       }
     }
 #pragma omp for schedule(dynamic)
-    for (long task = 0; task < p.batch * p.heads * slices; ++task) {
-      const long head = task / slices;
-      const long first = p.key * (task % slices) / slices;
-      const long end = p.key * (task % slices + 1) / slices;
-      if (end > first) {
-        scan_gradients(p, g, s, w, plan, head / p.heads, head % p.heads, first, end - first);
-      }
+    for (long task = 0; task < p.batch * p.heads * kSlices; ++task) {
+      const long head = task / kSlices;
+      scan_gradients(p, g, s, w, plan, head / p.heads, head % p.heads, task % kSlices);
     }
 #pragma omp for schedule(dynamic)
     for (long task = 0; task < tasks; ++task) {

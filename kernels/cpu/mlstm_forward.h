@@ -106,7 +106,6 @@ static void mlstm_forward(const MlstmProblem<T>* problem) {
   const Plan plan = make_plan(p);
   const Scalars s = make_scalars(p, plan);
   const long tasks = plan.count * p.heads;
-  const long slices = 8;
 #pragma omp parallel
   {
     flush_denormals();
@@ -117,10 +116,10 @@ static void mlstm_forward(const MlstmProblem<T>* problem) {
       }
     }
 #pragma omp for schedule(dynamic)
-    for (long task = 0; task < p.batch * p.heads * slices; ++task) {
-      const long head = task / slices;
-      const long first = p.key * (task % slices) / slices;
-      const long end = p.key * (task % slices + 1) / slices;
+    for (long task = 0; task < p.batch * p.heads * kSlices; ++task) {
+      const long head = task / kSlices;
+      const long first = p.key * (task % kSlices) / kSlices;
+      const long end = p.key * (task % kSlices + 1) / kSlices;
       if (end > first) {
         scan_states(p, s, plan, head / p.heads, head % p.heads, first, end - first);
       }

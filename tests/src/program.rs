@@ -82,7 +82,9 @@ impl Ran {
 pub fn data_command<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(xlstm_data());
     command.args(arguments).stdin(Stdio::null());
-    for name in ["HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "COLUMNS"] {
+    for name in
+        ["HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "COLUMNS"]
+    {
         command.env_remove(name);
     }
     command
