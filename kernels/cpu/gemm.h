@@ -180,6 +180,22 @@ static void pack_panel(const Matrix<T>& b, long depth, int columns, T* panel) {
   if (columns < kWidth) {
     memset(panel, 0, sizeof(T) * static_cast<size_t>(depth) * kWidth);
   }
+  if (b.column == 1 && columns == kWidth) {
+    typedef typename VectorOf<T>::Type V;
+    typedef typename VectorOf<T>::Unaligned U;
+    constexpr int kLanes = VectorOf<T>::kLanes;
+    for (long k = 0; k < depth; ++k) {
+      const T* source = b.data + k * b.row;
+      // A row of B is seldom beside the one before: ask for it in time.
+      for (int j = 0; j < kPanelVectors; ++j) {
+        __builtin_prefetch(source + 8 * b.row + j * kLanes);
+      }
+      for (int j = 0; j < kPanelVectors; ++j) {
+        *reinterpret_cast<V*>(panel + k * kWidth + j * kLanes) = *reinterpret_cast<const U*>(source + j * kLanes);
+      }
+    }
+    return;
+  }
   if (b.column == 1) {
     for (long k = 0; k < depth; ++k) {
       memcpy(panel + k * kWidth, b.data + k * b.row, sizeof(T) * static_cast<size_t>(columns));
