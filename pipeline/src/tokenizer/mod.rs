@@ -28,7 +28,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use xlstm_manifests::{Sha256Digest, manifest};
 
 use exact::Exact;
-use vocabulary::{ORDINARY_TOKENS, VOCAB_BPE, Vocabulary};
+use vocabulary::{VOCAB_BPE, Vocabulary};
 
 /// `<|endoftext|>`: the id that ends every document, and that no text encodes to.
 pub const EOS: u16 = xlstm_manifests::END_OF_TEXT;
@@ -54,8 +54,9 @@ const LARGER_WINDOW: usize = 16;
 /// make it a contraction: two characters of at most four bytes. Twice that, to be safe.
 const LOOK_AHEAD: usize = 16;
 
-/// Slots of each thread's table of words already met (32 bytes each).
-const WORD_CACHE_SLOTS: usize = 1 << 16;
+/// Slots of each thread's table of words already met (33 bytes each). Four times the library's own choice: the
+/// words of the web are many.
+const WORD_CACHE_SLOTS: usize = 1 << 18;
 
 /// Why text could not be tokenized.
 #[derive(Debug, Error)]
@@ -286,31 +287,16 @@ impl Inner {
         scratch.tokens.clear();
         let model = scratch.model.get_or_insert_with(|| self.model.init_scratch());
         self.model.tokenize_spans(text, &scratch.words, model, &mut scratch.tokens)?;
-        let before = out.len();
-        if !self.append_if_true(text.as_bytes(), PipelineToken::cast_slice(&scratch.tokens), out) {
-            out.truncate(before);
-            scratch.corrected_windows += 1;
-            for word in &scratch.words {
-                self.exact().encode(&self.vocabulary, &text.as_bytes()[word.range()], out);
-            }
+        let ids = PipelineToken::cast_slice(&scratch.tokens);
+        if self.vocabulary.spells(ids, text.as_bytes()) {
+            out.extend(ids.iter().map(|&id| id as u16));
+            return Ok(());
+        }
+        scratch.corrected_windows += 1;
+        for word in &scratch.words {
+            self.exact().encode(&self.vocabulary, &text.as_bytes()[word.range()], out);
         }
         Ok(())
-    }
-
-    /// Appends `ids` if they decode to exactly `text`. What was appended is undefined if not.
-    #[inline]
-    fn append_if_true(&self, text: &[u8], ids: &[u32], out: &mut Vec<u16>) -> bool {
-        let mut rest = text;
-        out.reserve(ids.len());
-        for &id in ids {
-            if id as usize >= ORDINARY_TOKENS {
-                return false;
-            }
-            let Some(length) = self.vocabulary.starts_with_token(rest, id) else { return false };
-            rest = &rest[length..];
-            out.push(id as u16);
-        }
-        rest.is_empty()
     }
 }
 

@@ -19,8 +19,8 @@ pub(super) const ORDINARY_TOKENS: usize = 50_256;
 /// What `<|endoftext|>` decodes to.
 const END_OF_TEXT: &[u8] = b"<|endoftext|>";
 
-/// Bytes of a token that [`Vocabulary::starts_with_token`] compares in one step.
-const INLINE: usize = 16;
+/// Bytes of a token that [`Vocabulary::spells`] compares in one step.
+const INLINE: usize = 8;
 
 /// Each id's bytes, the merges, and the spelling that the library wants.
 pub(super) struct Vocabulary {
@@ -28,8 +28,8 @@ pub(super) struct Vocabulary {
     bytes: Vec<u8>,
     /// Token `id` is `bytes[offsets[id]..offsets[id + 1]]`.
     offsets: Vec<u32>,
-    /// The first 16 bytes of each token, zero-padded, as a little-endian number.
-    prefixes: Vec<u128>,
+    /// The first 8 bytes of each token, zero-padded, as a little-endian number.
+    prefixes: Vec<u64>,
     /// Each token's length in bytes (the longest has 128).
     lengths: Vec<u8>,
     /// The two ids that merge i joins into id 256 + i.
@@ -43,7 +43,7 @@ impl Vocabulary {
     /// A merge list that does not have the form above; the embedded one does (a test proves its digest).
     pub(super) fn read() -> Result<Self, TokenizerError> {
         let alphabet = byte_order();
-        let mut tokens: Vec<Vec<u8>> = Vec::with_capacity(ORDINARY_TOKENS + 1);
+        let mut tokens: Vec<Vec<u8>> = Vec::with_capacity(ORDINARY_TOKENS);
         let mut ids: HashMap<&str, u16> = HashMap::with_capacity(ORDINARY_TOKENS);
         let spelled: Vec<String> = alphabet.iter().map(|&(_, character)| character.to_string()).collect();
         for (id, &(byte, _)) in (0u16..).zip(&alphabet) {
@@ -69,7 +69,6 @@ impl Vocabulary {
                 tokens.len()
             )));
         }
-        tokens.push(END_OF_TEXT.to_vec());
         Ok(Self::from_tokens(&tokens, merges))
     }
 
@@ -87,13 +86,16 @@ impl Vocabulary {
             let mut prefix = [0u8; INLINE];
             let inline = token.len().min(INLINE);
             prefix[..inline].copy_from_slice(&token[..inline]);
-            prefixes.push(u128::from_le_bytes(prefix));
+            prefixes.push(u64::from_le_bytes(prefix));
         }
         Self { bytes, offsets, prefixes, lengths, merges }
     }
 
     /// The bytes that `id` stands for; `None` for an id outside the vocabulary.
     pub(super) fn token(&self, id: u16) -> Option<&[u8]> {
+        if usize::from(id) == ORDINARY_TOKENS {
+            return Some(END_OF_TEXT);
+        }
         let start = *self.offsets.get(usize::from(id))? as usize;
         let end = *self.offsets.get(usize::from(id) + 1)? as usize;
         self.bytes.get(start..end)
@@ -105,17 +107,40 @@ impl Vocabulary {
         self.lengths.get(usize::from(id)).copied().map_or(0, usize::from)
     }
 
-    /// The length of `id`'s token if `text` starts with its bytes, else `None`.
-    #[inline]
-    pub(super) fn starts_with_token(&self, text: &[u8], id: u32) -> Option<usize> {
-        let length = usize::from(*self.lengths.get(id as usize)?);
-        if let (Some(head), true) = (text.first_chunk::<INLINE>(), length <= INLINE) {
-            let unused_bits = 8 * (INLINE - length) as u32;
-            let difference = u128::from_le_bytes(*head) ^ self.prefixes[id as usize];
-            return (difference << unused_bits == 0).then_some(length);
+    /// Whether `ids` are ordinary tokens whose bytes, joined, are `text`.
+    ///
+    /// Runs over everything that is tokenized, so it has no branch that depends on the text but for tokens
+    /// longer than 8 bytes, and looks at the result once.
+    pub(super) fn spells(&self, ids: &[u32], text: &[u8]) -> bool {
+        let mut at = 0;
+        let mut difference = 0;
+        for (place, &id) in ids.iter().enumerate() {
+            let (Some(&prefix), Some(head)) = (self.prefixes.get(id as usize), chunk(text, at)) else {
+                // The last bytes of the text, or no token at all.
+                return difference == 0
+                    && self.spells_slowly(&ids[place..], text.get(at..).unwrap_or_default());
+            };
+            let length = usize::from(self.lengths[id as usize]);
+            let unused_bits = 8 * INLINE.saturating_sub(length);
+            difference |= (head ^ prefix) << unused_bits;
+            if length > INLINE {
+                let start = self.offsets[id as usize] as usize;
+                let same = text.get(at..at + length) == Some(&self.bytes[start..start + length]);
+                difference |= u64::from(!same);
+            }
+            at += length;
         }
-        let start = self.offsets[id as usize] as usize;
-        text.starts_with(&self.bytes[start..start + length]).then_some(length)
+        difference == 0 && at == text.len()
+    }
+
+    fn spells_slowly(&self, ids: &[u32], mut text: &[u8]) -> bool {
+        for &id in ids {
+            let token = u16::try_from(id).ok().filter(|&id| usize::from(id) < ORDINARY_TOKENS);
+            let rest = token.and_then(|id| text.strip_prefix(self.token(id)?));
+            let Some(rest) = rest else { return false };
+            text = rest;
+        }
+        text.is_empty()
     }
 
     /// Each ordinary token's spelling in the byte-level alphabet, in id order.
@@ -125,6 +150,12 @@ impl Vocabulary {
             .into_iter()
             .chain(merge_lines().map(|line| line.replacen(' ', "", 1)))
     }
+}
+
+/// The eight bytes of `text` at `at` as a little-endian number; `None` where fewer are left.
+#[inline]
+fn chunk(text: &[u8], at: usize) -> Option<u64> {
+    text.get(at..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
 }
 
 /// The merge list's lines without its header.
@@ -167,18 +198,26 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_recognised_at_the_head_of_text() {
+    fn every_token_spells_its_bytes_and_no_others() {
         let vocabulary = Vocabulary::read().unwrap();
-        for id in 0..=50_256u32 {
-            let token = vocabulary.token(id as u16).unwrap().to_vec();
-            assert_eq!(vocabulary.starts_with_token(&token, id), Some(token.len()));
-            let longer = [token.as_slice(), &[b'x'; 20]].concat();
-            assert_eq!(vocabulary.starts_with_token(&longer, id), Some(token.len()));
-            let mut wrong = longer;
-            wrong[token.len() - 1] ^= 1;
-            assert_eq!(vocabulary.starts_with_token(&wrong, id), None);
-            assert_eq!(vocabulary.starts_with_token(&token[..token.len() - 1], id), None);
+        for id in 0..50_256u32 {
+            let token = vocabulary.token(id as u16).unwrap();
+            for rest in [&b""[..], b"restandmoreofit"] {
+                let ids: Vec<u32> =
+                    [id].into_iter().chain(rest.iter().map(|&byte| u32::from(byte - b'!'))).collect();
+                let spelled: Vec<u8> =
+                    ids.iter().flat_map(|&id| vocabulary.token(id as u16).unwrap()).copied().collect();
+                assert!(vocabulary.spells(&ids, &spelled), "{id}");
+                for at in 0..token.len() {
+                    let mut wrong = spelled.clone();
+                    wrong[at] ^= 1;
+                    assert!(!vocabulary.spells(&ids, &wrong), "{id}");
+                }
+                assert!(!vocabulary.spells(&ids, &spelled[..spelled.len() - 1]), "{id}");
+                assert!(!vocabulary.spells(&ids, &[&spelled[..], b"x"].concat()), "{id}");
+            }
         }
-        assert_eq!(vocabulary.starts_with_token(b"anything", 50_257), None);
+        assert!(!vocabulary.spells(&[50_256], b"<|endoftext|>"));
+        assert!(!vocabulary.spells(&[50_257], b"anything"));
     }
 }
