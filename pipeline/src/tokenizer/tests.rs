@@ -19,7 +19,8 @@ fn by_definition(text: &str) -> Vec<u16> {
 }
 
 fn merge(word: &[u8]) -> Vec<u16> {
-    static TABLES: OnceLock<(HashMap<(u16, u16), u16>, HashMap<u8, u16>)> = OnceLock::new();
+    type Tables = (HashMap<(u16, u16), u16>, HashMap<u8, u16>);
+    static TABLES: OnceLock<Tables> = OnceLock::new();
     let vocabulary = &tokenizer().inner.vocabulary;
     let (merges, bytes) = TABLES.get_or_init(|| {
         let merges = vocabulary.merges.iter().copied().zip(256..).collect();
