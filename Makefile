@@ -4,17 +4,20 @@ PYTHON ?= python3
 DATA := target/release/xlstm-data
 DEMO := data/demo
 
-.PHONY: help setup fetch build demo test lint bench clean-demo tools
+.PHONY: help setup fetch nvrtc build demo test kernels lint bench clean-demo tools
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-setup: fetch ## everything that has to be fetched
+setup: fetch nvrtc ## everything that has to be fetched
 
 fetch: # every crate of the lock file, of all platforms: they are also the demo's corpus
 	@$(CARGO) fetch --locked --quiet
 
-build: setup ## the release binaries
+nvrtc: # the CUDA compiler as a library, for the kernels' tests; no card and no toolkit needed
+	@$(PYTHON) tools/fetch_nvrtc.py
+
+build: fetch ## the release binaries
 	$(CARGO) build --release --locked -p xlstm-pipeline
 
 demo: build ## prepare the embedded corpus, audit every token of it, trace one
@@ -23,7 +26,10 @@ demo: build ## prepare the embedded corpus, audit every token of it, trace one
 	$(DATA) trace $(DEMO)/train --row 100 --token 1000
 
 test: setup ## all tests
-	$(CARGO) test --release --locked -p xlstm-manifests -p xlstm-pipeline -p xlstm-tests
+	$(CARGO) test --release --locked -p xlstm-manifests -p xlstm-pipeline -p xlstm-tests -p xlstm-cuda
+
+kernels: fetch nvrtc ## compile every CUDA kernel for every size (no card needed); report in target/kernels/
+	$(CARGO) test --release --locked -p xlstm-cuda --test compile
 
 lint: ## formatting, clippy, documentation, licences and sources of dependencies
 	$(CARGO) fmt --all --check

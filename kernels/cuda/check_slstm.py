@@ -136,6 +136,7 @@ def check(driver, raw, units_list):
              for tiles, batch, tokens, gates in [(1, 16, 65, "plain"), (1, 5, 33, "extreme"), (1, 20, 1, "plain"), (2, 40, 40, "plain")]]
     cases += [(units, *choice, 1, 7, 50, "plain") for units in units_list for choice in CHOICES[units][1:]]
     table = specialise(driver, [c[:4] for c in cases])
+    emit({"machine": machine(), "command": " ".join(sys.argv)}, raw)
     failures = 0
     for number, case in enumerate(cases):
         units, cluster, split, tiles, batch, tokens, gates = case

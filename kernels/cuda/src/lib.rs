@@ -1,0 +1,25 @@
+//! CUDA kernels of the sLSTM and mLSTM layers, compiled when they are first needed.
+//!
+//! The `.cu` and `.cuh` files beside this crate are part of the binary. NVRTC, opened at run time ([`Nvrtc`]), turns
+//! them into machine code for one architecture and one set of sizes ([`Specialisation`]); the result is kept in a
+//! folder under the digest of everything that decides it ([`Cache`]). Nothing of CUDA is needed to build, and no
+//! header of CUDA to compile: the sources state their instructions themselves. Where there is no card, everything up
+//! to the machine code still works, with the assembler's account of registers and spills ([`ResourceReport`]):
+//! that is how tests see every kernel without one.
+//!
+//! This crate knows neither tensors nor libtorch.
+
+mod cache;
+mod error;
+mod library;
+mod nvrtc;
+mod report;
+mod specialisation;
+
+pub use cache::Cache;
+pub use error::CudaError;
+pub use nvrtc::{Compiled, Nvrtc};
+pub use report::{KernelResources, ResourceReport};
+pub use specialisation::{
+    Architecture, MlstmSizes, SlstmSizes, Source, Specialisation, paper_specialisations,
+};

@@ -1,0 +1,228 @@
+//! Which source is compiled for which sizes, and the list of those that the paper's models use.
+//!
+//! Sizes are compile-time constants (`-D`): loops unroll, tiles that cannot be partial need no test, and fragments stay
+//! in registers. What may differ between calls of one model (batch, tokens, strides) is a run-time parameter.
+
+use std::fmt;
+
+/// Headers that sources include, by the name they are included under.
+pub(crate) const HEADERS: [(&str, &str); 3] = [
+    ("common.cuh", include_str!("../common.cuh")),
+    ("gemm.cuh", include_str!("../gemm.cuh")),
+    ("mlstm.cuh", include_str!("../mlstm.cuh")),
+];
+
+/// What machine code is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Architecture {
+    /// Compute capability 8.0 (A100): `mma.sync` and `cp.async`; 163 KiB of shared memory a block.
+    Sm80,
+    /// Compute capability 9.0 with its own instructions (H100, H200): clusters and bulk copies; 227 KiB.
+    Sm90a,
+}
+
+impl Architecture {
+    /// The name that NVRTC and the driver use.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sm80 => "sm_80",
+            Self::Sm90a => "sm_90a",
+        }
+    }
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// A `.cu` file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Stabilisers and gate gradients of the mLSTM.
+    MlstmGates,
+    /// States between chunks and their gradients.
+    MlstmStates,
+    /// Products inside a chunk.
+    MlstmScores,
+    /// Output and gradients of queries, keys and values.
+    MlstmOutputs,
+    /// The sLSTM, forward and backward.
+    Slstm,
+}
+
+impl Source {
+    /// All sources of the mLSTM layer.
+    pub const MLSTM: [Self; 4] = [Self::MlstmGates, Self::MlstmStates, Self::MlstmScores, Self::MlstmOutputs];
+
+    /// The file's name in `kernels/cuda/`.
+    #[must_use]
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::MlstmGates => "mlstm_gates.cu",
+            Self::MlstmStates => "mlstm_states.cu",
+            Self::MlstmScores => "mlstm_scores.cu",
+            Self::MlstmOutputs => "mlstm_outputs.cu",
+            Self::Slstm => "slstm.cu",
+        }
+    }
+
+    /// The file's text.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::MlstmGates => include_str!("../mlstm_gates.cu"),
+            Self::MlstmStates => include_str!("../mlstm_states.cu"),
+            Self::MlstmScores => include_str!("../mlstm_scores.cu"),
+            Self::MlstmOutputs => include_str!("../mlstm_outputs.cu"),
+            Self::Slstm => include_str!("../slstm.cu"),
+        }
+    }
+
+    /// The kernels that the file defines, sorted.
+    #[must_use]
+    pub fn kernels(self) -> &'static [&'static str] {
+        match self {
+            Self::MlstmGates => {
+                &["mlstm_backward_prepare", "mlstm_gate_gradients", "mlstm_gates_carry", "mlstm_gates_local"]
+            }
+            Self::MlstmStates => &["mlstm_state_gradients", "mlstm_states"],
+            Self::MlstmScores => &["mlstm_score_gradients", "mlstm_scores", "mlstm_scores_backward"],
+            Self::MlstmOutputs => {
+                &["mlstm_key_gradient", "mlstm_output", "mlstm_query_gradient", "mlstm_value_gradient"]
+            }
+            Self::Slstm => &["slstm_backward", "slstm_forward"],
+        }
+    }
+}
+
+/// Head sizes of an mLSTM layer and how it is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MlstmSizes {
+    /// Width of a head's queries and keys: a multiple of 8, up to 1024.
+    pub key: u32,
+    /// Width of a head's values: a multiple of 8, up to 1024.
+    pub value: u32,
+    /// Tokens of a chunk: 128 or 256.
+    pub chunk: u32,
+}
+
+impl MlstmSizes {
+    /// Operand tiles: steps of the products and copies in flight. 64 × 3 was the fastest at every size on an H100
+    /// (docs/benchmarks); a block then takes 96 KiB, two fit a multiprocessor. sm_80 has 164 KiB: 32 × 4 takes 64.
+    #[must_use]
+    pub fn tiles(architecture: Architecture) -> (u32, u32) {
+        match architecture {
+            Architecture::Sm80 => (32, 4),
+            Architecture::Sm90a => (64, 3),
+        }
+    }
+}
+
+/// Head size of an sLSTM layer and how it is spread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SlstmSizes {
+    /// Units of a head.
+    pub units: u32,
+    /// Blocks that share a head: `units / cluster` is 32 or 64. Above 8 the launch must allow it.
+    pub cluster: u32,
+    /// Warps that share one sum.
+    pub split: u32,
+    /// Rows of the batch in a block, in sixteens.
+    pub batch_tiles: u32,
+}
+
+/// One compilation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Specialisation {
+    /// The source.
+    pub source: Source,
+    /// The target.
+    pub architecture: Architecture,
+    defines: Vec<(&'static str, u32)>,
+}
+
+impl Specialisation {
+    /// A source of the mLSTM layer for these sizes.
+    #[must_use]
+    pub fn mlstm(source: Source, architecture: Architecture, sizes: MlstmSizes) -> Self {
+        let (block_k, stages) = MlstmSizes::tiles(architecture);
+        let defines = vec![
+            ("DQK", sizes.key),
+            ("DV", sizes.value),
+            ("CHUNK", sizes.chunk),
+            ("BLOCK_K", block_k),
+            ("STAGES", stages),
+        ];
+        Self { source, architecture, defines }
+    }
+
+    /// The sLSTM for these sizes; it needs clusters, hence compute capability 9.0.
+    #[must_use]
+    pub fn slstm(sizes: SlstmSizes) -> Self {
+        let defines = vec![
+            ("UNITS", sizes.units),
+            ("CLUSTER", sizes.cluster),
+            ("SPLIT", sizes.split),
+            ("BATCH_TILES", sizes.batch_tiles),
+        ];
+        Self { source: Source::Slstm, architecture: Architecture::Sm90a, defines }
+    }
+
+    /// NVRTC's options, in a fixed order.
+    #[must_use]
+    pub fn options(&self) -> Vec<String> {
+        let mut options = vec![
+            format!("--gpu-architecture={}", self.architecture),
+            "--std=c++17".to_owned(),
+            "--ptxas-options=-v".to_owned(),
+        ];
+        options.extend(self.defines.iter().map(|(name, value)| format!("-D{name}={value}")));
+        options
+    }
+}
+
+impl fmt::Display for Specialisation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {}", self.source.file_name(), self.architecture)?;
+        self.defines.iter().try_for_each(|(name, value)| write!(formatter, " {name}={value}"))
+    }
+}
+
+/// Every compilation that a model of the paper needs: mLSTM heads of 384 to 1024 (125M to 1.3B) and 64 and 128
+/// (synthetic tasks), 128 × 256 (the published kernels' benchmark), sLSTM heads of 192 to 512.
+#[must_use]
+pub fn paper_specialisations() -> Vec<Specialisation> {
+    let mlstm = [
+        (64, 64, 128),
+        (128, 128, 128),
+        (128, 256, 256),
+        (384, 384, 256),
+        (512, 512, 256),
+        (768, 768, 256),
+        (1024, 1024, 256),
+    ];
+    let slstm = [
+        (192, 6, 1),
+        (192, 6, 2),
+        (256, 4, 1),
+        (256, 8, 1),
+        (256, 8, 2),
+        (384, 6, 2),
+        (384, 12, 2),
+        (512, 16, 2),
+    ];
+    let mut all = Vec::new();
+    for architecture in [Architecture::Sm80, Architecture::Sm90a] {
+        for (key, value, chunk) in mlstm {
+            let sizes = MlstmSizes { key, value, chunk };
+            all.extend(Source::MLSTM.map(|source| Specialisation::mlstm(source, architecture, sizes)));
+        }
+    }
+    all.extend(slstm.map(|(units, cluster, split)| {
+        Specialisation::slstm(SlstmSizes { units, cluster, split, batch_tiles: 1 })
+    }));
+    all
+}
