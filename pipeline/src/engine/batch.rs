@@ -64,8 +64,8 @@ fn tokenize(
     filter: &Filter,
     layout: Layout,
 ) -> Result<Tokenized, EngineError> {
-    // English web text has more than four bytes a token.
-    let mut ids = Vec::with_capacity(cost / 4);
+    // Code has a little more than two bytes a token; untouched capacity costs nothing.
+    let mut ids = Vec::with_capacity(cost / 2);
     let mut items = Vec::with_capacity(steps.len());
     for step in steps {
         items.push(match step {

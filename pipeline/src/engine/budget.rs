@@ -51,6 +51,15 @@ impl Budget {
         }
     }
 
+    /// Waits until it is `input`'s turn and nothing of it is in flight (or the run was cancelled): what a record
+    /// that is large by itself needs, so that at most one of them is in memory.
+    pub(super) fn wait_alone(&self, input: u32) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while !state.cancelled && (input > state.head || state.by_input.iter().any(|(i, _)| *i == input)) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// The collector is done with `bytes` of input `input`.
     pub(super) fn release(&self, input: u32, bytes: usize) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -161,27 +161,42 @@ pub fn run(
         provider: Mutex::new(provider),
         cancelled: AtomicBool::new(false),
         enough: AtomicBool::new(false),
-        budget: budget::Budget::new(readers),
+        budget: Arc::new(budget::Budget::new(readers)),
         cursor: builder.cursor(),
     };
     let (work_sender, work) = crossbeam_channel::unbounded();
     let (stream_sender, streams) = crossbeam_channel::unbounded();
     std::thread::scope(|scope| {
-        for _ in 0..readers {
-            let (work, streams) = (work_sender.clone(), stream_sender.clone());
-            let shared = &shared;
-            scope.spawn(move || read::reader(shared, options, &work, &streams));
-        }
-        drop((work_sender, stream_sender));
-        for _ in 0..threads {
-            let work: Receiver<batch::Job> = work.clone();
-            scope.spawn(move || batch::worker(&work, tokenizer, &options.filter, layout));
-        }
-        drop(work);
-        let result = collect::collect(builder, &shared, &streams, options, observer);
+        let shared = &shared;
+        let start = || -> std::io::Result<()> {
+            for _ in 0..readers {
+                let (work, streams) = (work_sender.clone(), stream_sender.clone());
+                spawn(scope, "reader", move || read::reader(shared, options, &work, &streams))?;
+            }
+            for _ in 0..threads {
+                let work: Receiver<batch::Job> = work.clone();
+                spawn(scope, "tokenizer", move || batch::worker(&work, tokenizer, &options.filter, layout))?;
+            }
+            Ok(())
+        };
+        let started = start();
+        drop((work_sender, stream_sender, work));
+        let result = match started {
+            Ok(()) => collect::collect(builder, shared, &streams, options, observer),
+            Err(error) => Err(ContractError::from(error).into()),
+        };
         shared.cancel();
         result
     })
+}
+
+/// Starts a thread under a name that profilers and debuggers show.
+fn spawn<'scope, 'env>(
+    scope: &'scope std::thread::Scope<'scope, 'env>,
+    name: &str,
+    work: impl FnOnce() + Send + 'scope,
+) -> std::io::Result<()> {
+    std::thread::Builder::new().name(name.into()).spawn_scoped(scope, work).map(drop)
 }
 
 /// What all threads of a run see.
@@ -191,7 +206,7 @@ struct Shared<'a> {
     cancelled: AtomicBool,
     /// `max_tokens` is reached: readers begin no further input.
     enough: AtomicBool,
-    budget: budget::Budget,
+    budget: Arc<budget::Budget>,
     cursor: crate::split::Cursor,
 }
 

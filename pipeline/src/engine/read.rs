@@ -1,8 +1,8 @@
 //! Reader threads: each claims the next input, checks its bytes, and cuts it into batches.
 
 use std::path::Path;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -112,6 +112,8 @@ fn read_input(
 ) -> Result<(), EngineError> {
     let from = if provided.index == shared.cursor.input { shared.cursor.record } else { 0 };
     let mut reader = sources::open(&provided.path, provided.planned.format, &options.fields, from)?;
+    let (budget, index) = (Arc::clone(&shared.budget), provided.index);
+    reader.set_gate(Box::new(move || budget.wait_alone(index)));
     let mut steps = Vec::new();
     let mut cost = 0;
     loop {

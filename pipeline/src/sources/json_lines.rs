@@ -11,7 +11,7 @@ use super::decompress::Stream;
 use super::error::SourceError;
 use super::fields::{Fields, JsonFields};
 use super::format::Compression;
-use super::{RecordReader, Step};
+use super::{Gate, LARGE_RECORD, RecordReader, Step};
 
 /// The longest line that is read: far above any document, far below a machine's memory.
 const MAX_LINE: u64 = 1 << 30;
@@ -29,6 +29,7 @@ pub(super) struct JsonLines {
     next: u64,
     line: Vec<u8>,
     finished: bool,
+    gate: Option<Gate>,
 }
 
 impl JsonLines {
@@ -45,6 +46,7 @@ impl JsonLines {
             next: 0,
             line: Vec::new(),
             finished: false,
+            gate: None,
         };
         while reader.next < from_record {
             match reader.stream.bytes.skip_until(b'\n') {
@@ -62,11 +64,13 @@ impl JsonLines {
     /// Reads the next line into `line`, without its end; `false` at the end of the file.
     fn read_line(&mut self) -> Result<bool, SourceError> {
         self.line.clear();
-        if self.line.capacity() > KEPT_BUFFER {
-            self.line = Vec::new();
+        let mut length = self.read_part(LARGE_RECORD)?;
+        if length as u64 == LARGE_RECORD && self.line.last() != Some(&b'\n') {
+            if let Some(gate) = &self.gate {
+                gate();
+            }
+            length += self.read_part(MAX_LINE - LARGE_RECORD)?;
         }
-        let read = (&mut self.stream.bytes).take(MAX_LINE).read_until(b'\n', &mut self.line);
-        let length = read.map_err(|error: io::Error| self.stream.error(&self.path, self.next, error))?;
         if length as u64 == MAX_LINE && self.line.last() != Some(&b'\n') {
             let path = self.path.clone();
             return Err(SourceError::LineTooLong { path, record: self.next, limit: MAX_LINE });
@@ -75,6 +79,12 @@ impl JsonLines {
             self.line.drain(..BYTE_ORDER_MARK.len());
         }
         Ok(length > 0)
+    }
+
+    /// Appends to `line` up to its end, but at most `limit` bytes.
+    fn read_part(&mut self, limit: u64) -> Result<usize, SourceError> {
+        let read = (&mut self.stream.bytes).take(limit).read_until(b'\n', &mut self.line);
+        read.map_err(|error: io::Error| self.stream.error(&self.path, self.next, error))
     }
 }
 
@@ -92,10 +102,18 @@ impl RecordReader for JsonLines {
             let number = self.next;
             self.next += 1;
             if !self.line.trim_ascii().is_empty() {
-                return Some(Ok(self.fields.read(&self.line, number)));
+                let step = self.fields.read(&self.line, number);
+                if self.line.capacity() > KEPT_BUFFER {
+                    self.line = Vec::new();
+                }
+                return Some(Ok(step));
             }
         }
         self.finished = true;
         None
+    }
+
+    fn set_gate(&mut self, gate: Gate) {
+        self.gate = Some(gate);
     }
 }

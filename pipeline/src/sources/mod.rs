@@ -39,7 +39,19 @@ pub trait RecordReader: Send {
     /// # Errors
     /// When the file itself cannot be read further: an input or output error, a damaged archive.
     fn next_step(&mut self) -> Option<Result<Step, SourceError>>;
+
+    /// Sets what is called before a record of more than [`LARGE_RECORD`] bytes is taken into memory; it may block
+    /// until there is room. Formats whose records come in bounded pieces ignore it.
+    fn set_gate(&mut self, gate: Gate) {
+        drop(gate);
+    }
 }
+
+/// Called before a large record is taken into memory.
+pub type Gate = Box<dyn Fn() + Send>;
+
+/// Bytes above which a record asks its [`Gate`].
+pub const LARGE_RECORD: u64 = 16 << 20;
 
 /// Opens `path` as `format`, from the record numbered `from_record` on (0 for all).
 ///

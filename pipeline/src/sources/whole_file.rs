@@ -3,23 +3,28 @@
 use std::path::{Path, PathBuf};
 
 use super::error::SourceError;
-use super::{Record, RecordReader, Step};
+use super::{Gate, LARGE_RECORD, Record, RecordReader, Step};
 use crate::record::BadRecord;
 
 pub(super) struct WholeFile {
     /// `None` once it was read.
     path: Option<PathBuf>,
+    gate: Option<Gate>,
 }
 
 impl WholeFile {
     pub(super) fn new(path: &Path, from_record: u64) -> Self {
-        Self { path: (from_record == 0).then(|| path.to_owned()) }
+        Self { path: (from_record == 0).then(|| path.to_owned()), gate: None }
     }
 }
 
 impl RecordReader for WholeFile {
     fn next_step(&mut self) -> Option<Result<Step, SourceError>> {
         let path = self.path.take()?;
+        let large = std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > LARGE_RECORD);
+        if let Some(gate) = self.gate.as_ref().filter(|_| large) {
+            gate();
+        }
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) => return Some(Err(SourceError::io(&path, error))),
@@ -33,5 +38,9 @@ impl RecordReader for WholeFile {
                 found: format!("byte {} is not UTF-8", error.utf8_error().valid_up_to()),
             },
         }))
+    }
+
+    fn set_gate(&mut self, gate: Gate) {
+        self.gate = Some(gate);
     }
 }
