@@ -19,6 +19,8 @@ const COMMANDS: &[&[&str]] = &[
     &["audit"],
     &["trace"],
     &["diff"],
+    &["overlap"],
+    &["export"],
     &["completions"],
 ];
 

@@ -32,6 +32,8 @@ enum Command {
     Audit(crate::audit::AuditArgs),
     Trace(crate::trace::TraceArgs),
     Diff(crate::diff::DiffArgs),
+    Overlap(crate::overlap::OverlapArgs),
+    Export(crate::export::ExportArgs),
     /// Print shell completions
     Completions {
         /// The shell
@@ -62,6 +64,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Audit(args) => Ok(crate::audit::run(&args, &mut out)?.exit_code().into()),
         Command::Trace(args) => Ok(crate::trace::run(&args, &mut out)?.exit_code().into()),
         Command::Diff(args) => Ok(crate::diff::run(&args, &mut out)?.exit_code().into()),
+        Command::Overlap(args) => Ok(crate::overlap::run(&args, &mut out)?.exit_code().into()),
+        Command::Export(args) => Ok(crate::export::run(&args, &mut out)?.exit_code().into()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "xlstm-data", &mut out);
             Ok(ExitCode::SUCCESS)
