@@ -10,6 +10,9 @@
 //!   manifest-sha256.txt    `sha256sum -c` accepts it                                  (module `checksums`)
 //! ```
 //!
+//! A run over it keeps `run.json` (module `run_manifest`); which rows make a step is arithmetic (module `order`), and
+//! what else decides it is a recipe (module `recipe`).
+//!
 //! `root` (module `identity`) is one digest over everything that decides the tokens and nothing that
 //! does not: no time, host, thread count, shard size or path of the machine enters it.
 //! The byte-level description is `docs/manifest-format.md`.
@@ -26,7 +29,10 @@ pub mod error;
 pub mod identity;
 pub mod manifest;
 pub mod merkle;
+pub mod order;
 pub mod packed;
+pub mod recipe;
+pub mod run_manifest;
 pub mod safe_path;
 pub mod spans;
 
