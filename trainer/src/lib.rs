@@ -1,1 +1,34 @@
-//! See the workspace README.
+//! xLSTM models, training and evaluation on prepared shards.
+//!
+//! ```text
+//! recipe ─► model ─┐
+//! dataset ─► order ─► loader ─► loss, gradients ─► AdamW ─► checkpoints, metrics, run manifest
+//! ```
+//! | module | holds |
+//! |---|---|
+//! | [`model`] | architectures, initial values, states, generation, import and export |
+//! | [`loader`] | rows to batches, ahead of training |
+//! | [`optimizer`] | AdamW, gradient norm |
+//! | [`train`] | set-up, the loop, validation, plans |
+//! | [`checkpoint`], [`tensor_file`] | what a run saves |
+//! | [`metrics`], [`plot`] | what a run tells, and a picture of it |
+//! | [`communicator`], [`launch`] | several ranks |
+//! | [`device`], [`environment`], [`signals`] | where and what runs, and what stops it |
+
+pub mod checkpoint;
+pub mod communicator;
+pub mod device;
+pub mod environment;
+pub mod error;
+pub mod launch;
+pub mod loader;
+pub mod metrics;
+pub mod model;
+pub mod optimizer;
+pub mod plot;
+pub mod run;
+pub mod signals;
+pub mod tensor_file;
+pub mod train;
+
+pub use error::{Result, TrainError};

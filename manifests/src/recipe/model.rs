@@ -82,8 +82,6 @@ pub struct SlstmConfig {
     pub gate_weights: GateWeights,
     /// Width of the feed-forward over stream width, rounded up to a multiple of 64.
     pub feed_forward_factor: f64,
-    /// Activation of the forget gate.
-    pub forget_gate: ForgetGate,
     /// First values of the recurrent weights.
     pub recurrent_init: RecurrentInit,
     /// First values of the biases.
@@ -103,16 +101,6 @@ pub enum GateWeights {
     Headwise,
     /// Full matrices (the xLSTM\[0:1\] of table 2).
     Dense,
-}
-
-/// Activation of the sLSTM forget gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ForgetGate {
-    /// As released and as in table 2.
-    Sigmoid,
-    /// The paper's other choice.
-    Exponential,
 }
 
 /// First values of the sLSTM recurrent weights.
@@ -188,7 +176,6 @@ impl Default for SlstmConfig {
             convolution: 4,
             gate_weights: GateWeights::Headwise,
             feed_forward_factor: 1.3,
-            forget_gate: ForgetGate::Sigmoid,
             recurrent_init: RecurrentInit::Zeros,
             bias_init: SlstmBias::PowerlawBlockdependent,
             weight_init: WeightInit::Small,

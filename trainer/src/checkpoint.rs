@@ -1,0 +1,330 @@
+//! Checkpoints: folders that are whole or not there, marked, retained by rule, written beside training.
+//!
+//! ```text
+//! RUN/checkpoints/
+//!   step-00000100/
+//!     model.safetensors       parameters, official names: `xlstm-eval` and the official package read it as it is
+//!     optimizer.safetensors   first.NAME and second.NAME, the moments of AdamW
+//!     state.json              step, digests and sizes of the two files, the dataset's root
+//!     DONE                    made last; a folder without it is not a checkpoint
+//!   step-00000200.partial/    being written; a later start removes it
+//! ```
+//! There is no generator state: nothing is drawn after the first parameters, and the order of rows is arithmetic.
+//! A checkpoint with its run manifest therefore fixes the rest of the run bit by bit.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+use xlstm_manifests::Sha256Digest;
+use xlstm_manifests::atomic::{sync_folder, write_atomic};
+
+use crate::error::{Result, TrainError};
+use crate::tensor_file;
+
+/// The parameters' file.
+pub const MODEL_NAME: &str = "model.safetensors";
+/// The moments' file.
+pub const OPTIMIZER_NAME: &str = "optimizer.safetensors";
+const STATE_NAME: &str = "state.json";
+const DONE_NAME: &str = "DONE";
+const PARTIAL: &str = ".partial";
+
+/// `state.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Updates that went into it.
+    pub step: u64,
+    /// Tokens that went into it.
+    pub tokens: u64,
+    /// Root of the training split.
+    pub train_root: Sha256Digest,
+    /// Size and SHA-256 of each file.
+    pub files: BTreeMap<String, FileDigest>,
+}
+
+/// Size and digest of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileDigest {
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256.
+    pub sha256: Sha256Digest,
+}
+
+/// Everything that a checkpoint holds, in memory of its own.
+pub struct Snapshot {
+    /// Updates so far.
+    pub step: u64,
+    /// Tokens so far.
+    pub tokens: u64,
+    /// Root of the training split.
+    pub train_root: Sha256Digest,
+    /// Parameters by name.
+    pub model: Vec<(String, Tensor)>,
+    /// Moments by name.
+    pub optimizer: Vec<(String, Tensor)>,
+    /// Metadata of the parameters' file.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Which checkpoints stay.
+#[derive(Debug, Clone, Copy)]
+pub struct Retention {
+    /// The newest ones.
+    pub keep_last: usize,
+    /// Multiples of this step stay for good; 0: none.
+    pub keep_every: u64,
+}
+
+/// The folder of the checkpoint after `step`.
+#[must_use]
+pub fn folder_of(checkpoints: &Path, step: u64) -> PathBuf {
+    checkpoints.join(format!("step-{step:08}"))
+}
+
+/// The steps of all whole checkpoints, ascending.
+///
+/// # Errors
+/// When the folder cannot be listed.
+pub fn list(checkpoints: &Path) -> Result<Vec<u64>> {
+    let mut steps = Vec::new();
+    if !checkpoints.is_dir() {
+        return Ok(steps);
+    }
+    for entry in fs_err::read_dir(checkpoints)? {
+        let path = entry?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let step = name.strip_prefix("step-").and_then(|number| number.parse().ok());
+        steps.extend(step.filter(|_| path.join(DONE_NAME).is_file()));
+    }
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// Reads `state.json` of a checkpoint and checks its files' sizes.
+///
+/// # Errors
+/// When the checkpoint is not whole.
+pub fn open(folder: &Path) -> Result<State> {
+    let hint =
+        "this checkpoint cannot be used: name another, or remove the folder to go on from the one before";
+    if !folder.join(DONE_NAME).is_file() {
+        return Err(TrainError::file(folder, "a checkpoint with a `DONE` mark", "none", hint));
+    }
+    let path = folder.join(STATE_NAME);
+    let state: State = serde_json::from_slice(&fs_err::read(&path)?)
+        .map_err(|error| TrainError::file(&path, "a checkpoint's state", error.to_string(), hint))?;
+    for (name, expected) in &state.files {
+        let file = folder.join(name);
+        let size = fs_err::metadata(&file).map_or(0, |metadata| metadata.len());
+        if size != expected.size {
+            let expected = format!("{} bytes", expected.size);
+            return Err(TrainError::file(&file, expected, format!("{size} bytes"), hint));
+        }
+    }
+    Ok(state)
+}
+
+/// Checks the digests of a checkpoint's files.
+///
+/// # Errors
+/// When a file was altered.
+pub fn verify(folder: &Path, state: &State) -> Result<()> {
+    for (name, expected) in &state.files {
+        let file = folder.join(name);
+        let (_, sha256) = xlstm_manifests::digest::digest_file(&file)?;
+        if sha256 != expected.sha256 {
+            let hint = "the file was altered after it was written: go on from another checkpoint";
+            return Err(TrainError::file(
+                &file,
+                format!("SHA-256 {}", expected.sha256),
+                sha256.to_string(),
+                hint,
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Writes a checkpoint, marks it, and removes what the rule does not keep.
+///
+/// # Errors
+/// When writing fails; checkpoints that are there stay as they are.
+pub fn write(checkpoints: &Path, snapshot: &Snapshot, retention: Retention) -> Result<PathBuf> {
+    fs_err::create_dir_all(checkpoints)?;
+    let folder = folder_of(checkpoints, snapshot.step);
+    let mut partial = folder.clone().into_os_string();
+    partial.push(PARTIAL);
+    let partial = PathBuf::from(partial);
+    remove(&partial)?;
+    let written = write_partial(&partial, snapshot);
+    if written.is_err() {
+        // Room for the next attempt; the reason is already known.
+        let _ = remove(&partial);
+    }
+    written?;
+    remove(&folder)?;
+    fs_err::rename(&partial, &folder)?;
+    sync_folder(&folder)?;
+    write_atomic(&folder.join(DONE_NAME), format!("{}\n", snapshot.step).as_bytes())?;
+    retain(checkpoints, retention)?;
+    Ok(folder)
+}
+
+fn write_partial(partial: &Path, snapshot: &Snapshot) -> Result<()> {
+    fs_err::create_dir_all(partial)?;
+    let mut files = BTreeMap::new();
+    let nothing = BTreeMap::new();
+    for (name, metadata, tensors) in
+        [(MODEL_NAME, &snapshot.metadata, &snapshot.model), (OPTIMIZER_NAME, &nothing, &snapshot.optimizer)]
+    {
+        let written = tensor_file::write(&partial.join(name), metadata, tensors)?;
+        files.insert(name.to_owned(), FileDigest { size: written.size, sha256: written.sha256 });
+    }
+    let (step, tokens, train_root) = (snapshot.step, snapshot.tokens, snapshot.train_root);
+    let state = State { step, tokens, train_root, files };
+    let text = serde_json::to_vec_pretty(&state).map_err(std::io::Error::other)?;
+    write_atomic(&partial.join(STATE_NAME), &text)?;
+    Ok(())
+}
+
+/// Removes checkpoints that the rule does not keep, oldest first.
+fn retain(checkpoints: &Path, retention: Retention) -> Result<()> {
+    let steps = list(checkpoints)?;
+    let old = steps.len().saturating_sub(retention.keep_last.max(1));
+    for &step in &steps[..old] {
+        if retention.keep_every == 0 || step % retention.keep_every != 0 {
+            let folder = folder_of(checkpoints, step);
+            // The mark goes first, so that a folder half removed is not taken for a checkpoint.
+            fs_err::remove_file(folder.join(DONE_NAME))?;
+            fs_err::remove_dir_all(&folder)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what an interrupted start left half-written.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn clean(checkpoints: &Path) -> Result<()> {
+    if !checkpoints.is_dir() {
+        return Ok(());
+    }
+    for entry in fs_err::read_dir(checkpoints)? {
+        let path = entry?.path();
+        let unmarked = path.is_dir() && !path.join(DONE_NAME).is_file();
+        if unmarked && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-")) {
+            fs_err::remove_dir_all(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        fs_err::remove_dir_all(folder)?;
+    }
+    Ok(())
+}
+
+/// Writes one checkpoint at a time on a thread of its own.
+pub struct Writer {
+    checkpoints: PathBuf,
+    retention: Retention,
+    running: Option<JoinHandle<Result<PathBuf>>>,
+}
+
+impl Writer {
+    /// A writer into this folder.
+    #[must_use]
+    pub fn new(checkpoints: PathBuf, retention: Retention) -> Self {
+        Self { checkpoints, retention, running: None }
+    }
+
+    /// Starts writing, after the one before is done. Returns how that one ended.
+    ///
+    /// # Errors
+    /// What went wrong with the checkpoint before; this one is being written all the same.
+    pub fn begin(&mut self, snapshot: Snapshot) -> Result<()> {
+        let before = self.finish();
+        let (checkpoints, retention) = (self.checkpoints.clone(), self.retention);
+        self.running = Some(std::thread::spawn(move || write(&checkpoints, &snapshot, retention)));
+        before
+    }
+
+    /// Waits for the checkpoint that is being written.
+    ///
+    /// # Errors
+    /// What went wrong with it.
+    pub fn finish(&mut self) -> Result<()> {
+        let Some(running) = self.running.take() else { return Ok(()) };
+        match running.join() {
+            Ok(result) => result.map(|_| ()),
+            Err(_) => {
+                Err(TrainError::Io(std::io::Error::other("the thread that writes checkpoints panicked")))
+            }
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // Reached after another failure only, which is the one to report.
+        let _ = self.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(step: u64) -> Snapshot {
+        let tensors = vec![("w".to_owned(), Tensor::from_slice(&[step as f32, 2.0]))];
+        let model = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        let (train_root, metadata) = (Sha256Digest::of(b"x"), BTreeMap::new());
+        Snapshot { step, tokens: step * 10, train_root, model, optimizer: tensors, metadata }
+    }
+
+    #[test]
+    fn the_newest_and_the_multiples_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        for step in [10, 20, 30, 40, 50] {
+            write(folder.path(), &snapshot(step), Retention { keep_last: 2, keep_every: 20 }).unwrap();
+        }
+        assert_eq!(list(folder.path()).unwrap(), [20, 40, 50]);
+        let newest = folder_of(folder.path(), 50);
+        let state = open(&newest).unwrap();
+        assert_eq!((state.step, state.tokens), (50, 500));
+        verify(&newest, &state).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_whole_is_no_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let retention = Retention { keep_last: 5, keep_every: 0 };
+        for step in [1, 2] {
+            write(folder.path(), &snapshot(step), retention).unwrap();
+        }
+        let second = folder_of(folder.path(), 2);
+        let model = second.join(MODEL_NAME);
+        let content = fs_err::read(&model).unwrap();
+        fs_err::write(&model, &content[..content.len() - 1]).unwrap();
+        let error = open(&second).unwrap_err().to_string();
+        assert!(error.contains("model.safetensors") && error.contains("bytes"), "{error}");
+        let mut altered = content.clone();
+        *altered.last_mut().unwrap() ^= 1;
+        fs_err::write(&model, &altered).unwrap();
+        let error = verify(&second, &open(&second).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("SHA-256"), "{error}");
+        fs_err::remove_file(second.join(DONE_NAME)).unwrap();
+        assert_eq!(list(folder.path()).unwrap(), [1]);
+        clean(folder.path()).unwrap();
+        assert!(!second.exists() && folder_of(folder.path(), 1).exists());
+    }
+}

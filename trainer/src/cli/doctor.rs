@@ -1,0 +1,63 @@
+//! `xlstm-train doctor`: what this machine can do, and what is missing.
+
+use clap::Args;
+use serde_json::json;
+use xlstm_bridge::{cuda, runtime};
+use xlstm_trainer::{device, environment};
+
+use super::{DeviceArguments, print};
+
+/// What this machine can do.
+#[derive(Debug, Args)]
+pub(super) struct DoctorArguments {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: DeviceArguments,
+}
+
+/// Prints the report; returns the exit code.
+pub(super) fn run(arguments: &DoctorArguments) -> anyhow::Result<u8> {
+    let device = arguments.device.start()?;
+    let status = cuda::open();
+    let cards = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
+    let folder =
+        cuda::libtorch_folder().map_or_else(|| "unknown".to_owned(), |path| path.display().to_string());
+    let rate = device::measured_rate(device.device)?;
+    let memory = device.memory.map_or_else(
+        || "unknown".to_owned(),
+        |bytes| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
+    );
+    let rows = [
+        ("xlstm-train", env!("CARGO_PKG_VERSION").to_owned()),
+        ("source commit", environment::COMMIT.to_owned()),
+        ("libtorch", format!("{} in {folder}", runtime::LIBTORCH_VERSION)),
+        ("processor", format!("{} threads, {}", runtime::threads(), runtime::cpu_capability())),
+        (
+            "denormals",
+            if runtime::flush_denormals()? {
+                "flushed to zero"
+            } else {
+                "kept (slow: this processor cannot flush them)"
+            }
+            .to_owned(),
+        ),
+        ("cuda", status.to_string()),
+        ("cards", cards.to_string()),
+        ("device for runs", device.name.clone()),
+        ("memory to use", memory),
+        ("matrix products", format!("{:.0} GFLOP/s in float32, measured now", rate / 1e9)),
+        ("kernels", "mLSTM chunkwise, sLSTM fused (CPU); references on any device".to_owned()),
+    ];
+    if arguments.json {
+        let map: serde_json::Map<String, serde_json::Value> =
+            rows.iter().map(|(key, value)| (key.replace([' ', '-'], "_"), json!(value))).collect();
+        print(&format!("{}\n", json!(map)))?;
+    } else {
+        for (key, value) in rows {
+            print(&format!("{key:<16} {value}\n"))?;
+        }
+    }
+    Ok(0)
+}

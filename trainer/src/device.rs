@@ -1,0 +1,112 @@
+//! The device that computes: which one, its name, its memory.
+
+use std::process::Command;
+
+use tch::Device;
+use xlstm_bridge::runtime;
+use xlstm_manifests::recipe::Accelerator;
+
+use crate::error::{Result, TrainError};
+
+/// A device and what is known of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeviceInfo {
+    /// For libtorch.
+    pub device: Device,
+    /// `NVIDIA H100 80GB HBM3`, or `cpu (2 threads, AVX2)`.
+    pub name: String,
+    /// Bytes that can be used; `None` where the system does not say.
+    pub memory: Option<u64>,
+}
+
+impl DeviceInfo {
+    /// What a recipe is chosen for.
+    #[must_use]
+    pub fn accelerator(&self) -> Accelerator {
+        match self.device {
+            Device::Cuda(_) => Accelerator::Gpu { memory: self.memory.unwrap_or(16 << 30) },
+            _ => Accelerator::Cpu,
+        }
+    }
+}
+
+/// The device for `auto`, `cpu`, `cuda` or `cuda:N`.
+///
+/// # Errors
+/// When there is no such device.
+pub fn find(text: &str) -> Result<DeviceInfo> {
+    let cards = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
+    let wanted = match text {
+        "auto" if cards > 0 => Some(0),
+        "auto" | "cpu" => None,
+        "cuda" => Some(0),
+        other => match other.strip_prefix("cuda:").and_then(|number| number.parse::<usize>().ok()) {
+            Some(number) => Some(number),
+            None => {
+                let text = format!("expected a device `auto`, `cpu`, `cuda` or `cuda:N`, found `{other}`");
+                return Err(TrainError::Usage(text));
+            }
+        },
+    };
+    match wanted {
+        None => Ok(cpu()),
+        Some(number) if (number as i64) < cards => Ok(card(number)),
+        Some(number) => Err(TrainError::Usage(format!(
+            "expected a device below cuda:{cards}, found cuda:{number}; `xlstm-train doctor` says what is missing"
+        ))),
+    }
+}
+
+fn cpu() -> DeviceInfo {
+    let name = format!("cpu ({} threads, {})", runtime::threads(), runtime::cpu_capability());
+    DeviceInfo { device: Device::Cpu, name, memory: available_memory() }
+}
+
+fn card(number: usize) -> DeviceInfo {
+    let query = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits", &format!("--id={number}")];
+    let output =
+        Command::new("nvidia-smi").args(query).output().ok().filter(|output| output.status.success());
+    let text =
+        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    let (name, memory) = match text.rsplit_once(',') {
+        Some((name, mebibytes)) => (name.trim().to_owned(), mebibytes.trim().parse::<u64>().ok()),
+        None => (format!("cuda:{number}"), None),
+    };
+    DeviceInfo { device: Device::Cuda(number), name, memory: memory.map(|mebibytes| mebibytes << 20) }
+}
+
+/// Memory that programs can still take, from `/proc/meminfo`.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kibibytes| kibibytes << 10)
+}
+
+/// Operations a second that a float32 matrix product reaches now, measured in a fraction of a second.
+///
+/// # Errors
+/// When libtorch fails.
+pub fn measured_rate(device: Device) -> Result<f64> {
+    let size = 1024;
+    let matrix = tch::Tensor::f_rand([size, size], (tch::Kind::Float, device))?;
+    let mut best = 0.0_f64;
+    for _ in 0..5 {
+        let begin = std::time::Instant::now();
+        let product = matrix.f_matmul(&matrix)?;
+        let _ = f64::try_from(product.f_get(0)?.f_get(0)?)?;
+        best = best.max(2.0 * (size as f64).powi(3) / begin.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_is_refused() {
+        assert_eq!(find("cpu").unwrap().device, Device::Cpu);
+        assert!(find("cuda:4096").unwrap_err().to_string().contains("found cuda:4096"));
+        assert!(find("gpu").unwrap_err().to_string().contains("`gpu`"));
+    }
+}

@@ -1,0 +1,22 @@
+//! Which program this is: version, source commit, the digest of the binary that runs.
+
+use xlstm_bridge::runtime;
+use xlstm_manifests::digest::digest_file;
+use xlstm_manifests::run_manifest::Program;
+
+/// The source commit of this build; `-dirty` where files differed, `unknown` outside a repository.
+pub const COMMIT: &str = env!("XLSTM_COMMIT");
+
+/// What a run manifest says of the program.
+#[must_use]
+pub fn program() -> Program {
+    let binary = std::env::current_exe().ok().and_then(|path| digest_file(&path).ok());
+    Program {
+        name: "xlstm-train".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        commit: COMMIT.into(),
+        binary_sha256: binary.map(|(_, sha256)| sha256),
+        libtorch: runtime::LIBTORCH_VERSION.into(),
+        kernels: format!("xlstm-kernels {}", env!("CARGO_PKG_VERSION")),
+    }
+}

@@ -1,0 +1,104 @@
+//! Errors of models and training: whose fault, which file, what was expected and found, what to do next.
+
+use std::path::{Path, PathBuf};
+
+use xlstm_bridge::BridgeError;
+use xlstm_kernels::KernelError;
+use xlstm_manifests::recipe::RecipeError;
+
+/// `Result` with [`TrainError`].
+pub type Result<T> = std::result::Result<T, TrainError>;
+
+/// What can go wrong with a model or a run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The recipe.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The dataset or the run manifest.
+    #[error(transparent)]
+    Data(#[from] xlstm_manifests::Error),
+    /// A file.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// A kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// Autograd.
+    #[error(transparent)]
+    Bridge(#[from] BridgeError),
+    /// libtorch.
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
+    /// A file is not what its name or its neighbours say.
+    #[error("`{path}`: expected {expected}, found {found}; {hint}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+        /// What to do next.
+        hint: String,
+    },
+    /// Parameters that do not fit the model, all of them.
+    #[error("`{path}`: {count} of its parameters do not fit the model:\n{list}", path = path.display())]
+    Parameters {
+        /// The file.
+        path: PathBuf,
+        /// How many.
+        count: usize,
+        /// One line each: name, expected, found.
+        list: String,
+    },
+    /// Loss or gradient is not a number. The parameters are as they were before the step.
+    #[error(
+        "step {step}: {what} is {value}; stopped before the update, the last checkpoint is untouched.\n\
+         rows of the step: {rows}\ndocuments: {documents}\n\
+         Look at them with `xlstm-data trace --run {run} --step {step}`, or lower optimizer.learning_rate",
+        run = run.display()
+    )]
+    NotFinite {
+        /// The run's folder.
+        run: PathBuf,
+        /// The step.
+        step: u64,
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// The rows, in short.
+        rows: String,
+        /// The documents, in short.
+        documents: String,
+    },
+    /// Something that the user asked for cannot be done.
+    #[error("{0}")]
+    Usage(String),
+    /// The loader's thread ended.
+    #[error("the data loader stopped without saying why; this is a fault of the program, please report it")]
+    LoaderGone,
+}
+
+impl TrainError {
+    /// A [`TrainError::File`].
+    pub fn file(
+        path: &Path,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self::File { path: path.into(), expected: expected.into(), found: found.into(), hint: hint.into() }
+    }
+
+    /// Exit code: 1 for the user's input or data, 2 for a fault of ours.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Kernel(_) | Self::Bridge(_) | Self::Torch(_) | Self::LoaderGone => 2,
+            _ => 1,
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! What a run writes about itself: JSON lines, TensorBoard events, a progress bar.
+
+mod flops;
+mod lines;
+mod progress;
+mod tensorboard;
+
+pub use flops::{FORMULA, peak_operations};
+pub use lines::{Line, Lines, read_lines};
+pub use progress::Progress;
+pub use tensorboard::EventWriter;

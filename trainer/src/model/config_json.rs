@@ -1,0 +1,139 @@
+//! The architecture as the official package describes it.
+//!
+//! Two forms stand in the metadata of an exported file: `config`, flat, with the names that matter; and
+//! `xlstm_config`, the nested form that `dacite.from_dict(xLSTMLMModelConfig, …)` takes. Variants of the ablations
+//! that the official package does not have are kept in a third, `model`, this project's own TOML.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use xlstm_manifests::recipe::{MlstmConfig, ModelConfig, SlstmConfig};
+
+use crate::error::{Result, TrainError};
+
+/// The flat form.
+#[must_use]
+pub fn config_to_json(model: &ModelConfig, context_length: u64) -> Value {
+    json!({
+        "embedding_dim": model.embedding_dim,
+        "num_blocks": model.blocks,
+        "slstm_at": model.slstm_at,
+        "num_heads": model.mlstm.heads,
+        "slstm_num_heads": model.slstm.heads,
+        "context_length": context_length,
+        "vocab_size": model.vocabulary_size,
+        "tie_weights": false,
+        "conv1d_kernel_size": model.mlstm.convolution,
+        "slstm_conv1d_kernel_size": model.slstm.convolution,
+        "qkv_proj_blocksize": model.mlstm.qkv_block_size,
+        "mlstm_proj_factor": model.mlstm.projection_factor,
+        "ffn_proj_factor": model.slstm.feed_forward_factor,
+        "ffn_act": "gelu",
+        "slstm_backend_layout": "vanilla",
+    })
+}
+
+/// The nested form of the official package.
+#[must_use]
+pub fn official_config(model: &ModelConfig, context_length: u64) -> Value {
+    let mut config = json!({
+        "vocab_size": model.vocabulary_size,
+        "embedding_dim": model.embedding_dim,
+        "num_blocks": model.blocks,
+        "slstm_at": model.slstm_at,
+        "context_length": context_length,
+        "tie_weights": false,
+        "add_post_blocks_norm": true,
+        "bias": false,
+        "dropout": 0.0,
+    });
+    if (model.slstm_at.len() as u64) < model.blocks {
+        config["mlstm_block"] = json!({"mlstm": {
+            "num_heads": model.mlstm.heads,
+            "conv1d_kernel_size": model.mlstm.convolution,
+            "qkv_proj_blocksize": model.mlstm.qkv_block_size,
+            "proj_factor": model.mlstm.projection_factor,
+        }});
+    }
+    if !model.slstm_at.is_empty() {
+        config["slstm_block"] = json!({
+            "slstm": {
+                "backend": "vanilla",
+                "num_heads": model.slstm.heads,
+                "conv1d_kernel_size": model.slstm.convolution,
+            },
+            "feedforward": {"proj_factor": model.slstm.feed_forward_factor, "act_fn": "gelu"},
+        });
+    }
+    config
+}
+
+/// Reads the flat form; keys that are missing have the official package's defaults.
+///
+/// # Errors
+/// When it is no JSON object, lacks a size, or describes a model that is not supported.
+pub fn config_from_json(path: &Path, text: &str) -> Result<ModelConfig> {
+    let fail = |expected: &str, found: String| {
+        TrainError::file(path, expected, found, "only the architecture of the paper is supported")
+    };
+    let value: Value = serde_json::from_str(text)
+        .map_err(|error| fail("a JSON object in the metadata key `config`", error.to_string()))?;
+    let size = |key: &str, default: Option<u64>| match value.get(key) {
+        None => default.ok_or_else(|| fail(&format!("`{key}` in `config`"), "none".into())),
+        Some(number) => {
+            number.as_u64().ok_or_else(|| fail(&format!("a size in `{key}`"), number.to_string()))
+        }
+    };
+    let factor = |key: &str, default: f64| value.get(key).and_then(Value::as_f64).unwrap_or(default);
+    for (key, expected) in [("tie_weights", json!(false)), ("ffn_act", json!("gelu")), ("bias", json!(false))]
+    {
+        match value.get(key) {
+            Some(found) if *found != expected => {
+                return Err(fail(&format!("`{key}` = {expected} in `config`"), found.to_string()));
+            }
+            _ => {}
+        }
+    }
+    let slstm_at = match value.get("slstm_at") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(items)) => items.iter().filter_map(Value::as_u64).collect(),
+        Some(other) => return Err(fail("a list in `slstm_at`", other.to_string())),
+    };
+    let (heads, convolution) = (size("num_heads", Some(4))?, size("conv1d_kernel_size", Some(4))?);
+    Ok(ModelConfig {
+        vocabulary_size: size("vocab_size", None)?,
+        embedding_dim: size("embedding_dim", None)?,
+        blocks: size("num_blocks", None)?,
+        slstm_at,
+        mlstm: MlstmConfig {
+            heads,
+            convolution,
+            qkv_block_size: size("qkv_proj_blocksize", Some(4))?,
+            projection_factor: factor("mlstm_proj_factor", 2.0),
+            ..MlstmConfig::default()
+        },
+        slstm: SlstmConfig {
+            heads: size("slstm_num_heads", Some(heads))?,
+            convolution: size("slstm_conv1d_kernel_size", Some(convolution))?,
+            feed_forward_factor: factor("ffn_proj_factor", 1.3),
+            ..SlstmConfig::default()
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flat_form_round_trips_and_foreign_models_are_refused() {
+        let path = Path::new("x.safetensors");
+        let model = ModelConfig { embedding_dim: 64, blocks: 2, slstm_at: vec![1], ..ModelConfig::default() };
+        let mut value = config_to_json(&model, 32);
+        assert_eq!(config_from_json(path, &value.to_string()).unwrap(), model);
+        value["tie_weights"] = json!(true);
+        let error = config_from_json(path, &value.to_string()).unwrap_err().to_string();
+        assert!(error.contains("`tie_weights` = false"), "{error}");
+        assert!(config_from_json(path, "{}").unwrap_err().to_string().contains("`vocab_size`"));
+    }
+}

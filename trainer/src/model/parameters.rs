@@ -1,0 +1,103 @@
+//! Parameters by their official names, in a fixed order, with their initial values.
+//!
+//! Initial values are drawn on the CPU from one generator, in the order of the list, and moved to the device
+//! afterwards: a seed means the same model everywhere. Which parameters decay follows the official package: those
+//! with `weight` and without `norm` in their name, but not the token embedding.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::Result;
+
+/// Name of the token embedding.
+pub const TOKEN_EMBEDDING: &str = "token_embedding.weight";
+/// Name of the output projection.
+pub const OUTPUT_PROJECTION: &str = "lm_head.weight";
+
+/// How a parameter begins.
+#[derive(Debug, Clone)]
+pub(super) enum Init {
+    /// All the same.
+    Constant(f64),
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// Uniform between minus and plus this.
+    Uniform(f64),
+    /// These values.
+    Values(Vec<f32>),
+}
+
+/// One named tensor of a model.
+#[derive(Debug)]
+pub struct Parameter {
+    /// Official name.
+    pub name: String,
+    /// The values; a leaf of the graph when trainable.
+    pub tensor: Tensor,
+    /// Whether it is trained (the gates of some ablations are not).
+    pub trainable: bool,
+}
+
+impl Parameter {
+    /// Whether weight decay applies.
+    #[must_use]
+    pub fn decays(&self) -> bool {
+        self.name.contains("weight") && !self.name.contains("norm") && self.name != TOKEN_EMBEDDING
+    }
+}
+
+/// Collects parameters while a model is built.
+pub(super) struct Builder {
+    pub(super) parameters: Vec<Parameter>,
+    device: Device,
+    kind: Kind,
+}
+
+impl Builder {
+    /// Parameters on `device`, with initial values from `seed`.
+    pub(super) fn new(device: Device, kind: Kind, seed: u64) -> Self {
+        // libtorch takes the bits, not the number.
+        tch::manual_seed(seed.cast_signed());
+        Self { parameters: Vec::new(), device, kind }
+    }
+
+    /// A trained parameter.
+    pub(super) fn add(&mut self, name: String, shape: &[i64], init: &Init) -> Result<Tensor> {
+        self.add_with(name, shape, init, true)
+    }
+
+    /// A parameter that is trained or stays as it is.
+    pub(super) fn add_with(
+        &mut self,
+        name: String,
+        shape: &[i64],
+        init: &Init,
+        trainable: bool,
+    ) -> Result<Tensor> {
+        let options = (Kind::Float, Device::Cpu);
+        let values = match init {
+            Init::Constant(value) => Tensor::f_full(shape, *value, options)?,
+            Init::Normal(deviation) => Tensor::f_randn(shape, options)? * *deviation,
+            Init::Uniform(bound) => (Tensor::f_rand(shape, options)? * 2.0 - 1.0) * *bound,
+            Init::Values(values) => Tensor::f_from_slice(values)?.f_reshape(shape)?,
+        };
+        let tensor = values.f_to_device(self.device)?.f_to_kind(self.kind)?.f_set_requires_grad(trainable)?;
+        self.parameters.push(Parameter { name, tensor: tensor.shallow_clone(), trainable });
+        Ok(tensor)
+    }
+}
+
+/// Normal initial values for a layer with this many inputs (paper's small init): √(2 / (5·inputs)).
+pub(super) fn small_init(inputs: u64) -> Init {
+    Init::Normal((2.0 / (5.0 * inputs as f64)).sqrt())
+}
+
+/// Normal initial values for a layer at a block's end: 2 / (blocks · √width).
+pub(super) fn wang_init(width: u64, blocks: u64) -> Init {
+    Init::Normal(2.0 / (blocks as f64 * (width as f64).sqrt()))
+}
+
+/// `count` equidistant values from `first` to `last`.
+pub(super) fn linspace(first: f64, last: f64, count: u64) -> Vec<f32> {
+    let step = if count > 1 && first != last { (last - first) / (count - 1) as f64 } else { 0.0 };
+    (0..count).map(|index| (first + step * index as f64) as f32).collect()
+}

@@ -1,0 +1,319 @@
+//! AdamW with decoupled weight decay, and the norm of all gradients.
+//!
+//! ```text
+//! m ← β1 m + (1 - β1) g        v ← β2 v + (1 - β2) g²        p ← p (1 - lr·wd)
+//! p ← p - lr / (1 - β1ᵗ) · m / (√v / √(1 - β2ᵗ) + ε)          g is the gradient times the clipping factor
+//! ```
+//! On the CPU one pass over each parameter does all of it, in pieces that all cores share; a piece's bounds do not
+//! depend on the number of threads, so neither does any result. Elsewhere libtorch computes.
+
+use rayon::prelude::*;
+use tch::{Device, Kind, Tensor};
+use xlstm_manifests::recipe::Optimizer;
+
+use crate::error::{Result, TrainError};
+use crate::model::{Model, copy_to_cpu};
+use crate::tensor_file::TensorFile;
+
+/// Numbers that one thread takes at a time.
+const PIECE: usize = 1 << 15;
+
+struct Slot {
+    name: String,
+    parameter: Tensor,
+    first: Tensor,
+    second: Tensor,
+    decays: bool,
+}
+
+/// AdamW over a model's trainable parameters.
+pub struct AdamW {
+    options: Optimizer,
+    slots: Vec<Slot>,
+    step: u64,
+}
+
+impl AdamW {
+    /// Fresh moments.
+    ///
+    /// # Errors
+    /// When there is no memory for them.
+    pub fn new(model: &Model, options: &Optimizer) -> Result<Self> {
+        let mut slots = Vec::new();
+        for parameter in model.parameters().iter().filter(|parameter| parameter.trainable) {
+            let tensor = parameter.tensor.shallow_clone();
+            slots.push(Slot {
+                name: parameter.name.clone(),
+                first: tensor.detach().f_zeros_like()?,
+                second: tensor.detach().f_zeros_like()?,
+                parameter: tensor,
+                decays: parameter.decays(),
+            });
+        }
+        Ok(Self { options: options.clone(), slots, step: 0 })
+    }
+
+    /// Updates done so far.
+    #[must_use]
+    pub fn step_count(&self) -> u64 {
+        self.step
+    }
+
+    /// Sets all gradients to none.
+    pub fn zero_gradients(&self) {
+        for slot in &self.slots {
+            let mut gradient = slot.parameter.grad();
+            if gradient.defined() {
+                // Kept and cleared: fresh large buffers cost page faults.
+                let _ = gradient.zero_();
+            }
+        }
+    }
+
+    /// The trained parameters, for reductions over ranks.
+    #[must_use]
+    pub fn tensors(&self) -> Vec<Tensor> {
+        self.slots.iter().map(|slot| slot.parameter.shallow_clone()).collect()
+    }
+
+    /// Euclidean norm of all gradients together, before clipping.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn gradient_norm(&self) -> Result<f64> {
+        let mut total = 0.0;
+        for slot in &self.slots {
+            let gradient = slot.parameter.grad();
+            if !gradient.defined() {
+                continue;
+            }
+            total += match floats(&gradient) {
+                Some(values) => squares(values),
+                None => f64::try_from(gradient.f_norm()?.f_to_kind(Kind::Double)?)?.powi(2),
+            };
+        }
+        Ok(total.sqrt())
+    }
+
+    /// One update with this learning rate; gradients are multiplied by `factor` first (clipping).
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn update(&mut self, learning_rate: f64, factor: f64) -> Result<()> {
+        self.step += 1;
+        let exponent = i32::try_from(self.step).unwrap_or(i32::MAX);
+        let options = &self.options;
+        let common = Constants {
+            factor: factor as f32,
+            beta1: options.beta1 as f32,
+            beta2: options.beta2 as f32,
+            epsilon: options.epsilon as f32,
+            step_size: (learning_rate / (1.0 - options.beta1.powi(exponent))) as f32,
+            root_correction: (1.0 - options.beta2.powi(exponent)).sqrt() as f32,
+            keep: 1.0,
+        };
+        for slot in &mut self.slots {
+            let gradient = slot.parameter.grad();
+            if !gradient.defined() {
+                continue;
+            }
+            let decay = if slot.decays { options.weight_decay } else { 0.0 };
+            let constants = Constants { keep: (1.0 - learning_rate * decay) as f32, ..common };
+            tch::no_grad(|| slot.update(&gradient, &constants))?;
+        }
+        Ok(())
+    }
+
+    /// Copies of the moments on the CPU, by name: `first.NAME`, `second.NAME`.
+    ///
+    /// # Errors
+    /// When there is no memory for them.
+    pub fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
+        let mut tensors = Vec::with_capacity(2 * self.slots.len());
+        for slot in &self.slots {
+            tensors.push((format!("first.{}", slot.name), copy_to_cpu(&slot.first)?));
+            tensors.push((format!("second.{}", slot.name), copy_to_cpu(&slot.second)?));
+        }
+        Ok(tensors)
+    }
+
+    /// Goes on from a [`snapshot`](Self::snapshot) made after `step` updates.
+    ///
+    /// # Errors
+    /// When a moment is missing or has another shape: all are named.
+    pub fn load(&mut self, file: &TensorFile, step: u64) -> Result<()> {
+        let mut problems = Vec::new();
+        for slot in &mut self.slots {
+            for (prefix, target) in [("first", &mut slot.first), ("second", &mut slot.second)] {
+                let name = format!("{prefix}.{}", slot.name);
+                match file.tensor(&name)? {
+                    Some(tensor) if tensor.size() == target.size() => target.f_copy_(&tensor)?,
+                    Some(tensor) => {
+                        problems.push(format!(
+                            "  {name}: expected {:?}, found {:?}",
+                            target.size(),
+                            tensor.size()
+                        ));
+                    }
+                    None => problems.push(format!("  {name}: expected {:?}, found none", target.size())),
+                }
+            }
+        }
+        if !problems.is_empty() {
+            let (path, count) = (file.path().to_path_buf(), problems.len());
+            return Err(TrainError::Parameters { path, count, list: problems.join("\n") });
+        }
+        self.step = step;
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Constants {
+    factor: f32,
+    beta1: f32,
+    beta2: f32,
+    epsilon: f32,
+    step_size: f32,
+    root_correction: f32,
+    /// What weight decay leaves of a parameter.
+    keep: f32,
+}
+
+impl Slot {
+    fn update(&mut self, gradient: &Tensor, constants: &Constants) -> Result<()> {
+        let handles = [&self.parameter, &self.first, &self.second].map(Tensor::shallow_clone);
+        let [parameter, first, second] = handles;
+        if let (Some(p), Some(m), Some(v), Some(g)) =
+            (floats_mut(&parameter), floats_mut(&first), floats_mut(&second), floats(gradient))
+        {
+            let pieces = p.par_chunks_mut(PIECE).zip(m.par_chunks_mut(PIECE)).zip(v.par_chunks_mut(PIECE));
+            pieces.zip(g.par_chunks(PIECE)).for_each(|(((p, m), v), g)| piece(p, m, v, g, constants));
+            return Ok(());
+        }
+        let c = constants.map_f64();
+        let gradient = gradient.f_mul_scalar(c.factor)?;
+        let (mut parameter, mut first, mut second) = (parameter, first, second);
+        let _ = first.f_mul_scalar_(c.beta1)?.f_add_(&gradient.f_mul_scalar(1.0 - c.beta1)?)?;
+        let _ =
+            second.f_mul_scalar_(c.beta2)?.f_addcmul_(&gradient, &gradient.f_mul_scalar(1.0 - c.beta2)?)?;
+        let _ = parameter.f_mul_scalar_(c.keep)?;
+        let denominator = second.f_sqrt()?.f_div_scalar(c.root_correction)?.f_add_scalar(c.epsilon)?;
+        let _ = parameter.f_addcdiv_(&first.f_mul_scalar(-c.step_size)?, &denominator)?;
+        Ok(())
+    }
+}
+
+struct Wide {
+    factor: f64,
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    step_size: f64,
+    root_correction: f64,
+    keep: f64,
+}
+
+impl Constants {
+    fn map_f64(self) -> Wide {
+        Wide {
+            factor: f64::from(self.factor),
+            beta1: f64::from(self.beta1),
+            beta2: f64::from(self.beta2),
+            epsilon: f64::from(self.epsilon),
+            step_size: f64::from(self.step_size),
+            root_correction: f64::from(self.root_correction),
+            keep: f64::from(self.keep),
+        }
+    }
+}
+
+fn piece(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: &Constants) {
+    let (one_minus_beta1, one_minus_beta2) = (1.0 - c.beta1, 1.0 - c.beta2);
+    for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
+        let g = g * c.factor;
+        *m = c.beta1 * *m + one_minus_beta1 * g;
+        *v = c.beta2 * *v + one_minus_beta2 * g * g;
+        *p = *p * c.keep - c.step_size * (*m / (v.sqrt() / c.root_correction + c.epsilon));
+    }
+}
+
+/// Sum of squares in double precision, in an order that does not depend on the number of threads.
+fn squares(values: &[f32]) -> f64 {
+    let piece = |values: &[f32]| -> f64 {
+        let mut sums = [0.0_f64; 8];
+        for group in values.chunks(8) {
+            for (sum, value) in sums.iter_mut().zip(group) {
+                *sum += f64::from(*value) * f64::from(*value);
+            }
+        }
+        sums.iter().sum()
+    };
+    let pieces: Vec<f64> = values.par_chunks(PIECE).map(piece).collect();
+    pieces.iter().sum()
+}
+
+fn is_plain(tensor: &Tensor) -> bool {
+    tensor.device() == Device::Cpu
+        && tensor.kind() == Kind::Float
+        && tensor.is_contiguous()
+        && tensor.numel() > 0
+}
+
+/// The numbers of a contiguous float32 tensor on the CPU.
+fn floats(tensor: &Tensor) -> Option<&[f32]> {
+    // SAFETY: such a tensor owns `numel` initialised floats at `data_ptr`, and the borrow keeps it alive.
+    is_plain(tensor).then(|| unsafe {
+        std::slice::from_raw_parts(tensor.data_ptr().cast::<f32>().cast_const(), tensor.numel())
+    })
+}
+
+/// The numbers of a contiguous float32 tensor on the CPU, to be changed.
+#[expect(
+    clippy::mut_from_ref,
+    reason = "a tensor is a handle; each caller holds the only slice of its tensor"
+)]
+fn floats_mut(tensor: &Tensor) -> Option<&mut [f32]> {
+    // SAFETY: as above; parameter and moments are three different tensors, and nothing else reads or writes them
+    // while the optimizer runs.
+    is_plain(tensor)
+        .then(|| unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_paths_agree() {
+        let values = || Tensor::from_slice(&(0..100).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>());
+        let gradient = Tensor::from_slice(&(0..100).map(|i| (i as f32 * 0.11).cos()).collect::<Vec<_>>());
+        let slot = |kind: Kind| {
+            let parameter = values().to_kind(kind);
+            let (first, second) = (parameter.zeros_like(), parameter.zeros_like());
+            Slot { name: "w".into(), parameter, first, second, decays: true }
+        };
+        let constants = Constants {
+            factor: 0.5,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-5,
+            step_size: 0.01,
+            root_correction: 0.3,
+            keep: 0.999,
+        };
+        let (mut plain, mut libtorch) = (slot(Kind::Float), slot(Kind::Double));
+        for _ in 0..3 {
+            plain.update(&gradient, &constants).unwrap();
+            libtorch.update(&gradient.to_kind(Kind::Double), &constants).unwrap();
+        }
+        let difference = (plain.parameter.to_kind(Kind::Double) - &libtorch.parameter).abs().max();
+        assert!(f64::try_from(difference).unwrap() < 1e-6);
+        assert!(
+            (squares(floats(&gradient).unwrap())
+                - gradient.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]))
+            .abs()
+                < 1e-9
+        );
+    }
+}

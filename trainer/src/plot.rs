@@ -1,0 +1,190 @@
+//! Loss curves of one or several runs as an SVG, with no library: axes, grid, a line for each run, a dot for each
+//! validation.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use xlstm_manifests::run_manifest::METRICS_NAME;
+
+use crate::error::{Result, TrainError};
+use crate::metrics::{Line, read_lines};
+
+const WIDTH: f64 = 900.0;
+const HEIGHT: f64 = 520.0;
+/// Left, right, top, bottom.
+const MARGIN: [f64; 4] = [64.0, 20.0, 24.0, 52.0];
+/// Distinguishable also to colour-blind readers (Okabe and Ito).
+const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
+
+/// Points of a run.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Curve {
+    /// The run's name.
+    pub name: String,
+    /// `(tokens, loss)` of training steps.
+    pub train: Vec<(f64, f64)>,
+    /// `(tokens, loss)` of validations.
+    pub validation: Vec<(f64, f64)>,
+}
+
+/// Reads a run's metrics.
+///
+/// # Errors
+/// When they cannot be read or hold no step.
+pub fn curve(run: &Path) -> Result<Curve> {
+    let path = if run.is_dir() { run.join(METRICS_NAME) } else { run.to_path_buf() };
+    let lines = read_lines(&path)?;
+    let name =
+        run.file_name().map_or_else(|| run.display().to_string(), |name| name.to_string_lossy().into_owned());
+    // After a resume a step may appear twice: the last line counts.
+    let mut steps = std::collections::BTreeMap::<u64, &Line>::new();
+    let mut measured = std::collections::BTreeMap::<u64, &Line>::new();
+    for line in &lines {
+        match line.kind.as_str() {
+            "train" => steps.insert(line.step, line),
+            "validation" => measured.insert(line.step, line),
+            _ => None,
+        };
+    }
+    if steps.is_empty() && measured.is_empty() {
+        let hint = "name the folder of a run that has done a step";
+        return Err(TrainError::file(&path, "lines of kind `train` or `validation`", "none", hint));
+    }
+    let tokens_at = |step: u64| {
+        let known = steps.range(step..).next().or_else(|| steps.iter().next_back());
+        known.map_or(step as f64, |(&at, line)| {
+            line.tokens.unwrap_or(at) as f64 / at.max(1) as f64 * step as f64
+        })
+    };
+    let points = |lines: &std::collections::BTreeMap<u64, &Line>| {
+        lines
+            .iter()
+            .filter_map(|(&step, line)| Some((tokens_at(step), line.loss.filter(|loss| loss.is_finite())?)))
+            .collect()
+    };
+    Ok(Curve { name, train: points(&steps), validation: points(&measured) })
+}
+
+/// The SVG of these curves.
+#[must_use]
+pub fn svg(curves: &[Curve]) -> String {
+    let all = || curves.iter().flat_map(|curve| curve.train.iter().chain(&curve.validation));
+    let last = all().map(|point| point.0).fold(1.0, f64::max);
+    let (low, high) =
+        all().fold((f64::MAX, f64::MIN), |(low, high), point| (low.min(point.1), high.max(point.1)));
+    let (low, high) = if low < high { (low, high) } else { (low - 0.5, low + 0.5) };
+    let [left, right, top, bottom] = MARGIN;
+    let x = |tokens: f64| left + tokens / last * (WIDTH - left - right);
+    let y = |loss: f64| top + (high - loss) / (high - low) * (HEIGHT - top - bottom);
+    let mut out = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
+         font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+    );
+    for tick in ticks(low, high) {
+        let (y, end) = (y(tick), WIDTH - right);
+        let _ = writeln!(
+            out,
+            "<path d=\"M{left} {y:.1}H{end}\" stroke=\"#ddd\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+            left - 6.0,
+            y + 4.0,
+            label(tick)
+        );
+    }
+    for tick in ticks(0.0, last) {
+        let (x, end) = (x(tick), HEIGHT - bottom);
+        let _ = writeln!(
+            out,
+            "<path d=\"M{x:.1} {top}V{end}\" stroke=\"#ddd\"/><text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            end + 18.0,
+            label(tick)
+        );
+    }
+    let _ = writeln!(
+        out,
+        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">tokens</text>",
+        (left + WIDTH - right) / 2.0,
+        HEIGHT - 12.0
+    );
+    let middle = (top + HEIGHT - bottom) / 2.0;
+    let _ = writeln!(
+        out,
+        "<text transform=\"translate(16 {middle:.1}) rotate(-90)\" text-anchor=\"middle\">loss (nats a token)</text>"
+    );
+    for (index, curve) in curves.iter().enumerate() {
+        let colour = COLOURS[index % COLOURS.len()];
+        let path: Vec<String> =
+            curve.train.iter().map(|&(t, l)| format!("{:.1} {:.1}", x(t), y(l))).collect();
+        if !path.is_empty() {
+            let _ = writeln!(
+                out,
+                "<path d=\"M{}\" fill=\"none\" stroke=\"{colour}\" stroke-opacity=\"0.7\"/>",
+                path.join("L")
+            );
+        }
+        for &(t, l) in &curve.validation {
+            let _ =
+                writeln!(out, "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3.5\" fill=\"{colour}\"/>", x(t), y(l));
+        }
+        let (row, end) = (top + 16.0 + 18.0 * index as f64, WIDTH - right - 12.0);
+        let _ = writeln!(
+            out,
+            "<text x=\"{end}\" y=\"{row}\" text-anchor=\"end\" fill=\"{colour}\">{} (line: training, dots: validation)</text>",
+            escape(&curve.name)
+        );
+    }
+    out.push_str("</svg>\n");
+    out
+}
+
+/// About six round numbers from `low` to `high`.
+fn ticks(low: f64, high: f64) -> Vec<f64> {
+    let raw = (high - low) / 6.0;
+    let power = 10.0_f64.powf(raw.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .map(|factor| factor * power)
+        .find(|&step| step >= raw)
+        .unwrap_or(raw);
+    let first = (low / step).ceil() as i64;
+    (first..).map(|index| index as f64 * step).take_while(|&tick| tick <= high * (1.0 + 1e-12)).collect()
+}
+
+fn label(value: f64) -> String {
+    let text = |value: f64, unit: &str| {
+        let digits = format!("{value:.2}");
+        format!("{}{unit}", digits.trim_end_matches('0').trim_end_matches('.'))
+    };
+    match value.abs() {
+        v if v >= 1e9 => text(value / 1e9, "B"),
+        v if v >= 1e6 => text(value / 1e6, "M"),
+        v if v >= 1e3 => text(value / 1e3, "k"),
+        _ => text(value, ""),
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round_and_labels_short() {
+        assert_eq!(ticks(0.0, 60.0), [0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0]);
+        assert_eq!([label(1_500_000.0), label(0.25), label(2000.0)], ["1.5M", "0.25", "2k"]);
+    }
+
+    #[test]
+    fn every_point_is_inside_the_picture() {
+        let curve = Curve {
+            name: "a<b".into(),
+            train: vec![(10.0, 5.0), (20.0, 3.0)],
+            validation: vec![(20.0, 3.5)],
+        };
+        let text = svg(&[curve]);
+        assert!(text.contains("M472.0 24.0L880.0 468.0"), "{text}");
+        assert!(text.contains("a&lt;b") && text.matches("<circle").count() == 1);
+    }
+}

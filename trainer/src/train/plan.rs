@@ -1,0 +1,96 @@
+//! What a run would take: parameters, memory by part, tokens, time. `--dry-run` prints it.
+
+use xlstm_manifests::recipe::{MemoryEstimate, ModelSize, Recipe};
+use xlstm_manifests::run_manifest::DatasetRef;
+
+use crate::device::{DeviceInfo, measured_rate};
+use crate::error::{Result, TrainError};
+use crate::metrics::{FORMULA, peak_operations};
+
+/// Share of a device's memory that is planned with.
+const USABLE: f64 = 0.8;
+
+/// Rows that one rank computes at a time: the recipe's, or as many of `rows` as fit on the device by estimate.
+///
+/// # Errors
+/// When parameters, gradients and moments alone do not fit.
+pub fn micro_batch_rows(recipe: &Recipe, rows: u64, row_length: u64, device: &DeviceInfo) -> Result<u64> {
+    let estimate = |rows: u64| MemoryEstimate::of(recipe, rows * row_length);
+    let budget = device.memory.map_or(u64::MAX, |memory| (memory as f64 * USABLE) as u64);
+    let least = estimate(1);
+    let fixed = least.parameters + least.gradients + least.optimizer;
+    if fixed > budget {
+        return Err(TrainError::Usage(format!(
+            "the model needs {} for parameters, gradients and moments, `{}` has {} to use: choose a smaller recipe or \
+             a larger device",
+            gibibytes(fixed),
+            device.name,
+            gibibytes(budget),
+        )));
+    }
+    if recipe.training.micro_batch_rows > 0 {
+        return Ok(recipe.training.micro_batch_rows.min(rows.max(1)));
+    }
+    // Beyond a few rows a CPU gains nothing, and large buffers cost page faults.
+    let most = if matches!(device.device, tch::Device::Cpu) { 2 } else { 64 };
+    let fits = (1..=rows.clamp(1, most)).rev().find(|&rows| estimate(rows).total() <= budget);
+    Ok(fits.unwrap_or(1))
+}
+
+/// Bytes as GiB.
+fn gibibytes(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+/// The plan as text.
+///
+/// # Errors
+/// When the recipe does not fit the dataset or the device.
+pub fn describe(recipe: &Recipe, train: &DatasetRef, row_length: u64, device: &DeviceInfo) -> Result<String> {
+    let size = ModelSize::of(&recipe.model);
+    let rows = recipe.rows_per_step(row_length)?;
+    let micro = micro_batch_rows(recipe, rows, row_length, device)?;
+    let memory = MemoryEstimate::of(recipe, micro * row_length);
+    let tokens = recipe.training.tokens_per_step * recipe.training.steps;
+    let operations = size.operations_per_token() as f64 * tokens as f64;
+    let (rate, source) = match peak_operations(&device.name) {
+        Some(peak) => (peak * 0.4, "40 % of the device's bf16 peak".to_owned()),
+        None => {
+            let rate = measured_rate(device.device)?;
+            (rate, format!("the device's float32 matrix rate now, {:.0} GFLOP/s: a lower bound", rate / 1e9))
+        }
+    };
+    let lines = [
+        format!("recipe           {}", recipe.name),
+        format!("device           {}", device.name),
+        format!(
+            "data             {} ({}), {} tokens, root {}",
+            train.profile, train.split, train.tokens, train.root
+        ),
+        format!("parameters       {} ({} in matrix products)", size.parameters, size.product_parameters),
+        format!(
+            "tokens           {tokens} in {} steps of {rows} rows ({} tokens)",
+            recipe.training.steps, recipe.training.tokens_per_step
+        ),
+        format!("passes           {:.2} over the data", tokens as f64 / train.tokens.max(1) as f64),
+        format!("micro-batch      {micro} rows, {} a step", rows.div_ceil(micro)),
+        format!("memory           {} by estimate", gibibytes(memory.total())),
+        format!("  parameters     {}", gibibytes(memory.parameters)),
+        format!("  gradients      {}", gibibytes(memory.gradients)),
+        format!("  moments        {}", gibibytes(memory.optimizer)),
+        format!("  activations    {}", gibibytes(memory.activations)),
+        format!("  logits         {}", gibibytes(memory.logits)),
+        format!("operations       {operations:.3e} ({FORMULA})"),
+        format!("time             {} at {source}", duration(operations / rate)),
+    ];
+    Ok(lines.join("\n"))
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.1} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
+        s => format!("{:.1} days", s / 86_400.0),
+    }
+}

@@ -1,0 +1,149 @@
+//! What a run tells: one place that feeds lines, events and progress the same numbers.
+
+use std::path::Path;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use xlstm_bridge::runtime;
+use xlstm_manifests::run_manifest::METRICS_NAME;
+
+use super::validate::Measurement;
+use crate::error::Result;
+use crate::metrics::{EventWriter, Line, Lines, Progress};
+
+/// Writers of rank 0; the others only keep time.
+pub(super) struct Report {
+    lines: Option<Lines>,
+    events: Option<EventWriter>,
+    pub(super) progress: Progress,
+    since: Instant,
+    tokens: u64,
+    waited: f64,
+    /// Operations a token over the peak of all ranks; `None` where the peak is not known.
+    utilization: Option<f64>,
+}
+
+/// Numbers of one step.
+pub(super) struct StepNumbers {
+    pub(super) step: u64,
+    pub(super) loss: f64,
+    pub(super) gradient_norm: f64,
+    pub(super) learning_rate: f64,
+    /// Tokens of all steps so far.
+    pub(super) tokens: u64,
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |duration| duration.as_secs_f64())
+}
+
+impl Report {
+    pub(super) fn new(
+        run: &Path,
+        first_rank: bool,
+        tensorboard: bool,
+        progress: Progress,
+        utilization: Option<f64>,
+    ) -> Result<Self> {
+        let lines = if first_rank { Some(Lines::append(&run.join(METRICS_NAME))?) } else { None };
+        let events = if first_rank && tensorboard {
+            let folder = run.join("tensorboard");
+            fs_err::create_dir_all(&folder)?;
+            Some(EventWriter::create(&folder, now())?)
+        } else {
+            None
+        };
+        Ok(Self { lines, events, progress, since: Instant::now(), tokens: 0, waited: 0.0, utilization })
+    }
+
+    /// The program starts, or starts again, after `step` steps.
+    pub(super) fn session(&mut self, step: u64, world: u64) -> Result<()> {
+        let line = Line { kind: "session".into(), step, time: now(), world: Some(world), ..Line::default() };
+        self.write(&line)
+    }
+
+    /// Counts a step's tokens and wait.
+    pub(super) fn count(&mut self, tokens: u64, waited: f64) {
+        self.tokens += tokens;
+        self.waited += waited;
+    }
+
+    /// Logs a step; speeds are since the last logged one.
+    pub(super) fn step(&mut self, numbers: &StepNumbers) -> Result<()> {
+        let elapsed = self.since.elapsed().as_secs_f64().max(1e-9);
+        let speed = self.tokens as f64 / elapsed;
+        let line = Line {
+            kind: "train".into(),
+            step: numbers.step,
+            time: now(),
+            loss: Some(numbers.loss),
+            perplexity: Some(numbers.loss.exp()),
+            gradient_norm: Some(numbers.gradient_norm),
+            learning_rate: Some(numbers.learning_rate),
+            tokens: Some(numbers.tokens),
+            tokens_per_second: Some(speed),
+            data_wait_share: Some(self.waited / elapsed),
+            flop_utilization: self.utilization.map(|factor| factor * speed),
+            memory_peak_bytes: Some(runtime::memory().peak_resident),
+            ..Line::default()
+        };
+        self.write(&line)?;
+        if let Some(events) = &mut self.events {
+            let values = [
+                ("train/loss", numbers.loss),
+                ("train/gradient_norm", numbers.gradient_norm),
+                ("train/learning_rate", numbers.learning_rate),
+                ("speed/tokens_per_second", speed),
+                ("speed/data_wait_share", self.waited / elapsed),
+            ];
+            events.scalars(line.time, numbers.step, &values)?;
+        }
+        self.progress.step(&line);
+        self.restart_clock();
+        Ok(())
+    }
+
+    /// Logs a measurement.
+    pub(super) fn validation(&mut self, step: u64, found: &Measurement, rows_of_split: u64) -> Result<()> {
+        let line = Line {
+            kind: "validation".into(),
+            step,
+            time: now(),
+            loss: Some(found.loss),
+            perplexity: Some(found.loss.exp()),
+            tokens: Some(found.tokens),
+            rows: Some(found.rows),
+            rows_of_split: Some(rows_of_split),
+            ..Line::default()
+        };
+        self.write(&line)?;
+        if let Some(events) = &mut self.events {
+            events.scalars(line.time, step, &[("validation/loss", found.loss)])?;
+        }
+        let prefix = if found.rows < rows_of_split {
+            format!(" (the first {} of {rows_of_split} rows)", found.rows)
+        } else {
+            String::new()
+        };
+        let (loss, perplexity) = (found.loss, found.loss.exp());
+        self.progress.say(&format!(
+            "step {step}: validation loss {loss:.4}, perplexity {perplexity:.2}, {} tokens{prefix}",
+            found.tokens
+        ));
+        Ok(())
+    }
+
+    /// Time that was spent on something else than steps does not count.
+    pub(super) fn restart_clock(&mut self) {
+        self.since = Instant::now();
+        self.tokens = 0;
+        self.waited = 0.0;
+    }
+
+    fn write(&mut self, line: &Line) -> Result<()> {
+        match &mut self.lines {
+            Some(lines) => lines.write(line),
+            None => Ok(()),
+        }
+    }
+}

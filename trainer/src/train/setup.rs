@@ -1,0 +1,359 @@
+//! From arguments to a trainer that is ready to run. Everything that can be refused is refused here, before the first
+//! file of a new run is written.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use xlstm_manifests::atomic::{FolderLock, write_atomic};
+use xlstm_manifests::order::Order;
+use xlstm_manifests::recipe::{self, ModelSize, Recipe};
+use xlstm_manifests::run_manifest::{
+    CHECKPOINTS_NAME, DatasetRef, RECIPE_NAME, RUN_FORMAT, RUN_NAME, RUN_VERSION, RecipeRef, RunManifest,
+    Session,
+};
+use xlstm_manifests::{Dataset, Sha256Digest};
+
+use super::plan::micro_batch_rows;
+use super::report::{Report, now};
+use super::trainer::Trainer;
+use crate::checkpoint::{self, MODEL_NAME, OPTIMIZER_NAME, Retention, Writer};
+use crate::communicator::Communicator;
+use crate::device::DeviceInfo;
+use crate::environment;
+use crate::error::{Result, TrainError};
+use crate::loader::Shape;
+use crate::metrics::{Progress, peak_operations};
+use crate::model::{Model, Placement};
+use crate::optimizer::AdamW;
+use crate::signals::Signals;
+use crate::tensor_file::TensorFile;
+
+/// What the command line asks for.
+#[derive(Debug, Clone, Default)]
+pub struct TrainOptions {
+    /// The training split; on a resume, the run knows it.
+    pub manifest: Option<PathBuf>,
+    /// The validation split.
+    pub validation: Option<PathBuf>,
+    /// A recipe by name or file; none: one is chosen, or the run's on a resume.
+    pub recipe: Option<String>,
+    /// `key=value` on top of it.
+    pub overrides: Vec<String>,
+    /// The run's folder; none: `runs/RECIPE-ROOT`.
+    pub out: Option<PathBuf>,
+    /// Go on with the run in that folder.
+    pub resume: bool,
+}
+
+/// A run's folder as it was found.
+struct Existing {
+    manifest: RunManifest,
+    recipe: Recipe,
+}
+
+impl TrainOptions {
+    fn existing(&self) -> Result<Option<Existing>> {
+        let Some(out) = self.out.as_deref().filter(|_| self.resume) else { return Ok(None) };
+        if !out.join(RUN_NAME).is_file() {
+            return Ok(None);
+        }
+        let manifest = RunManifest::load(out)?;
+        let path = out.join(RECIPE_NAME);
+        let (_, sha256) = xlstm_manifests::digest::digest_file(&path)?;
+        if sha256 != manifest.recipe.sha256 {
+            let hint = "a run goes on with the recipe that it began with: restore the file";
+            return Err(TrainError::file(
+                &path,
+                manifest.recipe.sha256.to_string(),
+                sha256.to_string(),
+                hint,
+            ));
+        }
+        let mut recipe = recipe::load(&path.display().to_string(), &[])?;
+        recipe.name.clone_from(&manifest.recipe.name);
+        Ok(Some(Existing { manifest, recipe }))
+    }
+}
+
+/// The recipe that these options mean on this device, with the training split.
+///
+/// # Errors
+/// When no dataset is named, it cannot be opened, or the recipe does not resolve.
+pub fn resolve_recipe(options: &TrainOptions, device: &DeviceInfo) -> Result<(Recipe, Dataset, PathBuf)> {
+    let existing = options.existing()?;
+    let known = existing.as_ref().map(|existing| existing.manifest.train.path.clone());
+    let path = options.manifest.clone().or(known).ok_or_else(|| {
+        TrainError::Usage(
+            "expected --manifest DIR, the training split that `xlstm-data prepare` made (or --resume with --out RUN)"
+                .into(),
+        )
+    })?;
+    let train = Dataset::open(&path)?;
+    let recipe = match (&options.recipe, existing) {
+        (Some(name), _) => recipe::load(name, &options.overrides)?,
+        (None, Some(existing)) => recipe::resolve(&existing.recipe, &options.overrides)?,
+        (None, None) => {
+            let manifest = train.manifest();
+            let row_length = u64::from(manifest.packing.row_length);
+            let chosen = recipe::choose(device.accelerator(), manifest.totals.tokens, row_length)?;
+            recipe::resolve(&chosen, &options.overrides)?
+        }
+    };
+    check_vocabulary(&recipe, &train, &path)?;
+    recipe.rows_per_step(u64::from(train.manifest().packing.row_length))?;
+    Ok((recipe, train, path))
+}
+
+fn check_vocabulary(recipe: &Recipe, dataset: &Dataset, path: &Path) -> Result<()> {
+    let (needed, found) =
+        (u64::from(dataset.manifest().tokenizer.vocabulary_size), recipe.model.vocabulary_size);
+    if found >= needed {
+        return Ok(());
+    }
+    Err(TrainError::Usage(format!(
+        "recipe `{}`: `model.vocabulary_size` expected at least {needed}, the ids of `{}`, found {found}",
+        recipe.name,
+        path.display()
+    )))
+}
+
+/// A trainer for these options.
+///
+/// # Errors
+/// When anything does not fit: see the module.
+pub fn setup(
+    options: &TrainOptions,
+    device: &DeviceInfo,
+    communicator: Box<dyn Communicator>,
+    signals: Signals,
+) -> Result<Trainer> {
+    let (recipe, train, train_path) = resolve_recipe(options, device)?;
+    let row_length = u64::from(train.manifest().packing.row_length);
+    let rows = recipe.rows_per_step(row_length)?;
+    let world = communicator.world_size();
+    if rows < world {
+        return Err(TrainError::Usage(format!(
+            "expected at least one row for each of {world} ranks, found {rows} rows in a step: raise \
+             training.tokens_per_step"
+        )));
+    }
+    let micro = micro_batch_rows(&recipe, rows.div_ceil(world), row_length, device)?;
+    let existing = options.existing()?;
+    let validation_path = options.validation.clone().or_else(|| {
+        existing.as_ref().and_then(|run| run.manifest.validation.as_ref().map(|data| data.path.clone()))
+    });
+    let validation = validation_path.as_deref().map(Dataset::open).transpose()?;
+    if let (Some(validation), Some(path)) = (&validation, &validation_path) {
+        check_validation(validation, path, row_length)?;
+    }
+    let run = options.out.clone().unwrap_or_else(|| default_folder(&recipe, &train.manifest().root));
+    let order = Order::new(train.manifest(), recipe.training.seed, rows);
+    let first_rank = communicator.rank() == 0;
+    check_folder(&run, options.resume)?;
+    if let Some(existing) = &existing {
+        check_same_run(existing, &recipe, &order)?;
+        existing.manifest.train.check(train.manifest(), &train_path)?;
+        if let (Some(known), Some(now), Some(path)) =
+            (&existing.manifest.validation, &validation, &validation_path)
+        {
+            known.check(now.manifest(), path)?;
+        }
+    }
+    let lock = if first_rank { Some(prepare_folder(&run)?) } else { None };
+    communicator.barrier()?;
+
+    let placement =
+        Placement::new(device.device, recipe.training.precision, recipe.training.activation_checkpointing);
+    let model = Model::new(&recipe.model, placement, recipe.training.seed)?;
+    let mut optimizer = AdamW::new(&model, &recipe.optimizer)?;
+    let checkpoints = run.join(CHECKPOINTS_NAME);
+    let (step, tokens) =
+        if options.resume { load_newest(&checkpoints, &model, &mut optimizer, &order)? } else { (0, 0) };
+    let tensors: Vec<_> =
+        model.parameters().iter().map(|parameter| parameter.tensor.shallow_clone()).collect();
+    communicator.broadcast(&tensors)?;
+    if first_rank {
+        let references = (
+            DatasetRef::new(train.manifest(), &train_path),
+            validation
+                .as_ref()
+                .zip(validation_path.as_deref())
+                .map(|(data, path)| DatasetRef::new(data.manifest(), path)),
+        );
+        let session = (step + 1, world, device);
+        store_run(&run, existing.map(|run| run.manifest), &recipe, references, &order, session)?;
+    }
+    let peak = peak_operations(&device.name).map(|peak| peak * world as f64);
+    let utilization = peak.map(|peak| ModelSize::of(&recipe.model).operations_per_token() as f64 / peak);
+    let progress = Progress::new(recipe.training.steps, step, first_rank);
+    let report = Report::new(&run, first_rank, recipe.logging.tensorboard, progress, utilization)?;
+    let retention = Retention {
+        keep_last: usize::try_from(recipe.checkpoint.keep_last).unwrap_or(usize::MAX),
+        keep_every: recipe.checkpoint.keep_every_steps,
+    };
+    let shape = Shape {
+        rows: usize::try_from(micro).unwrap_or(1),
+        context: usize::try_from(recipe.training.context_length).unwrap_or(1),
+        resets: recipe.training.reset_at_document_boundaries,
+    };
+    Ok(Trainer {
+        recipe,
+        run,
+        train: Arc::new(train),
+        validation,
+        order,
+        shape,
+        model,
+        optimizer,
+        communicator,
+        signals,
+        writer: first_rank.then(|| Writer::new(checkpoints, retention)),
+        report,
+        step,
+        tokens,
+        saved: (step > 0).then_some(step),
+        last_validation: None,
+        _lock: lock,
+    })
+}
+
+/// The validation split must have rows that the training context fits.
+fn check_validation(validation: &Dataset, path: &Path, row_length: u64) -> Result<()> {
+    let found = u64::from(validation.manifest().packing.row_length);
+    if found == row_length {
+        return Ok(());
+    }
+    let hint = "prepare both splits with the same row length";
+    Err(TrainError::file(
+        path,
+        format!("rows of {row_length} tokens, as in the training split"),
+        found.to_string(),
+        hint,
+    ))
+}
+
+fn default_folder(recipe: &Recipe, root: &Sha256Digest) -> PathBuf {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' };
+    let name: String = recipe.name.chars().map(plain).collect();
+    let name = name.split('-').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-");
+    let root = root.to_string();
+    Path::new("runs").join(format!("{name}-{}", &root[..8]))
+}
+
+fn check_folder(run: &Path, resume: bool) -> Result<()> {
+    match (run.join(RUN_NAME).is_file(), resume) {
+        (true, false) => Err(TrainError::file(
+            run,
+            "no run in this folder",
+            "one",
+            "add --resume to go on with it, or choose another --out",
+        )),
+        (false, true) => Err(TrainError::file(
+            run,
+            format!("a run to go on with (`{RUN_NAME}`)"),
+            "none",
+            "leave --resume out to begin one, or name the run's folder with --out",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// A resumed run may change how it is watched, saved and cut into micro-batches; nothing else.
+fn check_same_run(existing: &Existing, recipe: &Recipe, order: &Order) -> Result<()> {
+    let mut same = recipe.clone();
+    same.name.clone_from(&existing.recipe.name);
+    same.checkpoint = existing.recipe.checkpoint.clone();
+    same.logging = existing.recipe.logging.clone();
+    same.validation = existing.recipe.validation.clone();
+    same.training.micro_batch_rows = existing.recipe.training.micro_batch_rows;
+    same.training.activation_checkpointing = existing.recipe.training.activation_checkpointing;
+    same.description.clone_from(&existing.recipe.description);
+    same.paper.clone_from(&existing.recipe.paper);
+    if same != existing.recipe {
+        return Err(TrainError::Usage(format!(
+            "expected the recipe that the run began with ({}), found one that differs in:\n{}\n\
+             leave --recipe and --set out to go on with it, or begin a new run with another --out",
+            existing.recipe.name,
+            differences(&existing.recipe, &same)?
+        )));
+    }
+    if existing.manifest.order.root != order.root || existing.manifest.order == *order {
+        return Ok(());
+    }
+    Err(TrainError::Usage("expected the order of rows that the run began with, found another".into()))
+}
+
+fn differences(before: &Recipe, after: &Recipe) -> Result<String> {
+    let (before, after) = (before.to_toml()?, after.to_toml()?);
+    let changed = before.lines().zip(after.lines()).filter(|(before, after)| before != after);
+    Ok(changed.map(|(before, after)| format!("  {before}  →  {after}")).collect::<Vec<_>>().join("\n"))
+}
+
+fn prepare_folder(run: &Path) -> Result<FolderLock> {
+    fs_err::create_dir_all(run)?;
+    let lock = FolderLock::acquire(&run.join(".lock"))?;
+    checkpoint::clean(&run.join(CHECKPOINTS_NAME))?;
+    Ok(lock)
+}
+
+/// Loads the newest checkpoint; returns its step and tokens, or zeros where there is none yet.
+fn load_newest(
+    checkpoints: &Path,
+    model: &Model,
+    optimizer: &mut AdamW,
+    order: &Order,
+) -> Result<(u64, u64)> {
+    let Some(step) = checkpoint::list(checkpoints)?.pop() else { return Ok((0, 0)) };
+    let folder = checkpoint::folder_of(checkpoints, step);
+    let state = checkpoint::open(&folder)?;
+    checkpoint::verify(&folder, &state)?;
+    if state.train_root != order.root {
+        let hint = "this checkpoint belongs to another run: give the run its own folder back";
+        let (expected, found) = (format!("root {}", order.root), format!("root {}", state.train_root));
+        return Err(TrainError::file(&folder, expected, found, hint));
+    }
+    model.load(&TensorFile::open(&folder.join(MODEL_NAME))?, "")?;
+    optimizer.load(&TensorFile::open(&folder.join(OPTIMIZER_NAME))?, state.step)?;
+    Ok((state.step, state.tokens))
+}
+
+fn store_run(
+    run: &Path,
+    existing: Option<RunManifest>,
+    recipe: &Recipe,
+    (train, validation): (DatasetRef, Option<DatasetRef>),
+    order: &Order,
+    (first_step, world, device): (u64, u64, &DeviceInfo),
+) -> Result<()> {
+    let program = environment::program();
+    let session = Session {
+        first_step,
+        world,
+        device: device.name.clone(),
+        precision: format!("{:?}", recipe.training.precision).to_lowercase(),
+        started_at: now() as u64,
+        program: program.clone(),
+    };
+    let mut manifest = match existing {
+        Some(manifest) => manifest,
+        None => {
+            let text = recipe.to_toml()?;
+            write_atomic(&run.join(RECIPE_NAME), text.as_bytes())?;
+            RunManifest {
+                format: RUN_FORMAT.into(),
+                version: RUN_VERSION,
+                train,
+                validation,
+                recipe: RecipeRef { name: recipe.name.clone(), sha256: Sha256Digest::of(text.as_bytes()) },
+                order: order.clone(),
+                initialization_seed: recipe.training.seed,
+                parameters: ModelSize::of(&recipe.model).parameters,
+                program,
+                sessions: Vec::new(),
+            }
+        }
+    };
+    manifest.sessions.push(session);
+    manifest.store(run)?;
+    Ok(())
+}

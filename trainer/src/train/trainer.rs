@@ -1,0 +1,294 @@
+//! The loop: steps, checkpoints, validation, and how a run ends.
+//!
+//! A step is `micro-batches → sum of gradients over ranks → check → clip → update`. Each micro-batch's loss counts by
+//! its share of the step's tokens, which every rank knows by arithmetic. Ranks may have different numbers of
+//! micro-batches; they are aligned at the end of the step, so that all ranks meet in the same collective calls.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tch::{Kind, Tensor};
+use xlstm_manifests::Dataset;
+use xlstm_manifests::order::{Order, StepRow};
+use xlstm_manifests::recipe::Recipe;
+use xlstm_manifests::run_manifest::DatasetRef;
+
+use super::report::{Report, StepNumbers};
+use super::validate::measure;
+use crate::checkpoint::{Snapshot, Writer};
+use crate::communicator::{Communicator, flags};
+use crate::device::DeviceInfo;
+use crate::error::{Result, TrainError};
+use crate::loader::{Loader, Plan, Shape};
+use crate::model::{Model, metadata};
+use crate::optimizer::AdamW;
+use crate::signals::Signals;
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Outcome {
+    /// All steps are done.
+    Finished {
+        /// The last validation loss.
+        validation: Option<f64>,
+    },
+    /// A signal asked to stop; everything is saved.
+    Stopped {
+        /// The signal's number.
+        signal: u8,
+        /// The last step that was done.
+        step: u64,
+    },
+}
+
+/// A run that is ready to go on.
+pub struct Trainer {
+    pub(super) recipe: Recipe,
+    pub(super) run: PathBuf,
+    pub(super) train: Arc<Dataset>,
+    pub(super) validation: Option<Dataset>,
+    pub(super) order: Order,
+    pub(super) shape: Shape,
+    pub(super) model: Model,
+    pub(super) optimizer: AdamW,
+    pub(super) communicator: Box<dyn Communicator>,
+    pub(super) signals: Signals,
+    pub(super) writer: Option<Writer>,
+    pub(super) report: Report,
+    /// Steps done.
+    pub(super) step: u64,
+    /// Tokens that went into them.
+    pub(super) tokens: u64,
+    /// The step of the newest checkpoint.
+    pub(super) saved: Option<u64>,
+    pub(super) last_validation: Option<f64>,
+    /// Holds the run's folder for this process.
+    pub(super) _lock: Option<xlstm_manifests::atomic::FolderLock>,
+}
+
+/// What one step gave.
+enum Stepped {
+    Done,
+    Stop,
+}
+
+impl Trainer {
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The run's folder.
+    #[must_use]
+    pub fn folder(&self) -> &std::path::Path {
+        &self.run
+    }
+
+    /// What is about to happen, for the start of a run.
+    ///
+    /// # Errors
+    /// When the device cannot be measured.
+    pub fn summary(&self, device: &DeviceInfo) -> Result<String> {
+        let train = DatasetRef::new(self.train.manifest(), self.train.folder());
+        let plan = super::describe(&self.recipe, &train, self.order.row_length, device)?;
+        let from =
+            if self.step > 0 { format!("\nfrom             step {}", self.step) } else { String::new() };
+        Ok(format!("{plan}\nrun              {}{from}", self.run.display()))
+    }
+
+    /// Steps done.
+    #[must_use]
+    pub fn step_count(&self) -> u64 {
+        self.step
+    }
+
+    /// Runs to the recipe's last step, or until a signal.
+    ///
+    /// # Errors
+    /// When data cannot be read, a value is not finite, a rank is gone, or the last checkpoint cannot be written.
+    pub fn run(&mut self) -> Result<Outcome> {
+        let steps = self.recipe.training.steps;
+        self.report.session(self.step, self.communicator.world_size())?;
+        if self.step == 0 && !self.validate()? {
+            return self.stop();
+        }
+        let plan = Plan {
+            order: self.order.clone(),
+            rank: self.communicator.rank(),
+            world: self.communicator.world_size(),
+            shape: self.shape,
+            first_step: self.step + 1,
+            last_step: steps,
+        };
+        let mut loader = Loader::start(Arc::clone(&self.train), plan);
+        self.report.restart_clock();
+        while self.step < steps {
+            match self.one_step(&mut loader)? {
+                Stepped::Stop => return self.stop(),
+                Stepped::Done => {}
+            }
+            let due = |every: u64| every > 0 && self.step % every == 0;
+            let last = self.step == steps;
+            if due(self.recipe.checkpoint.every_steps) && !last {
+                self.save(false)?;
+                self.report.restart_clock();
+            }
+            if last || due(self.recipe.validation.every_steps) {
+                if !self.validate()? {
+                    return self.stop();
+                }
+                self.report.restart_clock();
+            }
+        }
+        self.save(true)?;
+        self.report.progress.finish();
+        Ok(Outcome::Finished { validation: self.last_validation })
+    }
+
+    /// Saves after a signal.
+    fn stop(&mut self) -> Result<Outcome> {
+        let step = self.step;
+        self.report.progress.say(&format!("stopping: saving step {step}; a second signal exits at once"));
+        self.save(true)?;
+        self.report.progress.finish();
+        Ok(Outcome::Stopped { signal: self.signals.received().unwrap_or(15), step })
+    }
+
+    fn one_step(&mut self, loader: &mut Loader) -> Result<Stepped> {
+        let step = self.step + 1;
+        let (rank, world) = (self.communicator.rank(), self.communicator.world_size());
+        let tokens = self.order.tokens_of_step(step);
+        let batches = |rank| self.order.rank_range(rank, world).len().div_ceil(self.shape.rows.max(1));
+        let own = batches(rank);
+        let rounds = (0..world).map(batches).max().unwrap_or(own);
+        self.optimizer.zero_gradients();
+        let device = self.model.placement().device;
+        let total = Tensor::f_zeros([], (Kind::Double, device))?;
+        for round in 0..rounds {
+            if self.any_flags()? & flags::STOP != 0 {
+                return Ok(Stepped::Stop);
+            }
+            if round + own < rounds {
+                continue;
+            }
+            let batch = loader.next_batch()?;
+            let (inputs, targets, resets) = batch.tensors(device)?;
+            let output = self.model.loss(&inputs, &targets, resets.as_ref())?;
+            let share = batch.tokens as f64 / tokens as f64;
+            // A step of one micro-batch needs no scaling, which spares a pass over the largest gradients.
+            let scaled = if share == 1.0 { output.loss } else { output.loss.f_mul_scalar(share)? };
+            self.communicator.before_backward(round + 1 == rounds)?;
+            xlstm_bridge::autograd::backward(&[&scaled], &[None], false)?;
+            let _ = total.shallow_clone().f_add_(&scaled.detach().f_to_kind(Kind::Double)?)?;
+        }
+        self.communicator.finish_gradients(&self.optimizer.tensors())?;
+        let mut loss = [f64::try_from(total)?];
+        self.communicator.sum(&mut loss)?;
+        let norm = self.optimizer.gradient_norm()?;
+        self.check_finite(step, loss[0], norm)?;
+        let clip = self.recipe.optimizer.clip_norm;
+        let factor = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let learning_rate = self.recipe.learning_rate(step);
+        self.optimizer.update(learning_rate, factor)?;
+        self.step = step;
+        self.tokens += tokens;
+        self.report.count(tokens, loader.take_waited().as_secs_f64());
+        if step % self.recipe.logging.every_steps == 0 || step == self.recipe.training.steps {
+            let tokens = self.tokens;
+            self.report.step(&StepNumbers {
+                step,
+                loss: loss[0],
+                gradient_norm: norm,
+                learning_rate,
+                tokens,
+            })?;
+        }
+        Ok(Stepped::Done)
+    }
+
+    fn any_flags(&self) -> Result<u64> {
+        let own = if self.signals.received().is_some() { flags::STOP } else { 0 };
+        self.communicator.any_flags(own)
+    }
+
+    /// Stops all ranks before the update when a value is not finite.
+    fn check_finite(&self, step: u64, loss: f64, norm: f64) -> Result<()> {
+        let bad = !loss.is_finite() || !norm.is_finite();
+        let flag = if bad { flags::NOT_FINITE } else { 0 };
+        if self.communicator.any_flags(flag)? & flags::NOT_FINITE == 0 {
+            return Ok(());
+        }
+        let (what, value) = if loss.is_finite() { ("gradient norm", norm) } else { ("loss", loss) };
+        let rows = self.order.rows_of_step(step);
+        Err(TrainError::NotFinite {
+            run: self.run.clone(),
+            step,
+            what,
+            value,
+            rows: list(rows.iter().map(|row| row.row.to_string())),
+            documents: self.documents(&rows),
+        })
+    }
+
+    /// The first documents of these rows, as `file record N`.
+    fn documents(&self, rows: &[StepRow]) -> String {
+        let inputs = &self.train.manifest().inputs;
+        let spans = rows.iter().take(8).filter_map(|row| self.train.documents_in_row(row.row).ok()).flatten();
+        list(spans.map(|span| {
+            let path =
+                inputs.get(span.input as usize).map(|input| input.path.to_string()).unwrap_or_default();
+            format!("{path} record {}", span.record)
+        }))
+    }
+
+    /// Measures the validation split; false when a signal came in between.
+    fn validate(&mut self) -> Result<bool> {
+        let Some(dataset) = &self.validation else { return Ok(true) };
+        let rows = self.recipe.validation.rows;
+        let found =
+            measure(&self.model, dataset, rows, self.shape, self.communicator.as_ref(), &self.signals)?;
+        let Some(found) = found else { return Ok(false) };
+        self.last_validation = Some(found.loss);
+        self.report.validation(self.step, &found, dataset.rows())?;
+        Ok(true)
+    }
+
+    /// Saves the present step, beside training or, at the `end`, before going on.
+    fn save(&mut self, end: bool) -> Result<()> {
+        if let Some(writer) = &mut self.writer {
+            if self.saved != Some(self.step) {
+                let snapshot = Snapshot {
+                    step: self.step,
+                    tokens: self.tokens,
+                    train_root: self.order.root,
+                    model: self.model.snapshot()?,
+                    optimizer: self.optimizer.snapshot()?,
+                    metadata: metadata(self.model.config(), self.recipe.training.context_length)?,
+                };
+                if let Err(error) = writer.begin(snapshot) {
+                    // Training goes on: the checkpoint before stays, and the next one may find room.
+                    self.report.progress.say(&format!("warning: a checkpoint was not written: {error}"));
+                }
+                self.saved = Some(self.step);
+            }
+            if end {
+                writer.finish()?;
+            }
+        }
+        if end {
+            self.communicator.barrier()?;
+        }
+        Ok(())
+    }
+}
+
+/// At most sixteen entries, then how many more.
+fn list(entries: impl Iterator<Item = String>) -> String {
+    let entries: Vec<String> = entries.collect();
+    let shown = entries.iter().take(16).cloned().collect::<Vec<_>>().join(", ");
+    match entries.len().saturating_sub(16) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}

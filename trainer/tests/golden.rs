@@ -1,0 +1,142 @@
+//! Parity with the official package over every language model in `XLSTM_GOLDEN_DIR` (default `tests/golden`):
+//! logits to 1e-5; loss, every gradient and ten optimizer steps to 1e-4, relative to the largest value.
+
+use std::path::{Path, PathBuf};
+
+use tch::{Device, Kind, Tensor};
+use xlstm_manifests::recipe::{Optimizer, Precision};
+use xlstm_trainer::model::{Model, Placement, config_from_json};
+use xlstm_trainer::optimizer::AdamW;
+use xlstm_trainer::tensor_file::TensorFile;
+
+fn folder() -> PathBuf {
+    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
+    std::env::var_os("XLSTM_GOLDEN_DIR").map_or_else(default, PathBuf::from)
+}
+
+fn language_models() -> Vec<TensorFile> {
+    xlstm_bridge::runtime::initialize(None).unwrap();
+    let mut files = Vec::new();
+    for entry in fs_err::read_dir(folder()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            let file = TensorFile::open(&path).unwrap();
+            if file.metadata().contains_key("config") && file.names().any(|name| name == "logits") {
+                files.push(file);
+            }
+        }
+    }
+    assert!(!files.is_empty(), "no language models in {}", folder().display());
+    files
+}
+
+fn tensor(file: &TensorFile, name: &str) -> Tensor {
+    file.tensor(name).unwrap().unwrap_or_else(|| panic!("{}: no {name}", file.path().display()))
+}
+
+fn values(file: &TensorFile, name: &str) -> Vec<f64> {
+    Vec::try_from(tensor(file, name).to_kind(Kind::Double)).unwrap()
+}
+
+/// The largest difference over the largest expected value.
+fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
+    let scale = expected.abs().max().to_kind(Kind::Double).double_value(&[]).max(1e-12);
+    (found.detach() - expected).abs().max().to_kind(Kind::Double).double_value(&[]) / scale
+}
+
+fn model_of(file: &TensorFile, checkpointing: bool) -> Model {
+    let config = config_from_json(file.path(), &file.metadata()["config"]).unwrap();
+    let placement = Placement::new(Device::Cpu, Precision::Float32, checkpointing);
+    let model = Model::new(&config, placement, 1).unwrap();
+    // The files hold `param.*` beside inputs and gradients; the loader leaves other names alone.
+    model.load(file, "param.").unwrap();
+    model
+}
+
+#[test]
+fn golden_logits() {
+    for file in language_models() {
+        let model = model_of(&file, false);
+        let (hidden, _) = tch::no_grad(|| model.forward(&tensor(&file, "inputs"), None, None)).unwrap();
+        let error = relative_error(&model.logits(&hidden).unwrap(), &tensor(&file, "logits"));
+        println!("{}: logits {error:.1e}", file.path().display());
+        assert!(error <= 1e-5, "{}: {error:e}", file.path().display());
+    }
+}
+
+#[test]
+fn golden_loss_and_gradients() {
+    for (file, checkpointing) in language_models().into_iter().flat_map(|file| {
+        let again = TensorFile::open(file.path()).unwrap();
+        [(file, false), (again, true)]
+    }) {
+        let model = model_of(&file, checkpointing);
+        let output = model.loss(&tensor(&file, "inputs"), &tensor(&file, "targets"), None).unwrap();
+        let expected = values(&file, "loss")[0];
+        let loss = output.loss.double_value(&[]);
+        assert!((loss - expected).abs() / expected <= 1e-4, "loss {loss}, expected {expected}");
+        xlstm_bridge::autograd::backward(&[&output.loss], &[None], false).unwrap();
+        let mut worst = (0.0, String::new());
+        for parameter in model.parameters() {
+            let expected = tensor(&file, &format!("grad.{}", parameter.name));
+            let error = relative_error(&parameter.tensor.grad(), &expected);
+            if error >= worst.0 {
+                worst = (error, parameter.name.clone());
+            }
+        }
+        println!("{}: worst gradient {:.1e} ({})", file.path().display(), worst.0, worst.1);
+        assert!(worst.0 <= 1e-4, "{}: {worst:?}", file.path().display());
+    }
+}
+
+/// Losses before each of ten AdamW steps, and gradient norms before clipping.
+fn train(file: &TensorFile, kind: Kind) -> (Vec<f64>, Vec<f64>) {
+    let config = config_from_json(file.path(), &file.metadata()["config"]).unwrap();
+    let placement = Placement { kind, ..Placement::new(Device::Cpu, Precision::Float32, false) };
+    let model = Model::new(&config, placement, 1).unwrap();
+    model.load(file, "param.").unwrap();
+    let mut optimizer = AdamW::new(&model, &Optimizer::default()).unwrap();
+    let (inputs, targets) = (tensor(file, "inputs"), tensor(file, "targets"));
+    let (mut losses, mut norms) = (Vec::new(), Vec::new());
+    for rate in values(file, "train.lrs") {
+        let loss = model.loss(&inputs, &targets, None).unwrap().loss;
+        optimizer.zero_gradients();
+        xlstm_bridge::autograd::backward(&[&loss], &[None], false).unwrap();
+        let norm = optimizer.gradient_norm().unwrap();
+        optimizer.update(rate, (1.0 / (norm + 1e-6)).min(1.0)).unwrap();
+        losses.push(loss.double_value(&[]));
+        norms.push(norm);
+    }
+    (losses, norms)
+}
+
+fn worst(found: &[f64], expected: &[f64]) -> f64 {
+    found
+        .iter()
+        .zip(expected)
+        .map(|(found, expected)| (found - expected).abs() / expected.abs())
+        .fold(0.0, f64::max)
+}
+
+#[test]
+fn golden_optimizer_steps() {
+    for file in language_models() {
+        let (losses, norms) = (values(&file, "train.losses"), values(&file, "train.grad_norms"));
+        let (found_losses, found_norms) = train(&file, Kind::Float);
+        let (_, exact_norms) = train(&file, Kind::Double);
+        // Rounding grows from step to step, most of all in the norm: where the vectors themselves are further from
+        // a float64 run than the tolerance, twice their distance is allowed.
+        let (loss, norm, own) =
+            (worst(&found_losses, &losses), worst(&found_norms, &norms), worst(&norms, &exact_norms));
+        println!(
+            "{}: losses {loss:.1e}, norms {norm:.1e}, vectors to float64 {own:.1e}",
+            file.path().display()
+        );
+        assert!(loss <= 1e-4, "{}: losses {found_losses:?}, expected {losses:?}", file.path().display());
+        assert!(
+            norm <= f64::max(1e-4, 2.0 * own),
+            "{}: norms {found_norms:?}, {norms:?}",
+            file.path().display()
+        );
+    }
+}
