@@ -99,7 +99,7 @@ pub fn list(checkpoints: &Path) -> Result<Vec<u64>> {
     for entry in fs_err::read_dir(checkpoints)? {
         let path = entry?.path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let step = name.strip_prefix("step-").and_then(|number| number.parse().ok());
+        let step = name.strip_prefix("step-").and_then(|number| number.parse::<u64>().ok());
         steps.extend(step.filter(|_| path.join(DONE_NAME).is_file()));
     }
     steps.sort_unstable();

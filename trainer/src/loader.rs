@@ -3,7 +3,7 @@
 //! ```text
 //! row       t0 t1 t2 t3 … t2047        valid tokens; the rest of a short last row is ignored
 //! targets   t0 t1 t2 t3 … t2047        each token of the corpus is predicted exactly once
-//! inputs    E  t0 t1 t2 … t2046        shifted right, `<|endoftext|>` (50256) first
+//! inputs    E  t0 t1 t2 … t2046        shifted right, the separator (`<|endoftext|>`, 50256) first
 //! ```
 //! With a context shorter than a row, a row becomes several sequences: the same two lines cut into equal pieces, so
 //! a piece's first input is the token before it. Which rows make up which step is `xlstm_manifests::order`; the
@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tch::{Device, Tensor};
+use xlstm_manifests::Dataset;
 use xlstm_manifests::order::{Order, StepRow};
-use xlstm_manifests::{Dataset, END_OF_TEXT};
 
 use crate::error::{Result, TrainError};
 use crate::model::IGNORE_TARGET;
@@ -66,14 +66,16 @@ impl MicroBatch {
             resets: Vec::new(),
             tokens: 0,
         };
+        let separator = i64::from(dataset.manifest().tokenizer.end_of_text);
         for row in rows {
             let found = dataset.row(row.row)?;
             let (ids, length) = (found.ids, found.length);
-            batch.inputs.push(i64::from(END_OF_TEXT));
-            batch.inputs.extend(ids[..ids.len() - 1].iter().map(|&id| i64::from(id)));
-            let target =
-                |(index, &id): (usize, &u16)| if index < length { i64::from(id) } else { IGNORE_TARGET };
-            batch.targets.extend(ids.iter().enumerate().map(target));
+            // Past the end of a short row stands filler: any known id will do as an input there.
+            let token = |index: usize| if index < length { i64::from(ids[index]) } else { separator };
+            batch.inputs.push(separator);
+            batch.inputs.extend((1..ids.len()).map(|index| token(index - 1)));
+            let target = |index: usize| if index < length { i64::from(ids[index]) } else { IGNORE_TARGET };
+            batch.targets.extend((0..ids.len()).map(target));
             batch.tokens += length as u64;
             if shape.resets {
                 let start = batch.resets.len();

@@ -1,6 +1,8 @@
 //! Parity with the official package over every language model in `XLSTM_GOLDEN_DIR` (default `tests/golden`):
 //! logits to 1e-5; loss, every gradient and ten optimizer steps to 1e-4, relative to the largest value.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
@@ -122,21 +124,13 @@ fn worst(found: &[f64], expected: &[f64]) -> f64 {
 fn golden_optimizer_steps() {
     for file in language_models() {
         let (losses, norms) = (values(&file, "train.losses"), values(&file, "train.grad_norms"));
-        let (found_losses, found_norms) = train(&file, Kind::Float);
-        let (_, exact_norms) = train(&file, Kind::Double);
-        // Rounding grows from step to step, most of all in the norm: where the vectors themselves are further from
-        // a float64 run than the tolerance, twice their distance is allowed.
-        let (loss, norm, own) =
-            (worst(&found_losses, &losses), worst(&found_norms, &norms), worst(&norms, &exact_norms));
-        println!(
-            "{}: losses {loss:.1e}, norms {norm:.1e}, vectors to float64 {own:.1e}",
-            file.path().display()
-        );
-        assert!(loss <= 1e-4, "{}: losses {found_losses:?}, expected {losses:?}", file.path().display());
-        assert!(
-            norm <= f64::max(1e-4, 2.0 * own),
-            "{}: norms {found_norms:?}, {norms:?}",
-            file.path().display()
-        );
+        for (kind, norm_tolerance) in [(Kind::Double, 1e-4), (Kind::Float, 1e-3)] {
+            // Rounding of float32 grows about threefold with each step, most of all in the norm.
+            let (found_losses, found_norms) = train(&file, kind);
+            let (loss, norm) = (worst(&found_losses, &losses), worst(&found_norms, &norms));
+            println!("{}, {kind:?}: losses {loss:.1e}, norms {norm:.1e}", file.path().display());
+            assert!(loss <= 1e-4, "{}: losses {found_losses:?}, expected {losses:?}", file.path().display());
+            assert!(norm <= norm_tolerance, "{}: {found_norms:?}, {norms:?}", file.path().display());
+        }
     }
 }

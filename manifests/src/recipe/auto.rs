@@ -51,7 +51,7 @@ pub fn choose(accelerator: Accelerator, tokens: u64, row_length: u64) -> Result<
 fn fit(recipe: &mut Recipe, tokens: u64, row_length: u64) {
     let row_length = row_length.max(1);
     let training = &mut recipe.training;
-    if row_length % training.context_length != 0 {
+    if !row_length.is_multiple_of(training.context_length) {
         training.context_length = row_length;
     }
     let rows = (training.tokens_per_step / row_length).max(1).min(tokens.div_ceil(row_length).max(1));

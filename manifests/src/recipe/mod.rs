@@ -313,14 +313,14 @@ impl Recipe {
             );
             return fail("training.context_length", expected, context);
         }
-        if row_length % context != 0 {
+        if !row_length.is_multiple_of(context) {
             return fail(
                 "training.context_length",
                 format!("a divisor of the row length {row_length}"),
                 context,
             );
         }
-        if tokens % row_length != 0 || tokens == 0 {
+        if !tokens.is_multiple_of(row_length) || tokens == 0 {
             return fail(
                 "training.tokens_per_step",
                 format!("a multiple of the row length {row_length}"),

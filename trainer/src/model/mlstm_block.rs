@@ -109,7 +109,7 @@ impl MlstmBlock {
                 let q_BTD = gates::block_linear(&c_BTD, query)?;
                 let k_BTD = gates::block_linear(&c_BTD, key)?;
                 let v_BTD = gates::block_linear(&a_BTD, value)?;
-                let (i_BTH, f_BTH) = self.gates.from_projections(&q_BTD, &k_BTD, &v_BTD)?;
+                let (i_BTH, f_BTH) = self.gates.of_projections(&q_BTD, &k_BTD, &v_BTD)?;
                 let (h_BTHE, cell) = self.cell(&q_BTD, &k_BTD, &v_BTD, &i_BTH, &f_BTH, call)?;
                 let input = gates::MlstmOutputInput {
                     h_BTHE: &h_BTHE,
@@ -136,7 +136,7 @@ impl MlstmBlock {
         let q_BTD = product(&y_BTC, query, call.precision)?;
         let k_BTD = product(&y_BTC, key, call.precision)?;
         let v_BTD = product(&y_BTC, value, call.precision)?;
-        let (i_BTH, f_BTH) = self.gates.from_stream(&y_BTC)?;
+        let (i_BTH, f_BTH) = self.gates.of_stream(&y_BTC)?;
         let (h_BTHE, cell) = self.cell(&q_BTD, &k_BTD, &v_BTD, &i_BTH, &f_BTH, call)?;
         let gate_BTD = product(&y_BTC, output_gate, call.precision)?.sigmoid();
         let h_BTD = norm::head_norm(&h_BTHE, &self.outnorm, NORM_EPSILON)? * gate_BTD;
@@ -221,7 +221,7 @@ impl Gates {
         })
     }
 
-    fn from_projections(&self, q_BTD: &Tensor, k_BTD: &Tensor, v_BTD: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn of_projections(&self, q_BTD: &Tensor, k_BTD: &Tensor, v_BTD: &Tensor) -> Result<(Tensor, Tensor)> {
         let weights = gates::GateWeights {
             input_weight: &self.input_weight,
             input_bias: &self.input_bias,
@@ -231,7 +231,7 @@ impl Gates {
         Ok(gates::mlstm_gates(q_BTD, k_BTD, v_BTD, &weights)?)
     }
 
-    fn from_stream(&self, y_BTC: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn of_stream(&self, y_BTC: &Tensor) -> Result<(Tensor, Tensor)> {
         let y_BTC = if y_BTC.kind() == Kind::Double {
             y_BTC.shallow_clone()
         } else {

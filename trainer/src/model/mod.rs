@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 use xlstm_kernels::cross_entropy::{CrossEntropyOptions, CrossEntropyOutput, projected_cross_entropy};
-use xlstm_kernels::norm;
+use xlstm_kernels::{linear, norm};
 use xlstm_manifests::recipe::{ModelConfig, Precision};
 
 use crate::error::Result;
@@ -235,12 +235,11 @@ fn lock(block: &Mutex<Block>) -> std::sync::MutexGuard<'_, Block> {
 
 /// `x Wᵀ` in the given type.
 fn product(x: &Tensor, weight: &Tensor, precision: Option<Kind>) -> Result<Tensor> {
-    let none = None::<&Tensor>;
-    Ok(match precision {
-        None if x.kind() == weight.kind() => x.f_linear(weight, none)?,
-        None => x.f_to_kind(weight.kind())?.f_linear(weight, none)?,
-        Some(kind) => x.f_to_kind(kind)?.f_linear(&weight.f_to_kind(kind)?, none)?,
-    })
+    let kind = precision.unwrap_or_else(|| weight.kind());
+    let convert = |tensor: &Tensor| {
+        if tensor.kind() == kind { Ok(tensor.shallow_clone()) } else { tensor.f_to_kind(kind) }
+    };
+    Ok(linear::linear(&convert(x)?, &convert(weight)?, None)?)
 }
 
 /// Weight `(width, 1, taps)` and bias of a causal convolution, with PyTorch's initial values; none for 0 taps.

@@ -79,6 +79,12 @@ impl Trainer {
         &self.model
     }
 
+    /// The resolved recipe.
+    #[must_use]
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
     /// The run's folder.
     #[must_use]
     pub fn folder(&self) -> &std::path::Path {
@@ -128,7 +134,8 @@ impl Trainer {
                 Stepped::Stop => return self.stop(),
                 Stepped::Done => {}
             }
-            let due = |every: u64| every > 0 && self.step % every == 0;
+            let step = self.step;
+            let due = |every: u64| every > 0 && step.is_multiple_of(every);
             let last = self.step == steps;
             if due(self.recipe.checkpoint.every_steps) && !last {
                 self.save(false)?;
@@ -194,7 +201,7 @@ impl Trainer {
         self.step = step;
         self.tokens += tokens;
         self.report.count(tokens, loader.take_waited().as_secs_f64());
-        if step % self.recipe.logging.every_steps == 0 || step == self.recipe.training.steps {
+        if step.is_multiple_of(self.recipe.logging.every_steps) || step == self.recipe.training.steps {
             let tokens = self.tokens;
             self.report.step(&StepNumbers {
                 step,

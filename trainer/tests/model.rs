@@ -1,0 +1,215 @@
+//! Models beyond parity: states, resets, generation, files, and the variants of the ablations.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use tch::{Device, Kind, Tensor};
+use xlstm_manifests::recipe::{
+    BlockKind, GateWeights, InputBias, ModelConfig, ModelSize, Precision, RecurrentInit, SlstmBias,
+    WeightInit,
+};
+use xlstm_trainer::TrainError;
+use xlstm_trainer::model::{Generation, Model, ModelState, Placement, Sampling, export, import};
+use xlstm_trainer::tensor_file;
+
+fn config() -> ModelConfig {
+    let mut config = ModelConfig {
+        vocabulary_size: 40,
+        embedding_dim: 16,
+        blocks: 3,
+        slstm_at: vec![1],
+        ..ModelConfig::default()
+    };
+    config.slstm.recurrent_init = RecurrentInit::Standard;
+    config
+}
+
+fn placement() -> Placement {
+    xlstm_bridge::runtime::initialize(Some(1)).unwrap();
+    Placement { kind: Kind::Double, ..Placement::new(Device::Cpu, Precision::Float32, false) }
+}
+
+fn model() -> Model {
+    Model::new(&config(), placement(), 3).unwrap()
+}
+
+fn tokens(batch: i64, time: i64) -> Tensor {
+    let ids: Vec<i64> = (0..batch * time).map(|i| (i * 7 + i / 5) % 40).collect();
+    Tensor::from_slice(&ids).view([batch, time])
+}
+
+fn hidden(model: &Model, tokens: &Tensor, state: Option<&ModelState>) -> (Tensor, ModelState) {
+    tch::no_grad(|| model.forward(tokens, state, None)).unwrap()
+}
+
+#[track_caller]
+fn assert_close(found: &Tensor, expected: &Tensor) {
+    let error = (found - expected).abs().max().double_value(&[]);
+    assert!(error < 1e-9, "{error:e}");
+}
+
+#[test]
+fn a_text_in_pieces_is_the_text() {
+    let model = model();
+    let text = tokens(2, 23);
+    let (whole, _) = hidden(&model, &text, None);
+    let mut state: Option<ModelState> = None;
+    let mut pieces = Vec::new();
+    for (start, length) in [(0, 1), (1, 9), (10, 2), (12, 11)] {
+        let (piece, next) = hidden(&model, &text.narrow(1, start, length), state.as_ref());
+        pieces.push(piece);
+        // Through names and back, as a saved state goes.
+        let names = next.tensors();
+        state = ModelState::from_tensors(&names, 3);
+    }
+    assert_close(&Tensor::cat(&pieces, 1), &whole);
+}
+
+#[test]
+fn a_reset_forgets_everything_before() {
+    let model = model();
+    let text = tokens(1, 20);
+    let mut flags = vec![false; 20];
+    flags[8] = true;
+    flags[13] = true;
+    let resets = Tensor::from_slice(&flags).view([1, 20]);
+    let (found, _) = tch::no_grad(|| model.forward(&text, None, Some(&resets))).unwrap();
+    let parts = [(0, 8), (8, 5), (13, 7)]
+        .map(|(start, length)| hidden(&model, &text.narrow(1, start, length), None).0);
+    assert_close(&found, &Tensor::cat(&parts, 1));
+}
+
+#[test]
+fn generation_takes_the_most_likely_token_and_no_neighbour_matters() {
+    let model = model();
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+    let prompts = [vec![1, 2, 3], vec![9]];
+    let mut batch = Generation::new(&model, &prompts, greedy).unwrap();
+    let together: Vec<Vec<i64>> = (0..6).map(|_| batch.next_tokens().unwrap()).collect();
+    for (index, prompt) in prompts.iter().enumerate() {
+        let mut text = prompt.clone();
+        for step in &together {
+            let input = Tensor::from_slice(&text).unsqueeze(0);
+            let logits = tch::no_grad(|| model.logits(&hidden(&model, &input, None).0)).unwrap();
+            let expected = logits.select(1, -1).argmax(-1, false).int64_value(&[0]);
+            assert_eq!(step[index], expected);
+            text.push(expected);
+        }
+    }
+    let sampling = Sampling { seed: 5, ..Sampling::default() };
+    let draw = || {
+        let mut generation = Generation::new(&model, &prompts, sampling).unwrap();
+        (0..10).map(|_| generation.next_tokens().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(draw(), draw(), "a seed is a text");
+    assert!(Generation::new(&model, &[vec![40]], greedy).is_err());
+    assert!(Generation::new(&model, &[vec![]], greedy).is_err());
+}
+
+#[test]
+fn files_round_trip_and_what_does_not_fit_is_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let model = model();
+    export(&model, &path, 32).unwrap();
+    let again = import(&path, placement()).unwrap();
+    let text = tokens(1, 9);
+    assert_close(&hidden(&again, &text, None).0, &hidden(&model, &text, None).0);
+
+    let wider = ModelConfig { embedding_dim: 32, ..config() };
+    let file = tensor_file::TensorFile::open(&path).unwrap();
+    let error = Model::new(&wider, placement(), 0).unwrap().load(&file, "").unwrap_err();
+    let TrainError::Parameters { count, ref list, .. } = error else { panic!("{error}") };
+    assert!(
+        count > 10 && list.contains("token_embedding.weight: expected [40, 32], found [40, 16]"),
+        "{list}"
+    );
+    let more = ModelConfig { blocks: 4, ..config() };
+    let error = Model::new(&more, placement(), 0).unwrap().load(&file, "").unwrap_err().to_string();
+    assert!(error.contains("blocks.3.xlstm.proj_up.weight: expected [128, 16], found none"), "{error}");
+}
+
+#[test]
+fn both_slstm_layouts_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cuda.safetensors");
+    let model = model();
+    let vanilla = folder.path().join("vanilla.safetensors");
+    export(&model, &vanilla, 32).unwrap();
+    let metadata = tensor_file::TensorFile::open(&vanilla).unwrap().metadata().clone();
+    let tensors: Vec<(String, Tensor)> = model
+        .snapshot()
+        .unwrap()
+        .into_iter()
+        .map(|(name, tensor)| {
+            // vanilla: (H, gate·out, in) and [gate][head][out]; cuda: (H, in, gate·out) and [head][gate][out].
+            let tensor = if name.ends_with("_recurrent_kernel_") {
+                tensor.transpose(1, 2).contiguous()
+            } else if name.ends_with("_bias_") {
+                tensor.view([4, 4, 4]).transpose(0, 1).contiguous().view([-1])
+            } else {
+                tensor
+            };
+            (name, tensor)
+        })
+        .collect();
+    tensor_file::write(&path, &metadata, &tensors).unwrap();
+    let text = tokens(1, 9);
+    let again = import(&path, placement()).unwrap();
+    assert_close(&hidden(&again, &text, None).0, &hidden(&model, &text, None).0);
+}
+
+#[test]
+fn every_variant_trains_and_has_the_counted_size() {
+    let variants: [fn(&mut ModelConfig); 8] = [
+        |_| {},
+        |c| c.mlstm.block = BlockKind::PostUpProjection,
+        |c| (c.mlstm.convolution, c.slstm.convolution) = (0, 0),
+        |c| (c.mlstm.forget_gate_input_dependent, c.mlstm.input_gate_input_dependent) = (false, false),
+        |c| {
+            (c.mlstm.forget_gate_input_dependent, c.mlstm.forget_gate_bias_learnable) = (false, false);
+            (c.mlstm.forget_gate_bias, c.mlstm.input_gate_bias) = ([f64::INFINITY; 2], InputBias::Zero);
+            (c.mlstm.input_gate_input_dependent, c.mlstm.input_gate_bias_learnable) = (false, false);
+        },
+        |c| (c.slstm.gate_weights, c.slstm.feed_forward_factor) = (GateWeights::Dense, 2.6),
+        |c| (c.slstm.bias_init, c.slstm.weight_init) = (SlstmBias::SmallInit, WeightInit::Standard),
+        |c| (c.slstm.bias_init, c.slstm.recurrent_gradient_clip) = (SlstmBias::Standard, 10.0),
+    ];
+    for (number, change) in variants.into_iter().enumerate() {
+        let mut config = config();
+        change(&mut config);
+        let model = Model::new(&config, placement(), 1).unwrap();
+        assert_eq!(model.parameter_count(), ModelSize::of(&config).parameters, "variant {number}");
+        let text = tokens(2, 17);
+        let output = model.loss(&text.narrow(1, 0, 16), &text.narrow(1, 1, 16).contiguous(), None).unwrap();
+        xlstm_bridge::autograd::backward(&[&output.loss], &[None], false).unwrap();
+        for parameter in model.parameters().iter().filter(|parameter| parameter.trainable) {
+            let gradient = parameter.tensor.grad();
+            assert!(gradient.defined(), "variant {number}: {}", parameter.name);
+            assert!(gradient.isfinite().all().int64_value(&[]) == 1, "variant {number}: {}", parameter.name);
+        }
+    }
+}
+
+#[test]
+fn first_values_are_the_published_ones() {
+    let config = ModelConfig { embedding_dim: 64, blocks: 4, slstm_at: vec![0, 3], ..ModelConfig::default() };
+    let model = Model::new(&config, Placement::new(Device::Cpu, Precision::Float32, false), 7).unwrap();
+    let get = |name: &str| {
+        let found = model.parameters().iter().find(|parameter| parameter.name.ends_with(name));
+        found.unwrap_or_else(|| panic!("no {name}")).tensor.detach().to_kind(Kind::Double)
+    };
+    let deviation = |name: &str| get(name).std(true).double_value(&[]);
+    assert!((deviation("token_embedding.weight") - (2.0_f64 / 320.0).sqrt()).abs() < 1e-3);
+    assert!((deviation("blocks.1.xlstm.proj_down.weight") - 2.0 / (4.0 * 8.0)).abs() < 3e-3);
+    assert_eq!(
+        Vec::<f64>::try_from(get("blocks.1.xlstm.mlstm_cell.fgate.bias")).unwrap(),
+        [3.0, 4.0, 5.0, 6.0]
+    );
+    // Forget biases of the first head: from 5 down to -7, steeper in the first block than in the last.
+    for (block, exponent) in [(0, 0.3), (3, 1.6)] {
+        let bias = get(&format!("blocks.{block}.xlstm.slstm_cell._bias_"));
+        let at = |index: i64| bias.double_value(&[index]);
+        assert!((at(64) - 5.0).abs() < 1e-6 && (at(64 + 15) + 7.0).abs() < 1e-6);
+        assert!((at(64 + 16 + 5) - (5.0 - 12.0 * (5.0_f64 / 15.0).powf(exponent))).abs() < 1e-5);
+        assert_eq!((at(0), at(128), at(255)), (0.0, 0.0, 0.0));
+    }
+}

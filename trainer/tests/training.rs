@@ -1,0 +1,255 @@
+//! Whole runs of the real program on small datasets: what they write, that they resume bit for bit, and how they end.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::Fixture;
+use xlstm_manifests::Dataset;
+use xlstm_manifests::run_manifest::{RunManifest, rows_of_step};
+use xlstm_trainer::checkpoint;
+use xlstm_trainer::metrics::{Line, read_lines};
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xlstm-train"));
+    command.args(["--threads", "1", "--device", "cpu"]).stderr(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+fn training(fixture: &Fixture, run: &str, set: &[&str]) -> Command {
+    let mut command = program();
+    command.arg("--manifest").arg(&fixture.train).arg("--validation").arg(&fixture.validation);
+    command.arg("--recipe").arg(&fixture.recipe).arg("--out").arg(fixture.path(run));
+    for text in set {
+        command.args(["--set", text]);
+    }
+    command
+}
+
+fn resume(fixture: &Fixture, run: &str) -> Command {
+    let mut command = program();
+    command.arg("--resume").arg("--out").arg(fixture.path(run));
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn succeed(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    output
+}
+
+/// Runs to failure with this exit code; returns what it said.
+fn fail(command: &mut Command, code: i32) -> String {
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+    stderr(&output)
+}
+
+/// Parameters and moments after a step, as bytes.
+fn state_bytes(run: &Path, step: u64) -> Vec<u8> {
+    let folder = checkpoint::folder_of(&run.join("checkpoints"), step);
+    [checkpoint::MODEL_NAME, checkpoint::OPTIMIZER_NAME]
+        .map(|name| fs_err::read(folder.join(name)).unwrap())
+        .concat()
+}
+
+fn lines(run: &Path, kind: &str) -> Vec<Line> {
+    read_lines(&run.join("metrics.jsonl")).unwrap().into_iter().filter(|line| line.kind == kind).collect()
+}
+
+/// Waits until the checkpoint after `step` is whole.
+fn wait_for_checkpoint(run: &Path, step: u64, child: &mut Child) {
+    let begin = Instant::now();
+    while !checkpoint::list(&run.join("checkpoints")).unwrap_or_default().contains(&step) {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no checkpoint after step {step}");
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before step {step}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn a_run_learns_and_writes_what_it_did() {
+    let fixture = Fixture::new();
+    let run = fixture.path("run");
+    let output = succeed(training(&fixture, "run", &["training.steps=60"]).arg("--json"));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((json["status"].as_str(), json["step"].as_u64()), (Some("finished"), Some(60)));
+
+    let (steps, measured) = (lines(&run, "train"), lines(&run, "validation"));
+    assert_eq!(steps.iter().map(|line| line.step).collect::<Vec<_>>(), (1..=60).collect::<Vec<_>>());
+    assert_eq!(measured.first().map(|line| line.step), Some(0));
+    assert_eq!(measured.last().map(|line| line.step), Some(60));
+    let validation = Dataset::open(&fixture.validation).unwrap();
+    assert!(measured.iter().all(|line| line.tokens == Some(validation.manifest().totals.tokens)));
+    let loss = |line: Option<&Line>| line.and_then(|line| line.loss).unwrap();
+    assert!((loss(measured.first()) - 64.0_f64.ln()).abs() < 0.5, "{measured:?}");
+    assert!(loss(measured.last()) < loss(measured.first()) - 1.0, "{measured:?}");
+    let tokens: u64 = (1..=60).map(|step| RunManifest::load(&run).unwrap().order.tokens_of_step(step)).sum();
+    assert_eq!(steps.last().unwrap().tokens, Some(tokens));
+    assert!(steps.iter().all(|line| line.gradient_norm.is_some() && line.data_wait_share.is_some()));
+    assert_eq!(fs_err::read_dir(run.join("tensorboard")).unwrap().count(), 1);
+
+    let manifest = RunManifest::load(&run).unwrap();
+    assert_eq!(manifest.train.root, Dataset::open(&fixture.train).unwrap().manifest().root);
+    assert_eq!(manifest.sessions.len(), 1);
+    let mut first_pass: Vec<u64> = (1..=60)
+        .flat_map(|step| rows_of_step(&run, step, None).unwrap())
+        .filter(|row| row.epoch == 0)
+        .map(|row| row.row)
+        .collect();
+    first_pass.sort_unstable();
+    assert_eq!(first_pass, (0..manifest.order.rows).collect::<Vec<_>>(), "each row once a pass");
+
+    let plot = succeed(Command::new(env!("CARGO_BIN_EXE_xlstm-train")).arg("plot").arg(&run));
+    assert!(String::from_utf8(plot.stdout).unwrap().starts_with("<svg"));
+}
+
+#[test]
+fn a_killed_run_resumes_bit_for_bit() {
+    let fixture = Fixture::new();
+    succeed(&mut training(&fixture, "whole", &["training.steps=40"]));
+    let mut child = training(&fixture, "killed", &["training.steps=40"]).spawn().unwrap();
+    wait_for_checkpoint(&fixture.path("killed"), 4, &mut child);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let last = *checkpoint::list(&fixture.path("killed/checkpoints")).unwrap().last().unwrap();
+    succeed(&mut resume(&fixture, "killed"));
+    assert_eq!(
+        state_bytes(&fixture.path("killed"), 40),
+        state_bytes(&fixture.path("whole"), 40),
+        "from step {last}"
+    );
+    let sessions = RunManifest::load(&fixture.path("killed")).unwrap().sessions;
+    assert_eq!(sessions.iter().map(|session| session.first_step).collect::<Vec<_>>(), [1, last + 1]);
+}
+
+#[test]
+fn sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been() {
+    let fixture = Fixture::new();
+    let set = [
+        "training.steps=400",
+        "checkpoint.every_steps=4",
+        "validation.every_steps=0",
+        "checkpoint.keep_last=3",
+    ];
+    succeed(&mut training(&fixture, "whole", &set));
+    let mut child = training(&fixture, "stopped", &set).spawn().unwrap();
+    wait_for_checkpoint(&fixture.path("stopped"), 4, &mut child);
+    signal(&child, "-TERM");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
+    assert!(stderr(&output).contains("saved; go on with `xlstm-train --resume"), "{}", stderr(&output));
+    let done = lines(&fixture.path("stopped"), "train").last().unwrap().step;
+    assert_eq!(
+        checkpoint::list(&fixture.path("stopped/checkpoints")).unwrap().last(),
+        Some(&done),
+        "the very step"
+    );
+    succeed(&mut resume(&fixture, "stopped"));
+    assert_eq!(state_bytes(&fixture.path("stopped"), 400), state_bytes(&fixture.path("whole"), 400));
+}
+
+#[test]
+fn a_value_that_is_not_finite_stops_before_the_update() {
+    let fixture = Fixture::new();
+    let set = ["optimizer.learning_rate=1e30", "schedule.warmup_steps=0", "checkpoint.every_steps=1"];
+    let message = fail(&mut training(&fixture, "run", &set), 1);
+    assert!(message.contains("stopped before the update"), "{message}");
+    let bad = lines(&fixture.path("run"), "train").last().unwrap().step + 1;
+    assert!(message.contains(&format!("step {bad}: ")), "{message}");
+    let row = rows_of_step(&fixture.path("run"), bad, None).unwrap()[0].row;
+    assert!(message.contains(&format!("rows of the step: {row},")), "{message}");
+    assert!(message.contains("documents.txt record "), "{message}");
+}
+
+#[test]
+fn batches_do_not_depend_on_how_they_are_cut() {
+    let fixture = Fixture::new();
+    let losses = |run: &str, set: &[&str]| -> Vec<f64> {
+        succeed(&mut training(&fixture, run, set));
+        lines(&fixture.path(run), "train").iter().map(|line| line.loss.unwrap()).collect()
+    };
+    let whole = losses("whole", &["training.micro_batch_rows=6"]);
+    for (run, set) in [
+        ("cut", vec!["training.micro_batch_rows=1"]),
+        ("uneven", vec!["training.micro_batch_rows=4"]),
+        ("checkpointed", vec!["training.activation_checkpointing=true"]),
+    ] {
+        for (found, expected) in losses(run, &set).iter().zip(&whole) {
+            assert!((found - expected).abs() < 1e-4, "{run}: {found} {expected}");
+        }
+    }
+}
+
+#[test]
+fn a_run_refuses_what_does_not_belong_to_it() {
+    let fixture = Fixture::new();
+    succeed(&mut training(&fixture, "run", &["training.steps=4"]));
+    let message = fail(&mut training(&fixture, "run", &["training.steps=4"]), 1);
+    assert!(message.contains("add --resume"), "{message}");
+
+    let other = common::write_split(&fixture.path("other"), "train", &common::documents(3));
+    let message = fail(resume(&fixture, "run").arg("--manifest").arg(&other), 1);
+    assert!(message.contains("that this run began with") && message.contains("found root"), "{message}");
+
+    let message = fail(resume(&fixture, "run").args(["--set", "optimizer.beta1=0.8"]), 1);
+    assert!(message.contains("beta1 = 0.9") && message.contains("beta1 = 0.8"), "{message}");
+
+    let model = checkpoint::folder_of(&fixture.path("run/checkpoints"), 4).join(checkpoint::MODEL_NAME);
+    let content = fs_err::read(&model).unwrap();
+    fs_err::write(&model, &content[..content.len() / 2]).unwrap();
+    let message = fail(&mut resume(&fixture, "run"), 1);
+    assert!(message.contains("model.safetensors") && message.contains("bytes"), "{message}");
+}
+
+#[test]
+fn bad_input_is_named() {
+    let fixture = Fixture::new();
+    for (set, expected) in [
+        ("training.step=4", "did you mean `training.steps`?"),
+        ("training.context_length=64", "expected at most 32, the row length of the dataset"),
+        ("training.tokens_per_step=100", "expected a multiple of the row length 32"),
+        ("model.vocabulary_size=63", "expected at least 64"),
+        ("training.precision=half", "bfloat16"),
+    ] {
+        let message = fail(&mut training(&fixture, "bad", &[set]), 1);
+        assert!(message.contains(expected), "{set}: {message}");
+        assert!(!fixture.path("bad").exists(), "{set} left a folder behind");
+    }
+    let message = fail(program().args(["--manifest", "nowhere"]), 1);
+    assert!(message.contains("expected a manifest, found no such file"), "{message}");
+    let message = fail(&mut resume(&fixture, "nothing"), 1);
+    assert!(message.contains("run to go on with") || message.contains("--manifest"), "{message}");
+}
+
+#[test]
+fn a_manifest_alone_is_enough() {
+    let fixture = Fixture::new();
+    let mut command = program();
+    let plan = succeed(command.arg("--manifest").arg(&fixture.train).arg("--dry-run"));
+    let text = String::from_utf8(plan.stdout).unwrap();
+    for expected in ["auto (small-cpu)", "parameters", "activations", "tokens", "time"] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    let printed = succeed(program().arg("--manifest").arg(&fixture.train).arg("--print-config"));
+    let path: PathBuf = fixture.path("printed.toml");
+    fs_err::write(&path, printed.stdout).unwrap();
+    let again = succeed(
+        program().arg("--manifest").arg(&fixture.train).arg("--print-config").arg("--recipe").arg(&path),
+    );
+    let name = |line: &&str| !line.starts_with("name");
+    let first = fs_err::read_to_string(&path).unwrap();
+    let second = String::from_utf8(again.stdout).unwrap();
+    assert!(first.lines().filter(name).eq(second.lines().filter(name)), "a printed recipe is a recipe");
+}
