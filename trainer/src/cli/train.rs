@@ -91,7 +91,10 @@ pub(super) fn run(arguments: &TrainArguments) -> anyhow::Result<u8> {
     let mut trainer = setup(&options, &device, communicator, signals)?;
     if first_rank {
         if arguments.recipe.is_none() && !arguments.resume {
-            say(&format!("no --recipe: this one was chosen for the device and the corpus\n\n{}", trainer.recipe().to_toml()?));
+            say(&format!(
+                "no --recipe: this one was chosen for the device and the corpus\n\n{}",
+                trainer.recipe().to_toml()?
+            ));
         }
         say(&trainer.summary(&device)?);
     }
