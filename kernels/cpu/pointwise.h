@@ -292,39 +292,53 @@ static void output_forward(const OutputProblem<T>* problem) {
   }
 }
 
-// One head of one row; `norm` and `skip` are sums over rows.
+// One head of one row; `norm` and `skip` are sums over rows. Everything is one array by now: pointers inside
+// structures would have to be read again after every store.
 template <typename T>
-static void output_backward_head(const OutputProblem<T>& p, const OutputGradients<T>& g, long row, long h, T* norm,
-                                 T* skip) {
-  const long column = h * p.width;
-  const long at = row * p.heads * p.width + column;
-  const T* z = p.z + row * p.z_row + column;
+static void output_backward_head(const OutputProblem<T>& p, const OutputGradients<T>& g, long row, long h,
+                                 T* __restrict norm, T* __restrict skip) {
+  const long width = p.width;
+  const long column = h * width;
+  const long at = row * p.heads * width + column;
+  const T* __restrict hidden = p.h + at;
+  const T* __restrict conv = p.conv + at;
+  const T* __restrict z = p.z + row * p.z_row + column;
+  const T* __restrict upstream = g.y + at;
+  const T* __restrict norm_weight = p.norm + column;
+  const T* __restrict skip_weight = p.skip + column;
+  T* __restrict d_hidden = g.h + at;
+  T* __restrict d_conv = g.conv + at;
+  T* __restrict d_z = g.z + at;
   T mean, reciprocal;
-  moments(p.h + at, p.width, p.epsilon, &mean, &reciprocal);
+  moments(hidden, width, p.epsilon, &mean, &reciprocal);
+#pragma omp simd
+  for (long e = 0; e < width; ++e) {
+    const T s = sigmoid(z[e]);
+    const T normal = (hidden[e] - mean) * reciprocal;
+    const T sum = normal * (T(1) + norm_weight[e]) + skip_weight[e] * conv[e];
+    d_z[e] = upstream[e] * sum * s * (T(1) + z[e] * (T(1) - s));
+    // What arrives at the sum of the two branches; it becomes the gradient of the hidden values below.
+    d_hidden[e] = upstream[e] * z[e] * s;
+  }
   T total = 0;
   T along = 0;
 #pragma omp simd reduction(+ : total, along)
-  for (long e = 0; e < p.width; ++e) {
-    const T normal = (p.h[at + e] - mean) * reciprocal;
-    const T scale = T(1) + p.norm[column + e];
-    const T s = sigmoid(z[e]);
-    const T dy = g.y[at + e];
-    const T sum = normal * scale + p.skip[column + e] * p.conv[at + e];
-    const T change = dy * z[e] * s;
-    g.z[at + e] = dy * sum * s * (T(1) + z[e] * (T(1) - s));
-    g.conv[at + e] = change * p.skip[column + e];
-    skip[column + e] += change * p.conv[at + e];
-    norm[column + e] += change * normal;
-    const T d_normal = change * scale;
-    g.h[at + e] = d_normal;
+  for (long e = 0; e < width; ++e) {
+    const T normal = (hidden[e] - mean) * reciprocal;
+    const T change = d_hidden[e];
+    d_conv[e] = change * skip_weight[e];
+    skip[e] += change * conv[e];
+    norm[e] += change * normal;
+    const T d_normal = change * (T(1) + norm_weight[e]);
+    d_hidden[e] = d_normal;
     total += d_normal;
     along += d_normal * normal;
   }
-  const T share = T(1) / static_cast<T>(p.width);
+  const T share = T(1) / static_cast<T>(width);
 #pragma omp simd
-  for (long e = 0; e < p.width; ++e) {
-    const T normal = (p.h[at + e] - mean) * reciprocal;
-    g.h[at + e] = reciprocal * (g.h[at + e] - share * total - normal * share * along);
+  for (long e = 0; e < width; ++e) {
+    const T normal = (hidden[e] - mean) * reciprocal;
+    d_hidden[e] = reciprocal * (d_hidden[e] - share * total - normal * share * along);
   }
 }
 
@@ -343,7 +357,7 @@ static void output_backward(const OutputProblem<T>* problem, const OutputGradien
       T* norm = shares + share * size;
       for (long row = p.rows * share / threads; row < p.rows * (share + 1) / threads; ++row) {
         for (long h = 0; h < p.heads; ++h) {
-          output_backward_head(p, g, row, h, norm, norm + threads * size);
+          output_backward_head(p, g, row, h, norm + h * p.width, norm + threads * size + h * p.width);
         }
       }
     }

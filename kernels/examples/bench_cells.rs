@@ -7,6 +7,7 @@
 //! slstm          BATCH HEADS TIME WIDTH        (WIDTH of a head)
 //! linear         ROWS INPUTS OUTPUTS
 //! cross_entropy  ROWS WIDTH VOCABULARY
+//! block          BATCH TIME WIDTH              (a whole mLSTM block with 4 heads, as in the paper's models)
 //! ```
 //!
 //! First one JSON object that says what runs where; then, for every line read, one with the seconds of a forward and
@@ -19,10 +20,13 @@ use std::io::{BufRead, Write};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::runtime;
+use xlstm_kernels::conv::{ConvInput, causal_conv_silu};
 use xlstm_kernels::cpu::instruction_set;
 use xlstm_kernels::cross_entropy::{CrossEntropyOptions, projected_cross_entropy};
+use xlstm_kernels::gates::{GateWeights, MlstmOutputInput, block_linear, mlstm_gates, mlstm_output};
 use xlstm_kernels::linear::linear;
 use xlstm_kernels::mlstm::{MlstmInput, MlstmOptions, mlstm};
+use xlstm_kernels::norm::layer_norm;
 use xlstm_kernels::slstm::{SlstmInput, SlstmOptions, slstm};
 
 type AnyError = Box<dyn Error + Send + Sync>;
@@ -92,6 +96,7 @@ fn prepare(cell: &str, sizes: &[i64], chunk: Option<usize>) -> Result<(Vec<Tenso
             let options = CrossEntropyOptions { chunk_rows: chunk, ..CrossEntropyOptions::default() };
             Ok((leaves, Box::new(move || Ok(projected_cross_entropy(&x, &w, &targets, &options)?.loss))))
         }
+        ("block", &[batch, time, width]) => Ok(prepare_block(batch, time, width)),
         _ => Err(format!("unknown cell or number of sizes: {cell} {sizes:?}").into()),
     }
 }
@@ -136,4 +141,69 @@ fn prepare_slstm(batch: i64, heads: i64, time: i64, width: i64) -> (Vec<Tensor>,
         Ok(slstm(&input, &SlstmOptions::default())?.y_BTHE.sum(Kind::Float))
     };
     (leaves, Box::new(pass))
+}
+
+/// An mLSTM block: norm, up-projection, convolution, q, k, v, gates, cell, output gate, down-projection, residual.
+fn prepare_block(batch: i64, time: i64, width: i64) -> (Vec<Tensor>, Pass) {
+    let (heads, inner) = (4, 2 * width);
+    let scale = (0.4 / width as f64).sqrt();
+    let weight = |size: &[i64]| leaf(size, scale, 0.0);
+    let leaves = vec![
+        leaf(&[batch, time, width], 1.0, 0.0),
+        weight(&[width]),
+        weight(&[2 * inner, width]),
+        weight(&[inner, 1, 4]),
+        weight(&[inner]),
+        weight(&[inner / 4, 4, 4]),
+        weight(&[inner / 4, 4, 4]),
+        weight(&[inner / 4, 4, 4]),
+        weight(&[heads, 3 * inner]),
+        weight(&[heads]),
+        weight(&[heads, 3 * inner]),
+        leaf(&[heads], 0.1, 4.0),
+        weight(&[inner]),
+        leaf(&[inner], 0.0, 1.0),
+        weight(&[width, inner]),
+    ];
+    let inputs: Vec<Tensor> = leaves.iter().map(Tensor::shallow_clone).collect();
+    (leaves, Box::new(move || Ok(block(&inputs, heads)?.sum(Kind::Float))))
+}
+
+fn block(inputs: &[Tensor], heads: i64) -> Result<Tensor, AnyError> {
+    let [x, norm, up, conv_weight, conv_bias, q, k, v, iw, ib, fw, fb, outnorm, skip, down] = inputs else {
+        return Err("15 tensors make a block".into());
+    };
+    let projected = linear(&layer_norm(x, norm, 1e-5)?, up, None)?;
+    let halves = projected.f_chunk(2, -1)?;
+    let convolution = ConvInput {
+        x_BTD: &halves[0],
+        weight_D1W: conv_weight,
+        bias_D: Some(conv_bias),
+        state: None,
+        resets_BT: None,
+    };
+    let c = causal_conv_silu(&convolution)?.y_BTD;
+    let (q, k, v) = (block_linear(&c, q)?, block_linear(&c, k)?, block_linear(&halves[0], v)?);
+    let weights = GateWeights { input_weight: iw, input_bias: ib, forget_weight: fw, forget_bias: fb };
+    let (i_BTH, f_BTH) = mlstm_gates(&q, &k, &v, &weights)?;
+    let size = q.size();
+    let by_head = |tensor: &Tensor| tensor.f_view([size[0], size[1], heads, size[2] / heads]);
+    let input = MlstmInput {
+        q_BTHK: &by_head(&q)?,
+        k_BTHK: &by_head(&k)?,
+        v_BTHV: &by_head(&v)?,
+        i_BTH: &i_BTH,
+        f_BTH: &f_BTH,
+        state: None,
+        resets_BT: None,
+    };
+    let h_BTHE = mlstm(&input, &MlstmOptions::default())?.h_BTHV;
+    let output = MlstmOutputInput {
+        h_BTHE: &h_BTHE,
+        norm_weight_D: outnorm,
+        skip_D: skip,
+        conv_BTD: &c,
+        z_BTD: &halves[1],
+    };
+    Ok(x + linear(&mlstm_output(&output, 1e-5)?, down, None)?)
 }
