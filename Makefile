@@ -1,23 +1,27 @@
 # Everything a person needs; each target says what it does. `make demo` and `make test` are the two that matter.
 CARGO ?= cargo
 PYTHON ?= python3
-DATA := target/release/xlstm-data
+RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
+DATA := $(RELEASE)/xlstm-data
 DEMO := data/demo
 
-.PHONY: help setup fetch nvrtc build demo test kernels lint bench clean-demo tools
+.PHONY: help setup fetch libtorch nvrtc build demo test test-data kernels lint tools bench clean-demo
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-setup: fetch nvrtc ## everything that has to be fetched
+setup: fetch libtorch nvrtc ## everything that has to be fetched
 
 fetch: # every crate of the lock file, of all platforms: they are also the demo's corpus
 	@$(CARGO) fetch --locked --quiet
 
+libtorch: # libtorch from its PyPI wheel, or the one that LIBTORCH names
+	@$(PYTHON) tools/fetch_libtorch.py
+
 nvrtc: # the CUDA compiler as a library, for the kernels' tests; no card and no toolkit needed
 	@$(PYTHON) tools/fetch_nvrtc.py
 
-build: fetch ## the release binaries
+build: fetch ## the release binaries of the data side
 	$(CARGO) build --release --locked -p xlstm-pipeline
 
 demo: build ## prepare the embedded corpus, audit every token of it, trace one
@@ -26,17 +30,18 @@ demo: build ## prepare the embedded corpus, audit every token of it, trace one
 	$(DATA) trace $(DEMO)/train --row 100 --token 1000
 
 test: setup ## all tests
-	$(CARGO) test --release --locked -p xlstm-manifests -p xlstm-pipeline -p xlstm-tests -p xlstm-cuda
+	$(CARGO) test --release --locked --workspace
+
+test-data: fetch ## the tests of the data side: no libtorch needed
+	$(CARGO) test --release --locked -p xlstm-manifests -p xlstm-pipeline -p xlstm-tests
 
 kernels: fetch nvrtc ## compile every CUDA kernel for every size (no card needed); report in target/kernels/
 	$(CARGO) test --release --locked -p xlstm-cuda --test compile
 
-lint: ## formatting, clippy, documentation, licences and sources of dependencies
+lint: setup tools ## formatting, clippy, documentation, licences and sources of dependencies
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --release --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --no-deps --document-private-items
-	$(MAKE) --no-print-directory tools
-	$(CARGO) metadata --locked --format-version 1 >/dev/null
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --workspace --no-deps --document-private-items
 	.tools/bin/cargo-deny --offline --locked check licenses sources bans
 
 tools: .tools/bin/cargo-deny
@@ -45,7 +50,8 @@ tools: .tools/bin/cargo-deny
 .tools/bin/cargo-deny:
 	$(CARGO) install --quiet --debug --locked --no-default-features --root .tools cargo-deny --version =0.20.2
 
-bench: build ## the benchmarks of docs/benchmarks (needs the peers: see docs/benchmarks/README.md)
+bench: ## speed and memory of the data side against its peer (docs/benchmarks/README.md)
+	$(CARGO) build --release --locked -p xlstm-pipeline --bins --examples
 	docs/benchmarks/run.sh
 
 clean-demo: ## remove what the demo made
