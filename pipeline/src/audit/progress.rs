@@ -20,12 +20,6 @@ impl Progress {
         Self { bar }
     }
 
-    /// Nothing is shown.
-    #[cfg(test)]
-    pub(crate) fn hidden() -> Self {
-        Self { bar: ProgressBar::hidden() }
-    }
-
     /// `bytes` more were looked at.
     pub(crate) fn advance(&self, bytes: u64) {
         self.bar.inc(bytes);
