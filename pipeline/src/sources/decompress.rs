@@ -2,7 +2,8 @@
 //!
 //! zstd files may hold several frames one after the other, gzip files several members (PALOMA's were
 //! written by appending); both are read to the end of the file. A frame may ask for a window of up to 2 GiB
-//! (`--long=31`): it is granted, and costs memory only where a file really asks. How many compressed bytes
+//! (`--long=31`): it is granted, and costs memory only where a file really asks. A file that was
+//! cut exactly between two frames or members looks whole; only its digest tells. How many compressed bytes
 //! were read is counted, so that an error can say how far the file was good.
 
 use std::fs::File;

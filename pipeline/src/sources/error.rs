@@ -20,7 +20,7 @@ pub enum SourceError {
     },
     /// The name ends in none of the known endings.
     #[error(
-        "{}: unknown kind of file; known are .jsonl, .ndjson (also .json.gz, .json.zst), .zst, .gz, .parquet, .txt, .md, .crate",
+        "{}: unknown kind of file; known are .jsonl and .ndjson, these and .json with .zst or .gz behind, .parquet, .txt, .md, .crate",
         path.display()
     )]
     UnknownFormat {

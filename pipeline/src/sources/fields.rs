@@ -1,7 +1,7 @@
 //! Which fields of a record are wanted, and what they become.
 //!
 //! Names are paths of keys joined by dots: `meta.redpajama_set_name` is the key `redpajama_set_name` of the
-//! object (or struct column) `meta`. Only `text` must be there; the rest may be absent from any record.
+//! object (or struct column) `meta`; a key that itself holds a dot cannot be named. Only `text` must be there; the rest may be absent from any record.
 
 use super::json::{self, Flaw, Paths, Value};
 use crate::record::{BadRecord, Record, Step};
