@@ -8,6 +8,9 @@ report holds all times, the medians, and the median of the pairs' ratios. Set-up
     cargo build --release -p xlstm-kernels --example bench_cells
     PEER/bin/python docs/benchmarks/cells.py --out docs/benchmarks/cells-$(date +%F).json
 
+On a machine that does other work too, wall-clock times say little: `--processor-time` takes one thread on each side and
+counts the time that it was running.
+
 Peers: `mlstm_kernels` chunkwise--native_custbw at each chunk size named; the vanilla loop of `xlstm`; and, for linear
 maps and the projection with cross-entropy, libtorch itself.
 """
@@ -74,36 +77,47 @@ CASES = [
 ]
 
 
-def time_peer(forward, leaves):
+def running_time(process):
+    """Seconds that the first thread of a process has been running on a core."""
+    return int(Path("/proc/%s/schedstat" % process).read_text().split()[0]) / 1e9
+
+
+def time_peer(forward, leaves, clock):
     for leaf in leaves:
         leaf.grad = None
-    start = time.perf_counter()
+    start = clock()
     loss = forward()
-    middle = time.perf_counter()
+    middle = clock()
     loss.backward()
-    return {"forward": middle - start, "backward": time.perf_counter() - middle}
+    return {"forward": middle - start, "backward": clock() - middle}
 
 
 def total(run):
     return run["forward"] + run["backward"]
 
 
-def compare(name, make, peer_arguments, our_arguments, pairs, threads):
+def compare(name, make, peer_arguments, our_arguments, pairs, threads, processor_time):
     binary = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release/examples/bench_cells"
     command = [str(binary), *map(str, our_arguments), "--threads", str(threads)]
     ours = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
     about = json.loads(ours.stdout.readline())
 
     def time_ours():
+        before = running_time(ours.pid)
         ours.stdin.write("\n")
         ours.stdin.flush()
-        return json.loads(ours.stdout.readline())
+        run = json.loads(ours.stdout.readline())
+        if processor_time:
+            share = (running_time(ours.pid) - before) / total(run)
+            run = {**run, "forward": run["forward"] * share, "backward": run["backward"] * share}
+        return run
 
+    clock = (lambda: running_time("self")) if processor_time else time.perf_counter
     forward, leaves = make(*peer_arguments)
-    time_peer(forward, leaves), time_ours(), time_ours()
+    time_peer(forward, leaves, clock), time_ours(), time_ours()
     runs = []
     for _ in range(pairs):
-        peer = time_peer(forward, leaves)
+        peer = time_peer(forward, leaves, clock)
         # The peer's threads go on spinning for a moment after their work.
         time.sleep(0.05)
         runs.append({"peer": peer, "ours": time_ours(), "load": os.getloadavg()[0]})
@@ -134,8 +148,11 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="JSON file for all that was measured")
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--processor-time", action="store_true", help="one thread, and the time that it ran")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     arguments = parser.parse_args()
+    if arguments.processor_time:
+        arguments.threads = 1
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
@@ -144,10 +161,11 @@ def main():
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": arguments.threads,
+        "clock": "processor time of one thread" if arguments.processor_time else "wall clock",
         "kernel": platform.release(),
         "versions": {name: version(name) for name in ("torch", "xlstm", "mlstm_kernels")},
         "load_before": os.getloadavg(),
-        "results": [compare(*case, arguments.pairs, arguments.threads) for case in chosen],
+        "results": [compare(*case, arguments.pairs, arguments.threads, arguments.processor_time) for case in chosen],
         "load_after": os.getloadavg(),
     }
     partial = arguments.out.with_suffix(".partial")
