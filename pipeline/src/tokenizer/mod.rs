@@ -8,10 +8,10 @@
 //!   that it is, so id 50256 only ever stands where the packer puts it.
 //! * Every document's ids are decoded again while they are hot and compared with its bytes. The library
 //!   looks words up by digests of 32 and 64 bits; two words may share one. It is rare, and a wrong token in
-//!   a trillion would never be noticed later. Where the comparison fails, [`exact`] encodes the words anew.
+//!   a trillion would never be noticed later. Where the comparison fails, module `exact` encodes the words anew.
 //! * Documents of any length in constant memory: text is split through a window. What a match is depends on
 //!   its own characters and at most two more, so of the matches in a window all are certain but those at its
-//!   end; the next window starts after the last certain one. A word longer than a window goes to [`exact`].
+//!   end; the next window starts after the last certain one. A word longer than a window goes to module `exact`.
 
 mod exact;
 mod probe;
@@ -46,7 +46,7 @@ const ENGINE_VERSION: &str = "1.0.0-rc.3";
 /// window) to stay in the processor's cache.
 const WINDOW_BYTES: usize = 64 << 10;
 
-/// A window is made this many times larger for a long word, before the word is given to [`exact`].
+/// A window is made this many times larger for a long word, before the word is given to module `exact`.
 const LARGER_WINDOW: usize = 16;
 
 /// Bytes after a match that may decide what it is. A run of one class is ended by the next character,
@@ -96,7 +96,7 @@ pub struct EncodeScratch {
     words: Vec<Span>,
     model: Option<BpeScratch>,
     tokens: Vec<PipelineToken>,
-    /// Windows for which the library's ids did not decode to the text, and that [`exact`] encoded.
+    /// Windows for which the library's ids did not decode to the text, and that module `exact` encoded.
     corrected_windows: u64,
 }
 
