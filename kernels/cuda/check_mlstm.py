@@ -32,7 +32,7 @@ class Parameters(ctypes.Structure):
 
     _fields_ = ([(n, ctypes.c_int) for n in ("batch_heads", "heads", "tokens", "chunks")]
                 + [("key_scale", ctypes.c_float), ("epsilon", ctypes.c_float)]
-                + [(f"{t}_{a}", I64) for t in ("qk", "v") for a in ("batch", "head", "token")]
+                + [(f"{t}_{a}", I64) for t in ("qk", "v", "gate") for a in ("batch", "head", "token")]
                 + [(n, P) for n in TENSORS])
 
 
@@ -86,7 +86,6 @@ class Layer:
         shapes |= {name: ((*per_chunk, length, length), bf16) for name in ("scores", "score_gradients")}
         shapes["row_sums"] = ((kernels.row_tiles, *row), float32)
         shapes["decay_gradient"] = ((kernels.k_tiles * kernels.v_tiles, *per_chunk), float32)
-        shapes |= {name: ((self.batch_heads, tokens), float32) for name in ("input_gate_gradient", "forget_gate_gradient")}
         fill = float("nan") if poison else None
         make = (lambda s, d: torch.full(s, fill, dtype=d, device="cuda")) if poison else (
             lambda s, d: torch.empty(s, dtype=d, device="cuda"))
@@ -94,13 +93,13 @@ class Layer:
         like = lambda t: torch.full_like(t, float("nan"))
         self.tensors |= {"query": q, "key": k, "value": v, "input_gate": i, "forget_gate": f, "output": like(v),
                          "output_rest": torch.empty_like(v, dtype=torch.int8), "output_gradient": like(v), "query_gradient": like(q), "key_gradient": like(k),
-                         "value_gradient": like(v)}
+                         "value_gradient": like(v), "input_gate_gradient": like(i), "forget_gate_gradient": like(f)}
         self.parameters = Parameters(batch_heads=self.batch_heads, heads=heads, tokens=tokens, chunks=n,
                                      key_scale=kernels.dqk**-0.5, epsilon=1e-6)
-        for name, tensor in (("qk", q), ("v", v)):
+        for name, tensor in (("qk", q), ("v", v), ("gate", i)):
             for axis, stride in zip(("batch", "head", "token"), tensor.stride()):
                 setattr(self.parameters, f"{name}_{axis}", stride)
-        assert k.stride() == q.stride() and q.stride(3) == v.stride(3) == 1
+        assert k.stride() == q.stride() and i.stride() == f.stride() and q.stride(3) == v.stride(3) == 1
         for name in TENSORS:
             setattr(self.parameters, name, self.tensors[name].data_ptr())
 
@@ -191,7 +190,9 @@ def draw(batch, heads, tokens, dqk, dv, gates, token_major, seed):
                                  "low": (1, 1, 3)}[gates]
     i = normal(batch, heads, tokens) * i_scale - (60 if gates == "low" else 0)
     f = normal(batch, heads, tokens) * f_scale + f_shift
-    return [q, k, v, i.contiguous(), f.contiguous()], dh
+    if token_major:
+        i, f = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (i, f))
+    return [q, k, v, i, f], dh
 
 
 # batch, heads, tokens, K, V, chunk, gates, token-major layout

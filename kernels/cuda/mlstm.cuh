@@ -43,9 +43,9 @@ struct Strides {
 struct MlstmParameters {
     int batch_heads, heads, tokens, chunks;
     float key_scale, epsilon;
-    Strides qk, v;                    // queries, keys and their gradients; values, output and theirs
+    Strides qk, v, gate;              // queries, keys and their gradients; values, output and theirs; gates
     const bf16 *query, *key, *value;  // [B, H, T, K], [B, H, T, K], [B, H, T, V] in any stride order
-    const float *input_gate, *forget_gate;  // [B * H, T], before exp and before log sigmoid
+    const float *input_gate, *forget_gate;  // [B, H, T] in any stride order, before exp and before log sigmoid
     bf16* output;                           // [B, H, T, V]
     // From the gates.
     float *log_forget_sum, *exponent, *local_maximum;  // b, u, running maximum of u: [B * H, P]
@@ -64,7 +64,7 @@ struct MlstmParameters {
     // Backward.
     const bf16* output_gradient;  // [B, H, T, V]
     bf16 *query_gradient, *key_gradient, *value_gradient;
-    float *input_gate_gradient, *forget_gate_gradient;  // [B * H, T]
+    float *input_gate_gradient, *forget_gate_gradient;  // as the gates
     float *inverse_denominator, *norm_gradient;         // 1 / den and d loss / d (n . q): [B * H, P]
     bf16 *gradient_weight, *gradient_column;            // of the state gradient's sum: [B * H, P]
     bf16* state_gradients;                              // gradient of the state leaving each chunk

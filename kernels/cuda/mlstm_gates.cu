@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(CHUNK) mlstm_gates_local(const __gr
     const int chunk = blockIdx.x, batch_head = blockIdx.y;
     const int token = chunk * CHUNK + threadIdx.x;
     const bool inside = token < p.tokens;
-    const i64 gate = (i64)batch_head * p.tokens + token;
+    const i64 gate = p.gate.offset(batch_head, p.heads, token);
     const i64 at = p.token_index(batch_head, chunk) + threadIdx.x;
     const float forget_sum = block_scan<false>(inside ? log_sigmoid(p.forget_gate[gate]) : 0.0f, scratch);
     // The clamp keeps a gate of minus infinity from turning into infinity minus infinity.
@@ -143,7 +143,7 @@ extern "C" __global__ void __launch_bounds__(CHUNK) mlstm_gate_gradients(const _
     if (!inside) return;
     const float log_forget_gradient =
         (row_total - rows_through + rows_and_local) + (columns_through - column_carry) + state;
-    const i64 gate = (i64)batch_head * p.tokens + token;
+    const i64 gate = p.gate.offset(batch_head, p.heads, token);
     p.input_gate_gradient[gate] = column;
     p.forget_gate_gradient[gate] = log_forget_gradient * sigmoid(-p.forget_gate[gate]);
 }

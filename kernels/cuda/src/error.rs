@@ -47,6 +47,32 @@ pub enum CudaError {
         /// NVRTC's result code (`nvrtcResult`).
         code: i32,
     },
+    /// There is no driver.
+    #[error(
+        "no CUDA driver ({message}): this machine has no NVIDIA card, or its driver is not installed; run on the CPU instead"
+    )]
+    NoDriver {
+        /// What the loader said.
+        message: String,
+    },
+    /// The card is none of those that the kernels are written for.
+    #[error("the card has compute capability {major}.{minor}; the kernels are written for 8.x and 9.0")]
+    Card {
+        /// Major number.
+        major: i32,
+        /// Minor number.
+        minor: i32,
+    },
+    /// A call of the driver failed.
+    #[error("{call} failed: {message} (code {code})")]
+    Driver {
+        /// The function.
+        call: &'static str,
+        /// The driver's result code (`CUresult`).
+        code: i32,
+        /// The driver's words.
+        message: String,
+    },
     /// A file of the cache could not be read or written.
     #[error(
         "kernel cache {path}: {cause}; free space or permissions may be missing, or choose another folder with XLSTM_KERNEL_CACHE"

@@ -10,10 +10,13 @@
 //! This crate knows neither tensors nor libtorch.
 
 mod cache;
+pub mod driver;
 mod error;
 mod library;
+pub mod mlstm;
 mod nvrtc;
 mod report;
+pub mod selfcheck;
 mod specialisation;
 
 pub use cache::Cache;

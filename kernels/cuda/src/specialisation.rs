@@ -51,6 +51,8 @@ pub enum Source {
     MlstmOutputs,
     /// The sLSTM, forward and backward.
     Slstm,
+    /// Convolution, norms and gates between the matrix products.
+    Pointwise,
 }
 
 impl Source {
@@ -66,6 +68,7 @@ impl Source {
             Self::MlstmScores => "mlstm_scores.cu",
             Self::MlstmOutputs => "mlstm_outputs.cu",
             Self::Slstm => "slstm.cu",
+            Self::Pointwise => "pointwise.cu",
         }
     }
 
@@ -78,6 +81,7 @@ impl Source {
             Self::MlstmScores => include_str!("../mlstm_scores.cu"),
             Self::MlstmOutputs => include_str!("../mlstm_outputs.cu"),
             Self::Slstm => include_str!("../slstm.cu"),
+            Self::Pointwise => include_str!("../pointwise.cu"),
         }
     }
 
@@ -94,6 +98,15 @@ impl Source {
                 &["mlstm_key_gradient", "mlstm_output", "mlstm_query_gradient", "mlstm_value_gradient"]
             }
             Self::Slstm => &["slstm_backward", "slstm_forward"],
+            Self::Pointwise => &[
+                "column_sums",
+                "conv_silu",
+                "conv_silu_backward",
+                "gelu_gate",
+                "gelu_gate_backward",
+                "head_norm_gate",
+                "head_norm_gate_backward",
+            ],
         }
     }
 }
@@ -171,6 +184,12 @@ impl Specialisation {
         Self { source: Source::Slstm, architecture: Architecture::Sm90a, defines }
     }
 
+    /// Convolution, norms and gates for heads of `head` units (a multiple of 8, up to 1024).
+    #[must_use]
+    pub fn pointwise(architecture: Architecture, head: u32) -> Self {
+        Self { source: Source::Pointwise, architecture, defines: vec![("HEAD", head)] }
+    }
+
     /// NVRTC's options, in a fixed order.
     #[must_use]
     pub fn options(&self) -> Vec<String> {
@@ -216,6 +235,7 @@ pub fn paper_specialisations() -> Vec<Specialisation> {
     ];
     let mut all = Vec::new();
     for architecture in [Architecture::Sm80, Architecture::Sm90a] {
+        all.extend([64, 192, 384, 512, 768, 1024].map(|head| Specialisation::pointwise(architecture, head)));
         for (key, value, chunk) in mlstm {
             let sizes = MlstmSizes { key, value, chunk };
             all.extend(Source::MLSTM.map(|source| Specialisation::mlstm(source, architecture, sizes)));

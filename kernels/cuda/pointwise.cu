@@ -1,0 +1,376 @@
+// What stands between the matrix products of a block: all bytes, no arithmetic to speak of.
+//
+// Every kernel reads each of its inputs once and writes each result once, sixteen bytes (eight bf16) a lane; what
+// PyTorch would run as five to ten kernels with their intermediates in memory is one. Gradients of parameters are
+// sums over all tokens: each warp or thread sums its own tokens in registers, writes one row of partial sums, and
+// `column_sums` adds the rows in a fixed order. No atomics, so that two runs agree to the last bit.
+//
+// Legend: B batch, T tokens, D width, H heads, E = D / H. Activations bf16 and contiguous, parameters fp32.
+#include "common.cuh"
+
+struct Eight {
+    float value[8];
+    DEVICE void load(const bf16* source) {
+        const uint4 raw = *reinterpret_cast<const uint4*>(source);
+        const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            value[2 * e] = low_float(words[e]);
+            value[2 * e + 1] = high_float(words[e]);
+        }
+    }
+    DEVICE void load(const float* source) {
+#pragma unroll
+        for (int e = 0; e < 8; e += 4) {
+            const float4 raw = *reinterpret_cast<const float4*>(source + e);
+            value[e] = raw.x;
+            value[e + 1] = raw.y;
+            value[e + 2] = raw.z;
+            value[e + 3] = raw.w;
+        }
+    }
+    DEVICE void store(bf16* destination) const {
+        *reinterpret_cast<uint4*>(destination) = make_uint4(pack_bf16(value[0], value[1]), pack_bf16(value[2], value[3]),
+                                                            pack_bf16(value[4], value[5]), pack_bf16(value[6], value[7]));
+    }
+    DEVICE void store(float* destination) const {
+        *reinterpret_cast<float4*>(destination) = make_float4(value[0], value[1], value[2], value[3]);
+        *reinterpret_cast<float4*>(destination + 4) = make_float4(value[4], value[5], value[6], value[7]);
+    }
+    DEVICE void clear() {
+#pragma unroll
+        for (int e = 0; e < 8; e++) value[e] = 0.0f;
+    }
+};
+
+DEVICE float silu_slope(float x, float gate) { return gate * (1.0f + x * (1.0f - gate)); }
+
+// ---- causal depthwise convolution of width 4, then SiLU ------------------------------------------------------
+//
+//   pre_t = bias + sum_j w_j x_{t - 3 + j},   y_t = silu(pre_t);   x before the first token is zero.
+// A thread keeps eight channels and walks over RUN tokens with the last inputs in registers.
+
+static constexpr int TAPS = 4, RUN = 64;
+
+struct ConvParameters {
+    int batch, tokens, width;
+    const bf16* input;    // [B, T, D]
+    const float* weight;  // [D, 4]
+    const float* bias;    // [D]
+    bf16* output;
+    const bf16* output_gradient;
+    bf16* input_gradient;
+    float* partial;  // [B * runs, D * 5]: per channel four weights, then the bias
+};
+
+struct ConvThread {
+    float weight[TAPS][8];
+    Eight bias, window[TAPS];
+    DEVICE void load_parameters(const ConvParameters& p, int channel) {
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            const float4 taps = *reinterpret_cast<const float4*>(p.weight + (channel + e) * TAPS);
+            weight[0][e] = taps.x;
+            weight[1][e] = taps.y;
+            weight[2][e] = taps.z;
+            weight[3][e] = taps.w;
+        }
+        bias.load(p.bias + channel);
+    }
+    // Shifts token t's input in; before and after the sequence there are zeros.
+    DEVICE void take(const ConvParameters& p, const bf16* input, int t) {
+#pragma unroll
+        for (int tap = 0; tap < TAPS - 1; tap++) window[tap] = window[tap + 1];
+        if (t >= 0 && t < p.tokens)
+            window[TAPS - 1].load(input + (i64)t * p.width);
+        else
+            window[TAPS - 1].clear();
+    }
+    DEVICE float before_silu(int e) const {
+        float sum = bias.value[e];
+#pragma unroll
+        for (int tap = 0; tap < TAPS; tap++) sum += weight[tap][e] * window[tap].value[e];
+        return sum;
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(64) conv_silu(const __grid_constant__ ConvParameters p) {
+    const int channel = (blockIdx.x * 64 + threadIdx.x) * 8, first = blockIdx.y * RUN;
+    if (channel >= p.width) return;
+    const i64 offset = (i64)blockIdx.z * p.tokens * p.width + channel;
+    ConvThread thread;
+    thread.load_parameters(p, channel);
+    for (int t = first - TAPS + 1; t < first; t++) thread.take(p, p.input + offset, t);
+    const int end = min(first + RUN, p.tokens);
+#pragma unroll 4
+    for (int t = first; t < end; t++) {
+        thread.take(p, p.input + offset, t);
+        Eight y;
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            const float pre = thread.before_silu(e);
+            y.value[e] = pre * fast_sigmoid(pre);
+        }
+        y.store(p.output + offset + (i64)t * p.width);
+    }
+}
+
+// dx_s = sum_j w_j dpre_{s + 3 - j}: the run is walked three tokens further, and the parameters' sums take only the
+// run's own tokens.
+extern "C" __global__ void __launch_bounds__(64) conv_silu_backward(const __grid_constant__ ConvParameters p) {
+    const int channel = (blockIdx.x * 64 + threadIdx.x) * 8, first = blockIdx.y * RUN;
+    if (channel >= p.width) return;
+    const i64 offset = (i64)blockIdx.z * p.tokens * p.width + channel;
+    ConvThread thread;
+    thread.load_parameters(p, channel);
+    Eight slope[TAPS], sums[TAPS + 1];
+#pragma unroll
+    for (int tap = 0; tap < TAPS; tap++) slope[tap].clear();
+#pragma unroll
+    for (int tap = 0; tap <= TAPS; tap++) sums[tap].clear();
+    for (int t = first - TAPS + 1; t < first; t++) thread.take(p, p.input + offset, t);
+#pragma unroll 2
+    for (int t = first; t < first + RUN + TAPS - 1; t++) {
+        thread.take(p, p.input + offset, t);
+        Eight gradient;
+        gradient.clear();
+        if (t < p.tokens) gradient.load(p.output_gradient + offset + (i64)t * p.width);
+        const bool own = t < first + RUN;
+#pragma unroll
+        for (int tap = 0; tap < TAPS - 1; tap++) slope[tap] = slope[tap + 1];
+        Eight dx;
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            const float pre = thread.before_silu(e), gate = fast_sigmoid(pre);
+            const float dpre = gradient.value[e] * silu_slope(pre, gate), counted = own ? dpre : 0.0f;
+            slope[TAPS - 1].value[e] = dpre;
+#pragma unroll
+            for (int tap = 0; tap < TAPS; tap++) sums[tap].value[e] += counted * thread.window[tap].value[e];
+            sums[TAPS].value[e] += counted;
+            dx.value[e] = 0.0f;
+#pragma unroll
+            for (int tap = 0; tap < TAPS; tap++) dx.value[e] += thread.weight[tap][e] * slope[TAPS - 1 - tap].value[e];
+        }
+        const int s = t - TAPS + 1;
+        if (s >= first && s < p.tokens) dx.store(p.input_gradient + offset + (i64)s * p.width);
+    }
+    float* row = p.partial + ((i64)blockIdx.z * gridDim.y + blockIdx.y) * p.width * (TAPS + 1) + channel * (TAPS + 1);
+#pragma unroll
+    for (int e = 0; e < 8; e++)
+#pragma unroll
+        for (int tap = 0; tap <= TAPS; tap++) row[e * (TAPS + 1) + tap] = sums[tap].value[e];
+}
+
+// ---- norm of each head, then skip and gate -----------------------------------------------------------------
+//
+//   out = (norm(h) (1 + w) + skip c) silu(z), each head of each token normed by itself; one warp a head and token.
+// Without `gate` (null) it is the norm alone, as the sLSTM block has it.
+
+#ifndef HEAD
+#define HEAD 384
+#endif
+static constexpr int VECTORS = (HEAD / 8 + WARP - 1) / WARP, NORM_WARPS = 4;
+
+struct NormParameters {
+    int heads, tokens_per_warp;
+    i64 tokens;  // B * T
+    float epsilon;
+    const bf16* input;    // h: [B * T, H, E]
+    const float* weight;  // w: [D], the scale is 1 + w
+    const float* skip;    // [D]
+    const bf16 *branch, *gate;  // c, z: [B * T, D], or both null
+    bf16* output;
+    float* statistics;  // [B * T, H, 2]: mean, 1 / deviation
+    const bf16* output_gradient;
+    bf16 *input_gradient, *branch_gradient, *gate_gradient;
+    float* partial;  // [warps of a head, 2 * D]: weight, then skip
+};
+
+DEVICE bool inside(int vector) { return HEAD % (8 * WARP) == 0 || (vector * WARP + (threadIdx.x & 31)) * 8 < HEAD; }
+
+extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP) head_norm_gate(const __grid_constant__ NormParameters p) {
+    const i64 row = (i64)blockIdx.x * NORM_WARPS + (threadIdx.x >> 5);
+    if (row >= p.tokens * p.heads) return;
+    const int lane = threadIdx.x & 31, head = (int)(row % p.heads);
+    Eight x[VECTORS];
+    float sum = 0.0f, square = 0.0f;
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        x[v].clear();
+        if (inside(v)) x[v].load(p.input + row * HEAD + (v * WARP + lane) * 8);
+#pragma unroll
+        for (int e = 0; e < 8; e++) sum += x[v].value[e];
+    }
+    const float mean = warp_sum(sum) / HEAD;
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++)
+        if (inside(v))
+#pragma unroll
+            for (int e = 0; e < 8; e++) {
+                x[v].value[e] -= mean;
+                square += x[v].value[e] * x[v].value[e];
+            }
+    const float scale = rsqrtf(warp_sum(square) / HEAD + p.epsilon);
+    if (lane == 0 && p.statistics != nullptr) *reinterpret_cast<float2*>(p.statistics + row * 2) = make_float2(mean, scale);
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        if (!inside(v)) continue;
+        const int column = (v * WARP + lane) * 8;
+        Eight weight, out;
+        weight.load(p.weight + head * HEAD + column);
+#pragma unroll
+        for (int e = 0; e < 8; e++) out.value[e] = x[v].value[e] * scale * (1.0f + weight.value[e]);
+        if (p.gate != nullptr) {
+            Eight skip, branch, gate;
+            skip.load(p.skip + head * HEAD + column);
+            branch.load(p.branch + row * HEAD + column);
+            gate.load(p.gate + row * HEAD + column);
+#pragma unroll
+            for (int e = 0; e < 8; e++)
+                out.value[e] = (out.value[e] + skip.value[e] * branch.value[e]) * gate.value[e] * fast_sigmoid(gate.value[e]);
+        }
+        out.store(p.output + row * HEAD + column);
+    }
+}
+
+// A warp walks over `tokens_per_warp` tokens of one head, so that the parameters' sums stay in registers.
+extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP)
+    head_norm_gate_backward(const __grid_constant__ NormParameters p) {
+    const int lane = threadIdx.x & 31, head = blockIdx.y;
+    const i64 part = (i64)blockIdx.x * NORM_WARPS + (threadIdx.x >> 5);
+    Eight weight_sum[VECTORS], skip_sum[VECTORS], weight[VECTORS], skip[VECTORS];
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        weight_sum[v].clear();
+        skip_sum[v].clear();
+        weight[v].clear();
+        skip[v].clear();
+        if (!inside(v)) continue;
+        weight[v].load(p.weight + head * HEAD + (v * WARP + lane) * 8);
+        if (p.gate != nullptr) skip[v].load(p.skip + head * HEAD + (v * WARP + lane) * 8);
+    }
+    const i64 first = part * p.tokens_per_warp, end = first + p.tokens_per_warp < p.tokens ? first + p.tokens_per_warp : p.tokens;
+    for (i64 token = first; token < end; token++) {
+        const i64 row = token * p.heads + head;
+        const float2 statistics = *reinterpret_cast<const float2*>(p.statistics + row * 2);
+        Eight normal[VECTORS], slope[VECTORS];
+        float sum = 0.0f, product = 0.0f;
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++) {
+            normal[v].clear();
+            slope[v].clear();
+            if (!inside(v)) continue;
+            const i64 at = row * HEAD + (v * WARP + lane) * 8;
+            Eight gradient;
+            normal[v].load(p.input + at);
+            gradient.load(p.output_gradient + at);
+#pragma unroll
+            for (int e = 0; e < 8; e++) normal[v].value[e] = (normal[v].value[e] - statistics.x) * statistics.y;
+            if (p.gate != nullptr) {
+                Eight branch, gate, branch_gradient, gate_gradient;
+                branch.load(p.branch + at);
+                gate.load(p.gate + at);
+#pragma unroll
+                for (int e = 0; e < 8; e++) {
+                    const float opened = fast_sigmoid(gate.value[e]);
+                    const float inner = normal[v].value[e] * (1.0f + weight[v].value[e]) + skip[v].value[e] * branch.value[e];
+                    gate_gradient.value[e] = gradient.value[e] * inner * silu_slope(gate.value[e], opened);
+                    gradient.value[e] *= gate.value[e] * opened;
+                    branch_gradient.value[e] = gradient.value[e] * skip[v].value[e];
+                    skip_sum[v].value[e] += gradient.value[e] * branch.value[e];
+                }
+                gate_gradient.store(p.gate_gradient + at);
+                branch_gradient.store(p.branch_gradient + at);
+            }
+#pragma unroll
+            for (int e = 0; e < 8; e++) {
+                weight_sum[v].value[e] += gradient.value[e] * normal[v].value[e];
+                slope[v].value[e] = gradient.value[e] * (1.0f + weight[v].value[e]);
+                sum += slope[v].value[e];
+                product += slope[v].value[e] * normal[v].value[e];
+            }
+        }
+        sum = warp_sum(sum) / HEAD;
+        product = warp_sum(product) / HEAD;
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++) {
+            if (!inside(v)) continue;
+#pragma unroll
+            for (int e = 0; e < 8; e++)
+                slope[v].value[e] = (slope[v].value[e] - sum - normal[v].value[e] * product) * statistics.y;
+            slope[v].store(p.input_gradient + row * HEAD + (v * WARP + lane) * 8);
+        }
+    }
+    float* partial = p.partial + part * 2 * p.heads * HEAD + head * HEAD;
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        if (!inside(v)) continue;
+        weight_sum[v].store(partial + (v * WARP + lane) * 8);
+        skip_sum[v].store(partial + p.heads * HEAD + (v * WARP + lane) * 8);
+    }
+}
+
+// ---- GELU (error function) of the first half times the second half --------------------------------------------
+
+struct GeluParameters {
+    i64 rows;
+    int width;              // of a half, a multiple of 8
+    const bf16* projected;  // [rows, 2 * width]: gate, up
+    bf16* output;           // [rows, width]
+    const bf16* output_gradient;
+    bf16* projected_gradient;
+};
+
+DEVICE float gaussian_share(float x) { return 0.5f * (1.0f + erff(x * 0.70710678f)); }
+
+extern "C" __global__ void __launch_bounds__(256) gelu_gate(const __grid_constant__ GeluParameters p) {
+    const i64 index = ((i64)blockIdx.x * 256 + threadIdx.x) * 8, row = index / p.width;
+    if (row >= p.rows) return;
+    const i64 at = row * 2 * p.width + index % p.width;
+    Eight gate, up;
+    gate.load(p.projected + at);
+    up.load(p.projected + at + p.width);
+#pragma unroll
+    for (int e = 0; e < 8; e++) up.value[e] *= gate.value[e] * gaussian_share(gate.value[e]);
+    up.store(p.output + index);
+}
+
+extern "C" __global__ void __launch_bounds__(256) gelu_gate_backward(const __grid_constant__ GeluParameters p) {
+    const i64 index = ((i64)blockIdx.x * 256 + threadIdx.x) * 8, row = index / p.width;
+    if (row >= p.rows) return;
+    const i64 at = row * 2 * p.width + index % p.width;
+    Eight gate, up, gradient;
+    gate.load(p.projected + at);
+    up.load(p.projected + at + p.width);
+    gradient.load(p.output_gradient + index);
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        const float x = gate.value[e], share = gaussian_share(x), density = 0.39894228f * __expf(-0.5f * x * x);
+        gate.value[e] = gradient.value[e] * up.value[e] * (share + x * density);
+        up.value[e] = gradient.value[e] * x * share;
+    }
+    gate.store(p.projected_gradient + at);
+    up.store(p.projected_gradient + at + p.width);
+}
+
+// ---- sums of columns ---------------------------------------------------------------------------------------
+
+struct ColumnParameters {
+    int rows, columns;
+    const float* values;  // [rows, columns]
+    float* sums;          // [columns]
+};
+
+// 32 columns a block; 8 warps take every eighth row, and their sums are added in order.
+extern "C" __global__ void __launch_bounds__(256) column_sums(const __grid_constant__ ColumnParameters p) {
+    __shared__ float parts[8][WARP];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = blockIdx.x * WARP + lane;
+    float sum = 0.0f;
+    if (column < p.columns)
+        for (int row = warp; row < p.rows; row += 8) sum += p.values[(i64)row * p.columns + column];
+    parts[warp][lane] = sum;
+    __syncthreads();
+    if (warp != 0 || column >= p.columns) return;
+    for (int other = 1; other < 8; other++) sum += parts[other][lane];
+    p.sums[column] = sum;
+}

@@ -1,0 +1,262 @@
+//! The CUDA driver, opened at run time: what it takes to load machine code and launch it.
+//!
+//! `libcuda.so.1` comes with the card's driver, never with a package. Everything here works on the first card's primary
+//! context, the one that libtorch uses too, so that its allocations and streams can be passed as they are. Launches are
+//! asynchronous; errors of a kernel come back with a later call.
+
+use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::path::Path;
+
+use crate::library::Library;
+use crate::{Architecture, CudaError};
+
+type Handle = *mut c_void;
+type Call0 = unsafe extern "C" fn() -> c_int;
+type Init = unsafe extern "C" fn(c_uint) -> c_int;
+type DeviceGet = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
+type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
+type Retain = unsafe extern "C" fn(*mut Handle, c_int) -> c_int;
+type OneHandle = unsafe extern "C" fn(Handle) -> c_int;
+type ModuleLoad = unsafe extern "C" fn(*mut Handle, *const c_void) -> c_int;
+type ModuleFunction = unsafe extern "C" fn(*mut Handle, Handle, *const c_char) -> c_int;
+type SetAttribute = unsafe extern "C" fn(Handle, c_int, c_int) -> c_int;
+type Allocate = unsafe extern "C" fn(*mut u64, usize) -> c_int;
+type Free = unsafe extern "C" fn(u64) -> c_int;
+type ToDevice = unsafe extern "C" fn(u64, *const c_void, usize) -> c_int;
+type FromDevice = unsafe extern "C" fn(*mut c_void, u64, usize) -> c_int;
+type ErrorText = unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int;
+#[rustfmt::skip]
+type Launch = unsafe extern "C" fn(
+    Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void,
+) -> c_int;
+
+/// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
+const MAX_DYNAMIC_SHARED: c_int = 8;
+/// `CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED`.
+const LARGE_CLUSTERS: c_int = 14;
+/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
+const CAPABILITY: [c_int; 2] = [75, 76];
+
+/// The driver with the first card's primary context current on the thread that opened it.
+#[derive(Debug)]
+pub struct Driver {
+    architecture: Architecture,
+    module_load: ModuleLoad,
+    module_function: ModuleFunction,
+    set_attribute: SetAttribute,
+    launch: Launch,
+    synchronize: Call0,
+    allocate: Allocate,
+    free: Free,
+    to_device: ToDevice,
+    from_device: FromDevice,
+    error_text: ErrorText,
+}
+
+/// One kernel of a loaded module. Modules stay loaded until the process ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Kernel {
+    function: Handle,
+}
+
+/// How many blocks, how many threads in each, and the dynamic shared memory of a block in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Blocks along x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Dynamic shared memory of a block, bytes.
+    pub shared_bytes: u32,
+}
+
+impl Driver {
+    /// Opens the driver and the first card.
+    ///
+    /// # Errors
+    /// [`CudaError::NoDriver`] where there is no driver or card, [`CudaError::Card`] for a card that the kernels do not
+    /// know, [`CudaError::Driver`] for any call that fails.
+    pub fn open() -> Result<Self, CudaError> {
+        let library =
+            Library::open(Path::new("libcuda.so.1")).map_err(|message| CudaError::NoDriver { message })?;
+        // SAFETY: the types are those of the declarations in cuda.h, version 13; `_v2` names are what its macros expand to.
+        unsafe {
+            let init: Init = library.function(c"cuInit")?;
+            let device_get: DeviceGet = library.function(c"cuDeviceGet")?;
+            let attribute: Attribute = library.function(c"cuDeviceGetAttribute")?;
+            let retain: Retain = library.function(c"cuDevicePrimaryCtxRetain")?;
+            let set_current: OneHandle = library.function(c"cuCtxSetCurrent")?;
+            let mut driver = Self {
+                architecture: Architecture::Sm80,
+                module_load: library.function(c"cuModuleLoadData")?,
+                module_function: library.function(c"cuModuleGetFunction")?,
+                set_attribute: library.function(c"cuFuncSetAttribute")?,
+                launch: library.function(c"cuLaunchKernel")?,
+                synchronize: library.function(c"cuCtxSynchronize")?,
+                allocate: library.function(c"cuMemAlloc_v2")?,
+                free: library.function(c"cuMemFree_v2")?,
+                to_device: library.function(c"cuMemcpyHtoD_v2")?,
+                from_device: library.function(c"cuMemcpyDtoH_v2")?,
+                error_text: library.function(c"cuGetErrorString")?,
+            };
+            let (mut device, mut context, mut capability) = (0, std::ptr::null_mut(), [0; 2]);
+            driver.check("cuInit", init(0))?;
+            driver.check("cuDeviceGet", device_get(&raw mut device, 0))?;
+            for (value, name) in capability.iter_mut().zip(CAPABILITY) {
+                driver.check("cuDeviceGetAttribute", attribute(value, name, device))?;
+            }
+            driver.check("cuDevicePrimaryCtxRetain", retain(&raw mut context, device))?;
+            driver.check("cuCtxSetCurrent", set_current(context))?;
+            driver.architecture = match capability {
+                [9, 0] => Architecture::Sm90a,
+                [8, _] => Architecture::Sm80,
+                [major, minor] => return Err(CudaError::Card { major, minor }),
+            };
+            Ok(driver)
+        }
+    }
+
+    /// What to compile for.
+    #[must_use]
+    pub fn architecture(&self) -> Architecture {
+        self.architecture
+    }
+
+    /// Loads machine code and finds one kernel in it; a launch may then ask for `shared_bytes` of dynamic shared memory
+    /// and for clusters of any size.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`] if the code is not for this card or holds no such kernel.
+    pub fn load(&self, cubin: &[u8], name: &str, shared_bytes: u32) -> Result<Kernel, CudaError> {
+        let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let c_name = CString::new(name).unwrap_or_default();
+        // SAFETY: the image is a whole ELF file, copied by the driver; the name is NUL-terminated.
+        unsafe {
+            self.check("cuModuleLoadData", (self.module_load)(&raw mut module, cubin.as_ptr().cast()))?;
+            self.check(
+                "cuModuleGetFunction",
+                (self.module_function)(&raw mut function, module, c_name.as_ptr()),
+            )?;
+            let bytes = c_int::try_from(shared_bytes).unwrap_or(c_int::MAX);
+            self.check("cuFuncSetAttribute", (self.set_attribute)(function, MAX_DYNAMIC_SHARED, bytes))?;
+            if self.architecture == Architecture::Sm90a {
+                self.check("cuFuncSetAttribute", (self.set_attribute)(function, LARGE_CLUSTERS, 1))?;
+            }
+        }
+        Ok(Kernel { function })
+    }
+
+    /// Launches a kernel that takes one structure by value, on `stream` (null: the default stream).
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`] if the launch is refused; what the kernel does wrong comes back later.
+    ///
+    /// # Safety
+    /// `parameters` must be the structure that the kernel declares, its pointers must be device memory of the sizes that
+    /// the kernel's documentation states, alive until the stream has passed this launch; `stream` must be a `CUstream`
+    /// of this context or null.
+    pub unsafe fn launch<P: Copy>(
+        &self,
+        kernel: Kernel,
+        shape: Shape,
+        parameters: &P,
+        stream: *mut c_void,
+    ) -> Result<(), CudaError> {
+        let mut arguments = [std::ptr::from_ref(parameters).cast_mut().cast::<c_void>()];
+        let [x, y, z] = shape.grid;
+        // SAFETY: one argument, copied by the driver before the call returns; the rest is the caller's word.
+        let code = unsafe {
+            (self.launch)(
+                kernel.function,
+                x,
+                y,
+                z,
+                shape.threads,
+                1,
+                1,
+                shape.shared_bytes,
+                stream,
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        self.check("cuLaunchKernel", code)
+    }
+
+    /// Waits for all work of the context.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`] with the error of any kernel before it.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        // SAFETY: no arguments; the context is current.
+        self.check("cuCtxSynchronize", unsafe { (self.synchronize)() })
+    }
+
+    /// Device memory with these bytes in it.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`], above all when memory is short.
+    pub fn upload(&self, bytes: &[u8]) -> Result<DeviceMemory<'_>, CudaError> {
+        let mut memory = DeviceMemory { driver: self, address: 0, length: bytes.len() };
+        // SAFETY: the allocation is at least as long as the copy.
+        unsafe {
+            self.check("cuMemAlloc", (self.allocate)(&raw mut memory.address, bytes.len().max(1)))?;
+            self.check("cuMemcpyHtoD", (self.to_device)(memory.address, bytes.as_ptr().cast(), bytes.len()))?;
+        }
+        Ok(memory)
+    }
+
+    fn check(&self, call: &'static str, code: c_int) -> Result<(), CudaError> {
+        if code == 0 {
+            return Ok(());
+        }
+        let mut text = std::ptr::null();
+        // SAFETY: the driver gives a static NUL-terminated string, or leaves null for a code it does not know.
+        let message = unsafe {
+            (self.error_text)(code, &raw mut text);
+            if text.is_null() {
+                "unknown code".to_owned()
+            } else {
+                std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned()
+            }
+        };
+        Err(CudaError::Driver { call, code, message })
+    }
+}
+
+/// Device memory, freed when dropped.
+#[derive(Debug)]
+pub struct DeviceMemory<'a> {
+    driver: &'a Driver,
+    address: u64,
+    length: usize,
+}
+
+impl DeviceMemory<'_> {
+    /// The device address.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Copies everything back, after all work before it.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`], also for a kernel that failed before.
+    pub fn download(&self) -> Result<Vec<u8>, CudaError> {
+        let mut bytes = vec![0_u8; self.length];
+        // SAFETY: both ends hold `length` bytes.
+        let code = unsafe { (self.driver.from_device)(bytes.as_mut_ptr().cast(), self.address, self.length) };
+        self.driver.check("cuMemcpyDtoH", code)?;
+        Ok(bytes)
+    }
+}
+
+impl Drop for DeviceMemory<'_> {
+    fn drop(&mut self) {
+        if self.address != 0 {
+            // SAFETY: allocated by this driver and freed once. An error here belongs to an earlier kernel.
+            unsafe { (self.driver.free)(self.address) };
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! How the chunkwise mLSTM kernels are called: their parameters, the memory between them, the order of launches.
+//!
+//! Memory comes in two rooms that the caller allocates as plain bytes. *Saved* lives from the forward to the backward
+//! pass (about 40 bytes a token and head, and one byte for each output); *scratch* only during one pass (the states
+//! between chunks, 2·K·V bytes a chunk and head, twice in the backward pass; the scores of a chunk). The backward pass
+//! computes states and scores again.
+
+use crate::driver::Shape;
+use crate::{Architecture, MlstmSizes, Source};
+
+/// Strides of an activation's first axes in elements; the last axis is contiguous.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Strides {
+    /// From one sequence of the batch to the next.
+    pub batch: i64,
+    /// From one head to the next.
+    pub head: i64,
+    /// From one token to the next.
+    pub token: i64,
+}
+
+impl Strides {
+    /// Those of a contiguous `(B, T, H, width)`.
+    #[must_use]
+    pub fn token_major(tokens: i64, heads: i64, width: i64) -> Self {
+        Self { batch: tokens * heads * width, head: width, token: heads * width }
+    }
+}
+
+/// Device addresses of an mLSTM call. Queries, keys, values and output are bf16, gates fp32 (before exp and before
+/// log sigmoid); gradients have the type and strides of what they belong to and may be 0 in a forward pass.
+#[derive(Debug, Clone, Copy, Default)]
+#[allow(missing_docs, reason = "names say it")]
+pub struct MlstmTensors {
+    pub query: u64,
+    pub key: u64,
+    pub value: u64,
+    pub input_gate: u64,
+    pub forget_gate: u64,
+    pub output: u64,
+    pub output_gradient: u64,
+    pub query_gradient: u64,
+    pub key_gradient: u64,
+    pub value_gradient: u64,
+    pub input_gate_gradient: u64,
+    pub forget_gate_gradient: u64,
+}
+
+/// `MlstmParameters` of `mlstm.cuh`, field by field.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MlstmParameters {
+    batch_heads: i32,
+    heads: i32,
+    tokens: i32,
+    chunks: i32,
+    key_scale: f32,
+    epsilon: f32,
+    qk: Strides,
+    v: Strides,
+    gate: Strides,
+    query: u64,
+    key: u64,
+    value: u64,
+    input_gate: u64,
+    forget_gate: u64,
+    output: u64,
+    log_forget_sum: u64,
+    exponent: u64,
+    local_maximum: u64,
+    maximum: u64,
+    carry: u64,
+    keep: u64,
+    chunk_forget: u64,
+    chunk_maximum: u64,
+    decay: u64,
+    state_weight: u64,
+    states: u64,
+    norm_states: u64,
+    scores: u64,
+    row_sums: u64,
+    query_norm: u64,
+    output_rest: u64,
+    output_gradient: u64,
+    query_gradient: u64,
+    key_gradient: u64,
+    value_gradient: u64,
+    input_gate_gradient: u64,
+    forget_gate_gradient: u64,
+    inverse_denominator: u64,
+    norm_gradient: u64,
+    gradient_weight: u64,
+    gradient_column: u64,
+    state_gradients: u64,
+    norm_state_gradients: u64,
+    score_gradients: u64,
+    query_dot: u64,
+    key_carry_dot: u64,
+    key_dot: u64,
+    decay_gradient: u64,
+}
+
+/// One kernel launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Launch {
+    /// The file that holds the kernel.
+    pub source: Source,
+    /// The kernel.
+    pub kernel: &'static str,
+    /// Blocks, threads, shared memory.
+    pub shape: Shape,
+}
+
+/// Hands out parts of one allocation, each on a boundary of 256 bytes.
+struct Arena {
+    base: u64,
+    used: u64,
+}
+
+impl Arena {
+    fn take(&mut self, bytes: u64) -> u64 {
+        let at = self.base + self.used;
+        self.used += bytes.next_multiple_of(256);
+        at
+    }
+}
+
+/// Rows and columns of an output tile.
+const TILE: u64 = 128;
+
+/// A layer's sizes, and all that follows from them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MlstmPlan {
+    /// Head sizes and chunk.
+    pub sizes: MlstmSizes,
+    /// The card.
+    pub architecture: Architecture,
+    /// Sequences.
+    pub batch: u32,
+    /// Heads.
+    pub heads: u32,
+    /// Tokens of a sequence, at least 1.
+    pub tokens: u32,
+}
+
+impl MlstmPlan {
+    fn chunks(&self) -> u64 {
+        u64::from(self.tokens.div_ceil(self.sizes.chunk))
+    }
+
+    fn batch_heads(&self) -> u64 {
+        u64::from(self.batch) * u64::from(self.heads)
+    }
+
+    fn tiles(&self) -> (u64, u64, u64) {
+        let of = |size: u32| u64::from(size).div_ceil(TILE);
+        (of(self.sizes.key), of(self.sizes.value), of(self.sizes.chunk))
+    }
+
+    /// Bytes of the saved and of the scratch room (the latter for the backward pass, the larger).
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        self.place(&mut MlstmParameters::default(), 0, 0)
+    }
+
+    /// Lays both rooms out; returns the bytes used of each.
+    fn place(&self, p: &mut MlstmParameters, saved: u64, scratch: u64) -> (u64, u64) {
+        let (key, value, chunk) =
+            (u64::from(self.sizes.key), u64::from(self.sizes.value), u64::from(self.sizes.chunk));
+        let (key_tiles, value_tiles, row_tiles) = self.tiles();
+        let per_chunk = self.batch_heads() * self.chunks();
+        let per_token = per_chunk * chunk;
+        let mut kept = Arena { base: saved, used: 0 };
+        for field in [
+            &mut p.log_forget_sum,
+            &mut p.exponent,
+            &mut p.local_maximum,
+            &mut p.maximum,
+            &mut p.carry,
+            &mut p.keep,
+            &mut p.query_norm,
+        ] {
+            *field = kept.take(4 * per_token);
+        }
+        p.state_weight = kept.take(2 * per_token);
+        for field in [&mut p.chunk_forget, &mut p.chunk_maximum, &mut p.decay] {
+            *field = kept.take(4 * per_chunk);
+        }
+        p.output_rest = kept.take(self.batch_heads() * u64::from(self.tokens) * value);
+        let mut used = Arena { base: scratch, used: 0 };
+        for field in [&mut p.states, &mut p.state_gradients] {
+            *field = used.take(2 * per_chunk * key * value);
+        }
+        for field in [&mut p.norm_states, &mut p.norm_state_gradients] {
+            *field = used.take(4 * per_chunk * key);
+        }
+        for field in [&mut p.scores, &mut p.score_gradients] {
+            *field = used.take(2 * per_token * chunk);
+        }
+        p.row_sums = used.take(4 * row_tiles * per_token);
+        for field in [&mut p.inverse_denominator, &mut p.norm_gradient] {
+            *field = used.take(4 * per_token);
+        }
+        for field in [&mut p.gradient_weight, &mut p.gradient_column] {
+            *field = used.take(2 * per_token);
+        }
+        for field in [&mut p.query_dot, &mut p.key_carry_dot, &mut p.key_dot] {
+            *field = used.take(4 * key_tiles * per_token);
+        }
+        p.decay_gradient = used.take(4 * key_tiles * value_tiles * per_chunk);
+        (kept.used, used.used)
+    }
+
+    /// The kernels' parameters. `qk`, `v` and `gate` are the strides of queries and keys, of values and output (dense:
+    /// every element of the batch somewhere in one block of memory), and of the gates; `saved` and `scratch` are device
+    /// memory of [`MlstmPlan::bytes`].
+    #[must_use]
+    pub fn parameters(
+        &self,
+        tensors: &MlstmTensors,
+        [qk, v, gate]: [Strides; 3],
+        saved: u64,
+        scratch: u64,
+    ) -> MlstmParameters {
+        let count = |value: u64| i32::try_from(value).unwrap_or(i32::MAX);
+        let mut p = MlstmParameters {
+            batch_heads: count(self.batch_heads()),
+            heads: count(u64::from(self.heads)),
+            tokens: count(u64::from(self.tokens)),
+            chunks: count(self.chunks()),
+            key_scale: (1.0 / f64::from(self.sizes.key).sqrt()) as f32,
+            epsilon: 1e-6,
+            qk,
+            v,
+            gate,
+            query: tensors.query,
+            key: tensors.key,
+            value: tensors.value,
+            input_gate: tensors.input_gate,
+            forget_gate: tensors.forget_gate,
+            output: tensors.output,
+            output_gradient: tensors.output_gradient,
+            query_gradient: tensors.query_gradient,
+            key_gradient: tensors.key_gradient,
+            value_gradient: tensors.value_gradient,
+            input_gate_gradient: tensors.input_gate_gradient,
+            forget_gate_gradient: tensors.forget_gate_gradient,
+            ..MlstmParameters::default()
+        };
+        self.place(&mut p, saved, scratch);
+        p
+    }
+
+    /// The launches of the forward pass, in order.
+    #[must_use]
+    pub fn forward(&self) -> Vec<Launch> {
+        let (.., row_tiles) = self.tiles();
+        vec![
+            self.by_token("mlstm_gates_local"),
+            self.by_token("mlstm_gates_carry"),
+            self.by_state("mlstm_states"),
+            self.by_chunk(Source::MlstmScores, "mlstm_scores", row_tiles * (row_tiles + 1) / 2),
+            self.by_chunk(Source::MlstmOutputs, "mlstm_output", row_tiles * self.tiles().1),
+        ]
+    }
+
+    /// The launches of the backward pass, in order.
+    #[must_use]
+    pub fn backward(&self) -> Vec<Launch> {
+        let (key_tiles, value_tiles, row_tiles) = self.tiles();
+        let triangle = row_tiles * (row_tiles + 1) / 2;
+        let tokens = self.batch_heads() * self.chunks() * u64::from(self.sizes.chunk);
+        let prepare = Shape { grid: [narrow(tokens.div_ceil(8)), 1, 1], threads: 256, shared_bytes: 0 };
+        vec![
+            self.by_state("mlstm_states"),
+            Launch { source: Source::MlstmGates, kernel: "mlstm_backward_prepare", shape: prepare },
+            self.by_state("mlstm_state_gradients"),
+            self.by_chunk(Source::MlstmScores, "mlstm_scores_backward", triangle),
+            self.by_chunk(Source::MlstmOutputs, "mlstm_value_gradient", row_tiles * value_tiles),
+            self.by_chunk(Source::MlstmScores, "mlstm_score_gradients", triangle),
+            self.by_chunk(Source::MlstmOutputs, "mlstm_query_gradient", row_tiles * key_tiles),
+            self.by_chunk(Source::MlstmOutputs, "mlstm_key_gradient", row_tiles * key_tiles),
+            self.by_token("mlstm_gate_gradients"),
+        ]
+    }
+
+    fn by_token(&self, kernel: &'static str) -> Launch {
+        let grid = [narrow(self.chunks()), narrow(self.batch_heads()), 1];
+        let shape = Shape { grid, threads: self.sizes.chunk, shared_bytes: 0 };
+        Launch { source: Source::MlstmGates, kernel, shape }
+    }
+
+    /// A ring of two operand tiles a stage, 128 by `block_k` bf16.
+    fn ring_bytes(&self, extra: u32) -> u32 {
+        let (block_k, stages) = MlstmSizes::tiles(self.architecture);
+        stages * (2 * 128 * block_k * 2 + extra * block_k)
+    }
+
+    fn by_state(&self, kernel: &'static str) -> Launch {
+        let (key_tiles, value_tiles, _) = self.tiles();
+        let grid = [narrow(key_tiles * value_tiles), narrow(self.batch_heads()), 1];
+        // Beside the operands, two bf16 a token: its weight and the normaliser's column.
+        let shape = Shape { grid, threads: 128, shared_bytes: self.ring_bytes(4) };
+        Launch { source: Source::MlstmStates, kernel, shape }
+    }
+
+    fn by_chunk(&self, source: Source, kernel: &'static str, tiles: u64) -> Launch {
+        let grid = [narrow(tiles), narrow(self.chunks()), narrow(self.batch_heads())];
+        Launch { source, kernel, shape: Shape { grid, threads: 128, shared_bytes: self.ring_bytes(0) } }
+    }
+}
+
+fn narrow(value: u64) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> MlstmPlan {
+        let sizes = MlstmSizes { key: 384, value: 512, chunk: 256 };
+        MlstmPlan { sizes, architecture: Architecture::Sm90a, batch: 3, heads: 4, tokens: 1000 }
+    }
+
+    #[test]
+    fn parameters_lie_as_the_header_lays_them() {
+        // Four ints, two floats, three strides of three, then pointers: no padding anywhere.
+        assert_eq!(std::mem::offset_of!(MlstmParameters, qk), 24);
+        assert_eq!(std::mem::offset_of!(MlstmParameters, query), 24 + 9 * 8);
+        let header = include_str!("../mlstm.cuh");
+        let start = header.find("struct MlstmParameters {").expect("the structure");
+        let body = &header[start..header[start..].find("DEVICE").map(|end| start + end).expect("its end")];
+        let code = body.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<String>();
+        let pointers = code.matches('*').count();
+        assert_eq!(size_of::<MlstmParameters>(), 24 + 9 * 8 + pointers * 8);
+    }
+
+    #[test]
+    fn rooms_do_not_overlap_and_end_where_bytes_says() {
+        let plan = plan();
+        let (saved, scratch) = plan.bytes();
+        let p = plan.parameters(&MlstmTensors::default(), [Strides::default(); 3], 1 << 40, 1 << 41);
+        assert_eq!(p.states, 1 << 41);
+        let state_bytes = 2 * 12 * 4 * 384 * 512;
+        assert_eq!(p.state_gradients - p.states, state_bytes);
+        assert!(p.output_rest >= 1 << 40 && p.output_rest + 3 * 4 * 1000 * 512 <= (1 << 40) + saved);
+        assert!(p.decay_gradient + 4 * 3 * 4 * 12 * 4 <= (1 << 41) + scratch);
+    }
+
+    #[test]
+    fn launches_cover_every_tile_and_name_kernels_that_exist() {
+        let plan = plan();
+        for launch in plan.forward().into_iter().chain(plan.backward()) {
+            assert!(launch.source.kernels().contains(&launch.kernel), "{}", launch.kernel);
+            // Two blocks fit a multiprocessor of 228 KiB, one KiB of each being the system's.
+            assert!(2 * (launch.shape.shared_bytes + 2048) <= 228 * 1024, "{}", launch.kernel);
+        }
+        let output = plan.forward()[4];
+        assert_eq!(output.shape.grid, [2 * 4, 4, 12]);
+    }
+}
