@@ -17,6 +17,7 @@ pub mod mlstm;
 mod nvrtc;
 mod report;
 pub mod selfcheck;
+pub mod slstm;
 mod specialisation;
 
 pub use cache::Cache;

@@ -224,14 +224,17 @@ pub fn paper_specialisations() -> Vec<Specialisation> {
         (1024, 1024, 256),
     ];
     let slstm = [
-        (192, 6, 1),
-        (192, 6, 2),
-        (256, 4, 1),
-        (256, 8, 1),
-        (256, 8, 2),
-        (384, 6, 2),
-        (384, 12, 2),
-        (512, 16, 2),
+        (192, 3, 1, 2),
+        (192, 6, 1, 1),
+        (192, 6, 2, 1),
+        (256, 4, 1, 1),
+        (256, 8, 1, 1),
+        (256, 8, 2, 1),
+        (384, 6, 2, 1),
+        (384, 12, 1, 1),
+        (384, 12, 2, 1),
+        (512, 16, 2, 1),
+        (512, 16, 2, 2),
     ];
     let mut all = Vec::new();
     for architecture in [Architecture::Sm80, Architecture::Sm90a] {
@@ -241,8 +244,8 @@ pub fn paper_specialisations() -> Vec<Specialisation> {
             all.extend(Source::MLSTM.map(|source| Specialisation::mlstm(source, architecture, sizes)));
         }
     }
-    all.extend(slstm.map(|(units, cluster, split)| {
-        Specialisation::slstm(SlstmSizes { units, cluster, split, batch_tiles: 1 })
+    all.extend(slstm.map(|(units, cluster, split, batch_tiles)| {
+        Specialisation::slstm(SlstmSizes { units, cluster, split, batch_tiles })
     }));
     all
 }
