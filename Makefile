@@ -41,7 +41,7 @@ kernels: fetch nvrtc ## compile every CUDA kernel for every size (no card needed
 lint: setup tools ## formatting, clippy, documentation, licences and sources of dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --workspace --no-deps
 	.tools/bin/cargo-deny --offline --locked check licenses sources bans
 
 tools: .tools/bin/cargo-deny
