@@ -7,7 +7,7 @@
 //! A reader sends, for each batch, a one-place channel into its input's ordered channel and the batch with
 //! the other end of it into the work queue; the collector waits for batch after batch, input after input.
 //! So whatever thread did the work, documents reach the builder in stream order, and the bytes written do
-//! not depend on the number of threads. Memory is bounded by [`budget::Budget`]: a reader waits until what is
+//! not depend on the number of threads. Memory is bounded by `budget::Budget`: a reader waits until what is
 //! in flight leaves room, except that the input whose turn it is may always have one batch.
 
 mod batch;
