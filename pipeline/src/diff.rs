@@ -261,8 +261,8 @@ fn explain(
             .into(),
         causes => causes.join(", "),
     };
-    let tokens = if same_tokens { "The same rows of tokens" } else { "Different tokens" };
-    format!("{tokens}, but different roots, through {causes}.")
+    let tokens = if same_tokens { "The same rows of tokens, but" } else { "Different tokens and" };
+    format!("{tokens} different roots, through {causes}.")
 }
 
 fn write_text(out: &mut dyn Write, report: &DiffReport) -> io::Result<()> {

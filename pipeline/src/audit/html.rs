@@ -7,15 +7,14 @@ use crate::report::{Bar, Page, Table, bar_chart, bytes, count, histogram, percen
 pub(super) fn page(report: &AuditReport) -> String {
     let mut page = Page::new("Audit of a prepared dataset");
     let findings: usize = report.splits.iter().map(|split| split.findings.len()).sum();
-    let splits = report.splits.len();
+    let splits = match report.splits.len() {
+        1 => "One split was checked".to_owned(),
+        n => format!("{n} splits were checked"),
+    };
     if report.clean {
-        page.verdict(true, "Nothing found.", &format!("{splits} splits are what their manifests say."));
+        page.verdict(true, "Nothing found.", &format!("{splits}; everything is as the manifest says."));
     } else {
-        page.verdict(
-            false,
-            "Not right.",
-            &format!("{findings} findings in {splits} splits; each names its file."),
-        );
+        page.verdict(false, "Not right.", &format!("{splits}; findings: {findings}, each with its file."));
     }
     for split in &report.splits {
         write_split(&mut page, split);
@@ -205,8 +204,8 @@ fn write_licences(page: &mut Page, summary: &Summary) {
     }
     if !summary.input_licences.is_empty() {
         let mut table = Table::new("Licences that inputs carry themselves", &["Licence", "#Inputs"]);
-        for (licence, inputs) in &summary.input_licences {
-            table.row(&[licence, &count(*inputs)]);
+        for (licence, inputs) in summary.licences_by_inputs() {
+            table.row(&[licence, &count(inputs)]);
         }
         page.table(&table);
     }

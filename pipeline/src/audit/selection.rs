@@ -1,8 +1,8 @@
 //! Whether a document is one that the manifest's selection asks for.
 //!
-//! The hold-out rule: a document is held out when the first 8 bytes of its SHA-256, read as a big-endian
-//! number, are below `fraction` × 2^64. The fraction is a decimal string, so the limit is computed in
-//! integers: no rounding of a float may move a document from one split to the other.
+//! The hold-out rule is the engine's own: a document is held out when the first 8 bytes of its SHA-256, read
+//! as a big-endian number, are below `fraction` × 2^64. Digests are stored, so it can be asked of every
+//! document without its text.
 
 use std::collections::BTreeSet;
 
@@ -10,25 +10,30 @@ use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::manifest::Selection;
 
 use super::spans::digest_prefix;
+use crate::engine::holdout_threshold;
 
 /// A selection, ready to be asked about each document.
 #[derive(Debug, Default)]
 pub(super) struct Selected {
     excluded: BTreeSet<String>,
-    /// Documents below the limit are held out; whether this split is their side.
-    holdout: Option<(u128, bool)>,
+    /// Documents below the threshold are held out; whether this split is their side.
+    holdout: Option<(u64, bool)>,
 }
 
 impl Selected {
-    /// Prepares `selection`; a fraction that is no decimal between 0 and 1 is returned as the complaint.
+    /// Prepares `selection`; a fraction that is no number between 0 and 1 is returned as the complaint.
     pub(super) fn new(selection: &Selection) -> (Self, Option<String>) {
         let excluded = selection.exclude_sets.iter().cloned().collect();
         let Some(holdout) = &selection.holdout else { return (Self { excluded, holdout: None }, None) };
-        match limit(&holdout.fraction) {
-            Some(limit) => (Self { excluded, holdout: Some((limit, holdout.held_out)) }, None),
+        let fraction = holdout.fraction.parse().ok().filter(|fraction| (0.0..=1.0).contains(fraction));
+        match fraction {
+            Some(fraction) => {
+                let holdout = Some((holdout_threshold(fraction), holdout.held_out));
+                (Self { excluded, holdout }, None)
+            }
             None => {
                 let complaint =
-                    format!("expected a decimal fraction between 0 and 1, found `{}`", holdout.fraction);
+                    format!("expected a holdout fraction between 0 and 1, found `{}`", holdout.fraction);
                 (Self { excluded, holdout: None }, Some(complaint))
             }
         }
@@ -39,8 +44,8 @@ impl Selected {
         if let Some(set) = set.filter(|&set| self.excluded.contains(set)) {
             return Some(format!("its set `{set}` is excluded by the selection"));
         }
-        let (limit, held_out) = self.holdout?;
-        let below = u128::from(digest_prefix(digest)) < limit;
+        let (threshold, held_out) = self.holdout?;
+        let below = digest_prefix(digest) < threshold;
         (below != held_out).then(|| {
             let side = if below { "held out" } else { "not held out" };
             format!("by its digest {digest} it is {side}, so it belongs to the other split")
@@ -48,37 +53,32 @@ impl Selected {
     }
 }
 
-/// `fraction` × 2^64, rounded down: digits after the point are read exactly, at most 18 of them.
-fn limit(fraction: &str) -> Option<u128> {
-    let (whole, digits) = fraction.split_once('.').unwrap_or((fraction, ""));
-    let digits_only = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    if whole.is_empty() && digits.is_empty()
-        || !digits_only(whole)
-        || !digits_only(digits)
-        || digits.len() > 18
-    {
-        return None;
-    }
-    let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
-    let numerator: u128 = if digits.is_empty() { 0 } else { digits.parse().ok()? };
-    let denominator = 10u128.pow(u32::try_from(digits.len()).ok()?);
-    let limit = whole.checked_mul(1 << 64)?.checked_add((numerator << 64) / denominator)?;
-    (limit <= 1 << 64).then_some(limit)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::limit;
+    use super::*;
+    use xlstm_manifests::manifest::Holdout;
 
     #[test]
-    fn limits_are_exact() {
-        assert_eq!(limit("0"), Some(0));
-        assert_eq!(limit("1"), Some(1 << 64));
-        assert_eq!(limit("0.5"), Some(1 << 63));
-        assert_eq!(limit(".25"), Some(1 << 62));
-        assert_eq!(limit("0.01"), Some((1u128 << 64) / 100));
-        for bad in ["", ".", "1.1", "-0.1", "half", "1e-2", "0.1234567890123456789"] {
-            assert_eq!(limit(bad), None, "{bad}");
+    fn each_side_of_a_holdout_refuses_the_others_documents() {
+        let selection = |fraction: &str, held_out| Selection {
+            text_field: None,
+            set_field: None,
+            exclude_sets: vec!["books".into()],
+            max_tokens: None,
+            holdout: Some(Holdout { fraction: fraction.into(), held_out }),
+            on_bad_record: "fail".into(),
+        };
+        let side = |held_out| Selected::new(&selection("0.5", held_out)).0;
+        let (train, validation) = (side(false), side(true));
+        for text in ["a", "b", "c", "d", "e", "f"] {
+            let digest = Sha256Digest::of(text.as_bytes());
+            let low = digest.0[0] < 0x80;
+            assert_eq!(train.complaint(None, &digest).is_some(), low, "{text}");
+            assert_eq!(validation.complaint(None, &digest).is_some(), !low, "{text}");
+            assert!(train.complaint(Some("books"), &digest).is_some());
+        }
+        for bad in ["half", "1.5", "-0.1", "nan"] {
+            assert!(Selected::new(&selection(bad, true)).1.is_some(), "{bad}");
         }
     }
 }

@@ -115,6 +115,16 @@ impl Summary {
     }
 }
 
+impl Summary {
+    /// Licences that inputs carry themselves, the most frequent first.
+    pub(super) fn licences_by_inputs(&self) -> Vec<(&str, u64)> {
+        let mut licences: Vec<_> =
+            self.input_licences.iter().map(|(licence, &inputs)| (licence.as_str(), inputs)).collect();
+        licences.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
+        licences
+    }
+}
+
 fn duplicate_inputs(manifest: &Manifest) -> Vec<(String, String)> {
     let mut first = BTreeMap::new();
     let mut pairs = Vec::new();

@@ -77,6 +77,9 @@ fn write_sources(out: &mut dyn Write, sources: &SourcesReport) -> io::Result<()>
     }
 }
 
+/// Licences of inputs shown before the rest is counted.
+const LICENCES_SHOWN: usize = 8;
+
 fn write_summary(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
     let totals = &summary.totals;
     writeln!(out, "  root        {}", summary.root)?;
@@ -88,8 +91,12 @@ fn write_summary(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
         let spdx = licence.spdx.as_ref().map_or(String::new(), |spdx| format!(" [{spdx}]"));
         writeln!(out, "  licence     {}: “{}”{spdx}", licence.claimed_by, licence.statement)?;
     }
-    for (licence, inputs) in &summary.input_licences {
-        writeln!(out, "  licence     {licence}: {} inputs", count(*inputs))?;
+    let licences = summary.licences_by_inputs();
+    for (licence, inputs) in licences.iter().take(LICENCES_SHOWN) {
+        writeln!(out, "  licence     {:>6} inputs  {licence}", count(*inputs))?;
+    }
+    if let Some(more @ 1..) = licences.len().checked_sub(LICENCES_SHOWN) {
+        writeln!(out, "  licence     and {more} more (--json or --html list them)")?;
     }
     writeln!(
         out,

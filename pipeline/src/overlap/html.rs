@@ -88,7 +88,10 @@ fn write_eval(page: &mut Page, report: &OverlapReport) {
 fn write_train(page: &mut Page, report: &OverlapReport) {
     page.heading("By training set");
     let mut sorted: Vec<_> = report.train_sets.iter().collect();
-    sorted.sort_by(|a, b| b.tokens_hit.cmp(&a.tokens_hit).then_with(|| a.name.cmp(&b.name)));
+    sorted.sort_by(|a, b| {
+        let (x, y) = (share(a.tokens_hit, a.tokens), share(b.tokens_hit, b.tokens));
+        y.total_cmp(&x).then_with(|| a.name.cmp(&b.name))
+    });
     let bars: Vec<Bar> = sorted
         .iter()
         .take(BARS)

@@ -44,7 +44,7 @@ pub fn percent(share: f64) -> String {
     match share {
         0.0 => "0 %".into(),
         s if s < 0.0005 => format!("{s:.1e} %"),
-        s if s < 0.1 => format!("{s:.4} %"),
+        s if s < 0.1 => format!("{s:.3} %"),
         s => format!("{s:.1} %"),
     }
 }

@@ -20,35 +20,32 @@ pub struct Bar {
     pub mark: Option<f64>,
 }
 
-const WIDTH: f64 = 640.0;
-const ROW: f64 = 40.0;
+/// Pixels that a bar with its label takes.
+const ROW: usize = 40;
 
 /// Horizontal bars from a common zero, each labelled above so that long names fit a narrow screen.
 #[must_use]
 pub fn bar_chart(title: &str, bars: &[Bar]) -> String {
     let longest =
         bars.iter().flat_map(|bar| [bar.value, bar.mark.unwrap_or(0.0)]).fold(f64::MIN_POSITIVE, f64::max);
-    let height = ROW * bars.len() as f64 + 6.0;
-    let mut svg = open(title, &describe(bars), height);
+    let mut svg = open(title, &describe(bars), ROW * bars.len() + 6);
     for (index, bar) in bars.iter().enumerate() {
-        let top = ROW * index as f64;
-        let (label, shown) = (escape(&shorten(&bar.label, 60)), escape(&bar.shown));
-        let width = (WIDTH * bar.value / longest).max(if bar.value > 0.0 { 1.0 } else { 0.0 });
+        let top = ROW * index;
+        let (label, shown) = (escape(&shorten(&bar.label, 40)), escape(&bar.shown));
+        let width = (100.0 * bar.value / longest).max(if bar.value > 0.0 { 0.2 } else { 0.0 });
         // Writing to a String cannot fail.
         let _ = write!(
             svg,
-            "<text x=\"0\" y=\"{text:.0}\">{label}</text><text class=\"quiet\" x=\"{WIDTH}\" y=\"{text:.0}\" text-anchor=\"end\">{shown}</text>\
-             <rect class=\"bar\" x=\"0\" y=\"{bar_top:.0}\" width=\"{width:.1}\" height=\"14\"/>",
-            text = top + 15.0,
-            bar_top = top + 20.0,
+            "<text x=\"0\" y=\"{text}\">{label}</text><text class=\"quiet\" x=\"100%\" y=\"{text}\" text-anchor=\"end\">{shown}</text>\
+             <rect class=\"bar\" x=\"0\" y=\"{bar_top}\" width=\"{width:.2}%\" height=\"14\"/>",
+            text = top + 15,
+            bar_top = top + 20,
         );
         if let Some(mark) = bar.mark {
-            let x = WIDTH * mark / longest;
-            let (from, to) = (top + 17.0, top + 37.0);
-            let _ = write!(
-                svg,
-                "<line class=\"mark\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{from:.0}\" y2=\"{to:.0}\"/>"
-            );
+            let x = 100.0 * mark / longest;
+            let (from, to) = (top + 17, top + 37);
+            let _ =
+                write!(svg, "<line class=\"mark\" x1=\"{x:.2}%\" x2=\"{x:.2}%\" y1=\"{from}\" y2=\"{to}\"/>");
         }
         svg.push('\n');
     }
@@ -58,9 +55,9 @@ pub fn bar_chart(title: &str, bars: &[Bar]) -> String {
 /// Counts by power of two: bucket k covers `[2^k, 2^(k+1))` of `unit`.
 #[must_use]
 pub fn histogram(title: &str, unit: &str, buckets: &[u64]) -> String {
-    let (height, floor) = (200.0, 170.0);
+    let (height, floor) = (200, 170.0);
     let highest = buckets.iter().copied().max().unwrap_or(0).max(1) as f64;
-    let step = WIDTH / buckets.len().max(1) as f64;
+    let step = 100.0 / buckets.len().max(1) as f64;
     let described = buckets
         .iter()
         .enumerate()
@@ -72,22 +69,20 @@ pub fn histogram(title: &str, unit: &str, buckets: &[u64]) -> String {
     for (k, &n) in buckets.iter().enumerate() {
         let bar = ((floor - 10.0) * n as f64 / highest).max(if n > 0 { 1.0 } else { 0.0 });
         let x = step * k as f64;
+        let (top, width) = (floor - bar, step * 0.94);
         let _ = write!(
             svg,
-            "<rect class=\"bar\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{bar:.1}\"/>",
-            x + 1.0,
-            floor - bar,
-            (step - 2.0).max(1.0),
+            "<rect class=\"bar\" x=\"{x:.2}%\" y=\"{top:.1}\" width=\"{width:.2}%\" height=\"{bar:.1}\"/>"
         );
-        // Labels under every bar would run into each other.
-        if k.is_multiple_of(buckets.len().div_ceil(10).max(1)) {
+        // Labels under every bar would run into each other on a narrow screen.
+        if k.is_multiple_of(buckets.len().div_ceil(8).max(1)) {
             let label = power(k);
             let _ =
-                write!(svg, "<text class=\"quiet\" x=\"{x:.1}\" y=\"{:.0}\">{label}</text>", floor + 18.0);
+                write!(svg, "<text class=\"quiet\" x=\"{x:.2}%\" y=\"{:.0}\">{label}</text>", floor + 18.0);
         }
         svg.push('\n');
     }
-    let _ = write!(svg, "<line class=\"axis\" x1=\"0\" x2=\"{WIDTH}\" y1=\"{floor}\" y2=\"{floor}\"/>");
+    let _ = write!(svg, "<line class=\"axis\" x1=\"0\" x2=\"100%\" y1=\"{floor}\" y2=\"{floor}\"/>");
     close(svg, title)
 }
 
@@ -113,9 +108,10 @@ fn describe(bars: &[Bar]) -> String {
     bars.iter().map(|bar| format!("{}: {}", bar.label, bar.shown)).collect::<Vec<_>>().join("; ")
 }
 
-fn open(title: &str, description: &str, height: f64) -> String {
+fn open(title: &str, description: &str, height: usize) -> String {
+    // No view box: bars stretch with the page, letters keep their size on a telephone.
     format!(
-        "<figure><svg role=\"img\" aria-label=\"{title}\" viewBox=\"0 0 {WIDTH} {height:.0}\">\
+        "<figure><svg role=\"img\" aria-label=\"{title}\" width=\"100%\" height=\"{height}\">\
          <title>{title}</title><desc>{}</desc>\n",
         escape(description),
         title = escape(title),

@@ -12,7 +12,7 @@ fn numbers_read_well() {
     {
         assert_eq!(bytes(size), text);
     }
-    for (value, text) in [(0.0, "0 %"), (0.00012, "1.2e-4 %"), (0.01, "0.0100 %"), (52.21, "52.2 %")] {
+    for (value, text) in [(0.0, "0 %"), (0.00012, "1.2e-4 %"), (0.01, "0.010 %"), (52.21, "52.2 %")] {
         assert_eq!(percent(value), text);
     }
     assert_eq!(share(1, 0), 0.0);
