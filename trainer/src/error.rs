@@ -93,10 +93,27 @@ impl TrainError {
         Self::File { path: path.into(), expected: expected.into(), found: found.into(), hint: hint.into() }
     }
 
+    /// What to do about an error of libtorch that is the machine's and not the program's: no memory.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        let text = match self {
+            Self::Kernel(error) => error.to_string(),
+            Self::Bridge(error) => error.to_string(),
+            Self::Torch(error) => error.to_string(),
+            _ => return None,
+        };
+        let known = ["allocate memory", "out of memory", "bad_alloc"].iter().any(|part| text.contains(part));
+        known.then_some(
+            "there is not enough memory: lower training.micro_batch_rows or training.context_length, set \
+             training.activation_checkpointing=true, or choose a smaller recipe",
+        )
+    }
+
     /// Exit code: 1 for the user's input or data, 2 for a fault of ours.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
+            _ if self.hint().is_some() => 1,
             Self::Kernel(_) | Self::Bridge(_) | Self::Torch(_) | Self::LoaderGone => 2,
             _ => 1,
         }

@@ -11,10 +11,11 @@
 //! | [`optimizer`] | AdamW, gradient norm |
 //! | [`train`] | set-up, the loop, validation, plans |
 //! | [`checkpoint`], [`tensor_file`] | what a run saves |
-//! | [`metrics`], [`plot`] | what a run tells, and a picture of it |
+//! | [`metrics`], [`plot`], [`chain`] | what a run tells, a picture of it, and where a figure comes from |
 //! | [`communicator`], [`launch`] | several ranks |
 //! | [`device`], [`environment`], [`signals`] | where and what runs, and what stops it |
 
+pub mod chain;
 pub mod checkpoint;
 pub mod communicator;
 pub mod device;

@@ -6,6 +6,8 @@ mod cli;
 
 use std::process::ExitCode;
 
+use xlstm_trainer::TrainError;
+
 fn main() -> ExitCode {
     match cli::run() {
         Ok(code) => ExitCode::from(code),
@@ -15,7 +17,7 @@ fn main() -> ExitCode {
                 .map_or(1, xlstm_trainer::TrainError::exit_code);
             #[expect(clippy::print_stderr, reason = "messages go to stderr")]
             {
-                eprintln!("error: {error:#}");
+                eprintln!("error: {error:#}{}", hint.unwrap_or_default());
             }
             ExitCode::from(code)
         }

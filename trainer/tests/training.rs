@@ -111,6 +111,22 @@ fn a_run_learns_and_writes_what_it_did() {
     first_pass.sort_unstable();
     assert_eq!(first_pass, (0..manifest.order.rows).collect::<Vec<_>>(), "each row once a pass");
 
+    let chain = succeed(Command::new(env!("CARGO_BIN_EXE_xlstm-train")).arg("chain").arg(&run));
+    let chain = String::from_utf8(chain.stdout).unwrap();
+    let digest = xlstm_manifests::digest::digest_file(
+        &checkpoint::folder_of(&run.join("checkpoints"), 60).join(checkpoint::MODEL_NAME),
+    );
+    let row = rows_of_step(&run, 60, None).unwrap()[0].row;
+    for expected in [
+        format!("perplexity {:.2}, after step 60", loss(measured.last()).exp()),
+        digest.unwrap().1.to_string(),
+        manifest.train.root.to_string(),
+        format!("row {row}: documents.txt record "),
+        "file documents.txt: ".to_owned(),
+    ] {
+        assert!(chain.contains(&expected), "{expected}: {chain}");
+    }
+
     let plot = succeed(Command::new(env!("CARGO_BIN_EXE_xlstm-train")).arg("plot").arg(&run));
     assert!(String::from_utf8(plot.stdout).unwrap().starts_with("<svg"));
 }
@@ -252,4 +268,49 @@ fn a_manifest_alone_is_enough() {
     let first = fs_err::read_to_string(&path).unwrap();
     let second = String::from_utf8(again.stdout).unwrap();
     assert!(first.lines().filter(name).eq(second.lines().filter(name)), "a printed recipe is a recipe");
+}
+
+#[test]
+fn a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_later() {
+    let fixture = Fixture::new();
+    let run = fixture.path("run");
+    succeed(&mut training(&fixture, "run", &[]));
+    let whole = state_bytes(&run, 12);
+    for step in [8, 12] {
+        fs_err::remove_dir_all(checkpoint::folder_of(&run.join("checkpoints"), step)).unwrap();
+    }
+    // No file may grow beyond 16 KiB: writing parameters fails as on a full disk, lines of metrics do not.
+    let limited = format!(
+        "trap '' XFSZ; ulimit -f 16; exec '{}' --device cpu --threads 1 --set logging.tensorboard=false --resume --out '{}'",
+        env!("CARGO_BIN_EXE_xlstm-train"),
+        run.display()
+    );
+    let message = fail(Command::new("bash").args(["-c", &limited]), 1);
+    assert!(
+        message.contains("a checkpoint was not written") && message.contains("cannot write"),
+        "{message}"
+    );
+    assert_eq!(checkpoint::list(&run.join("checkpoints")).unwrap(), [4]);
+    assert_eq!(fs_err::read_dir(run.join("checkpoints")).unwrap().count(), 1, "nothing half-written stays");
+    succeed(&mut resume(&fixture, "run"));
+    assert_eq!(state_bytes(&run, 12), whole);
+}
+
+#[test]
+fn documents_can_be_kept_apart_and_products_halved() {
+    let fixture = Fixture::new();
+    let losses = |run: &str, set: &[&str]| -> Vec<f64> {
+        succeed(&mut training(&fixture, run, set));
+        lines(&fixture.path(run), "train").iter().map(|line| line.loss.unwrap()).collect()
+    };
+    let plain = losses("plain", &[]);
+    let half = losses("half", &["training.precision=bfloat16"]);
+    let apart = losses("apart", &["training.reset_at_document_boundaries=true"]);
+    let pieces = losses("pieces", &["training.context_length=8"]);
+    assert!(half.iter().zip(&plain).all(|(half, plain)| (half - plain).abs() < 0.05), "{half:?} {plain:?}");
+    assert!(half != plain && apart != plain && pieces != plain);
+    assert!(
+        apart.iter().zip(&plain).all(|(apart, plain)| (apart - plain).abs() < 0.5),
+        "{apart:?} {plain:?}"
+    );
 }

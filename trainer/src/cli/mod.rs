@@ -1,5 +1,6 @@
 //! The command line: pure argument structs, and one file for each command.
 
+mod chain;
 mod doctor;
 mod export;
 mod plot;
@@ -29,6 +30,8 @@ enum Command {
     Recipes,
     /// Draw the loss of one or several runs as an SVG
     Plot(plot::PlotArguments),
+    /// Follow a validation figure back to parameters, program, recipe, rows, documents and source files
+    Chain(chain::ChainArguments),
     /// Generate text with a run's newest checkpoint
     Sample(sample::SampleArguments),
     /// Write a run's parameters for the official package
@@ -64,6 +67,7 @@ pub(crate) fn run() -> anyhow::Result<u8> {
         Some(Command::Doctor(arguments)) => doctor::run(&arguments),
         Some(Command::Recipes) => recipes(),
         Some(Command::Plot(arguments)) => plot::run(&arguments),
+        Some(Command::Chain(arguments)) => chain::run(&arguments),
         Some(Command::Sample(arguments)) => sample::run(&arguments),
         Some(Command::Export(arguments)) => export::run(&arguments),
     }

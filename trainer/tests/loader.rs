@@ -1,0 +1,65 @@
+//! Rows become inputs, targets and resets as the format says.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Fixture, ROW};
+use xlstm_manifests::Dataset;
+use xlstm_manifests::order::{Order, StepRow};
+use xlstm_trainer::loader::{Loader, MicroBatch, Plan, Shape};
+use xlstm_trainer::model::IGNORE_TARGET;
+
+#[test]
+fn each_token_is_predicted_once_from_the_one_before() {
+    let fixture = Fixture::new();
+    let dataset = Dataset::open(&fixture.train).unwrap();
+    let stream: Vec<i64> = common::documents(0).concat().into_iter().map(i64::from).collect();
+    let mut targets = Vec::new();
+    for row in 0..dataset.rows() {
+        for context in [ROW, 8] {
+            let shape = Shape { rows: 1, context, resets: true };
+            let batch = MicroBatch::read(&dataset, &[StepRow { epoch: 0, row }], shape).unwrap();
+            assert_eq!(batch.inputs[0], 0, "the separator comes first");
+            let known = batch.tokens as usize;
+            assert_eq!(batch.inputs[1..known], batch.targets[..known - 1]);
+            assert!(batch.targets[known..].iter().all(|&target| target == IGNORE_TARGET));
+            // A document begins where the input is the separator that ended the one before.
+            for position in 1..known {
+                assert_eq!(
+                    batch.resets[position],
+                    batch.inputs[position] == 0,
+                    "row {row}, position {position}"
+                );
+            }
+            if context == ROW {
+                targets.extend(batch.targets[..known].iter().copied());
+            }
+        }
+    }
+    assert_eq!(targets, stream);
+}
+
+#[test]
+fn ranks_read_one_step_together() {
+    let fixture = Fixture::new();
+    let dataset = Arc::new(Dataset::open(&fixture.train).unwrap());
+    let order = Order::new(dataset.manifest(), 9, 7);
+    let read = |rank, world| {
+        let shape = Shape { rows: 2, context: ROW, resets: false };
+        let plan = Plan { order: order.clone(), rank, world, shape, first_step: 3, last_step: 4 };
+        let mut loader = Loader::start(Arc::clone(&dataset), plan);
+        let batches = order.rank_range(rank, world).len().div_ceil(2) * 2;
+        let rows: Vec<StepRow> = (0..batches).flat_map(|_| loader.next_batch().unwrap().rows).collect();
+        assert!(loader.next_batch().is_err(), "nothing past the last step");
+        rows
+    };
+    let whole = read(0, 1);
+    assert_eq!(whole, [order.rows_of_step(3), order.rows_of_step(4)].concat());
+    let mut shared: Vec<StepRow> = (0..3).flat_map(|rank| read(rank, 3)).collect();
+    let mut expected = whole;
+    shared.sort_unstable_by_key(|row| (row.epoch, row.row));
+    expected.sort_unstable_by_key(|row| (row.epoch, row.row));
+    assert_eq!(shared, expected);
+}
