@@ -8,18 +8,21 @@ use std::process::ExitCode;
 
 use xlstm_trainer::TrainError;
 
+#[expect(clippy::print_stderr, reason = "messages go to stderr")]
 fn main() -> ExitCode {
     match cli::run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let code = error
-                .downcast_ref::<xlstm_trainer::TrainError>()
-                .map_or(1, xlstm_trainer::TrainError::exit_code);
-            #[expect(clippy::print_stderr, reason = "messages go to stderr")]
-            {
-                eprintln!("error: {error:#}{}", hint.unwrap_or_default());
+            let known = error.downcast_ref::<TrainError>();
+            match known {
+                // These say everything in one text; others are a chain.
+                Some(error) => eprintln!("error: {error}"),
+                None => eprintln!("error: {error:#}"),
             }
-            ExitCode::from(code)
+            if let Some(hint) = known.and_then(TrainError::hint) {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::from(known.map_or(1, TrainError::exit_code))
         }
     }
 }

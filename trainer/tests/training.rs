@@ -287,7 +287,7 @@ fn a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_later() {
     );
     let message = fail(Command::new("bash").args(["-c", &limited]), 1);
     assert!(
-        message.contains("a checkpoint was not written") && message.contains("cannot write"),
+        message.contains("a checkpoint was not written") && message.contains("File too large"),
         "{message}"
     );
     assert_eq!(checkpoint::list(&run.join("checkpoints")).unwrap(), [4]);
