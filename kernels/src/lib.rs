@@ -28,6 +28,7 @@
 pub mod conv;
 pub mod cpu;
 pub mod cross_entropy;
+pub mod cuda;
 mod error;
 pub mod gates;
 pub mod linear;

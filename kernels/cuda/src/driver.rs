@@ -59,6 +59,11 @@ pub struct Kernel {
     function: Handle,
 }
 
+// SAFETY: the driver's handles may be used from any thread on which the context is current, and are never freed.
+unsafe impl Send for Kernel {}
+// SAFETY: as above; a launch does not change the function.
+unsafe impl Sync for Kernel {}
+
 /// How many blocks, how many threads in each, and the dynamic shared memory of a block in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {

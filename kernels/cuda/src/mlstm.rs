@@ -6,7 +6,7 @@
 //! computes states and scores again.
 
 use crate::driver::Shape;
-use crate::{Architecture, MlstmSizes, Source};
+use crate::{Architecture, MlstmSizes, Source, Specialisation};
 
 /// Strides of an activation's first axes in elements; the last axis is contiguous.
 #[repr(C)]
@@ -156,6 +156,12 @@ impl MlstmPlan {
     fn tiles(&self) -> (u64, u64, u64) {
         let of = |size: u32| u64::from(size).div_ceil(TILE);
         (of(self.sizes.key), of(self.sizes.value), of(self.sizes.chunk))
+    }
+
+    /// What to compile for a launch of this plan.
+    #[must_use]
+    pub fn specialisation(&self, source: Source) -> Specialisation {
+        Specialisation::mlstm(source, self.architecture, self.sizes)
     }
 
     /// Bytes of the saved and of the scratch room (the latter for the backward pass, the larger).

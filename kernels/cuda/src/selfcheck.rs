@@ -6,7 +6,7 @@
 
 use crate::driver::Driver;
 use crate::mlstm::{MlstmPlan, MlstmTensors, Strides};
-use crate::{Cache, CudaError, MlstmSizes, Nvrtc, Specialisation};
+use crate::{Cache, CudaError, MlstmSizes, Nvrtc};
 
 /// Relative error of one tensor, ‖x − reference‖ / ‖reference‖.
 #[derive(Debug, Clone, PartialEq)]
@@ -230,7 +230,7 @@ fn run(
         .map(|width| Strides::token_major(i64::from(tokens), i64::from(heads), i64::from(width)));
     let parameters = plan.parameters(&tensors, strides, saved.address(), scratch.address());
     for launch in plan.forward().into_iter().chain(plan.backward()) {
-        let wanted = Specialisation::mlstm(launch.source, driver.architecture(), case.sizes);
+        let wanted = plan.specialisation(launch.source);
         let compiled = cache.get(nvrtc, &wanted)?;
         let kernel = driver.load(&compiled.cubin, launch.kernel, launch.shape.shared_bytes)?;
         // SAFETY: the structure is the kernels' own, and every room is device memory of the plan's size, alive until the
