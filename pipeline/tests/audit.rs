@@ -136,6 +136,18 @@ fn every_deleted_file_is_missed() {
 }
 
 #[test]
+fn empty_files_are_as_wrong_as_missing_ones() {
+    let count = build(&Recipe::packed()).files().len();
+    for index in 0..count {
+        let built = build(&Recipe::packed());
+        let path = built.files()[index].clone();
+        fs_err::write(&path, "").unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(findings(&built).iter().any(|finding| finding.file == name), "{name}");
+    }
+}
+
+#[test]
 fn extra_files_are_named_but_for_the_pointer_to_the_inputs() {
     let built = build(&Recipe::packed());
     fs_err::write(built.split().join(".inputs"), "somewhere\n").unwrap();
@@ -487,5 +499,24 @@ fn the_page_holds_findings_and_figures_and_asks_no_server() {
     }
     for forbidden in ["<b>", "http://", "https://", "<script"] {
         assert!(!page.contains(forbidden), "{forbidden}");
+    }
+}
+
+#[test]
+fn damage_in_one_file_is_blamed_on_no_other() {
+    let count = build(&Recipe::packed()).files().len();
+    for index in 0..count {
+        let built = build(&Recipe::packed());
+        let path = built.files()[index].clone();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if !name.ends_with(".arrow") {
+            continue;
+        }
+        let mut bytes = fs_err::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs_err::write(&path, bytes).unwrap();
+        let found = findings(&built);
+        assert!(!found.is_empty() && found.iter().all(|finding| finding.file == name), "{name}: {found:#?}");
     }
 }

@@ -99,16 +99,18 @@ pub(super) fn read_manifest(folder: &Path, findings: &mut Findings) -> Option<Ma
 }
 
 /// What `manifest-sha256.txt` says; nothing when it cannot be read, which is a finding.
-pub(super) fn read_checksums(folder: &Path, findings: &mut Findings) -> BTreeMap<SafePath, Sha256Digest> {
+pub(super) fn read_checksums(
+    folder: &Path,
+    findings: &mut Findings,
+) -> Option<BTreeMap<SafePath, Sha256Digest>> {
     let path = folder.join(CHECKSUMS_NAME);
     if !path.exists() {
         findings.differ(CHECKSUMS_NAME, Check::Present, "the split's checksums", "no such file");
-        return BTreeMap::new();
+        return None;
     }
-    checksums::read(&path).unwrap_or_else(|error| {
-        findings.add(CHECKSUMS_NAME, Check::Checksums, error.to_string());
-        BTreeMap::new()
-    })
+    checksums::read(&path)
+        .inspect_err(|error| findings.add(CHECKSUMS_NAME, Check::Checksums, error.to_string()))
+        .ok()
 }
 
 /// The checksums file, as the manifest says that it should be, names the split's files and no other.
@@ -117,9 +119,6 @@ pub(super) fn check_names(
     listed: &BTreeMap<SafePath, Sha256Digest>,
     findings: &mut Findings,
 ) {
-    if listed.is_empty() {
-        return;
-    }
     let manifest_name = SafePath::new(MANIFEST_NAME).ok();
     let mut expected: BTreeSet<&SafePath> = manifest.data_files().map(|file| &file.path).collect();
     if expected.len() != manifest.data_files().count() {

@@ -61,9 +61,10 @@ pub(super) fn check(folder: &Path, progress: &Progress) -> SplitCheck {
     let mut findings = Findings::default();
     let manifest = folder::read_manifest(folder, &mut findings);
     let listed = folder::read_checksums(folder, &mut findings);
-    if let Some(manifest) = &manifest {
-        folder::check_names(manifest, &listed, &mut findings);
+    if let (Some(manifest), Some(listed)) = (&manifest, &listed) {
+        folder::check_names(manifest, listed, &mut findings);
     }
+    let listed = listed.unwrap_or_default();
     let mut known: BTreeSet<&str> = listed.keys().map(SafePath::as_str).collect();
     known.extend(manifest.iter().flat_map(Manifest::data_files).map(|file| file.path.as_str()));
     folder::check_extra(folder, &known, &mut findings);
@@ -179,7 +180,10 @@ fn check_shards(
                         Names { shard: shard.file.path.as_str(), companion: shard.companion.path.as_str() };
                     stream.absorb(&names, rows, documents);
                 }
-                None => whole = false,
+                None => {
+                    whole = false;
+                    stream.skip();
+                }
             }
         }
     }

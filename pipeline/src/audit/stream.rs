@@ -19,8 +19,8 @@ pub(super) struct Stream {
     append_end_of_text: bool,
     tokens_tree: MerkleTree,
     documents_tree: MerkleTree,
-    /// Where the next document must start.
-    position: u64,
+    /// Where the next document must start; unknown after a shard that could not be read.
+    position: Option<u64>,
     /// Ends of documents whose separator was not seen yet (a document may go on in the next shard).
     open_ends: VecDeque<u64>,
     separators_agree: bool,
@@ -45,7 +45,7 @@ impl Stream {
             append_end_of_text: manifest.packing.append_end_of_text,
             tokens_tree: MerkleTree::new(),
             documents_tree: MerkleTree::new(),
-            position: 0,
+            position: Some(0),
             open_ends: VecDeque::new(),
             separators_agree: true,
             last: None,
@@ -73,9 +73,12 @@ impl Stream {
         }
         self.last = documents.last.or(self.last);
         if self.packed {
+            // After a gap, what precedes the first document that starts here belongs to an unknown one.
+            let known_from = self.position.map_or(documents.start, |_| Some(0)).unwrap_or(u64::MAX);
             self.check_tiling(names, &documents);
             self.open_ends.extend(&documents.ends);
-            self.check_separators(names, &rows.separators);
+            let known = rows.separators.partition_point(|&position| position < known_from);
+            self.check_separators(names, &rows.separators[known..]);
         }
         for (input, sum) in documents.by_input {
             self.by_input.entry(input).or_default().absorb(sum);
@@ -87,13 +90,21 @@ impl Stream {
         self.findings.absorb(documents.findings);
     }
 
+    /// The next shard could not be read: nothing is known of where its documents end.
+    pub(super) fn skip(&mut self) {
+        self.position = None;
+        self.open_ends.clear();
+    }
+
     fn check_tiling(&mut self, names: &Names<'_>, documents: &Documents) {
-        if let Some(start) = documents.start.filter(|&start| start != self.position) {
+        if let (Some(start), Some(expected)) = (documents.start, self.position)
+            && start != expected
+        {
             let expected =
-                format!("the first document to start where the last one ends, at token {}", self.position);
+                format!("the first document to start where the last one ends, at token {expected}");
             self.findings.differ(names.companion, Check::Spans, expected, start);
         }
-        self.position = documents.ends.last().copied().unwrap_or(self.position);
+        self.position = documents.ends.last().copied().or(self.position);
     }
 
     fn check_separators(&mut self, names: &Names<'_>, separators: &[u64]) {
@@ -123,9 +134,10 @@ impl Stream {
         let findings = &mut self.findings;
         if self.packed {
             let last = manifest.shards.last().map_or(MANIFEST_NAME, |shard| shard.companion.path.as_str());
-            if self.position != manifest.totals.tokens {
+            let end = self.position.unwrap_or_default();
+            if end != manifest.totals.tokens {
                 let expected = format!("the last document to end at token {}", manifest.totals.tokens);
-                findings.differ(last, Check::Spans, expected, self.position);
+                findings.differ(last, Check::Spans, expected, end);
             }
             if self.append_end_of_text
                 && self.separators_agree
