@@ -17,7 +17,7 @@ fn folder() -> PathBuf {
 }
 
 fn language_models() -> Vec<TensorFile> {
-    xlstm_bridge::runtime::initialize(None).unwrap();
+    xlstm_bridge::runtime::initialize(Some(1)).unwrap();
     let mut files = Vec::new();
     for entry in fs_err::read_dir(folder()).unwrap() {
         let path = entry.unwrap().path();

@@ -258,6 +258,9 @@ fn a_manifest_alone_is_enough() {
     for expected in ["auto (small-cpu)", "parameters", "activations", "tokens", "time"] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
+    let whole = succeed(program().arg("--manifest").arg(fixture.folder.path()).arg("--dry-run"));
+    let root = Dataset::open(&fixture.train).unwrap().manifest().root.to_string();
+    assert!(String::from_utf8(whole.stdout).unwrap().contains(&root), "the folder of a dataset will do");
     let printed = succeed(program().arg("--manifest").arg(&fixture.train).arg("--print-config"));
     let path: PathBuf = fixture.path("printed.toml");
     fs_err::write(&path, printed.stdout).unwrap();

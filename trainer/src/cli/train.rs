@@ -14,7 +14,7 @@ use super::{DeviceArguments, print, say};
 /// One training run.
 #[derive(Debug, Args)]
 pub(super) struct TrainArguments {
-    /// Folder or manifest of the training split
+    /// Folder or manifest of the training split, or the folder of a dataset with `train` and `validation` in it
     #[arg(long, value_name = "DIR")]
     manifest: Option<PathBuf>,
     /// Folder or manifest of the validation split

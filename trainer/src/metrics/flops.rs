@@ -6,7 +6,7 @@
 //! would be worse than none.
 
 /// The formula's name, for reports.
-pub const FORMULA: &str = "6P+12M over dense bf16 peak";
+pub const FORMULA: &str = "6P+12M";
 
 /// Dense bf16 peak in operations a second, by a part of the device's name; the first match counts.
 const PEAKS: &[(&str, f64)] = &[

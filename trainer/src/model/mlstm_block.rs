@@ -103,8 +103,9 @@ impl MlstmBlock {
             Kindred::Pre { up, convolution, query, key, value, skip } => {
                 let y_BTC = norm::layer_norm(x_BTC, &self.norm, NORM_EPSILON)?;
                 let up_BTF = product(&y_BTC, up, call.precision)?;
-                let inner = up_BTF.size()[2] / 2;
-                let (a_BTD, z_BTD) = (up_BTF.narrow(2, 0, inner), up_BTF.narrow(2, inner, inner));
+                // One cut into two: its backward pass writes both halves once.
+                let mut halves = up_BTF.f_chunk(2, -1)?;
+                let (z_BTD, a_BTD) = (halves.swap_remove(1), halves.swap_remove(0));
                 let (c_BTD, window) = convolve(&a_BTD, convolution.as_ref(), call)?;
                 let q_BTD = gates::block_linear(&c_BTD, query)?;
                 let k_BTD = gates::block_linear(&c_BTD, key)?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use xlstm_manifests::atomic::{FolderLock, write_atomic};
+use xlstm_manifests::manifest::MANIFEST_NAME;
 use xlstm_manifests::order::Order;
 use xlstm_manifests::recipe::{self, ModelSize, Recipe};
 use xlstm_manifests::run_manifest::{
@@ -88,6 +89,7 @@ pub fn resolve_recipe(options: &TrainOptions, device: &DeviceInfo) -> Result<(Re
                 .into(),
         )
     })?;
+    let path = split_folder(path, "train");
     let train = Dataset::open(&path)?;
     let recipe = match (&options.recipe, existing) {
         (Some(name), _) => recipe::load(name, &options.overrides)?,
@@ -102,6 +104,13 @@ pub fn resolve_recipe(options: &TrainOptions, device: &DeviceInfo) -> Result<(Re
     check_vocabulary(&recipe, &train, &path)?;
     recipe.rows_per_step(u64::from(train.manifest().packing.row_length))?;
     Ok((recipe, train, path))
+}
+
+/// The folder of `split` where `path` names a whole dataset, else `path` itself.
+fn split_folder(path: PathBuf, split: &str) -> PathBuf {
+    let inside = path.join(split);
+    let whole = !path.join(MANIFEST_NAME).exists() && inside.join(MANIFEST_NAME).is_file();
+    if whole { inside } else { path }
 }
 
 fn check_vocabulary(recipe: &Recipe, dataset: &Dataset, path: &Path) -> Result<()> {
