@@ -89,7 +89,10 @@ fn write_facts(page: &mut Page, summary: &Summary) {
         ("Profile", format!("{}, split {}", summary.profile, summary.split)),
     ];
     if let Some(repository) = &summary.repository {
-        facts.push(("Source", format!("{repository} @ {}", summary.revision.as_deref().unwrap_or("?"))));
+        facts.push((
+            "Source",
+            format!("{repository} @ {}", summary.revision.as_deref().unwrap_or("a revision not recorded")),
+        ));
     }
     facts.extend([
         ("Inputs", count(summary.inputs)),

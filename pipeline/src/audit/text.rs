@@ -85,7 +85,11 @@ fn write_summary(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
     writeln!(out, "  root        {}", summary.root)?;
     writeln!(out, "  profile     {}, split {}", summary.profile, summary.split)?;
     if let Some(repository) = &summary.repository {
-        writeln!(out, "  source      {repository} @ {}", summary.revision.as_deref().unwrap_or("?"))?;
+        writeln!(
+            out,
+            "  source      {repository} @ {}",
+            summary.revision.as_deref().unwrap_or("a revision not recorded")
+        )?;
     }
     for licence in &summary.licences {
         let spdx = licence.spdx.as_ref().map_or(String::new(), |spdx| format!(" [{spdx}]"));

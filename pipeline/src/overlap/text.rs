@@ -47,10 +47,10 @@ pub(super) fn write(out: &mut dyn Write, report: &OverlapReport) -> io::Result<(
     )
 }
 
-fn write_eval(out: &mut dyn Write, set: &EvalSet) -> io::Result<()> {
+fn write_eval(out: &mut dyn Write, set: &EvalSet, width: usize) -> io::Result<()> {
     writeln!(
         out,
-        "  {:24} {:>10} {:>9} {:>10} {:>11} {:>9} {:>8}",
+        "{:width$} {:>11} {:>9} {:>10} {:>11} {:>9} {:>8}",
         set.name,
         count(set.documents),
         count(set.documents_hit),
@@ -61,10 +61,10 @@ fn write_eval(out: &mut dyn Write, set: &EvalSet) -> io::Result<()> {
     )
 }
 
-fn write_train(out: &mut dyn Write, set: &TrainSet) -> io::Result<()> {
+fn write_train(out: &mut dyn Write, set: &TrainSet, width: usize) -> io::Result<()> {
     writeln!(
         out,
-        "  {:24} {:>10} {:>9} {:>10} {:>15} {:>17} ({})",
+        "{:width$} {:>11} {:>9} {:>10} {:>15} {:>18} ({})",
         set.name,
         count(set.documents),
         count(set.documents_hit),

@@ -57,7 +57,11 @@ fn write_document(out: &mut dyn Write, document: &DocumentTrace) -> io::Result<(
         writeln!(out, "  digest  {} {}, published by {}", declared.algorithm, declared.digest, declared.by)?;
     }
     if let Some(repository) = &input.repository {
-        writeln!(out, "  from    {repository} @ {}", input.revision.as_deref().unwrap_or("?"))?;
+        writeln!(
+            out,
+            "  from    {repository} @ {}",
+            input.revision.as_deref().unwrap_or("a revision not recorded")
+        )?;
     }
     for licence in &input.licences {
         writeln!(out, "  licence {licence}")?;
