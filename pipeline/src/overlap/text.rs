@@ -22,16 +22,15 @@ pub(super) fn write(out: &mut dyn Write, report: &OverlapReport) -> io::Result<(
         count(eval.paragraphs),
         percent(share(eval.paragraphs_hit, eval.paragraphs))
     )?;
-    writeln!(
-        out,
-        "\nby evaluation set          documents       hit  identical  paragraphs       hit    share"
-    )?;
-    report.eval_sets.iter().try_for_each(|set| write_eval(out, set))?;
-    writeln!(
-        out,
-        "\nby training set            documents       hit  identical  paragraphs hit    tokens of hits"
-    )?;
-    report.train_sets.iter().chain([&report.train_total]).try_for_each(|set| write_train(out, set))?;
+    let sets = report.eval_sets.iter().map(|set| &set.name);
+    let names = sets.chain(report.train_sets.iter().map(|set| &set.name));
+    let width = names.map(|name| name.chars().count()).max().unwrap_or(0).max(18);
+    let title = "by evaluation set";
+    writeln!(out, "\n{title:width$}   documents       hit  identical  paragraphs       hit    share")?;
+    report.eval_sets.iter().chain([&report.eval_total]).try_for_each(|set| write_eval(out, set, width))?;
+    let title = "by training set";
+    writeln!(out, "\n{title:width$}   documents       hit  identical  paragraphs hit     tokens of hits")?;
+    report.train_sets.iter().chain([&report.train_total]).try_for_each(|set| write_train(out, set, width))?;
     let filter = &report.filter;
     writeln!(
         out,
