@@ -14,7 +14,10 @@ use xlstm_pipeline::trace::{SourceTrace, TraceArgs, TraceReport, run, trace};
 
 fn args(built: &Built) -> TraceArgs {
     TraceArgs {
-        path: built.split(),
+        path: Some(built.split()),
+        run: None,
+        step: None,
+        rank: None,
         row: None,
         document: None,
         token: None,

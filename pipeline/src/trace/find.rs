@@ -17,7 +17,9 @@ use crate::sources::{self, Format};
 use crate::tokenizer::Gpt2Tokenizer;
 
 pub(super) fn trace(args: &TraceArgs) -> Result<TraceReport, CommandError> {
-    let corpus = Corpus::open(&args.path)?;
+    let path =
+        args.path.as_deref().ok_or_else(|| CommandError::Usage("name the folder of a split".into()))?;
+    let corpus = Corpus::open(path)?;
     let manifest = corpus.manifest();
     let mut report = TraceReport {
         split: manifest.split.clone(),
@@ -45,7 +47,7 @@ fn trace_row(
     report: &mut TraceReport,
 ) -> Result<(), CommandError> {
     let dataset = corpus.rows().ok_or_else(|| {
-        let manifest = Manifest::locate(&args.path);
+        let manifest = Manifest::locate(args.path.as_deref().unwrap_or(std::path::Path::new(".")));
         CommandError::Usage(format!(
             "`{}` is stored by document and has no packed rows: ask with --document N",
             manifest.display()

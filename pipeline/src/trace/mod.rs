@@ -9,6 +9,7 @@
 //! record read again, and the same place shown in it.
 
 mod find;
+pub mod step;
 mod text;
 
 use std::io::Write;
@@ -22,17 +23,26 @@ use crate::report::{CommandError, Outcome, write_json};
 
 /// Show which documents a row holds, and which file, record and text a token comes from
 #[derive(Debug, Clone, clap::Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["row", "document"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["row", "document", "step"])))]
 pub struct TraceArgs {
-    /// Folder of a split, or its manifest
-    #[arg(value_name = "PATH")]
-    pub path: PathBuf,
+    /// Folder of a split, or its manifest [default with --run: where the run found it]
+    #[arg(value_name = "PATH", required_unless_present = "run")]
+    pub path: Option<PathBuf>,
     /// Row of the split, from 0
     #[arg(long, value_name = "R")]
     pub row: Option<u64>,
     /// Document of the split, from 0 in stream order
     #[arg(long, value_name = "N")]
     pub document: Option<u64>,
+    /// Folder of a training run: which documents went into --step of it
+    #[arg(long, value_name = "RUN", requires = "step", conflicts_with = "token")]
+    pub run: Option<PathBuf>,
+    /// Step of the run, from 1
+    #[arg(long, value_name = "S", requires = "run")]
+    pub step: Option<u64>,
+    /// Only the rows of this rank
+    #[arg(long, value_name = "RANK", requires = "run")]
+    pub rank: Option<u64>,
     /// Token in the row or document, from 0
     #[arg(long, value_name = "T")]
     pub token: Option<u64>,
@@ -195,6 +205,9 @@ pub fn trace(args: &TraceArgs) -> Result<TraceReport, CommandError> {
 /// # Errors
 /// As [`trace`], and when the report cannot be written.
 pub fn run(args: &TraceArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+    if let (Some(run), Some(step)) = (&args.run, args.step) {
+        return step::run(args, run, step, out);
+    }
     let report = trace(args)?;
     if args.json {
         write_json(out, &report)?;
