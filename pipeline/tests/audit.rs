@@ -520,3 +520,18 @@ fn damage_in_one_file_is_blamed_on_no_other() {
         assert!(!found.is_empty() && found.iter().all(|finding| finding.file == name), "{name}: {found:#?}");
     }
 }
+
+#[test]
+fn one_tasks_part_can_be_audited_too() {
+    let built = build(&Recipe::packed());
+    let mut manifest = built.manifest();
+    manifest.part = Some(xlstm_manifests::manifest::Part {
+        index: 1,
+        count: 3,
+        plan: Sha256Digest::of(b"plan"),
+        not_planned: 0,
+    });
+    built.seal(manifest);
+    let report = deep(&built, Amount::All, |args| args.text = true);
+    assert!(report.clean, "{report:#?}");
+}

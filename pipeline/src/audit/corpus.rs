@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use xlstm_manifests::documents::{Document, DocumentShard};
 use xlstm_manifests::manifest::Layout;
 use xlstm_manifests::spans::{Span, SpansFile};
-use xlstm_manifests::{Dataset, Error, Manifest, Result, Sha256Digest};
+use xlstm_manifests::{Dataset, Manifest, Result, Sha256Digest};
 
 use super::spans::set_name;
 
@@ -54,6 +54,9 @@ impl Corpus {
     /// # Errors
     /// When the manifest does not hold, or a shard is missing or has another size.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        // A manifest named without its folder lies in the current one.
+        let here = path.parent() == Some(Path::new("")) && path.is_file();
+        let path = &if here { Path::new(".").join(path) } else { path.to_path_buf() };
         let manifest = Manifest::load(path)?;
         let packed = manifest.layout == Layout::Packed;
         let mut starts = vec![0u64];
@@ -62,11 +65,10 @@ impl Corpus {
             starts.push(starts.last().copied().unwrap_or(0).saturating_add(records));
         }
         let content = if packed {
-            Content::Packed(Box::new(Dataset::open(path)?))
+            Content::Packed(Box::new(Dataset::open_part(path)?))
         } else {
             let file = Manifest::locate(path);
-            let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-            let folder = folder.unwrap_or(Path::new(".")).into();
+            let folder = file.parent().unwrap_or(Path::new(".")).into();
             Content::Documents { manifest: Box::new(manifest), folder }
         };
         Ok(Self { content, starts })
@@ -162,7 +164,7 @@ impl ShardDocuments<'_> {
                 let Some(span) = spans.get(index) else { return Ok(None) };
                 let meta = self.of_span(span);
                 if let Some((row, offset)) = meta.place {
-                    read_tokens(dataset, row, offset, meta.tokens, ids)?;
+                    dataset.read_tokens(row, offset, meta.tokens, ids)?;
                 }
                 Ok(Some(meta))
             }
@@ -213,29 +215,4 @@ impl ShardDocuments<'_> {
             place: None,
         }
     }
-}
-
-/// Appends `length` tokens from token `offset` of row `row` on, across rows and shards.
-pub(crate) fn read_tokens(
-    dataset: &Dataset,
-    row: u64,
-    offset: u16,
-    length: u64,
-    ids: &mut Vec<u16>,
-) -> Result<()> {
-    let (mut row, mut offset) = (row, usize::from(offset));
-    let mut missing = usize::try_from(length).unwrap_or(usize::MAX);
-    while missing > 0 {
-        let tokens = dataset.row(row)?.tokens();
-        let available = tokens.get(offset..).filter(|tokens| !tokens.is_empty()).ok_or_else(|| {
-            let expected = format!("a token at offset {offset} of row {row}, as a span says");
-            Error::damaged(dataset.folder(), expected, format!("{} tokens in that row", tokens.len()))
-        })?;
-        let taken = available.len().min(missing);
-        ids.extend_from_slice(&available[..taken]);
-        missing -= taken;
-        row += 1;
-        offset = 0;
-    }
-    Ok(())
 }

@@ -15,6 +15,7 @@ use xlstm_manifests::{Manifest, Sha256Digest};
 use super::corpus::{Corpus, ShardDocuments};
 use super::finding::{Check, Findings};
 use super::locate::Locator;
+use super::progress::Progress;
 use super::sample::{Amount, Chosen};
 use crate::record::{Record, Step};
 use crate::report::CommandError;
@@ -50,6 +51,7 @@ struct Deep<'a> {
     corpus: &'a Corpus,
     tokenizer: &'a Gpt2Tokenizer,
     fields: Fields,
+    progress: &'a Progress,
 }
 
 /// Reads documents of the split in `folder` again.
@@ -71,7 +73,11 @@ pub(super) fn check(
     }
     let locator = Locator::new(folder, &manifest.source, inputs);
     let chosen = Chosen::new(amount, corpus.documents(), seed);
-    let deep = Deep { corpus: &corpus, tokenizer: &tokenizer, fields: fields_of(manifest) };
+    // Exact for all documents; for some, as if they were of average length.
+    let share = chosen.len() as f64 / corpus.documents().max(1) as f64;
+    let progress = Progress::over_bytes("audit --deep", (manifest.totals.text_bytes as f64 * share) as u64);
+    let deep =
+        Deep { corpus: &corpus, tokenizer: &tokenizer, fields: fields_of(manifest), progress: &progress };
     let mut next = 0;
     let work: Vec<(u32, &Input, Range<u64>)> = (0u32..)
         .zip(&manifest.inputs)
@@ -235,7 +241,9 @@ impl Deep<'_> {
         findings: &mut Findings,
     ) -> Result<(), String> {
         report.documents += batch.len() as u64;
-        report.text_bytes += batch.iter().map(|(_, record)| record.text.len() as u64).sum::<u64>();
+        let text_bytes = batch.iter().map(|(_, record)| record.text.len() as u64).sum::<u64>();
+        report.text_bytes += text_bytes;
+        self.progress.advance(text_bytes);
         let problems: Vec<String> = batch
             .par_chunks(64)
             .map_init(Workplace::default, |workplace, documents| {

@@ -55,6 +55,14 @@ impl Chosen {
         }
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::All(total) => *total,
+            Self::Some(chosen) => chosen.len() as u64,
+        }
+    }
+
     /// Those of `range`, ascending.
     pub(super) fn within(&self, range: Range<u64>) -> Vec<u64> {
         match self {

@@ -12,6 +12,7 @@ use xlstm_manifests::manifest::Layout;
 
 use super::corpus::{Corpus, Meta};
 use super::finding::{Check, Findings};
+use super::progress::Progress;
 use crate::report::CommandError;
 use crate::tokenizer::Gpt2Tokenizer;
 
@@ -26,6 +27,7 @@ pub(super) fn check(folder: &Path, findings: &mut Findings) -> Result<u64, Comma
     let corpus = Corpus::open(folder)?;
     let tokenizer = Gpt2Tokenizer::new()?;
     let packed = corpus.manifest().layout == Layout::Packed;
+    let progress = Progress::over_bytes("audit --text", corpus.manifest().totals.text_bytes);
     for number in 0..corpus.shards() {
         let shard = &corpus.manifest().shards[number];
         let file = if packed { &shard.companion } else { &shard.file }.path.as_str();
@@ -37,7 +39,10 @@ pub(super) fn check(folder: &Path, findings: &mut Findings) -> Result<u64, Comma
                 let range = chunk * CHUNK..documents.len().min((chunk + 1) * CHUNK);
                 range
                     .filter_map(|index| match documents.read(index, &mut ids) {
-                        Ok(Some(meta)) => problem(&meta, &tokenizer.decode(&ids)).map(|p| (index, p)),
+                        Ok(Some(meta)) => {
+                            progress.advance(meta.bytes);
+                            problem(&meta, &tokenizer.decode(&ids)).map(|p| (index, p))
+                        }
                         Ok(None) => Some((index, "is missing".into())),
                         Err(error) => Some((index, error.to_string())),
                     })
