@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use xlstm_manifests::checksums::{self, CHECKSUMS_NAME};
 use xlstm_manifests::documents::{self, Document, DocumentsWriter, count_words};
@@ -136,12 +137,18 @@ fn write_manifest(folder: &Path, manifest: &Manifest) {
     fs_err::write(folder.join(CHECKSUMS_NAME), checksums::render(&files)).unwrap();
 }
 
+/// One for all tests: building it takes longer than a small dataset does.
+fn tokenizer() -> &'static Gpt2Tokenizer {
+    static TOKENIZER: OnceLock<Gpt2Tokenizer> = OnceLock::new();
+    TOKENIZER.get_or_init(|| Gpt2Tokenizer::new().unwrap())
+}
+
 /// Writes the inputs of `recipe` and prepares them.
 pub(crate) fn build(recipe: &Recipe) -> Built {
     let built = Built { folder: tempfile::tempdir().unwrap() };
     fs_err::create_dir_all(built.inputs()).unwrap();
     fs_err::create_dir_all(built.split()).unwrap();
-    let tokenizer = Gpt2Tokenizer::new().unwrap();
+    let tokenizer = tokenizer();
     let mut sets: Vec<SetTotals> = Vec::new();
     let mut inputs = Vec::new();
     let mut prepared = Vec::new();
@@ -338,7 +345,7 @@ fn manifest(recipe: &Recipe, inputs: Vec<Input>, sets: Vec<SetTotals>, shards: V
             holdout: None,
             on_bad_record: "fail".into(),
         },
-        tokenizer: Gpt2Tokenizer::new().unwrap().identity().unwrap(),
+        tokenizer: tokenizer().identity().unwrap(),
         packing: Packing {
             row_length: recipe.row_length as u32,
             rows_per_shard: packed.then_some(recipe.rows_per_shard as u64),
