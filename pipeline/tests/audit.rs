@@ -155,6 +155,9 @@ fn extra_files_are_named_but_for_the_pointer_to_the_inputs() {
     fs_err::create_dir(built.split().join("sub")).unwrap();
     fs_err::write(built.split().join("sub/notes.txt"), "x").unwrap();
     fs_err::write(built.split().join("shard-00009.arrow.partial"), "x").unwrap();
+    fs_err::create_dir(built.split().join(".work")).unwrap();
+    fs_err::write(built.split().join(".work/journal"), "x").unwrap();
+    assert_found(&built, ".work", Check::Extra);
     assert_found(&built, "sub/notes.txt", Check::Extra);
     assert_found(&built, "shard-00009.arrow.partial", Check::Extra);
 }

@@ -16,6 +16,7 @@ use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::{Error, Manifest, Sha256Digest};
 
 use super::finding::{Check, Findings};
+use crate::split::WORK_FOLDER;
 
 /// A file beside the manifest that says where the inputs were; for this machine only, so nothing lists it.
 pub const INPUTS_POINTER: &str = ".inputs";
@@ -141,7 +142,8 @@ pub(super) fn check_names(
 
 /// Files below `folder` that nothing lists.
 pub(super) fn check_extra(folder: &Path, known: &BTreeSet<&str>, findings: &mut Findings) {
-    for entry in walkdir::WalkDir::new(folder).min_depth(1).sort_by_file_name() {
+    let mut walk = walkdir::WalkDir::new(folder).min_depth(1).sort_by_file_name().into_iter();
+    while let Some(entry) = walk.next() {
         let entry = match entry {
             Ok(entry) => entry,
             Err(error) => {
@@ -150,6 +152,12 @@ pub(super) fn check_extra(folder: &Path, known: &BTreeSet<&str>, findings: &mut 
             }
         };
         let name = entry.path().strip_prefix(folder).unwrap_or(entry.path()).to_string_lossy().into_owned();
+        if name == WORK_FOLDER && entry.file_type().is_dir() {
+            let advice = "a run is under way in this folder, or was stopped; run the same `prepare` again to finish it";
+            findings.add(name, Check::Extra, advice);
+            walk.skip_current_dir();
+            continue;
+        }
         let ours = [MANIFEST_NAME, CHECKSUMS_NAME, INPUTS_POINTER].contains(&name.as_str());
         if !entry.file_type().is_dir() && !ours && !known.contains(name.as_str()) {
             let advice = if name.ends_with(xlstm_manifests::atomic::PARTIAL_SUFFIX) {

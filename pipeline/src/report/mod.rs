@@ -53,8 +53,9 @@ pub enum CommandError {
     /// A dataset on disk is not what it should be.
     #[error(transparent)]
     Dataset(#[from] xlstm_manifests::Error),
-    /// The operating system refused; the text names the path.
-    #[error(transparent)]
+    /// The operating system refused; the text names the path. It stays visible as the cause, so that a
+    /// closed pipe can be told from a full disk.
+    #[error("{0}")]
     Io(#[from] std::io::Error),
     /// The arguments ask for something that is not there.
     #[error("{0}")]
