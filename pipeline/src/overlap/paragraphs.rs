@@ -1,6 +1,6 @@
 //! Which pieces of a text are compared: its paragraphs of at least 13 words.
 //!
-//! As in PALOMA's decontamination (its section 3.1; dolma's tools): text is split at newlines, and a
+//! As in PALOMA's decontamination (its guideline G1, done with dolma's tools): text is split at newlines, and a
 //! paragraph counts when it has at least 13 words by Unicode's segmentation (UAX 29). A word there has a
 //! letter or a digit, so paragraphs of punctuation, white space and emoji alone have none and never count.
 //! White space at a paragraph's ends is not part of it. Two paragraphs are the same when their bytes are.
