@@ -5,11 +5,32 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
-/// `xlstm-data`, built once a test process from this workspace in the profile of the tests.
+/// `xlstm-data` of this workspace in the profile of the tests: the one that lies beside the running test if it is
+/// newer than its sources (`cargo test` over several packages has just built it), else built now.
 #[must_use]
 pub fn xlstm_data() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| build("xlstm-pipeline", "xlstm-data"))
+    PROGRAM.get_or_init(|| beside("xlstm-data").unwrap_or_else(|| build("xlstm-pipeline", "xlstm-data")))
+}
+
+/// The binary in the profile's folder, unless a source is newer.
+fn beside(binary: &str) -> Option<PathBuf> {
+    // target/release/deps/TEST-HASH ─► target/release/BINARY
+    let program = std::env::current_exe().ok()?.parent()?.parent()?.join(binary);
+    let built = fs_err::metadata(&program).ok()?.modified().ok()?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
+    let mut folders = vec![root.join("pipeline"), root.join("manifests")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs_err::read_dir(folder).ok()? {
+            let entry = entry.ok()?;
+            if entry.file_type().ok()?.is_dir() {
+                folders.push(entry.path());
+            } else if entry.metadata().ok()?.modified().ok()? > built {
+                return None;
+            }
+        }
+    }
+    Some(program)
 }
 
 /// Builds a binary and asks cargo where it put it.
