@@ -19,7 +19,7 @@ const MAX_EPOCHS: u64 = 4;
 
 /// The recipe for a device and a corpus of `tokens` tokens in rows of `row_length`.
 ///
-/// On a CPU: `small-cpu`. On a card: the largest [7:1] model of the paper whose parameters take a third of the memory
+/// On a CPU: `small-cpu`. On a card: the largest `[7:1]` model of the paper whose parameters take a third of the memory
 /// and which sees at least 20 tokens for each parameter in four passes, but at least the 125M one. The number of
 /// steps is at most four passes over the corpus.
 ///
