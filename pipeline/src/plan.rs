@@ -182,13 +182,16 @@ pub struct InputFolders {
 }
 
 impl InputFolders {
+    /// The file of `path` among those already downloaded, if it is there.
+    #[must_use]
+    pub fn given(&self, path: &SafePath) -> Option<PathBuf> {
+        self.from.as_ref().map(|from| path.under(from)).filter(|file| file.exists())
+    }
+
     /// Where `path` is, or is to be put.
     #[must_use]
     pub fn place(&self, path: &SafePath) -> PathBuf {
-        match &self.from {
-            Some(from) if path.under(from).exists() => path.under(from),
-            _ => path.under(&self.downloads),
-        }
+        self.given(path).unwrap_or_else(|| path.under(&self.downloads))
     }
 
     /// Whether `file` was downloaded by us, and so may be removed after use.

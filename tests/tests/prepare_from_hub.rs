@@ -345,3 +345,36 @@ fn a_plan_counts_files_requests_and_time_without_downloading() {
     assert!(plan["splits"][0]["expected_tokens"].as_u64().unwrap() > 0);
     assert!(!out.exists(), "a plan writes nothing");
 }
+
+#[test]
+fn files_that_the_user_gave_are_checked_and_never_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mirror, out) = (folder.path().join("mirror"), folder.path().join("out"));
+    let files = original_files();
+    write_files(&mirror, &files);
+    let missing = "train/chunk3/example_train_2.jsonl.zst";
+    fs_err::remove_file(mirror.join(missing)).unwrap();
+    let damaged = mirror.join("train/chunk4/example_train_10.jsonl.zst");
+    let mut bytes = fs_err::read(&damaged).unwrap();
+    bytes[50] ^= 1;
+    fs_err::write(&damaged, &bytes).unwrap();
+    let hub = LoopbackHub::builder().dataset(ORIGINAL, files.clone()).commit(ORIGINAL_COMMIT).start();
+    let from = text(&mirror);
+    let arguments =
+        ["prepare", "slimpajama", "--split", "train", "--out", text(&out), "--from", from, "--quiet"];
+    let error = run(&mut from_hub(&hub, folder.path(), &arguments)).failure(1);
+    assert!(error.contains("chunk4/example_train_10.jsonl.zst") && error.contains("SHA-256"), "{error}");
+    assert_eq!(fs_err::read(&damaged).unwrap(), bytes, "the user's file is as it was");
+
+    bytes[50] ^= 1;
+    fs_err::write(&damaged, &bytes).unwrap();
+    hub.forget_requests();
+    run(&mut from_hub(&hub, folder.path(), &arguments)).success();
+    assert!(hub.resolver_requests(missing) > 0 || out.join("downloads").join(missing).exists());
+    assert_eq!(
+        hub.resolver_requests("train/chunk1/example_train_0.jsonl.zst"),
+        0,
+        "what was given is not fetched"
+    );
+    assert!(!mirror.join(missing).exists(), "nothing is put into the user's folder");
+}

@@ -10,6 +10,8 @@ use xlstm_manifests::{Error as ContractError, Sha256Digest, digest};
 
 use super::batch::{Job, Tokenized};
 use super::{EngineError, EngineOptions, Provided, Shared, Stream, StreamSender};
+use crate::hub;
+use crate::plan::Location;
 use crate::record::Step;
 use crate::sources;
 
@@ -79,9 +81,13 @@ pub(super) fn reader(
 fn verify(provided: &Provided) -> Result<(u64, Sha256Digest, Option<SystemTime>), EngineError> {
     let path = &provided.path;
     let modified = fs_err::metadata(path).map_err(ContractError::from)?.modified().ok();
-    let (size, sha256) = match provided.verified {
-        Some(verified) => verified,
-        None => digest::digest_file(path)?,
+    let (size, sha256) = match (provided.verified, &provided.planned.location) {
+        (Some(verified), _) => verified,
+        (None, Location::Remote(file)) => {
+            let found = hub::verify_file(path, file)?;
+            (found.size, found.sha256)
+        }
+        (None, Location::Local(_)) => digest::digest_file(path)?,
     };
     let planned = &provided.planned;
     if let Some(expected) = planned.size.filter(|&expected| expected != size) {

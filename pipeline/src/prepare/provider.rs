@@ -29,13 +29,12 @@ pub(super) fn for_plan(
     let jobs: Vec<_> = inputs
         .iter()
         .filter_map(|(_, input)| match &input.location {
+            // A file that the user gave is checked where it lies, and never replaced.
+            Location::Remote(_) if folders.given(&input.path).is_some() => None,
             Location::Remote(file) => Some((file.clone(), folders.place(&input.path))),
             Location::Local(_) => None,
         })
         .collect();
-    if jobs.is_empty() {
-        return Ok(Box::new(LocalProvider { inputs }));
-    }
     let hub = context.hub.clone().context("the plan has remote files, but no Hub was set up")?;
     let options = PrefetchOptions { threads: common.parallel_downloads.max(1), ..PrefetchOptions::default() };
     let cancel = Arc::new(AtomicBool::new(false));
@@ -84,7 +83,20 @@ struct HubProvider {
 impl Provider for HubProvider {
     fn provide(&mut self) -> Option<Result<Provided, EngineError>> {
         let (index, planned) = self.inputs.pop_front()?;
-        let stored = match self.prefetch.next()?.result {
+        let given = match &planned.location {
+            Location::Local(path) => Some(path.clone()),
+            Location::Remote(_) => self.folders.given(&planned.path),
+        };
+        if let Some(path) = given {
+            return Some(Ok(Provided { index, planned, path, verified: None }));
+        }
+        let fetched = self.prefetch.next()?;
+        if fetched.file.path != planned.path.as_str() {
+            let message =
+                format!("expected `{}` to be fetched next, found `{}`", planned.path, fetched.file.path);
+            return Some(Err(EngineError::Internal(message)));
+        }
+        let stored = match fetched.result {
             Ok(stored) => stored,
             Err(error) => return Some(Err(error.into())),
         };
