@@ -161,6 +161,37 @@ impl ArrowFile {
     }
 }
 
+/// Where rows lie when a file's rows are numbered across its batches.
+#[derive(Debug)]
+pub(crate) struct RowStarts(Vec<usize>);
+
+impl RowStarts {
+    /// From the number of rows of each batch.
+    pub(crate) fn new(rows: impl IntoIterator<Item = usize>) -> Self {
+        let mut starts = vec![0];
+        let mut total = 0;
+        starts.extend(rows.into_iter().map(|rows| {
+            total += rows;
+            total
+        }));
+        Self(starts)
+    }
+
+    /// Rows over all batches.
+    pub(crate) fn total(&self) -> usize {
+        self.0.last().copied().unwrap_or(0)
+    }
+
+    /// The batch of row `index`, and the row's number in it; `None` past the end.
+    pub(crate) fn locate(&self, index: usize) -> Option<(usize, usize)> {
+        if index >= self.total() {
+            return None;
+        }
+        let batch = self.0.partition_point(|&start| start <= index) - 1;
+        Some((batch, index - self.0[batch]))
+    }
+}
+
 fn check_schema(path: &Path, expected: &Schema, found: &Schema) -> Result<()> {
     let kind = |schema: &Schema| schema.metadata().get(KIND_KEY).cloned().unwrap_or_else(|| "none".into());
     if kind(expected) != kind(found) {

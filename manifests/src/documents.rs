@@ -25,7 +25,7 @@ use arrow_array::types::{UInt16Type, UInt32Type, UInt64Type};
 use arrow_array::{Array, BooleanArray, RecordBatch, StringArray, UInt16Array, UInt32Array, UInt64Array};
 use arrow_schema::{DataType, Field, SchemaRef};
 
-use crate::arrow_file::{self, ArrowFile, ArrowWriter};
+use crate::arrow_file::{self, ArrowFile, ArrowWriter, RowStarts};
 use crate::atomic::Written;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
@@ -243,7 +243,7 @@ pub fn write_windows(path: &Path, windows: &[Window]) -> Result<Written> {
 /// A mapped document shard.
 #[derive(Debug)]
 pub struct DocumentShard {
-    starts: Vec<usize>,
+    starts: RowStarts,
     batches: Vec<RecordBatch>,
 }
 
@@ -257,17 +257,14 @@ impl DocumentShard {
         if file.rows() != documents {
             return Err(Error::damaged(path, format!("{documents} documents"), format!("{}", file.rows())));
         }
-        let mut starts = vec![0];
-        for batch in &file.batches {
-            starts.push(starts.last().copied().unwrap_or(0) + batch.num_rows());
-        }
+        let starts = RowStarts::new(file.batches.iter().map(RecordBatch::num_rows));
         Ok(Self { starts, batches: file.batches })
     }
 
     /// Number of documents.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.starts.last().copied().unwrap_or(0)
+        self.starts.total()
     }
 
     /// Whether the shard holds no document.
@@ -279,11 +276,8 @@ impl DocumentShard {
     /// Document `index`; `None` past the end.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<Document> {
-        if index >= self.len() {
-            return None;
-        }
-        let number = self.starts.partition_point(|&start| start <= index) - 1;
-        let (batch, i) = (&self.batches[number], index - self.starts[number]);
+        let (number, i) = self.starts.locate(index)?;
+        let batch = &self.batches[number];
         let text = |column: usize| batch.column(column).as_string::<i32>();
         let u64_at = |column: usize| batch.column(column).as_primitive::<UInt64Type>().value(i);
         let ids = batch.column(0).as_list::<i32>().value(i);

@@ -16,7 +16,7 @@ use arrow_array::{Array, FixedSizeListArray, RecordBatch, UInt16Array};
 use arrow_buffer::ScalarBuffer;
 use arrow_schema::{DataType, Field, SchemaRef};
 
-use crate::arrow_file::{self, ArrowFile, ArrowWriter};
+use crate::arrow_file::{self, ArrowFile, ArrowWriter, RowStarts};
 use crate::atomic::Written;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
@@ -113,8 +113,7 @@ impl PackedWriter {
 #[derive(Debug)]
 pub struct PackedShard {
     row_length: usize,
-    /// First row of each batch, then the number of rows.
-    starts: Vec<usize>,
+    starts: RowStarts,
     batches: Vec<(ScalarBuffer<u16>, ScalarBuffer<u16>)>,
 }
 
@@ -145,7 +144,6 @@ impl PackedShard {
         if file.rows() != rows {
             return Err(Error::damaged(path, format!("{rows} rows"), format!("{}", file.rows())));
         }
-        let mut starts = vec![0];
         let mut batches = Vec::with_capacity(file.batches.len());
         for batch in &file.batches {
             let ids = batch.column(0).as_fixed_size_list();
@@ -161,26 +159,22 @@ impl PackedShard {
                     format!("{length}"),
                 ));
             }
-            starts.push(starts.last().copied().unwrap_or(0) + lengths.len());
             batches.push((ids, lengths));
         }
+        let starts = RowStarts::new(batches.iter().map(|(_, lengths)| lengths.len()));
         Ok(Self { row_length, starts, batches })
     }
 
     /// Number of rows.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.starts.last().copied().unwrap_or(0)
+        self.starts.total()
     }
 
     /// Row `index`, counted from the start of this shard; `None` past the end.
     #[must_use]
     pub fn row(&self, index: usize) -> Option<Row<'_>> {
-        if index >= self.rows() {
-            return None;
-        }
-        let batch = self.starts.partition_point(|&start| start <= index) - 1;
-        let within = index - self.starts[batch];
+        let (batch, within) = self.starts.locate(index)?;
         let (ids, lengths) = &self.batches[batch];
         let start = within * self.row_length;
         Some(Row { ids: &ids[start..start + self.row_length], length: usize::from(lengths[within]) })

@@ -21,7 +21,7 @@ use arrow_array::types::{UInt16Type, UInt32Type, UInt64Type};
 use arrow_array::{Array, RecordBatch, UInt16Array, UInt32Array, UInt64Array};
 use arrow_schema::{DataType, Field, SchemaRef};
 
-use crate::arrow_file::{self, ArrowFile, ArrowWriter};
+use crate::arrow_file::{self, ArrowFile, ArrowWriter, RowStarts};
 use crate::atomic::Written;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
@@ -117,7 +117,7 @@ fn to_batch(spans: &[Span]) -> std::result::Result<RecordBatch, arrow_schema::Ar
 /// A mapped spans file.
 #[derive(Debug)]
 pub struct SpansFile {
-    starts: Vec<usize>,
+    starts: RowStarts,
     batches: Vec<RecordBatch>,
 }
 
@@ -131,17 +131,14 @@ impl SpansFile {
         if file.rows() != spans {
             return Err(Error::damaged(path, format!("{spans} spans"), format!("{}", file.rows())));
         }
-        let mut starts = vec![0];
-        for batch in &file.batches {
-            starts.push(starts.last().copied().unwrap_or(0) + batch.num_rows());
-        }
+        let starts = RowStarts::new(file.batches.iter().map(RecordBatch::num_rows));
         Ok(Self { starts, batches: file.batches })
     }
 
     /// Number of spans.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.starts.last().copied().unwrap_or(0)
+        self.starts.total()
     }
 
     /// Whether no document starts in the shard.
@@ -153,11 +150,8 @@ impl SpansFile {
     /// Span `index`; `None` past the end.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<Span> {
-        if index >= self.len() {
-            return None;
-        }
-        let number = self.starts.partition_point(|&start| start <= index) - 1;
-        let (batch, i) = (&self.batches[number], index - self.starts[number]);
+        let (number, i) = self.starts.locate(index)?;
+        let batch = &self.batches[number];
         let u64_at = |column: usize| batch.column(column).as_primitive::<UInt64Type>().value(i);
         let set = batch.column(6).as_primitive::<UInt16Type>();
         let ids = batch.column(8).as_string::<i32>();
