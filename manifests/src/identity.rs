@@ -21,14 +21,13 @@ use serde_json::json;
 use crate::canonical;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
-use crate::manifest::{InputCounts, Layout, Manifest};
+use crate::manifest::{InputCounts, Layout, Manifest, Tokenizer};
 
 /// The `root` of what `manifest` says.
 ///
 /// # Errors
 /// When a count is above 2^53 and so has no canonical form.
 pub fn root(manifest: &Manifest) -> Result<Sha256Digest> {
-    let tokenizer = &manifest.tokenizer;
     let selection = &manifest.selection;
     let inputs: Vec<_> = manifest
         .inputs
@@ -41,14 +40,7 @@ pub fn root(manifest: &Manifest) -> Result<Sha256Digest> {
         "layout": manifest.layout,
         "row_length": manifest.packing.row_length,
         "append_end_of_text": manifest.packing.append_end_of_text,
-        "tokenizer": {
-            "name": tokenizer.name,
-            "files": tokenizer.files,
-            "vocabulary_size": tokenizer.vocabulary_size,
-            "end_of_text": tokenizer.end_of_text,
-            "special_tokens": tokenizer.special_tokens,
-            "probe_sha256": tokenizer.probe_sha256,
-        },
+        "tokenizer": tokenizer_value(&manifest.tokenizer),
         "selection": {
             "text_field": selection.text_field,
             "set_field": selection.set_field,
@@ -64,6 +56,23 @@ pub fn root(manifest: &Manifest) -> Result<Sha256Digest> {
     let bytes =
         canonical::to_canonical_bytes(&identity).map_err(|error| Error::Io(std::io::Error::other(error)))?;
     Ok(Sha256Digest::of(&bytes))
+}
+
+/// One digest of what pins a tokenizer's behaviour: equal where the same text gives the same ids.
+#[must_use]
+pub fn tokenizer(tokenizer: &Tokenizer) -> Sha256Digest {
+    Sha256Digest::of(tokenizer_value(tokenizer).to_string().as_bytes())
+}
+
+fn tokenizer_value(tokenizer: &Tokenizer) -> serde_json::Value {
+    json!({
+        "name": tokenizer.name,
+        "files": tokenizer.files,
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "end_of_text": tokenizer.end_of_text,
+        "special_tokens": tokenizer.special_tokens,
+        "probe_sha256": tokenizer.probe_sha256,
+    })
 }
 
 /// Checks that a manifest does not contradict itself: sums, layout and `root`.

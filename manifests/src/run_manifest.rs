@@ -18,7 +18,7 @@ use crate::atomic::write_atomic;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
 use crate::order::{ALGORITHM, Order, StepRow};
-use crate::{Manifest, canonical};
+use crate::{Manifest, canonical, identity};
 
 /// The value of `format`.
 pub const RUN_FORMAT: &str = "xlstm-run";
@@ -75,6 +75,9 @@ pub struct DatasetRef {
     pub rows: u64,
     /// Tokens.
     pub tokens: u64,
+    /// Digest of what pins its tokenizer (`identity::tokenizer`); runs of before it was recorded have none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tokenizer_sha256: Option<Sha256Digest>,
 }
 
 impl DatasetRef {
@@ -88,6 +91,7 @@ impl DatasetRef {
             profile: manifest.source.profile.clone(),
             rows: manifest.totals.rows,
             tokens: manifest.totals.tokens,
+            tokenizer_sha256: Some(identity::tokenizer(&manifest.tokenizer)),
         }
     }
 
@@ -291,6 +295,7 @@ mod tests {
                 profile: "local".into(),
                 rows: 50,
                 tokens: 400,
+                tokenizer_sha256: None,
             },
             validation: None,
             recipe: RecipeRef { name: "test".into(), sha256: root },

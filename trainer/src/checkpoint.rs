@@ -106,6 +106,12 @@ pub fn list(checkpoints: &Path) -> Result<Vec<u64>> {
     Ok(steps)
 }
 
+/// Whether a folder is a checkpoint's: whether it has a state.
+#[must_use]
+pub fn is_checkpoint(folder: &Path) -> bool {
+    folder.join(STATE_NAME).is_file()
+}
+
 /// Reads `state.json` of a checkpoint and checks its files' sizes.
 ///
 /// # Errors

@@ -12,15 +12,19 @@
 //! | [`train`] | set-up, the loop, validation, plans |
 //! | [`checkpoint`], [`tensor_file`] | what a run saves |
 //! | [`metrics`], [`plot`], [`chain`] | what a run tells, a picture of it, and where a figure comes from |
+//! | [`evaluation`] | how good a model is, where, and on which data |
 //! | [`communicator`], [`launch`] | several ranks |
 //! | [`device`], [`environment`], [`signals`] | where and what runs, and what stops it |
+//! | [`command_line`] | what the programs' command lines have in common |
 
 pub mod chain;
 pub mod checkpoint;
+pub mod command_line;
 pub mod communicator;
 pub mod device;
 pub mod environment;
 pub mod error;
+pub mod evaluation;
 pub mod launch;
 pub mod loader;
 pub mod metrics;

@@ -6,23 +6,6 @@ mod cli;
 
 use std::process::ExitCode;
 
-use xlstm_trainer::TrainError;
-
-#[expect(clippy::print_stderr, reason = "messages go to stderr")]
 fn main() -> ExitCode {
-    match cli::run() {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            let known = error.downcast_ref::<TrainError>();
-            match known {
-                // These say everything in one text; others are a chain.
-                Some(error) => eprintln!("error: {error}"),
-                None => eprintln!("error: {error:#}"),
-            }
-            if let Some(hint) = known.and_then(TrainError::hint) {
-                eprintln!("hint: {hint}");
-            }
-            ExitCode::from(known.map_or(1, TrainError::exit_code))
-        }
-    }
+    xlstm_trainer::command_line::exit(cli::run())
 }
