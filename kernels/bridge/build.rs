@@ -82,11 +82,16 @@ fn compile(libtorch: &Path) -> Result<(), String> {
         .debug(false)
         .flag("-fopenmp")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        // Parts of libtorch's headers that stand behind a macro which libtorch itself was built with.
+        .define("USE_DISTRIBUTED", None)
+        .define("USE_C10D_GLOO", None)
         // libtorch's own headers are not free of warnings; ours are.
         .flag("-isystem")
         .flag(&include)
         .flag("-isystem")
         .flag(include.join("torch/csrc/api/include"))
+        .flag("-isystem")
+        .flag("cpp/declarations")
         .files(&sources)
         .try_compile("xlstm_bridge")
         .map_err(|error| format!("the C++ half of the bridge does not compile: {error}"))

@@ -3,9 +3,11 @@
 //! Gradients are *summed* over ranks: each rank scales its loss by its share of the step's tokens, so that ranks with
 //! different numbers of rows weigh as they should.
 
+use std::path::Path;
+
 use tch::Tensor;
 
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 
 /// A bit for each thing that one rank may have to tell all others between two micro-batches.
 pub mod flags {
@@ -43,6 +45,15 @@ pub trait Communicator {
     /// As [`any_flags`](Self::any_flags).
     fn broadcast(&self, tensors: &[Tensor]) -> Result<()>;
 
+    /// From now on the gradients of these parameters are summed over all ranks, by the backward passes that
+    /// [`before_backward`](Self::before_backward) announces.
+    ///
+    /// # Errors
+    /// As [`any_flags`](Self::any_flags), and when ranks differ in the parameters.
+    fn sum_gradients_of(&self, _parameters: &[Tensor]) -> Result<()> {
+        Ok(())
+    }
+
     /// Called before each micro-batch's backward pass; `last` when gradients are to be summed in it or after it.
     ///
     /// # Errors
@@ -60,6 +71,35 @@ pub trait Communicator {
     /// # Errors
     /// As [`any_flags`](Self::any_flags).
     fn barrier(&self) -> Result<()>;
+
+    /// Every rank's value, by rank.
+    ///
+    /// # Errors
+    /// As [`any_flags`](Self::any_flags).
+    fn gather(&self, value: f64) -> Result<Vec<f64>> {
+        let mut values: Vec<f64> = (0..self.world_size()).map(|_| 0.0).collect();
+        if let Some(own) = usize::try_from(self.rank()).ok().and_then(|rank| values.get_mut(rank)) {
+            *own = value;
+        }
+        self.sum(&mut values)?;
+        Ok(values)
+    }
+
+    /// Compares what this rank was started with, name by name, with what the others were.
+    ///
+    /// # Errors
+    /// [`TrainError::Disagree`] on every rank, naming both values; and as [`any_flags`](Self::any_flags).
+    fn agree(&self, _facts: &[(&'static str, String)]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Says where the run's checkpoints are, for the message when a rank is lost.
+    fn run_is_in(&self, _run: &Path) {}
+
+    /// Finds out whether an error of libtorch comes from a rank that is lost, and says which.
+    fn explain(&self, error: TrainError) -> TrainError {
+        error
+    }
 }
 
 /// One process alone.

@@ -7,6 +7,7 @@ use xlstm_bridge::runtime;
 use xlstm_manifests::recipe::Accelerator;
 
 use crate::error::{Result, TrainError};
+use crate::launch::Place;
 
 /// A device and what is known of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,6 +56,36 @@ pub fn find(text: &str) -> Result<DeviceInfo> {
             "expected a device below cuda:{cards}, found cuda:{number}; `xlstm-train doctor` says what is missing"
         ))),
     }
+}
+
+/// The device for one rank of several: its share of the machine's memory, or the card of its number there.
+///
+/// # Errors
+/// When there is no card for this rank, or `text` names one card for all.
+pub fn find_for_rank(text: &str, place: &Place) -> Result<DeviceInfo> {
+    let cards = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
+    if text.starts_with("cuda:") {
+        return Err(TrainError::Usage(format!(
+            "expected `auto`, `cpu` or `cuda` for {} ranks, found `{text}`: each rank takes the card of its number",
+            place.world
+        )));
+    }
+    if text == "cpu" || (text == "auto" && cards == 0) {
+        let cpu = find("cpu")?;
+        let sharing = place.local_world.unwrap_or(1).max(1);
+        return Ok(DeviceInfo { memory: cpu.memory.map(|bytes| bytes / sharing), ..cpu });
+    }
+    // Slurm may show each task its own card only, which is then the first.
+    let alone = cards == 1 && place.started_by == "Slurm";
+    let number = if alone { 0 } else { place.local_rank };
+    if i64::try_from(number).is_ok_and(|number| number < cards) {
+        return find(&format!("cuda:{number}"));
+    }
+    Err(TrainError::Usage(format!(
+        "expected a card for each rank on this machine, found {cards} for local rank {}: start fewer ranks, or say \
+         --device cpu",
+        place.local_rank
+    )))
 }
 
 fn cpu() -> DeviceInfo {

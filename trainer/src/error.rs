@@ -74,6 +74,33 @@ pub enum TrainError {
         /// The documents, in short.
         documents: String,
     },
+    /// A rank ended or is stuck, so all others end.
+    #[error("{who} is lost: {reason}; {next}")]
+    RankLost {
+        /// Rank, host and process.
+        who: String,
+        /// How that was seen.
+        reason: String,
+        /// What to do next, with the step to go on from.
+        next: String,
+    },
+    /// Ranks that were not started alike.
+    #[error(
+        "ranks disagree on the {what}: rank 0 has {first}, rank {rank} (host {host}) has {found}; start all ranks with \
+         the same program, arguments and files"
+    )]
+    Disagree {
+        /// On what.
+        what: String,
+        /// Rank 0's value.
+        first: String,
+        /// The rank that differs.
+        rank: u64,
+        /// Its machine.
+        host: String,
+        /// Its value.
+        found: String,
+    },
     /// Something that the user asked for cannot be done.
     #[error("{0}")]
     Usage(String),

@@ -11,6 +11,7 @@ use crate::error::Result;
 #[derive(Debug, Clone, Default)]
 pub struct Signals {
     number: Arc<AtomicUsize>,
+    count: Arc<AtomicUsize>,
 }
 
 impl Signals {
@@ -29,6 +30,32 @@ impl Signals {
             signal_hook::flag::register_usize(number, Arc::clone(&signals.number), value)?;
         }
         Ok(signals)
+    }
+
+    /// Counts signals, and never ends this process: for one that passes them on.
+    ///
+    /// # Errors
+    /// When the handlers cannot be installed.
+    pub fn forward() -> Result<Self> {
+        let signals = Self::default();
+        for number in [SIGTERM, SIGINT] {
+            let value = usize::try_from(number).unwrap_or_default();
+            signal_hook::flag::register_usize(number, Arc::clone(&signals.number), value)?;
+            let count = Arc::clone(&signals.count);
+            // SAFETY: the action only adds to an atomic number.
+            unsafe {
+                signal_hook::low_level::register(number, move || {
+                    let _ = count.fetch_add(1, Ordering::Relaxed);
+                })
+            }?;
+        }
+        Ok(signals)
+    }
+
+    /// How many came, where they are passed on.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
     }
 
     /// The signal that came, if one did.

@@ -3,6 +3,7 @@
 //! | module | what it brings | C++ half |
 //! |---|---|---|
 //! | [`autograd`] | functions with a backward pass written in Rust, activation checkpointing, gradients with given cotangents | `cpp/autograd.cpp` |
+//! | [`distributed`] | a table shared by processes, collective operations, gradients summed during the backward pass | `cpp/store.cpp`, `cpp/process_group.cpp`, `cpp/reducer.cpp` |
 //! | [`runtime`] | denormals, threads, versions, memory | `cpp/runtime.cpp` |
 //! | [`cuda`] | opens libtorch's CUDA half at run time, where there is a driver | none: `dlopen` |
 //!
@@ -12,6 +13,7 @@
 
 pub mod autograd;
 pub mod cuda;
+pub mod distributed;
 mod error;
 mod ffi;
 pub mod runtime;

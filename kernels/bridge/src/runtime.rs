@@ -93,6 +93,21 @@ pub fn cpu_capability() -> String {
     unsafe { ffi::take_text(ffi::xlstm_runtime_cpu_capability()) }.unwrap_or_default()
 }
 
+/// Ends this process now: no destructor runs, of Rust or C++, so threads that wait for a rank that never answers
+/// cannot keep it.
+pub fn exit_at_once(code: i32) -> ! {
+    // SAFETY: ends the process; nothing follows.
+    unsafe { libc::_exit(code) }
+}
+
+/// Sends a signal to a process; one that has ended gets none.
+pub fn send_signal(process: u32, signal: i32) {
+    if let Ok(process) = libc::pid_t::try_from(process) {
+        // SAFETY: plain call.
+        let _ = unsafe { libc::kill(process, signal) };
+    }
+}
+
 /// Memory of this process in bytes, from `/proc/self/status`; zeros where that file does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Memory {

@@ -198,6 +198,9 @@ pub struct Logging {
     pub every_steps: u64,
     /// Whether to write TensorBoard event files beside them.
     pub tensorboard: bool,
+    /// Whether each rank writes which rows it took, step by step, into `rows/`: what `xlstm-data trace --run` computes
+    /// can be compared with it.
+    pub rows: bool,
 }
 
 impl Default for Recipe {
@@ -265,7 +268,7 @@ impl Default for Checkpoint {
 
 impl Default for Logging {
     fn default() -> Self {
-        Self { every_steps: 1, tensorboard: true }
+        Self { every_steps: 1, tensorboard: true, rows: false }
     }
 }
 

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use xlstm_manifests::run_manifest::DatasetRef;
+use xlstm_trainer::command_line::on_ranks;
+use xlstm_trainer::communicator::Communicator;
+use xlstm_trainer::device::DeviceInfo;
 use xlstm_trainer::launch;
 use xlstm_trainer::signals::Signals;
 use xlstm_trainer::train::{Outcome, TrainOptions, describe, resolve_recipe, setup};
@@ -32,9 +35,8 @@ pub(super) struct TrainArguments {
     /// Go on with the run in --out from its newest checkpoint
     #[arg(long, requires = "out")]
     resume: bool,
-    /// Ranks to start on this machine
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    nproc: u64,
+    #[command(flatten)]
+    launch: launch::Options,
     /// Print the resolved recipe as TOML and stop
     #[arg(long)]
     print_config: bool,
@@ -71,24 +73,40 @@ pub(super) fn run(arguments: &TrainArguments) -> anyhow::Result<u8> {
         print(&xlstm_manifests::recipe::load(name, &arguments.set)?.to_toml()?)?;
         return Ok(0);
     }
-    let device = arguments.device.start()?;
     if arguments.print_config || arguments.dry_run {
-        let (recipe, dataset, path) = resolve_recipe(&options, &device)?;
-        let manifest = dataset.manifest();
-        if arguments.print_config {
-            print(&recipe.to_toml()?)?;
-        }
-        if arguments.dry_run {
-            let row_length = u64::from(manifest.packing.row_length);
-            let text = describe(&recipe, &DatasetRef::new(manifest, &path), row_length, &device)?;
-            print(&format!("{text}\n"))?;
-        }
-        return Ok(0);
+        return plan(arguments, &options);
     }
+    on_ranks(&arguments.launch, &arguments.device, |device, communicator| {
+        train(arguments, &options, device, communicator)
+    })
+}
+
+/// Prints what a run would be.
+fn plan(arguments: &TrainArguments, options: &TrainOptions) -> anyhow::Result<u8> {
+    let device = arguments.device.start()?;
+    let (recipe, dataset, path) = resolve_recipe(options, &device)?;
+    let manifest = dataset.manifest();
+    if arguments.print_config {
+        print(&recipe.to_toml()?)?;
+    }
+    if arguments.dry_run {
+        let row_length = u64::from(manifest.packing.row_length);
+        let text = describe(&recipe, &DatasetRef::new(manifest, &path), row_length, &device)?;
+        print(&format!("{text}\n"))?;
+    }
+    Ok(0)
+}
+
+/// Trains as one rank, of one or several.
+fn train(
+    arguments: &TrainArguments,
+    options: &TrainOptions,
+    device: &DeviceInfo,
+    communicator: Box<dyn Communicator>,
+) -> anyhow::Result<u8> {
     let signals = Signals::listen()?;
-    let communicator = launch::connect(arguments.nproc)?;
     let first_rank = communicator.rank() == 0;
-    let mut trainer = setup(&options, &device, communicator, signals)?;
+    let mut trainer = setup(options, device, communicator, signals)?;
     if first_rank {
         if arguments.recipe.is_none() && !arguments.resume {
             say(&format!(
@@ -96,7 +114,7 @@ pub(super) fn run(arguments: &TrainArguments) -> anyhow::Result<u8> {
                 trainer.recipe().to_toml()?
             ));
         }
-        say(&trainer.summary(&device)?);
+        say(&trainer.summary(device)?);
     }
     let outcome = trainer.run()?;
     if first_rank {

@@ -8,8 +8,10 @@ use std::process::ExitCode;
 use clap::Args;
 use xlstm_bridge::runtime;
 
+use crate::communicator::Communicator;
 use crate::device::{self, DeviceInfo};
 use crate::error::TrainError;
+use crate::launch::{self, Place};
 
 pub use generate::{GenerateArguments, complete};
 
@@ -25,16 +27,44 @@ pub struct DeviceArguments {
 }
 
 impl DeviceArguments {
-    /// Starts libtorch and finds the device.
+    /// Starts libtorch and finds the device; one rank of several takes its share of threads, memory and cards.
     ///
     /// # Errors
     /// When libtorch cannot be set up, or there is no such device.
     pub fn start(&self) -> anyhow::Result<DeviceInfo> {
-        let runtime = runtime::initialize(self.threads)?;
+        let place = Place::here()?;
+        let sharing = place.as_ref().and_then(|place| place.local_world).unwrap_or(1).max(1);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = (cores / usize::try_from(sharing).unwrap_or(1)).max(1);
+        let runtime = runtime::initialize(Some(self.threads.unwrap_or(share)))?;
         // Before rayon's pool starts, whose threads inherit the arithmetic mode.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(runtime.threads).build_global();
-        Ok(device::find(&self.device)?)
+        Ok(match place {
+            Some(place) => device::find_for_rank(&self.device, &place)?,
+            None => device::find(&self.device)?,
+        })
     }
+}
+
+/// Does `work` in this process, or in as many ranks as the command line and the environment ask for
+/// ([`launch`]). `work` gets the device of its rank and what ranks tell each other; what it prints to stdout is for
+/// rank 0 alone. Returns the exit code: of `work`, or of the rank that failed first.
+///
+/// # Errors
+/// Of `work`, or when ranks cannot be started or do not find each other.
+pub fn on_ranks(
+    options: &launch::Options,
+    device: &DeviceArguments,
+    work: impl FnOnce(&DeviceInfo, Box<dyn Communicator>) -> anyhow::Result<u8>,
+) -> anyhow::Result<u8> {
+    if let Some(code) = launch::start_local(options)? {
+        return Ok(code);
+    }
+    let device = device.start()?;
+    let launch::Connection { communicator, membership } = launch::connect(options, device.device)?;
+    let result = work(&device, communicator);
+    membership.leave(result.as_ref().map(|_| ()).map_err(AsRef::as_ref));
+    result
 }
 
 /// Writes data to stdout; a reader that has gone away is no error.
@@ -60,16 +90,22 @@ pub fn exit(result: anyhow::Result<u8>) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
+            let prefix = launch::error_prefix();
             let known = error.downcast_ref::<TrainError>();
             match known {
                 // These say everything in one text; others are a chain.
-                Some(error) => say(&format!("error: {error}")),
-                None => say(&format!("error: {error:#}")),
+                Some(error) => say(&format!("{prefix}error: {error}")),
+                None => say(&format!("{prefix}error: {error:#}")),
             }
             if let Some(hint) = known.and_then(TrainError::hint) {
-                say(&format!("hint: {hint}"));
+                say(&format!("{prefix}hint: {hint}"));
             }
-            ExitCode::from(known.map_or(1, TrainError::exit_code))
+            let code = known.map_or(1, TrainError::exit_code);
+            if matches!(Place::here(), Ok(Some(_))) {
+                // Threads of libtorch may still wait for a rank that never answers.
+                runtime::exit_at_once(i32::from(code));
+            }
+            ExitCode::from(code)
         }
     }
 }

@@ -3,9 +3,12 @@
 mod flops;
 mod lines;
 mod progress;
+mod rows;
 mod tensorboard;
 
 pub use flops::{FORMULA, peak_operations};
 pub use lines::{Line, Lines, read_lines};
 pub use progress::Progress;
+pub(crate) use rows::RowLog;
+pub use rows::TakenRows;
 pub use tensorboard::EventWriter;

@@ -23,7 +23,7 @@ use crate::device::DeviceInfo;
 use crate::environment;
 use crate::error::{Result, TrainError};
 use crate::loader::Shape;
-use crate::metrics::{Progress, peak_operations};
+use crate::metrics::{Progress, RowLog, peak_operations};
 use crate::model::{Model, Placement};
 use crate::optimizer::AdamW;
 use crate::signals::Signals;
@@ -146,7 +146,6 @@ pub fn setup(
              training.tokens_per_step"
         )));
     }
-    let micro = micro_batch_rows(&recipe, rows.div_ceil(world), row_length, device)?;
     let existing = options.existing()?;
     let validation_path = options.validation.clone().or_else(|| {
         existing.as_ref().and_then(|run| run.manifest.validation.as_ref().map(|data| data.path.clone()))
@@ -168,6 +167,25 @@ pub fn setup(
             known.check(now.manifest(), path)?;
         }
     }
+    communicator.run_is_in(&run);
+    let step = if options.resume { checkpoint::list(&run.join(CHECKPOINTS_NAME))?.pop() } else { None };
+    communicator.agree(&[
+        (
+            "program",
+            environment::program().binary_sha256.map_or_else(String::new, |sha256| sha256.to_string()),
+        ),
+        ("recipe", recipe.to_toml()?),
+        ("training split's root", train.manifest().root.to_string()),
+        (
+            "validation split's root",
+            validation.as_ref().map_or_else(|| "none".into(), |data| data.manifest().root.to_string()),
+        ),
+        ("step to go on from", step.unwrap_or(0).to_string()),
+        ("run's folder", run.display().to_string()),
+    ])?;
+    // Ranks that see different amounts of free memory still cut a step alike.
+    let micro = micro_batch_rows(&recipe, rows.div_ceil(world), row_length, device)?;
+    let micro = communicator.gather(micro as f64)?.into_iter().fold(micro as f64, f64::min) as u64;
     let lock = if first_rank { Some(prepare_folder(&run)?) } else { None };
     communicator.barrier()?;
 
@@ -181,6 +199,7 @@ pub fn setup(
     let tensors: Vec<_> =
         model.parameters().iter().map(|parameter| parameter.tensor.shallow_clone()).collect();
     communicator.broadcast(&tensors)?;
+    communicator.sum_gradients_of(&optimizer.tensors())?;
     if first_rank {
         let references = (
             DatasetRef::new(train.manifest(), &train_path),
@@ -196,6 +215,8 @@ pub fn setup(
     let utilization = peak.map(|peak| ModelSize::of(&recipe.model).operations_per_token() as f64 / peak);
     let progress = Progress::new(recipe.training.steps, step, first_rank);
     let report = Report::new(&run, first_rank, recipe.logging.tensorboard, progress, utilization)?;
+    let rank = communicator.rank();
+    let rows = recipe.logging.rows.then(|| RowLog::append(&run, rank, world)).transpose()?;
     let retention = Retention {
         keep_last: usize::try_from(recipe.checkpoint.keep_last).unwrap_or(usize::MAX),
         keep_every: recipe.checkpoint.keep_every_steps,
@@ -222,6 +243,7 @@ pub fn setup(
         tokens,
         saved: (step > 0).then_some(step),
         last_validation: None,
+        rows,
         _lock: lock,
     })
 }

@@ -20,6 +20,7 @@ use crate::communicator::{Communicator, flags};
 use crate::device::DeviceInfo;
 use crate::error::{Result, TrainError};
 use crate::loader::{Loader, Plan, Shape};
+use crate::metrics::RowLog;
 use crate::model::{Model, metadata};
 use crate::optimizer::AdamW;
 use crate::signals::Signals;
@@ -62,6 +63,8 @@ pub struct Trainer {
     /// The step of the newest checkpoint.
     pub(super) saved: Option<u64>,
     pub(super) last_validation: Option<f64>,
+    /// Where this rank notes its rows, when it is asked to.
+    pub(super) rows: Option<RowLog>,
     /// Holds the run's folder for this process.
     pub(super) _lock: Option<xlstm_manifests::atomic::FolderLock>,
 }
@@ -114,6 +117,17 @@ impl Trainer {
     /// # Errors
     /// When data cannot be read, a value is not finite, a rank is gone, or the last checkpoint cannot be written.
     pub fn run(&mut self) -> Result<Outcome> {
+        let outcome = self.run_steps();
+        outcome.map_err(|error| {
+            if let Some(writer) = &mut self.writer {
+                // So that the message names the newest step; the error at hand is the one to report.
+                let _ = writer.finish();
+            }
+            self.communicator.explain(error)
+        })
+    }
+
+    fn run_steps(&mut self) -> Result<Outcome> {
         let steps = self.recipe.training.steps;
         self.report.session(self.step, self.communicator.world_size())?;
         if self.step == 0 && !self.validate()? {
@@ -180,6 +194,9 @@ impl Trainer {
                 continue;
             }
             let batch = loader.next_batch()?;
+            if let Some(log) = &mut self.rows {
+                log.write(step, &batch.rows)?;
+            }
             let (inputs, targets, resets) = batch.tensors(device)?;
             let output = self.model.loss(&inputs, &targets, resets.as_ref())?;
             let share = batch.tokens as f64 / tokens as f64;
@@ -263,6 +280,8 @@ impl Trainer {
 
     /// Saves the present step, beside training or, at the `end`, before going on.
     fn save(&mut self, end: bool) -> Result<()> {
+        // A mark on a checkpoint says that every rank had done its step.
+        self.communicator.barrier()?;
         if let Some(writer) = &mut self.writer {
             if self.saved != Some(self.step) {
                 let snapshot = Snapshot {
