@@ -140,7 +140,13 @@ fn taken(run: &Path, rank: u64, step: u64) -> Vec<(u64, u64)> {
 #[test]
 fn a_rank_that_is_killed_ends_all_and_the_run_goes_on_with_another_number_of_ranks() {
     let fixture = Fixture::new();
-    let set = ["training.steps=300", "checkpoint.every_steps=4", "validation.every_steps=0"];
+    // Small steps: at large ones, differences of rounding between numbers of ranks would grow over so many.
+    let set = [
+        "training.steps=300",
+        "optimizer.learning_rate=1e-4",
+        "checkpoint.every_steps=4",
+        "validation.every_steps=0",
+    ];
     succeed(&mut training(&fixture, "alone", &set));
     let expected = losses(&fixture.path("alone"));
     for (victim, world) in [(1, 3), (0, 1)] {
