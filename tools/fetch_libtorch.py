@@ -10,6 +10,7 @@ The PyTorch wheel carries the whole C++ library and its headers. This script dow
                           libtorch_cpu.so names as needed, and libtorch.so: a linker script that stands for them
       build-version       "2.11.0+cu130", which the build checks
       stamp.json          what was fetched, so that a second call does nothing
+      include-cuda/       headers of CUDA's runtime (2 MB), to compile the process group for cards; no card needed
       cuda/               with --cuda only: libtorch_cuda.so and the libraries under it, opened at run time
 
 A program linked against `lib/` needs no GPU and no driver; where there is one, the same program opens
@@ -50,6 +51,11 @@ CUDA_WHEELS = [
     "nvidia-nccl-cu13==2.28.9",
     "nvidia-nvshmem-cu13==3.4.5",
 ]
+# Headers that libtorch's own headers for cards include.
+HEADER_WHEELS = {
+    "nvidia-cuda-runtime==13.0.96": CPU_WHEELS["nvidia-cuda-runtime==13.0.96"],
+    "nvidia-cuda-crt==13.0.88": "2c8043c7c9e02492716426e9919fc78d2c5b3b2a7a768a88e952676b08aa55a4",
+}
 CPU_LIBRARIES = ("libtorch_cpu.so", "libc10.so", "libgomp.so.1", "libcudart.so.13", "libcupti.so.13")
 CUDA_LIBRARIES = ("libtorch_cuda.so", "libtorch_cuda_linalg.so", "libc10_cuda.so", "libtorch_nvshmem.so", "libcaffe2_nvrtc.so")
 LINKER_SCRIPT = "/* Only the CPU half: libtorch_cuda.so is opened at run time. */\nINPUT(libtorch_cpu.so libc10.so)\n"
@@ -125,6 +131,13 @@ def keep_cpu(folder):
     return target
 
 
+def keep_headers(folder):
+    def target(name):
+        prefix = "nvidia/cu13/include/"
+        return folder / name[len(prefix):] if name.startswith(prefix) else None
+    return target
+
+
 def keep_cuda(folder):
     def target(name):
         base = name.rsplit("/", 1)[-1]
@@ -195,6 +208,21 @@ def fetch(folder, cuda):
     say("ready: %s (%s)" % (folder, VERSION))
 
 
+def fetch_headers(folder):
+    """CUDA's headers beside libtorch. An older folder has none yet: they come by themselves."""
+    headers = folder / "include-cuda"
+    if (headers / "cuda_runtime_api.h").is_file():
+        return
+    with tempfile.TemporaryDirectory(prefix=".libtorch-", dir=str(folder.parent)) as scratch:
+        partial = Path(scratch) / "include-cuda"
+        for wheel in pip_download(list(HEADER_WHEELS), HEADER_WHEELS, Path(scratch) / "wheels"):
+            extract(wheel, keep_headers(partial))
+        if not (partial / "cuda_runtime_api.h").is_file():
+            raise Failure("the wheels held no cuda_runtime_api.h: the stated digests and this list disagree, report it")
+        partial.rename(headers)
+    say("CUDA's headers are in %s" % headers)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--cuda", action="store_true", help="also fetch libtorch_cuda.so and the libraries under it")
@@ -210,6 +238,8 @@ def main():
             say("%s is in place (%s)" % (VERSION, arguments.into))
         else:
             fetch(arguments.into, arguments.cuda)
+        if not chosen:
+            fetch_headers(arguments.into)
     except (Failure, OSError, zipfile.BadZipFile) as failure:
         print("error: %s" % failure, file=sys.stderr)
         return 1

@@ -36,6 +36,7 @@ fn build() -> Result<(), String> {
     }
     check_version(&libtorch)?;
     compile(&libtorch)?;
+    compile_nccl(&libtorch)?;
     let rpath = search_path(&library);
     println!("cargo::metadata=rpath={rpath}");
     for folder in rpath.split(':') {
@@ -95,6 +96,47 @@ fn compile(libtorch: &Path) -> Result<(), String> {
         .files(&sources)
         .try_compile("xlstm_bridge")
         .map_err(|error| format!("the C++ half of the bridge does not compile: {error}"))
+}
+
+/// Compiles what needs libtorch's CUDA half into a shared library of its own, which the crate carries as bytes and opens
+/// where there is a card (`src/distributed/nccl.rs`). It needs a few headers of CUDA, no toolkit and no card; where they
+/// are missing, the build goes on without it.
+fn compile_nccl(libtorch: &Path) -> Result<(), String> {
+    println!("cargo::rustc-check-cfg=cfg(xlstm_nccl)");
+    println!("cargo::rerun-if-env-changed=CUDA_HOME");
+    let beside = libtorch.join("include-cuda");
+    let toolkit = env::var_os("CUDA_HOME").map(|folder| PathBuf::from(folder).join("include"));
+    let is_there = |folder: &PathBuf| folder.join("cuda_runtime_api.h").is_file();
+    println!("cargo::rerun-if-changed={}", beside.display());
+    let Some(headers) = [Some(beside), toolkit].into_iter().flatten().find(is_there) else { return Ok(()) };
+    let include = libtorch.join("include");
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets no OUT_DIR")?);
+    let library = out.join("libxlstm_nccl.so");
+    let mut command = cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .pic(true)
+        .opt_level(2)
+        .debug(false)
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .define("USE_DISTRIBUTED", None)
+        .define("USE_C10D_NCCL", None)
+        .define("USE_CUDA", None)
+        .get_compiler()
+        .to_command();
+    command.args(["-shared", "-fvisibility=hidden", "-Icpp"]);
+    let folders =
+        [include.clone(), include.join("torch/csrc/api/include"), "cpp/nccl/declarations".into(), headers];
+    for folder in folders {
+        command.arg("-isystem").arg(folder);
+    }
+    let status = command.arg("cpp/nccl/backend_nccl.cpp").arg("-o").arg(&library).status();
+    if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
+        return Err(format!("cpp/nccl/backend_nccl.cpp does not compile: {status:?}, {command:?}"));
+    }
+    println!("cargo::rustc-cfg=xlstm_nccl");
+    println!("cargo::rustc-env=XLSTM_NCCL_LIBRARY={}", library.display());
+    Ok(())
 }
 
 /// Where a program looks for libtorch: beside the target folder first, then where it was linked.

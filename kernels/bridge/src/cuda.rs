@@ -123,22 +123,47 @@ fn is_loaded(name: &str) -> bool {
 }
 
 fn load(path: &Path, flags: i32) -> Result<(), String> {
+    handle_of(path, flags).map(|_| ())
+}
+
+fn handle_of(path: &Path, flags: i32) -> Result<*mut c_void, String> {
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| format!("{path:?} holds a NUL byte"))?;
     // SAFETY: a NUL-terminated name; libraries opened here run their own initialisers, as linked ones do.
     let handle = unsafe { libc::dlopen(name.as_ptr(), flags) };
-    if !handle.is_null() {
-        return Ok(());
-    }
+    if handle.is_null() { Err(last_reason()) } else { Ok(handle) }
+}
+
+/// Why the last call of the loader failed on this thread.
+fn last_reason() -> String {
     // SAFETY: dlerror returns null or a string that stays valid until the next dl call of this thread.
-    let reason = unsafe {
+    unsafe {
         let text = libc::dlerror();
         if text.is_null() {
             "unknown reason".to_owned()
         } else {
             CStr::from_ptr(text).to_string_lossy().into_owned()
         }
-    };
-    Err(reason)
+    }
+}
+
+/// Opens a shared library that this program carries as bytes, from a file in memory called `name`, and finds a symbol
+/// in it. The library stays open.
+pub(crate) fn symbol_of_bytes(bytes: &[u8], name: &CStr, symbol: &CStr) -> Result<*mut c_void, String> {
+    use std::io::Write as _;
+    use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+    // SAFETY: a NUL-terminated name; the descriptor is ours.
+    let descriptor = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    if descriptor < 0 {
+        return Err(format!("no file in memory: {}", std::io::Error::last_os_error()));
+    }
+    // SAFETY: just made and owned by nobody else.
+    let mut file = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
+    file.write_all(bytes).map_err(|error| format!("cannot write a file in memory: {error}"))?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let handle = handle_of(Path::new(&path), libc::RTLD_NOW | libc::RTLD_LOCAL)?;
+    // SAFETY: an open library and a NUL-terminated name.
+    let found = unsafe { libc::dlsym(handle, symbol.as_ptr()) };
+    if found.is_null() { Err(last_reason()) } else { Ok(found) }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde_json::json;
-use xlstm_bridge::{cuda, runtime};
+use xlstm_bridge::{cuda, distributed, runtime};
 use xlstm_trainer::{device, environment};
 
 use super::{DeviceArguments, print};
@@ -48,6 +48,7 @@ pub(super) fn run(arguments: &DoctorArguments) -> anyhow::Result<u8> {
         ("device for runs", device.name.clone()),
         ("memory to use", memory),
         ("matrix products", format!("{:.0} GFLOP/s in float32, measured now", rate / 1e9)),
+        ("process groups", process_groups(&status)),
         ("kernels", "mLSTM chunkwise, sLSTM fused (CPU); references on any device".to_owned()),
     ];
     if arguments.json {
@@ -60,4 +61,16 @@ pub(super) fn run(arguments: &DoctorArguments) -> anyhow::Result<u8> {
         }
     }
     Ok(0)
+}
+
+/// What several ranks can talk through here.
+fn process_groups(status: &cuda::CudaStatus) -> String {
+    let nccl = match (distributed::has_nccl(), status.is_available()) {
+        (true, true) => "NCCL on cards".to_owned(),
+        (true, false) => "NCCL built in, no card here".to_owned(),
+        (false, _) => {
+            "no NCCL (run tools/fetch_libtorch.py, which fetches CUDA's headers, and build again)".to_owned()
+        }
+    };
+    format!("Gloo on CPUs; {nccl}")
 }

@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use xlstm_bridge::distributed::Store;
 
 use super::environment::{Place, place};
-use super::watch::end_key;
+use super::watch::write_end;
 use super::{GRACE, Options, prefix, prefix_of};
 use crate::error::{Result, TrainError};
 use crate::signals::Signals;
@@ -162,7 +162,7 @@ impl Ranks {
         };
         if code != 0 {
             // The ranks that wait for it read this; they have their own signs as well.
-            let _ = self.store.set(&end_key(rank), how.as_bytes());
+            let _ = write_end(&self.store, rank, &how);
         }
         code
     }

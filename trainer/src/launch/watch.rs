@@ -9,7 +9,7 @@
 //! | a process died | its connections break, so a call of ours fails; then its beat stands still | seconds |
 //! | a process stopped, a machine or a cable died | its beat stands still | the stated time |
 //! | a rank is stuck and its process lives | its progress stands still while another rank is ahead | the stated time |
-//! | a rank failed and says why | its last beat, or what the launcher wrote | seconds |
+//! | a rank failed and says why, or `--nproc`'s parent saw how it ended | its last beat | seconds |
 //! | the process that holds the store died | the store does not answer | seconds |
 //!
 //! The verdict goes to the main thread. Where that waits for a card or for another rank and cannot be reached, this
@@ -44,9 +44,25 @@ pub(super) fn beat_key(rank: u64) -> String {
     format!("beat/{rank}")
 }
 
-/// The key under which a launcher writes how a rank's process ended.
-pub(super) fn end_key(rank: u64) -> String {
+/// The key under which a launcher writes how a rank's process ended, for ranks that still wait for it to come.
+fn end_key(rank: u64) -> String {
     format!("end/{rank}")
+}
+
+/// What a launcher does when a rank's process has ended badly: the rank's last beat says so, unless the rank itself said
+/// why.
+pub(super) fn write_end(
+    store: &Store,
+    rank: u64,
+    how: &str,
+) -> std::result::Result<(), xlstm_bridge::BridgeError> {
+    store.set(&end_key(rank), how.as_bytes())?;
+    let beat = store.find(&beat_key(rank))?.unwrap_or_default();
+    let beat = String::from_utf8_lossy(&beat);
+    match beat.strip_suffix(" alive") {
+        Some(beat) => store.set(&beat_key(rank), format!("{beat} failed: {how}").as_bytes()),
+        None => Ok(()),
+    }
 }
 
 /// What the main thread and the watching thread share.
@@ -276,12 +292,6 @@ fn look(
         }
     }
     let suspicious = shared.suspicious.load(Ordering::Relaxed);
-    for rank in (0..shared.place.world).filter(|&rank| rank != own) {
-        if suspicious && let Some(reason) = store.find(&end_key(rank))? {
-            let reason = String::from_utf8_lossy(&reason).into_owned();
-            return Ok(Some(Verdict { rank: Some(rank), reason }));
-        }
-    }
     Ok(still(shared, seen, progress, suspicious).or(second_hand))
 }
 

@@ -15,6 +15,7 @@ mod nccl;
 mod store;
 
 pub use group::{Group, Progress, Reducer};
+pub use nccl::has_nccl;
 pub use store::Store;
 
 /// A time in whole milliseconds, as c10d takes it.

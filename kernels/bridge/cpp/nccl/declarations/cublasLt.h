@@ -1,0 +1,4 @@
+// See nccl.h: libtorch's headers name these types, and the bridge uses none of them.
+#pragma once
+
+typedef struct cublasLtContext* cublasLtHandle_t;
