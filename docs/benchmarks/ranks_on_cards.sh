@@ -9,7 +9,6 @@ set -uo pipefail
 program=$1 data=$2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export TORCH_CPP_LOG_LEVEL=ERROR
 failed=0
 nvidia-smi --query-gpu=index,name,driver_version --format=csv,noheader
 "$program" doctor --device cpu | grep -E "source commit|libtorch|cuda|cards|process groups"

@@ -209,6 +209,32 @@ fn a_rank_that_is_stuck_ends_all_in_the_stated_time() {
 }
 
 #[test]
+fn the_rank_that_holds_the_store_may_die_as_well() {
+    let fixture = Fixture::new();
+    let set = [
+        "training.steps=100000",
+        "checkpoint.every_steps=4",
+        "validation.every_steps=0",
+        "checkpoint.keep_last=2",
+    ];
+    let port = free_port();
+    let mut first = rank_of_two(&mut training(&fixture, "run", &set), "0", &port);
+    let second = rank_of_two(&mut training(&fixture, "run", &set), "1", &port);
+    wait_for_checkpoint(&fixture.path("run"), 4, &mut first);
+    let pid = first.id();
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let output = end_of(second);
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("rank 1: error: rank 0 (host "), "{message}");
+    assert!(
+        message.contains(&format!("process {pid}) is lost")) && message.contains("go on from step "),
+        "{message}"
+    );
+}
+
+#[test]
 fn ranks_that_were_not_started_alike_are_refused() {
     let fixture = Fixture::new();
     let other = common::write_split(&fixture.path("other"), "train", &common::documents(3));

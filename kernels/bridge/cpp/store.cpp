@@ -1,9 +1,12 @@
 // c10d's TCPStore: a small table of bytes that one process holds and all ranks of a run read and write.
 
+#include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <chrono>
+#include <cstdlib>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -12,6 +15,23 @@
 
 using xlstm::StoreHandle;
 
+namespace {
+
+// c10d warns of every broken connection, with a stack trace; here each comes back as an error that says which rank is
+// lost. TORCH_CPP_LOG_LEVEL brings the warnings back.
+void quieten() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    if (std::getenv("TORCH_CPP_LOG_LEVEL") != nullptr) {
+      c10::initLogging();
+    } else {
+      FLAGS_caffe2_log_level = c10::GLOG_FATAL;
+    }
+  });
+}
+
+}  // namespace
+
 extern "C" {
 
 // Opens the table at `host`:`port`, or, as `server`, makes it there (port 0: a free one). `prefix` goes before every
@@ -19,6 +39,7 @@ extern "C" {
 char* xlstm_store_open(const char* host, uint16_t port, int server, const char* prefix, int64_t timeout_ms,
                        StoreHandle** out_store, uint16_t* out_port) {
   return xlstm::guarded([&] {
+    quieten();
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = server != 0;

@@ -104,10 +104,6 @@ impl Ranks {
             .env(MARK, "1")
             // Groups of their own: a Ctrl-C at the terminal reaches the parent alone, which passes it on once.
             .process_group(0);
-        if std::env::var_os("TORCH_CPP_LOG_LEVEL").is_none() {
-            // c10d warns of each broken connection; the ranks say it in words.
-            command.env("TORCH_CPP_LOG_LEVEL", "FATAL");
-        }
         if rank > 0 {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         }

@@ -213,16 +213,20 @@ fn watch(shared: &Shared, store: &Store) {
         .map(|_| Seen { beat: String::new(), since: now, progress: 0, progress_since: now })
         .collect();
     let mut counter = 0_u64;
-    let mut verdict_since = None;
+    let (mut verdict_since, mut broken) = (None, false);
     loop {
         let last_words = shared.state().last_words.clone();
         counter += 1;
-        let verdict = match look(shared, store, &mut seen, counter, last_words.as_deref()) {
-            Ok(verdict) => verdict,
-            Err(_) => Some(Verdict {
-                rank: (!shared.place.launcher_holds_store).then_some(0),
-                reason: "the connection to it broke".into(),
-            }),
+        let verdict = if broken {
+            None
+        } else {
+            look(shared, store, &mut seen, counter, last_words.as_deref()).unwrap_or_else(|_| {
+                broken = true;
+                Some(Verdict {
+                    rank: (!shared.place.launcher_holds_store).then_some(0),
+                    reason: "the connection to it broke".into(),
+                })
+            })
         };
         let mut state = shared.state();
         if last_words.is_some() {

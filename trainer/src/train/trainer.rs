@@ -103,7 +103,9 @@ impl Trainer {
         let plan = super::describe(&self.recipe, &train, self.order.row_length, device)?;
         let from =
             if self.step > 0 { format!("\nfrom             step {}", self.step) } else { String::new() };
-        Ok(format!("{plan}\nrun              {}{from}", self.run.display()))
+        let world = self.communicator.world_size();
+        let ranks = if world > 1 { format!("\nranks            {world}") } else { String::new() };
+        Ok(format!("{plan}{ranks}\nrun              {}{from}", self.run.display()))
     }
 
     /// Steps done.
