@@ -15,7 +15,7 @@ nvidia-smi --query-gpu=index,name,driver_version --format=csv,noheader
 
 # A model of both kinds of block in fp32, so that differences between runs are rounding alone.
 small="--manifest $data --recipe small-cpu --set training.precision=float32 --set training.context_length=256
-  --set training.tokens_per_step=65536 --set training.micro_batch_rows=4 --set training.steps=10
+  --set training.tokens_per_step=32768 --set training.micro_batch_rows=8 --set training.steps=10
   --set schedule.warmup_steps=2 --set logging.tensorboard=false --set validation.every_steps=0 --device cuda"
 losses() { grep '"kind":"train"' "$1/metrics.jsonl" | sed -E 's/.*"step":([0-9]+).*"loss":([0-9.]+).*/\1 \2/'; }
 
@@ -40,12 +40,12 @@ echo "killed rank 1 (process $victim): exit code $code after $((SECONDS - begin)
 grep "is lost" "$work/killed.txt" | head -2 || failed=1
 
 # Speed: about 16k tokens a rank and step.
-large="--manifest $data --recipe small-cpu --set training.precision=bfloat16 --set training.micro_batch_rows=8
-  --set training.steps=30 --set schedule.warmup_steps=5 --set logging.tensorboard=false --set validation.every_steps=0 --device cuda"
+large="--manifest $data --recipe small-cpu --set model.slstm_at=[] --set training.precision=bfloat16 --set training.micro_batch_rows=8
+  --set training.steps=20 --set schedule.warmup_steps=5 --set logging.tensorboard=false --set validation.every_steps=0 --device cuda"
 for ranks in 1 2 1 2; do
   tokens=$((ranks * 8 * 2048))
   timeout 100 $program $large --set training.tokens_per_step=$tokens --nproc $ranks --out "$work/speed" > "$work/log" 2>&1 || { tail -3 "$work/log"; failed=1; }
-  grep '"kind":"train"' "$work/speed/metrics.jsonl" | tail -20 | sed -E 's/.*"tokens_per_second":([0-9.]+).*/\1/' | sort -n |
+  grep '"kind":"train"' "$work/speed/metrics.jsonl" | tail -15 | sed -E 's/.*"tokens_per_second":([0-9.]+).*/\1/' | sort -n |
     awk -v ranks=$ranks '{ v[NR] = $1 } END { printf "%d ranks: %.0f tokens/s (median of %d steps)\n", ranks, v[int((NR + 1) / 2)], NR }'
   rm -rf "$work/speed"
 done

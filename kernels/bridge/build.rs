@@ -107,8 +107,9 @@ fn compile_nccl(libtorch: &Path) -> Result<(), String> {
     let beside = libtorch.join("include-cuda");
     let toolkit = env::var_os("CUDA_HOME").map(|folder| PathBuf::from(folder).join("include"));
     let is_there = |folder: &PathBuf| folder.join("cuda_runtime_api.h").is_file();
-    println!("cargo::rerun-if-changed={}", beside.display());
     let Some(headers) = [Some(beside), toolkit].into_iter().flatten().find(is_there) else { return Ok(()) };
+    // A path that does not exist would build this crate anew every time; tools/fetch_libtorch.py touches version.h.
+    println!("cargo::rerun-if-changed={}", headers.join("cuda_runtime_api.h").display());
     let include = libtorch.join("include");
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets no OUT_DIR")?);
     let library = out.join("libxlstm_nccl.so");
