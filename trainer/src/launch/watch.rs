@@ -84,7 +84,6 @@ struct State {
     verdict: Option<Verdict>,
     /// The state of the last beat: this rank is about to end.
     last_words: Option<String>,
-    ended: bool,
 }
 
 /// A rank that is lost, and how that was seen.
@@ -230,7 +229,6 @@ fn watch(shared: &Shared, store: &Store) {
         };
         let mut state = shared.state();
         if last_words.is_some() {
-            state.ended = true;
             return;
         }
         if state.verdict.is_none() && verdict.is_some() {
