@@ -240,7 +240,7 @@ fn watch(shared: &Shared, store: &Store) {
             let verdict = state.verdict.clone();
             drop(state);
             if let Some(verdict) = verdict {
-                end_process(&shared.lost(&verdict), shared.place.rank);
+                end_process(&shared.lost(&verdict));
             }
             return;
         }
@@ -251,8 +251,8 @@ fn watch(shared: &Shared, store: &Store) {
 
 /// Ends this process from the watching thread, because the main thread cannot be reached.
 #[expect(clippy::print_stderr, reason = "messages go to stderr")]
-fn end_process(error: &TrainError, rank: u64) {
-    eprintln!("{}error: {error}", super::prefix_of(rank));
+fn end_process(error: &TrainError) {
+    eprintln!("{}error: {error}", super::error_prefix());
     xlstm_bridge::runtime::exit_at_once(i32::from(error.exit_code()));
 }
 
