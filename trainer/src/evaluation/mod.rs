@@ -1,9 +1,33 @@
 //! How good a model is, where, and on which data.
 //!
+//! ```text
+//! open ─► corpus ─► score ──────────► statistics ─► perplexity | paloma ─► results ─► output
+//! checks   cut        batches, ranks,                                       JSON, CSV, Markdown
+//!                     journal
+//! ```
 //! | module | holds |
 //! |---|---|
 //! | [`results`] | the report that every evaluation writes |
+//! | [`open`] | model and dataset, checked |
+//! | [`corpus`], [`score`] | a split as sequences, and their log-likelihoods |
+//! | [`statistics`], [`perplexity`], [`paloma`] | figures from sums over documents |
+//! | [`evaluate`] | one evaluation from arguments to report |
+//! | [`extrapolate`], [`throughput`] | longer contexts than in training; speed of generation |
+//! | [`output`], [`text`] | a report as files and for people |
 //! | [`paper`] | the paper's own figures, to stand beside ours |
 
+pub mod corpus;
+pub mod evaluate;
+pub mod extrapolate;
+mod journal;
+pub mod open;
+pub mod output;
+pub mod paloma;
 pub mod paper;
+pub mod perplexity;
+mod progress;
 pub mod results;
+pub mod score;
+pub mod statistics;
+pub mod text;
+pub mod throughput;

@@ -124,12 +124,13 @@ fn check(model: &Model, prompts: &[Vec<i64>], sampling: &Sampling) -> Result<()>
 
 /// One token from a row of logits.
 fn draw(logits: &[f32], sampling: &Sampling, draws: &mut Draws) -> i64 {
+    if sampling.temperature == 0.0 {
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
+        return signed(best.unwrap_or(0) as u64);
+    }
     let mut order: Vec<usize> = (0..logits.len()).collect();
     // Ties go to the smaller id, so that a seed means one text.
     order.sort_unstable_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-    if sampling.temperature == 0.0 {
-        return signed(order[0] as u64);
-    }
     if sampling.top_k > 0 {
         order.truncate(sampling.top_k.max(1));
     }

@@ -15,6 +15,7 @@ mod config_json;
 mod generate;
 mod mlstm_block;
 mod parameters;
+mod scoring;
 mod slstm_block;
 mod state;
 mod weights;

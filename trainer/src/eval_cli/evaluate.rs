@@ -1,0 +1,142 @@
+//! `xlstm-eval perplexity MODEL --manifest DIR` and `xlstm-eval paloma MODEL --manifest DIR`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use xlstm_trainer::command_line::{DeviceArguments, print, say};
+use xlstm_trainer::evaluation::evaluate::{EvaluateOptions, Kind, Outcome, evaluate};
+use xlstm_trainer::evaluation::open::EvaluationPrecision;
+use xlstm_trainer::evaluation::results::{Protocol, Report};
+use xlstm_trainer::evaluation::text::figures;
+use xlstm_trainer::launch;
+use xlstm_trainer::signals::Signals;
+
+/// The model, and how to compute.
+#[derive(Debug, Args)]
+pub(super) struct ModelArguments {
+    /// A run's folder, a checkpoint's, or a safetensors file
+    #[arg(value_name = "RUN|CHECKPOINT")]
+    pub(super) model: PathBuf,
+    /// The checkpoint after this step [default: the newest]
+    #[arg(long)]
+    pub(super) step: Option<u64>,
+    /// Type of the matrix products [default: that of the run's training]
+    #[arg(long)]
+    pub(super) precision: Option<EvaluationPrecision>,
+    #[command(flatten)]
+    pub(super) device: DeviceArguments,
+}
+
+/// What both evaluations of a split take.
+#[derive(Debug, Args)]
+struct SplitArguments {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Folder or manifest of the split, or the folder of a dataset with `validation` in it
+    #[arg(long, value_name = "DIR")]
+    manifest: PathBuf,
+    /// Tokens in a context [default: as in training, or the windows that the split was prepared with]
+    #[arg(long, value_name = "TOKENS")]
+    context_length: Option<u32>,
+    /// Tokens in a batch at most; decides speed and memory, not the figures [default: 8192 on the CPU, 16384 on a card]
+    #[arg(long, value_name = "TOKENS")]
+    batch_tokens: Option<usize>,
+    /// Folder for the report; a killed evaluation goes on from what it holds [default: in the run's folder]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Ranks to start on this machine
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    nproc: u64,
+    /// Print the report as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Perplexity of a split.
+#[derive(Debug, Args)]
+pub(super) struct PerplexityArguments {
+    #[command(flatten)]
+    split: SplitArguments,
+    /// Only the first N rows (packed) or documents [default: all]
+    #[arg(long, value_name = "N")]
+    first: Option<u64>,
+}
+
+/// PALOMA.
+#[derive(Debug, Args)]
+pub(super) struct PalomaArguments {
+    #[command(flatten)]
+    split: SplitArguments,
+    /// How documents are cut into windows
+    #[arg(long, default_value = "paper")]
+    protocol: WindowProtocol,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum WindowProtocol {
+    /// xLSTM paper: the last window is filled up with preceding tokens, which are not scored again
+    Paper,
+    /// PALOMA's official evaluator: the same windows
+    Official,
+    /// PALOMA's text: windows never overlap, the last one is short
+    Disjoint,
+}
+
+/// Evaluates; returns the exit code.
+pub(super) fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<u8> {
+    run(Kind::Perplexity, &arguments.split, Protocol::Paper, arguments.first)
+}
+
+/// Evaluates; returns the exit code.
+pub(super) fn paloma(arguments: &PalomaArguments) -> anyhow::Result<u8> {
+    let protocol = match arguments.protocol {
+        WindowProtocol::Paper => Protocol::Paper,
+        WindowProtocol::Official => Protocol::Official,
+        WindowProtocol::Disjoint => Protocol::Disjoint,
+    };
+    run(Kind::Paloma, &arguments.split, protocol, None)
+}
+
+fn run(kind: Kind, split: &SplitArguments, protocol: Protocol, first: Option<u64>) -> anyhow::Result<u8> {
+    let device = split.model.device.start()?;
+    let options = EvaluateOptions {
+        model: split.model.model.clone(),
+        step: split.model.step,
+        manifest: split.manifest.clone(),
+        protocol,
+        context_length: split.context_length,
+        first,
+        precision: split.model.precision,
+        batch_tokens: split.batch_tokens,
+        out: split.out.clone(),
+    };
+    let signals = Signals::listen()?;
+    let communicator = launch::connect(split.nproc)?;
+    let first_rank = communicator.rank() == 0;
+    match evaluate(kind, &options, &device, communicator.as_ref(), &signals)? {
+        Outcome::Finished(report, folder) => {
+            if first_rank {
+                show(&report, split.json)?;
+                say(&format!("report: {}", folder.display()));
+            }
+            Ok(0)
+        }
+        Outcome::Stopped(signal) => {
+            if first_rank {
+                say("stopped; the same command goes on from here");
+            }
+            Ok(128 + signal)
+        }
+    }
+}
+
+/// Prints a report: its figures for people, or all of it.
+pub(super) fn show(report: &Report, json: bool) -> anyhow::Result<()> {
+    if json {
+        return print(&format!("{}\n", serde_json::to_string(report)?));
+    }
+    for mark in &report.marks {
+        say(&format!("note: {}", mark.text));
+    }
+    print(&figures(report, false))
+}

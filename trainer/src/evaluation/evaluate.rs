@@ -1,0 +1,278 @@
+//! One evaluation from arguments to report: open and check, cut, score, put together, write.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use xlstm_manifests::atomic::FolderLock;
+use xlstm_manifests::manifest::Layout;
+use xlstm_manifests::{Manifest, Sha256Digest};
+
+use super::corpus::{Corpus, Cut};
+use super::open::{EvaluationPrecision, OpenedModel, check_dataset, find_split, link_dataset, open_model};
+use super::results::{
+    DatasetLink, Effort, Mark, MarkKind, ModelLink, Protocol, REPORT_FORMAT, REPORT_NAME, REPORT_VERSION,
+    Report, Results, Setting,
+};
+use super::score::{ScoreOptions, Scores, score};
+use super::{output, paloma, perplexity};
+use crate::communicator::{Communicator, flags};
+use crate::device::DeviceInfo;
+use crate::environment;
+use crate::error::{Result, TrainError};
+use crate::signals::Signals;
+
+/// Folder of a run that its evaluations are written to.
+pub const EVALUATIONS_NAME: &str = "evaluations";
+/// Where an unfinished evaluation notes what it has done.
+const WORK_NAME: &str = ".work";
+
+/// Which evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Perplexity of a split.
+    Perplexity,
+    /// PALOMA.
+    Paloma,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Perplexity => "perplexity",
+            Self::Paloma => "paloma",
+        }
+    }
+}
+
+/// What the command line asks for.
+#[derive(Debug, Clone)]
+pub struct EvaluateOptions {
+    /// A run, a checkpoint or a safetensors file.
+    pub model: PathBuf,
+    /// The checkpoint after this step; none: the newest.
+    pub step: Option<u64>,
+    /// The split.
+    pub manifest: PathBuf,
+    /// How documents become windows.
+    pub protocol: Protocol,
+    /// Tokens in a context; none: as trained, or as the split was prepared for.
+    pub context_length: Option<u32>,
+    /// Only the first rows or documents.
+    pub first: Option<u64>,
+    /// Type of the matrix products; none: as trained.
+    pub precision: Option<EvaluationPrecision>,
+    /// Tokens in a batch; none: chosen for the device.
+    pub batch_tokens: Option<usize>,
+    /// Where to write; none: in the run's folder.
+    pub out: Option<PathBuf>,
+}
+
+/// How an evaluation ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The report, and its folder.
+    Finished(Box<Report>, PathBuf),
+    /// A signal came; the same command goes on.
+    Stopped(u8),
+}
+
+/// Evaluates; every rank returns the report, the first one has written it.
+///
+/// # Errors
+/// When anything does not fit (module [`open`](super::open)), a figure is not a number, or writing fails.
+pub fn evaluate(
+    kind: Kind,
+    options: &EvaluateOptions,
+    device: &DeviceInfo,
+    communicator: &dyn Communicator,
+    signals: &Signals,
+) -> Result<Outcome> {
+    let path = find_split(&options.manifest, "validation")?;
+    let manifest = Manifest::load(&path)?;
+    if kind == Kind::Paloma && manifest.layout != Layout::Documents {
+        let hint =
+            "prepare it with `xlstm-data prepare paloma`; for a packed split use `xlstm-eval perplexity`";
+        return Err(TrainError::file(&path, "a split stored by document", "packed rows", hint));
+    }
+    together(communicator, || check_dataset(&path))?;
+    let mut opened = open_model(&options.model, options.step, options.precision, device)?;
+    let dataset = link_dataset(&path, &manifest, &mut opened)?;
+    let cut = cut_of(&manifest, &opened, options);
+    let corpus = Corpus::open(&path, cut)?;
+    if corpus.sequences.is_empty() {
+        let hint = "there is nothing to evaluate: prepare a split with text";
+        return Err(TrainError::file(&path, "at least one token", "none", hint));
+    }
+    let setting = Setting {
+        protocol: cut.protocol,
+        context_length: u64::from(corpus.context_length),
+        precision: opened.precision.name().into(),
+        device: device.name.clone(),
+        reset_at_document_boundaries: cut.resets && manifest.layout == Layout::Packed,
+        first: options.first,
+    };
+    let plan = plan_of(kind.name(), &opened.link, Some(&dataset), &setting);
+    let folder = options.out.clone().unwrap_or_else(|| default_folder(kind.name(), &opened, plan));
+    if let Some(report) = finished(&folder, kind, plan)? {
+        return Ok(Outcome::Finished(Box::new(report), folder));
+    }
+    let work = folder.join(WORK_NAME);
+    let lock = together(communicator, || {
+        fs_err::create_dir_all(&work)?;
+        Ok(FolderLock::acquire(&work.join("lock"))?)
+    })?;
+    let batch_tokens = options.batch_tokens.unwrap_or(if device.device.is_cuda() { 16384 } else { 8192 });
+    let score_options = ScoreOptions { batch_tokens, work: &work, plan };
+    let Some(scores) = score(&opened.model, &corpus, &score_options, communicator, signals)? else {
+        return Ok(Outcome::Stopped(signals.received().unwrap_or(15)));
+    };
+    let report = report(kind, opened, dataset, setting, (&corpus, &scores), communicator.world_size());
+    together(communicator, || {
+        output::write(&report, &folder)?;
+        Ok(fs_err::remove_dir_all(&work)?)
+    })?;
+    drop(lock);
+    Ok(Outcome::Finished(Box::new(report), folder))
+}
+
+/// Does something on the first rank only; where it fails there, it fails on all.
+fn together<T>(communicator: &dyn Communicator, work: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
+    let result = if communicator.rank() == 0 { work().map(Some) } else { Ok(None) };
+    let flag = if result.is_err() { flags::FAILED } else { 0 };
+    let failed = communicator.any_flags(flag)? & flags::FAILED != 0;
+    let done = result?;
+    if failed {
+        return Err(TrainError::Usage("another rank failed; its message says why".into()));
+    }
+    Ok(done)
+}
+
+fn cut_of(manifest: &Manifest, opened: &OpenedModel, options: &EvaluateOptions) -> Cut {
+    let training = opened.recipe.as_ref().map(|recipe| &recipe.training);
+    let packed = manifest.layout == Layout::Packed;
+    // Rows are cut as in training; documents have the windows that they were prepared with.
+    let trained = training.and_then(|training| u32::try_from(training.context_length).ok());
+    let trained =
+        trained.filter(|&length| packed && manifest.packing.row_length.is_multiple_of(length.max(1)));
+    Cut {
+        protocol: if packed { Protocol::PackedRows } else { options.protocol },
+        context_length: options.context_length.or(trained),
+        first: options.first,
+        resets: training.is_some_and(|training| training.reset_at_document_boundaries),
+    }
+}
+
+/// One digest of everything that decides the figures: what was scored under another plan counts for nothing.
+pub(super) fn plan_of(
+    kind: &str,
+    model: &ModelLink,
+    dataset: Option<&DatasetLink>,
+    setting: &Setting,
+) -> Sha256Digest {
+    let plan = json!({
+        "kind": kind,
+        "model": model.files,
+        "dataset": dataset.map(|dataset| dataset.root),
+        "protocol": setting.protocol,
+        "context_length": setting.context_length,
+        "precision": setting.precision,
+        "resets": setting.reset_at_document_boundaries,
+        "first": setting.first,
+        "program": [env!("CARGO_PKG_VERSION"), environment::COMMIT],
+    });
+    Sha256Digest::of(plan.to_string().as_bytes())
+}
+
+/// Where an evaluation is written that was told no other place.
+pub(super) fn default_folder(kind: &str, opened: &OpenedModel, plan: Sha256Digest) -> PathBuf {
+    let run = opened.run.as_ref().map_or(Path::new(""), |run| &run.path);
+    let step = opened.link.step.map(|step| format!("step-{step:08}-")).unwrap_or_default();
+    let digest = plan.to_string();
+    run.join(EVALUATIONS_NAME).join(format!("{kind}-{step}{}", &digest[..8]))
+}
+
+/// The report in `folder`, if there is one of this very evaluation.
+fn finished(folder: &Path, kind: Kind, plan: Sha256Digest) -> Result<Option<Report>> {
+    let path = folder.join(REPORT_NAME);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let report = Report::load(&path)?;
+    let known = plan_of(kind.name(), &report.model, report.dataset.as_ref(), &report.setting);
+    if known == plan && report.program.commit == environment::COMMIT {
+        return Ok(Some(report));
+    }
+    let hint = "name another --out, or remove the folder";
+    Err(TrainError::file(&path, "a report of this evaluation, or none", "that of another one", hint))
+}
+
+fn report(
+    kind: Kind,
+    opened: OpenedModel,
+    dataset: DatasetLink,
+    setting: Setting,
+    (corpus, scores): (&Corpus, &Scores),
+    world: u64,
+) -> Report {
+    let mut marks = opened.marks;
+    marks.extend(data_marks(corpus, setting.first));
+    let results = match kind {
+        Kind::Perplexity => Results::Perplexity(perplexity::results(corpus, scores)),
+        Kind::Paloma => {
+            let results = paloma::results(corpus, scores);
+            marks.extend(paloma::missing_mark(&results));
+            Results::Paloma(results)
+        }
+    };
+    let seconds = scores.time.as_secs_f64();
+    let tokens: u64 = corpus.sequences.iter().map(|sequence| u64::from(sequence.length)).sum();
+    // Ranks computed side by side; `seconds` counts each of them.
+    let tokens_per_second = tokens as f64 * world as f64 / seconds.max(f64::MIN_POSITIVE);
+    Report {
+        format: REPORT_FORMAT.into(),
+        version: REPORT_VERSION,
+        model: opened.link,
+        run: opened.run,
+        dataset: Some(dataset),
+        program: environment::program_named("xlstm-eval"),
+        setting,
+        effort: Effort { seconds, tokens_per_second, world },
+        marks,
+        results,
+    }
+}
+
+/// What a reader must know of the data.
+fn data_marks(corpus: &Corpus, first: Option<u64>) -> Vec<Mark> {
+    let manifest = corpus.manifest();
+    let mut marks = Vec::new();
+    let mut mark = |kind, text| marks.push(Mark { kind, text });
+    let left_out: Vec<String> =
+        manifest.totals.left_out.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    if !left_out.is_empty() {
+        mark(MarkKind::LeftOut, format!("records that the dataset left out: {}", left_out.join(", ")));
+    }
+    if corpus.empty_documents > 0 {
+        let text = format!("{} documents have no token and are in no figure", corpus.empty_documents);
+        mark(MarkKind::LeftOut, text);
+    }
+    let short = corpus.documents.iter().filter(|document| document.tokens < 2).count();
+    if short > 0 {
+        let text = format!("{short} documents have a single token, predicted from the separator alone");
+        mark(MarkKind::ShortDocuments, text);
+    }
+    let scored: u64 = corpus.parts.iter().map(|part| u64::from(part.tokens)).sum();
+    if scored < manifest.totals.tokens {
+        let (first, all) = (first.unwrap_or(0), manifest.totals.tokens);
+        let unit = if manifest.layout == Layout::Packed { "rows" } else { "documents" };
+        let text = format!("only the first {first} {unit} were evaluated: {scored} of {all} tokens");
+        mark(MarkKind::Partial, text);
+    }
+    if corpus.other_windows {
+        let (used, prepared) = (corpus.context_length, manifest.packing.row_length);
+        let text =
+            format!("windows of {used} tokens, where the dataset was prepared with windows of {prepared}");
+        mark(MarkKind::OtherWindows, text);
+    }
+    marks
+}

@@ -1,0 +1,245 @@
+//! Opening what is to be evaluated. Everything that can be refused is refused here, before anything is computed:
+//! a checkpoint whose bytes are not those that were saved, parameters that are not numbers, a dataset that an audit
+//! does not pass, a tokenizer that the model was not trained with.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use tch::Kind;
+use xlstm_manifests::digest::digest_file;
+use xlstm_manifests::recipe::{ModelConfig, Precision, Recipe};
+use xlstm_manifests::run_manifest::{RUN_NAME, RunManifest};
+use xlstm_manifests::{Manifest, identity};
+use xlstm_pipeline::audit::{AuditArgs, audit, splits_at};
+
+use super::results::{DatasetLink, Mark, MarkKind, ModelLink, RunLink};
+use crate::checkpoint::{self, FileDigest};
+use crate::device::DeviceInfo;
+use crate::error::{Result, TrainError};
+use crate::model::{Model, Placement, import};
+use crate::run::{find_parameters, recipe_of};
+
+/// Findings of an audit that are listed in full.
+const SHOWN: usize = 8;
+
+/// Types that matrix products can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum EvaluationPrecision {
+    /// float32 throughout.
+    Float32,
+    /// Matrix products in bfloat16, everything else in float32: the paper's evaluations.
+    Bfloat16,
+    /// float64 throughout, to check the others.
+    Float64,
+}
+
+impl EvaluationPrecision {
+    /// Its name in a report.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Bfloat16 => "bfloat16",
+            Self::Float64 => "float64",
+        }
+    }
+
+    fn placement(self, device: tch::Device) -> Placement {
+        let precision = if self == Self::Bfloat16 { Precision::Bfloat16 } else { Precision::Float32 };
+        let placement = Placement::new(device, precision, false);
+        if self == Self::Float64 { Placement { kind: Kind::Double, ..placement } } else { placement }
+    }
+}
+
+/// A model with where it comes from.
+#[derive(Debug)]
+pub struct OpenedModel {
+    /// The model.
+    pub model: Model,
+    /// Its files.
+    pub link: ModelLink,
+    /// Its run.
+    pub run: Option<RunLink>,
+    /// Its run's recipe.
+    pub recipe: Option<Recipe>,
+    /// The type of its matrix products.
+    pub precision: EvaluationPrecision,
+    /// What a reader must know of it.
+    pub marks: Vec<Mark>,
+}
+
+/// Opens the model for a path that names a run, a checkpoint or a safetensors file, and checks every byte of it.
+///
+/// # Errors
+/// When there is none, a digest does not match, or a parameter is not a number (the error names it).
+pub fn open_model(
+    path: &Path,
+    step: Option<u64>,
+    precision: Option<EvaluationPrecision>,
+    device: &DeviceInfo,
+) -> Result<OpenedModel> {
+    let file = find_parameters(path, step)?;
+    let recipe = recipe_of(&file)?;
+    let (files, step, tokens) = verify_files(&file)?;
+    let precision = precision.unwrap_or(match recipe.as_ref().map(|recipe| recipe.training.precision) {
+        Some(Precision::Bfloat16) => EvaluationPrecision::Bfloat16,
+        _ => EvaluationPrecision::Float32,
+    });
+    let model = import(&file, precision.placement(device.device))?;
+    if let Some(name) = model.first_not_finite()? {
+        let hint = "a model that overflowed in training: evaluate an earlier checkpoint (--step N)";
+        return Err(TrainError::file(&file, format!("finite numbers in `{name}`"), "NaN or infinity", hint));
+    }
+    let run = run_link(&file)?;
+    let mut marks = Vec::new();
+    if run.is_none() {
+        marks.push(Mark {
+            kind: MarkKind::NoRun,
+            text: "the parameters' run is not known: how they were trained cannot be followed".into(),
+        });
+    }
+    let link = ModelLink {
+        path: file,
+        step,
+        tokens,
+        files,
+        parameters: model.parameter_count(),
+        architecture: architecture(model.config()),
+        vocabulary_size: model.config().vocabulary_size,
+    };
+    Ok(OpenedModel { model, link, run, recipe, precision, marks })
+}
+
+type Verified = (BTreeMap<String, FileDigest>, Option<u64>, Option<u64>);
+
+/// Digests of the parameters' file, or of the whole checkpoint that it belongs to, checked against its state.
+fn verify_files(file: &Path) -> Result<Verified> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    if file.file_name().is_some_and(|name| name == checkpoint::MODEL_NAME)
+        && checkpoint::is_checkpoint(folder)
+    {
+        let state = checkpoint::open(folder)?;
+        checkpoint::verify(folder, &state)?;
+        return Ok((state.files, Some(state.step), Some(state.tokens)));
+    }
+    let (size, sha256) = digest_file(file)?;
+    let name = file.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    Ok((BTreeMap::from([(name, FileDigest { size, sha256 })]), None, None))
+}
+
+/// The run in whose folder a file lies.
+fn run_link(file: &Path) -> Result<Option<RunLink>> {
+    let Some(path) = file.ancestors().take(4).find(|folder| folder.join(RUN_NAME).is_file()) else {
+        return Ok(None);
+    };
+    let manifest = RunManifest::load(path)?;
+    let (_, manifest_sha256) = digest_file(&path.join(RUN_NAME))?;
+    Ok(Some(RunLink { path: path.into(), manifest_sha256, recipe: manifest.recipe, train: manifest.train }))
+}
+
+/// The paper's way to name an architecture.
+fn architecture(config: &ModelConfig) -> String {
+    let scalar = config.slstm_at.len() as u64;
+    let matrix = config.blocks - scalar;
+    let (mut a, mut b) = (matrix, scalar);
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    let divisor = a.max(1);
+    let (matrix, scalar) = (matrix / divisor, scalar / divisor);
+    format!("xLSTM[{matrix}:{scalar}], {} blocks, width {}", config.blocks, config.embedding_dim)
+}
+
+/// The split to evaluate for a path that names a split, its manifest, or a dataset with `split` in it.
+///
+/// # Errors
+/// When there is none.
+pub fn find_split(path: &Path, split: &str) -> Result<PathBuf> {
+    let splits = splits_at(path)?;
+    if let [only] = splits.as_slice() {
+        return Ok(only.clone());
+    }
+    let named = splits.iter().find(|folder| folder.file_name().is_some_and(|name| name == split));
+    named.cloned().ok_or_else(|| {
+        let found = splits.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ");
+        TrainError::file(path, format!("a split `{split}`"), found, "name the folder of one split")
+    })
+}
+
+/// Checks a split as `xlstm-data audit` does: every file's digest, and that content and manifest agree.
+///
+/// # Errors
+/// Naming what was found.
+pub fn check_dataset(path: &Path) -> Result<()> {
+    let report = audit(&AuditArgs::new(vec![path.into()]))
+        .map_err(|error| TrainError::Usage(format!("`{}`: {error}", path.display())))?;
+    let findings: Vec<String> = report
+        .splits
+        .iter()
+        .flat_map(|split| &split.findings)
+        .map(|finding| format!("  {}: {}: {}", finding.file, finding.check.name(), finding.message))
+        .collect();
+    if findings.is_empty() {
+        return Ok(());
+    }
+    let more = findings.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!("\n  … and {more} more") } else { String::new() };
+    Err(TrainError::Usage(format!(
+        "`{}`: expected a split that `xlstm-data audit` passes, found\n{}{more}\nNothing was evaluated: prepare the \
+         split again",
+        path.display(),
+        findings[..findings.len().min(SHOWN)].join("\n")
+    )))
+}
+
+/// What a report says of a split, and whether the model can be evaluated on it.
+///
+/// # Errors
+/// When the split's tokenizer is not the one that the model was trained with, or the model has fewer ids.
+pub fn link_dataset(path: &Path, manifest: &Manifest, opened: &mut OpenedModel) -> Result<DatasetLink> {
+    let file = Manifest::locate(path);
+    let tokenizer_sha256 = identity::tokenizer(&manifest.tokenizer);
+    let needed = u64::from(manifest.tokenizer.vocabulary_size);
+    if opened.link.vocabulary_size < needed {
+        let expected = format!("ids below {}, the model's vocabulary", opened.link.vocabulary_size);
+        let hint = "evaluate on a split that was prepared with the model's tokenizer";
+        return Err(TrainError::file(&file, expected, format!("a vocabulary of {needed}"), hint));
+    }
+    match opened.run.as_ref().and_then(|run| trained_tokenizer(run)) {
+        Some(trained) if trained == tokenizer_sha256 => {}
+        Some(trained) => {
+            let expected = format!("the tokenizer that the model was trained with, SHA-256 {trained}");
+            let found = format!("`{}`, SHA-256 {tokenizer_sha256}", manifest.tokenizer.name);
+            let hint = "evaluate on a split that was prepared with the model's tokenizer";
+            return Err(TrainError::file(&file, expected, found, hint));
+        }
+        None => opened.marks.push(Mark {
+            kind: MarkKind::TokenizerUnchecked,
+            text: "it is not recorded which tokenizer the model was trained with: that it is the dataset's could \
+                   not be checked"
+                .into(),
+        }),
+    }
+    let (_, manifest_sha256) = digest_file(&file)?;
+    Ok(DatasetLink {
+        path: path.into(),
+        root: manifest.root,
+        manifest_sha256,
+        split: manifest.split.clone(),
+        profile: manifest.source.profile.clone(),
+        repository: manifest.source.repository.clone(),
+        revision: manifest.source.resolved_revision.clone(),
+        documents: manifest.totals.documents,
+        tokens: manifest.totals.tokens,
+        tokenizer: manifest.tokenizer.name.clone(),
+        tokenizer_sha256,
+    })
+}
+
+/// The digest of the tokenizer of a run's training split: as recorded, or as the split still says at its place.
+fn trained_tokenizer(run: &RunLink) -> Option<xlstm_manifests::Sha256Digest> {
+    run.train.tokenizer_sha256.or_else(|| {
+        let manifest = Manifest::load(&run.train.path).ok()?;
+        (manifest.root == run.train.root).then(|| identity::tokenizer(&manifest.tokenizer))
+    })
+}

@@ -1,0 +1,137 @@
+//! A report as files: `report.json`, `report.csv`, `report.md`, all whole or not there. JSON comes last: with it, all is.
+
+use std::path::Path;
+
+use xlstm_manifests::atomic::write_atomic;
+
+use super::results::{Interval, Report, Results, Statistics};
+use super::text;
+use crate::error::Result;
+
+/// The table's name in an evaluation's folder.
+pub const CSV_NAME: &str = "report.csv";
+/// The text's name in an evaluation's folder.
+pub const MARKDOWN_NAME: &str = "report.md";
+
+/// Writes all files of a report into `folder`.
+///
+/// # Errors
+/// When writing fails.
+pub fn write(report: &Report, folder: &Path) -> Result<()> {
+    write_atomic(&folder.join(CSV_NAME), csv(report).as_bytes())?;
+    write_atomic(&folder.join(MARKDOWN_NAME), text::markdown(report).as_bytes())?;
+    report.store(folder)?;
+    Ok(())
+}
+
+/// The figures as a table: `level` is `total`, `source`, `domain`, `set`, `average`, `position`, `length`, `generation`
+/// or `batch`; fields that a level does not have are empty.
+#[must_use]
+pub fn csv(report: &Report) -> String {
+    let mut lines = vec![
+        "level,source,name,documents,tokens,bytes,nll,loss,loss_low,loss_high,perplexity,perplexity_low,\
+         perplexity_high,bits_per_byte,bits_per_byte_low,bits_per_byte_high"
+            .to_owned(),
+    ];
+    match &report.results {
+        Results::Perplexity(results) => {
+            lines.push(line("total", "", "", Some(&results.total)));
+            for set in &results.sets {
+                lines.push(line("set", "", &set.name, Some(&set.statistics)));
+            }
+        }
+        Results::Paloma(results) => {
+            lines.push(line("total", "", "", Some(&results.total)));
+            for average in &results.averages {
+                let value = average.perplexity.map(|value| value.to_string()).unwrap_or_default();
+                lines.push(format!("average,,{},,,,,,,,{value},,,,,", quote(&average.name)));
+            }
+            for source in &results.sources {
+                lines.push(line("source", &source.source, &source.name, source.statistics.as_ref()));
+            }
+            for source in &results.sources {
+                for domain in &source.domains {
+                    lines.push(line("domain", &source.source, &domain.name, Some(&domain.statistics)));
+                }
+            }
+        }
+        Results::Extrapolation(results) => {
+            for length in &results.lengths {
+                let (low, high) = ends(length.perplexity_interval);
+                lines.push(format!(
+                    "length,,{},{},{},,{},{},,,{},{low},{high},,,",
+                    length.length,
+                    length.contexts,
+                    length.tokens,
+                    length.nll,
+                    length.nll / length.tokens as f64,
+                    length.perplexity
+                ));
+            }
+        }
+        Results::Throughput(results) => {
+            lines[0] = "level,batch,tokens,seconds,tokens_per_second".to_owned();
+            for time in &results.generation {
+                let speed = time.tokens as f64 / time.seconds;
+                lines.push(format!("generation,1,{},{},{speed}", time.tokens, time.seconds));
+            }
+            for batch in &results.batches {
+                let seconds = (batch.batch * batch.tokens) as f64 / batch.tokens_per_second;
+                lines.push(format!(
+                    "batch,{},{},{seconds},{}",
+                    batch.batch, batch.tokens, batch.tokens_per_second
+                ));
+            }
+        }
+    }
+    let positions = match &report.results {
+        Results::Perplexity(results) => results.positions.as_slice(),
+        Results::Paloma(results) => &results.positions,
+        Results::Extrapolation(results) => &results.positions,
+        Results::Throughput(_) => &[],
+    };
+    for position in positions {
+        lines.push(format!(
+            "position,,{}-{},,{},,{},{},,,{},,,,,",
+            position.first,
+            position.last,
+            position.tokens,
+            position.nll,
+            position.nll / position.tokens as f64,
+            position.perplexity
+        ));
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn line(level: &str, source: &str, name: &str, statistics: Option<&Statistics>) -> String {
+    let start = format!("{level},{},{}", quote(source), quote(name));
+    let Some(statistics) = statistics else { return format!("{start},,,,,,,,,,,,,") };
+    let (loss_low, loss_high) = ends(statistics.loss_interval);
+    let (low, high) = ends(statistics.perplexity_interval);
+    let (bits_low, bits_high) = ends(statistics.bits_per_byte_interval);
+    let bits = statistics.bits_per_byte.map(|bits| bits.to_string()).unwrap_or_default();
+    format!(
+        "{start},{},{},{},{},{},{loss_low},{loss_high},{},{low},{high},{bits},{bits_low},{bits_high}",
+        statistics.documents,
+        statistics.tokens,
+        statistics.bytes,
+        statistics.nll,
+        statistics.loss,
+        statistics.perplexity
+    )
+}
+
+fn ends(interval: Option<Interval>) -> (String, String) {
+    interval.map(|interval| (interval.low.to_string(), interval.high.to_string())).unwrap_or_default()
+}
+
+/// A CSV field, quoted where RFC 4180 asks for it.
+fn quote(field: &str) -> String {
+    if field.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", field.replace('"', "\"\""))
+    } else {
+        field.into()
+    }
+}

@@ -1,0 +1,248 @@
+//! Scoring a corpus: batches by length, each sequence's sums at a place of its own.
+//!
+//! Sequences are sorted by length and batched up to a number of tokens, so that little is padded; padding stands at the
+//! end, where a causal model cannot see it from the targets. Batches go to ranks in turn. Token losses are summed in
+//! float64 within each part, and everything else is summed after all is there, in document order.
+#![allow(non_snake_case, reason = "shape suffixes are capitals")]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tch::Tensor;
+use xlstm_manifests::Sha256Digest;
+
+use super::corpus::{Corpus, Sequence, SequenceTokens, position_group};
+use super::journal::{self, Journal, Scored};
+use super::progress::Progress;
+use crate::communicator::{Communicator, flags};
+use crate::error::{Result, TrainError};
+use crate::model::{IGNORE_TARGET, Model};
+use crate::signals::Signals;
+
+/// Sequences in a batch at most: a block's state takes as much memory for a short one as for a long one.
+const MOST_SEQUENCES: usize = 128;
+
+/// How to score.
+pub struct ScoreOptions<'a> {
+    /// Tokens in a batch at most, padding included (one sequence always fits).
+    pub batch_tokens: usize,
+    /// Where finished batches are noted.
+    pub work: &'a Path,
+    /// What the figures belong to: batches of another plan count for nothing.
+    pub plan: Sha256Digest,
+}
+
+/// Sums of a scored corpus, in nats.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scores {
+    /// Of each part.
+    pub parts: Vec<f64>,
+    /// Of each group of positions, with the number of its targets.
+    pub positions: Vec<(f64, u64)>,
+    /// Time for all finished batches, of all ranks and sessions.
+    pub time: Duration,
+}
+
+/// Where each sequence's values lie: its parts, then its groups of positions.
+struct Places {
+    starts: Vec<usize>,
+}
+
+impl Places {
+    fn new(corpus: &Corpus) -> Self {
+        let mut starts = vec![0];
+        for sequence in &corpus.sequences {
+            starts.push(starts.last().copied().unwrap_or(0) + sequence.parts.len() + sequence.groups());
+        }
+        Self { starts }
+    }
+
+    fn of(&self, sequence: usize) -> std::ops::Range<usize> {
+        self.starts[sequence]..self.starts[sequence + 1]
+    }
+}
+
+/// Scores every sequence; `None` when a signal came in between (what is finished is noted).
+///
+/// # Errors
+/// When a shard or the journal cannot be used, a figure is not a number, a rank is gone, or libtorch fails.
+pub fn score(
+    model: &Model,
+    corpus: &Corpus,
+    options: &ScoreOptions<'_>,
+    communicator: &dyn Communicator,
+    signals: &Signals,
+) -> Result<Option<Scores>> {
+    let places = Places::new(corpus);
+    let mut values = vec![0.0; places.starts.last().copied().unwrap_or(0)];
+    let mut done = vec![0.0; corpus.sequences.len()];
+    let mut nanoseconds = 0;
+    let (rank, world) = (communicator.rank(), communicator.world_size());
+    if rank == 0 {
+        // The first rank speaks for all: what it found is what every rank takes as done.
+        let (scored, time) = journal::read(options.work, options.plan)?;
+        nanoseconds = time;
+        for one in scored {
+            let place = places.starts.get(one.sequence + 1).map(|_| places.of(one.sequence));
+            if let Some(place) = place.filter(|place| place.len() == one.values.len()) {
+                values[place].copy_from_slice(&one.values);
+                done[one.sequence] = 1.0;
+            }
+        }
+    }
+    communicator.sum(&mut done)?;
+    let batches = batches(corpus, &done, options.batch_tokens);
+    let mut journal = Journal::open(options.work, rank, options.plan)?;
+    let mut progress = Progress::new(corpus, &done, rank == 0);
+    let (own_rank, ranks) = (to_usize(rank), to_usize(world).max(1));
+    for round in 0..batches.len().div_ceil(ranks) {
+        let stop = if signals.received().is_some() { flags::STOP } else { 0 };
+        if communicator.any_flags(stop)? & flags::STOP != 0 {
+            return Ok(None);
+        }
+        if let Some(batch) = batches.get(round * ranks + own_rank) {
+            let begin = Instant::now();
+            let scored = score_batch(model, corpus, batch)?;
+            let time = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            nanoseconds += time;
+            journal.append(&scored, time)?;
+            for one in scored {
+                values[places.of(one.sequence)].copy_from_slice(&one.values);
+            }
+        }
+        let finished = &batches[round * ranks..((round + 1) * ranks).min(batches.len())];
+        progress.add(finished.iter().flatten().map(|&index| &corpus.sequences[index]));
+    }
+    progress.finish();
+    // Each value is not zero on one rank at most, so this sum is exact.
+    communicator.sum(&mut values)?;
+    let mut time = [nanoseconds as f64];
+    communicator.sum(&mut time)?;
+    Ok(Some(collect(corpus, &places, &values, Duration::from_nanos(time[0] as u64))))
+}
+
+fn to_usize(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+/// Numbers of the sequences that are not done, longest first, as batches.
+fn batches(corpus: &Corpus, done: &[f64], batch_tokens: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..corpus.sequences.len()).filter(|&index| done[index] == 0.0).collect();
+    // The sort is stable: equal lengths stay in stream order, near each other on disk.
+    order.sort_by_key(|&index| std::cmp::Reverse(corpus.sequences[index].length));
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    let mut longest = 0;
+    for index in order {
+        match batches.last_mut() {
+            Some(batch) if batch.len() < MOST_SEQUENCES && (batch.len() + 1) * longest <= batch_tokens => {
+                batch.push(index);
+            }
+            _ => {
+                longest = corpus.sequences[index].length as usize;
+                batches.push(vec![index]);
+            }
+        }
+    }
+    batches
+}
+
+/// Sequences of different lengths as one batch.
+struct Batch {
+    inputs_BT: Tensor,
+    targets_BT: Tensor,
+    resets_BT: Option<Tensor>,
+}
+
+fn to_batch(model: &Model, sequences: &[(&Sequence, SequenceTokens)]) -> Result<Batch> {
+    let longest = sequences.iter().map(|(sequence, _)| sequence.length as usize).max().unwrap_or(0);
+    let mut inputs = vec![0_i64; sequences.len() * longest];
+    let mut targets = vec![IGNORE_TARGET; sequences.len() * longest];
+    let mut resets = vec![false; sequences.len() * longest];
+    for (row, (sequence, tokens)) in sequences.iter().enumerate() {
+        let start = row * longest;
+        for (place, &id) in inputs[start..].iter_mut().zip(&tokens.inputs) {
+            *place = i64::from(id);
+        }
+        for (place, &id) in targets[start + sequence.skipped as usize..].iter_mut().zip(&tokens.targets) {
+            *place = i64::from(id);
+        }
+        for &index in &tokens.resets {
+            resets[start + index] = true;
+        }
+    }
+    let device = model.placement().device;
+    let shape = [-1, i64::try_from(longest).unwrap_or(i64::MAX)];
+    let tensor = |tensor: Tensor| -> Result<Tensor> { Ok(tensor.f_view(shape)?.f_to_device(device)?) };
+    let any_reset = resets.contains(&true);
+    Ok(Batch {
+        inputs_BT: tensor(Tensor::f_from_slice(&inputs)?)?,
+        targets_BT: tensor(Tensor::f_from_slice(&targets)?)?,
+        resets_BT: any_reset.then(|| tensor(Tensor::f_from_slice(&resets)?)).transpose()?,
+    })
+}
+
+fn score_batch(model: &Model, corpus: &Corpus, batch: &[usize]) -> Result<Vec<Scored>> {
+    let mut sequences = Vec::with_capacity(batch.len());
+    for &index in batch {
+        let sequence = &corpus.sequences[index];
+        sequences.push((sequence, corpus.tokens(sequence)?));
+    }
+    let Batch { inputs_BT, targets_BT, resets_BT } = to_batch(model, &sequences)?;
+    let losses = model.sequence_losses(&inputs_BT, &targets_BT, resets_BT.as_ref())?;
+    let mut losses = losses.into_iter();
+    let mut scored = Vec::with_capacity(batch.len());
+    for (&index, (sequence, _)) in batch.iter().zip(&sequences) {
+        let losses: Vec<f64> = losses.by_ref().take(sequence.targets()).collect();
+        scored.push(Scored { sequence: index, values: sum_up(corpus, sequence, &losses)? });
+    }
+    Ok(scored)
+}
+
+/// Sums by part, then by group of positions.
+fn sum_up(corpus: &Corpus, sequence: &Sequence, losses: &[f64]) -> Result<Vec<f64>> {
+    let mut values = Vec::with_capacity(sequence.parts.len() + sequence.groups());
+    let mut rest = losses;
+    for part in &corpus.parts[sequence.parts.clone()] {
+        let (own, others) = rest.split_at((part.tokens as usize).min(rest.len()));
+        let sum: f64 = own.iter().sum();
+        if !sum.is_finite() {
+            return Err(not_finite(corpus, part.document, sum));
+        }
+        values.push(sum);
+        rest = others;
+    }
+    let first = values.len();
+    values.resize(first + sequence.groups(), 0.0);
+    for (index, loss) in losses.iter().enumerate() {
+        values[first + position_group(sequence.skipped as usize + index)] += loss;
+    }
+    Ok(values)
+}
+
+fn not_finite(corpus: &Corpus, document: u32, value: f64) -> TrainError {
+    let info = &corpus.documents[document as usize];
+    let input = corpus.manifest().inputs.get(info.input as usize);
+    let input = input.map_or_else(|| info.input.to_string(), |input| input.path.to_string());
+    TrainError::Usage(format!(
+        "expected a finite log-likelihood of document {document} (record {} of `{input}`), found {value}: the model \
+         overflows on it. Nothing was averaged; try --precision float32",
+        info.record
+    ))
+}
+
+fn collect(corpus: &Corpus, places: &Places, values: &[f64], time: Duration) -> Scores {
+    let mut parts = vec![0.0; corpus.parts.len()];
+    let groups = corpus.sequences.iter().map(Sequence::groups).max().unwrap_or(0);
+    let mut positions = vec![(0.0, 0); groups];
+    for (index, sequence) in corpus.sequences.iter().enumerate() {
+        let (own_parts, own_groups) = values[places.of(index)].split_at(sequence.parts.len());
+        parts[sequence.parts.clone()].copy_from_slice(own_parts);
+        for (position, sum) in positions.iter_mut().zip(own_groups) {
+            position.0 += sum;
+        }
+        for position in sequence.skipped..sequence.length {
+            positions[position_group(position as usize)].1 += 1;
+        }
+    }
+    Scores { parts, positions, time }
+}

@@ -1,0 +1,285 @@
+//! A report for people: Markdown whose tables also read well as they are, so that a terminal gets the same text.
+
+use std::fmt::Write as _;
+
+use super::paper::{DOMAIN_MODELS, EXTRAPOLATION_16384, SOURCE_PERPLEXITIES, SOURCES, domain_rows};
+use super::results::{
+    Extrapolation, Interval, Paloma, Perplexity, Position, Protocol, Report, Results, Statistics, Throughput,
+};
+
+/// Our model's twin among [`DOMAIN_MODELS`], and a Transformer: what stands beside our figures.
+const BESIDE: [usize; 2] = [4, 1];
+
+/// The whole report.
+#[must_use]
+pub fn markdown(report: &Report) -> String {
+    let title = match &report.results {
+        Results::Perplexity(_) => "Perplexity",
+        Results::Paloma(_) => "PALOMA",
+        Results::Extrapolation(_) => "Length extrapolation",
+        Results::Throughput(_) => "Throughput of generation",
+    };
+    let mut out = format!("# {title}\n\n");
+    for (name, text) in provenance(report) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "- {name}: {text}");
+    }
+    for mark in &report.marks {
+        let _ = writeln!(out, "- **note**: {}", mark.text);
+    }
+    out + "\n" + &figures(report, true)
+}
+
+/// The figures alone, for a terminal: without the table of domains unless `all`.
+#[must_use]
+pub fn figures(report: &Report, all: bool) -> String {
+    match &report.results {
+        Results::Perplexity(results) => perplexity(results),
+        Results::Paloma(results) => paloma(results, all),
+        Results::Extrapolation(results) => extrapolation(results),
+        Results::Throughput(results) => throughput(results),
+    }
+}
+
+/// What leads from the figures back to their bytes.
+fn provenance(report: &Report) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    let model = &report.model;
+    let trained = match (model.step, model.tokens) {
+        (Some(step), Some(tokens)) => format!(", after step {step}, {tokens} tokens"),
+        _ => String::new(),
+    };
+    lines.push(("model", format!("{}, {} parameters{trained}", model.architecture, model.parameters)));
+    for (name, file) in &model.files {
+        lines.push(("file", format!("`{name}`, {} bytes, SHA-256 `{}`", file.size, file.sha256)));
+    }
+    if let Some(run) = &report.run {
+        lines
+            .push(("run", format!("`{}`, `run.json` SHA-256 `{}`", run.path.display(), run.manifest_sha256)));
+        lines.push(("recipe", format!("{}, SHA-256 `{}`", run.recipe.name, run.recipe.sha256)));
+        lines.push((
+            "trained on",
+            format!("`{}` of {}, root `{}`", run.train.split, run.train.profile, run.train.root),
+        ));
+    }
+    if let Some(data) = &report.dataset {
+        let revision = match (&data.repository, &data.revision) {
+            (Some(repository), Some(revision)) => format!(", {repository} at {revision}"),
+            _ => String::new(),
+        };
+        lines.push((
+            "evaluated on",
+            format!("`{}` of {}{revision}, root `{}`", data.split, data.profile, data.root),
+        ));
+        lines.push(("tokenizer", format!("{}, SHA-256 `{}`", data.tokenizer, data.tokenizer_sha256)));
+    }
+    let program = &report.program;
+    lines.push(("program", format!("{} {}, commit {}", program.name, program.version, program.commit)));
+    let setting = &report.setting;
+    lines.push((
+        "setting",
+        format!(
+            "{}, context {} tokens, {}, {}",
+            protocol(setting.protocol),
+            setting.context_length,
+            setting.precision,
+            setting.device
+        ),
+    ));
+    lines
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::PackedRows => "packed rows as in training",
+        Protocol::Paper => "the paper's windows and averages",
+        Protocol::Official => "the official evaluator's windows and averages",
+        Protocol::Disjoint => "windows that never overlap",
+        Protocol::Extrapolation => "growing contexts over the same tokens",
+        Protocol::Throughput => "time only",
+    }
+}
+
+/// A table: the first column to the left, all others to the right.
+pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([header[column].chars().count(), 3]).max().unwrap_or(3)
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> = cells
+            .zip(&widths)
+            .enumerate()
+            .map(
+                |(column, (cell, &width))| {
+                    if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+                },
+            )
+            .collect();
+        format!("| {} |\n", padded.join(" | "))
+    };
+    let mut out = line(&mut header.iter().copied());
+    let rule = widths.iter().enumerate().map(|(column, &width)| {
+        if column == 0 { "-".repeat(width + 2) } else { format!("{}:", "-".repeat(width + 1)) }
+    });
+    let _ = writeln!(out, "|{}|", rule.collect::<Vec<_>>().join("|"));
+    for row in rows {
+        out += &line(&mut row.iter().map(String::as_str));
+    }
+    out
+}
+
+fn figure(value: f64) -> String {
+    if value >= 1e6 { format!("{value:.3e}") } else { format!("{value:.3}") }
+}
+
+fn interval(interval: Option<Interval>) -> String {
+    interval.map_or_else(String::new, |ends| format!("{} to {}", figure(ends.low), figure(ends.high)))
+}
+
+const STATISTICS: [&str; 6] = ["documents", "tokens", "loss", "perplexity", "95 % interval", "bits/byte"];
+
+fn cells(name: &str, statistics: Option<&Statistics>) -> Vec<String> {
+    let Some(found) = statistics else {
+        return [name, "missing", "", "", "", "", ""].map(str::to_owned).to_vec();
+    };
+    vec![
+        name.to_owned(),
+        found.documents.to_string(),
+        found.tokens.to_string(),
+        format!("{:.4}", found.loss),
+        figure(found.perplexity),
+        interval(found.perplexity_interval),
+        found.bits_per_byte.map_or_else(String::new, |bits| format!("{bits:.4}")),
+    ]
+}
+
+fn header(first: &'static str) -> Vec<&'static str> {
+    std::iter::once(first).chain(STATISTICS).collect()
+}
+
+fn perplexity(results: &Perplexity) -> String {
+    let sets = results.sets.iter().map(|set| cells(&set.name, Some(&set.statistics)));
+    let rows: Vec<_> = sets.chain([cells("all", Some(&results.total))]).collect();
+    format!("{}\n{}", table(&header("set"), &rows), positions(&results.positions))
+}
+
+fn positions(positions: &[Position]) -> String {
+    let rows: Vec<Vec<String>> = positions
+        .iter()
+        .map(|position| {
+            let name = if position.first == position.last {
+                position.first.to_string()
+            } else {
+                format!("{} to {}", position.first, position.last)
+            };
+            vec![name, position.tokens.to_string(), figure(position.perplexity)]
+        })
+        .collect();
+    table(&["position in the context", "tokens", "perplexity"], &rows)
+}
+
+fn paloma(results: &Paloma, all: bool) -> String {
+    let [ours, transformer] = BESIDE.map(|model| DOMAIN_MODELS[model]);
+    let mut names = header("source");
+    names.extend(["macro", ours, transformer]);
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for source in &results.sources {
+        let mut row = cells(&source.name, source.statistics.as_ref());
+        row.push(source.macro_perplexity.map(figure).unwrap_or_default());
+        let place = SOURCES.iter().position(|(known, _)| *known == source.source);
+        for model in BESIDE {
+            row.push(
+                place.map(|place| format!("{:.2}", SOURCE_PERPLEXITIES[place][model])).unwrap_or_default(),
+            );
+        }
+        rows.push(row);
+    }
+    rows.push(cells("all", Some(&results.total)));
+    if let Some(last) = rows.last_mut() {
+        last.resize(names.len(), String::new());
+    }
+    let averages: Vec<Vec<String>> = results
+        .averages
+        .iter()
+        .map(|average| {
+            let missing =
+                if average.missing.is_empty() { "nothing".to_owned() } else { average.missing.join(", ") };
+            vec![average.name.clone(), average.perplexity.map(figure).unwrap_or_default(), missing]
+        })
+        .collect();
+    let averages = table(&["average", "perplexity", "lacks"], &averages);
+    let mut out = format!("{}\n{averages}\n{}", table(&names, &rows), positions(&results.positions));
+    if all {
+        out += "\n## Domains\n\n";
+        out += &domains(results);
+    }
+    out
+}
+
+fn domains(results: &Paloma) -> String {
+    let [ours, transformer] = BESIDE.map(|model| DOMAIN_MODELS[model]);
+    let printed = domain_rows();
+    let mut names = header("domain");
+    names.extend([ours, transformer]);
+    let mut rows = Vec::new();
+    for source in &results.sources {
+        for domain in &source.domains {
+            let mut row = cells(&format!("{}/{}", source.source, domain.name), Some(&domain.statistics));
+            let row_of = printed.iter().find(|row| row.source == source.source && row.domain == domain.name);
+            for model in BESIDE {
+                let cell = row_of.map(|row| format!("{:.2}", row.perplexities[model]));
+                row.push(cell.unwrap_or_default());
+            }
+            rows.push(row);
+        }
+    }
+    table(&names, &rows)
+}
+
+fn extrapolation(results: &Extrapolation) -> String {
+    let [ours, transformer] = BESIDE.map(|model| DOMAIN_MODELS[model]);
+    let rows: Vec<Vec<String>> = results
+        .lengths
+        .iter()
+        .map(|length| {
+            let printed = |model: usize| {
+                let known = length.length == 16384;
+                if known { format!("{:.2}", EXTRAPOLATION_16384[model]) } else { String::new() }
+            };
+            vec![
+                length.length.to_string(),
+                length.contexts.to_string(),
+                length.tokens.to_string(),
+                figure(length.perplexity),
+                interval(length.perplexity_interval),
+                printed(BESIDE[0]),
+                printed(BESIDE[1]),
+            ]
+        })
+        .collect();
+    let names = ["context", "contexts", "tokens", "perplexity", "95 % interval", ours, transformer];
+    format!("{}\n{}", table(&names, &rows), positions(&results.positions))
+}
+
+fn throughput(results: &Throughput) -> String {
+    let times: Vec<Vec<String>> = results
+        .generation
+        .iter()
+        .map(|time| {
+            let speed = time.tokens as f64 / time.seconds;
+            vec![time.tokens.to_string(), format!("{:.3}", time.seconds), format!("{speed:.1}")]
+        })
+        .collect();
+    let batches: Vec<Vec<String>> = results
+        .batches
+        .iter()
+        .map(|batch| vec![batch.batch.to_string(), format!("{:.1}", batch.tokens_per_second)])
+        .collect();
+    format!(
+        "{}\n{}",
+        table(&["generated, batch 1", "seconds", "tokens/s"], &times),
+        table(&["batch", "tokens/s"], &batches)
+    )
+}

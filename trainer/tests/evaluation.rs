@@ -1,0 +1,447 @@
+//! Whole evaluations by the real programs: a PALOMA from the loopback Hub with every edge case of windows, against a
+//! plain reference computed here token by token in float64; the same figures for any batch size and number of ranks,
+//! after a kill too; and everything that must be refused.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod evaluation_fixture;
+
+use std::time::{Duration, Instant};
+
+use evaluation_fixture::{Fixture, SOURCES, evaluate, fixture, text};
+use xlstm_manifests::documents::DocumentShard;
+use xlstm_manifests::{Dataset, Manifest};
+use xlstm_tests::program::run;
+use xlstm_trainer::evaluation::results::{
+    AverageKind, MarkKind, Paloma, Perplexity, Report, Results, Statistics,
+};
+
+const TOLERANCE: f64 = 1e-6;
+
+#[track_caller]
+fn close(found: f64, expected: f64) {
+    let scale = expected.abs().max(1.0);
+    assert!((found - expected).abs() <= TOLERANCE * scale, "{found} is not {expected}");
+}
+
+fn paloma(report: &Report) -> &Paloma {
+    let Results::Paloma(paloma) = &report.results else { panic!("no PALOMA in {report:?}") };
+    paloma
+}
+
+fn perplexity(report: &Report) -> &Perplexity {
+    let Results::Perplexity(perplexity) = &report.results else { panic!("no perplexity in {report:?}") };
+    perplexity
+}
+
+/// Windows of a document, worked out here: which tokens are scored after which context; -1 is the separator.
+fn windows(tokens: usize, overlapping: bool) -> Vec<(i64, usize, usize)> {
+    let mut found = Vec::new();
+    for start in (0..tokens).step_by(2048) {
+        let end = (start + 2048).min(tokens);
+        let filled_up = overlapping && start > 0 && end - start < 2048;
+        let first = if filled_up { end as i64 - 2049 } else { start as i64 - 1 };
+        found.push((first, start, end));
+    }
+    found
+}
+
+#[test]
+fn windows_of_the_reference_are_those_worked_by_hand() {
+    assert_eq!(windows(1, true), [(-1, 0, 1)]);
+    assert_eq!(windows(2048, true), [(-1, 0, 2048)]);
+    assert_eq!(windows(2049, true), [(-1, 0, 2048), (0, 2048, 2049)]);
+    assert_eq!(windows(3000, true), [(-1, 0, 2048), (951, 2048, 3000)]);
+    assert_eq!(windows(3000, false), [(-1, 0, 2048), (2047, 2048, 3000)]);
+}
+
+/// A document's figures by the reference.
+struct Expected {
+    source: String,
+    domain: String,
+    tokens: usize,
+    bytes: u64,
+    nll: f64,
+}
+
+fn expected_documents(fixture: &Fixture, overlapping: bool) -> Vec<Expected> {
+    let model = fixture.model();
+    let manifest = Manifest::load(&fixture.paloma).unwrap();
+    let mut expected = Vec::new();
+    for shard in &manifest.shards {
+        let path = shard.file.path.resolve(&fixture.paloma).unwrap();
+        for document in DocumentShard::open(&path, shard.file.records).unwrap().iter() {
+            let mut nll = 0.0;
+            for (first, start, end) in windows(document.ids.len(), overlapping) {
+                let id = |index: i64| if index < 0 { 50256 } else { i64::from(document.ids[index as usize]) };
+                let inputs: Vec<i64> = (first..end as i64 - 1).map(id).collect();
+                let targets: Vec<i64> = (start as i64..end as i64).map(id).collect();
+                nll += evaluation_fixture::reference(&model, &inputs, &targets).iter().sum::<f64>();
+            }
+            expected.push(Expected {
+                source: document.source,
+                domain: document.domain,
+                tokens: document.ids.len(),
+                bytes: document.bytes,
+                nll,
+            });
+        }
+    }
+    expected
+}
+
+#[track_caller]
+fn check(found: &Statistics, expected: &[&Expected]) {
+    let tokens: usize = expected.iter().map(|document| document.tokens).sum();
+    let bytes: u64 = expected.iter().map(|document| document.bytes).sum();
+    let nll: f64 = expected.iter().map(|document| document.nll).sum();
+    assert_eq!((found.documents, found.tokens), (expected.len() as u64, tokens as u64));
+    assert_eq!(found.bytes, bytes);
+    close(found.nll, nll);
+    close(found.perplexity, (nll / tokens as f64).exp());
+    close(found.bits_per_byte.unwrap(), nll / std::f64::consts::LN_2 / bytes as f64);
+    assert_eq!(found.perplexity_interval.is_some(), expected.len() > 1);
+}
+
+#[test]
+fn paloma_is_what_the_reference_says_for_any_batch_size() {
+    let fixture = fixture();
+    let expected = expected_documents(fixture, true);
+    let of = |source: &str| expected.iter().filter(|document| document.source == source).collect::<Vec<_>>();
+    for (name, batch) in [("one", "1"), ("some", "4096"), ("many", "70000")] {
+        let out = fixture.path(name);
+        let arguments =
+            ["--manifest", text(&fixture.paloma), "--precision", "float64", "--batch-tokens", batch];
+        run(evaluate("paloma", fixture).args(arguments).args(["--out", text(&out)])).success();
+        let report = Report::load(&out).unwrap();
+        let found = paloma(&report);
+        assert_eq!(found.sources.len(), SOURCES.len());
+        check(&found.total, &expected.iter().collect::<Vec<_>>());
+        let mut perplexities = Vec::new();
+        for (source, (folder, _)) in found.sources.iter().zip(SOURCES) {
+            assert_eq!(source.source, folder);
+            let documents = of(folder);
+            let statistics = source.statistics.unwrap();
+            check(&statistics, &documents);
+            perplexities.push(statistics.perplexity);
+            let mut macro_sum = 0.0;
+            for domain in &source.domains {
+                let own: Vec<_> =
+                    documents.iter().copied().filter(|document| document.domain == domain.name).collect();
+                check(&domain.statistics, &own);
+                macro_sum += domain.statistics.perplexity;
+            }
+            close(source.macro_perplexity.unwrap(), macro_sum / source.domains.len() as f64);
+        }
+        let average = |kind| found.averages.iter().find(|average| average.kind == kind).unwrap();
+        let table_4 = average(AverageKind::PaperTable4);
+        close(table_4.perplexity.unwrap(), perplexities[..12].iter().sum::<f64>() / 12.0);
+        assert!(table_4.missing.is_empty() && table_4.over.len() == 12);
+        let all = average(AverageKind::MeanOfSources).perplexity.unwrap();
+        close(all, perplexities.iter().sum::<f64>() / 16.0);
+        close(average(AverageKind::Micro).perplexity.unwrap(), found.total.perplexity);
+        let positions: (f64, u64) = found
+            .positions
+            .iter()
+            .fold((0.0, 0), |sum, position| (sum.0 + position.nll, sum.1 + position.tokens));
+        close(positions.0, found.total.nll);
+        assert_eq!(positions.1, found.total.tokens);
+        assert!(report.marks.iter().any(|mark| mark.kind == MarkKind::ShortDocuments));
+        assert!(
+            report.marks.iter().any(|mark| mark.kind == MarkKind::LeftOut && mark.text.contains("empty"))
+        );
+        chain_holds(fixture, &report);
+        let csv = fs_err::read_to_string(out.join("report.csv")).unwrap();
+        let fields = csv.lines().next().unwrap().split(',').count();
+        assert!(csv.lines().all(|line| line.split(',').count() == fields), "{csv}");
+        let markdown = fs_err::read_to_string(out.join("report.md")).unwrap();
+        assert!(
+            markdown.contains("C4 Domains")
+                && markdown.contains(&report.model.files["model.safetensors"].sha256.to_string())
+        );
+        assert!(!out.join(".work").exists());
+    }
+}
+
+/// Every link of the chain is the digest of what lies there.
+fn chain_holds(fixture: &Fixture, report: &Report) {
+    let digest = |path: &std::path::Path| xlstm_manifests::digest::digest_file(path).unwrap().1;
+    let run = report.run.as_ref().unwrap();
+    assert_eq!(run.manifest_sha256, digest(&fixture.run.join("run.json")));
+    assert_eq!(run.train.root, Manifest::load(&fixture.train).unwrap().root);
+    assert_eq!(report.model.files["model.safetensors"].sha256, digest(&report.model.path));
+    let data = report.dataset.as_ref().unwrap();
+    assert_eq!(data.manifest_sha256, digest(&fixture.paloma.join("manifest.json")));
+    assert_eq!(data.revision.as_deref(), Some(fixture.commit.as_str()));
+    assert_eq!(report.program.commit, run_program_commit(fixture));
+}
+
+fn run_program_commit(fixture: &Fixture) -> String {
+    xlstm_manifests::run_manifest::RunManifest::load(&fixture.run).unwrap().program.commit
+}
+
+#[test]
+fn windows_that_never_overlap_are_an_option() {
+    let fixture = fixture();
+    let expected = expected_documents(fixture, false);
+    let out = fixture.path("disjoint");
+    let arguments = [
+        "--manifest",
+        text(&fixture.paloma),
+        "--precision",
+        "float64",
+        "--protocol",
+        "disjoint",
+        "--out",
+        text(&out),
+    ];
+    run(evaluate("paloma", fixture).args(arguments)).success();
+    let report = Report::load(&out).unwrap();
+    check(&paloma(&report).total, &expected.iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_killed_evaluation_goes_on_to_the_same_figures() {
+    let fixture = fixture();
+    let (whole, killed) = (fixture.path("whole"), fixture.path("killed"));
+    let arguments = ["--manifest", text(&fixture.paloma), "--batch-tokens", "1"];
+    run(evaluate("paloma", fixture).args(arguments).args(["--out", text(&whole)])).success();
+    let mut child =
+        evaluate("paloma", fixture).args(arguments).args(["--out", text(&killed)]).spawn().unwrap();
+    let journal = killed.join(".work/scores-0.jsonl");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while fs_err::read_to_string(&journal).map_or(0, |text| text.lines().count()) < 4 {
+        assert!(Instant::now() < deadline, "no batch was noted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!killed.join("report.json").exists());
+    let ran = run(evaluate("paloma", fixture).args(arguments).args(["--out", text(&killed)]));
+    assert!(ran.stderr.contains("going on"), "{}", ran.stderr);
+    ran.success();
+    let (whole, again) = (Report::load(&whole).unwrap(), Report::load(&killed).unwrap());
+    assert_eq!(whole.results, again.results);
+    // A finished evaluation is shown again, not computed again; another one does not replace it.
+    let shown =
+        run(evaluate("paloma", fixture).args(arguments).args(["--out", text(&killed), "--json"])).success();
+    assert_eq!(serde_json::from_str::<Report>(&shown).unwrap(), again);
+    let other = ["--manifest", text(&fixture.paloma), "--protocol", "official", "--out", text(&killed)];
+    let error = run(evaluate("paloma", fixture).args(other)).failure(1);
+    assert!(error.contains("report.json") && error.contains("another --out"), "{error}");
+}
+
+#[test]
+fn perplexity_of_a_packed_split_is_that_of_its_rows() {
+    let fixture = fixture();
+    let model = fixture.model();
+    let dataset = Dataset::open(&fixture.train).unwrap();
+    let mut stream = Vec::new();
+    for row in 0..dataset.rows() {
+        let tokens: Vec<i64> = dataset.row(row).unwrap().tokens().iter().map(|&id| i64::from(id)).collect();
+        let inputs: Vec<i64> =
+            std::iter::once(50256).chain(tokens[..tokens.len() - 1].iter().copied()).collect();
+        stream.extend(evaluation_fixture::reference(&model, &inputs, &tokens));
+    }
+    let out = fixture.path("packed");
+    let arguments = ["--manifest", text(&fixture.train), "--precision", "float64", "--out", text(&out)];
+    run(evaluate("perplexity", fixture).args(arguments)).success();
+    let report = Report::load(&out).unwrap();
+    let found = perplexity(&report);
+    let total: f64 = stream.iter().sum();
+    close(found.total.nll, total);
+    assert_eq!(found.total.tokens, stream.len() as u64);
+    let spans: Vec<_> = dataset.spans(0).unwrap().iter().collect();
+    assert_eq!(found.total.documents, spans.len() as u64);
+    let bytes: u64 = spans.iter().map(|span| span.bytes).sum();
+    close(found.total.bits_per_byte.unwrap(), total / std::f64::consts::LN_2 / bytes as f64);
+    // The ratio's interval, from each document's own sum.
+    let mut start = 0;
+    let (mut squares, mean) = (0.0, total / stream.len() as f64);
+    for span in &spans {
+        let end = start + span.length as usize;
+        let sum: f64 = stream[start..end].iter().sum();
+        squares += (sum - mean * span.length as f64).powi(2);
+        start = end;
+    }
+    let count = spans.len() as f64;
+    let half = 1.959_963_984_540_054 * (count / (count - 1.0) * squares).sqrt() / stream.len() as f64;
+    close(found.total.loss_interval.unwrap().high, mean + half);
+
+    let first = fixture.path("first");
+    let arguments =
+        ["--manifest", text(&fixture.train), "--precision", "float64", "--first", "1", "--out", text(&first)];
+    run(evaluate("perplexity", fixture).args(arguments)).success();
+    let report = Report::load(&first).unwrap();
+    close(perplexity(&report).total.nll, stream[..2048].iter().sum());
+    assert!(report.marks.iter().any(|mark| mark.kind == MarkKind::Partial));
+}
+
+#[test]
+fn a_missing_source_is_said_wherever_it_counts() {
+    let fixture = fixture();
+    let data = fixture.prepare_sources("two", &["ptb", "gab"]);
+    let out = fixture.path("missing");
+    let ran = run(evaluate("paloma", fixture).args(["--manifest", text(&data), "--out", text(&out)]));
+    assert!(ran.stderr.contains("c4_en"), "{}", ran.stderr);
+    assert!(ran.success().contains("missing"));
+    let report = Report::load(&out).unwrap();
+    assert!(report.marks.iter().any(|mark| mark.kind == MarkKind::MissingSource));
+    let found = paloma(&report);
+    assert_eq!(found.sources.iter().filter(|source| source.statistics.is_none()).count(), 14);
+    for average in &found.averages {
+        assert!(average.missing.contains(&"c4_en".to_owned()), "{average:?}");
+    }
+    let table_4 = &found.averages[0];
+    assert_eq!((table_4.over.as_slice(), table_4.missing.len()), (["ptb".to_owned()].as_slice(), 11));
+}
+
+#[test]
+fn what_cannot_be_trusted_is_refused_by_name() {
+    let fixture = fixture();
+    let out = fixture.path("refused");
+    let refused = |command: &str, model: &std::path::Path, data: &std::path::Path| {
+        let mut command = evaluation_fixture::evaluate_model(command, model);
+        let error = run(command.args(["--manifest", text(data), "--out", text(&out)])).failure(1);
+        assert!(!out.join("report.json").exists());
+        error
+    };
+    // Packed rows are no PALOMA.
+    let error = refused("paloma", &fixture.run, &fixture.train);
+    assert!(error.contains("xlstm-eval perplexity"), "{error}");
+
+    // NaN in one parameter.
+    let bad = fixture.with_changed_parameter("nan", "token_embedding.weight", f64::NAN);
+    let error = refused("paloma", &bad, &fixture.paloma);
+    assert!(error.contains("token_embedding.weight"), "{error}");
+
+    // A vocabulary that is too small.
+    let small = fixture.small_model();
+    let error = refused("paloma", &small, &fixture.paloma);
+    assert!(error.contains("50257") && error.contains("64"), "{error}");
+
+    // Bytes of a shard, of the manifest's promise, of a checkpoint.
+    let data = fixture.copy(&fixture.paloma, "altered");
+    fixture.flip_last_byte_but(&data.join("documents-ptb.arrow"), 600);
+    let error = refused("paloma", &fixture.run, &data);
+    assert!(error.contains("documents-ptb.arrow") && error.contains("audit"), "{error}");
+    let copied = fixture.copy(&fixture.run, "run-altered");
+    let model = copied.join("checkpoints/step-00000004/model.safetensors");
+    fixture.flip_last_byte_but(&model, 0);
+    let error = refused("paloma", &copied, &fixture.paloma);
+    assert!(error.contains("model.safetensors") && error.contains("SHA-256"), "{error}");
+
+    // Another tokenizer than that of the training data.
+    let other = fixture.copy(&fixture.run, "run-other-tokenizer");
+    let path = other.join("run.json");
+    let manifest = fs_err::read_to_string(&path).unwrap();
+    let known = xlstm_manifests::identity::tokenizer(&Manifest::load(&fixture.paloma).unwrap().tokenizer);
+    let changed =
+        manifest.replace(&known.to_string(), &xlstm_manifests::Sha256Digest::of(b"other").to_string());
+    assert_ne!(manifest, changed);
+    fs_err::write(&path, changed).unwrap();
+    let error = refused("paloma", &other, &fixture.paloma);
+    assert!(error.contains("tokenizer"), "{error}");
+}
+
+#[test]
+fn extrapolation_scores_the_same_tokens_and_carried_states_are_a_full_forward() {
+    let fixture = fixture();
+    let model = fixture.model();
+    let mut reports = Vec::new();
+    for (name, how) in [("carried", ["--chunk", "300"].as_slice()), ("full", &["--full"])] {
+        let out = fixture.path(name);
+        let arguments =
+            ["--manifest", text(&fixture.paloma), "--precision", "float64", "--lengths", "512,2048"];
+        let arguments = arguments.iter().chain(how).copied().chain(["--out", text(&out)]);
+        run(evaluate("extrapolate", fixture).args(arguments)).success();
+        reports.push(Report::load(&out).unwrap());
+    }
+    let figures = |report: &Report| match &report.results {
+        Results::Extrapolation(results) => results.clone(),
+        other => panic!("{other:?}"),
+    };
+    let (carried, full) = (figures(&reports[0]), figures(&reports[1]));
+    assert_eq!(carried.trained_length, Some(2048));
+    // Documents of at least 2048 tokens, from the dataset itself.
+    let manifest = Manifest::load(&fixture.paloma).unwrap();
+    let mut stretches = Vec::new();
+    for shard in &manifest.shards {
+        let path = shard.file.path.resolve(&fixture.paloma).unwrap();
+        for document in DocumentShard::open(&path, shard.file.records).unwrap().iter() {
+            if document.ids.len() >= 2048 {
+                stretches.push(document.ids[..2048].iter().map(|&id| i64::from(id)).collect::<Vec<_>>());
+            }
+        }
+    }
+    for (index, length) in [512_usize, 2048].into_iter().enumerate() {
+        let mut nll = 0.0;
+        for ids in &stretches {
+            let inputs: Vec<i64> = std::iter::once(50256).chain(ids.iter().copied()).collect();
+            for start in (0..2048).step_by(length) {
+                let context = start..start + length;
+                nll += evaluation_fixture::reference(&model, &inputs[context.clone()], &ids[context])
+                    .iter()
+                    .sum::<f64>();
+            }
+        }
+        for found in [carried.lengths[index], full.lengths[index]] {
+            assert_eq!((found.length, found.tokens), (length as u64, 2048 * stretches.len() as u64));
+            close(found.nll, nll);
+        }
+    }
+    for (one, other) in carried.positions.iter().zip(&full.positions) {
+        close(one.nll, other.nll);
+    }
+    let arguments = ["--manifest", text(&fixture.paloma), "--lengths", "2048,16384"];
+    let error = run(evaluate("extrapolate", fixture).args(arguments)).failure(1);
+    assert!(error.contains("16384") && error.contains("at most 4100"), "{error}");
+}
+
+#[test]
+fn speed_of_generation_is_told_for_lengths_and_batches() {
+    let fixture = fixture();
+    let out = fixture.path("throughput");
+    let arguments = ["--lengths", "4,8", "--batches", "1,2", "--tokens", "3", "--repetitions", "1"];
+    run(evaluate("throughput", fixture).args(arguments).args(["--out", text(&out)])).success();
+    let report = Report::load(&out).unwrap();
+    let Results::Throughput(found) = &report.results else { panic!("{report:?}") };
+    let tokens: Vec<u64> = found.generation.iter().map(|time| time.tokens).collect();
+    assert_eq!((found.prefill, tokens), (16, vec![4, 8]));
+    assert!(found.generation[0].seconds <= found.generation[1].seconds);
+    assert_eq!(found.batches.iter().map(|batch| batch.batch).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn generate_and_sample_are_one_command() {
+    let fixture = fixture();
+    let arguments = ["--prompt", "the", "--samples", "2", "--tokens", "5", "--seed", "7", "--json"];
+    let generated = run(evaluate("generate", fixture).args(arguments)).success();
+    let mut sample = std::process::Command::new(env!("CARGO_BIN_EXE_xlstm-train"));
+    sample.args(["sample", text(&fixture.run), "--threads", "1", "--device", "cpu"]).args(arguments);
+    assert_eq!(run(&mut sample).success(), generated);
+    let value: serde_json::Value = serde_json::from_str(&generated).unwrap();
+    let samples = value["samples"].as_array().unwrap();
+    assert_eq!(samples.len(), 2);
+    assert_ne!(samples[0]["text"], samples[1]["text"], "each sequence draws for itself");
+}
+
+#[test]
+fn help_texts_are_the_ones_that_were_reviewed() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/help");
+    let commands = ["", "perplexity", "paloma", "extrapolate", "generate", "throughput", "completions"];
+    for command in commands {
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_xlstm-eval"));
+        program.args(Some(command).filter(|command| !command.is_empty())).arg("--help").env_remove("COLUMNS");
+        let help = run(&mut program).success();
+        let name = if command.is_empty() { String::new() } else { format!("-{command}") };
+        let path = folder.join(format!("xlstm-eval{name}.txt"));
+        if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+            fs_err::write(&path, &help).unwrap();
+        }
+        let expected = fs_err::read_to_string(&path).unwrap();
+        assert_eq!(help, expected, "`{}` differs; UPDATE_SNAPSHOTS=1 writes it anew", path.display());
+    }
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_xlstm-eval"));
+    let script = run(program.args(["completions", "bash"])).success();
+    assert!(script.contains("paloma") && script.contains("--protocol"));
+}
