@@ -205,7 +205,7 @@ pub fn link_dataset(path: &Path, manifest: &Manifest, opened: &mut OpenedModel) 
         let hint = "evaluate on a split that was prepared with the model's tokenizer";
         return Err(TrainError::file(&file, expected, format!("a vocabulary of {needed}"), hint));
     }
-    match opened.run.as_ref().and_then(|run| trained_tokenizer(run)) {
+    match opened.run.as_ref().and_then(trained_tokenizer) {
         Some(trained) if trained == tokenizer_sha256 => {}
         Some(trained) => {
             let expected = format!("the tokenizer that the model was trained with, SHA-256 {trained}");
