@@ -103,16 +103,18 @@ fn check(found: &Statistics, expected: &[&Expected]) {
 }
 
 #[test]
-fn paloma_is_what_the_reference_says_for_any_batch_size() {
+fn paloma_is_what_the_reference_says_for_any_batch_size_and_number_of_ranks() {
     let fixture = fixture();
     let expected = expected_documents(fixture, true);
     let of = |source: &str| expected.iter().filter(|document| document.source == source).collect::<Vec<_>>();
-    for (name, batch) in [("one", "1"), ("some", "4096"), ("many", "70000")] {
+    for (name, batch, ranks) in [("one", "1", "1"), ("some", "4096", "2"), ("many", "70000", "1")] {
         let out = fixture.path(name);
         let arguments =
             ["--manifest", text(&fixture.paloma), "--precision", "float64", "--batch-tokens", batch];
-        run(evaluate("paloma", fixture).args(arguments).args(["--out", text(&out)])).success();
+        let more = ["--nproc", ranks, "--out", text(&out)];
+        run(evaluate("paloma", fixture).args(arguments).args(more)).success();
         let report = Report::load(&out).unwrap();
+        assert_eq!(report.effort.world.to_string(), ranks);
         let found = paloma(&report);
         assert_eq!(found.sources.len(), SOURCES.len());
         check(&found.total, &expected.iter().collect::<Vec<_>>());
@@ -216,7 +218,8 @@ fn a_killed_evaluation_goes_on_to_the_same_figures() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!killed.join("report.json").exists());
-    let ran = run(evaluate("paloma", fixture).args(arguments).args(["--out", text(&killed)]));
+    // With another number of ranks: what is scored once is the same for all.
+    let ran = run(evaluate("paloma", fixture).args(arguments).args(["--nproc", "2", "--out", text(&killed)]));
     assert!(ran.stderr.contains("going on"), "{}", ran.stderr);
     ran.success();
     let (whole, again) = (Report::load(&whole).unwrap(), Report::load(&killed).unwrap());

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use xlstm_trainer::command_line::{DeviceArguments, print, say};
+use xlstm_trainer::command_line::{DeviceArguments, on_ranks, print, say};
 use xlstm_trainer::evaluation::evaluate::{EvaluateOptions, Kind, Outcome, evaluate};
 use xlstm_trainer::evaluation::open::EvaluationPrecision;
 use xlstm_trainer::evaluation::results::{Protocol, Report};
@@ -44,9 +44,8 @@ struct SplitArguments {
     /// Folder for the report; a killed evaluation goes on from what it holds [default: in the run's folder]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Ranks to start on this machine
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    nproc: u64,
+    #[command(flatten)]
+    launch: launch::Options,
     /// Print the report as one JSON object
     #[arg(long)]
     json: bool,
@@ -98,7 +97,6 @@ pub(super) fn paloma(arguments: &PalomaArguments) -> anyhow::Result<u8> {
 }
 
 fn run(kind: Kind, split: &SplitArguments, protocol: Protocol, first: Option<u64>) -> anyhow::Result<u8> {
-    let device = split.model.device.start()?;
     let options = EvaluateOptions {
         model: split.model.model.clone(),
         step: split.model.step,
@@ -110,24 +108,25 @@ fn run(kind: Kind, split: &SplitArguments, protocol: Protocol, first: Option<u64
         batch_tokens: split.batch_tokens,
         out: split.out.clone(),
     };
-    let signals = Signals::listen()?;
-    let communicator = launch::connect(split.nproc)?;
-    let first_rank = communicator.rank() == 0;
-    match evaluate(kind, &options, &device, communicator.as_ref(), &signals)? {
-        Outcome::Finished(report, folder) => {
-            if first_rank {
-                show(&report, split.json)?;
-                say(&format!("report: {}", folder.display()));
+    on_ranks(&split.launch, &split.model.device, |device, communicator| {
+        let signals = Signals::listen()?;
+        let first_rank = communicator.rank() == 0;
+        match evaluate(kind, &options, device, communicator.as_ref(), &signals)? {
+            Outcome::Finished(report, folder) => {
+                if first_rank {
+                    show(&report, split.json)?;
+                    say(&format!("report: {}", folder.display()));
+                }
+                Ok(0)
             }
-            Ok(0)
-        }
-        Outcome::Stopped(signal) => {
-            if first_rank {
-                say("stopped; the same command goes on from here");
+            Outcome::Stopped(signal) => {
+                if first_rank {
+                    say("stopped; the same command goes on from here");
+                }
+                Ok(128 + signal)
             }
-            Ok(128 + signal)
         }
-    }
+    })
 }
 
 /// Prints a report: its figures for people, or all of it.
