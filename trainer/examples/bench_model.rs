@@ -1,0 +1,98 @@
+//! Times whole training steps of a model on the CPU, one for each line on standard input, so that a peer can be timed
+//! in turns with them, and tells how much memory they took.
+//!
+//! Usage: bench_model RECIPE CONTEXT [--threads N] [--set KEY=VALUE]…
+//!
+//! One sequence of CONTEXT random tokens a step: forward, backward, gradient norm, clipping, AdamW, by the same code as
+//! `xlstm-train`. First one JSON object that says what runs where, with the rates of float32 matrix products that this
+//! machine reaches now; then, for every line read, the seconds of each part and the largest resident size. Without a
+//! peer: `yes | head -3 | bench_model small-cpu 2048`.
+#![allow(clippy::print_stdout, reason = "results are data")]
+
+use std::error::Error;
+use std::io::{BufRead, Write};
+use std::time::Instant;
+
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+use xlstm_bridge::{autograd, runtime};
+use xlstm_kernels::linear::linear;
+use xlstm_manifests::recipe::{self, MemoryEstimate, ModelSize};
+use xlstm_trainer::model::{Model, Placement};
+use xlstm_trainer::optimizer::AdamW;
+
+type AnyError = Box<dyn Error + Send + Sync>;
+
+fn main() -> Result<(), AnyError> {
+    let (mut words, mut names, mut overrides, mut threads) =
+        (std::env::args().skip(1), Vec::new(), Vec::new(), None);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--threads" => threads = words.next().map(|word| word.parse()).transpose()?,
+            "--set" => overrides.extend(words.next()),
+            _ => names.push(word),
+        }
+    }
+    let [name, context] = names.as_slice() else { return Err("expected RECIPE CONTEXT".into()) };
+    let context: i64 = context.parse()?;
+    overrides.push(format!("training.context_length={context}"));
+    let recipe = recipe::load(name, &overrides)?;
+    let threads = runtime::initialize(threads)?.threads;
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    let training = &recipe.training;
+    let placement = Placement::new(Device::Cpu, training.precision, training.activation_checkpointing);
+    let model = Model::new(&recipe.model, placement, training.seed)?;
+    let mut optimizer = AdamW::new(&model, &recipe.optimizer)?;
+    let vocabulary = i64::try_from(recipe.model.vocabulary_size)?;
+    let tokens = || Tensor::randint(vocabulary, [1, context], (Kind::Int64, Device::Cpu));
+    let (inputs, targets) = (tokens(), tokens());
+    let size = ModelSize::of(&recipe.model);
+    println!(
+        "{}",
+        json!({
+            "recipe": recipe.name,
+            "overrides": overrides,
+            "parameters": size.parameters,
+            "operations_per_token": size.operations_per_token(),
+            "memory_estimate": MemoryEstimate::of(&recipe, context.cast_unsigned()).total(),
+            "threads": threads,
+            "instruction_set": xlstm_kernels::cpu::instruction_set(),
+            "libtorch": runtime::LIBTORCH_VERSION,
+            "product_rate": rate(|a, b| Ok(linear(a, b, None)?))?,
+            "product_rate_libtorch": rate(|a, b| Ok(a.f_linear(b, None::<Tensor>)?))?,
+        })
+    );
+    for line in std::io::stdin().lock().lines() {
+        line?;
+        let begin = Instant::now();
+        let loss = model.loss(&inputs, &targets, None)?.loss;
+        let forward = begin.elapsed().as_secs_f64();
+        optimizer.zero_gradients();
+        autograd::backward(&[&loss], &[None], false)?;
+        let both = begin.elapsed().as_secs_f64();
+        let norm = optimizer.gradient_norm()?;
+        optimizer.update(recipe.learning_rate(1), (recipe.optimizer.clip_norm / (norm + 1e-6)).min(1.0))?;
+        let all = begin.elapsed().as_secs_f64();
+        let (loss, memory) = (f64::try_from(loss)?, runtime::memory().peak_resident);
+        println!(
+            "{}",
+            json!({"forward": forward, "backward": both - forward, "update": all - both, "loss": loss,
+                   "gradient_norm": norm, "peak_resident": memory})
+        );
+        std::io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+/// Operations a second of `x Wᵀ` with 2048 rows of 1536 and 3072 outputs: the best of five.
+fn rate(product: impl Fn(&Tensor, &Tensor) -> Result<Tensor, AnyError>) -> Result<f64, AnyError> {
+    let matrix = |rows: i64| Tensor::rand([rows, 1536], (Kind::Float, Device::Cpu));
+    let (x, weight) = (matrix(2048), matrix(3072));
+    let mut best = 0.0_f64;
+    for _ in 0..5 {
+        let begin = Instant::now();
+        drop(product(&x, &weight)?);
+        best = best.max(2.0 * 2048.0 * 1536.0 * 3072.0 / begin.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
