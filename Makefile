@@ -3,9 +3,11 @@ CARGO ?= cargo
 PYTHON ?= python3
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 DATA := $(RELEASE)/xlstm-data
+TRAIN := $(RELEASE)/xlstm-train
 DEMO := data/demo
+RUN := runs/demo
 
-.PHONY: help setup fetch libtorch nvrtc build demo test test-data kernels lint tools bench clean-demo
+.PHONY: help setup fetch libtorch nvrtc build demo demo-data demo-model test test-data kernels lint tools bench clean-demo
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -24,10 +26,21 @@ nvrtc: # the CUDA compiler as a library, for the kernels' tests; no card and no 
 build: fetch ## the release binaries of the data side
 	$(CARGO) build --release --locked -p xlstm-pipeline
 
-demo: build ## prepare the embedded corpus, audit every token of it, trace one
+demo: demo-data demo-model ## from text to a trained model: prepare, audit, trace, train, evaluate, follow a figure back
+
+demo-data: build ## the data half: prepare the embedded corpus, audit every token of it, trace one
 	$(DATA) prepare crates --holdout 0.02 --out $(DEMO)
 	$(DATA) audit $(DEMO) --deep all
 	$(DATA) trace $(DEMO)/train --row 100 --token 1000
+
+# A run that was stopped goes on; a finished one is shown again.
+demo-model: demo-data libtorch # the training half
+	$(CARGO) build --release --locked -p xlstm-trainer
+	$(TRAIN) --manifest $(DEMO)/train --validation $(DEMO)/validation --recipe demo --out $(RUN) \
+		$(if $(wildcard $(RUN)/run.json),--resume)
+	$(TRAIN) sample $(RUN) --prompt '/// Returns the' --tokens 60
+	$(TRAIN) plot $(RUN) -o $(RUN)/loss.svg
+	$(TRAIN) chain $(RUN)
 
 test: setup ## all tests
 	$(CARGO) test --release --locked --workspace
@@ -55,4 +68,4 @@ bench: ## speed and memory of the data side against its peer (docs/benchmarks/RE
 	docs/benchmarks/run.sh
 
 clean-demo: ## remove what the demo made
-	rm -rf $(DEMO)
+	rm -rf $(DEMO) $(RUN)

@@ -59,6 +59,7 @@ class Ours:
 
     def close(self):
         self.process.stdin.close()
+        self.about["product_rate"] = max(self.about["product_rate"], json.loads(self.process.stdout.readline())["product_rate"])
         self.process.wait()
 
 
@@ -132,6 +133,7 @@ def compare(name, pairs, threads, chunkwise):
         # The peer's threads go on spinning for a moment after their work.
         time.sleep(0.05)
         runs.append({"peer": theirs, "ours": ours.step(), "load": os.getloadavg()[0]})
+        print("pair %d: peer %.3f s, ours %.3f s" % (len(runs), total(theirs), total(runs[-1]["ours"])), file=sys.stderr)
     ours.close()
     about, median = ours.about, statistics.median
     peer_median, our_median = (median(total(run[side]) for run in runs) for side in ("peer", "ours"))

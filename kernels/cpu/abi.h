@@ -62,6 +62,7 @@ struct SlstmKept {
 template <typename T>
 struct SlstmProblem {
   int64_t batch, time, heads, width;
+  int64_t exponential_forget;  // f = exp(f~) instead of σ(f~)
   T clip;  // magnitude to which the recurrent gradient is clamped; 0: not
   const T* x;  // (B, T, G, H, E)
   const T* recurrent;  // (H, E, G, E)

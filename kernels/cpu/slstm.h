@@ -105,12 +105,12 @@ static void multiply_some(long count, const T* inputs, long input_row, const T* 
 
 // One step of one head of one sequence. `raw` holds (i, f, z, o) sums; the state is updated in place.
 template <typename T>
-static void advance(long width, const T* raw, T* hidden, T* cell, T* normalizer, T* maximum, const SlstmKept<T>& kept,
+static void advance(long width, bool exponential_forget, const T* raw, T* hidden, T* cell, T* normalizer, T* maximum, const SlstmKept<T>& kept,
                     long at) {
 #pragma omp simd
   for (long e = 0; e < width; ++e) {
     const T input = raw[e];
-    const T forget = log_sigmoid(raw[width + e]);
+    const T forget = exponential_forget ? raw[width + e] : log_sigmoid(raw[width + e]);
     const T z = hyperbolic_tangent(raw[2 * width + e]);
     const T o = sigmoid(raw[3 * width + e]);
     const T carried = forget + maximum[e];
@@ -179,7 +179,7 @@ static void slstm_forward_task(const SlstmProblem<T>& p, long h, long first, lon
     multiply_some(count, hidden, width, recurrent_of(p, h), width, 4 * width, raw, 4 * width);
     for (long r = 0; r < count; ++r) {
       const long at = unit_offset(p, first + r, t, h);
-      advance(width, raw + r * 4 * width, hidden + r * width, cell + r * width, normalizer + r * width,
+      advance(width, p.exponential_forget != 0, raw + r * 4 * width, hidden + r * width, cell + r * width, normalizer + r * width,
               maximum + r * width, p.kept, at);
       memcpy(p.y + at, hidden + r * width, bytes);
     }
@@ -218,7 +218,7 @@ struct SlstmFlow {
 
 // One step back. `flow.hidden` holds the whole gradient of y_t; `raw` receives those of the four sums.
 template <typename T>
-static void retreat(long width, const SlstmKept<T>& kept, long at, const T* cell_before, const T* normalizer_before,
+static void retreat(long width, bool exponential_forget, const SlstmKept<T>& kept, long at, const T* cell_before, const T* normalizer_before,
                     const T* maximum_before, const SlstmFlow<T>& flow, T* raw) {
 #pragma omp simd
   for (long e = 0; e < width; ++e) {
@@ -248,8 +248,8 @@ static void retreat(long width, const SlstmKept<T>& kept, long at, const T* cell
     const bool from_input = before_n == T(0) || !(carried > input);
     const T d_carried = d_share + (from_input ? T(0) : d_top);
     raw[e] = d_input + (from_input ? d_top : T(0));
-    // d log σ(f) / df = 1 - σ(f)
-    raw[width + e] = d_carried * (T(1) - exponential(forget));
+    // d log σ(f~) / df~ = 1 - σ(f~); d log exp(f~) / df~ = 1
+    raw[width + e] = exponential_forget ? d_carried : d_carried * (T(1) - exponential(forget));
     raw[2 * width + e] = dc * i * (T(1) - z * z);
     raw[3 * width + e] = dy * ratio * o * (T(1) - o);
     flow.cell[e] = dc * f;
@@ -325,7 +325,7 @@ static void slstm_backward_task(const SlstmProblem<T>& p, const SlstmGradients<T
         }
       }
       const SlstmBefore<T> before = state_before(p, b, t, h, zeros);
-      retreat(width, p.kept, at, before.cell, before.normalizer, before.maximum, flow, raw + r * 4 * width);
+      retreat(width, p.exponential_forget != 0, p.kept, at, before.cell, before.normalizer, before.maximum, flow, raw + r * 4 * width);
       for (long gate = 0; gate < 4; ++gate) {
         memcpy(g.x + gate_offset(p, b, t, gate, h), raw + (r * 4 + gate) * width, bytes);
       }

@@ -87,6 +87,7 @@ pub(crate) struct SlstmProblem<T> {
     pub(crate) time: i64,
     pub(crate) heads: i64,
     pub(crate) width: i64,
+    pub(crate) exponential_forget: i64,
     pub(crate) clip: T,
     pub(crate) x: *const T,
     pub(crate) recurrent: *const T,

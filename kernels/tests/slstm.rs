@@ -89,7 +89,7 @@ fn loss(output: &SlstmOutput, kind: Kind) -> Tensor {
 }
 
 fn with(kernel: SlstmKernel) -> SlstmOptions {
-    SlstmOptions { kernel, gradient_clip: None }
+    SlstmOptions { kernel, ..SlstmOptions::default() }
 }
 
 #[track_caller]
@@ -113,16 +113,36 @@ fn fused_equals_the_reference() {
 }
 
 #[test]
+fn an_exponential_forget_gate_equals_the_reference_and_its_finite_differences() {
+    let options = |kernel| SlstmOptions { kernel, exponential_forget: true, ..SlstmOptions::default() };
+    for (seed, shape) in [[1, 1, 1, 1], [2, 19, 3, 8], [3, 12, 2, 17]].into_iter().enumerate() {
+        for gate_scale in [1.0, 8.0] {
+            let case = Case::new(60 + seed as i64, shape, gate_scale).with_resets(0.1);
+            let expected = case.run(options(SlstmKernel::Reference), Kind::Double);
+            let found = case.run(options(SlstmKernel::Fused), Kind::Double);
+            compare(&format!("{shape:?}, gates {gate_scale}"), &found, &expected, 1e-10);
+            let sigmoid = case.run(with(SlstmKernel::Fused), Kind::Double);
+            assert!(relative_error(&found[0].1, &sigmoid[0].1) > 1e-3 || shape[1] == 1, "{shape:?}");
+        }
+    }
+    let case = Case::new(70, [2, 5, 2, 3], 1.0);
+    let leaves: Vec<Tensor> = case.inputs.iter().map(leaf).collect();
+    let named: Vec<(&str, &Tensor)> = NAMES.into_iter().zip(&leaves).collect();
+    check_gradients(&named, &|| loss(&apply(&leaves, None, options(SlstmKernel::Fused)), Kind::Double));
+}
+
+#[test]
 fn clipping_acts_on_the_recurrent_gradient_alone() {
     let case = Case::new(20, [2, 15, 2, 8], 1.0).with_resets(0.1);
     for clip in [0.01, 0.3, 10.0] {
-        let options = |kernel| SlstmOptions { kernel, gradient_clip: Some(clip) };
+        let options = |kernel| SlstmOptions { kernel, gradient_clip: Some(clip), ..SlstmOptions::default() };
         let expected = case.run(options(SlstmKernel::Reference), Kind::Double);
         let found = case.run(options(SlstmKernel::Fused), Kind::Double);
         compare(&format!("clip {clip}"), &found, &expected, 1e-10);
     }
     let free = case.run(with(SlstmKernel::Fused), Kind::Double);
-    let clipped = SlstmOptions { kernel: SlstmKernel::Fused, gradient_clip: Some(0.01) };
+    let clipped =
+        SlstmOptions { kernel: SlstmKernel::Fused, gradient_clip: Some(0.01), ..SlstmOptions::default() };
     let clipped = case.run(clipped, Kind::Double);
     assert!(relative_error(&clipped[5].1, &free[5].1) > 1e-3, "a small limit changes the gradient of x");
 }

@@ -5,8 +5,8 @@
 //!
 //! One sequence of CONTEXT random tokens a step: forward, backward, gradient norm, clipping, AdamW, by the same code as
 //! `xlstm-train`. First one JSON object that says what runs where, with the rates of float32 matrix products that this
-//! machine reaches now; then, for every line read, the seconds of each part and the largest resident size. Without a
-//! peer: `yes | head -3 | bench_model small-cpu 2048`.
+//! machine reaches now; then, for every line read, the seconds of each part and the largest resident size; at the end
+//! the rate again, since other work on the machine may have fallen into the first. Without a peer: `yes | head -3 | bench_model small-cpu 2048`.
 #![allow(clippy::print_stdout, reason = "results are data")]
 
 use std::error::Error;
@@ -81,6 +81,7 @@ fn main() -> Result<(), AnyError> {
         );
         std::io::stdout().flush()?;
     }
+    println!("{}", json!({"product_rate": rate(|a, b| Ok(linear(a, b, None)?))?}));
     Ok(())
 }
 

@@ -36,6 +36,9 @@ pub fn chain(run: &Path, step: Option<u64>) -> Result<String> {
         "figure",
         &format!("validation loss {loss:.4}, perplexity {:.2}, after step {}", loss.exp(), figure.step),
     );
+    if let Some(entropy) = figure.unigram_entropy {
+        line("", &format!("entropy of single tokens {entropy:.4}: what context is worth shows below it"));
+    }
     if let Some(validation) = &manifest.validation {
         let rows = figure.rows.unwrap_or(validation.rows);
         let (of, tokens) = (validation.rows, figure.tokens.unwrap_or(validation.tokens));

@@ -107,6 +107,8 @@ impl AdamW {
             factor: factor as f32,
             beta1: options.beta1 as f32,
             beta2: options.beta2 as f32,
+            gain1: (1.0 - options.beta1) as f32,
+            gain2: (1.0 - options.beta2) as f32,
             epsilon: options.epsilon as f32,
             step_size: (learning_rate / (1.0 - options.beta1.powi(exponent))) as f32,
             root_correction: (1.0 - options.beta2.powi(exponent)).sqrt() as f32,
@@ -173,6 +175,9 @@ struct Constants {
     factor: f32,
     beta1: f32,
     beta2: f32,
+    /// 1 - β1 and 1 - β2, rounded once: the difference of rounded numbers would be off by several units.
+    gain1: f32,
+    gain2: f32,
     epsilon: f32,
     step_size: f32,
     root_correction: f32,
@@ -194,9 +199,8 @@ impl Slot {
         let c = constants.map_f64();
         let gradient = gradient.f_mul_scalar(c.factor)?;
         let (mut parameter, mut first, mut second) = (parameter, first, second);
-        let _ = first.f_mul_scalar_(c.beta1)?.f_add_(&gradient.f_mul_scalar(1.0 - c.beta1)?)?;
-        let _ =
-            second.f_mul_scalar_(c.beta2)?.f_addcmul_(&gradient, &gradient.f_mul_scalar(1.0 - c.beta2)?)?;
+        let _ = first.f_mul_scalar_(c.beta1)?.f_add_(&gradient.f_mul_scalar(c.gain1)?)?;
+        let _ = second.f_mul_scalar_(c.beta2)?.f_addcmul_(&gradient, &gradient.f_mul_scalar(c.gain2)?)?;
         let _ = parameter.f_mul_scalar_(c.keep)?;
         let denominator = second.f_sqrt()?.f_div_scalar(c.root_correction)?.f_add_scalar(c.epsilon)?;
         let _ = parameter.f_addcdiv_(&first.f_mul_scalar(-c.step_size)?, &denominator)?;
@@ -208,6 +212,8 @@ struct Wide {
     factor: f64,
     beta1: f64,
     beta2: f64,
+    gain1: f64,
+    gain2: f64,
     epsilon: f64,
     step_size: f64,
     root_correction: f64,
@@ -220,6 +226,8 @@ impl Constants {
             factor: f64::from(self.factor),
             beta1: f64::from(self.beta1),
             beta2: f64::from(self.beta2),
+            gain1: f64::from(self.gain1),
+            gain2: f64::from(self.gain2),
             epsilon: f64::from(self.epsilon),
             step_size: f64::from(self.step_size),
             root_correction: f64::from(self.root_correction),
@@ -229,11 +237,10 @@ impl Constants {
 }
 
 fn piece(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: &Constants) {
-    let (one_minus_beta1, one_minus_beta2) = (1.0 - c.beta1, 1.0 - c.beta2);
     for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
         let g = g * c.factor;
-        *m = c.beta1 * *m + one_minus_beta1 * g;
-        *v = c.beta2 * *v + one_minus_beta2 * g * g;
+        *m = c.beta1 * *m + c.gain1 * g;
+        *v = c.beta2 * *v + c.gain2 * g * g;
         *p = *p * c.keep - c.step_size * (*m / (v.sqrt() / c.root_correction + c.epsilon));
     }
 }
@@ -297,6 +304,8 @@ mod tests {
             factor: 0.5,
             beta1: 0.9,
             beta2: 0.95,
+            gain1: 0.1,
+            gain2: 0.05,
             epsilon: 1e-5,
             step_size: 0.01,
             root_correction: 0.3,

@@ -124,8 +124,11 @@ fn worst(found: &[f64], expected: &[f64]) -> f64 {
 fn golden_optimizer_steps() {
     for file in language_models() {
         let (losses, norms) = (values(&file, "train.losses"), values(&file, "train.grad_norms"));
-        for (kind, norm_tolerance) in [(Kind::Double, 1e-4), (Kind::Float, 1e-3)] {
-            // Rounding of float32 grows about threefold with each step, most of all in the norm.
+        // Rounding of float32 grows about threefold with each step, most of all in the norm. The official package is
+        // 1.3e-4 from the golden norms (which are its own) when one parameter is moved by one unit in the last place,
+        // and the golden norms are 6e-5 from its float64 run (docs/benchmarks/golden-noise.txt): float64 can be held to
+        // 1e-4, float32 to twice what one rounding does.
+        for (kind, norm_tolerance) in [(Kind::Double, 1e-4), (Kind::Float, 2.6e-4)] {
             let (found_losses, found_norms) = train(&file, kind);
             let (loss, norm) = (worst(&found_losses, &losses), worst(&found_norms, &norms));
             println!("{}, {kind:?}: losses {loss:.1e}, norms {norm:.1e}", file.path().display());

@@ -3,8 +3,8 @@
 
 use tch::{Device, Kind, Tensor};
 use xlstm_manifests::recipe::{
-    BlockKind, GateWeights, InputBias, ModelConfig, ModelSize, Precision, RecurrentInit, SlstmBias,
-    WeightInit,
+    BlockKind, ForgetGate, GateWeights, InputBias, ModelConfig, ModelSize, Precision, RecurrentInit,
+    SlstmBias, WeightInit,
 };
 use xlstm_trainer::TrainError;
 use xlstm_trainer::model::{Generation, Model, ModelState, Placement, Sampling, export, import};
@@ -114,6 +114,15 @@ fn files_round_trip_and_what_does_not_fit_is_listed() {
     let text = tokens(1, 9);
     assert_close(&hidden(&again, &text, None).0, &hidden(&model, &text, None).0);
 
+    let mut own = config();
+    own.slstm.forget_gate = ForgetGate::Exponential;
+    let own_path = folder.path().join("own.safetensors");
+    let own = Model::new(&own, placement(), 3).unwrap();
+    export(&own, &own_path, 32).unwrap();
+    assert!(!tensor_file::TensorFile::open(&own_path).unwrap().metadata().contains_key("xlstm_config"));
+    let same = import(&own_path, placement()).unwrap();
+    assert_close(&hidden(&same, &text, None).0, &hidden(&own, &text, None).0);
+
     let wider = ModelConfig { embedding_dim: 32, ..config() };
     let file = tensor_file::TensorFile::open(&path).unwrap();
     let error = Model::new(&wider, placement(), 0).unwrap().load(&file, "").unwrap_err();
@@ -159,7 +168,7 @@ fn both_slstm_layouts_are_read() {
 
 #[test]
 fn every_variant_trains_and_has_the_counted_size() {
-    let variants: [fn(&mut ModelConfig); 8] = [
+    let variants: [fn(&mut ModelConfig); 9] = [
         |_| {},
         |c| c.mlstm.block = BlockKind::PostUpProjection,
         |c| (c.mlstm.convolution, c.slstm.convolution) = (0, 0),
@@ -172,6 +181,7 @@ fn every_variant_trains_and_has_the_counted_size() {
         |c| (c.slstm.gate_weights, c.slstm.feed_forward_factor) = (GateWeights::Dense, 2.6),
         |c| (c.slstm.bias_init, c.slstm.weight_init) = (SlstmBias::SmallInit, WeightInit::Standard),
         |c| (c.slstm.bias_init, c.slstm.recurrent_gradient_clip) = (SlstmBias::Standard, 10.0),
+        |c| c.slstm.forget_gate = ForgetGate::Exponential,
     ];
     for (number, change) in variants.into_iter().enumerate() {
         let mut config = config();

@@ -111,6 +111,50 @@ fn sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been() {
     assert_eq!(state_bytes(&fixture.path("stopped"), 400), state_bytes(&fixture.path("whole"), 400));
 }
 
+/// A model whose steps and validation rounds take long enough to be interrupted.
+const SLOW: [&str; 4] =
+    ["model.embedding_dim=192", "model.blocks=24", "training.micro_batch_rows=1", "validation.every_steps=0"];
+
+/// Waits until the run has written a line of this kind.
+fn wait_for_line(run: &Path, kind: &str, child: &mut Child) {
+    let begin = Instant::now();
+    while !read_lines(&run.join("metrics.jsonl")).unwrap_or_default().iter().any(|line| line.kind == kind) {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no line of kind {kind}");
+        assert!(child.try_wait().unwrap().is_none(), "the run ended");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn sigterm_is_heard_in_validation() {
+    let fixture = Fixture::new();
+    let run = fixture.path("run");
+    let mut child = training(&fixture, "run", &SLOW).spawn().unwrap();
+    wait_for_line(&run, "session", &mut child);
+    signal(&child, "-TERM");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
+    assert!(lines(&run, "validation").is_empty(), "the first validation was not finished");
+    assert_eq!(checkpoint::list(&run.join("checkpoints")).unwrap(), [0]);
+    succeed(&mut resume(&fixture, "run"));
+}
+
+#[test]
+fn a_second_signal_ends_the_program_at_once() {
+    let fixture = Fixture::new();
+    let run = fixture.path("run");
+    let mut child = training(&fixture, "run", &SLOW).spawn().unwrap();
+    wait_for_line(&run, "session", &mut child);
+    // Two different signals that wait for a stopped process reach it together when it goes on.
+    for name in ["-STOP", "-TERM", "-INT", "-CONT"] {
+        signal(&child, name);
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(matches!(output.status.code(), Some(130 | 143)), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("saved;"), "{}", stderr(&output));
+    assert!(checkpoint::list(&run.join("checkpoints")).unwrap_or_default().is_empty());
+}
+
 #[test]
 fn a_value_that_is_not_finite_stops_before_the_update() {
     let fixture = Fixture::new();
@@ -173,11 +217,18 @@ fn bad_input_is_named() {
         ("training.tokens_per_step=100", "expected a multiple of the row length 32"),
         ("model.vocabulary_size=63", "expected at least 64"),
         ("training.precision=half", "bfloat16"),
+        ("model.slstm_at=[2]", "block numbers below model.blocks = 2"),
+        ("model.slstm.heads=3", "a divisor of model.embedding_dim = 16"),
+        ("schedule.warmup_steps=13", "at most 12, where the cosine ends"),
+        ("model.embedding_dim=65536", "for parameters, gradients and moments"),
     ] {
         let message = fail(&mut training(&fixture, "bad", &[set]), 1);
         assert!(message.contains(expected), "{set}: {message}");
         assert!(!fixture.path("bad").exists(), "{set} left a folder behind");
     }
+    let foreign = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/slstm_cell.safetensors");
+    let message = fail(Command::new(env!("CARGO_BIN_EXE_xlstm-train")).args(["sample", foreign]), 1);
+    assert!(message.contains("expected metadata with the model's `config`, found none"), "{message}");
     let message = fail(program().args(["--manifest", "nowhere"]), 1);
     assert!(message.contains("expected a manifest, found no such file"), "{message}");
     let message = fail(&mut resume(&fixture, "nothing"), 1);
@@ -195,7 +246,8 @@ fn a_manifest_alone_is_enough() {
     }
     let whole = succeed(program().arg("--manifest").arg(fixture.folder.path()).arg("--dry-run"));
     let root = Dataset::open(&fixture.train).unwrap().manifest().root.to_string();
-    assert!(String::from_utf8(whole.stdout).unwrap().contains(&root), "the folder of a dataset will do");
+    let text = String::from_utf8(whole.stdout).unwrap();
+    assert!(text.contains(&root), "the folder of a dataset will do");
     let printed = succeed(program().arg("--manifest").arg(&fixture.train).arg("--print-config"));
     let path: PathBuf = fixture.path("printed.toml");
     fs_err::write(&path, printed.stdout).unwrap();
@@ -206,6 +258,19 @@ fn a_manifest_alone_is_enough() {
     let first = fs_err::read_to_string(&path).unwrap();
     let second = String::from_utf8(again.stdout).unwrap();
     assert!(first.lines().filter(name).eq(second.lines().filter(name)), "a printed recipe is a recipe");
+
+    // The chosen model has GPT-2's vocabulary: a few rows are enough of it.
+    let small = fixture.path("small");
+    for split in ["train", "validation"] {
+        common::write_split(&small.join(split), split, &common::documents(0)[..3]);
+    }
+    let mut command = program();
+    command.current_dir(fixture.folder.path()).arg("--manifest").arg(&small);
+    let output = succeed(&mut command);
+    assert!(stderr(&output).contains("name = \"auto (small-cpu)\""), "{}", stderr(&output));
+    let run = fs_err::read_dir(fixture.path("runs")).unwrap().next().unwrap().unwrap().path();
+    assert!(lines(&run, "validation").len() >= 2, "the validation split beside it is taken");
+    assert!(!checkpoint::list(&run.join("checkpoints")).unwrap().is_empty());
 }
 
 #[test]

@@ -66,7 +66,7 @@ pub(super) fn slstm(
 }
 
 fn forward(inputs: &[&Tensor; INPUTS], resets_BT: Option<Tensor>, sizes: Sizes) -> Forward {
-    let Sizes { batch, time, heads, width } = sizes;
+    let Sizes { batch, time, heads, width, .. } = sizes;
     let kind = inputs[0].kind();
     let dense = inputs.map(Tensor::contiguous);
     let sequence = [batch, time, heads, width];
@@ -110,6 +110,7 @@ fn problem<T>(
         time: sizes.time,
         heads: sizes.heads,
         width: sizes.width,
+        exponential_forget: i64::from(sizes.exponential_forget),
         clip,
         x: input(0),
         recurrent: input(1),

@@ -142,6 +142,9 @@ pub struct SlstmOptions {
     /// Clamp the gradient that flows back through R into y_{t-1} to this magnitude. The paper says 10; the released
     /// code, and the default, do not clamp.
     pub gradient_clip: Option<f64>,
+    /// Forget by exp(f~), the paper's other choice (eq. 14), instead of σ(f~): log σ(f~) above becomes f~. It is not bounded
+    /// by 1, so a memory can also grow.
+    pub exponential_forget: bool,
 }
 
 /// Arguments of [`slstm`].
@@ -175,6 +178,7 @@ struct Sizes {
     time: i64,
     heads: i64,
     width: i64,
+    exponential_forget: bool,
 }
 
 /// sLSTM over a whole sequence (or one step of it, for generation). Gradients flow to every floating-point argument,
@@ -244,5 +248,6 @@ fn check(input: &SlstmInput<'_>, options: &SlstmOptions) -> Result<(Sizes, Kind)
         let (option, expected) = ("gradient_clip", "a positive number");
         return Err(KernelError::Option { function: NAME, option, expected, found: clip.to_string() });
     }
-    Ok((Sizes { batch, time, heads, width }, kind))
+    let exponential_forget = options.exponential_forget;
+    Ok((Sizes { batch, time, heads, width, exponential_forget }, kind))
 }

@@ -26,17 +26,18 @@ pub(super) fn slstm(
         let mixed_HBF = hidden_BHE.transpose(0, 1).matmul(&weight_HEF);
         let mixed_BGHE = mixed_HBF.view([sizes.heads, sizes.batch, 4, sizes.width]).permute([1, 2, 0, 3]);
         let gates_BGHE = input.x_BTGHE.select(1, time) + mixed_BGHE + input.bias_GHE;
-        state = step(&gates_BGHE, &state);
+        state = step(&gates_BGHE, &state, sizes.exponential_forget);
         outputs.push(state.hidden.shallow_clone());
     }
     Ok(SlstmOutput { y_BTHE: Tensor::stack(&outputs, 1), state })
 }
 
 /// One step from the sum of all that enters the gates.
-fn step(gates_BGHE: &Tensor, state: &SlstmState) -> SlstmState {
+fn step(gates_BGHE: &Tensor, state: &SlstmState, exponential_forget: bool) -> SlstmState {
     let gate = |index: i64| gates_BGHE.select(1, index);
     let i_BHE = gate(0);
-    let kept_BHE = gate(1).log_sigmoid() + &state.maximum;
+    let forget_BHE = if exponential_forget { gate(1) } else { gate(1).log_sigmoid() };
+    let kept_BHE = forget_BHE + &state.maximum;
     let first_BHE = state.normalizer.eq(0.0);
     let maximum = i_BHE.where_self(&first_BHE, &i_BHE.maximum(&kept_BHE));
     let input_BHE = (&i_BHE - &maximum).exp().clamp_max(1.0);

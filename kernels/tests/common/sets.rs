@@ -37,7 +37,7 @@ fn slstm_agrees() {
             state: None,
             resets_BT: None,
         };
-        let output = slstm(&input, &SlstmOptions { kernel, gradient_clip: None }).unwrap();
+        let output = slstm(&input, &SlstmOptions { kernel, ..SlstmOptions::default() }).unwrap();
         output.y_BTHE.sin().sum(kind).backward();
         (output.y_BTHE, leaves)
     };

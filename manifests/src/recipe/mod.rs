@@ -20,8 +20,8 @@ mod validate;
 pub use auto::{Accelerator, choose};
 pub use builtin::{Builtin, builtins};
 pub use model::{
-    BlockKind, GateWeights, InputBias, MlstmConfig, ModelConfig, RecurrentInit, SlstmBias, SlstmConfig,
-    WeightInit,
+    BlockKind, ForgetGate, GateWeights, InputBias, MlstmConfig, ModelConfig, RecurrentInit, SlstmBias,
+    SlstmConfig, WeightInit,
 };
 pub use parse::{load, nearest, resolve};
 pub use size::{MemoryEstimate, ModelSize};

@@ -82,6 +82,8 @@ pub struct SlstmConfig {
     pub gate_weights: GateWeights,
     /// Width of the feed-forward over stream width, rounded up to a multiple of 64.
     pub feed_forward_factor: f64,
+    /// Forget gate: the paper allows both, the released code and the published runs have the sigmoid.
+    pub forget_gate: ForgetGate,
     /// First values of the recurrent weights.
     pub recurrent_init: RecurrentInit,
     /// First values of the biases.
@@ -91,6 +93,16 @@ pub struct SlstmConfig {
     /// Bound on each number of the gradient that goes back through the recurrence (paper: 10; released code: none);
     /// 0: no bound.
     pub recurrent_gradient_clip: f64,
+}
+
+/// What the sLSTM forget gate does with its sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForgetGate {
+    /// Logistic function: between 0 and 1.
+    Sigmoid,
+    /// Exponential, as the input gate (paper, equation 14).
+    Exponential,
 }
 
 /// Shape of the sLSTM gates' input weights.
@@ -176,6 +188,7 @@ impl Default for SlstmConfig {
             convolution: 4,
             gate_weights: GateWeights::Headwise,
             feed_forward_factor: 1.3,
+            forget_gate: ForgetGate::Sigmoid,
             recurrent_init: RecurrentInit::Zeros,
             bias_init: SlstmBias::PowerlawBlockdependent,
             weight_init: WeightInit::Small,

@@ -56,6 +56,9 @@ pub struct Line {
     /// Rows of the split (validation).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rows_of_split: Option<u64>,
+    /// Entropy of the measured tokens' own frequencies, nats a token (validation).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unigram_entropy: Option<f64>,
     /// Ranks (session).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub world: Option<u64>,

@@ -11,7 +11,7 @@
 use tch::Tensor;
 use xlstm_kernels::slstm::{self, SlstmInput, SlstmLayout, SlstmOptions};
 use xlstm_kernels::{conv, gates, norm};
-use xlstm_manifests::recipe::{GateWeights, ModelConfig, RecurrentInit, SlstmBias, WeightInit};
+use xlstm_manifests::recipe::{ForgetGate, GateWeights, ModelConfig, RecurrentInit, SlstmBias, WeightInit};
 
 use super::parameters::{Builder, Init, linspace, small_init, wang_init};
 use super::state::{BlockState, CellState};
@@ -33,6 +33,7 @@ pub(super) struct SlstmBlock {
     feed_down: Tensor,
     heads: i64,
     gradient_clip: Option<f64>,
+    exponential_forget: bool,
 }
 
 impl SlstmBlock {
@@ -87,6 +88,7 @@ impl SlstmBlock {
             feed_down,
             heads,
             gradient_clip,
+            exponential_forget: config.forget_gate == ForgetGate::Exponential,
         })
     }
 
@@ -115,7 +117,11 @@ impl SlstmBlock {
             state,
             resets_BT: call.resets,
         };
-        let options = SlstmOptions { gradient_clip: self.gradient_clip, ..SlstmOptions::default() };
+        let options = SlstmOptions {
+            gradient_clip: self.gradient_clip,
+            exponential_forget: self.exponential_forget,
+            ..SlstmOptions::default()
+        };
         let output = slstm::slstm(&input, &options)?;
         let x_BTD = x_BTD + norm::head_norm(&output.y_BTHE, &self.group_norm, NORM_EPSILON)?;
         let y_BTD = norm::layer_norm(&x_BTD, &self.feed_norm, NORM_EPSILON)?;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use tch::{Kind, Tensor};
 use xlstm_kernels::slstm::{SlstmLayout, canonical_bias, canonical_recurrent};
-use xlstm_manifests::recipe::ModelConfig;
+use xlstm_manifests::recipe::{BlockKind, ForgetGate, GateWeights, ModelConfig};
 
 use super::{Model, Placement, config_from_json, config_to_json, official_config, signed};
 use crate::error::{Result, TrainError};
@@ -21,12 +21,21 @@ use crate::tensor_file::{self, TensorFile};
 /// When the architecture has no TOML form; every one has.
 pub(crate) fn metadata(model: &ModelConfig, context_length: u64) -> Result<BTreeMap<String, String>> {
     let own = toml::to_string(model).map_err(|error| TrainError::Usage(error.to_string()))?;
-    Ok(BTreeMap::from([
-        ("format".to_owned(), "pt".to_owned()),
-        ("config".to_owned(), config_to_json(model, context_length).to_string()),
-        ("xlstm_config".to_owned(), official_config(model, context_length).to_string()),
-        ("model".to_owned(), own),
-    ]))
+    let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned()), ("model".to_owned(), own)]);
+    if is_official(model) {
+        metadata.insert("config".to_owned(), config_to_json(model, context_length).to_string());
+        metadata.insert("xlstm_config".to_owned(), official_config(model, context_length).to_string());
+    }
+    Ok(metadata)
+}
+
+/// Whether the official package can compute this model. Where it cannot, a file must not say how to build one there:
+/// the logits would differ without a word.
+fn is_official(model: &ModelConfig) -> bool {
+    let (mlstm, slstm) = (&model.mlstm, &model.slstm);
+    let only_slstm = model.slstm_at.len() as u64 == model.blocks;
+    let plain_slstm = slstm.gate_weights == GateWeights::Headwise && slstm.forget_gate == ForgetGate::Sigmoid;
+    (only_slstm || mlstm.block == BlockKind::PreUpProjection) && (model.slstm_at.is_empty() || plain_slstm)
 }
 
 /// Writes the model's parameters to `path` for the official package.

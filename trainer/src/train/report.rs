@@ -114,6 +114,7 @@ impl Report {
             tokens: Some(found.tokens),
             rows: Some(found.rows),
             rows_of_split: Some(rows_of_split),
+            unigram_entropy: Some(found.unigram_entropy),
             ..Line::default()
         };
         self.write(&line)?;
@@ -127,8 +128,9 @@ impl Report {
         };
         let (loss, perplexity) = (found.loss, found.loss.exp());
         self.progress.say(&format!(
-            "step {step}: validation loss {loss:.4}, perplexity {perplexity:.2}, {} tokens{prefix}",
-            found.tokens
+            "step {step}: validation loss {loss:.4}, perplexity {perplexity:.2}, {} tokens{prefix}; entropy of single \
+             tokens {:.4}",
+            found.tokens, found.unigram_entropy
         ));
         Ok(())
     }

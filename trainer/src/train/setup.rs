@@ -113,6 +113,13 @@ fn split_folder(path: PathBuf, split: &str) -> PathBuf {
     if whole { inside } else { path }
 }
 
+/// The folder of `split` where `path` names a whole dataset that has it.
+fn beside(path: Option<&Path>, split: &str) -> Option<PathBuf> {
+    path.map(|path| (path, split_folder(path.into(), split)))
+        .filter(|(path, found)| found != path)
+        .map(|(_, found)| found)
+}
+
 fn check_vocabulary(recipe: &Recipe, dataset: &Dataset, path: &Path) -> Result<()> {
     let (needed, found) =
         (u64::from(dataset.manifest().tokenizer.vocabulary_size), recipe.model.vocabulary_size);
@@ -147,9 +154,13 @@ pub fn setup(
         )));
     }
     let existing = options.existing()?;
-    let validation_path = options.validation.clone().or_else(|| {
-        existing.as_ref().and_then(|run| run.manifest.validation.as_ref().map(|data| data.path.clone()))
-    });
+    let known = existing.as_ref().and_then(|run| run.manifest.validation.as_ref());
+    let validation_path = options
+        .validation
+        .clone()
+        .map(|path| split_folder(path, "validation"))
+        .or_else(|| known.map(|data| data.path.clone()))
+        .or_else(|| beside(options.manifest.as_deref(), "validation"));
     let validation = validation_path.as_deref().map(Dataset::open).transpose()?;
     if let (Some(validation), Some(path)) = (&validation, &validation_path) {
         check_validation(validation, path, row_length)?;

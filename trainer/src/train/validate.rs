@@ -7,7 +7,7 @@ use xlstm_manifests::order::StepRow;
 use crate::communicator::{Communicator, flags};
 use crate::error::Result;
 use crate::loader::{MicroBatch, Shape};
-use crate::model::Model;
+use crate::model::{IGNORE_TARGET, Model};
 use crate::signals::Signals;
 
 /// A measured split.
@@ -19,6 +19,9 @@ pub struct Measurement {
     pub tokens: u64,
     /// Rows measured.
     pub rows: u64,
+    /// Entropy of the measured tokens' own frequencies in nats a token: no model that ignores the text before a token
+    /// does better, not even one that knew these frequencies.
+    pub unigram_entropy: f64,
 }
 
 /// Measures the first `rows` rows (0: all), shared out over the ranks; `None` when a signal came in between.
@@ -39,7 +42,9 @@ pub fn measure(
     let own: Vec<StepRow> = (bound(rank)..bound(rank + 1)).map(|row| StepRow { epoch: 0, row }).collect();
     let mut batches = own.chunks(shape.rows.max(1));
     let rounds = rows.div_ceil(world).div_ceil(shape.rows.max(1) as u64);
-    let mut sums = [0.0, 0.0];
+    // Negative log-likelihood, tokens, then how often each id is a target.
+    let vocabulary = usize::try_from(model.config().vocabulary_size).unwrap_or_default();
+    let mut sums = vec![0.0; 2 + vocabulary];
     for _ in 0..rounds {
         let stop = if signals.received().is_some() { flags::STOP } else { 0 };
         if communicator.any_flags(stop)? & flags::STOP != 0 {
@@ -51,8 +56,33 @@ pub fn measure(
         let output = tch::no_grad(|| model.loss(&inputs, &targets, resets.as_ref()))?;
         sums[0] += f64::try_from(output.token_losses_N.f_sum(Kind::Double)?)?;
         sums[1] += batch.tokens as f64;
+        for id in batch.targets.iter().filter(|&&target| target != IGNORE_TARGET) {
+            // Ids outside the vocabulary were refused with the dataset.
+            if let Some(count) = usize::try_from(*id).ok().and_then(|id| sums.get_mut(2 + id)) {
+                *count += 1.0;
+            }
+        }
     }
     communicator.sum(&mut sums)?;
-    let tokens = sums[1] as u64;
-    Ok(Some(Measurement { loss: sums[0] / sums[1].max(1.0), tokens, rows }))
+    let unigram_entropy = entropy(&sums[2..]);
+    Ok(Some(Measurement { loss: sums[0] / sums[1].max(1.0), tokens: sums[1] as u64, rows, unigram_entropy }))
+}
+
+/// Entropy in nats of the distribution that these counts describe.
+fn entropy(counts: &[f64]) -> f64 {
+    let total: f64 = counts.iter().sum();
+    let share = |count: f64| if count > 0.0 { -(count / total) * (count / total).ln() } else { 0.0 };
+    counts.iter().map(|&count| share(count)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::entropy;
+
+    #[test]
+    fn entropy_of_known_distributions() {
+        assert!((entropy(&[5.0, 0.0, 5.0]) - 2.0_f64.ln()).abs() < 1e-12);
+        assert!(entropy(&[7.0]).abs() < 1e-12);
+        assert!(entropy(&[0.0, 0.0]).abs() < 1e-12);
+    }
 }
