@@ -13,6 +13,10 @@
 //! | [`checkpoint`], [`tensor_file`] | what a run saves |
 //! | [`metrics`], [`plot`], [`chain`] | what a run tells, a picture of it, and where a figure comes from |
 //! | [`evaluation`] | how good a model is, where, and on which data |
+//! | [`report`] | pages about runs and evaluations |
+//! | [`verify`] | whether the chain from a figure to its bytes still holds |
+//! | [`reproduce`] | every table and figure of the paper, and what came out |
+//! | [`serve`] | checkpoints behind the completions protocol |
 //! | [`communicator`], [`launch`] | several ranks |
 //! | [`device`], [`environment`], [`signals`] | where and what runs, and what stops it |
 //! | [`command_line`] | what the programs' command lines have in common |
@@ -31,9 +35,13 @@ pub mod metrics;
 pub mod model;
 pub mod optimizer;
 pub mod plot;
+pub mod report;
+pub mod reproduce;
 pub mod run;
+pub mod serve;
 pub mod signals;
 pub mod tensor_file;
 pub mod train;
+pub mod verify;
 
 pub use error::{Result, TrainError};

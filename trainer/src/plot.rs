@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use xlstm_manifests::run_manifest::METRICS_NAME;
+use xlstm_pipeline::report::axis::{label, ticks};
+use xlstm_pipeline::report::escape;
 
 use crate::error::{Result, TrainError};
 use crate::metrics::{Line, read_lines};
@@ -80,7 +82,7 @@ pub fn svg(curves: &[Curve]) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
          font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
-    for tick in ticks(low, high) {
+    for tick in ticks(low, high, 6) {
         let (y, end) = (y(tick), WIDTH - right);
         let _ = writeln!(
             out,
@@ -90,7 +92,7 @@ pub fn svg(curves: &[Curve]) -> String {
             label(tick)
         );
     }
-    for tick in ticks(0.0, last) {
+    for tick in ticks(0.0, last, 6) {
         let (x, end) = (x(tick), HEIGHT - bottom);
         let _ = writeln!(
             out,
@@ -136,45 +138,9 @@ pub fn svg(curves: &[Curve]) -> String {
     out
 }
 
-/// About six round numbers from `low` to `high`.
-fn ticks(low: f64, high: f64) -> Vec<f64> {
-    let raw = (high - low) / 6.0;
-    let power = 10.0_f64.powf(raw.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0]
-        .into_iter()
-        .map(|factor| factor * power)
-        .find(|&step| step >= raw)
-        .unwrap_or(raw);
-    let first = (low / step).ceil() as i64;
-    (first..).map(|index| index as f64 * step).take_while(|&tick| tick <= high * (1.0 + 1e-12)).collect()
-}
-
-fn label(value: f64) -> String {
-    let text = |value: f64, unit: &str| {
-        let digits = format!("{value:.2}");
-        format!("{}{unit}", digits.trim_end_matches('0').trim_end_matches('.'))
-    };
-    match value.abs() {
-        v if v >= 1e9 => text(value / 1e9, "B"),
-        v if v >= 1e6 => text(value / 1e6, "M"),
-        v if v >= 1e3 => text(value / 1e3, "k"),
-        _ => text(value, ""),
-    }
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ticks_are_round_and_labels_short() {
-        assert_eq!(ticks(0.0, 60.0), [0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0]);
-        assert_eq!([label(1_500_000.0), label(0.25), label(2000.0)], ["1.5M", "0.25", "2k"]);
-    }
 
     #[test]
     fn every_point_is_inside_the_picture() {

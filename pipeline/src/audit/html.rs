@@ -1,7 +1,7 @@
 //! The audit as a page: verdict, findings, figures and plots of each split.
 
 use super::{AuditReport, SplitReport, Summary};
-use crate::report::{Bar, Page, Table, bar_chart, bytes, count, histogram, percent, share};
+use crate::report::{Bar, Cell, Page, Table, bar_chart, bytes, count, histogram, percent, share};
 
 /// The page of `report`.
 pub(super) fn page(report: &AuditReport) -> String {
@@ -118,7 +118,8 @@ fn write_facts(page: &mut Page, summary: &Summary) {
 /// Bars drawn before the table alone goes on.
 const BARS: usize = 30;
 
-fn write_sets(page: &mut Page, summary: &Summary) {
+/// Writes how the tokens are shared between sets: bars and a table; nothing where there are no sets.
+pub fn write_sets(page: &mut Page, summary: &Summary) {
     if summary.sets.is_empty() {
         return;
     }
@@ -149,13 +150,20 @@ fn write_sets(page: &mut Page, summary: &Summary) {
     } else {
         &["Set", "#Documents", "#Text", "#Tokens", "#Share"]
     };
-    let mut table = Table::new("Every set", columns);
+    let mut table = Table::new("Every set", columns).sortable();
     for set in sorted {
-        let (documents, text, tokens) = (count(set.documents), bytes(set.text_bytes), count(set.tokens));
-        let shown = percent(set.token_percent);
-        let stated = set.card_percent.map_or("–".to_owned(), percent);
-        let cells = [set.name.as_str(), &documents, &text, &tokens, &shown, &stated];
-        table.row(&cells[..columns.len()]);
+        let share = |value| Cell::number(value, &percent(value));
+        let mut cells = vec![
+            Cell::text(&set.name),
+            Cell::count(set.documents),
+            Cell::number(set.text_bytes as f64, &bytes(set.text_bytes)),
+            Cell::count(set.tokens),
+            share(set.token_percent),
+        ];
+        if card {
+            cells.push(Cell::of(set.card_percent, share));
+        }
+        table.cells(cells);
     }
     page.table(&table);
 }
@@ -195,7 +203,8 @@ fn write_left_out(page: &mut Page, summary: &Summary) {
     page.table(&table);
 }
 
-fn write_licences(page: &mut Page, summary: &Summary) {
+/// Writes what is said about the licence, and by whom.
+pub fn write_licences(page: &mut Page, summary: &Summary) {
     if !summary.licences.is_empty() {
         let mut table =
             Table::new("What is said about the licence, and by whom", &["Who", "Statement", "SPDX"]);

@@ -40,6 +40,7 @@ pub(crate) use deep::fields_of;
 pub use duplicates::Duplicates;
 pub use finding::{Check, Finding};
 pub use folder::{INPUTS_POINTER, splits_at};
+pub use html::{write_licences, write_sets};
 pub use sample::Amount;
 pub use sources_check::SourcesReport;
 pub use split::Checked;

@@ -72,6 +72,12 @@ pub struct SetShare {
 }
 
 impl Summary {
+    /// The figures of `manifest` alone: no shard is opened.
+    #[must_use]
+    pub fn of(manifest: &Manifest) -> Self {
+        Self::new(manifest, None)
+    }
+
     /// The figures of `manifest`, and of its content where that could be read.
     pub(super) fn new(manifest: &Manifest, stream: Option<&Stream>) -> Self {
         let slimpajama = manifest.source.profile.starts_with("slimpajama");

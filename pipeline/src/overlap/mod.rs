@@ -21,7 +21,7 @@ mod text;
 use std::io::Write;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::report::{CommandError, Outcome, write_json};
 
@@ -54,7 +54,7 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 /// How two corpora overlap.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OverlapReport {
     /// The training splits.
     pub train: Vec<PathBuf>,
@@ -73,7 +73,7 @@ pub struct OverlapReport {
 }
 
 /// What of an evaluation set is in the training set.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvalSet {
     /// Its name: domain, set, or the split where documents have none.
     pub name: String,
@@ -90,7 +90,7 @@ pub struct EvalSet {
 }
 
 /// What of a training set is in the evaluation sets.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainSet {
     /// Its name.
     pub name: String,
@@ -110,7 +110,7 @@ pub struct TrainSet {
 }
 
 /// The Bloom filter, and how often it was wrong.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Filter {
     /// Documents and paragraphs of the evaluation sets that were put in.
     pub members: u64,

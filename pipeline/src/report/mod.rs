@@ -1,9 +1,13 @@
 //! What every reporting command shares: its outcome, its errors, numbers as people read them, and pages.
 //!
 //! A command prints text, or with `--json` exactly one JSON object, on stdout; `--html FILE` writes a page
-//! that needs nothing else: styles and plots (inline SVG) are inside it and it asks no server for anything.
+//! that needs nothing else: styles, plots (inline SVG) and a small script are inside it and it asks no server for
+//! anything.
 //! Exit codes: 0 nothing to report, 1 findings or wrong input, 2 a fault of the program.
 
+pub mod axis;
+mod cell;
+mod curves;
 mod html;
 mod numbers;
 mod plot;
@@ -14,8 +18,10 @@ use std::io::Write;
 
 use serde::Serialize;
 
+pub use cell::Cell;
+pub use curves::{Cloud, Curves, Series};
 pub use html::{Page, Table, escape};
-pub use numbers::{bytes, count, percent, share};
+pub use numbers::{bytes, count, duration, moment, percent, share};
 pub use plot::{Bar, bar_chart, histogram};
 
 use crate::tokenizer::TokenizerError;

@@ -48,3 +48,24 @@ pub fn percent(share: f64) -> String {
         s => format!("{s:.1} %"),
     }
 }
+
+/// Seconds since 1970 as date and time, UTC.
+#[must_use]
+pub fn moment(seconds: u64) -> String {
+    let time = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(seconds));
+    // The form of HTTP ends before the year 10000.
+    time.filter(|_| seconds < 253_402_300_800)
+        .map_or_else(|| format!("{seconds} s after 1970"), httpdate::fmt_http_date)
+}
+
+/// A span of time in two units.
+#[must_use]
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        3600..86_400 => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+        _ => format!("{} d {} h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}

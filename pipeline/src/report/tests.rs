@@ -43,9 +43,53 @@ fn nothing_from_a_dataset_becomes_markup() {
 fn a_page_asks_no_server_for_anything() {
     let mut page = Page::new("a");
     page.push(&histogram("lengths", "tokens", &[0; 12]));
+    let plain = page.render();
+    page.section("part", "A part");
+    let mut table = Table::new("t", &["a", "#b"]).filterable(Some(0));
+    table.cells(vec![Cell::text("x").link("part"), Cell::decimals(1.5, 2)]);
+    page.table(&table);
     let text = page.render();
-    for forbidden in ["http://", "https://", "src=", "href=", "@import", "url("] {
+    for forbidden in ["http://", "https://", "src=", "@import", "url(", "fetch(", "XMLHttp"] {
         assert!(!text.contains(forbidden), "{forbidden}");
+    }
+    // Links lead to parts of the page only, and one without parts has none.
+    assert_eq!(text.matches("href=").count(), text.matches("href=\"#").count());
+    assert!(!plain.contains("href=") && !plain.contains("<script"), "{plain}");
+}
+
+#[test]
+fn the_policy_allows_the_script_that_is_there_and_no_other() {
+    use base64::Engine as _;
+    use sha2::Digest as _;
+    let mut page = Page::new("a");
+    page.table(&Table::new("t", &["a"]).sortable());
+    let text = page.render();
+    let script = text.split("<script>").nth(1).and_then(|rest| rest.split("</script>").next()).unwrap();
+    let digest = base64::engine::general_purpose::STANDARD.encode(sha2::Sha256::digest(script));
+    assert!(text.contains(&format!("default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; script-src 'sha256-{digest}'")), "{text}");
+}
+
+#[test]
+fn tables_say_what_they_sort_by() {
+    let mut table = Table::new("t", &["a", "#b", "#c"]).filterable(Some(0));
+    table.cells(vec![Cell::text("x"), Cell::count(1234), Cell::missing()]);
+    let mut page = Page::new("a");
+    page.table(&table);
+    let text = page.render();
+    assert!(
+        text.contains("<td class=\"number\" data-v=\"1234\">1,234</td><td class=\"number\">–</td>"),
+        "{text}"
+    );
+    assert!(text.contains("<th scope=\"col\" data-facet>a</th>"), "{text}");
+}
+
+#[test]
+fn times_read_well() {
+    assert_eq!(moment(1_795_633_411), "Wed, 25 Nov 2026 19:03:31 GMT");
+    for (seconds, text) in
+        [(5.25, "5.2 s"), (61.0, "1 min 1 s"), (3_700.0, "1 h 1 min"), (90_000.0, "1 d 1 h")]
+    {
+        assert_eq!(duration(seconds), text);
     }
 }
 

@@ -2,7 +2,11 @@
 
 mod evaluate;
 mod extrapolate;
+mod report;
+mod reproduce;
+mod serve;
 mod throughput;
+mod verify;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use xlstm_trainer::command_line::{GenerateArguments, print};
@@ -27,6 +31,18 @@ enum Command {
     Generate(GenerateArguments),
     /// Speed of generation: time against length, tokens a second against batch size
     Throughput(throughput::ThroughputArguments),
+    /// Write a page about a run: recipe, curves, speed, data, licences, and where each figure comes from
+    Report(report::ReportArguments),
+    /// Write a page about several runs side by side
+    Compare(report::CompareArguments),
+    /// Write a page about an evaluation
+    Page(report::PageArguments),
+    /// Recompute the digests along the chain from a run to its bytes; fails when a link was altered
+    Verify(verify::VerifyArguments),
+    /// Serve a checkpoint to lm-evaluation-harness and other clients of the completions protocol
+    Serve(serve::ServeArguments),
+    /// Print what reproduces each table and figure of the paper, what came out, and what it costs
+    Reproduce(reproduce::ReproduceArguments),
     /// Print shell completions
     Completions {
         /// The shell
@@ -42,6 +58,12 @@ pub(crate) fn run() -> anyhow::Result<u8> {
         Command::Extrapolate(arguments) => extrapolate::run(&arguments),
         Command::Throughput(arguments) => throughput::run(&arguments),
         Command::Generate(arguments) => arguments.run(),
+        Command::Report(arguments) => arguments.run(),
+        Command::Compare(arguments) => arguments.run(),
+        Command::Page(arguments) => arguments.run(),
+        Command::Verify(arguments) => arguments.run(),
+        Command::Serve(arguments) => arguments.run(),
+        Command::Reproduce(arguments) => arguments.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "xlstm-eval", &mut script);

@@ -1,0 +1,59 @@
+//! `xlstm-eval serve RUN`: a checkpoint behind the completions protocol.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use xlstm_manifests::recipe::Precision;
+use xlstm_trainer::command_line::{DeviceArguments, say};
+use xlstm_trainer::model::{Placement, import};
+use xlstm_trainer::run::find_parameters;
+use xlstm_trainer::serve::{Engine, Server, serve};
+use xlstm_trainer::signals::Signals;
+
+/// A checkpoint behind the completions protocol.
+#[derive(Debug, Args)]
+pub(super) struct ServeArguments {
+    /// A run's folder, a checkpoint's, or a safetensors file
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// The checkpoint after this step [default: the newest]
+    #[arg(long)]
+    step: Option<u64>,
+    /// Address to listen on; anyone who reaches it can use the model
+    #[arg(long, default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// Port; 0 takes a free one. The full address is printed on stdout
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+    /// Type of the matrix products
+    #[arg(long, default_value = "float32")]
+    precision: Products,
+    #[command(flatten)]
+    device: DeviceArguments,
+}
+
+/// Type of the matrix products.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Products {
+    Float32,
+    Bfloat16,
+}
+
+impl ServeArguments {
+    /// Serves until a signal comes; returns the exit code.
+    pub(super) fn run(&self) -> anyhow::Result<u8> {
+        let device = self.device.start()?;
+        let signals = Signals::listen()?;
+        let file = find_parameters(&self.run, self.step)?;
+        let precision = match self.precision {
+            Products::Float32 => Precision::Float32,
+            Products::Bfloat16 => Precision::Bfloat16,
+        };
+        let model = import(&file, Placement::new(device.device, precision, false))?;
+        let engine = Engine::new(file.display().to_string(), model)?;
+        say(&format!("serving {}; Ctrl-C ends it", file.display()));
+        serve(engine, Server { address: SocketAddr::new(self.host, self.port) }, &signals)?;
+        Ok(0)
+    }
+}

@@ -1,0 +1,65 @@
+//! What a run was trained on: totals, mixture by set, licences.
+
+use xlstm_manifests::Manifest;
+use xlstm_manifests::run_manifest::DatasetRef;
+use xlstm_pipeline::audit::{Summary, write_licences, write_sets};
+use xlstm_pipeline::report::{Cell, Page, count, percent};
+
+use super::RunView;
+
+/// The section on data. Runs that share a training split share its description.
+pub(super) fn write(page: &mut Page, runs: &[RunView]) {
+    page.section("data", "Data and licences");
+    for (index, run) in runs.iter().enumerate() {
+        let first = runs.iter().position(|other| other.manifest.train.root == run.manifest.train.root);
+        if runs.len() > 1 {
+            page.subheading(&run.name);
+        }
+        match first {
+            Some(first) if first < index => {
+                page.paragraph(&format!("The same training split as {}.", runs[first].name));
+            }
+            _ => split(page, run, &run.manifest.train, run.train.as_ref()),
+        }
+    }
+}
+
+fn split(page: &mut Page, run: &RunView, data: &DatasetRef, manifest: Option<&Manifest>) {
+    let seen = run.last_step() * run.tokens_per_step();
+    let passes = seen as f64 / data.tokens.max(1) as f64;
+    let mut facts = vec![
+        ("Profile", Cell::text(&format!("{}, split {}", data.profile, data.split))),
+        ("Root", Cell::code(&data.root.to_string())),
+        ("Tokens", Cell::text(&format!("{} in {} rows", count(data.tokens), count(data.rows)))),
+        ("Seen", Cell::text(&format!("{} tokens: {passes:.3} passes over the split", count(seen)))),
+    ];
+    let summary = manifest.map(Summary::of);
+    if let Some(summary) = &summary {
+        facts.push(("Documents", Cell::count(summary.totals.documents)));
+        facts.push(("Source files", Cell::count(summary.inputs)));
+        if let Some(repository) = &summary.repository {
+            let revision = summary.revision.as_deref().unwrap_or("a revision not recorded");
+            facts.push(("Source", Cell::text(&format!("{repository} @ {revision}"))));
+        }
+        let left_out: u64 = summary.totals.left_out.values().sum();
+        if left_out > 0 {
+            let of = left_out + summary.totals.documents;
+            let share = percent(100.0 * left_out as f64 / of as f64);
+            facts.push((
+                "Left out",
+                Cell::text(&format!("{} of {} records ({share})", count(left_out), count(of))),
+            ));
+        }
+    }
+    page.fact_cells(&facts);
+    match &summary {
+        Some(summary) => {
+            write_sets(page, summary);
+            write_licences(page, summary);
+        }
+        None => page.paragraph(
+            "Mixture and licences stand in the dataset's manifest, which is not at hand here; write the page again \
+             where it is.",
+        ),
+    }
+}

@@ -1,0 +1,326 @@
+//! Pages about evaluations, and the section on them in a run's page.
+//!
+//! Every figure links to the chain at the page's end; every mark of the report (a source that is missing, documents
+//! left out) stands above the figures that it touches.
+
+use std::path::{Path, PathBuf};
+
+use xlstm_manifests::Sha256Digest;
+use xlstm_manifests::digest::digest_file;
+use xlstm_pipeline::overlap::OverlapReport;
+use xlstm_pipeline::report::axis::label;
+use xlstm_pipeline::report::{Cell, Page, Table, count, duration, percent};
+
+use super::chain::{quote, sum_command};
+use super::figures::statistics_cells;
+use super::{figures, paloma};
+use crate::error::{Result, TrainError};
+use crate::evaluation::results::{Named, Protocol, REPORT_NAME, Report, Results};
+
+/// Folder of a run that its evaluations are written to.
+const EVALUATIONS_NAME: &str = "evaluations";
+/// The chain's id on an evaluation's page.
+const CHAIN: &str = "chain";
+
+/// A report with where it lies.
+#[derive(Debug, Clone)]
+pub struct EvaluationView {
+    /// The file.
+    pub path: PathBuf,
+    /// SHA-256 of the file as it was read.
+    pub sha256: Sha256Digest,
+    /// What it says.
+    pub report: Report,
+}
+
+impl EvaluationView {
+    /// Reads the report that `path` names: an evaluation's folder or the file.
+    ///
+    /// # Errors
+    /// As [`Report::load`].
+    pub fn load(path: &Path) -> Result<Self> {
+        let path = Report::locate(path);
+        let report = Report::load(&path)?;
+        let (_, sha256) = digest_file(&path)?;
+        Ok(Self { path, sha256, report })
+    }
+}
+
+/// The evaluations in a run's folder that are finished, by name.
+///
+/// # Errors
+/// When the folder cannot be listed or a report cannot be read.
+pub fn evaluations_of(run: &Path) -> Result<Vec<EvaluationView>> {
+    let folder = run.join(EVALUATIONS_NAME);
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir(&folder)? {
+        let path = entry?.path();
+        if path.join(REPORT_NAME).is_file() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found.iter().map(|path| EvaluationView::load(path)).collect()
+}
+
+/// Reads what `xlstm-data overlap --json` printed.
+///
+/// # Errors
+/// When it cannot be read or is something else.
+pub fn load_overlap(path: &Path) -> Result<OverlapReport> {
+    let bytes = fs_err::read(path)?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        let hint = "name the output of `xlstm-data overlap TRAIN EVAL --json`";
+        TrainError::file(path, "an overlap report", error.to_string(), hint)
+    })
+}
+
+/// What was measured, in words.
+fn kind(results: &Results) -> &'static str {
+    match results {
+        Results::Perplexity(_) => "Perplexity",
+        Results::Paloma(_) => "PALOMA",
+        Results::Extrapolation(_) => "Length extrapolation",
+        Results::Throughput(_) => "Generation speed",
+    }
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::PackedRows => "packed rows, as in training",
+        Protocol::Paper => {
+            "the xLSTM paper's: windows of the context's length, the last one filled up with preceding tokens"
+        }
+        Protocol::Official => "PALOMA's official evaluator",
+        Protocol::Disjoint => "windows that never overlap",
+        Protocol::Extrapolation => "long stretches of growing length",
+        Protocol::Throughput => "time, no data",
+    }
+}
+
+/// The page of an evaluation, complete HTML; `overlap` adds contamination by domain to PALOMA's.
+#[must_use]
+pub fn evaluation_page(view: &EvaluationView, overlap: Option<&OverlapReport>) -> String {
+    let report = &view.report;
+    let mut page = Page::new(&format!("{}: {}", kind(&report.results), model_name(report)));
+    let headline = report.headline().map_or_else(
+        || "No perplexity was measured.".to_owned(),
+        |perplexity| format!("Perplexity {perplexity:.3} over everything that was scored."),
+    );
+    let whole = report.marks.is_empty();
+    let word = if whole { "Complete." } else { "With reservations." };
+    page.verdict(whole, word, &headline);
+    report.marks.iter().for_each(|mark| page.warning(&mark.text));
+    facts(&mut page, report);
+    match &report.results {
+        Results::Perplexity(results) => figures::perplexity(&mut page, results),
+        Results::Paloma(results) => paloma::write(&mut page, results, overlap, CHAIN),
+        Results::Extrapolation(results) => figures::extrapolation(&mut page, results, CHAIN),
+        Results::Throughput(results) => figures::throughput(&mut page, results),
+    }
+    page.section(CHAIN, "Where the figures come from");
+    chain(&mut page, view);
+    page.render()
+}
+
+fn model_name(report: &Report) -> String {
+    let model = &report.model;
+    let name = report.run.as_ref().and_then(|run| run.path.file_name()).or(model.path.file_name());
+    let name =
+        name.map_or_else(|| model.path.display().to_string(), |name| name.to_string_lossy().into_owned());
+    model.step.map_or(name.clone(), |step| format!("{name}, step {step}"))
+}
+
+fn facts(page: &mut Page, report: &Report) {
+    let (model, setting, effort) = (&report.model, &report.setting, &report.effort);
+    let mut facts = vec![(
+        "Model",
+        Cell::text(&format!("{}, {} parameters", model.architecture, count(model.parameters))),
+    )];
+    if let Some(tokens) = model.tokens {
+        facts.push(("Trained on", Cell::text(&format!("{} tokens", count(tokens)))));
+    }
+    if let Some(data) = &report.dataset {
+        let text = format!(
+            "{}, split {}: {} documents, {} tokens",
+            data.profile,
+            data.split,
+            count(data.documents),
+            count(data.tokens)
+        );
+        facts.push(("Data", Cell::text(&text).link(CHAIN)));
+    }
+    facts.push(("Protocol", Cell::text(protocol(setting.protocol))));
+    facts.push(("Context", Cell::text(&format!("{} tokens", count(setting.context_length)))));
+    facts.push(("Computed", Cell::text(&format!("in {} on {}", setting.precision, setting.device))));
+    facts.push((
+        "Effort",
+        Cell::text(&format!(
+            "{} on {} rank(s), {} tokens a second",
+            duration(effort.seconds),
+            effort.world,
+            label(effort.tokens_per_second)
+        )),
+    ));
+    page.fact_cells(&facts);
+}
+
+/// The links of an evaluation, with the commands that check them.
+fn chain(page: &mut Page, view: &EvaluationView) {
+    let report = &view.report;
+    page.commands(&[format!("xlstm-eval verify {}", quote(&view.path.display().to_string()))]);
+    let mut table = Table::new(
+        "From these figures to their bytes, link by link",
+        &["Link", "Where", "What it is", "SHA-256 or root"],
+    );
+    let mut row = |link: &str, place: &Path, what: &str, digest: String| {
+        table.cells(vec![
+            Cell::text(link),
+            Cell::code(&place.display().to_string()),
+            Cell::text(what),
+            Cell::code(&digest),
+        ]);
+    };
+    row("report", &view.path, "the figures of this page", view.sha256.to_string());
+    let folder = if report.model.path.is_dir() {
+        report.model.path.clone()
+    } else {
+        report.model.path.parent().unwrap_or(Path::new("")).into()
+    };
+    for (name, file) in &report.model.files {
+        row(
+            "checkpoint",
+            &folder.join(name),
+            &format!("{} bytes", count(file.size)),
+            file.sha256.to_string(),
+        );
+    }
+    let mut commands: Vec<String> =
+        report.model.files.iter().map(|(name, file)| sum_command(file.sha256, &folder.join(name))).collect();
+    if let Some(run) = &report.run {
+        row("run", &run.path.join("run.json"), "the run that made it", run.manifest_sha256.to_string());
+        row("recipe", &run.path.join("recipe.toml"), &run.recipe.name, run.recipe.sha256.to_string());
+        row(
+            "training split",
+            &run.train.path,
+            &format!("{} tokens", count(run.train.tokens)),
+            run.train.root.to_string(),
+        );
+        commands.push(sum_command(run.recipe.sha256, &run.path.join("recipe.toml")));
+        commands.push(format!("xlstm-data audit {}", quote(&run.train.path.display().to_string())));
+    }
+    if let Some(data) = &report.dataset {
+        row(
+            "evaluated split",
+            &data.path,
+            &format!("{}, split {}", data.profile, data.split),
+            data.root.to_string(),
+        );
+        row(
+            "its manifest",
+            &data.path.join("manifest.json"),
+            "every digest and count",
+            data.manifest_sha256.to_string(),
+        );
+        if let Some(repository) = &data.repository {
+            let revision = data.revision.clone().unwrap_or_else(|| "not recorded".into());
+            row("repository", Path::new(repository), "on the Hub, at this commit", revision);
+        }
+        row(
+            "tokenizer",
+            Path::new(&data.tokenizer),
+            "what pins its behaviour",
+            data.tokenizer_sha256.to_string(),
+        );
+        commands.push(format!("xlstm-data audit {} --sources", quote(&data.path.display().to_string())));
+    }
+    let program = &report.program;
+    let binary = program.binary_sha256.map_or_else(|| "unknown".to_owned(), |digest| digest.to_string());
+    row(
+        "program",
+        Path::new(&program.name),
+        &format!("{}, commit {}, libtorch {}", program.version, program.commit, program.libtorch),
+        binary,
+    );
+    page.table(&table);
+    page.details("The same links with other tools", |page| page.commands(&commands));
+}
+
+/// The section on evaluations in a run's page.
+pub(super) fn write(page: &mut Page, views: &[EvaluationView]) {
+    if views.is_empty() {
+        return;
+    }
+    page.section("evaluations", "Evaluations");
+    let columns = [
+        "Evaluation",
+        "Model",
+        "Data",
+        "Protocol",
+        "#Context",
+        "#Perplexity",
+        "#Bits a byte",
+        "Reservations",
+        "Report, SHA-256",
+    ];
+    let mut table =
+        Table::new("Evaluations; each report holds the digests of its checkpoint and data", &columns)
+            .sortable();
+    for view in views {
+        let report = &view.report;
+        let bits = match &report.results {
+            Results::Perplexity(results) => results.total.bits_per_byte,
+            Results::Paloma(results) => results.total.bits_per_byte,
+            _ => None,
+        };
+        let data = report.dataset.as_ref().map(|data| format!("{}, split {}", data.profile, data.split));
+        let marks: Vec<&str> = report.marks.iter().map(|mark| mark.text.as_str()).collect();
+        table.cells(vec![
+            Cell::text(kind(&report.results)),
+            Cell::text(&model_name(report)),
+            Cell::of(data.as_deref(), Cell::text),
+            Cell::text(protocol(report.setting.protocol)),
+            Cell::count(report.setting.context_length),
+            Cell::of(report.headline(), |perplexity| Cell::decimals(perplexity, 3)),
+            Cell::of(bits, |bits| Cell::decimals(bits, 4)),
+            if marks.is_empty() { Cell::text("none") } else { Cell::text(&marks.join(" ")).warn() },
+            Cell::code(&view.sha256.to_string()),
+        ]);
+    }
+    page.table(&table);
+    let commands =
+        views.iter().map(|view| format!("xlstm-eval verify {}", quote(&view.path.display().to_string())));
+    page.commands(&commands.collect::<Vec<_>>());
+    for view in views {
+        let parts = match &view.report.results {
+            Results::Perplexity(results) => results.sets.len(),
+            _ => 0,
+        };
+        if let (Results::Perplexity(results), true) = (&view.report.results, parts > 0) {
+            page.subheading(&format!("Perplexity of {} by set", model_name(&view.report)));
+            let mut table = Table::new(
+                "By set",
+                &[
+                    "Set",
+                    "#Documents",
+                    "#Tokens",
+                    "#Loss",
+                    "#Perplexity, 95 % interval",
+                    "#Bits a byte",
+                    "#Share of tokens",
+                ],
+            )
+            .sortable();
+            for Named { name, statistics } in &results.sets {
+                let mut cells = statistics_cells(name, statistics);
+                let share = 100.0 * statistics.tokens as f64 / results.total.tokens.max(1) as f64;
+                cells.push(Cell::number(share, &percent(share)));
+                table.cells(cells);
+            }
+            page.table(&table);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The figures of evaluations as tables and plots: perplexity, length extrapolation, generation speed.
+
+use xlstm_pipeline::report::{Cell, Curves, Page, Series, Table, count};
+
+use crate::evaluation::paper::{DOMAIN_MODELS, EXTRAPOLATION_16384};
+use crate::evaluation::results::{
+    Extrapolation, Interval, Named, Perplexity, Position, Statistics, Throughput,
+};
+
+/// A perplexity, with its 95 % interval where there is one.
+pub(super) fn perplexity_cell(statistics: &Statistics) -> Cell {
+    let cell = Cell::decimals(statistics.perplexity, 3);
+    statistics.perplexity_interval.map_or(cell.clone(), |interval| cell.note(&range(interval, 3)))
+}
+
+fn range(interval: Interval, decimals: usize) -> String {
+    format!("{:.decimals$} to {:.decimals$}", interval.low, interval.high)
+}
+
+/// A row: name, documents, tokens, loss, perplexity, bits a byte.
+pub(super) fn statistics_cells(name: &str, statistics: &Statistics) -> Vec<Cell> {
+    vec![
+        Cell::text(name),
+        Cell::count(statistics.documents),
+        Cell::count(statistics.tokens),
+        Cell::decimals(statistics.loss, 4),
+        perplexity_cell(statistics),
+        Cell::of(statistics.bits_per_byte, |bits| Cell::decimals(bits, 4)),
+    ]
+}
+
+/// The section on perplexity over everything, by set and by place.
+pub(super) fn perplexity(page: &mut Page, results: &Perplexity) {
+    page.section("figures", "Figures");
+    let columns = ["Set", "#Documents", "#Tokens", "#Loss", "#Perplexity, 95 % interval", "#Bits a byte"];
+    let mut table = Table::new("Loss in nats a token; intervals over documents", &columns).sortable();
+    table.cells(statistics_cells("everything", &results.total));
+    for Named { name, statistics } in &results.sets {
+        table.cells(statistics_cells(name, statistics));
+    }
+    page.table(&table);
+    positions(page, &results.positions);
+}
+
+fn positions(page: &mut Page, positions: &[Position]) {
+    if positions.is_empty() {
+        return;
+    }
+    page.section("positions", "By place in the context");
+    let mut plot = Curves::new(
+        "Perplexity by the number of tokens before the target",
+        "doublings of tokens before",
+        "perplexity",
+    );
+    let points = positions.iter().enumerate().map(|(index, position)| (index as f64, position.perplexity));
+    plot.series.push(Series { name: "perplexity".into(), points: points.collect(), ..Series::default() });
+    plot.draw(page);
+    let mut table =
+        Table::new("Perplexity by place in the context", &["#Tokens before", "#Targets", "#Perplexity"])
+            .sortable();
+    for position in positions {
+        let shown = format!("{} to {}", count(position.first), count(position.last));
+        table.cells(vec![
+            Cell::number(position.first as f64, &shown),
+            Cell::count(position.tokens),
+            Cell::decimals(position.perplexity, 3),
+        ]);
+    }
+    page.table(&table);
+}
+
+/// The section on perplexity by context length; figures link to the id `chain`.
+pub(super) fn extrapolation(page: &mut Page, results: &Extrapolation, chain: &str) {
+    page.section("figures", "Perplexity by context length");
+    let mut plot = Curves::new("Perplexity by context length", "tokens of context", "perplexity");
+    let points = results.lengths.iter().map(|length| (length.length as f64, length.perplexity)).collect();
+    plot.series.push(Series { name: "this model".into(), points, ..Series::default() });
+    plot.draw(page);
+    if let Some(trained) = results.trained_length {
+        page.paragraph(&format!("The model was trained with a context of {} tokens.", count(trained)));
+    }
+    let columns = ["#Context", "#Stretches", "#Scored tokens", "#Perplexity", "#95 % interval"];
+    let mut table = Table::new("Perplexity by context length", &columns);
+    for length in &results.lengths {
+        table.cells(vec![
+            Cell::count(length.length),
+            Cell::count(length.contexts),
+            Cell::count(length.tokens),
+            Cell::decimals(length.perplexity, 3).link(chain),
+            Cell::of(length.perplexity_interval, |interval| Cell::text(&range(interval, 3))),
+        ]);
+    }
+    page.table(&table);
+    let mut table = Table::new(
+        "The paper's 1.3B models at 16,384 tokens (Figure 7), trained with 2,048",
+        &["Model", "#Perplexity"],
+    );
+    for (model, perplexity) in DOMAIN_MODELS.iter().zip(EXTRAPOLATION_16384) {
+        table.cells(vec![Cell::text(model), Cell::decimals(perplexity, 2)]);
+    }
+    page.table(&table);
+    positions(page, &results.positions);
+}
+
+/// The section on time and speed of generation.
+pub(super) fn throughput(page: &mut Page, results: &Throughput) {
+    page.section("figures", "Generation");
+    let mut plot = Curves::new("Time to generate at batch size 1", "tokens generated", "seconds");
+    plot.from_zero = true;
+    let points = results.generation.iter().map(|time| (time.tokens as f64, time.seconds)).collect();
+    plot.series.push(Series { name: "this model".into(), points, ..Series::default() });
+    plot.draw(page);
+    let mut plot = Curves::new("Speed by batch size", "sequences at once", "tokens a second");
+    plot.from_zero = true;
+    let points = results.batches.iter().map(|batch| (batch.batch as f64, batch.tokens_per_second)).collect();
+    plot.series.push(Series { name: "this model".into(), points, ..Series::default() });
+    plot.draw(page);
+    page.paragraph(&format!("Every sequence begins with a prompt of {} tokens.", count(results.prefill)));
+}

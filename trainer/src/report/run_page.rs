@@ -1,0 +1,125 @@
+//! The page of one run or of several side by side.
+
+use xlstm_manifests::recipe::ModelSize;
+use xlstm_pipeline::report::axis::label;
+use xlstm_pipeline::report::{Cell, Page, Table, count, duration};
+
+use super::{EvaluationView, RunView, chain, curves, data, environment, evaluation, recipe};
+use crate::error::Result;
+
+/// The page of these runs and of evaluations of their checkpoints, complete HTML.
+///
+/// # Errors
+/// When a recipe has no TOML form; none has.
+pub fn runs_page(runs: &[RunView], evaluations: &[EvaluationView]) -> Result<String> {
+    let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
+    let title = match names.as_slice() {
+        [name] => format!("Run {name}"),
+        names => format!("Comparison of runs: {}", names.join(", ")),
+    };
+    let mut page = Page::new(&title);
+    head(&mut page, runs);
+    recipe::write(&mut page, runs)?;
+    curves::write_loss(&mut page, runs);
+    curves::write_optimizer(&mut page, runs);
+    curves::write_speed(&mut page, runs);
+    evaluation::write(&mut page, evaluations);
+    data::write(&mut page, runs);
+    chain::write(&mut page, runs);
+    environment::write(&mut page, runs);
+    Ok(page.render())
+}
+
+fn head(page: &mut Page, runs: &[RunView]) {
+    for run in runs {
+        verdict(page, runs.len() > 1, run);
+        run.notes.iter().for_each(|note| page.warning(note));
+    }
+    let columns = [
+        "Run",
+        "Recipe",
+        "Model",
+        "#Parameters",
+        "#Operations a token",
+        "#Steps",
+        "#Tokens",
+        "#Validation loss",
+        "#Perplexity",
+        "#Time",
+        "Training root",
+    ];
+    let mut table = Table::new("At a glance; loss in nats a token", &columns);
+    table = if runs.len() > 1 { table.sortable() } else { table };
+    for (index, run) in runs.iter().enumerate() {
+        let figure = run.figure();
+        let loss = figure.and_then(|line| line.loss);
+        let tokens = (run.last_step() * run.tokens_per_step()) as f64;
+        let operations = ModelSize::of(&run.recipe.model).operations_per_token() as f64;
+        let linked = |cell: Cell| cell.link(&chain::id(index));
+        let root = run.manifest.train.root.to_string();
+        table.cells(vec![
+            Cell::text(&run.name),
+            Cell::text(&run.recipe.name),
+            Cell::text(&architecture(run)),
+            Cell::count(run.manifest.parameters),
+            Cell::number(operations, &label(operations)),
+            Cell::count(run.last_step()),
+            Cell::number(tokens, &label(tokens)),
+            Cell::of(loss, |loss| linked(Cell::decimals(loss, 4))),
+            Cell::of(loss, |loss| linked(Cell::decimals(loss.exp(), 2))),
+            Cell::number(run.seconds, &duration(run.seconds)),
+            Cell::code(&format!("{}…", &root[..12])),
+        ]);
+    }
+    page.table(&table);
+    let roots: std::collections::BTreeSet<_> =
+        runs.iter().filter_map(|run| run.manifest.validation.as_ref().map(|data| data.root)).collect();
+    if roots.len() > 1 {
+        page.warning("These runs were validated on different data: their losses do not compare.");
+    }
+    let rows: std::collections::BTreeSet<_> =
+        runs.iter().filter_map(|run| run.figure().and_then(|line| line.rows)).collect();
+    if rows.len() > 1 {
+        page.warning(
+            "These runs were validated on prefixes of different length: their losses do not compare.",
+        );
+    }
+}
+
+fn verdict(page: &mut Page, several: bool, run: &RunView) {
+    let (done, planned) = (run.last_step(), run.recipe.training.steps);
+    let mut sentence = match run.figure().and_then(|line| Some((line, line.loss?))) {
+        Some((line, loss)) => format!(
+            "Validation perplexity {:.2} ({loss:.4} nats a token) after step {}, {} tokens.",
+            loss.exp(),
+            count(line.step),
+            count(line.step * run.tokens_per_step())
+        ),
+        None => "There is no validation figure.".to_owned(),
+    };
+    if let Some(line) = run.figure().filter(|line| line.rows < line.rows_of_split) {
+        let (rows, of) = (line.rows.unwrap_or(0), line.rows_of_split.unwrap_or(0));
+        sentence.push_str(&format!(" Measured on the first {} of {} rows.", count(rows), count(of)));
+    }
+    let name = if several { format!("{}: ", run.name) } else { String::new() };
+    let word = if done >= planned {
+        format!("{name}finished.")
+    } else {
+        format!("{name}stopped after step {} of {}.", count(done), count(planned))
+    };
+    page.verdict(done >= planned, &word, &sentence);
+}
+
+/// `xLSTM[3:1], 4 blocks, width 128`.
+fn architecture(run: &RunView) -> String {
+    let model = &run.recipe.model;
+    let slstm = (0..model.blocks).filter(|&index| model.is_slstm(index)).count() as u64;
+    let mlstm = model.blocks - slstm;
+    let ratio = match (mlstm, slstm) {
+        (_, 0) => "1:0".to_owned(),
+        (0, _) => "0:1".to_owned(),
+        (m, s) if m % s == 0 => format!("{}:1", m / s),
+        (m, s) => format!("{m}:{s}"),
+    };
+    format!("xLSTM[{ratio}], {} blocks, width {}", model.blocks, model.embedding_dim)
+}

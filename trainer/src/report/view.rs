@@ -1,0 +1,220 @@
+//! Everything that a page shows of one run, read once.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use xlstm_manifests::digest::digest_file;
+use xlstm_manifests::recipe::{self, Recipe};
+use xlstm_manifests::run_manifest::{
+    CHECKPOINTS_NAME, DatasetRef, METRICS_NAME, RECIPE_NAME, RUN_NAME, RunManifest, Session,
+};
+use xlstm_manifests::{Manifest, Sha256Digest};
+
+use crate::checkpoint::{self, State};
+use crate::error::Result;
+use crate::metrics::{Line, read_lines};
+
+/// A run as a page shows it.
+#[derive(Debug, Clone)]
+pub struct RunView {
+    /// Its name: the folder's, made longer where two runs have the same.
+    pub name: String,
+    /// Its folder, as given.
+    pub folder: PathBuf,
+    /// What it is made from.
+    pub manifest: RunManifest,
+    /// Its resolved recipe.
+    pub recipe: Recipe,
+    /// The last line of each training step.
+    pub steps: BTreeMap<u64, Line>,
+    /// The last line of each validation.
+    pub validations: BTreeMap<u64, Line>,
+    /// Seconds from the start of each session to its last line, together.
+    pub seconds: f64,
+    /// Checkpoints that are there, ascending.
+    pub checkpoints: Vec<State>,
+    /// The training split's manifest, where it is still at hand.
+    pub train: Option<Manifest>,
+    /// The validation split's manifest, where there is one at hand.
+    pub validation: Option<Manifest>,
+    /// SHA-256 of `run.json`, `recipe.toml` and `metrics.jsonl`.
+    pub digests: BTreeMap<&'static str, Sha256Digest>,
+    /// What a reader must know: files that are missing or are not what they were.
+    pub notes: Vec<String>,
+}
+
+impl RunView {
+    /// Reads the run in `folder`.
+    ///
+    /// # Errors
+    /// When its manifest or recipe cannot be read, or a checkpoint's state is damaged.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let manifest = RunManifest::load(folder)?;
+        let recipe = recipe::load(&folder.join(RECIPE_NAME).display().to_string(), &[])?;
+        let mut notes = Vec::new();
+        let mut digests = BTreeMap::new();
+        for name in [RUN_NAME, RECIPE_NAME, METRICS_NAME] {
+            if folder.join(name).is_file() {
+                digests.insert(name, digest_file(&folder.join(name))?.1);
+            }
+        }
+        if digests.get(RECIPE_NAME) != Some(&manifest.recipe.sha256) {
+            let expected = manifest.recipe.sha256;
+            notes.push(format!("{RECIPE_NAME} is not the one that the run began with (SHA-256 {expected})."));
+        }
+        let lines = if folder.join(METRICS_NAME).is_file() {
+            read_lines(&folder.join(METRICS_NAME))?
+        } else {
+            notes.push(format!("{METRICS_NAME} is missing: there are no curves."));
+            Vec::new()
+        };
+        let of_kind = |kind: &str| {
+            let lines = lines.iter().filter(|line| line.kind == kind);
+            lines.map(|line| (line.step, line.clone())).collect::<BTreeMap<_, _>>()
+        };
+        let checkpoints = folder.join(CHECKPOINTS_NAME);
+        let states = checkpoint::list(&checkpoints)?
+            .into_iter()
+            .map(|step| checkpoint::open(&checkpoint::folder_of(&checkpoints, step)))
+            .collect::<Result<Vec<_>>>()?;
+        let train = at_hand(&manifest.train, "training", &mut notes);
+        let validation =
+            manifest.validation.as_ref().and_then(|data| at_hand(data, "validation", &mut notes));
+        let name = folder
+            .canonicalize()
+            .ok()
+            .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+        Ok(Self {
+            name: name.unwrap_or_else(|| folder.display().to_string()),
+            folder: folder.into(),
+            steps: of_kind("train"),
+            validations: of_kind("validation"),
+            seconds: seconds(&lines),
+            manifest,
+            recipe,
+            checkpoints: states,
+            train,
+            validation,
+            digests,
+            notes,
+        })
+    }
+
+    /// Reads several runs; names that occur twice become paths.
+    ///
+    /// # Errors
+    /// As [`RunView::load`].
+    pub fn load_all(folders: &[PathBuf]) -> Result<Vec<Self>> {
+        let mut runs = folders.iter().map(|folder| Self::load(folder)).collect::<Result<Vec<_>>>()?;
+        let names: Vec<String> = runs.iter().map(|run| run.name.clone()).collect();
+        for run in &mut runs {
+            if names.iter().filter(|name| **name == run.name).count() > 1 {
+                run.name = run.folder.display().to_string();
+            }
+        }
+        Ok(runs)
+    }
+
+    /// The last step that was logged.
+    #[must_use]
+    pub fn last_step(&self) -> u64 {
+        let logged = self.steps.keys().chain(self.validations.keys()).max().copied().unwrap_or(0);
+        self.checkpoints.last().map_or(logged, |state| state.step.max(logged))
+    }
+
+    /// Tokens that a step of training takes.
+    #[must_use]
+    pub fn tokens_per_step(&self) -> u64 {
+        self.recipe.training.tokens_per_step
+    }
+
+    /// The newest validation whose checkpoint is there, or else the newest: the figure that stands for the run.
+    #[must_use]
+    pub fn figure(&self) -> Option<&Line> {
+        let saved = |step: &u64| self.checkpoints.iter().any(|state| state.step == *step);
+        let newest = self.validations.iter().rev().find(|(step, _)| saved(step));
+        newest.or_else(|| self.validations.iter().next_back()).map(|(_, line)| line)
+    }
+
+    /// The checkpoint after this step, if it is there.
+    #[must_use]
+    pub fn checkpoint(&self, step: u64) -> Option<&State> {
+        self.checkpoints.iter().find(|state| state.step == step)
+    }
+
+    /// Sessions, oldest first.
+    #[must_use]
+    pub fn sessions(&self) -> &[Session] {
+        &self.manifest.sessions
+    }
+
+    /// Values of the logged steps with their tokens, where the line has the value.
+    #[must_use]
+    pub fn values(&self, value: impl Fn(&Line) -> Option<f64>) -> Vec<(f64, f64)> {
+        let tokens = |line: &Line| line.tokens.unwrap_or(line.step * self.tokens_per_step());
+        self.steps.values().filter_map(|line| Some((tokens(line) as f64, value(line)?))).collect()
+    }
+}
+
+/// The manifest that a run names, if it is still where it was and still the same.
+fn at_hand(data: &DatasetRef, what: &str, notes: &mut Vec<String>) -> Option<Manifest> {
+    let shown = data.path.display();
+    if !Manifest::locate(&data.path).is_file() {
+        let root = data.root;
+        notes.push(format!(
+            "The {what} split is no longer at {shown} (seen from here): what follows of it is only what the run \
+             recorded. Its root {root} still names it."
+        ));
+        return None;
+    }
+    match Manifest::load(&data.path) {
+        Ok(manifest) if manifest.root == data.root => Some(manifest),
+        Ok(manifest) => {
+            let (found, expected) = (manifest.root, data.root);
+            notes.push(format!(
+                "At {shown} lies another {what} split now: root {found}, and the run used {expected}."
+            ));
+            None
+        }
+        Err(error) => {
+            notes.push(format!("The manifest of the {what} split cannot be read: {error}."));
+            None
+        }
+    }
+}
+
+/// Time from each session's start to its last line, summed.
+fn seconds(lines: &[Line]) -> f64 {
+    let (mut total, mut start, mut last) = (0.0, None, 0.0);
+    for line in lines {
+        if line.kind == "session" {
+            total += start.map_or(0.0, |start: f64| last - start);
+            start = Some(line.time);
+        }
+        last = line.time;
+    }
+    total + start.map_or(0.0, |start| last - start)
+}
+
+/// The value in the middle; `None` of nothing.
+pub(super) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.filter(|value| value.is_finite()).collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_between_sessions_does_not_count() {
+        let line = |kind: &str, time| Line { kind: kind.into(), time, ..Line::default() };
+        let lines =
+            [line("session", 10.0), line("train", 14.0), line("session", 100.0), line("train", 103.0)];
+        assert_eq!(seconds(&lines), 7.0);
+        assert_eq!(seconds(&lines[..1]), 0.0);
+        assert_eq!(median([3.0, 1.0, f64::NAN, 2.0].into_iter()), Some(2.0));
+        assert_eq!(median(std::iter::empty()), None);
+    }
+}

@@ -1,0 +1,366 @@
+//! `docs/reproduce.md`: every table and figure of the paper, what reproduces it here, and what came out.
+//!
+//! The text is printed by `xlstm-eval reproduce` from the built-in recipes and from the evaluation reports under a
+//! folder of results; nothing in it is typed by hand but the list of the paper's experiments below. A recipe whose run
+//! has no report gets its cost: operations a token (`xlstm_manifests::recipe::ModelSize`) × tokens ÷ [`RATE`].
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use xlstm_manifests::recipe::{self, Builtin, ModelSize, Recipe, builtins};
+
+use crate::error::Result;
+use crate::evaluation::results::{Report, Results};
+
+/// Operations a second of one card that costs are computed with: what the authors' own code for this architecture
+/// reached on an H100, 28,130 tokens a second of the 400M model (xLSTM-7B paper, arXiv 2503.13427, table 2,
+/// "previous" block), times the operations of a token of our 350M xLSTM[7:1].
+const RATE: Rate = Rate { tokens_per_second: 28_130.0, recipe: "table1-15b/7to1" };
+
+/// A speed with the recipe whose operations it counts.
+struct Rate {
+    tokens_per_second: f64,
+    recipe: &'static str,
+}
+
+impl Rate {
+    fn operations_per_second(&self) -> Result<f64> {
+        let recipe = recipe::load(self.recipe, &[])?;
+        Ok(self.tokens_per_second * ModelSize::of(&recipe.model).operations_per_token() as f64)
+    }
+}
+
+/// One table or figure of the paper (arXiv 2405.04517v2).
+struct Experiment {
+    /// Where it stands.
+    place: &'static str,
+    /// What it shows.
+    what: &'static str,
+    /// Recipes whose names begin so make its models.
+    recipes: &'static [&'static str],
+    /// The kind of evaluation that gives its figures: one of `kind_of`'s words.
+    kind: &'static str,
+    /// Commands after training, with RUN for the run's folder.
+    commands: &'static [&'static str],
+    /// What of it is not here, and why.
+    without: &'static str,
+}
+
+const SLIMPAJAMA_15B: &str = "xlstm-data prepare slimpajama --split train --max-tokens 15B --exclude-set RedPajamaBook --out data/slimpajama-15b";
+const SLIMPAJAMA: &str = "xlstm-data prepare slimpajama --out data/slimpajama";
+const PALOMA: &str = "xlstm-data prepare paloma --out data/paloma";
+const PERPLEXITY: &str = "xlstm-eval perplexity RUN --manifest data/slimpajama/validation";
+
+/// All of them, in the paper's order.
+const EXPERIMENTS: &[Experiment] = &[
+    Experiment {
+        place: "Figure 2, left",
+        what: "nearest-neighbour search (mean squared error)",
+        recipes: &["figure2-nearest"],
+        kind: "perplexity",
+        commands: &[],
+        without: "a regression on vectors, no language model: not in this toolkit",
+    },
+    Experiment {
+        place: "Figure 2, right",
+        what: "rare tokens of WikiText-103 by frequency (perplexity)",
+        recipes: &["figure2-rare"],
+        kind: "perplexity",
+        commands: &[],
+        without: "values are in the figure only",
+    },
+    Experiment {
+        place: "Figures 4 and 12",
+        what: "formal languages (scaled accuracy)",
+        recipes: &["figure4", "formal"],
+        kind: "perplexity",
+        commands: &[],
+        without: "width and heads of these models are not printed in the paper",
+    },
+    Experiment {
+        place: "Figures 5, 14, 15, 16",
+        what: "multi-query associative recall (accuracy by width)",
+        recipes: &["figure5", "mqar"],
+        kind: "perplexity",
+        commands: &[],
+        without: "values are in the figures only",
+    },
+    Experiment {
+        place: "Tables 5 and 6",
+        what: "Long Range Arena (accuracy)",
+        recipes: &["table5", "long-range-arena"],
+        kind: "perplexity",
+        commands: &[],
+        without: "its tasks are not language modelling on packed rows: not in this toolkit",
+    },
+    Experiment {
+        place: "Table 1",
+        what: "350M models on 15B tokens of SlimPajama (validation perplexity)",
+        recipes: &["table1-15b"],
+        kind: "perplexity",
+        commands: &[SLIMPAJAMA_15B, PERPLEXITY],
+        without: "the other twelve architectures",
+    },
+    Experiment {
+        place: "Table 2, top",
+        what: "from LSTM to xLSTM (validation perplexity)",
+        recipes: &["table2-lstm-to-xlstm"],
+        kind: "perplexity",
+        commands: &[SLIMPAJAMA_15B, PERPLEXITY],
+        without: "the three rows that are plain LSTMs (2417.86, 35.46 and 26.01)",
+    },
+    Experiment {
+        place: "Table 2, bottom",
+        what: "gating of xLSTM[1:0] (validation perplexity)",
+        recipes: &["table2-gating"],
+        kind: "perplexity",
+        commands: &[SLIMPAJAMA_15B, PERPLEXITY],
+        without: "",
+    },
+    Experiment {
+        place: "Figure 6 and Table 7",
+        what: "scaling on 15B tokens, 125M to 2.7B (validation perplexity)",
+        recipes: &["figure6-scaling-15b"],
+        kind: "perplexity",
+        commands: &[SLIMPAJAMA_15B, PERPLEXITY],
+        without: "the other architectures; the figure's values are not printed",
+    },
+    Experiment {
+        place: "Table 8",
+        what: "variants of the mLSTM block (validation perplexity)",
+        recipes: &["table8-matrix-memory"],
+        kind: "perplexity",
+        commands: &[SLIMPAJAMA_15B, PERPLEXITY],
+        without: "",
+    },
+    Experiment {
+        place: "Table 3, perplexity, and Figure 8",
+        what: "four sizes on 300B tokens of SlimPajama (validation perplexity)",
+        recipes: &["table3-300b"],
+        kind: "perplexity",
+        commands: &[SLIMPAJAMA, PERPLEXITY],
+        without: "the other architectures",
+    },
+    Experiment {
+        place: "Table 3, downstream",
+        what: "LAMBADA, HellaSwag, PIQA, ARC-E, ARC-C, WinoGrande, zero-shot",
+        recipes: &["table3-300b"],
+        kind: "tasks",
+        commands: &["xlstm-eval serve RUN", "docs/zero-shot.md has the command of each task"],
+        without: "",
+    },
+    Experiment {
+        place: "Tables 4, 9 and 10",
+        what: "PALOMA, 16 sources and 571 domains (perplexity)",
+        recipes: &["table3-300b"],
+        kind: "paloma",
+        commands: &[PALOMA, "xlstm-eval paloma RUN --manifest data/paloma/validation"],
+        without: "The Pile and ICE, which are not in the public release (nor in the paper)",
+    },
+    Experiment {
+        place: "Figure 7",
+        what: "length extrapolation to 16,384 tokens, 1.3B (xLSTM[7:1] 8.92, xLSTM[1:0] 9.01 at 16,384)",
+        recipes: &["table3-300b/1300m"],
+        kind: "extrapolation",
+        commands: &[SLIMPAJAMA, "xlstm-eval extrapolate RUN --manifest data/slimpajama/validation"],
+        without: "the other lengths are in the figure only",
+    },
+    Experiment {
+        place: "Figure 9",
+        what: "time and throughput of generation, 1.3B",
+        recipes: &["table3-300b/1300m"],
+        kind: "throughput",
+        commands: &["xlstm-eval throughput RUN"],
+        without: "values are in the figure only",
+    },
+];
+
+/// Which commands an evaluation comes from.
+fn kind_of(results: &Results) -> &'static str {
+    match results {
+        Results::Perplexity(_) => "perplexity",
+        Results::Paloma(_) => "paloma",
+        Results::Extrapolation(_) => "extrapolation",
+        Results::Throughput(_) => "throughput",
+    }
+}
+
+/// The document: reports are looked for in `results` and its subfolders, if there is such a folder.
+///
+/// # Errors
+/// When a recipe does not resolve, or a report cannot be read.
+pub fn reproduce(results: &Path) -> Result<String> {
+    let reports = reports(results)?;
+    let rate = RATE.operations_per_second()?;
+    let mut out = String::from(
+        "# Every table and figure of the paper\n\n\
+         The paper is Beck et al., \"xLSTM: Extended Long Short-Term Memory\", NeurIPS 2024, arXiv 2405.04517v2. This page is the \
+         output of `xlstm-eval reproduce`; a test compares it.\n\n\
+         A figure of ours comes from an evaluation report under `docs/results`, which names checkpoint, run and data by digest \
+         (`xlstm-eval verify` follows them). Where there is none, the page gives the cost of training: operations a token \
+         (6·P + 12·M, forward and backward, see `xlstm-train --recipe NAME --dry-run`) times tokens, over ",
+    );
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        out,
+        "{:.1} TFLOP/s for each card: what the authors' own code reached on an H100, {} tokens a second of the 400M model \
+         with this architecture's block (xLSTM-7B paper, arXiv 2503.13427, table 2, \"previous\"), counted with the operations of \
+         `{}`. A GPU-day is a day of one such card.\n",
+        rate / 1e12,
+        RATE.tokens_per_second,
+        RATE.recipe
+    );
+    out.push_str(
+        "`RUN` stands for the folder that `xlstm-train --recipe NAME --manifest DATA/train --out RUN` was given. The data's root is \
+         printed by `xlstm-data prepare` and stands in every report.\n",
+    );
+    for experiment in EXPERIMENTS {
+        write_experiment(&mut out, experiment, &reports, rate)?;
+    }
+    write_total(&mut out, rate)?;
+    Ok(out)
+}
+
+/// All reports in a folder and below, by path.
+fn reports(folder: &Path) -> Result<BTreeMap<String, Report>> {
+    let mut found = BTreeMap::new();
+    if !folder.is_dir() {
+        return Ok(found);
+    }
+    for entry in fs_err::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(reports(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "json") {
+            found.insert(path.display().to_string(), Report::load(&path)?);
+        }
+    }
+    Ok(found)
+}
+
+fn variants(prefixes: &[&str]) -> Result<Vec<Recipe>> {
+    let names = builtins().iter().flat_map(Builtin::full_names);
+    let wanted = names.filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
+    wanted.map(|name| Ok(recipe::load(&name, &[])?)).collect()
+}
+
+fn write_experiment(
+    out: &mut String,
+    experiment: &Experiment,
+    reports: &BTreeMap<String, Report>,
+    rate: f64,
+) -> Result<()> {
+    let _ = write!(out, "\n## {}: {}\n\n", experiment.place, experiment.what);
+    if !experiment.without.is_empty() {
+        let _ = writeln!(out, "Not here: {}.\n", experiment.without);
+    }
+    let recipes = variants(experiment.recipes)?;
+    if recipes.is_empty() {
+        out.push_str("No recipe yet.\n");
+        return Ok(());
+    }
+    if !experiment.commands.is_empty() {
+        let _ = writeln!(out, "```sh\n{}\n```\n", experiment.commands.join("\n"));
+    }
+    out.push_str(
+        "| recipe | parameters | tokens | paper | ours | data root |\n|---|---:|---:|---|---|---|\n",
+    );
+    for recipe in &recipes {
+        let size = ModelSize::of(&recipe.model);
+        let tokens = tokens(recipe);
+        let (ours, root) = ours(experiment, recipe, reports, days(recipe, rate));
+        let _ = writeln!(
+            out,
+            "| `{}` | {:.1}M | {:.1}B | {} | {ours} | {root} |",
+            recipe.name,
+            size.parameters as f64 / 1e6,
+            tokens / 1e9,
+            recipe.paper
+        );
+    }
+    Ok(())
+}
+
+fn ours(
+    experiment: &Experiment,
+    recipe: &Recipe,
+    reports: &BTreeMap<String, Report>,
+    days: f64,
+) -> (String, String) {
+    let of_recipe = |report: &&Report| {
+        let run = report.run.as_ref();
+        run.is_some_and(|run| run.recipe.name == recipe.name) && kind_of(&report.results) == experiment.kind
+    };
+    let Some(report) = reports.values().rfind(of_recipe) else {
+        return (format!("not run: needs {} GPU-days", shown(days)), "–".into());
+    };
+    let figure =
+        report.headline().map_or_else(|| "see the report".to_owned(), |figure| format!("{figure:.2}"));
+    let step = report.model.step.map(|step| format!(" after step {step} of {}", recipe.training.steps));
+    let marks = if report.marks.is_empty() { "" } else { ", with reservations" };
+    let root = report.run.as_ref().map_or_else(|| "–".to_owned(), |run| format!("`{}`", run.train.root));
+    (format!("{figure}{}{marks}", step.unwrap_or_default()), root)
+}
+
+fn tokens(recipe: &Recipe) -> f64 {
+    (recipe.training.steps * recipe.training.tokens_per_step) as f64
+}
+
+fn days(recipe: &Recipe, rate: f64) -> f64 {
+    ModelSize::of(&recipe.model).operations_per_token() as f64 * tokens(recipe) / rate / 86_400.0
+}
+
+/// Two digits, or whole days.
+fn shown(days: f64) -> String {
+    if days < 10.0 { format!("{days:.1}") } else { format!("{days:.0}") }
+}
+
+fn write_total(out: &mut String, rate: f64) -> Result<()> {
+    let all = variants(&["table", "figure"])?;
+    let days: f64 = all.iter().map(|recipe| days(recipe, rate)).sum();
+    let _ = write!(
+        out,
+        "\n## All together\n\n{} runs, {} GPU-days, if each recipe is run once (some models of different tables are the same).\n",
+        all.len(),
+        shown(days)
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_recipe_of_the_paper_has_its_place() {
+        for name in builtins().iter().flat_map(Builtin::full_names) {
+            let placed = EXPERIMENTS
+                .iter()
+                .any(|experiment| experiment.recipes.iter().any(|prefix| name.starts_with(prefix)));
+            let own = name == "demo" || name == "small-cpu";
+            assert!(placed || own, "{name} makes no table or figure: name it in EXPERIMENTS");
+        }
+    }
+
+    #[test]
+    fn costs_follow_from_operations_and_tokens() {
+        // At the speed that the rate was measured at, 15B tokens of the same model take tokens ÷ speed.
+        let recipe = recipe::load(RATE.recipe, &[]).unwrap();
+        let expected = tokens(&recipe) / RATE.tokens_per_second / 86_400.0;
+        let found = days(&recipe, RATE.operations_per_second().unwrap());
+        assert!((found - expected).abs() < 1e-9 && (6.0..6.2).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn the_committed_page_is_the_one_that_is_printed() {
+        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+        let printed = reproduce(&docs.join("results")).unwrap();
+        let path = docs.join("reproduce.md");
+        let committed = fs_err::read_to_string(&path).unwrap_or_default();
+        assert!(
+            committed == printed,
+            "docs/reproduce.md differs: write it anew with `xlstm-eval reproduce > docs/reproduce.md`"
+        );
+    }
+}

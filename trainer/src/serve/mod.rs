@@ -1,0 +1,22 @@
+//! A local server that speaks the completions protocol of OpenAI, for EleutherAI's lm-evaluation-harness and for
+//! anything else that knows it.
+//!
+//! ```text
+//! GET  /v1/models                      the one model that is served
+//! POST /v1/completions                 text after prompts; with `echo` and `logprobs`, log-likelihoods of the prompts
+//! GET  /tokenizer_info                 `<|endoftext|>` as begin and end   (vLLM's tokenizer endpoints, which the
+//! POST /tokenize, POST /detokenize     text to ids and back                harness uses as `tokenizer_backend=remote`)
+//! ```
+//! It listens on the loopback interface unless told otherwise, and takes JSON only, which a page in a browser cannot
+//! send to it unasked. One thread owns the model: requests wait for each other, prompts of a request are computed
+//! together.
+
+mod engine;
+mod http;
+mod protocol;
+mod score;
+
+pub use engine::Engine;
+pub use http::{Server, serve};
+pub use protocol::{CompletionRequest, Prompts, Stop};
+pub use score::{Score, score};

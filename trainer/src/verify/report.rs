@@ -1,0 +1,282 @@
+//! The links of an evaluation report: its own figures, checkpoint, run, evaluated split.
+
+use std::path::Path;
+
+use xlstm_manifests::run_manifest::{RUN_NAME, RunManifest};
+use xlstm_manifests::{Manifest, Sha256Digest, canonical};
+
+use super::dataset::Expected;
+use super::figures::close;
+use super::{Chain, Depth, differ, verify_run};
+use crate::checkpoint::{self, MODEL_NAME};
+use crate::error::Result;
+use crate::evaluation::results::{
+    AverageKind, DatasetLink, LARGEST_PERPLEXITY, ModelLink, Paloma, Position, Report, Results, RunLink,
+    Statistics,
+};
+
+/// Follows all links of the report that `path` names.
+///
+/// # Errors
+/// When the report cannot be read. What does not hold is a failed link.
+pub fn verify_report(path: &Path, depth: &Depth) -> Result<Chain> {
+    let path = Report::locate(path);
+    let report = Report::load(&path)?;
+    let mut chain = Chain::default();
+    let wrong = contradictions(&report);
+    chain.list("figures", &path, "sums, means, perplexities and intervals agree with each other", &wrong);
+    chain.model(&report.model);
+    let mut evaluated_is_of_the_run = false;
+    if let Some(run) = &report.run {
+        evaluated_is_of_the_run = chain.run(run, report.dataset.as_ref(), depth)?;
+    }
+    if let Some(data) = report.dataset.as_ref().filter(|_| !evaluated_is_of_the_run) {
+        chain.evaluated(data, depth);
+    }
+    Ok(chain)
+}
+
+impl Chain {
+    fn model(&mut self, model: &ModelLink) {
+        let folder = if model.path.is_dir() {
+            model.path.as_path()
+        } else {
+            model.path.parent().unwrap_or(Path::new(""))
+        };
+        for (name, file) in &model.files {
+            self.file(&format!("evaluated checkpoint: {name}"), &folder.join(name), file.sha256);
+        }
+        let Ok(state) = checkpoint::open(folder) else { return };
+        let mut wrong = Vec::new();
+        differ(&mut wrong, "step", &shown(model.step), &shown(Some(state.step)));
+        differ(&mut wrong, "tokens", &shown(model.tokens), &shown(Some(state.tokens)));
+        if let (Some(ours), Some(theirs)) = (model.files.get(MODEL_NAME), state.files.get(MODEL_NAME)) {
+            differ(&mut wrong, "SHA-256 of the parameters", &ours.sha256, &theirs.sha256);
+        }
+        self.list(
+            "evaluated checkpoint: state",
+            folder,
+            "step, tokens and digest as the report has them",
+            &wrong,
+        );
+    }
+
+    /// Follows the run; whether the evaluated split is one of the run's own, which are followed with it.
+    fn run(&mut self, link: &RunLink, data: Option<&DatasetLink>, depth: &Depth) -> Result<bool> {
+        let path = link.path.join(RUN_NAME);
+        if !path.is_file() {
+            self.not_at_hand(
+                "run",
+                &link.path,
+                format!("no run here; its SHA-256 was {}", link.manifest_sha256),
+            );
+            self.dataset_of_run("training split", &link.train, depth);
+            return Ok(false);
+        }
+        let run = match RunManifest::load(&path) {
+            Ok(run) => run,
+            Err(error) => {
+                self.failed("run", &path, error.to_string());
+                return Ok(false);
+            }
+        };
+        let mut wrong = Vec::new();
+        let found = Sha256Digest::of(&fs_err::read(&path)?);
+        let sessions = sessions_with_digest(&run, link.manifest_sha256);
+        if found != link.manifest_sha256 && sessions.is_none() {
+            wrong.push(format!("expected SHA-256 {}, found {found}", link.manifest_sha256));
+        }
+        differ(&mut wrong, "recipe", &link.recipe.name, &run.recipe.name);
+        differ(&mut wrong, "recipe's SHA-256", &link.recipe.sha256, &run.recipe.sha256);
+        differ(&mut wrong, "training root", &link.train.root, &run.train.root);
+        differ(&mut wrong, "training tokens", &link.train.tokens, &run.train.tokens);
+        let later = sessions.map_or(0, |sessions| run.sessions.len() - sessions);
+        let detail = match later {
+            0 => format!("SHA-256 {found}"),
+            later => format!("SHA-256 {} but for {later} later session(s)", link.manifest_sha256),
+        };
+        self.list("run", &path, detail, &wrong);
+        let own = run.validation.iter().chain([&run.train]).any(|split| {
+            data.is_some_and(|data| {
+                data.root == split.root && Manifest::locate(&data.path) == Manifest::locate(&split.path)
+            })
+        });
+        let checked = data.filter(|_| own).map(|data| self.manifest_digest(data));
+        self.links.extend(verify_run(&link.path, depth)?.links);
+        Ok(checked.is_some())
+    }
+
+    fn manifest_digest(&mut self, data: &DatasetLink) {
+        self.file("evaluated split: manifest", &Manifest::locate(&data.path), data.manifest_sha256);
+    }
+
+    fn evaluated(&mut self, data: &DatasetLink, depth: &Depth) {
+        let facts = (data.split.as_str(), data.profile.as_str(), data.tokens, None);
+        let (name, path, manifest) = ("evaluated split", data.path.as_path(), Some(data.manifest_sha256));
+        self.dataset(&Expected { name, path, root: data.root, manifest, facts }, depth);
+    }
+}
+
+fn shown(number: Option<u64>) -> String {
+    number.map_or_else(|| "none".to_owned(), |number| number.to_string())
+}
+
+/// How many of the first sessions give a manifest of this digest: a resume appends to it and changes nothing else.
+fn sessions_with_digest(run: &RunManifest, digest: Sha256Digest) -> Option<usize> {
+    (1..=run.sessions.len()).rev().find(|&count| {
+        let earlier = RunManifest { sessions: run.sessions[..count].to_vec(), ..run.clone() };
+        canonical::to_canonical_file(&earlier).is_ok_and(|bytes| Sha256Digest::of(&bytes) == digest)
+    })
+}
+
+/// What in a report contradicts itself.
+struct Contradictions(Vec<String>);
+
+impl Contradictions {
+    fn same(&mut self, what: &str, expected: f64, found: f64) {
+        if !close(expected, found) {
+            self.0.push(format!("{what}: expected {expected}, found {found}"));
+        }
+    }
+
+    fn statistics(&mut self, name: &str, one: &Statistics, whole: bool) {
+        self.same(&format!("{name}: loss"), one.nll / one.tokens.max(1) as f64, one.loss);
+        self.same(&format!("{name}: perplexity"), capped(one.loss), one.perplexity);
+        for (what, from, to, value, map) in [
+            (
+                "perplexity_interval",
+                one.loss_interval,
+                one.perplexity_interval,
+                one.loss,
+                capped as fn(f64) -> f64,
+            ),
+            (
+                "bits_per_byte_interval",
+                one.bits_per_byte_interval,
+                one.bits_per_byte_interval,
+                one.bits_per_byte.unwrap_or(0.0),
+                |v| v,
+            ),
+        ] {
+            if let (Some(from), Some(to)) = (from, to) {
+                self.same(&format!("{name}: {what}.low"), map(from.low), to.low);
+                self.same(&format!("{name}: {what}.high"), map(from.high), to.high);
+                // An interval of a ratio lies around it.
+                self.same(
+                    &format!("{name}: middle of the interval of {what}"),
+                    value,
+                    (from.low + from.high) / 2.0,
+                );
+            }
+        }
+        if let Some(bits) = one.bits_per_byte.filter(|_| whole) {
+            self.same(
+                &format!("{name}: bits_per_byte"),
+                one.nll / (one.bytes as f64 * std::f64::consts::LN_2),
+                bits,
+            );
+        }
+    }
+
+    fn parts<'a>(
+        &mut self,
+        name: &str,
+        total: &Statistics,
+        parts: impl Iterator<Item = &'a Statistics> + Clone,
+    ) {
+        let nll: f64 = parts.clone().map(|part| part.nll).sum();
+        self.same(&format!("{name}: nll, the sum over its parts,"), nll, total.nll);
+        for (what, count) in [
+            ("tokens", (|one| one.tokens) as fn(&Statistics) -> u64),
+            ("documents", |one| one.documents),
+            ("bytes", |one| one.bytes),
+        ] {
+            let sum: u64 = parts.clone().map(count).sum();
+            differ(&mut self.0, &format!("{name}: {what}, the sum over its parts,"), &sum, &count(total));
+        }
+    }
+
+    fn positions(&mut self, positions: &[Position]) {
+        for position in positions {
+            let expected = capped(position.nll / position.tokens.max(1) as f64);
+            self.same(
+                &format!("perplexity at {} to {}", position.first, position.last),
+                expected,
+                position.perplexity,
+            );
+        }
+    }
+
+    fn paloma(&mut self, results: &Paloma, whole: bool) {
+        let there =
+            || results.sources.iter().filter_map(|source| Some((source, source.statistics.as_ref()?)));
+        for (source, statistics) in there() {
+            self.statistics(&source.source, statistics, whole);
+            for domain in &source.domains {
+                self.statistics(&format!("{}/{}", source.source, domain.name), &domain.statistics, whole);
+            }
+            self.parts(&source.source, statistics, source.domains.iter().map(|domain| &domain.statistics));
+            let mean = mean(source.domains.iter().map(|domain| domain.statistics.perplexity));
+            self.same(
+                &format!("{}: macro_perplexity", source.source),
+                mean,
+                source.macro_perplexity.unwrap_or(f64::NAN),
+            );
+        }
+        self.statistics("total", &results.total, whole);
+        self.parts("total", &results.total, there().map(|(_, statistics)| statistics));
+        for average in &results.averages {
+            let over = || there().filter(|(source, _)| average.over.contains(&source.source));
+            let expected = match average.kind {
+                AverageKind::PaperTable4 | AverageKind::MeanOfSources => {
+                    mean(over().map(|(_, statistics)| statistics.perplexity))
+                }
+                AverageKind::MeanOfDomains => mean(over().flat_map(|(source, _)| {
+                    source.domains.iter().map(|domain| domain.statistics.perplexity)
+                })),
+                AverageKind::Micro | AverageKind::MicroWithoutFringeAndCode => {
+                    let nll: f64 = over().map(|(_, statistics)| statistics.nll).sum();
+                    let tokens: u64 = over().map(|(_, statistics)| statistics.tokens).sum();
+                    if tokens == 0 { f64::NAN } else { capped(nll / tokens as f64) }
+                }
+            };
+            self.same(&average.name, expected, average.perplexity.unwrap_or(f64::NAN));
+        }
+    }
+}
+
+fn capped(loss: f64) -> f64 {
+    loss.exp().min(LARGEST_PERPLEXITY)
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0.0), |(sum, count), value| (sum + value, count + 1.0));
+    sum / count
+}
+
+fn contradictions(report: &Report) -> Vec<String> {
+    let mut wrong = Contradictions(Vec::new());
+    let whole = report.setting.first.is_none();
+    match &report.results {
+        Results::Perplexity(results) => {
+            wrong.statistics("total", &results.total, whole);
+            for set in &results.sets {
+                wrong.statistics(&set.name, &set.statistics, whole);
+            }
+            wrong.positions(&results.positions);
+        }
+        Results::Paloma(results) => {
+            wrong.paloma(results, whole);
+            wrong.positions(&results.positions);
+        }
+        Results::Extrapolation(results) => {
+            for length in &results.lengths {
+                let expected = capped(length.nll / length.tokens.max(1) as f64);
+                wrong.same(&format!("perplexity at context {}", length.length), expected, length.perplexity);
+            }
+            wrong.positions(&results.positions);
+        }
+        Results::Throughput(_) => {}
+    }
+    wrong.0
+}
