@@ -34,6 +34,7 @@ pub mod packed;
 pub mod recipe;
 pub mod run_manifest;
 pub mod safe_path;
+mod sha256_lanes;
 pub mod spans;
 
 pub use dataset::Dataset;

@@ -67,20 +67,31 @@ fn tokenize(
     // Code has a little more than two bytes a token; untouched capacity costs nothing.
     let mut ids = Vec::with_capacity(cost / 2);
     let mut items = Vec::with_capacity(steps.len());
+    // All at once, which is faster than one by one.
+    let records = steps.iter().filter_map(|step| match step {
+        Step::Record(record) => Some(record),
+        Step::Bad { .. } => None,
+    });
+    let wanted = records.filter(|record| filter.before_digest(&record.text, record.set.as_deref()).is_none());
+    let mut digests = Sha256Digest::of_each(wanted.map(|record| record.text.as_bytes())).into_iter();
     for step in steps {
         items.push(match step {
-            Step::Record(record) => match keep(record, tokenizer, scratch, filter, layout, &mut ids)? {
-                Ok(kept) => Item::Document(Box::new(kept)),
-                Err(reason) => Item::LeftOut(reason),
-            },
+            Step::Record(record) => {
+                match keep(record, &mut digests, tokenizer, scratch, filter, layout, &mut ids)? {
+                    Ok(kept) => Item::Document(Box::new(kept)),
+                    Err(reason) => Item::LeftOut(reason),
+                }
+            }
             Step::Bad { number, reason, found } => Item::Bad { number, reason, found },
         });
     }
     Ok(Tokenized { ids, items, cost })
 }
 
+/// `digests` are those of the records that the filter does not leave out before, this one's next.
 fn keep(
     record: Record,
+    digests: &mut impl Iterator<Item = Sha256Digest>,
     tokenizer: &Gpt2Tokenizer,
     scratch: &mut EncodeScratch,
     filter: &Filter,
@@ -90,7 +101,7 @@ fn keep(
     if let Some(reason) = filter.before_digest(&record.text, record.set.as_deref()) {
         return Ok(Err(reason));
     }
-    let digest = Sha256Digest::of(record.text.as_bytes());
+    let digest = digests.next().unwrap_or_else(|| Sha256Digest::of(record.text.as_bytes()));
     if let Some(reason) = filter.by_digest(&digest) {
         return Ok(Err(reason));
     }

@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use xlstm_manifests::END_OF_TEXT;
 use xlstm_manifests::manifest::{FileRecord, Shard};
 use xlstm_manifests::merkle::MerkleTree;
-use xlstm_manifests::packed::{PackedWriter, tokens_leaf};
+use xlstm_manifests::packed::{PackedWriter, tokens_leaves};
 use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::spans::{self, Span};
 
 use super::journal::{Snapshot, Trees, document_leaf};
 use super::{SplitError, SplitSpec, TokenizedDocument};
+
+/// Rows whose digests are taken together.
+const ROWS_AT_ONCE: usize = 16;
 
 pub(super) struct PackedSink {
     folder: PathBuf,
@@ -19,6 +22,8 @@ pub(super) struct PackedSink {
     /// Rows in finished shards and in the one being written.
     rows: u64,
     row: Vec<u16>,
+    /// Rows that were written and whose digests are still to be taken.
+    undigested: Vec<u16>,
     writer: Option<PackedWriter>,
     shard_rows: u64,
     shard_tree: MerkleTree,
@@ -36,6 +41,7 @@ impl PackedSink {
             rows_per_shard: spec.packing.rows_per_shard.unwrap_or(u64::MAX).max(1),
             rows: trees.tokens.leaves(),
             row: Vec::with_capacity(row_length),
+            undigested: Vec::with_capacity(ROWS_AT_ONCE * row_length),
             writer: None,
             shard_rows: 0,
             shard_tree: MerkleTree::new(),
@@ -104,13 +110,22 @@ impl PackedSink {
             }
         };
         writer.push(&self.row)?;
-        let leaf = tokens_leaf(&self.row);
-        self.shard_tree.push(leaf);
-        self.trees.tokens.push(leaf);
-        self.row.clear();
+        self.undigested.append(&mut self.row);
+        if self.undigested.len() >= ROWS_AT_ONCE * self.row_length {
+            self.digest_rows();
+        }
         self.rows += 1;
         self.shard_rows += 1;
         Ok(())
+    }
+
+    /// Puts the rows written since the last call into the trees.
+    fn digest_rows(&mut self) {
+        for leaf in tokens_leaves(self.undigested.chunks(self.row_length)) {
+            self.shard_tree.push(leaf);
+            self.trees.tokens.push(leaf);
+        }
+        self.undigested.clear();
     }
 
     /// Number of finished shards: all of them are full.
@@ -120,6 +135,7 @@ impl PackedSink {
 
     /// Finishes the current shard, the split's number `index`.
     pub(super) fn close(&mut self, index: usize) -> Result<Shard, SplitError> {
+        self.digest_rows();
         let name = shard_name(index);
         let writer = match self.writer.take() {
             Some(writer) => writer,

@@ -6,9 +6,11 @@
 //!
 //! * Text never becomes a document boundary: `<|endoftext|>` inside a document is encoded as the plain text
 //!   that it is, so id 50256 only ever stands where the packer puts it.
-//! * Every document's ids are decoded again while they are hot and compared with its bytes. The library
-//!   looks words up by digests of 32 and 64 bits; two words may share one. It is rare, and a wrong token in
-//!   a trillion would never be noticed later. Where the comparison fails, module `exact` encodes the words anew.
+//! * The ids that the library gives for a word are decoded again and compared with its bytes. The library looks
+//!   words up by digests of 32 and 64 bits; two words may share one. It is rare, and a wrong token in a trillion
+//!   would never be noticed later. Where the comparison fails, module `exact` encodes the word anew.
+//! * Words that passed are kept whole, with their ids, in module `words`: nine of ten words are found there, by
+//!   their own bytes, and need neither the library nor the comparison.
 //! * Documents of any length in constant memory: text is split through a window. What a match is depends on
 //!   its own characters and at most two more, so of the matches in a window all are certain but those at its
 //!   end; the next window starts after the last certain one. A word longer than a window goes to module `exact`.
@@ -16,6 +18,7 @@
 mod exact;
 mod probe;
 mod vocabulary;
+mod words;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -29,6 +32,7 @@ use xlstm_manifests::{Sha256Digest, manifest};
 
 use exact::Exact;
 use vocabulary::{VOCAB_BPE, Vocabulary};
+use words::{EMITTED, Word, WordTable};
 
 /// `<|endoftext|>`: the id that ends every document, and that no text encodes to.
 pub const EOS: u16 = xlstm_manifests::END_OF_TEXT;
@@ -54,9 +58,8 @@ const LARGER_WINDOW: usize = 16;
 /// make it a contraction: two characters of at most four bytes. Twice that, to be safe.
 const LOOK_AHEAD: usize = 16;
 
-/// Slots of each thread's table of words already met: at most 12 MiB a thread with what it points to. Twice
-/// the library's own choice is a tenth faster; twice that again gains little and costs as much memory again.
-const WORD_CACHE_SLOTS: usize = 1 << 17;
+/// Slots of the library's own table of words, which serves those that [`words`] does not store: 1 MiB a thread.
+const LIBRARY_CACHE_SLOTS: usize = 1 << 15;
 
 /// Why text could not be tokenized.
 #[derive(Debug, Error)]
@@ -94,17 +97,28 @@ struct Inner {
 pub struct EncodeScratch {
     split: PreTokenizerScratch,
     words: Vec<Span>,
+    /// Made when first needed, so that a default is cheap.
+    table: Option<WordTable>,
+    /// A window's ids and what [`WordTable::emit`] writes behind them.
+    ids: Vec<u16>,
+    new_word: NewWord,
+}
+
+/// What [`Inner::encode_word`] works with.
+#[derive(Default)]
+struct NewWord {
     model: Option<BpeScratch>,
     tokens: Vec<PipelineToken>,
-    /// Windows for which the library's ids did not decode to the text, and that module `exact` encoded.
-    corrected_windows: u64,
+    ids: Vec<u16>,
+    /// Words for which the library's ids did not decode to the text, and that module `exact` encoded.
+    corrections: u64,
 }
 
 impl EncodeScratch {
     /// How often the library's ids did not decode to the text so far (and were put right).
     #[must_use]
     pub fn corrections(&self) -> u64 {
-        self.corrected_windows
+        self.new_word.corrections
     }
 }
 
@@ -114,21 +128,26 @@ impl Gpt2Tokenizer {
     /// # Errors
     /// A damaged vocabulary, or one that the library refuses.
     pub fn new() -> Result<Self, TokenizerError> {
-        let vocabulary = Vocabulary::read()?;
+        // Both take about as long, and need nothing of each other.
+        let (vocabulary, model) = rayon::join(Vocabulary::read, Self::model);
+        let pattern = SplitPattern::Regex(PATTERN.to_owned());
+        let split = Split::native(pattern, SplitDelimiterBehavior::Isolated, false)?;
+        let inner = Inner { split, vocabulary: vocabulary?, model: model?, exact: OnceLock::new() };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    fn model() -> Result<PipelineBPE, TokenizerError> {
         let merges = vocabulary::merge_lines()
             .filter_map(|line| line.split_once(' '))
             .map(|(left, right)| (left.to_owned(), right.to_owned()))
             .collect();
-        let model = PipelineBPE::from_config(BpeConfig {
+        Ok(PipelineBPE::from_config(BpeConfig {
             vocab: Vocabulary::spellings().zip(0u32..).collect(),
             merges,
             byte_level: true,
-            cache_capacity: WORD_CACHE_SLOTS,
+            cache_capacity: LIBRARY_CACHE_SLOTS,
             ..BpeConfig::default()
-        })?;
-        let pattern = SplitPattern::Regex(PATTERN.to_owned());
-        let split = Split::native(pattern, SplitDelimiterBehavior::Isolated, false)?;
-        Ok(Self { inner: Arc::new(Inner { split, model, vocabulary, exact: OnceLock::new() }) })
+        })?)
     }
 
     /// Appends the ids of `text` to `out`; never appends [`EOS`]. After an error `out` is as before.
@@ -190,8 +209,7 @@ impl Gpt2Tokenizer {
             let window = head(rest, window_bytes);
             let words = inner.certain_words(scratch, window, window.len() == rest.len())?;
             if let Some(end) = scratch.words[..words].last().map(|word| word.range().end) {
-                scratch.words.truncate(words);
-                inner.encode_words(scratch, &window[..end], out)?;
+                inner.encode_words(scratch, window, words, out)?;
                 return Ok(end);
             }
         }
@@ -277,26 +295,55 @@ impl Inner {
         }
     }
 
-    /// Appends the ids of `scratch.words`, which cover `text`.
+    /// Appends the ids of the first `words` of `scratch.words`, which are in `text`.
     fn encode_words(
         &self,
         scratch: &mut EncodeScratch,
         text: &str,
+        words: usize,
         out: &mut Vec<u16>,
     ) -> Result<(), TokenizerError> {
-        scratch.tokens.clear();
-        let model = scratch.model.get_or_insert_with(|| self.model.init_scratch());
-        self.model.tokenize_spans(text, &scratch.words, model, &mut scratch.tokens)?;
-        let ids = PipelineToken::cast_slice(&scratch.tokens);
-        if self.vocabulary.spells(ids, text.as_bytes()) {
-            out.extend(ids.iter().map(|&id| id as u16));
-            return Ok(());
+        let table = scratch.table.get_or_insert_default();
+        let ids = &mut scratch.ids;
+        if ids.len() < text.len() + EMITTED {
+            // No token is empty, so there are at most as many as bytes.
+            ids.resize(text.len() + EMITTED, 0);
         }
-        scratch.corrected_windows += 1;
-        for word in &scratch.words {
-            self.exact().encode(&self.vocabulary, &text.as_bytes()[word.range()], out);
+        let mut count = 0;
+        for range in scratch.words[..words].iter().map(|span| span.range()) {
+            let word = Word::new(text.as_bytes(), range.start, range.end);
+            let met = match (word, ids[count..].first_chunk_mut()) {
+                (Some(word), Some(room)) => table.emit(word, room),
+                _ => 0,
+            };
+            count += met;
+            if met == 0 {
+                let new = self.encode_word(&mut scratch.new_word, &text[range])?;
+                ids[count..count + new.len()].copy_from_slice(new);
+                count += new.len();
+                if let Some(word) = word {
+                    table.store(word, new);
+                }
+            }
         }
+        out.extend_from_slice(&ids[..count]);
         Ok(())
+    }
+
+    /// The ids of a word that the table does not have.
+    fn encode_word<'a>(&self, scratch: &'a mut NewWord, word: &str) -> Result<&'a [u16], TokenizerError> {
+        scratch.tokens.clear();
+        scratch.ids.clear();
+        let model = scratch.model.get_or_insert_with(|| self.model.init_scratch());
+        self.model.tokenize_pipeline(word, model, &mut scratch.tokens)?;
+        let ids = PipelineToken::cast_slice(&scratch.tokens);
+        if self.vocabulary.spells(ids, word.as_bytes()) {
+            scratch.ids.extend(ids.iter().map(|&id| id as u16));
+        } else {
+            scratch.corrections += 1;
+            self.exact().encode(&self.vocabulary, word.as_bytes(), &mut scratch.ids);
+        }
+        Ok(&scratch.ids)
     }
 }
 

@@ -19,17 +19,12 @@ pub(super) const ORDINARY_TOKENS: usize = 50_256;
 /// What `<|endoftext|>` decodes to.
 const END_OF_TEXT: &[u8] = b"<|endoftext|>";
 
-/// Bytes of a token that [`Vocabulary::spells`] compares in one step.
-const INLINE: usize = 8;
-
 /// Each id's bytes, the merges, and the spelling that the library wants.
 pub(super) struct Vocabulary {
     /// All tokens' bytes, one after the other in id order.
     bytes: Vec<u8>,
     /// Token `id` is `bytes[offsets[id]..offsets[id + 1]]`.
     offsets: Vec<u32>,
-    /// The first 8 bytes of each token, zero-padded, as a little-endian number.
-    prefixes: Vec<u64>,
     /// Each token's length in bytes (the longest has 128).
     lengths: Vec<u8>,
     /// The two ids that merge i joins into id 256 + i.
@@ -76,19 +71,14 @@ impl Vocabulary {
         let bytes = tokens.concat();
         let mut offsets = vec![0u32];
         let mut end = 0u32;
-        let mut prefixes = Vec::with_capacity(tokens.len());
         let mut lengths = Vec::with_capacity(tokens.len());
         for token in tokens {
             // No token is longer than 128 bytes, nor are all of them together longer than 1 MiB.
             end += token.len() as u32;
             offsets.push(end);
             lengths.push(token.len() as u8);
-            let mut prefix = [0u8; INLINE];
-            let inline = token.len().min(INLINE);
-            prefix[..inline].copy_from_slice(&token[..inline]);
-            prefixes.push(u64::from_le_bytes(prefix));
         }
-        Self { bytes, offsets, prefixes, lengths, merges }
+        Self { bytes, offsets, lengths, merges }
     }
 
     /// The bytes that `id` stands for; `None` for an id outside the vocabulary.
@@ -108,32 +98,7 @@ impl Vocabulary {
     }
 
     /// Whether `ids` are ordinary tokens whose bytes, joined, are `text`.
-    ///
-    /// Runs over everything that is tokenized, so it has no branch that depends on the text but for tokens
-    /// longer than 8 bytes, and looks at the result once.
-    pub(super) fn spells(&self, ids: &[u32], text: &[u8]) -> bool {
-        let mut at = 0;
-        let mut difference = 0;
-        for (place, &id) in ids.iter().enumerate() {
-            let (Some(&prefix), Some(head)) = (self.prefixes.get(id as usize), chunk(text, at)) else {
-                // The last bytes of the text, or no token at all.
-                return difference == 0
-                    && self.spells_slowly(&ids[place..], text.get(at..).unwrap_or_default());
-            };
-            let length = usize::from(self.lengths[id as usize]);
-            let unused_bits = 8 * INLINE.saturating_sub(length);
-            difference |= (head ^ prefix) << unused_bits;
-            if length > INLINE {
-                let start = self.offsets[id as usize] as usize;
-                let same = text.get(at..at + length) == Some(&self.bytes[start..start + length]);
-                difference |= u64::from(!same);
-            }
-            at += length;
-        }
-        difference == 0 && at == text.len()
-    }
-
-    fn spells_slowly(&self, ids: &[u32], mut text: &[u8]) -> bool {
+    pub(super) fn spells(&self, ids: &[u32], mut text: &[u8]) -> bool {
         for &id in ids {
             let token = u16::try_from(id).ok().filter(|&id| usize::from(id) < ORDINARY_TOKENS);
             let rest = token.and_then(|id| text.strip_prefix(self.token(id)?));
@@ -150,12 +115,6 @@ impl Vocabulary {
             .into_iter()
             .chain(merge_lines().map(|line| line.replacen(' ', "", 1)))
     }
-}
-
-/// The eight bytes of `text` at `at` as a little-endian number; `None` where fewer are left.
-#[inline]
-fn chunk(text: &[u8], at: usize) -> Option<u64> {
-    text.get(at..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
 }
 
 /// The merge list's lines without its header.
