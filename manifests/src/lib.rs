@@ -36,6 +36,7 @@ pub mod run_manifest;
 pub mod safe_path;
 mod sha256_lanes;
 pub mod spans;
+mod versioned;
 
 pub use dataset::Dataset;
 pub use digest::Sha256Digest;

@@ -13,6 +13,7 @@ use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
 use crate::identity;
 use crate::safe_path::SafePath;
+use crate::versioned::Kind;
 
 /// The value of `format`.
 pub const FORMAT: &str = "xlstm-dataset";
@@ -295,17 +296,19 @@ pub struct Tool {
     pub version: String,
 }
 
-#[derive(Deserialize)]
-struct Header {
-    format: String,
-    version: u32,
-}
+const KIND: Kind = Kind {
+    format: FORMAT,
+    version: VERSION,
+    file: MANIFEST_NAME,
+    what: "a manifest",
+    hint: "name the folder of one split (such as DIR/train) of a finished `xlstm-data prepare`",
+};
 
 impl Manifest {
     /// The manifest file for a path that names a split's folder or the manifest itself.
     #[must_use]
     pub fn locate(path: &Path) -> PathBuf {
-        if path.is_dir() { path.join(MANIFEST_NAME) } else { path.into() }
+        KIND.locate(path)
     }
 
     /// Reads and checks a manifest: format, version, shape, paths, sums and `root`. No shard is opened.
@@ -314,35 +317,9 @@ impl Manifest {
     /// When the file is missing, is no manifest, is newer than this program, or contradicts itself.
     pub fn load(path: &Path) -> Result<Self> {
         let path = Self::locate(path);
-        let bytes = match fs_err::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::mismatch(
-                    &path,
-                    "a manifest",
-                    "no such file",
-                    "name the folder of one split (such as DIR/train) of a finished `xlstm-data prepare`",
-                ));
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let manifest = Self::parse(&path, &bytes)?;
+        let manifest = KIND.read(&path)?;
         identity::check(&path, &manifest)?;
         Ok(manifest)
-    }
-
-    fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let header: Header = serde_json::from_slice(bytes)
-            .map_err(|error| Error::damaged(path, format!("a `{FORMAT}` manifest"), format!("{error}")))?;
-        if header.format != FORMAT {
-            return Err(Error::damaged(path, format!("format `{FORMAT}`"), format!("`{}`", header.format)));
-        }
-        if header.version > VERSION {
-            return Err(Error::NewerVersion { path: path.into(), found: header.version, supported: VERSION });
-        }
-        serde_json::from_slice(bytes).map_err(|error| {
-            Error::damaged(path, format!("version {VERSION} of `{FORMAT}`"), format!("{error}"))
-        })
     }
 
     /// The bytes of `manifest.json`.

@@ -18,6 +18,7 @@ use crate::atomic::write_atomic;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
 use crate::order::{ALGORITHM, Order, StepRow};
+use crate::versioned::Kind;
 use crate::{Manifest, canonical, identity};
 
 /// The value of `format`.
@@ -158,17 +159,19 @@ pub struct Session {
     pub program: Program,
 }
 
-#[derive(Deserialize)]
-struct Header {
-    format: String,
-    version: u32,
-}
+const KIND: Kind = Kind {
+    format: RUN_FORMAT,
+    version: RUN_VERSION,
+    file: RUN_NAME,
+    what: "a run manifest",
+    hint: "name the folder that `xlstm-train --out` was given",
+};
 
 impl RunManifest {
     /// The file for a path that names a run's folder or the file itself.
     #[must_use]
     pub fn locate(path: &Path) -> PathBuf {
-        if path.is_dir() { path.join(RUN_NAME) } else { path.into() }
+        KIND.locate(path)
     }
 
     /// Reads a run manifest.
@@ -177,31 +180,7 @@ impl RunManifest {
     /// When it is missing, is none, is newer than this program, or names an order that is not known here.
     pub fn load(path: &Path) -> Result<Self> {
         let path = Self::locate(path);
-        let bytes = match fs_err::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::mismatch(
-                    &path,
-                    "a run manifest",
-                    "no such file",
-                    "name the folder that `xlstm-train --out` was given",
-                ));
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let damaged = |error: serde_json::Error| Error::damaged(&path, "a run manifest", error.to_string());
-        let header: Header = serde_json::from_slice(&bytes).map_err(damaged)?;
-        if header.format != RUN_FORMAT {
-            return Err(Error::damaged(
-                &path,
-                format!("format `{RUN_FORMAT}`"),
-                format!("`{}`", header.format),
-            ));
-        }
-        if header.version > RUN_VERSION {
-            return Err(Error::NewerVersion { path, found: header.version, supported: RUN_VERSION });
-        }
-        let run: Self = serde_json::from_slice(&bytes).map_err(damaged)?;
+        let run: Self = KIND.read(&path)?;
         if run.order.algorithm != ALGORITHM {
             return Err(Error::mismatch(
                 &path,

@@ -4,60 +4,33 @@
 //! lock file's SHA-256; the licence is the one in the crate's manifest.
 
 use anyhow::bail;
-use xlstm_manifests::Sha256Digest;
-use xlstm_manifests::manifest::{Declared, Layout, Licence, Selection, Source, Tokenizer};
+use xlstm_manifests::manifest::{Declared, Licence, Tokenizer};
 use xlstm_manifests::safe_path::SafePath;
 
-use super::local::sides;
-use super::packing;
+use super::local::OnThisMachine;
 use super::request::{Common, CratesRequest};
 use crate::plan::{Location, Plan, PlannedInput};
 use crate::sources::{Fields, Format, SourceError, cargo_cache, crate_archive};
-use crate::split::SplitSpec;
 
 pub(super) fn plans(
     request: &CratesRequest,
     common: &Common,
     tokenizer: &Tokenizer,
 ) -> anyhow::Result<Vec<Plan>> {
-    let inputs = inputs(request)?;
-    Ok(sides("train", request.holdout.as_deref())?
-        .into_iter()
-        .map(|(split, holdout)| Plan {
-            spec: SplitSpec {
-                split,
-                layout: Layout::Packed,
-                source: Source {
-                    profile: "crates".into(),
-                    repository: None,
-                    requested_revision: None,
-                    resolved_revision: None,
-                    licences: vec![Licence {
-                        claimed_by: "each crate's own manifest".into(),
-                        statement: "the licence of each input is recorded with it".into(),
-                        spdx: None,
-                    }],
-                },
-                selection: Selection {
-                    text_field: None,
-                    set_field: None,
-                    exclude_sets: common.exclude_sets.clone(),
-                    max_tokens: common.max_tokens,
-                    holdout,
-                    on_bad_record: common.on_bad_record(),
-                },
-                tokenizer: tokenizer.clone(),
-                packing: packing(Layout::Packed, common),
-                part: None,
-                plan: Sha256Digest::of(b""),
-            },
-            inputs: inputs.clone(),
-            fields: Fields::default(),
-            remote: None,
-            inputs_folder: None,
-            expected_tokens: None,
-        })
-        .collect())
+    let whole = OnThisMachine {
+        profile: "crates",
+        licence: Licence {
+            claimed_by: "each crate's own manifest".into(),
+            statement: "the licence of each input is recorded with it".into(),
+            spdx: None,
+        },
+        text_field: None,
+        set_field: None,
+        fields: Fields::default(),
+        inputs: inputs(request)?,
+        inputs_folder: None,
+    };
+    whole.plans("train", request.holdout.as_deref(), common, tokenizer)
 }
 
 fn inputs(request: &CratesRequest) -> anyhow::Result<Vec<PlannedInput>> {

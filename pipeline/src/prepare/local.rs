@@ -37,26 +37,56 @@ pub(super) fn plans(
         id: request.id_field.clone(),
         ..Fields::default()
     };
-    Ok(sides(&request.split, request.holdout.as_deref())?
-        .into_iter()
-        .map(|(split, holdout)| Plan {
+    let whole = OnThisMachine {
+        profile: "local",
+        licence: Licence {
+            claimed_by: "nobody".into(),
+            statement: "local files carry no licence statement".into(),
+            spdx: None,
+        },
+        text_field: Some(request.text_field.clone()),
+        set_field: request.set_field.clone(),
+        fields,
+        inputs,
+        inputs_folder: Some(base),
+    };
+    whole.plans(&request.split, request.holdout.as_deref(), common, tokenizer)
+}
+
+/// What a dataset made from files of this machine is, before a holdout divides it.
+pub(super) struct OnThisMachine {
+    pub(super) profile: &'static str,
+    pub(super) licence: Licence,
+    pub(super) text_field: Option<String>,
+    pub(super) set_field: Option<String>,
+    pub(super) fields: Fields,
+    pub(super) inputs: Vec<PlannedInput>,
+    pub(super) inputs_folder: Option<PathBuf>,
+}
+
+impl OnThisMachine {
+    /// The plan of `split`, or of both sides of a holdout.
+    pub(super) fn plans(
+        self,
+        split: &str,
+        holdout: Option<&str>,
+        common: &Common,
+        tokenizer: &Tokenizer,
+    ) -> anyhow::Result<Vec<Plan>> {
+        let plan = |(split, holdout)| Plan {
             spec: SplitSpec {
                 split,
                 layout: Layout::Packed,
                 source: Source {
-                    profile: "local".into(),
+                    profile: self.profile.into(),
                     repository: None,
                     requested_revision: None,
                     resolved_revision: None,
-                    licences: vec![Licence {
-                        claimed_by: "nobody".into(),
-                        statement: "local files carry no licence statement".into(),
-                        spdx: None,
-                    }],
+                    licences: vec![self.licence.clone()],
                 },
                 selection: Selection {
-                    text_field: Some(request.text_field.clone()),
-                    set_field: request.set_field.clone(),
+                    text_field: self.text_field.clone(),
+                    set_field: self.set_field.clone(),
                     exclude_sets: common.exclude_sets.clone(),
                     max_tokens: common.max_tokens,
                     holdout,
@@ -67,17 +97,18 @@ pub(super) fn plans(
                 part: None,
                 plan: Sha256Digest::of(b""),
             },
-            inputs: inputs.clone(),
-            fields: fields.clone(),
+            inputs: self.inputs.clone(),
+            fields: self.fields.clone(),
             remote: None,
-            inputs_folder: Some(base.clone()),
+            inputs_folder: self.inputs_folder.clone(),
             expected_tokens: None,
-        })
-        .collect())
+        };
+        Ok(sides(split, holdout)?.into_iter().map(plan).collect())
+    }
 }
 
 /// The splits that a holdout makes: train and validation; or the one `split` without.
-pub(super) fn sides(split: &str, holdout: Option<&str>) -> anyhow::Result<Vec<(String, Option<Holdout>)>> {
+fn sides(split: &str, holdout: Option<&str>) -> anyhow::Result<Vec<(String, Option<Holdout>)>> {
     let Some(fraction) = holdout else { return Ok(vec![(split.to_owned(), None)]) };
     let value: f64 = fraction.parse().with_context(|| format!("--holdout `{fraction}` is not a number"))?;
     if !(value > 0.0 && value < 1.0) {

@@ -50,6 +50,9 @@ const ENGINE_VERSION: &str = "1.0.0-rc.3";
 /// window) to stay in the processor's cache.
 const WINDOW_BYTES: usize = 64 << 10;
 
+/// Words whose places in the table of words are asked for before the first of them is needed.
+const AHEAD: usize = 16;
+
 /// A window is made this many times larger for a long word, before the word is given to module `exact`.
 const LARGER_WINDOW: usize = 16;
 
@@ -310,19 +313,26 @@ impl Inner {
             ids.resize(text.len() + EMITTED, 0);
         }
         let mut count = 0;
-        for range in scratch.words[..words].iter().map(|span| span.range()) {
-            let word = Word::new(text.as_bytes(), range.start, range.end);
-            let met = match (word, ids[count..].first_chunk_mut()) {
-                (Some(word), Some(room)) => table.emit(word, room),
-                _ => 0,
-            };
-            count += met;
-            if met == 0 {
-                let new = self.encode_word(&mut scratch.new_word, &text[range])?;
-                ids[count..count + new.len()].copy_from_slice(new);
-                count += new.len();
-                if let Some(word) = word {
-                    table.store(word, new);
+        for spans in scratch.words[..words].chunks(AHEAD) {
+            let mut keys = [None; AHEAD];
+            for (key, span) in keys.iter_mut().zip(spans) {
+                let range = span.range();
+                *key = Word::new(text.as_bytes(), range.start, range.end);
+                key.iter().for_each(|&word| table.prefetch(word));
+            }
+            for (word, span) in keys.into_iter().zip(spans) {
+                let met = match (word, ids[count..].first_chunk_mut()) {
+                    (Some(word), Some(room)) => table.emit(word, room),
+                    _ => 0,
+                };
+                count += met;
+                if met == 0 {
+                    let new = self.encode_word(&mut scratch.new_word, &text[span.range()])?;
+                    ids[count..count + new.len()].copy_from_slice(new);
+                    count += new.len();
+                    if let Some(word) = word {
+                        table.store(word, new);
+                    }
                 }
             }
         }

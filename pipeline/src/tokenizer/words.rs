@@ -82,6 +82,18 @@ impl Default for WordTable {
 }
 
 impl WordTable {
+    /// Asks for the line of `word`, which is seldom in the nearest cache, so that [`Self::emit`] need not wait.
+    #[inline]
+    pub(super) fn prefetch(&self, word: Word) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let line = &raw const self.0[word.line()];
+            // SAFETY: every address may be prefetched, and this one is inside the table.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+        }
+    }
+
     /// Writes the ids of `word` to the head of `room`; how many there are, 0 for a word not met.
     /// What is written behind them means nothing.
     #[inline]
