@@ -70,10 +70,10 @@ fn speeds(bytes: usize, passes: usize, mut pass: impl FnMut() -> Result<usize>) 
     Ok((speeds, tokens))
 }
 
-fn ours<'a>(
+fn ours(
     tokenizer: &Gpt2Tokenizer,
     scratch: &mut EncodeScratch,
-    documents: &mut dyn Iterator<Item = &'a str>,
+    documents: &mut dyn Iterator<Item = &str>,
 ) -> Result<usize> {
     let (mut ids, mut tokens) = (Vec::new(), 0);
     for document in documents {

@@ -84,6 +84,7 @@ impl Default for WordTable {
 impl WordTable {
     /// Asks for the line of `word`, which is seldom in the nearest cache, so that [`Self::emit`] need not wait.
     #[inline]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     pub(super) fn prefetch(&self, word: Word) {
         #[cfg(target_arch = "x86_64")]
         {
