@@ -24,9 +24,9 @@ def structure(name, *fields):
 
 
 pointers = lambda names: [(n, P) for n in names.split()]
-Conv = structure("Conv", ("batch", INT), ("tokens", INT), ("width", INT),
-                 *pointers("input weight bias output output_gradient input_gradient partial"))
-Norm = structure("Norm", ("heads", INT), ("tokens_per_warp", INT), ("tokens", I64), ("epsilon", F32),
+Conv = structure("Conv", ("batch", INT), ("tokens", INT), ("width", INT), ("input_stride", I64),
+                 *pointers("input weight bias output output_gradient added input_gradient partial"))
+Norm = structure("Norm", ("heads", INT), ("tokens_per_warp", INT), ("tokens", I64), ("epsilon", F32), ("gate_stride", I64),
                  *pointers("input weight skip branch gate output statistics output_gradient input_gradient "
                            "branch_gradient gate_gradient partial"))
 Gelu = structure("Gelu", ("rows", I64), ("width", INT), *pointers("projected output output_gradient projected_gradient"))
@@ -47,9 +47,11 @@ class Kernels:
         self.driver = driver
         cubins = compile_all([("pointwise.cu", {"HEAD": head}) for head in heads], architecture(), 16)
         self.cubins = dict(zip(heads, cubins))
+        self.sums, = compile_all([("sums.cu", {})], architecture(), 16)
 
     def launch(self, name, grid, threads, parameters, head=None):
-        function = self.driver.function(self.cubins[head or next(iter(self.cubins))], name, 0)
+        cubin = self.sums if name == "column_sums" else self.cubins[head or next(iter(self.cubins))]
+        function = self.driver.function(cubin, name, 0)
         self.driver.launch(function, grid, threads, 0, parameters, torch.cuda.current_stream().cuda_stream)
 
     def sum_columns(self, values):
@@ -64,7 +66,7 @@ class Kernels:
         made = {"output": poisoned(x), "input_gradient": poisoned(x),
                 "partial": poisoned(weight, batch * runs, width * 5)}
         p = fill(Conv, {"input": x, "weight": weight, "bias": bias, "output_gradient": dy, **made},
-                 batch=batch, tokens=tokens, width=width)
+                 batch=batch, tokens=tokens, width=width, input_stride=width)
 
         def forward():
             self.launch("conv_silu", (blocks, runs, batch), 64, p)
@@ -85,7 +87,7 @@ class Kernels:
                 "branch_gradient": poisoned(h), "gate_gradient": poisoned(h),
                 "partial": poisoned(weight, warps, 2 * heads * head)}
         p = fill(Norm, {"input": h, "weight": weight, "skip": skip, "branch": branch, "gate": gate, "output_gradient": dout, **made},
-                 heads=heads, tokens_per_warp=per_warp, tokens=tokens, epsilon=1e-5)
+                 heads=heads, tokens_per_warp=per_warp, tokens=tokens, epsilon=1e-5, gate_stride=heads * head)
 
         def forward():
             self.launch("head_norm_gate", (-(-tokens * heads // 4), 1, 1), 128, p, head)

@@ -5,43 +5,9 @@
 // sums over all tokens: each warp or thread sums its own tokens in registers, writes one row of partial sums, and
 // `column_sums` adds the rows in a fixed order. No atomics, so that two runs agree to the last bit.
 //
-// Legend: B batch, T tokens, D width, H heads, E = D / H. Activations bf16 and contiguous, parameters fp32.
-#include "common.cuh"
-
-struct Eight {
-    float value[8];
-    DEVICE void load(const bf16* source) {
-        const uint4 raw = *reinterpret_cast<const uint4*>(source);
-        const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            value[2 * e] = low_float(words[e]);
-            value[2 * e + 1] = high_float(words[e]);
-        }
-    }
-    DEVICE void load(const float* source) {
-#pragma unroll
-        for (int e = 0; e < 8; e += 4) {
-            const float4 raw = *reinterpret_cast<const float4*>(source + e);
-            value[e] = raw.x;
-            value[e + 1] = raw.y;
-            value[e + 2] = raw.z;
-            value[e + 3] = raw.w;
-        }
-    }
-    DEVICE void store(bf16* destination) const {
-        *reinterpret_cast<uint4*>(destination) = make_uint4(pack_bf16(value[0], value[1]), pack_bf16(value[2], value[3]),
-                                                            pack_bf16(value[4], value[5]), pack_bf16(value[6], value[7]));
-    }
-    DEVICE void store(float* destination) const {
-        *reinterpret_cast<float4*>(destination) = make_float4(value[0], value[1], value[2], value[3]);
-        *reinterpret_cast<float4*>(destination + 4) = make_float4(value[4], value[5], value[6], value[7]);
-    }
-    DEVICE void clear() {
-#pragma unroll
-        for (int e = 0; e < 8; e++) value[e] = 0.0f;
-    }
-};
+// Legend: B batch, T tokens, D width, H heads, E = D / H. Activations bf16, parameters fp32. The two halves of an
+// up-projection lie side by side in one tensor: what may be such a half has a stride from token to token.
+#include "vector.cuh"
 
 DEVICE float silu_slope(float x, float gate) { return gate * (1.0f + x * (1.0f - gate)); }
 
@@ -54,11 +20,13 @@ static constexpr int TAPS = 4, RUN = 64;
 
 struct ConvParameters {
     int batch, tokens, width;
+    i64 input_stride;     // of `input` and `input_gradient`, from token to token
     const bf16* input;    // [B, T, D]
     const float* weight;  // [D, 4]
     const float* bias;    // [D]
     bf16* output;
     const bf16* output_gradient;
+    const bf16* added;  // [B, T, D] or null: what else the input's gradient is the sum of
     bf16* input_gradient;
     float* partial;  // [B * runs, D * 5]: per channel four weights, then the bias
 };
@@ -82,7 +50,7 @@ struct ConvThread {
 #pragma unroll
         for (int tap = 0; tap < TAPS - 1; tap++) window[tap] = window[tap + 1];
         if (t >= 0 && t < p.tokens)
-            window[TAPS - 1].load(input + (i64)t * p.width);
+            window[TAPS - 1].load(input + (i64)t * p.input_stride);
         else
             window[TAPS - 1].clear();
     }
@@ -98,13 +66,14 @@ extern "C" __global__ void __launch_bounds__(64) conv_silu(const __grid_constant
     const int channel = (blockIdx.x * 64 + threadIdx.x) * 8, first = blockIdx.y * RUN;
     if (channel >= p.width) return;
     const i64 offset = (i64)blockIdx.z * p.tokens * p.width + channel;
+    const i64 input_offset = (i64)blockIdx.z * p.tokens * p.input_stride + channel;
     ConvThread thread;
     thread.load_parameters(p, channel);
-    for (int t = first - TAPS + 1; t < first; t++) thread.take(p, p.input + offset, t);
+    for (int t = first - TAPS + 1; t < first; t++) thread.take(p, p.input + input_offset, t);
     const int end = min(first + RUN, p.tokens);
 #pragma unroll 4
     for (int t = first; t < end; t++) {
-        thread.take(p, p.input + offset, t);
+        thread.take(p, p.input + input_offset, t);
         Eight y;
 #pragma unroll
         for (int e = 0; e < 8; e++) {
@@ -121,6 +90,7 @@ extern "C" __global__ void __launch_bounds__(64) conv_silu_backward(const __grid
     const int channel = (blockIdx.x * 64 + threadIdx.x) * 8, first = blockIdx.y * RUN;
     if (channel >= p.width) return;
     const i64 offset = (i64)blockIdx.z * p.tokens * p.width + channel;
+    const i64 input_offset = (i64)blockIdx.z * p.tokens * p.input_stride + channel;
     ConvThread thread;
     thread.load_parameters(p, channel);
     Eight slope[TAPS], sums[TAPS + 1];
@@ -128,10 +98,10 @@ extern "C" __global__ void __launch_bounds__(64) conv_silu_backward(const __grid
     for (int tap = 0; tap < TAPS; tap++) slope[tap].clear();
 #pragma unroll
     for (int tap = 0; tap <= TAPS; tap++) sums[tap].clear();
-    for (int t = first - TAPS + 1; t < first; t++) thread.take(p, p.input + offset, t);
+    for (int t = first - TAPS + 1; t < first; t++) thread.take(p, p.input + input_offset, t);
 #pragma unroll 2
     for (int t = first; t < first + RUN + TAPS - 1; t++) {
-        thread.take(p, p.input + offset, t);
+        thread.take(p, p.input + input_offset, t);
         Eight gradient;
         gradient.clear();
         if (t < p.tokens) gradient.load(p.output_gradient + offset + (i64)t * p.width);
@@ -152,7 +122,14 @@ extern "C" __global__ void __launch_bounds__(64) conv_silu_backward(const __grid
             for (int tap = 0; tap < TAPS; tap++) dx.value[e] += thread.weight[tap][e] * slope[TAPS - 1 - tap].value[e];
         }
         const int s = t - TAPS + 1;
-        if (s >= first && s < p.tokens) dx.store(p.input_gradient + offset + (i64)s * p.width);
+        if (s < first || s >= p.tokens) continue;
+        if (p.added != nullptr) {
+            Eight added;
+            added.load(p.added + offset + (i64)s * p.width);
+#pragma unroll
+            for (int e = 0; e < 8; e++) dx.value[e] += added.value[e];
+        }
+        dx.store(p.input_gradient + input_offset + (i64)s * p.input_stride);
     }
     float* row = p.partial + ((i64)blockIdx.z * gridDim.y + blockIdx.y) * p.width * (TAPS + 1) + channel * (TAPS + 1);
 #pragma unroll
@@ -175,6 +152,7 @@ struct NormParameters {
     int heads, tokens_per_warp;
     i64 tokens;  // B * T
     float epsilon;
+    i64 gate_stride;      // of `gate` and `gate_gradient`, from token to token
     const bf16* input;    // h: [B * T, H, E]
     const float* weight;  // w: [D], the scale is 1 + w
     const float* skip;    // [D]
@@ -224,7 +202,7 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP) head_norm_gate(co
             Eight skip, branch, gate;
             skip.load(p.skip + head * HEAD + column);
             branch.load(p.branch + row * HEAD + column);
-            gate.load(p.gate + row * HEAD + column);
+            gate.load(p.gate + row / p.heads * p.gate_stride + head * HEAD + column);
 #pragma unroll
             for (int e = 0; e < 8; e++)
                 out.value[e] = (out.value[e] + skip.value[e] * branch.value[e]) * gate.value[e] * fast_sigmoid(gate.value[e]);
@@ -269,7 +247,8 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP)
             if (p.gate != nullptr) {
                 Eight branch, gate, branch_gradient, gate_gradient;
                 branch.load(p.branch + at);
-                gate.load(p.gate + at);
+                const i64 gate_at = token * p.gate_stride + head * HEAD + (v * WARP + lane) * 8;
+                gate.load(p.gate + gate_at);
 #pragma unroll
                 for (int e = 0; e < 8; e++) {
                     const float opened = fast_sigmoid(gate.value[e]);
@@ -279,7 +258,7 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP)
                     branch_gradient.value[e] = gradient.value[e] * skip[v].value[e];
                     skip_sum[v].value[e] += gradient.value[e] * branch.value[e];
                 }
-                gate_gradient.store(p.gate_gradient + at);
+                gate_gradient.store(p.gate_gradient + gate_at);
                 branch_gradient.store(p.branch_gradient + at);
             }
 #pragma unroll
@@ -351,26 +330,4 @@ extern "C" __global__ void __launch_bounds__(256) gelu_gate_backward(const __gri
     }
     gate.store(p.projected_gradient + at);
     up.store(p.projected_gradient + at + p.width);
-}
-
-// ---- sums of columns ---------------------------------------------------------------------------------------
-
-struct ColumnParameters {
-    int rows, columns;
-    const float* values;  // [rows, columns]
-    float* sums;          // [columns]
-};
-
-// 32 columns a block; 8 warps take every eighth row, and their sums are added in order.
-extern "C" __global__ void __launch_bounds__(256) column_sums(const __grid_constant__ ColumnParameters p) {
-    __shared__ float parts[8][WARP];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = blockIdx.x * WARP + lane;
-    float sum = 0.0f;
-    if (column < p.columns)
-        for (int row = warp; row < p.rows; row += 8) sum += p.values[(i64)row * p.columns + column];
-    parts[warp][lane] = sum;
-    __syncthreads();
-    if (warp != 0 || column >= p.columns) return;
-    for (int other = 1; other < 8; other++) sum += parts[other][lane];
-    p.sums[column] = sum;
 }

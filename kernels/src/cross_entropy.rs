@@ -11,7 +11,7 @@ use crate::linear::multiply;
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
 use tch::{Device, Kind, Reduction, Tensor};
 use xlstm_bridge::BridgeError;
-use xlstm_bridge::autograd::{Backward, Forward, custom_function};
+use xlstm_bridge::autograd::{Backward, Forward, checkpoint, custom_function};
 
 /// The logits of a chunk take about this much memory.
 const CHUNK_BYTES: i64 = 128 << 20;
@@ -58,21 +58,44 @@ pub fn projected_cross_entropy(
     if hidden_ND.device() == Device::Cpu {
         return chunked(&hidden_ND, &weight_VD, targets_N, options, count);
     }
-    reference(&hidden_ND, &weight_VD, targets_N, options, count)
+    composed(&hidden_ND, &weight_VD, targets_N, options, count)
 }
 
-/// All logits at once, differentiated by libtorch; any device.
-fn reference(
+/// Rows in chunks, by libtorch's operations; any device. A chunk's logits are computed again in the backward pass.
+fn composed(
     hidden_ND: &Tensor,
     weight_VD: &Tensor,
     targets_N: &Tensor,
     options: &CrossEntropyOptions,
     count: i64,
 ) -> Result<CrossEntropyOutput, KernelError> {
-    let logits_NV = hidden_ND.matmul(&weight_VD.tr());
-    let losses_N =
-        logits_NV.cross_entropy_loss(targets_N, None::<&Tensor>, Reduction::None, options.ignore_index, 0.0);
-    let loss = losses_N.sum(losses_N.kind()) / count as f64;
+    let rows = hidden_ND.size()[0];
+    let chunk = options.chunk_rows.and_then(|rows| i64::try_from(rows).ok()).unwrap_or(1024).max(1);
+    let ignore = options.ignore_index;
+    let mut losses = Vec::new();
+    let mut start = 0;
+    while start < rows {
+        let length = chunk.min(rows - start);
+        let targets_R = targets_N.narrow(0, start, length);
+        let mut made = checkpoint(
+            "cross_entropy",
+            &[&hidden_ND.narrow(0, start, length), weight_VD],
+            move |inputs| {
+                let logits_RV = inputs[0].f_matmul(&inputs[1].f_tr()?)?;
+                Ok(vec![logits_RV.f_cross_entropy_loss(
+                    &targets_R,
+                    None::<&Tensor>,
+                    Reduction::None,
+                    ignore,
+                    0.0,
+                )?])
+            },
+        )?;
+        losses.push(made.swap_remove(0));
+        start += length;
+    }
+    let losses_N = Tensor::f_cat(&losses, 0)?;
+    let loss = losses_N.f_sum(losses_N.kind())?.f_div_scalar(count as f64)?;
     Ok(CrossEntropyOutput { loss, token_losses_N: losses_N.detach(), count })
 }
 
@@ -240,4 +263,36 @@ fn check(
         });
     }
     Ok((count, computing_kind(NAME, "hidden_ND", hidden_ND)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_agree() {
+        let random = |shape: [i64; 2]| {
+            Tensor::randn(shape, (Kind::Double, Device::Cpu)).set_requires_grad(true)
+        };
+        let (hidden_ND, weight_VD) = (random([13, 5]), random([11, 5]));
+        let targets_N = Tensor::from_slice(&[1_i64, 2, -100, 10, 0, 3, 3, 9, -100, 5, 6, 7, 8]);
+        let options = CrossEntropyOptions { chunk_rows: Some(4), ..CrossEntropyOptions::default() };
+        let gradients = |output: CrossEntropyOutput| {
+            let found = xlstm_bridge::autograd::gradients(
+                &[&(output.loss.shallow_clone() * 3.0)],
+                &[None],
+                &[&hidden_ND, &weight_VD],
+                false,
+            );
+            let mut all: Vec<Tensor> = found.unwrap().into_iter().flatten().collect();
+            all.extend([output.loss.detach(), output.token_losses_N]);
+            all
+        };
+        let ours = gradients(chunked(&hidden_ND, &weight_VD, &targets_N, &options, 11).unwrap());
+        let libtorch = gradients(composed(&hidden_ND, &weight_VD, &targets_N, &options, 11).unwrap());
+        assert_eq!(ours.len(), 4);
+        for (a, b) in ours.iter().zip(&libtorch) {
+            assert!((a - b).abs().max().double_value(&[]) < 1e-12);
+        }
+    }
 }

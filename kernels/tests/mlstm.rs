@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::mlstm::{Case, NAMES, Shape, apply, chunkwise, compare, reference};
+use common::mlstm::{Case, NAMES, Shape, apply, chunkwise, compare, composed, reference};
 use common::{assert_close, check_gradients, leaf, random, relative_error};
 use tch::{Kind, Tensor};
 use xlstm_kernels::KernelError;
@@ -26,6 +26,18 @@ fn chunkwise_equals_the_reference_at_every_chunk_size() {
                 let what = format!("chunk {chunk}, state {with_state}, resets {resets}");
                 compare(&what, &case.run(chunkwise(chunk), Kind::Double), &expected, 1e-10);
             }
+        }
+    }
+}
+
+#[test]
+fn the_composed_version_equals_the_reference_at_every_chunk_size() {
+    for (with_state, resets) in [(false, 0.0), (true, 0.0), (true, 0.15), (false, 0.15)] {
+        let case = Case::new(9, SMALL, 3.0, with_state).with_resets(resets, 5);
+        let expected = case.run(reference(), Kind::Double);
+        for chunk in [1, 5, 36, 37, 64] {
+            let what = format!("composed, chunk {chunk}, state {with_state}, resets {resets}");
+            compare(&what, &case.run(composed(chunk), Kind::Double), &expected, 1e-10);
         }
     }
 }

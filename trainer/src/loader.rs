@@ -96,13 +96,21 @@ impl MicroBatch {
     /// When libtorch cannot make them.
     pub fn tensors(&self, device: Device) -> Result<(Tensor, Tensor, Option<Tensor>)> {
         let context = i64::try_from(self.context).unwrap_or(i64::MAX);
-        let shape = [-1, context];
-        let inputs = Tensor::f_from_slice(&self.inputs)?.f_view(shape)?.f_to_device(device)?;
-        let targets = Tensor::f_from_slice(&self.targets)?.f_view(shape)?.f_to_device(device)?;
+        let on_device = |tensor: Tensor| -> Result<Tensor> {
+            let tensor = tensor.f_view([-1, context])?;
+            if !matches!(device, Device::Cuda(_)) {
+                return Ok(tensor.f_to_device(device)?);
+            }
+            // From memory that the card reads itself, so that nothing waits for the copy.
+            let kind = tensor.kind();
+            Ok(tensor.f_pin_memory(device)?.f_to_device_(device, kind, true, false)?)
+        };
+        let inputs = on_device(Tensor::f_from_slice(&self.inputs)?)?;
+        let targets = on_device(Tensor::f_from_slice(&self.targets)?)?;
         let resets = if self.resets.is_empty() {
             None
         } else {
-            Some(Tensor::f_from_slice(&self.resets)?.f_view(shape)?.f_to_device(device)?)
+            Some(on_device(Tensor::f_from_slice(&self.resets)?)?)
         };
         Ok((inputs, targets, resets))
     }

@@ -5,10 +5,12 @@
 //! p ← p - lr / (1 - β1ᵗ) · m / (√v / √(1 - β2ᵗ) + ε)          g is the gradient times the clipping factor
 //! ```
 //! On the CPU one pass over each parameter does all of it, in pieces that all cores share; a piece's bounds do not
-//! depend on the number of threads, so neither does any result. Elsewhere libtorch computes.
+//! depend on the number of threads, so neither does any result. On a card libtorch's fused operation updates all
+//! parameters in a few launches, and the norm is one number that is waited for once.
 
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
+use xlstm_bridge::lists;
 use xlstm_manifests::recipe::Optimizer;
 
 use crate::error::{Result, TrainError};
@@ -81,6 +83,14 @@ impl AdamW {
     /// # Errors
     /// When libtorch fails.
     pub fn gradient_norm(&self) -> Result<f64> {
+        if self.on_card() {
+            let gradients: Vec<Tensor> =
+                self.slots.iter().map(|slot| slot.parameter.grad()).filter(Tensor::defined).collect();
+            if gradients.is_empty() {
+                return Ok(0.0);
+            }
+            return Ok(f64::try_from(lists::norm(&gradients)?.f_to_kind(Kind::Double)?)?);
+        }
         let mut total = 0.0;
         for slot in &self.slots {
             let gradient = slot.parameter.grad();
@@ -101,6 +111,9 @@ impl AdamW {
     /// When libtorch fails.
     pub fn update(&mut self, learning_rate: f64, factor: f64) -> Result<()> {
         self.step += 1;
+        if self.on_card() {
+            return self.update_on_card(learning_rate, factor);
+        }
         let exponent = i32::try_from(self.step).unwrap_or(i32::MAX);
         let options = &self.options;
         let common = Constants {
@@ -122,6 +135,41 @@ impl AdamW {
             let decay = if slot.decays { options.weight_decay } else { 0.0 };
             let constants = Constants { keep: (1.0 - learning_rate * decay) as f32, ..common };
             tch::no_grad(|| slot.update(&gradient, &constants))?;
+        }
+        Ok(())
+    }
+
+    /// Whether all parameters are fp32 on a card.
+    fn on_card(&self) -> bool {
+        let on_card = |slot: &Slot| {
+            matches!(slot.parameter.device(), Device::Cuda(_)) && slot.parameter.kind() == Kind::Float
+        };
+        !self.slots.is_empty() && self.slots.iter().all(on_card)
+    }
+
+    fn update_on_card(&self, learning_rate: f64, factor: f64) -> Result<()> {
+        let number = |value: f64| Tensor::f_full([1], value, (Kind::Float, self.slots[0].parameter.device()));
+        let (step, scale) = (number(self.step as f64)?, number(1.0 / factor)?);
+        for decays in [true, false] {
+            let slots = self.slots.iter().filter(|slot| slot.decays == decays);
+            let slots: Vec<&Slot> = slots.filter(|slot| slot.parameter.grad().defined()).collect();
+            let list = |tensor: fn(&Slot) -> Tensor| slots.iter().map(|slot| tensor(slot)).collect::<Vec<_>>();
+            let tensors = lists::AdamWTensors {
+                parameters: &list(|slot| slot.parameter.detach()),
+                gradients: &list(|slot| slot.parameter.grad()),
+                first: &list(|slot| slot.first.shallow_clone()),
+                second: &list(|slot| slot.second.shallow_clone()),
+                step: &step,
+                scale: &scale,
+            };
+            let constants = lists::AdamWConstants {
+                learning_rate,
+                beta1: self.options.beta1,
+                beta2: self.options.beta2,
+                weight_decay: if decays { self.options.weight_decay } else { 0.0 },
+                epsilon: self.options.epsilon,
+            };
+            lists::adamw(&tensors, &constants)?;
         }
         Ok(())
     }

@@ -51,6 +51,31 @@ unsafe extern "C" {
         retain_graph: c_int,
         out_gradients: *mut *mut Handle,
     ) -> *mut c_char;
+    pub(crate) fn xlstm_optimizer_adamw(
+        parameters: *const *const Handle,
+        gradients: *const *const Handle,
+        first: *const *const Handle,
+        second: *const *const Handle,
+        count: usize,
+        step: *const Handle,
+        scale: *const Handle,
+        learning_rate: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        epsilon: f64,
+    ) -> *mut c_char;
+    pub(crate) fn xlstm_optimizer_norm(
+        tensors: *const *const Handle,
+        count: usize,
+        out: *mut *mut Handle,
+    ) -> *mut c_char;
+    pub(crate) fn xlstm_device_memory(
+        card: c_int,
+        reset: c_int,
+        out_allocated: *mut u64,
+        out_reserved: *mut u64,
+    ) -> *mut c_char;
     pub(crate) fn xlstm_runtime_flush_denormals(out_supported: *mut c_int) -> *mut c_char;
     pub(crate) fn xlstm_runtime_set_threads(threads: c_int) -> *mut c_char;
     pub(crate) fn xlstm_runtime_threads() -> c_int;

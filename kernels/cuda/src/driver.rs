@@ -1,6 +1,6 @@
 //! The CUDA driver, opened at run time: what it takes to load machine code and launch it.
 //!
-//! `libcuda.so.1` comes with the card's driver, never with a package. Everything here works on the first card's primary
+//! `libcuda.so.1` comes with the card's driver, never with a package. Everything here works on a card's primary
 //! context, the one that libtorch uses too, so that its allocations and streams can be passed as they are. Launches are
 //! asynchronous; errors of a kernel come back with a later call.
 
@@ -24,6 +24,9 @@ type Allocate = unsafe extern "C" fn(*mut u64, usize) -> c_int;
 type Free = unsafe extern "C" fn(u64) -> c_int;
 type ToDevice = unsafe extern "C" fn(u64, *const c_void, usize) -> c_int;
 type FromDevice = unsafe extern "C" fn(*mut c_void, u64, usize) -> c_int;
+type EventCreate = unsafe extern "C" fn(*mut Handle, c_uint) -> c_int;
+type EventRecord = unsafe extern "C" fn(Handle, Handle) -> c_int;
+type EventElapsed = unsafe extern "C" fn(*mut f32, Handle, Handle) -> c_int;
 type ErrorText = unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int;
 #[rustfmt::skip]
 type Launch = unsafe extern "C" fn(
@@ -37,10 +40,12 @@ const LARGE_CLUSTERS: c_int = 14;
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
 const CAPABILITY: [c_int; 2] = [75, 76];
 
-/// The driver with the first card's primary context current on the thread that opened it.
+/// The driver and the primary context of one card.
 #[derive(Debug)]
 pub struct Driver {
     architecture: Architecture,
+    context: Handle,
+    set_current: OneHandle,
     module_load: ModuleLoad,
     module_function: ModuleFunction,
     set_attribute: SetAttribute,
@@ -50,8 +55,19 @@ pub struct Driver {
     free: Free,
     to_device: ToDevice,
     from_device: FromDevice,
+    event_create: EventCreate,
+    event_record: EventRecord,
+    event_elapsed: EventElapsed,
+    event_destroy: OneHandle,
     error_text: ErrorText,
 }
+
+/// A moment on the default stream. Must be given back with [`Driver::forget`].
+#[derive(Debug)]
+pub struct Event(Handle);
+
+// SAFETY: as for `Kernel`; an event is recorded once and read after a synchronisation.
+unsafe impl Send for Event {}
 
 /// One kernel of a loaded module. Modules stay loaded until the process ends.
 #[derive(Debug, Clone, Copy)]
@@ -75,13 +91,19 @@ pub struct Shape {
     pub shared_bytes: u32,
 }
 
+// SAFETY: the context is used through calls that may come from any thread, and lives as long as the process.
+unsafe impl Send for Driver {}
+// SAFETY: as above; no call changes the structure.
+unsafe impl Sync for Driver {}
+
 impl Driver {
-    /// Opens the driver and the first card.
+    /// Opens the driver and the card of this number (as `CUDA_VISIBLE_DEVICES` leaves them), and makes its context
+    /// current on this thread.
     ///
     /// # Errors
     /// [`CudaError::NoDriver`] where there is no driver or card, [`CudaError::Card`] for a card that the kernels do not
     /// know, [`CudaError::Driver`] for any call that fails.
-    pub fn open() -> Result<Self, CudaError> {
+    pub fn open(ordinal: u32) -> Result<Self, CudaError> {
         let library =
             Library::open(Path::new("libcuda.so.1")).map_err(|message| CudaError::NoDriver { message })?;
         // SAFETY: the types are those of the declarations in cuda.h, version 13; `_v2` names are what its macros expand to.
@@ -90,9 +112,10 @@ impl Driver {
             let device_get: DeviceGet = library.function(c"cuDeviceGet")?;
             let attribute: Attribute = library.function(c"cuDeviceGetAttribute")?;
             let retain: Retain = library.function(c"cuDevicePrimaryCtxRetain")?;
-            let set_current: OneHandle = library.function(c"cuCtxSetCurrent")?;
             let mut driver = Self {
                 architecture: Architecture::Sm80,
+                context: std::ptr::null_mut(),
+                set_current: library.function(c"cuCtxSetCurrent")?,
                 module_load: library.function(c"cuModuleLoadData")?,
                 module_function: library.function(c"cuModuleGetFunction")?,
                 set_attribute: library.function(c"cuFuncSetAttribute")?,
@@ -102,16 +125,23 @@ impl Driver {
                 free: library.function(c"cuMemFree_v2")?,
                 to_device: library.function(c"cuMemcpyHtoD_v2")?,
                 from_device: library.function(c"cuMemcpyDtoH_v2")?,
+                event_create: library.function(c"cuEventCreate")?,
+                event_record: library.function(c"cuEventRecord")?,
+                event_elapsed: library.function(c"cuEventElapsedTime_v2")
+                    .or_else(|_| library.function(c"cuEventElapsedTime"))?,
+                event_destroy: library.function(c"cuEventDestroy_v2")?,
                 error_text: library.function(c"cuGetErrorString")?,
             };
             let (mut device, mut context, mut capability) = (0, std::ptr::null_mut(), [0; 2]);
             driver.check("cuInit", init(0))?;
-            driver.check("cuDeviceGet", device_get(&raw mut device, 0))?;
+            let number = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
+            driver.check("cuDeviceGet", device_get(&raw mut device, number))?;
             for (value, name) in capability.iter_mut().zip(CAPABILITY) {
                 driver.check("cuDeviceGetAttribute", attribute(value, name, device))?;
             }
             driver.check("cuDevicePrimaryCtxRetain", retain(&raw mut context, device))?;
-            driver.check("cuCtxSetCurrent", set_current(context))?;
+            driver.context = context;
+            driver.make_current()?;
             driver.architecture = match capability {
                 [9, 0] => Architecture::Sm90a,
                 [8, _] => Architecture::Sm80,
@@ -119,6 +149,12 @@ impl Driver {
             };
             Ok(driver)
         }
+    }
+
+    /// Makes the card's context current on the calling thread, as every call below that is not about memory does.
+    fn make_current(&self) -> Result<(), CudaError> {
+        // SAFETY: a context that was retained when the driver was opened.
+        self.check("cuCtxSetCurrent", unsafe { (self.set_current)(self.context) })
     }
 
     /// What to compile for.
@@ -135,6 +171,7 @@ impl Driver {
     pub fn load(&self, cubin: &[u8], name: &str, shared_bytes: u32) -> Result<Kernel, CudaError> {
         let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
         let c_name = CString::new(name).unwrap_or_default();
+        self.make_current()?;
         // SAFETY: the image is a whole ELF file, copied by the driver; the name is NUL-terminated.
         unsafe {
             self.check("cuModuleLoadData", (self.module_load)(&raw mut module, cubin.as_ptr().cast()))?;
@@ -169,6 +206,7 @@ impl Driver {
     ) -> Result<(), CudaError> {
         let mut arguments = [std::ptr::from_ref(parameters).cast_mut().cast::<c_void>()];
         let [x, y, z] = shape.grid;
+        self.make_current()?;
         // SAFETY: one argument, copied by the driver before the call returns; the rest is the caller's word.
         let code = unsafe {
             (self.launch)(
@@ -193,8 +231,41 @@ impl Driver {
     /// # Errors
     /// [`CudaError::Driver`] with the error of any kernel before it.
     pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.make_current()?;
         // SAFETY: no arguments; the context is current.
         self.check("cuCtxSynchronize", unsafe { (self.synchronize)() })
+    }
+
+    /// An event on the default stream, after all work so far.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn event(&self) -> Result<Event, CudaError> {
+        let mut event = std::ptr::null_mut();
+        self.make_current()?;
+        // SAFETY: a place for the event, then the event itself on the default stream.
+        unsafe {
+            self.check("cuEventCreate", (self.event_create)(&raw mut event, 0))?;
+            self.check("cuEventRecord", (self.event_record)(event, std::ptr::null_mut()))?;
+        }
+        Ok(Event(event))
+    }
+
+    /// Milliseconds between two events that have happened.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`], also when one has not happened yet.
+    pub fn milliseconds(&self, from: &Event, to: &Event) -> Result<f64, CudaError> {
+        let mut time = 0.0_f32;
+        // SAFETY: two recorded events of this context.
+        self.check("cuEventElapsedTime", unsafe { (self.event_elapsed)(&raw mut time, from.0, to.0) })?;
+        Ok(f64::from(time))
+    }
+
+    /// Gives an event back.
+    pub fn forget(&self, event: Event) {
+        // SAFETY: made by `event` and given back once.
+        unsafe { (self.event_destroy)(event.0) };
     }
 
     /// Device memory with these bytes in it.

@@ -12,6 +12,7 @@
 mod cache;
 pub mod driver;
 mod error;
+pub mod layers;
 mod library;
 pub mod mlstm;
 mod nvrtc;

@@ -55,8 +55,16 @@ impl Nvrtc {
     /// # Errors
     /// [`CudaError::NoNvrtc`] with every place tried, [`CudaError::NoSymbol`] if the library is not what it should be.
     pub fn open() -> Result<Self, CudaError> {
+        Self::open_in(&[])
+    }
+
+    /// As [`open`](Self::open), with more folders to look in before the dynamic loader is asked.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_in(folders: &[PathBuf]) -> Result<Self, CudaError> {
         let mut tried = Vec::new();
-        for folder in candidate_folders() {
+        for folder in candidate_folders(folders) {
             match open_pair(&folder) {
                 Ok(library) => return Self::from_library(&library),
                 Err(message) => tried.push(message),
@@ -180,7 +188,7 @@ fn text(bytes: &[u8]) -> String {
         .into_owned()
 }
 
-fn candidate_folders() -> Vec<PathBuf> {
+fn candidate_folders(more: &[PathBuf]) -> Vec<PathBuf> {
     if let Some(folder) = std::env::var_os("XLSTM_NVRTC") {
         return vec![PathBuf::from(folder)];
     }
@@ -189,6 +197,7 @@ fn candidate_folders() -> Vec<PathBuf> {
             directory.ancestors().map(|above| above.join(".nvrtc/lib")).filter(|path| path.is_dir()).collect()
         })
         .unwrap_or_default();
+    folders.extend_from_slice(more);
     folders.push(PathBuf::new());
     folders
 }

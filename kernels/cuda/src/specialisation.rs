@@ -6,8 +6,9 @@
 use std::fmt;
 
 /// Headers that sources include, by the name they are included under.
-pub(crate) const HEADERS: [(&str, &str); 3] = [
+pub(crate) const HEADERS: [(&str, &str); 4] = [
     ("common.cuh", include_str!("../common.cuh")),
+    ("vector.cuh", include_str!("../vector.cuh")),
     ("gemm.cuh", include_str!("../gemm.cuh")),
     ("mlstm.cuh", include_str!("../mlstm.cuh")),
 ];
@@ -53,6 +54,14 @@ pub enum Source {
     Slstm,
     /// Convolution, norms and gates between the matrix products.
     Pointwise,
+    /// Queries, keys and values by blocks of 4 by 4.
+    Projections,
+    /// Residual stream and layer norm.
+    Stream,
+    /// Softmax and cross-entropy.
+    CrossEntropy,
+    /// Sums of columns.
+    Sums,
 }
 
 impl Source {
@@ -69,6 +78,10 @@ impl Source {
             Self::MlstmOutputs => "mlstm_outputs.cu",
             Self::Slstm => "slstm.cu",
             Self::Pointwise => "pointwise.cu",
+            Self::Projections => "projections.cu",
+            Self::Stream => "stream.cu",
+            Self::CrossEntropy => "cross_entropy.cu",
+            Self::Sums => "sums.cu",
         }
     }
 
@@ -82,6 +95,10 @@ impl Source {
             Self::MlstmOutputs => include_str!("../mlstm_outputs.cu"),
             Self::Slstm => include_str!("../slstm.cu"),
             Self::Pointwise => include_str!("../pointwise.cu"),
+            Self::Projections => include_str!("../projections.cu"),
+            Self::Stream => include_str!("../stream.cu"),
+            Self::CrossEntropy => include_str!("../cross_entropy.cu"),
+            Self::Sums => include_str!("../sums.cu"),
         }
     }
 
@@ -99,7 +116,6 @@ impl Source {
             }
             Self::Slstm => &["slstm_backward", "slstm_forward"],
             Self::Pointwise => &[
-                "column_sums",
                 "conv_silu",
                 "conv_silu_backward",
                 "gelu_gate",
@@ -107,6 +123,10 @@ impl Source {
                 "head_norm_gate",
                 "head_norm_gate_backward",
             ],
+            Self::Projections => &["block_projections", "block_projections_backward"],
+            Self::Stream => &["add_layer_norm", "add_layer_norm_backward"],
+            Self::CrossEntropy => &["cross_entropy", "cross_entropy_losses"],
+            Self::Sums => &["column_sums"],
         }
     }
 }
@@ -190,6 +210,30 @@ impl Specialisation {
         Self { source: Source::Pointwise, architecture, defines: vec![("HEAD", head)] }
     }
 
+    /// Queries, keys and values beside so many gates (two for each head).
+    #[must_use]
+    pub fn projections(architecture: Architecture, gates: u32) -> Self {
+        Self { source: Source::Projections, architecture, defines: vec![("GATES", gates)] }
+    }
+
+    /// Residual stream and layer norm of this width (a multiple of 4, up to 4096).
+    #[must_use]
+    pub fn stream(architecture: Architecture, width: u32) -> Self {
+        Self { source: Source::Stream, architecture, defines: vec![("WIDTH", width)] }
+    }
+
+    /// Cross-entropy over a vocabulary of this size (a multiple of 8).
+    #[must_use]
+    pub fn cross_entropy(architecture: Architecture, vocabulary: u32) -> Self {
+        Self { source: Source::CrossEntropy, architecture, defines: vec![("VOCABULARY", vocabulary)] }
+    }
+
+    /// Sums of columns.
+    #[must_use]
+    pub fn sums(architecture: Architecture) -> Self {
+        Self { source: Source::Sums, architecture, defines: Vec::new() }
+    }
+
     /// NVRTC's options, in a fixed order.
     #[must_use]
     pub fn options(&self) -> Vec<String> {
@@ -239,6 +283,10 @@ pub fn paper_specialisations() -> Vec<Specialisation> {
     let mut all = Vec::new();
     for architecture in [Architecture::Sm80, Architecture::Sm90a] {
         all.extend([64, 192, 384, 512, 768, 1024].map(|head| Specialisation::pointwise(architecture, head)));
+        all.extend([768, 1024, 1536, 2048, 2560].map(|width| Specialisation::stream(architecture, width)));
+        all.push(Specialisation::projections(architecture, 8));
+        all.push(Specialisation::cross_entropy(architecture, 50304));
+        all.push(Specialisation::sums(architecture));
         for (key, value, chunk) in mlstm {
             let sizes = MlstmSizes { key, value, chunk };
             all.extend(Source::MLSTM.map(|source| Specialisation::mlstm(source, architecture, sizes)));

@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 use xlstm_bridge::BoxError;
 use xlstm_bridge::autograd::{Backward, Forward, custom_function};
 use xlstm_cuda::MlstmSizes;
+use xlstm_cuda::layers::LayerLaunch;
 use xlstm_cuda::mlstm::{Launch, MlstmParameters, MlstmPlan, MlstmTensors, Strides};
 
 use super::{Card, address, room};
@@ -63,70 +64,20 @@ pub fn mlstm(input: &MlstmInput<'_>) -> Result<Tensor, KernelError> {
         single(input.i_BTH),
         single(input.f_BTH),
     ];
-    let mut outputs = custom_function(NAME, &inputs.each_ref().map(Some), |_| forward(&inputs), backward)?;
+    let mut outputs = custom_function(
+        NAME,
+        &inputs.each_ref().map(Some),
+        |_| {
+            let [query, key, value, input_gate, forget_gate] = inputs.each_ref();
+            let cell = Cell { query, key, value, gates: Gates::apart(input_gate, forget_gate)? };
+            let (output, saved) = cell.forward()?;
+            let mut kept: Vec<Tensor> = inputs.iter().map(Tensor::shallow_clone).collect();
+            kept.extend([output.shallow_clone(), saved]);
+            Ok(Forward { outputs: vec![output], saved: kept })
+        },
+        backward,
+    )?;
     Ok(outputs.swap_remove(0).to_kind(input.v_BTHV.kind()))
-}
-
-/// The plan for tensors of these sizes. A chunk of 256 was the fastest from 384 on, 128 below (docs/benchmarks).
-fn plan(card: &Card, query: &Tensor, value: &Tensor) -> Result<MlstmPlan, BoxError> {
-    let [batch, tokens, heads, key] = dimensions::<4>(NAME, "q_BTHK", query)?;
-    let [.., value] = dimensions::<4>(NAME, "v_BTHV", value)?;
-    let chunk = if tokens > 128 && key * value >= 128 * 256 { 256 } else { 128 };
-    let sizes = MlstmSizes { key: u32::try_from(key)?, value: u32::try_from(value)?, chunk };
-    let [batch, heads, tokens] = [batch, heads, tokens].map(u32::try_from);
-    Ok(MlstmPlan {
-        sizes,
-        architecture: card.driver.architecture(),
-        batch: batch?,
-        heads: heads?,
-        tokens: tokens?,
-    })
-}
-
-/// Strides of the contiguous tensors above.
-fn strides(plan: &MlstmPlan) -> [Strides; 3] {
-    [plan.sizes.key, plan.sizes.value, 1]
-        .map(|width| Strides::token_major(plan.tokens.into(), plan.heads.into(), width.into()))
-}
-
-fn launch(
-    card: &Card,
-    plan: &MlstmPlan,
-    launches: &[Launch],
-    parameters: &MlstmParameters,
-) -> Result<(), BoxError> {
-    for step in launches {
-        let wanted = plan.specialisation(step.source);
-        let kernel = card.kernel(wanted, step.kernel, step.shape.shared_bytes)?;
-        // SAFETY: the parameters are these kernels' own; every address is a tensor of the size that the plan states,
-        // which libtorch's allocator gives to no later work of this stream before these launches have run.
-        unsafe { card.driver.launch(kernel, step.shape, parameters, std::ptr::null_mut())? };
-    }
-    Ok(())
-}
-
-fn forward(inputs: &[Tensor; 5]) -> Result<Forward, BoxError> {
-    let card = Card::get()?;
-    let [query, key, value, input_gate, forget_gate] = inputs;
-    let plan = plan(card, query, value)?;
-    let (saved_bytes, scratch_bytes) = plan.bytes();
-    let device = query.device();
-    let (saved, scratch) = (room(saved_bytes, device)?, room(scratch_bytes, device)?);
-    let output = value.f_empty_like()?;
-    let tensors = MlstmTensors {
-        query: address(query),
-        key: address(key),
-        value: address(value),
-        input_gate: address(input_gate),
-        forget_gate: address(forget_gate),
-        output: address(&output),
-        ..MlstmTensors::default()
-    };
-    let parameters = plan.parameters(&tensors, strides(&plan), address(&saved), address(&scratch));
-    launch(card, &plan, &plan.forward(), &parameters)?;
-    let mut kept: Vec<Tensor> = inputs.iter().map(Tensor::shallow_clone).collect();
-    kept.extend([output.shallow_clone(), saved]);
-    Ok(Forward { outputs: vec![output], saved: kept })
 }
 
 fn backward(context: &Backward) -> Result<Vec<Option<Tensor>>, BoxError> {
@@ -136,31 +87,136 @@ fn backward(context: &Backward) -> Result<Vec<Option<Tensor>>, BoxError> {
     let Some(Some(gradient)) = context.gradients.first() else {
         return Ok((0..5).map(|_| None).collect());
     };
-    let card = Card::get()?;
-    let plan = plan(card, query, value)?;
     let gradient = gradient.to_kind(Kind::BFloat16).contiguous();
-    let scratch = room(plan.bytes().1, query.device())?;
-    let made: Vec<Tensor> = [query, key, value, input_gate, forget_gate]
-        .into_iter()
-        .map(Tensor::f_empty_like)
-        .collect::<Result<_, _>>()?;
-    let tensors = MlstmTensors {
-        query: address(query),
-        key: address(key),
-        value: address(value),
-        input_gate: address(input_gate),
-        forget_gate: address(forget_gate),
-        output: address(output),
-        output_gradient: address(&gradient),
-        query_gradient: address(&made[0]),
-        key_gradient: address(&made[1]),
-        value_gradient: address(&made[2]),
-        input_gate_gradient: address(&made[3]),
-        forget_gate_gradient: address(&made[4]),
-    };
-    let parameters = plan.parameters(&tensors, strides(&plan), address(saved), address(&scratch));
-    launch(card, &plan, &plan.backward(), &parameters)?;
-    Ok(made.into_iter().map(Some).collect())
+    let gate_gradients = [input_gate.f_empty_like()?, forget_gate.f_empty_like()?];
+    let cell = Cell { query, key, value, gates: Gates::apart(input_gate, forget_gate)? };
+    let targets = Gates::apart(&gate_gradients[0], &gate_gradients[1])?;
+    let made = cell.backward(output, saved, &gradient, targets)?;
+    Ok(made.into_iter().chain(gate_gradients).map(Some).collect())
+}
+
+/// Where the gates (or their gradients) lie: fp32 `(B, T, H)`, in one tensor or in two.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Gates {
+    input: u64,
+    forget: u64,
+    strides: Strides,
+}
+
+impl Gates {
+    /// Two dense tensors `(B, T, H)`.
+    fn apart(input: &Tensor, forget: &Tensor) -> Result<Self, BoxError> {
+        let [_, tokens, heads] = dimensions::<3>(NAME, "i_BTH", input)?;
+        Ok(Self {
+            input: address(input),
+            forget: address(forget),
+            strides: Strides::token_major(tokens, heads, 1),
+        })
+    }
+
+    /// One dense tensor `(B·T, 2 H)`: input gates, then forget gates.
+    pub(super) fn together(gates: &Tensor, tokens: i64) -> Result<Self, BoxError> {
+        let [_, double] = dimensions::<2>(NAME, "gates", gates)?;
+        let strides = Strides { batch: tokens * double, head: 1, token: double };
+        Ok(Self { input: address(gates), forget: address(gates) + 2 * u64::try_from(double)?, strides })
+    }
+}
+
+/// The cell on dense bf16 tensors `(B, T, H, K)` and `(B, T, H, V)`, without autograd.
+pub(super) struct Cell<'a> {
+    pub(super) query: &'a Tensor,
+    pub(super) key: &'a Tensor,
+    pub(super) value: &'a Tensor,
+    pub(super) gates: Gates,
+}
+
+impl Cell<'_> {
+    /// The plan for these sizes. A chunk of 256 was the fastest from 384 on, 128 below (docs/benchmarks).
+    fn plan(&self, card: &Card) -> Result<MlstmPlan, BoxError> {
+        let [batch, tokens, heads, key] = dimensions::<4>(NAME, "q_BTHK", self.query)?;
+        let [.., value] = dimensions::<4>(NAME, "v_BTHV", self.value)?;
+        let chunk = if tokens > 128 && key * value >= 128 * 256 { 256 } else { 128 };
+        let sizes = MlstmSizes { key: u32::try_from(key)?, value: u32::try_from(value)?, chunk };
+        let [batch, heads, tokens] = [batch, heads, tokens].map(u32::try_from);
+        Ok(MlstmPlan {
+            sizes,
+            architecture: card.architecture(),
+            batch: batch?,
+            heads: heads?,
+            tokens: tokens?,
+        })
+    }
+
+    fn tensors(&self) -> MlstmTensors {
+        MlstmTensors {
+            query: address(self.query),
+            key: address(self.key),
+            value: address(self.value),
+            input_gate: self.gates.input,
+            forget_gate: self.gates.forget,
+            ..MlstmTensors::default()
+        }
+    }
+
+    fn strides(&self, plan: &MlstmPlan) -> [Strides; 3] {
+        let dense = |width: u32| Strides::token_major(plan.tokens.into(), plan.heads.into(), width.into());
+        [dense(plan.sizes.key), dense(plan.sizes.value), self.gates.strides]
+    }
+
+    /// h, and the bytes that the backward pass needs.
+    pub(super) fn forward(&self) -> Result<(Tensor, Tensor), BoxError> {
+        let card = Card::of(self.query)?;
+        let plan = self.plan(card)?;
+        let (saved_bytes, scratch_bytes) = plan.bytes();
+        let device = self.query.device();
+        let (saved, scratch) = (room(saved_bytes, device)?, room(scratch_bytes, device)?);
+        let output = self.value.f_empty_like()?;
+        let tensors = MlstmTensors { output: address(&output), ..self.tensors() };
+        let parameters = plan.parameters(&tensors, self.strides(&plan), address(&saved), address(&scratch));
+        launch(card, &plan, &plan.forward(), &parameters)?;
+        Ok((output, saved))
+    }
+
+    /// Gradients of queries, keys and values; those of the gates go to `gate_gradients`, laid out as the gates.
+    pub(super) fn backward(
+        &self,
+        output: &Tensor,
+        saved: &Tensor,
+        gradient: &Tensor,
+        gate_gradients: Gates,
+    ) -> Result<[Tensor; 3], BoxError> {
+        let card = Card::of(self.query)?;
+        let plan = self.plan(card)?;
+        let scratch = room(plan.bytes().1, self.query.device())?;
+        let made = [self.query.f_empty_like()?, self.key.f_empty_like()?, self.value.f_empty_like()?];
+        let tensors = MlstmTensors {
+            output: address(output),
+            output_gradient: address(gradient),
+            query_gradient: address(&made[0]),
+            key_gradient: address(&made[1]),
+            value_gradient: address(&made[2]),
+            input_gate_gradient: gate_gradients.input,
+            forget_gate_gradient: gate_gradients.forget,
+            ..self.tensors()
+        };
+        let parameters = plan.parameters(&tensors, self.strides(&plan), address(saved), address(&scratch));
+        launch(card, &plan, &plan.backward(), &parameters)?;
+        Ok(made)
+    }
+}
+
+fn launch(
+    card: &Card,
+    plan: &MlstmPlan,
+    launches: &[Launch],
+    parameters: &MlstmParameters,
+) -> Result<(), BoxError> {
+    for step in launches {
+        let launch = LayerLaunch { kernel: step.kernel, shape: step.shape, parts: 0 };
+        // SAFETY: the parameters are these kernels' own; every address is a tensor of the size that the plan states.
+        unsafe { card.launch(plan.specialisation(step.source), launch, parameters)? };
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,23 +2,68 @@
 //!
 //! `xlstm-cuda` compiles and launches; here its addresses come from tensors and its rooms are byte tensors, so that
 //! libtorch's allocator owns all memory. Launches go to the default stream, which is the one libtorch uses unless told
-//! otherwise, and to the first visible card: with several, each process sees its own through CUDA_VISIBLE_DEVICES.
-//! Compiled kernels stay loaded for the life of the process; the first call of a size compiles or reads the cache.
+//! otherwise. Compiled kernels stay loaded for the life of the process; the first call of a size compiles or reads the
+//! cache.
+//!
+//! | function | computes | kernels |
+//! |---|---|---|
+//! | [`add_layer_norm`] | residual stream and layer norm | `stream.cu` |
+//! | [`mlstm_inner`] | an mLSTM block between its two big products | `pointwise.cu`, `projections.cu`, `mlstm_*.cu` |
+//! | [`mlstm`] | the mLSTM cell alone | `mlstm_*.cu` |
+//! | [`slstm`] | the sLSTM cell | `slstm.cu` |
+//! | [`conv_silu`], [`head_norm`], [`gelu_gate`] | what stands around the sLSTM | `pointwise.cu` |
+//! | [`projected_cross_entropy`] | vocabulary projection and loss | `cross_entropy.cu` |
+//!
+//! All are for training in bf16 mixed precision: activations bf16, parameters and the residual stream fp32, sequences
+//! that start empty and never forget at a document's border. Everything else on a card (float32, states in and out,
+//! resets, sizes without a kernel) is computed by libtorch's operations in the modules beside this one.
 
+mod cross_entropy;
+mod inner;
+pub mod launch;
 mod mlstm;
+pub mod profile;
+pub mod selfcheck;
+mod slstm;
+mod stream;
+mod wrapped;
 
+pub use cross_entropy::projected_cross_entropy;
+use inner::{gate_values, gate_weight_gradient};
+pub use inner::{InnerInput, gate_weights, inner_fits, mlstm_inner};
 pub use mlstm::mlstm;
+pub use slstm::{slstm, slstm_fits};
+pub use stream::{add_layer_norm, stream_fits};
+pub use wrapped::{conv_silu, gelu_gate, head_norm};
 
 use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::BoxError;
 use xlstm_cuda::driver::{Driver, Kernel};
-use xlstm_cuda::{Cache, Nvrtc, Specialisation};
+use xlstm_cuda::layers::LayerLaunch;
+use xlstm_cuda::{Architecture, Cache, Nvrtc, Specialisation};
 
-/// Driver, compiler, cache and everything loaded so far.
-struct Card {
+/// More cards than a machine has.
+const CARDS: usize = 16;
+
+static ONLY_LIBTORCH: AtomicBool = AtomicBool::new(false);
+
+/// Computes with libtorch's operations alone from now on, also where there is a kernel of ours; for this process.
+pub fn use_only_libtorch(only: bool) {
+    ONLY_LIBTORCH.store(only, Ordering::Relaxed);
+}
+
+/// Whether kernels of ours may be used on this device: it is a card, and nobody asked for libtorch alone.
+pub fn enabled(device: Device) -> bool {
+    matches!(device, Device::Cuda(_)) && !ONLY_LIBTORCH.load(Ordering::Relaxed)
+}
+
+/// Driver, compiler, cache and everything loaded so far, for one card.
+pub struct Card {
     driver: Driver,
     nvrtc: Nvrtc,
     cache: Cache,
@@ -26,17 +71,71 @@ struct Card {
 }
 
 impl Card {
-    fn open() -> Result<Self, xlstm_cuda::CudaError> {
-        let (driver, nvrtc) = (Driver::open()?, Nvrtc::open()?);
+    fn open(number: usize) -> Result<Self, xlstm_cuda::CudaError> {
+        let driver = Driver::open(u32::try_from(number).unwrap_or(u32::MAX))?;
+        let nvrtc = Nvrtc::open_in(&nvrtc_folders())?;
         Ok(Self { driver, nvrtc, cache: Cache::of_user(), loaded: Mutex::default() })
     }
 
-    /// The one card of this process; the first call opens it, and an error is the answer of every call.
-    fn get() -> Result<&'static Self, BoxError> {
-        static CARD: OnceLock<Result<Card, String>> = OnceLock::new();
-        CARD.get_or_init(|| Self::open().map_err(|error| error.to_string()))
-            .as_ref()
-            .map_err(|text| text.clone().into())
+    /// The card that holds a tensor; the first call opens it, and an error is the answer of every call.
+    ///
+    /// # Errors
+    /// No driver, no compiler, a card that the kernels are not written for, or no card at all.
+    pub fn of(tensor: &Tensor) -> Result<&'static Self, BoxError> {
+        static OPENED: [OnceLock<Result<Card, String>>; CARDS] = [const { OnceLock::new() }; CARDS];
+        let Device::Cuda(number) = tensor.device() else {
+            return Err(format!("expected a tensor on a CUDA device, found one on {:?}", tensor.device()).into());
+        };
+        let slot = OPENED.get(number).ok_or_else(|| format!("expected a card below {CARDS}, found {number}"))?;
+        let explain = |error: xlstm_cuda::CudaError| {
+            format!("{error}; `--kernels libtorch` computes without these kernels, slowly")
+        };
+        slot.get_or_init(|| Self::open(number).map_err(explain)).as_ref().map_err(|text| text.clone().into())
+    }
+
+    /// What is compiled for.
+    pub fn architecture(&self) -> Architecture {
+        self.driver.architecture()
+    }
+
+    /// Launches a kernel on the default stream.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`]: the structure is the kernel's own, its addresses are tensors of the sizes it states.
+    unsafe fn launch<P: Copy>(
+        &self,
+        wanted: Specialisation,
+        launch: LayerLaunch,
+        parameters: &P,
+    ) -> Result<(), BoxError> {
+        let kernel = self.kernel(wanted, launch.kernel, launch.shape.shared_bytes)?;
+        let begin = profile::begin(&self.driver)?;
+        // SAFETY: the caller's word. libtorch's allocator gives a tensor's memory to no later work of this stream
+        // before this launch has run.
+        unsafe { self.driver.launch(kernel, launch.shape, parameters, std::ptr::null_mut())? };
+        profile::end(&self.driver, launch.kernel, begin)?;
+        Ok(())
+    }
+
+    /// Compiles what the cache lacks, on all cores.
+    fn compile_all(&self, wanted: &[Specialisation]) -> Result<(), BoxError> {
+        let next = AtomicUsize::new(0);
+        let failed: Mutex<Option<String>> = Mutex::new(None);
+        std::thread::scope(|scope| {
+            for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+                scope.spawn(|| {
+                    while let Some(one) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if let Err(error) = self.cache.get(&self.nvrtc, one) {
+                            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+                        }
+                    }
+                });
+            }
+        });
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(text) => Err(text.into()),
+            None => Ok(()),
+        }
     }
 
     fn kernel(
@@ -46,14 +145,33 @@ impl Card {
         shared_bytes: u32,
     ) -> Result<Kernel, BoxError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kernel) = loaded.get(&(wanted.clone(), name)) {
+        let key = (wanted, name);
+        if let Some(kernel) = loaded.get(&key) {
             return Ok(*kernel);
         }
-        let compiled = self.cache.get(&self.nvrtc, &wanted)?;
+        let compiled = self.cache.get(&self.nvrtc, &key.0)?;
         let kernel = self.driver.load(&compiled.cubin, name, shared_bytes)?;
-        loaded.insert((wanted, name), kernel);
+        loaded.insert(key, kernel);
         Ok(kernel)
     }
+}
+
+/// Where NVRTC lies beside the libtorch in use: in the same folder, or in the wheels beside PyTorch's, or in what
+/// `tools/fetch_libtorch.py --cuda` fetched.
+fn nvrtc_folders() -> Vec<PathBuf> {
+    let Some(linked) = xlstm_bridge::cuda::libtorch_folder() else { return Vec::new() };
+    let real = linked.join("libtorch_cpu.so").canonicalize().ok();
+    let real = real.and_then(|file| file.parent().map(PathBuf::from));
+    let mut folders = Vec::new();
+    for base in [Some(linked), real].into_iter().flatten() {
+        folders.push(base.clone());
+        for wheels in [base.join("../../nvidia"), base.join("../cuda/nvidia")] {
+            let packages = std::fs::read_dir(wheels).into_iter().flatten().flatten();
+            folders.extend(packages.map(|package| package.path().join("lib")));
+        }
+    }
+    folders.retain(|folder| folder.join("libnvrtc.so.13").is_file());
+    folders
 }
 
 /// Device memory of so many bytes.
@@ -61,6 +179,26 @@ fn room(bytes: u64, device: Device) -> Result<Tensor, BoxError> {
     Ok(Tensor::f_empty([i64::try_from(bytes)?], (Kind::Uint8, device))?)
 }
 
+/// An uninitialised tensor on the device of `like`.
+fn make(shape: &[i64], kind: Kind, like: &Tensor) -> Result<Tensor, BoxError> {
+    Ok(Tensor::f_empty(shape, (kind, like.device()))?)
+}
+
 fn address(tensor: &Tensor) -> u64 {
     tensor.data_ptr() as u64
+}
+
+/// The address, 0 for none.
+fn optional_address(tensor: Option<&Tensor>) -> u64 {
+    tensor.map_or(0, address)
+}
+
+/// Checks what a kernel takes on trust: type, and that the last axis is dense and sixteen bytes fit its start.
+fn expect(name: &str, tensor: &Tensor, kind: Kind) -> Result<(), BoxError> {
+    let dense = tensor.stride().last().is_none_or(|&stride| stride == 1);
+    if tensor.kind() == kind && dense && address(tensor).is_multiple_of(16) {
+        return Ok(());
+    }
+    let (found, stride) = (tensor.kind(), tensor.stride());
+    Err(format!("{name}: expected {kind:?}, dense along its last axis and aligned to 16 bytes, found {found:?} with strides {stride:?}").into())
 }

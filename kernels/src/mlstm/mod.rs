@@ -15,7 +15,9 @@
 //! 1. [`MlstmKernel::Reference`]: all pairs of steps at once, quadratic in time, differentiated by libtorch; any
 //!    device, any type. It is what the others are measured against.
 //! 2. [`mlstm_step`]: one step, for generation; constant memory.
-//! 3. [`MlstmKernel::Chunkwise`]: pairs inside chunks, states between them; linear in time; backward by hand.
+//! 3. [`MlstmKernel::Composed`]: the reference chunk by chunk, the state carried; linear in time, on any device.
+//! 4. [`MlstmKernel::Chunkwise`]: pairs inside chunks, states between them; linear in time; backward by hand.
+//! 5. [`crate::cuda::mlstm`]: the same on a card, in bf16, for training (no states in or out, no resets).
 
 mod chunkwise;
 mod reference;
@@ -94,6 +96,8 @@ pub enum MlstmKernel {
     Auto,
     /// Quadratic in time, differentiated by libtorch; any device.
     Reference,
+    /// The reference on chunks of the sequence, one after the other, differentiated by libtorch; any device.
+    Composed,
     /// Linear in time, backward by hand; CPU.
     Chunkwise,
 }
@@ -165,11 +169,48 @@ pub fn mlstm(input: &MlstmInput<'_>, options: &MlstmOptions) -> Result<MlstmOutp
                 found: device,
             });
         }
-        MlstmKernel::Auto if device != Device::Cpu => reference::mlstm(&input, sizes),
+        MlstmKernel::Auto if device != Device::Cpu => composed(&input, sizes, options.chunk),
+        MlstmKernel::Composed => composed(&input, sizes, options.chunk),
         MlstmKernel::Reference => reference::mlstm(&input, sizes),
         MlstmKernel::Auto | MlstmKernel::Chunkwise => chunkwise::mlstm(&input, sizes, options.chunk)?,
     };
     Ok(MlstmOutput { h_BTHV: output.h_BTHV.to_kind(output_kind), state: output.state })
+}
+
+/// Steps in a chunk of the composed version.
+const COMPOSED_CHUNK: i64 = 256;
+
+/// The reference on one chunk after the other.
+fn composed(input: &MlstmInput<'_>, sizes: Sizes, chunk: Option<usize>) -> MlstmOutput {
+    let chunk = chunk.and_then(|chunk| i64::try_from(chunk).ok()).unwrap_or(COMPOSED_CHUNK).max(1);
+    let mut state: Option<MlstmState> = input.state.map(MlstmState::shallow_clone);
+    let mut outputs = Vec::new();
+    let mut start = 0;
+    while start < sizes.time {
+        let time = chunk.min(sizes.time - start);
+        let part = |tensor: &Tensor| tensor.narrow(1, start, time);
+        let resets_BT = input.resets_BT.map(part);
+        let output = reference::mlstm(
+            &MlstmInput {
+                q_BTHK: &part(input.q_BTHK),
+                k_BTHK: &part(input.k_BTHK),
+                v_BTHV: &part(input.v_BTHV),
+                i_BTH: &part(input.i_BTH),
+                f_BTH: &part(input.f_BTH),
+                state: state.as_ref(),
+                resets_BT: resets_BT.as_ref(),
+            },
+            Sizes { time, ..sizes },
+        );
+        outputs.push(output.h_BTHV);
+        state = Some(output.state);
+        start += time;
+    }
+    let state = state.unwrap_or_else(|| {
+        let Sizes { batch, heads, key, value, .. } = sizes;
+        MlstmState::empty(batch, heads, key, value, input.q_BTHK.kind(), input.q_BTHK.device())
+    });
+    MlstmOutput { h_BTHV: Tensor::cat(&outputs, 1), state }
 }
 
 /// The arguments in the computing type.

@@ -100,6 +100,10 @@ pub fn chunkwise(chunk: usize) -> MlstmOptions {
     MlstmOptions { kernel: MlstmKernel::Chunkwise, chunk: Some(chunk) }
 }
 
+pub fn composed(chunk: usize) -> MlstmOptions {
+    MlstmOptions { kernel: MlstmKernel::Composed, chunk: Some(chunk) }
+}
+
 /// Compare two runs, value by value.
 #[track_caller]
 pub fn compare(what: &str, found: &[(String, Tensor)], expected: &[(String, Tensor)], tolerance: f64) {

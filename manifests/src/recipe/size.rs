@@ -102,6 +102,8 @@ pub struct MemoryEstimate {
 
 /// Rows of hidden states whose logits are computed at a time.
 const LOGIT_CHUNK: u64 = 1024;
+/// Bytes of logits at a time on a card.
+const CARD_LOGITS: u64 = 768 << 20;
 
 impl MemoryEstimate {
     /// The memory of one rank for a micro-batch of `tokens` tokens.
@@ -129,10 +131,46 @@ impl MemoryEstimate {
         }
     }
 
+    /// As [`of`](Self::of), for a card whose kernels compute in bf16: they keep no states between chunks, but bf16
+    /// copies of the matrices, and the backward pass of one block is a good part of what all keep.
+    #[must_use]
+    pub fn on_card(recipe: &Recipe, tokens: u64) -> Self {
+        let model = &recipe.model;
+        let size = ModelSize::of(model);
+        let (d, inner) = (model.embedding_dim, model.inner_dim());
+        let block = |index| card_activations(model, index);
+        let per_token = if recipe.training.activation_checkpointing {
+            6 * d * model.blocks + (0..model.blocks).map(block).max().unwrap_or(0)
+        } else {
+            (0..model.blocks).map(block).sum()
+        };
+        // Gradients alive at once, bf16, and states and scores of the chunks of 256.
+        let working = 44 * inner + 4 * inner * inner / model.mlstm.heads.max(1) / 256 + 1024 * model.mlstm.heads;
+        let weights = 2 * size.product_parameters;
+        let output = 4 * model.vocabulary_size * d;
+        Self {
+            activations: tokens * (per_token + working + 8 * d) + weights,
+            logits: CARD_LOGITS.min(2 * tokens * model.vocabulary_size) + 2 * output,
+            ..Self::of(recipe, 0)
+        }
+    }
+
     /// All parts together.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.parameters + self.gradients + self.optimizer + self.activations + self.logits
+    }
+}
+
+/// Bytes that one block keeps for one token where the kernels of a card compute.
+fn card_activations(model: &ModelConfig, index: u64) -> u64 {
+    let (d, inner) = (model.embedding_dim, model.inner_dim());
+    if model.is_slstm(index) {
+        // Two streams fp32; norms, convolution, cell and feed-forward bf16; gates 5 bf16 and states 2 fp32 a unit.
+        44 * d + 6 * model.feed_forward_dim()
+    } else {
+        // Stream fp32 and norm; up 2D, convolution, q, k, v, h and output, bf16; a byte of h's rest; gates.
+        6 * d + 17 * inner + 64 * model.mlstm.heads
     }
 }
 

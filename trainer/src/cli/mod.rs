@@ -4,6 +4,7 @@ mod chain;
 mod doctor;
 mod export;
 mod plot;
+mod selfcheck;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -25,6 +26,8 @@ enum Command {
     Doctor(doctor::DoctorArguments),
     /// List the built-in recipes
     Recipes,
+    /// Compare every kernel of the card with float64, before a run is trusted
+    Selfcheck(selfcheck::SelfcheckArguments),
     /// Draw the loss of one or several runs as an SVG
     Plot(plot::PlotArguments),
     /// Follow a validation figure back to parameters, program, recipe, rows, documents and source files
@@ -42,6 +45,7 @@ pub(crate) fn run() -> anyhow::Result<u8> {
         None => train::run(&cli.train),
         Some(Command::Doctor(arguments)) => doctor::run(&arguments),
         Some(Command::Recipes) => recipes(),
+        Some(Command::Selfcheck(arguments)) => selfcheck::run(&arguments),
         Some(Command::Plot(arguments)) => plot::run(&arguments),
         Some(Command::Chain(arguments)) => chain::run(&arguments),
         Some(Command::Sample(arguments)) => arguments.run(),

@@ -24,6 +24,18 @@ pub struct DeviceArguments {
     /// Threads on the CPU [default: one for each core]
     #[arg(long)]
     pub threads: Option<usize>,
+    /// On a card: `auto` uses this program's kernels where there is one, `libtorch` none of them
+    #[arg(long, value_enum, default_value_t = Kernels::Auto)]
+    pub kernels: Kernels,
+}
+
+/// What computes on a card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kernels {
+    /// This program's kernels where there is one for the size, libtorch's operations elsewhere.
+    Auto,
+    /// libtorch's operations alone.
+    Libtorch,
 }
 
 impl DeviceArguments {
@@ -37,6 +49,7 @@ impl DeviceArguments {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let share = (cores / usize::try_from(sharing).unwrap_or(1)).max(1);
         let runtime = runtime::initialize(Some(self.threads.unwrap_or(share)))?;
+        xlstm_kernels::cuda::use_only_libtorch(self.kernels == Kernels::Libtorch);
         // Before rayon's pool starts, whose threads inherit the arithmetic mode.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(runtime.threads).build_global();
         Ok(match place {

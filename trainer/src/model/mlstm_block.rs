@@ -8,7 +8,7 @@
 //! sigmoid. Without a convolution, c = SiLU(a).
 
 use tch::{Kind, Tensor};
-use xlstm_kernels::{conv, gates, mlstm, norm};
+use xlstm_kernels::{conv, cuda, gates, mlstm, norm};
 use xlstm_manifests::recipe::{BlockKind, InputBias, ModelConfig};
 
 use super::parameters::{Builder, Init, linspace, small_init, wang_init};
@@ -127,6 +127,38 @@ impl MlstmBlock {
         }
     }
 
+    /// Whether the card's kernels know this block's sizes.
+    pub(super) fn fits_card(&self) -> bool {
+        let Kindred::Pre { up, convolution: Some((taps, _)), query, .. } = &self.kind else { return false };
+        cuda::inner_fits(up.size()[0] / 2, self.heads, taps.size()[2], query.size()[1])
+    }
+
+    /// By the card's kernels, in bf16: what the block before gave is added to the stream first, what this one gives is
+    /// left to the next (`cuda::add_layer_norm`).
+    pub(super) fn forward_card(&self, x_BTC: &Tensor, delta_BTC: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+        let Kindred::Pre { up, convolution: Some((conv_weight, conv_bias)), query, key, value, skip } = &self.kind
+        else {
+            unreachable!("called for blocks that fit only")
+        };
+        let (x_BTC, y_BTC) = cuda::add_layer_norm(x_BTC, delta_BTC, &self.norm, NORM_EPSILON)?;
+        let up_BTF = product(&y_BTC, up, Some(Kind::BFloat16))?;
+        let (gate_weight, gate_bias) = cuda::gate_weights(&self.gates.weights(), [query, key, value])?;
+        let input = cuda::InnerInput {
+            up_BTF: &up_BTF,
+            conv_weight_D1W: conv_weight,
+            conv_bias_D: conv_bias,
+            query_NOI: query,
+            key_NOI: key,
+            value_NOI: value,
+            gate_weight_2GD: &gate_weight,
+            gate_bias_G: &gate_bias,
+            norm_weight_D: &self.outnorm,
+            skip_D: skip,
+        };
+        let h_BTD = cuda::mlstm_inner(&input, NORM_EPSILON)?;
+        Ok((x_BTC, product(&h_BTD, &self.down, Some(Kind::BFloat16))?))
+    }
+
     /// `x + W_o(GroupNorm(mLSTM) ⊙ σ(W_g y))`, then `x + W_down relu(W_up LN(x))²`.
     fn forward_post(&self, x_BTC: &Tensor, call: &Call<'_>) -> Result<(Tensor, BlockState)> {
         let Kindred::Post { query, key, value, output_gate, feed_norm, feed_up, feed_down } = &self.kind
@@ -222,14 +254,17 @@ impl Gates {
         })
     }
 
-    fn of_projections(&self, q_BTD: &Tensor, k_BTD: &Tensor, v_BTD: &Tensor) -> Result<(Tensor, Tensor)> {
-        let weights = gates::GateWeights {
+    fn weights(&self) -> gates::GateWeights<'_> {
+        gates::GateWeights {
             input_weight: &self.input_weight,
             input_bias: &self.input_bias,
             forget_weight: &self.forget_weight,
             forget_bias: &self.forget_bias,
-        };
-        Ok(gates::mlstm_gates(q_BTD, k_BTD, v_BTD, &weights)?)
+        }
+    }
+
+    fn of_projections(&self, q_BTD: &Tensor, k_BTD: &Tensor, v_BTD: &Tensor) -> Result<(Tensor, Tensor)> {
+        Ok(gates::mlstm_gates(q_BTD, k_BTD, v_BTD, &self.weights())?)
     }
 
     fn of_stream(&self, y_BTC: &Tensor) -> Result<(Tensor, Tensor)> {

@@ -24,10 +24,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 use xlstm_kernels::cross_entropy::{CrossEntropyOptions, CrossEntropyOutput, projected_cross_entropy};
-use xlstm_kernels::{linear, norm};
+use xlstm_kernels::{cuda, linear, norm};
 use xlstm_manifests::recipe::{ModelConfig, Precision};
 
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 use mlstm_block::MlstmBlock;
 use parameters::{Builder, Init, small_init};
 use slstm_block::SlstmBlock;
@@ -88,6 +88,21 @@ impl Block {
         match self {
             Self::Mlstm(block) => block.forward(x_BTC, call),
             Self::Slstm(block) => block.forward(x_BTC, call),
+        }
+    }
+
+    fn fits_card(&self) -> Result<bool> {
+        match self {
+            Self::Mlstm(block) => Ok(block.fits_card()),
+            Self::Slstm(block) => block.fits_card(),
+        }
+    }
+
+    /// The stream with what came before added, and what this block gives.
+    fn forward_card(&self, x_BTC: &Tensor, delta_BTC: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+        match self {
+            Self::Mlstm(block) => block.forward_card(x_BTC, delta_BTC),
+            Self::Slstm(block) => block.forward_card(x_BTC, delta_BTC),
         }
     }
 }
@@ -201,6 +216,24 @@ impl Model {
         targets_BT: &Tensor,
         resets_BT: Option<&Tensor>,
     ) -> Result<CrossEntropyOutput> {
+        self.loss_of_counted(tokens_BT, targets_BT, resets_BT, None)
+    }
+
+    /// As [`loss`](Self::loss), for a caller that knows how many targets count: on a card nothing waits for the
+    /// device then, and targets outside the vocabulary are no error but a loss of NaN.
+    ///
+    /// # Errors
+    /// As [`loss`](Self::loss).
+    pub fn loss_of_counted(
+        &self,
+        tokens_BT: &Tensor,
+        targets_BT: &Tensor,
+        resets_BT: Option<&Tensor>,
+        count: Option<i64>,
+    ) -> Result<CrossEntropyOutput> {
+        if resets_BT.is_none() && self.fits_card()? {
+            return self.loss_card(tokens_BT, targets_BT, count);
+        }
         let hidden_BTC = if self.placement.activation_checkpointing {
             self.forward_checkpointed(tokens_BT, resets_BT)?
         } else {
@@ -213,6 +246,62 @@ impl Model {
         };
         let options = CrossEntropyOptions { ignore_index: IGNORE_TARGET, ..CrossEntropyOptions::default() };
         Ok(projected_cross_entropy(&hidden_NC, &output, &targets_BT.f_reshape([-1])?, &options)?)
+    }
+
+    /// Whether [`loss`](Self::loss) is computed by the kernels of the card: bf16 products, and sizes that every block
+    /// has kernels for. Otherwise libtorch's operations compute.
+    ///
+    /// # Errors
+    /// When the card cannot be opened.
+    pub fn fits_card(&self) -> Result<bool> {
+        let Placement { device, kind, products, .. } = self.placement;
+        let fits = cuda::enabled(device)
+            && kind == Kind::Float
+            && products == Some(Kind::BFloat16)
+            && cuda::stream_fits(signed(self.config.embedding_dim))
+            && self.config.vocabulary_size.is_multiple_of(8);
+        if !fits {
+            return Ok(false);
+        }
+        for block in &self.blocks {
+            if !lock(block).fits_card()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn loss_card(&self, tokens_BT: &Tensor, targets_BT: &Tensor, count: Option<i64>) -> Result<CrossEntropyOutput> {
+        let targets_N = targets_BT.f_reshape([-1])?;
+        let count = match count {
+            Some(count) => count,
+            None => i64::try_from(targets_N.f_ne(IGNORE_TARGET)?.f_sum(Kind::Int64)?)?,
+        };
+        let mut x_BTC = self.embed(tokens_BT)?;
+        let mut delta_BTC: Option<Tensor> = None;
+        for block in &self.blocks {
+            let (x, delta) = if self.placement.activation_checkpointing {
+                let block = Arc::clone(block);
+                let inputs: Vec<&Tensor> = std::iter::once(&x_BTC).chain(&delta_BTC).collect();
+                let mut outputs = xlstm_bridge::autograd::checkpoint("block", &inputs, move |inputs| {
+                    let (x, delta) = lock(&block).forward_card(&inputs[0], inputs.get(1))?;
+                    // The first block's stream is its input, and an output must be a tensor of its own.
+                    let x = if inputs.len() == 1 { x.f_mul_scalar(1.0)? } else { x };
+                    Ok(vec![x, delta])
+                })?
+                .into_iter();
+                match (outputs.next(), outputs.next()) {
+                    (Some(x), Some(delta)) => (x, delta),
+                    _ => return Err(TrainError::Usage("a block gave fewer than two outputs".into())),
+                }
+            } else {
+                lock(block).forward_card(&x_BTC, delta_BTC.as_ref())?
+            };
+            (x_BTC, delta_BTC) = (x, Some(delta));
+        }
+        let (_, y_BTC) = cuda::add_layer_norm(&x_BTC, delta_BTC.as_ref(), &self.post_norm, NORM_EPSILON)?;
+        let hidden_NC = y_BTC.f_view([-1, signed(self.config.embedding_dim)])?;
+        Ok(cuda::projected_cross_entropy(&hidden_NC, &self.output, &targets_N, IGNORE_TARGET, count)?)
     }
 
     fn forward_checkpointed(&self, tokens_BT: &Tensor, resets_BT: Option<&Tensor>) -> Result<Tensor> {

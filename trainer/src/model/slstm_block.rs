@@ -8,9 +8,9 @@
 //! gate and `igate.weight` the forget gate. Without a convolution, c = y. Recurrent weights and biases are kept in
 //! the `vanilla` layout; see `xlstm_kernels::slstm` for both.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use xlstm_kernels::slstm::{self, SlstmInput, SlstmLayout, SlstmOptions};
-use xlstm_kernels::{conv, gates, norm};
+use xlstm_kernels::{conv, cuda, gates, norm};
 use xlstm_manifests::recipe::{ForgetGate, GateWeights, ModelConfig, RecurrentInit, SlstmBias, WeightInit};
 
 use super::parameters::{Builder, Init, linspace, small_init, wang_init};
@@ -128,6 +128,50 @@ impl SlstmBlock {
         let gated_BTF = gates::gelu_gate(&product(&y_BTD, &self.feed_up, call.precision)?)?;
         let x_BTD = x_BTD + product(&gated_BTF, &self.feed_down, call.precision)?;
         Ok((x_BTD, BlockState { convolution: window, cell: CellState::Slstm(output.state) }))
+    }
+
+    /// Whether the card's kernels know this block's sizes.
+    pub(super) fn fits_card(&self) -> Result<bool> {
+        let width = self.norm.size()[0];
+        let convolved = self.convolution.as_ref().is_none_or(|(taps, _)| taps.size()[2] == 4);
+        let feed = self.feed_up.size()[0] / 2;
+        let sizes = convolved && feed % 8 == 0 && self.gradient_clip.is_none();
+        Ok(sizes && cuda::slstm_fits(width / self.heads, &self.norm)?)
+    }
+
+    /// By the card's kernels, in bf16; as `MlstmBlock::forward_card`.
+    pub(super) fn forward_card(&self, x_BTD: &Tensor, delta_BTD: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+        let precision = Some(Kind::BFloat16);
+        let (x_BTD, y_BTD) = cuda::add_layer_norm(x_BTD, delta_BTD, &self.norm, NORM_EPSILON)?;
+        let c_BTD = match &self.convolution {
+            Some((weight, bias)) => cuda::conv_silu(&y_BTD, weight, bias)?,
+            None => y_BTD.shallow_clone(),
+        };
+        let size = y_BTD.size();
+        let (batch, time, width) = (size[0], size[1], size[2]);
+        let unit = width / self.heads;
+        let mut raw = Vec::with_capacity(4);
+        for (input, weight) in [&c_BTD, &c_BTD, &y_BTD, &y_BTD].into_iter().zip(&self.weights) {
+            raw.push(match weight.dim() {
+                2 => product(input, weight, precision)?.f_view([batch * time, self.heads, unit])?,
+                _ => {
+                    let input_HNE = input.f_view([batch * time, self.heads, unit])?.f_transpose(0, 1)?;
+                    let weight_HEF = weight.f_to_kind(Kind::BFloat16)?.f_transpose(1, 2)?;
+                    input_HNE.f_bmm(&weight_HEF)?.f_transpose(0, 1)?
+                }
+            });
+        }
+        let x_NGHE = Tensor::f_stack(&raw, 1)?;
+        // The bias is added in fp32, and the sum rounded once.
+        let bias_GHE = slstm::canonical_bias(&self.bias, self.heads, SlstmLayout::Vanilla)?;
+        let x_NGHE = (x_NGHE + bias_GHE).f_to_kind(Kind::BFloat16)?;
+        let recurrent_HEGE = slstm::canonical_recurrent(&self.recurrent, SlstmLayout::Vanilla)?;
+        let y_BTHE =
+            cuda::slstm(&x_NGHE.f_view([batch, time, 4, self.heads, unit])?, &recurrent_HEGE)?;
+        let s_BTD = cuda::head_norm(&y_BTHE, &self.group_norm, NORM_EPSILON)?;
+        let (x_BTD, y_BTD) = cuda::add_layer_norm(&x_BTD, Some(&s_BTD), &self.feed_norm, NORM_EPSILON)?;
+        let gated_BTF = cuda::gelu_gate(&product(&y_BTD, &self.feed_up, precision)?)?;
+        Ok((x_BTD, product(&gated_BTF, &self.feed_down, precision)?))
     }
 
     fn convolve(&self, y_BTD: &Tensor, call: &Call<'_>) -> Result<(Tensor, Option<Tensor>)> {

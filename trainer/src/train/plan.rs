@@ -1,6 +1,6 @@
 //! What a run would take: parameters, memory by part, tokens, time. `--dry-run` prints it.
 
-use xlstm_manifests::recipe::{MemoryEstimate, ModelSize, Recipe};
+use xlstm_manifests::recipe::{MemoryEstimate, ModelSize, Precision, Recipe};
 use xlstm_manifests::run_manifest::DatasetRef;
 
 use crate::device::{DeviceInfo, measured_rate};
@@ -15,7 +15,7 @@ const USABLE: f64 = 0.8;
 /// # Errors
 /// When parameters, gradients and moments alone do not fit.
 pub fn micro_batch_rows(recipe: &Recipe, rows: u64, row_length: u64, device: &DeviceInfo) -> Result<u64> {
-    let estimate = |rows: u64| MemoryEstimate::of(recipe, rows * row_length);
+    let estimate = |rows: u64| memory_estimate(recipe, rows * row_length, device);
     let budget = device.memory.map_or(u64::MAX, |memory| (memory as f64 * USABLE) as u64);
     let least = estimate(1);
     let fixed = least.parameters + least.gradients + least.optimizer;
@@ -37,6 +37,14 @@ pub fn micro_batch_rows(recipe: &Recipe, rows: u64, row_length: u64, device: &De
     Ok(fits.unwrap_or(1))
 }
 
+/// The memory of a micro-batch of `tokens` tokens on this device.
+pub fn memory_estimate(recipe: &Recipe, tokens: u64, device: &DeviceInfo) -> MemoryEstimate {
+    let kernels = xlstm_kernels::cuda::enabled(device.device)
+        && recipe.training.precision == Precision::Bfloat16
+        && !recipe.training.reset_at_document_boundaries;
+    if kernels { MemoryEstimate::on_card(recipe, tokens) } else { MemoryEstimate::of(recipe, tokens) }
+}
+
 /// Bytes as GiB.
 fn gibibytes(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
@@ -50,7 +58,7 @@ pub fn describe(recipe: &Recipe, train: &DatasetRef, row_length: u64, device: &D
     let size = ModelSize::of(&recipe.model);
     let rows = recipe.rows_per_step(row_length)?;
     let micro = micro_batch_rows(recipe, rows, row_length, device)?;
-    let memory = MemoryEstimate::of(recipe, micro * row_length);
+    let memory = memory_estimate(recipe, micro * row_length, device);
     let tokens = recipe.training.tokens_per_step * recipe.training.steps;
     let operations = size.operations_per_token() as f64 * tokens as f64;
     let (rate, source) = match peak_operations(&device.name) {

@@ -20,6 +20,8 @@ pub(super) struct Report {
     waited: f64,
     /// Operations a token over the peak of all ranks; `None` where the peak is not known.
     utilization: Option<f64>,
+    /// The card that computes, whose memory is reported then.
+    pub(super) card: Option<usize>,
 }
 
 /// Numbers of one step.
@@ -53,7 +55,7 @@ impl Report {
         } else {
             None
         };
-        Ok(Self { lines, events, progress, since: Instant::now(), tokens: 0, waited: 0.0, utilization })
+        Ok(Self { lines, events, progress, since: Instant::now(), tokens: 0, waited: 0.0, utilization, card: None })
     }
 
     /// The program starts, or starts again, after `step` steps.
@@ -84,7 +86,10 @@ impl Report {
             tokens_per_second: Some(speed),
             data_wait_share: Some(self.waited / elapsed),
             flop_utilization: self.utilization.map(|factor| factor * speed),
-            memory_peak_bytes: Some(runtime::memory().peak_resident),
+            memory_peak_bytes: Some(match self.card {
+                Some(card) => xlstm_bridge::lists::device_peak(card, false)?.allocated,
+                None => runtime::memory().peak_resident,
+            }),
             ..Line::default()
         };
         self.write(&line)?;

@@ -225,7 +225,10 @@ pub fn setup(
     let peak = peak_operations(&device.name).map(|peak| peak * world as f64);
     let utilization = peak.map(|peak| ModelSize::of(&recipe.model).operations_per_token() as f64 / peak);
     let progress = Progress::new(recipe.training.steps, step, first_rank);
-    let report = Report::new(&run, first_rank, recipe.logging.tensorboard, progress, utilization)?;
+    let mut report = Report::new(&run, first_rank, recipe.logging.tensorboard, progress, utilization)?;
+    if let tch::Device::Cuda(number) = device.device {
+        report.card = Some(number);
+    }
     let rank = communicator.rank();
     let rows = recipe.logging.rows.then(|| RowLog::append(&run, rank, world)).transpose()?;
     let retention = Retention {

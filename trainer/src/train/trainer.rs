@@ -105,7 +105,12 @@ impl Trainer {
             if self.step > 0 { format!("\nfrom             step {}", self.step) } else { String::new() };
         let world = self.communicator.world_size();
         let ranks = if world > 1 { format!("\nranks            {world}") } else { String::new() };
-        Ok(format!("{plan}{ranks}\nrun              {}{from}", self.run.display()))
+        let kernels = match (self.model.placement().device, self.model.fits_card()?) {
+            (tch::Device::Cuda(_), true) => "\nkernels          of this program, for this card",
+            (tch::Device::Cuda(_), false) => "\nkernels          libtorch's operations (float32, or sizes without a kernel)",
+            _ => "",
+        };
+        Ok(format!("{plan}{kernels}{ranks}\nrun              {}{from}", self.run.display()))
     }
 
     /// Steps done.
@@ -200,7 +205,8 @@ impl Trainer {
                 log.write(step, &batch.rows)?;
             }
             let (inputs, targets, resets) = batch.tensors(device)?;
-            let output = self.model.loss(&inputs, &targets, resets.as_ref())?;
+            let count = i64::try_from(batch.tokens).ok();
+            let output = self.model.loss_of_counted(&inputs, &targets, resets.as_ref(), count)?;
             let share = batch.tokens as f64 / tokens as f64;
             // A step of one micro-batch needs no scaling, which spares a pass over the largest gradients.
             let scaled = if share == 1.0 { output.loss } else { output.loss.f_mul_scalar(share)? };

@@ -1,6 +1,6 @@
 //! Validation: token-weighted negative log-likelihood over a split, or a stated prefix of it.
 
-use tch::Kind;
+use tch::{Kind, Tensor};
 use xlstm_manifests::Dataset;
 use xlstm_manifests::order::StepRow;
 
@@ -45,6 +45,8 @@ pub fn measure(
     // Negative log-likelihood, tokens, then how often each id is a target.
     let vocabulary = usize::try_from(model.config().vocabulary_size).unwrap_or_default();
     let mut sums = vec![0.0; 2 + vocabulary];
+    // Added up on the device, and waited for once.
+    let total = Tensor::f_zeros([], (Kind::Double, model.placement().device))?;
     for _ in 0..rounds {
         let stop = if signals.received().is_some() { flags::STOP } else { 0 };
         if communicator.any_flags(stop)? & flags::STOP != 0 {
@@ -53,8 +55,9 @@ pub fn measure(
         let Some(rows) = batches.next() else { continue };
         let batch = MicroBatch::read(dataset, rows, shape)?;
         let (inputs, targets, resets) = batch.tensors(model.placement().device)?;
-        let output = tch::no_grad(|| model.loss(&inputs, &targets, resets.as_ref()))?;
-        sums[0] += f64::try_from(output.token_losses_N.f_sum(Kind::Double)?)?;
+        let count = i64::try_from(batch.tokens).ok();
+        let output = tch::no_grad(|| model.loss_of_counted(&inputs, &targets, resets.as_ref(), count))?;
+        let _ = total.shallow_clone().f_add_(&output.token_losses_N.f_sum(Kind::Double)?)?;
         sums[1] += batch.tokens as f64;
         for id in batch.targets.iter().filter(|&&target| target != IGNORE_TARGET) {
             // Ids outside the vocabulary were refused with the dataset.
@@ -63,6 +66,7 @@ pub fn measure(
             }
         }
     }
+    sums[0] = f64::try_from(total)?;
     communicator.sum(&mut sums)?;
     let unigram_entropy = entropy(&sums[2..]);
     Ok(Some(Measurement { loss: sums[0] / sums[1].max(1.0), tokens: sums[1] as u64, rows, unigram_entropy }))

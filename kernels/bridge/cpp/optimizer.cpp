@@ -1,0 +1,66 @@
+// Operations over lists of tensors, which libtorch runs as a few launches and `tch` does not bind.
+
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/CachingDeviceAllocator.h>
+
+#include <vector>
+
+#include "abi.h"
+
+namespace {
+
+std::vector<at::Tensor> list(const at::Tensor* const* tensors, size_t count) {
+  std::vector<at::Tensor> result;
+  result.reserve(count);
+  for (size_t index = 0; index < count; ++index) {
+    result.push_back(*tensors[index]);
+  }
+  return result;
+}
+
+}  // namespace
+
+extern "C" {
+
+// One update of AdamW for tensors of one device; `step` (fp32, one element) counts from 1, `scale` divides gradients.
+char* xlstm_optimizer_adamw(const at::Tensor* const* parameters, const at::Tensor* const* gradients,
+                            const at::Tensor* const* first, const at::Tensor* const* second, size_t count,
+                            const at::Tensor* step, const at::Tensor* scale, double learning_rate, double beta1,
+                            double beta2, double weight_decay, double epsilon) {
+  return xlstm::guarded([&] {
+    at::NoGradGuard guard;
+    const std::vector<at::Tensor> steps(count, *step);
+    at::_fused_adamw_(list(parameters, count), list(gradients, count), list(first, count), list(second, count), {},
+                      steps, learning_rate, beta1, beta2, weight_decay, epsilon, false, false, *scale, {});
+  });
+}
+
+// Euclidean norm of all tensors together, one element, on their device.
+char* xlstm_optimizer_norm(const at::Tensor* const* tensors, size_t count, at::Tensor** out) {
+  return xlstm::guarded([&] {
+    at::NoGradGuard guard;
+    const auto norms = at::_foreach_norm(list(tensors, count));
+    *out = new at::Tensor(at::linalg_vector_norm(at::stack(norms)));
+  });
+}
+
+// The most bytes that tensors on this card have taken at once since the last reset, and that libtorch holds for them.
+char* xlstm_device_memory(int card, int reset, uint64_t* out_allocated, uint64_t* out_reserved) {
+  return xlstm::guarded([&] {
+    auto* allocator = c10::getDeviceAllocator(c10::DeviceType::CUDA);
+    const auto device = static_cast<c10::DeviceIndex>(card);
+    const auto statistics = allocator->getDeviceStats(device);
+    const auto total = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    *out_allocated = static_cast<uint64_t>(statistics.allocated_bytes[total].peak);
+    *out_reserved = static_cast<uint64_t>(statistics.reserved_bytes[total].peak);
+    if (reset != 0) {
+      allocator->resetPeakStats(device);
+    }
+  });
+}
+
+}  // extern "C"

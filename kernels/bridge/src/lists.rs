@@ -1,0 +1,157 @@
+//! Operations over lists of tensors in a few launches, and what a card's memory is used for.
+
+use std::ffi::c_int;
+
+use tch::Tensor;
+
+use crate::{BridgeError, ffi};
+
+/// What AdamW reads and changes: as many gradients and moments as parameters, all fp32 on one device.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamWTensors<'a> {
+    /// Changed in place.
+    pub parameters: &'a [Tensor],
+    /// Divided by the scale in place.
+    pub gradients: &'a [Tensor],
+    /// First moments, changed in place.
+    pub first: &'a [Tensor],
+    /// Second moments, changed in place.
+    pub second: &'a [Tensor],
+    /// One number: which update this is, from 1.
+    pub step: &'a Tensor,
+    /// One number that gradients are divided by.
+    pub scale: &'a Tensor,
+}
+
+/// The constants of an update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[allow(missing_docs, reason = "names say it")]
+pub struct AdamWConstants {
+    pub learning_rate: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub weight_decay: f64,
+    pub epsilon: f64,
+}
+
+/// One update with decoupled weight decay, by libtorch's fused operation.
+///
+/// # Errors
+/// When the lists differ in length, or libtorch fails.
+pub fn adamw(tensors: &AdamWTensors<'_>, constants: &AdamWConstants) -> Result<(), BridgeError> {
+    let count = tensors.parameters.len();
+    let lists = [tensors.parameters, tensors.gradients, tensors.first, tensors.second];
+    if let Some(other) = lists.iter().find(|list| list.len() != count) {
+        return Err(BridgeError::Contract {
+            name: "adamw",
+            expected: format!("{count} tensors in each list"),
+            found: other.len().to_string(),
+        });
+    }
+    if count == 0 {
+        return Ok(());
+    }
+    let [parameters, gradients, first, second] = lists.map(|list| ffi::handles(list.iter().map(Some)));
+    // SAFETY: four lists of `count` live tensors, and two more.
+    unsafe {
+        ffi::check(ffi::xlstm_optimizer_adamw(
+            parameters.as_ptr(),
+            gradients.as_ptr(),
+            first.as_ptr(),
+            second.as_ptr(),
+            count,
+            tensors.step.as_ptr().cast(),
+            tensors.scale.as_ptr().cast(),
+            constants.learning_rate,
+            constants.beta1,
+            constants.beta2,
+            constants.weight_decay,
+            constants.epsilon,
+        ))
+    }
+}
+
+/// Euclidean norm of all tensors together: one number on their device, not waited for.
+///
+/// # Errors
+/// When there is no tensor, or libtorch fails.
+pub fn norm(tensors: &[Tensor]) -> Result<Tensor, BridgeError> {
+    let handles = ffi::handles(tensors.iter().map(Some));
+    let mut out = std::ptr::null_mut();
+    // SAFETY: live tensors, and a place for the result, which is ours.
+    let made = unsafe {
+        ffi::check(ffi::xlstm_optimizer_norm(handles.as_ptr(), handles.len(), &raw mut out))?;
+        ffi::own(out)
+    };
+    made.ok_or_else(|| BridgeError::Contract {
+        name: "norm",
+        expected: "a result".into(),
+        found: "none".into(),
+    })
+}
+
+/// The most memory that a card gave at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DevicePeak {
+    /// Bytes of live tensors.
+    pub allocated: u64,
+    /// Bytes that libtorch held for them.
+    pub reserved: u64,
+}
+
+/// The peak since the last call that reset it.
+///
+/// # Errors
+/// When libtorch has no such card.
+pub fn device_peak(card: usize, reset: bool) -> Result<DevicePeak, BridgeError> {
+    let mut peak = DevicePeak::default();
+    let card = c_int::try_from(card).unwrap_or(c_int::MAX);
+    // SAFETY: two places for numbers, valid for the call.
+    unsafe {
+        ffi::check(ffi::xlstm_device_memory(
+            card,
+            c_int::from(reset),
+            &raw mut peak.allocated,
+            &raw mut peak.reserved,
+        ))?;
+    }
+    Ok(peak)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    #[test]
+    fn a_norm_over_several_tensors_is_that_of_all_numbers() {
+        let tensors = [Tensor::from_slice(&[3.0_f32, 0.0]), Tensor::from_slice(&[[4.0_f32], [12.0]].concat())];
+        assert!((norm(&tensors).unwrap().double_value(&[]) - 13.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn an_update_is_that_of_the_formula() {
+        let options = (Kind::Float, Device::Cpu);
+        let [p, g, m, v] = [2.0, 0.5, 0.0, 0.0].map(|value| vec![Tensor::full([3], value, options)]);
+        let tensors = AdamWTensors {
+            parameters: &p,
+            gradients: &g,
+            first: &m,
+            second: &v,
+            step: &Tensor::from(1.0_f32),
+            scale: &Tensor::from(2.0_f32),
+        };
+        let constants = AdamWConstants {
+            learning_rate: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            weight_decay: 0.1,
+            epsilon: 1e-8,
+        };
+        adamw(&tensors, &constants).unwrap();
+        // After one step the corrected moments are g and g²: p (1 - lr·wd) - lr.
+        assert!((p[0].double_value(&[0]) - (2.0 * 0.99 - 0.1)).abs() < 1e-5);
+        let short = AdamWTensors { gradients: &[], ..tensors };
+        assert!(adamw(&short, &constants).unwrap_err().to_string().contains("1 tensors in each list"));
+    }
+}

@@ -1,0 +1,63 @@
+// Four or eight neighbouring numbers in fp32 registers, read and written as bf16 or fp32 in one access.
+#pragma once
+#include "common.cuh"
+
+struct Eight {
+    float value[8];
+    DEVICE void load(const bf16* source) {
+        const uint4 raw = *reinterpret_cast<const uint4*>(source);
+        const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            value[2 * e] = low_float(words[e]);
+            value[2 * e + 1] = high_float(words[e]);
+        }
+    }
+    DEVICE void load(const float* source) {
+#pragma unroll
+        for (int e = 0; e < 8; e += 4) {
+            const float4 raw = *reinterpret_cast<const float4*>(source + e);
+            value[e] = raw.x;
+            value[e + 1] = raw.y;
+            value[e + 2] = raw.z;
+            value[e + 3] = raw.w;
+        }
+    }
+    DEVICE void store(bf16* destination) const {
+        *reinterpret_cast<uint4*>(destination) = make_uint4(pack_bf16(value[0], value[1]), pack_bf16(value[2], value[3]),
+                                                            pack_bf16(value[4], value[5]), pack_bf16(value[6], value[7]));
+    }
+    DEVICE void store(float* destination) const {
+        *reinterpret_cast<float4*>(destination) = make_float4(value[0], value[1], value[2], value[3]);
+        *reinterpret_cast<float4*>(destination + 4) = make_float4(value[4], value[5], value[6], value[7]);
+    }
+    DEVICE void clear() {
+#pragma unroll
+        for (int e = 0; e < 8; e++) value[e] = 0.0f;
+    }
+};
+
+struct Four {
+    float value[4];
+    DEVICE void load(const bf16* source) {
+        const uint2 raw = *reinterpret_cast<const uint2*>(source);
+        value[0] = low_float(raw.x);
+        value[1] = high_float(raw.x);
+        value[2] = low_float(raw.y);
+        value[3] = high_float(raw.y);
+    }
+    DEVICE void load(const float* source) {
+        const float4 raw = *reinterpret_cast<const float4*>(source);
+        value[0] = raw.x;
+        value[1] = raw.y;
+        value[2] = raw.z;
+        value[3] = raw.w;
+    }
+    DEVICE void store(bf16* destination) const {
+        *reinterpret_cast<uint2*>(destination) = make_uint2(pack_bf16(value[0], value[1]), pack_bf16(value[2], value[3]));
+    }
+    DEVICE void store(float* destination) const {
+        *reinterpret_cast<float4*>(destination) = make_float4(value[0], value[1], value[2], value[3]);
+    }
+    DEVICE void clear() { value[0] = value[1] = value[2] = value[3] = 0.0f; }
+};

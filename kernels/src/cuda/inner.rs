@@ -1,0 +1,260 @@
+//! An mLSTM block between its two big products, in one node of libtorch's graph.
+//!
+//! ```text
+//! (a, z) = up          c = SiLU(conv(a))          q, k = Wq c, Wk c     v = Wv a      gates = Mc c + Ma a + bias
+//! out = (norm(mLSTM(q, k, v, gates))(1 + w) + skip ⊙ c) ⊙ SiLU(z)
+//! ```
+//! Why one node: a, c and z have several readers, and libtorch would add up their gradients in passes of their own and
+//! cut and join `up` by copying. Here each kernel of the backward pass adds what came before it, and the gradients of
+//! a and z are written into the two halves of one tensor.
+//!
+//! The gates are linear in q, k and v, which are linear in c and a: M `(2, 2 H, D)`, the product of both weights, is
+//! made by the caller in fp32, where libtorch differentiates it. It enters the tensor cores as two bf16 parts whose
+//! sum has 16 bits, so that the gates, which are exponents, keep the precision of c and a.
+
+use tch::{Kind, Tensor};
+use xlstm_bridge::BoxError;
+use xlstm_bridge::autograd::{Backward, Forward, custom_function};
+
+use super::launch::{
+    BlockWeights, Gated, ProjectionUpstream, conv_backward, conv_forward, norm_backward, norm_forward,
+    projections_backward, projections_forward,
+};
+use super::mlstm::{Cell, Gates};
+use crate::KernelError;
+use crate::gates::GateWeights;
+use crate::shape::{dimensions, expect_shape};
+
+const NAME: &str = "mlstm_inner (CUDA)";
+
+/// Arguments of [`mlstm_inner`]: `up_BTF` bf16, the parameters fp32.
+#[derive(Debug, Clone, Copy)]
+pub struct InnerInput<'a> {
+    /// The up-projection, `(B, T, 2 D)`: a, then z.
+    pub up_BTF: &'a Tensor,
+    /// `(D, 1, 4)`.
+    pub conv_weight_D1W: &'a Tensor,
+    /// `(D)`.
+    pub conv_bias_D: &'a Tensor,
+    /// Blocks of queries, `(D / 4, 4, 4)`.
+    pub query_NOI: &'a Tensor,
+    /// Blocks of keys.
+    pub key_NOI: &'a Tensor,
+    /// Blocks of values.
+    pub value_NOI: &'a Tensor,
+    /// M: what input gates and forget gates read of c and of a, `(2, 2 H, D)`.
+    pub gate_weight_2GD: &'a Tensor,
+    /// `(2 H)`.
+    pub gate_bias_G: &'a Tensor,
+    /// Weight of the head-wise norm, `(D)`.
+    pub norm_weight_D: &'a Tensor,
+    /// `(D)`.
+    pub skip_D: &'a Tensor,
+}
+
+/// M and the gates' biases from the weights of gates and projections, in fp32 and differentiable: with G the gates'
+/// weights on q, k and v, `Mc = Gq Wq + Gk Wk` and `Ma = Gv Wv`.
+///
+/// # Errors
+/// [`KernelError`] when a shape does not fit.
+pub fn gate_weights(
+    weights: &GateWeights<'_>,
+    [query_NOI, key_NOI, value_NOI]: [&Tensor; 3],
+) -> Result<(Tensor, Tensor), KernelError> {
+    let all_GF = Tensor::f_cat(&[weights.input_weight, weights.forget_weight], 0)?;
+    let bias_G = Tensor::f_cat(&[weights.input_bias, weights.forget_bias], 0)?;
+    let [gates, triple] = dimensions(NAME, "weights of the gates", &all_GF)?;
+    let [blocks, ..] = dimensions::<3>(NAME, "query_NOI", query_NOI)?;
+    expect_shape(NAME, "query_NOI", query_NOI, &[triple / 12, 4, 4])?;
+    let all_G3NO = all_GF.f_view([gates, 3, blocks, 4])?;
+    let through = |index: i64, weight_NOI: &Tensor| -> Result<Tensor, KernelError> {
+        let part_NGO = all_G3NO.f_select(1, index)?.f_transpose(0, 1)?;
+        Ok(part_NGO.f_bmm(weight_NOI)?.f_transpose(0, 1)?.f_reshape([gates, 4 * blocks])?)
+    };
+    let conv_GD = through(0, query_NOI)? + through(1, key_NOI)?;
+    Ok((Tensor::f_stack(&[conv_GD, through(2, value_NOI)?], 0)?, bias_G))
+}
+
+/// Whether [`mlstm_inner`] has kernels for a block of this width: heads of a multiple of 8 up to 1024, at most 4 of
+/// them, 4 taps, blocks of 4.
+pub fn inner_fits(width: i64, heads: i64, taps: i64, block: i64) -> bool {
+    let head = width / heads.max(1);
+    (1..=4).contains(&heads) && head * heads == width && head % 8 == 0 && head <= 1024 && taps == 4 && block == 4
+}
+
+/// What enters the down-projection, `(B, T, D)`, bf16. Gradients flow to all arguments.
+///
+/// # Errors
+/// [`KernelError`] when a shape or type does not fit, or the card fails.
+pub fn mlstm_inner(input: &InnerInput<'_>, epsilon: f64) -> Result<Tensor, KernelError> {
+    let [batch, time, double] = dimensions(NAME, "up_BTF", input.up_BTF)?;
+    let width = double / 2;
+    let [_, gates, _] = dimensions(NAME, "gate_weight_2GD", input.gate_weight_2GD)?;
+    expect_shape(NAME, "gate_weight_2GD", input.gate_weight_2GD, &[2, gates, width])?;
+    expect_shape(NAME, "gate_bias_G", input.gate_bias_G, &[gates])?;
+    expect_shape(NAME, "skip_D", input.skip_D, &[width])?;
+    let sizes = Sizes { batch, time, width, heads: gates / 2, epsilon };
+    let up_NF = input.up_BTF.f_reshape([batch * time, double])?;
+    let gate_weight = input.gate_weight_2GD.contiguous();
+    let inputs = [
+        &up_NF,
+        input.conv_weight_D1W,
+        input.conv_bias_D,
+        input.query_NOI,
+        input.key_NOI,
+        input.value_NOI,
+        &gate_weight,
+        input.gate_bias_G,
+        input.norm_weight_D,
+        input.skip_D,
+    ];
+    let mut outputs = custom_function(
+        NAME,
+        &inputs.map(Some),
+        |_| forward(&inputs, sizes),
+        move |context| backward(context, sizes),
+    )?;
+    Ok(outputs.swap_remove(0).f_view([batch, time, width])?)
+}
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    batch: i64,
+    time: i64,
+    width: i64,
+    heads: i64,
+    epsilon: f64,
+}
+
+impl Sizes {
+    /// The halves of the up-projection, or of its gradient.
+    fn halves(self, up_NF: &Tensor) -> Result<(Tensor, Tensor), BoxError> {
+        Ok((up_NF.f_narrow(1, 0, self.width)?, up_NF.f_narrow(1, self.width, self.width)?))
+    }
+
+    fn by_head(self, tensor: &Tensor) -> Result<Tensor, BoxError> {
+        Ok(tensor.f_view([self.batch, self.time, self.heads, self.width / self.heads])?)
+    }
+
+    fn rows_by_head(self, tensor: &Tensor) -> Result<Tensor, BoxError> {
+        Ok(tensor.f_view([self.batch * self.time, self.heads, self.width / self.heads])?)
+    }
+}
+
+/// `x` as two bf16 parts whose sum has 16 bits, one after the other along the first axis.
+fn two_parts(x: &Tensor) -> Result<Tensor, BoxError> {
+    let high = x.f_to_kind(Kind::BFloat16)?;
+    let low = (x - high.f_to_kind(Kind::Float)?).f_to_kind(Kind::BFloat16)?;
+    Ok(Tensor::f_cat(&[high, low], 0)?)
+}
+
+/// Gates `(N, G)` in fp32, from c and a.
+pub(crate) fn gate_values(
+    conv_ND: &Tensor,
+    a_ND: &Tensor,
+    gate_weight: &Tensor,
+    bias_G: &Tensor,
+) -> Result<Tensor, BoxError> {
+    let gates = bias_G.size()[0];
+    let part = |x_ND: &Tensor, index: i64| -> Result<Tensor, BoxError> {
+        let weight = two_parts(&gate_weight.f_select(0, index)?)?;
+        Ok(x_ND.f_mm_dtype(&weight.f_tr()?, Kind::Float)?)
+    };
+    let both = part(conv_ND, 0)? + part(a_ND, 1)?;
+    Ok((both.f_narrow(1, 0, gates)? + both.f_narrow(1, gates, gates)?).f_add(bias_G)?)
+}
+
+/// Gradient of M from that of the gates.
+pub(crate) fn gate_weight_gradient(
+    conv_ND: &Tensor,
+    a_ND: &Tensor,
+    gradient_NG: &Tensor,
+) -> Result<Tensor, BoxError> {
+    let gates = gradient_NG.size()[1];
+    let both = two_parts(&gradient_NG.f_tr()?.f_contiguous()?)?;
+    let part = |x_ND: &Tensor| -> Result<Tensor, BoxError> {
+        let sums = both.f_mm_dtype(x_ND, Kind::Float)?;
+        Ok(sums.f_narrow(0, 0, gates)? + sums.f_narrow(0, gates, gates)?)
+    };
+    Ok(Tensor::f_stack(&[part(conv_ND)?, part(a_ND)?], 0)?)
+}
+
+fn forward(inputs: &[&Tensor; 10], sizes: Sizes) -> Result<Forward, BoxError> {
+    let [up_NF, conv_weight, conv_bias, query, key, value, gate_weight, gate_bias, norm_weight, skip] = *inputs;
+    let (a_ND, z_ND) = sizes.halves(up_NF)?;
+    let conv_ND = conv_forward(&a_ND, conv_weight, conv_bias, sizes.batch)?;
+    let [q, k, v] = projections_forward(&conv_ND, &a_ND, BlockWeights { query, key, value })?;
+    let gates_NG = gate_values(&conv_ND, &a_ND, gate_weight, gate_bias)?;
+    let (q, k, v) = (sizes.by_head(&q)?, sizes.by_head(&k)?, sizes.by_head(&v)?);
+    let cell = Cell { query: &q, key: &k, value: &v, gates: Gates::together(&gates_NG, sizes.time)? };
+    let (h, kept) = cell.forward()?;
+    let gated = Gated { skip, branch: &conv_ND, gate: &z_ND };
+    let (out_ND, statistics) = norm_forward(&sizes.rows_by_head(&h)?, norm_weight, Some(gated), sizes.epsilon)?;
+    let mut saved: Vec<Tensor> = inputs.iter().map(|tensor| tensor.shallow_clone()).collect();
+    saved.extend([conv_ND, q, k, v, gates_NG, h, kept, statistics]);
+    Ok(Forward { outputs: vec![out_ND], saved })
+}
+
+fn backward(context: &Backward, sizes: Sizes) -> Result<Vec<Option<Tensor>>, BoxError> {
+    let [up_NF, conv_weight, conv_bias, query, key, value, gate_weight, _, norm_weight, skip, rest @ ..] =
+        context.saved.as_slice()
+    else {
+        return Err(format!("{} saved tensors, expected 18", context.saved.len()).into());
+    };
+    let [conv_ND, q, k, v, gates_NG, h, kept, statistics] = rest else {
+        return Err(format!("{} saved tensors, expected 18", context.saved.len()).into());
+    };
+    let Some(Some(gradient_ND)) = context.gradients.first() else {
+        return Ok((0..10).map(|_| None).collect());
+    };
+    let gradient_ND = gradient_ND.f_to_kind(Kind::BFloat16)?.f_contiguous()?;
+    let (a_ND, z_ND) = sizes.halves(up_NF)?;
+    let up_gradient = up_NF.f_empty_like()?;
+    let (a_gradient, z_gradient) = sizes.halves(&up_gradient)?;
+
+    let gated = Gated { skip, branch: conv_ND, gate: &z_ND };
+    let rows = sizes.rows_by_head(h)?;
+    let norm =
+        norm_backward((&rows, norm_weight, statistics), Some((gated, &z_gradient)), &gradient_ND)?;
+    let (skip_gradient, by_skip_ND) = norm.skip_and_branch.ok_or("no gradient of the skip")?;
+
+    let cell = Cell { query: q, key: k, value: v, gates: Gates::together(gates_NG, sizes.time)? };
+    let gate_gradient = gates_NG.f_empty_like()?;
+    let [dq, dk, dv] =
+        cell.backward(h, kept, &norm.h, Gates::together(&gate_gradient, sizes.time)?)?;
+    let flat = |tensor: &Tensor| tensor.f_view([sizes.batch * sizes.time, sizes.width]);
+    let (dq, dk, dv) = (flat(&dq)?, flat(&dk)?, flat(&dv)?);
+    let upstream = ProjectionUpstream {
+        projected: [&dq, &dk, &dv],
+        gate_weight,
+        gates: &gate_gradient,
+        added: &by_skip_ND,
+    };
+    let [conv_gradient, by_value_ND, block_gradients] =
+        projections_backward(conv_ND, &a_ND, BlockWeights { query, key, value }, upstream)?;
+    let gate_weight_gradient = gate_weight_gradient(conv_ND, &a_ND, &gate_gradient)?;
+    let gate_bias_gradient = gate_gradient.f_sum_dim_intlist(0, false, None::<Kind>)?;
+    let (weight_gradient, bias_gradient) = conv_backward(
+        (&a_ND, conv_weight, conv_bias),
+        sizes.batch,
+        &conv_gradient,
+        Some(&by_value_ND),
+        &a_gradient,
+    )?;
+    let block = |index: i64| block_gradients.f_select(0, index);
+    Ok([
+        up_gradient,
+        weight_gradient.f_unsqueeze(1)?,
+        bias_gradient,
+        block(0)?,
+        block(1)?,
+        block(2)?,
+        gate_weight_gradient,
+        gate_bias_gradient,
+        norm.weight,
+        skip_gradient,
+    ]
+    .into_iter()
+    .map(Some)
+    .collect())
+}

@@ -1,0 +1,80 @@
+//! Where the card's time goes: events around every kernel of ours, and between them what libtorch ran.
+//!
+//! Off by default. While it is on, each launch costs two events; the time between one kernel's end and the next one's
+//! begin is that of libtorch's operations between them (or of an idle card).
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use xlstm_bridge::BoxError;
+use xlstm_cuda::CudaError;
+use xlstm_cuda::driver::{Driver, Event};
+
+use super::Card;
+
+static ON: AtomicBool = AtomicBool::new(false);
+static MARKS: Mutex<Vec<(&'static str, Event, Event)>> = Mutex::new(Vec::new());
+
+/// One line of a profile.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Share {
+    /// A kernel, or `A → B` for what libtorch ran after A and before B.
+    pub name: String,
+    /// How often.
+    pub count: u64,
+    /// Milliseconds, all together.
+    pub milliseconds: f64,
+}
+
+/// Begins to take times.
+pub fn start() {
+    MARKS.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    ON.store(true, Ordering::Relaxed);
+}
+
+/// Ends it; the largest shares first.
+///
+/// # Errors
+/// When the card fails.
+pub fn stop(card: &Card) -> Result<Vec<Share>, BoxError> {
+    ON.store(false, Ordering::Relaxed);
+    card.driver.synchronize()?;
+    let marks = std::mem::take(&mut *MARKS.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut sums: BTreeMap<String, (u64, f64)> = BTreeMap::new();
+    let mut add = |name: String, time: f64| {
+        let sum = sums.entry(name).or_default();
+        *sum = (sum.0 + 1, sum.1 + time);
+    };
+    for (name, begin, end) in &marks {
+        add((*name).to_owned(), card.driver.milliseconds(begin, end)?);
+    }
+    for pair in marks.windows(2) {
+        if let [(before, _, end), (after, begin, _)] = pair {
+            add(format!("{before} → {after}"), card.driver.milliseconds(end, begin)?);
+        }
+    }
+    for (_, begin, end) in marks {
+        card.driver.forget(begin);
+        card.driver.forget(end);
+    }
+    let mut shares: Vec<Share> = sums
+        .into_iter()
+        .map(|(name, (count, milliseconds))| Share { name, count, milliseconds })
+        .collect();
+    shares.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
+    Ok(shares)
+}
+
+/// An event before a launch, while times are taken.
+pub(super) fn begin(driver: &Driver) -> Result<Option<Event>, CudaError> {
+    if ON.load(Ordering::Relaxed) { driver.event().map(Some) } else { Ok(None) }
+}
+
+/// An event after it.
+pub(super) fn end(driver: &Driver, name: &'static str, begin: Option<Event>) -> Result<(), CudaError> {
+    let Some(begin) = begin else { return Ok(()) };
+    let end = driver.event()?;
+    MARKS.lock().unwrap_or_else(PoisonError::into_inner).push((name, begin, end));
+    Ok(())
+}

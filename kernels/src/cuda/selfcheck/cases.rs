@@ -1,0 +1,383 @@
+//! What is checked: inputs of each kernel, small and large, odd and extreme.
+
+use tch::{Device, Kind, Tensor};
+use xlstm_bridge::BridgeError;
+use xlstm_bridge::autograd::{Forward, custom_function};
+use xlstm_cuda::slstm::Direction;
+use xlstm_cuda::{Architecture, MlstmSizes, SlstmSizes, Source, Specialisation};
+
+use super::super::launch::{self, BlockWeights, Gated, ProjectionUpstream};
+use super::super::{self as cuda, Card};
+use super::{Check, Subject, plain};
+use crate::conv::{ConvInput, causal_conv_silu};
+use crate::{KernelError, gates, norm};
+
+const EPSILON: f64 = 1e-5;
+/// Vocabulary of the cross-entropy's check: no multiple of a block's 8192 logits.
+const VOCABULARY: i64 = 10_000;
+/// batch, tokens, heads, key, value, kind of gates.
+const MLSTM: [(i64, i64, i64, i64, i64, &str); 9] = [
+    (1, 1, 1, 64, 64, "low"),
+    (1, 3, 2, 64, 64, "plain"),
+    (2, 300, 3, 64, 128, "plain"),
+    (1, 700, 2, 128, 256, "plain"),
+    (2, 391, 2, 192, 192, "extreme"),
+    (1, 513, 4, 384, 384, "plain"),
+    (1, 700, 2, 512, 512, "closed"),
+    (1, 600, 2, 768, 768, "plain"),
+    (1, 520, 2, 1024, 1024, "plain"),
+];
+/// Units of a head.
+const SLSTM: [i64; 4] = [192, 256, 384, 512];
+
+fn normal(shape: &[i64], device: Device) -> Tensor {
+    Tensor::randn(shape, (Kind::Float, device))
+}
+
+fn half(shape: &[i64], device: Device) -> Tensor {
+    normal(shape, device).to_kind(Kind::BFloat16)
+}
+
+fn failed(kernel: &'static str) -> impl Fn(xlstm_bridge::BoxError) -> KernelError {
+    move |source| KernelError::Bridge(BridgeError::Forward { name: kernel, source })
+}
+
+/// Compiles what the checks use, on all cores.
+pub(super) fn compile(device: Device) -> Result<(), KernelError> {
+    let tensor = Tensor::zeros([1], (Kind::Float, device));
+    let card = Card::of(&tensor).map_err(failed("selfcheck"))?;
+    let architecture = card.architecture();
+    let mut wanted = vec![
+        Specialisation::sums(architecture),
+        Specialisation::projections(architecture, 8),
+        Specialisation::cross_entropy(architecture, VOCABULARY as u32),
+    ];
+    wanted.extend([64, 96, 192, 384, 1024].map(|head| Specialisation::pointwise(architecture, head)));
+    wanted.extend([136, 768, 2048].map(|width| Specialisation::stream(architecture, width)));
+    for (_, tokens, _, key, value, _) in MLSTM {
+        let chunk = if tokens > 128 && key * value >= 128 * 256 { 256 } else { 128 };
+        let sizes = MlstmSizes { key: key as u32, value: value as u32, chunk };
+        wanted.extend(Source::MLSTM.map(|source| Specialisation::mlstm(source, architecture, sizes)));
+    }
+    if architecture == Architecture::Sm90a {
+        for units in SLSTM {
+            for direction in [Direction::Forward, Direction::Backward] {
+                for batch in [5, 40] {
+                    wanted.extend(
+                        SlstmSizes::fastest(units as u32, batch, direction).map(Specialisation::slstm),
+                    );
+                }
+            }
+        }
+    }
+    card.compile_all(&wanted).map_err(failed("selfcheck"))
+}
+
+/// Around the cells.
+pub(super) fn pointwise(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
+    for (batch, time, width) in [(2, 130, 384), (3, 1, 64), (1, 67, 2056)] {
+        let subject = Subject {
+            kernel: "conv_silu",
+            case: format!("{batch}x{time}x{width}"),
+            inputs: vec![
+                ("x", half(&[batch, time, width], device)),
+                ("weight", normal(&[width, 1, 4], device)),
+                ("bias", normal(&[width], device)),
+            ],
+            outputs: &["y"],
+            ours: &|x| Ok(vec![cuda::conv_silu(&x[0], &x[1], &x[2])?]),
+            libtorch: &|x| {
+                let (weight_D1W, bias_D) = (&x[1], Some(&x[2]));
+                let input = ConvInput { x_BTD: &x[0], weight_D1W, bias_D, state: None, resets_BT: None };
+                Ok(vec![causal_conv_silu(&input)?.y_BTD])
+            },
+            mask: None,
+        };
+        take(subject.check()?);
+    }
+    for (time, heads, width) in [(65, 4, 192), (1, 1, 64), (33, 2, 1024)] {
+        let subject = Subject {
+            kernel: "head_norm",
+            case: format!("1x{time}x{heads}x{width}"),
+            inputs: vec![
+                ("x", half(&[1, time, heads, width], device) * 3.0 + 1.0),
+                ("weight", normal(&[heads * width], device) * 0.3),
+            ],
+            outputs: &["y"],
+            ours: &|x| Ok(vec![cuda::head_norm(&x[0], &x[1], EPSILON)?]),
+            libtorch: &|x| Ok(vec![norm::head_norm(&x[0], &x[1], EPSILON)?]),
+            mask: None,
+        };
+        take(subject.check()?);
+        take(head_norm_gate(device, time, heads, width)?);
+    }
+    for (rows, width) in [(33, 256), (5, 1000)] {
+        let subject = Subject {
+            kernel: "gelu_gate",
+            case: format!("{rows}x{width}"),
+            inputs: vec![("projected", half(&[1, rows, 2 * width], device) * 2.0)],
+            outputs: &["y"],
+            ours: &|x| Ok(vec![cuda::gelu_gate(&x[0])?]),
+            libtorch: &|x| Ok(vec![gates::gelu_gate(&x[0])?]),
+            mask: None,
+        };
+        take(subject.check()?);
+    }
+    for (rows, width) in [(257, 768), (1, 136), (1100, 2048)] {
+        let subject = Subject {
+            kernel: "add_layer_norm",
+            case: format!("{rows}x{width}"),
+            inputs: vec![
+                ("x", normal(&[rows, width], device) * 2.0 + 1.0),
+                ("d", half(&[rows, width], device)),
+                ("weight", normal(&[width], device) * 0.3),
+            ],
+            outputs: &["sum", "norm"],
+            ours: &|x| {
+                let (sum, norm) = cuda::add_layer_norm(&x[0], Some(&x[1]), &x[2], EPSILON)?;
+                Ok(vec![sum, norm])
+            },
+            libtorch: &|x| {
+                let sum = &x[0] + &x[1];
+                let output = norm::layer_norm(&sum, &x[2], EPSILON)?.to_kind(x[1].kind());
+                Ok(vec![sum, output])
+            },
+            mask: None,
+        };
+        take(subject.check()?);
+    }
+    for (rows, width) in [(131, 384), (1, 8), (70, 2048)] {
+        take(block_projections(device, rows, width)?);
+    }
+    Ok(())
+}
+
+/// Norm, skip and gate as in an mLSTM block, the gate half of a wider tensor.
+fn head_norm_gate(device: Device, time: i64, heads: i64, width: i64) -> Result<Check, KernelError> {
+    let whole = heads * width;
+    let ours = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
+        let inputs: Vec<Option<&Tensor>> = x.iter().map(Some).collect();
+        let halves = move |up: &Tensor| up.f_narrow(1, whole, whole);
+        let made = custom_function(
+            "head_norm_gate",
+            &inputs,
+            |_| {
+                let gate = halves(&x[4])?;
+                let gated = Gated { skip: &x[2], branch: &x[3], gate: &gate };
+                let (y, statistics) = launch::norm_forward(&x[0], &x[1], Some(gated), EPSILON)?;
+                let mut saved: Vec<Tensor> = x.iter().map(Tensor::shallow_clone).collect();
+                saved.push(statistics);
+                Ok(Forward { outputs: vec![y], saved })
+            },
+            move |context| {
+                let saved = &context.saved;
+                let (gate, up) = (halves(&saved[4])?, saved[4].f_zeros_like()?);
+                let gated = Gated { skip: &saved[2], branch: &saved[3], gate: &gate };
+                let gradient = context.gradients[0].as_ref().ok_or("no gradient")?.contiguous();
+                let tensors = (&saved[0], &saved[1], &saved[5]);
+                let made = launch::norm_backward(tensors, Some((gated, &halves(&up)?)), &gradient)?;
+                let (skip, branch) = made.skip_and_branch.ok_or("no gradient of the skip")?;
+                Ok(vec![Some(made.h), Some(made.weight), Some(skip), Some(branch), Some(up)])
+            },
+        )?;
+        Ok(made)
+    };
+    let libtorch = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
+        let gate = x[4].narrow(1, whole, whole);
+        let normal = norm::head_norm(&x[0].unsqueeze(0), &x[1], EPSILON)?.squeeze_dim(0);
+        Ok(vec![((normal + &x[2] * &x[3]) * gate.silu()).to_kind(x[0].kind())])
+    };
+    let subject = Subject {
+        kernel: "head_norm_gate",
+        case: format!("{time}x{heads}x{width}"),
+        inputs: vec![
+            ("h", half(&[time, heads, width], device) * 3.0 + 1.0),
+            ("weight", normal(&[whole], device) * 0.3),
+            ("skip", normal(&[whole], device)),
+            ("branch", half(&[time, whole], device)),
+            ("up", half(&[time, 2 * whole], device)),
+        ],
+        outputs: &["y"],
+        ours: &ours,
+        libtorch: &libtorch,
+        mask: None,
+    };
+    subject.check()
+}
+
+/// Queries, keys and values with the gates' share of the backward pass.
+fn block_projections(device: Device, rows: i64, width: i64) -> Result<Check, KernelError> {
+    let gates = 8;
+    let ours = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
+        let inputs: Vec<Option<&Tensor>> = x.iter().map(Some).collect();
+        let made = custom_function(
+            "block_projections",
+            &inputs,
+            |_| {
+                let weights = BlockWeights { query: &x[2], key: &x[3], value: &x[4] };
+                let mut outputs = Vec::from(launch::projections_forward(&x[0], &x[1], weights)?);
+                let zero = Tensor::f_zeros([gates], (Kind::Float, x[0].device()))?;
+                outputs.push(cuda::gate_values(&x[0], &x[1], &x[5], &zero)?);
+                Ok(Forward { outputs, saved: x.iter().map(Tensor::shallow_clone).collect() })
+            },
+            |context| {
+                let saved = &context.saved;
+                let gradient = |index: usize| -> Result<Tensor, xlstm_bridge::BoxError> {
+                    Ok(context.gradients[index].as_ref().ok_or("no gradient")?.contiguous())
+                };
+                let (q, k, v, g) = (gradient(0)?, gradient(1)?, gradient(2)?, gradient(3)?);
+                let upstream = ProjectionUpstream {
+                    projected: [&q, &k, &v],
+                    gate_weight: &saved[5],
+                    gates: &g,
+                    added: &saved[0].f_zeros_like()?,
+                };
+                let weights = BlockWeights { query: &saved[2], key: &saved[3], value: &saved[4] };
+                let [c, a, w] = launch::projections_backward(&saved[0], &saved[1], weights, upstream)?;
+                let m = cuda::gate_weight_gradient(&saved[0], &saved[1], &g)?;
+                Ok(vec![
+                    Some(c),
+                    Some(a),
+                    Some(w.f_select(0, 0)?),
+                    Some(w.f_select(0, 1)?),
+                    Some(w.f_select(0, 2)?),
+                    Some(m),
+                ])
+            },
+        )?;
+        Ok(made)
+    };
+    let libtorch = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
+        let project = |x_ND: &Tensor, weight: &Tensor| -> Result<Tensor, KernelError> {
+            Ok(gates::block_linear(&x_ND.unsqueeze(0), weight)?.squeeze_dim(0))
+        };
+        let wide = |x: &Tensor| if x.kind() == Kind::Double { x.shallow_clone() } else { x.to_kind(Kind::Float) };
+        let gate = wide(&x[0]).matmul(&x[5].select(0, 0).tr()) + wide(&x[1]).matmul(&x[5].select(0, 1).tr());
+        Ok(vec![project(&x[0], &x[2])?, project(&x[0], &x[3])?, project(&x[1], &x[4])?, gate])
+    };
+    let block = || normal(&[width / 4, 4, 4], device) * 0.5;
+    let subject = Subject {
+        kernel: "block_projections",
+        case: format!("{rows}x{width}"),
+        inputs: vec![
+            ("c", half(&[rows, width], device)),
+            ("a", half(&[rows, width], device)),
+            ("query blocks", block()),
+            ("key blocks", block()),
+            ("value blocks", block()),
+            ("gate weight", normal(&[2, gates, width], device) * 0.05),
+        ],
+        outputs: &["q", "k", "v", "gates"],
+        ours: &ours,
+        libtorch: &libtorch,
+        mask: None,
+    };
+    subject.check()
+}
+
+/// The mLSTM cell.
+pub(super) fn mlstm(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
+    for (batch, time, heads, key, value, kind) in MLSTM {
+        let (q, k) = (half(&[batch, time, heads, key], device), half(&[batch, time, heads, key], device));
+        let (i_scale, f_scale, f_shift) = match kind {
+            "extreme" => (20.0, 20.0, 0.0),
+            "closed" => (3.0, 1.0, -12.0),
+            _ => (1.0, 1.0, 3.0),
+        };
+        let shift = if kind == "low" { -60.0 } else { 0.0 };
+        let i = normal(&[batch, time, heads], device) * i_scale + shift;
+        let f = normal(&[batch, time, heads], device) * f_scale + f_shift;
+        let mask = plain::well_conditioned(&q, &k, &i, &f);
+        let subject = Subject {
+            kernel: "mlstm",
+            case: format!("{batch}x{time}x{heads}, {key} by {value}, {kind} gates"),
+            inputs: vec![
+                ("q", q),
+                ("k", k),
+                ("v", half(&[batch, time, heads, value], device)),
+                ("i", i),
+                ("f", f),
+            ],
+            outputs: &["h"],
+            ours: &|x| {
+                let input = crate::mlstm::MlstmInput {
+                    q_BTHK: &x[0],
+                    k_BTHK: &x[1],
+                    v_BTHV: &x[2],
+                    i_BTH: &x[3],
+                    f_BTH: &x[4],
+                    state: None,
+                    resets_BT: None,
+                };
+                Ok(vec![cuda::mlstm(&input)?])
+            },
+            libtorch: &|x| Ok(vec![plain::mlstm([&x[0], &x[1], &x[2], &x[3], &x[4]])]),
+            mask: Some(mask),
+        };
+        take(subject.check()?);
+    }
+    Ok(())
+}
+
+/// The sLSTM cell, where the card has clusters.
+pub(super) fn slstm(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
+    for units in SLSTM {
+        if !cuda::slstm_fits(units, &Tensor::zeros([1], (Kind::Float, device)))? {
+            continue;
+        }
+        for (batch, time, scale) in [(16, 65, 1.0), (5, 33, 15.0), (20, 1, 1.0), (40, 40, 1.0)] {
+            let heads = 4;
+            let x = normal(&[batch, time, 4, heads, units], device);
+            let _ = x.narrow(2, 0, 2).g_mul_scalar_(scale);
+            let _ = x.narrow(2, 1, 1).g_add_scalar_(2.0);
+            let share = if scale > 1.0 { 0.3 } else { 0.7 };
+            let recurrent = normal(&[heads, units, 4, units], device) * ((units as f64).powf(-0.5) * share);
+            let subject = Subject {
+                kernel: "slstm",
+                case: format!("{batch}x{time}x{heads}x{units}, gates times {scale}"),
+                inputs: vec![
+                    ("x", x.to_kind(Kind::BFloat16)),
+                    ("R", recurrent.to_kind(Kind::BFloat16)),
+                ],
+                outputs: &["y"],
+                ours: &|x| Ok(vec![cuda::slstm(&x[0], &x[1])?]),
+                libtorch: &|x| Ok(vec![plain::slstm(&x[0], &x[1])]),
+                mask: None,
+            };
+            take(subject.check()?);
+        }
+    }
+    Ok(())
+}
+
+/// The loss, with targets that count for nothing.
+pub(super) fn cross_entropy(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
+    for (rows, width) in [(300, 136), (1, 64)] {
+        let targets = Tensor::randint(VOCABULARY, [rows], (Kind::Int64, device));
+        if rows > 1 {
+            let _ = targets.narrow(0, 3, 7).fill_(-100);
+        }
+        let count = targets.ne(-100).sum(Kind::Int64).int64_value(&[]);
+        let subject = Subject {
+            kernel: "cross_entropy",
+            case: format!("{rows}x{width}, vocabulary {VOCABULARY}"),
+            inputs: vec![
+                ("hidden", half(&[rows, width], device)),
+                ("weight", normal(&[VOCABULARY, width], device) * 0.3),
+            ],
+            outputs: &["loss"],
+            ours: &|x| {
+                Ok(vec![cuda::projected_cross_entropy(&x[0], &x[1], &targets, -100, count)?.loss])
+            },
+            libtorch: &|x| {
+                let logits = x[0].matmul(&x[1].to_kind(x[0].kind()).tr());
+                let logits = if x[0].kind() == Kind::Double { logits } else { logits.to_kind(Kind::Float) };
+                let none = None::<&Tensor>;
+                Ok(vec![logits.cross_entropy_loss(&targets, none, tch::Reduction::Mean, -100, 0.0)])
+            },
+            mask: None,
+        };
+        take(subject.check()?);
+    }
+    Ok(())
+}

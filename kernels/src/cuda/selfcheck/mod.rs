@@ -1,0 +1,192 @@
+//! Every kernel of the card against float64, and against libtorch's own operations in the same precision.
+//!
+//! Each check draws inputs, runs the kernel forward and backward twice, and computes the same in float64 and in bf16
+//! with libtorch, on the same card. A tensor passes when its error ‖x − exact‖ / ‖exact‖ is at most twice that of
+//! libtorch, or at most 2⁻⁸, the rounding of the result itself; a kernel when all its tensors do and both runs gave
+//! the same bits. Sizes are odd on purpose, gates saturated in some cases.
+
+mod cases;
+mod plain;
+
+use tch::{Device, Kind, Tensor};
+use xlstm_bridge::autograd::gradients;
+
+use crate::KernelError;
+
+/// What rounding a result to bf16 may cost.
+const ROUNDING: f64 = 1.0 / 256.0;
+
+/// One tensor of a check.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CheckedTensor {
+    /// What it is: an output, or the gradient of an input.
+    pub name: String,
+    /// Relative error of the kernel; NaN where something was left unwritten.
+    pub error: f64,
+    /// Relative error of libtorch's operations in the same precision.
+    pub libtorch: f64,
+}
+
+impl CheckedTensor {
+    /// Whether the error is small enough.
+    pub fn passed(&self) -> bool {
+        self.error <= (2.0 * self.libtorch).max(ROUNDING)
+    }
+}
+
+/// One kernel on one set of inputs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Check {
+    /// The kernel.
+    pub kernel: &'static str,
+    /// Sizes and kind of inputs.
+    pub case: String,
+    /// Outputs and gradients.
+    pub tensors: Vec<CheckedTensor>,
+    /// Whether two runs gave the same bits.
+    pub repeatable: bool,
+}
+
+impl Check {
+    /// Whether every tensor passed, and both runs agree.
+    pub fn passed(&self) -> bool {
+        self.repeatable && !self.tensors.is_empty() && self.tensors.iter().all(CheckedTensor::passed)
+    }
+}
+
+/// A function to be checked: differentiable outputs from differentiable inputs.
+type Function<'a> = dyn Fn(&[Tensor]) -> Result<Vec<Tensor>, KernelError> + 'a;
+
+/// What is compared.
+struct Subject<'a> {
+    kernel: &'static str,
+    case: String,
+    /// Names and values, in the types that the kernel takes.
+    inputs: Vec<(&'static str, Tensor)>,
+    outputs: &'a [&'static str],
+    /// The kernel.
+    ours: &'a Function<'a>,
+    /// The same by libtorch: in `Double` for double inputs, otherwise with products in bf16.
+    libtorch: &'a Function<'a>,
+    /// What the gradients of the outputs are multiplied with, where some rows say nothing about any implementation.
+    mask: Option<Tensor>,
+}
+
+impl Subject<'_> {
+    fn check(self) -> Result<Check, KernelError> {
+        let values: Vec<Tensor> = self.inputs.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
+        let upstream = self.upstream(&values)?;
+        let ours = evaluate(self.ours, &values, &upstream)?;
+        let again = evaluate(self.ours, &values, &upstream)?;
+        let wide: Vec<Tensor> = values.iter().map(|tensor| tensor.to_kind(Kind::Double)).collect();
+        let exact = evaluate(self.libtorch, &wide, &upstream)?;
+        let plain = evaluate(self.libtorch, &values, &upstream)?;
+        let repeatable = ours.iter().zip(&again).all(|(a, b)| match (a, b) {
+            (Some(a), Some(b)) => a.equal(b),
+            (a, b) => a.is_none() && b.is_none(),
+        });
+        let outputs = self.outputs.iter().map(|name| (*name).to_owned());
+        let names = outputs.chain(self.inputs.iter().map(|(name, _)| format!("gradient of {name}")));
+        let tensors = names.zip(ours).zip(exact.iter().zip(&plain)).filter_map(|((name, ours), (exact, plain))| {
+            let exact = exact.as_ref()?;
+            let of = |tensor: Option<&Tensor>| tensor.map_or(f64::NAN, |tensor| relative(tensor, exact));
+            Some(CheckedTensor { name, error: of(ours.as_ref()), libtorch: of(plain.as_ref()) })
+        });
+        Ok(Check { kernel: self.kernel, case: self.case, tensors: tensors.collect(), repeatable })
+    }
+
+    /// Gradients to start the backward pass from, one for each output: numbers that bf16 holds.
+    fn upstream(&self, values: &[Tensor]) -> Result<Vec<Tensor>, KernelError> {
+        let outputs = tch::no_grad(|| (self.ours)(values))?;
+        let draw = |output: &Tensor| {
+            let drawn = output.to_kind(Kind::Float).randn_like().to_kind(Kind::BFloat16);
+            match &self.mask {
+                Some(mask) if mask.dim() <= drawn.dim() => drawn * mask.to_kind(Kind::BFloat16),
+                _ => drawn,
+            }
+        };
+        Ok(outputs.iter().map(draw).collect())
+    }
+}
+
+/// Outputs, then gradients of the inputs.
+fn evaluate(
+    function: &Function<'_>,
+    values: &[Tensor],
+    upstream: &[Tensor],
+) -> Result<Vec<Option<Tensor>>, KernelError> {
+    let leaves: Vec<Tensor> =
+        values.iter().map(|value| value.detach().copy().set_requires_grad(true)).collect();
+    let outputs = tch::with_grad(|| function(&leaves))?;
+    let weights: Vec<Tensor> =
+        outputs.iter().zip(upstream).map(|(output, weight)| weight.to_kind(output.kind())).collect();
+    let (heads, weights): (Vec<&Tensor>, Vec<Option<&Tensor>>) =
+        outputs.iter().zip(weights.iter().map(Some)).unzip();
+    let found = gradients(&heads, &weights, &leaves.iter().collect::<Vec<_>>(), false)?;
+    Ok(outputs.iter().map(|output| Some(output.detach())).chain(found).collect())
+}
+
+fn relative(found: &Tensor, exact: &Tensor) -> f64 {
+    let found = found.to_kind(Kind::Double).reshape_as(exact);
+    let scale = exact.norm().double_value(&[]).max(1e-30);
+    (found - exact).norm().double_value(&[]) / scale
+}
+
+/// Checks every kernel on this device; `each` is told of every result as it comes.
+///
+/// # Errors
+/// When the card cannot be opened, a kernel does not compile, or libtorch fails.
+pub fn run(device: Device, each: &mut dyn FnMut(&Check)) -> Result<Vec<Check>, KernelError> {
+    tch::manual_seed(7);
+    cases::compile(device)?;
+    let mut all = Vec::new();
+    let mut take = |check: Check| {
+        each(&check);
+        all.push(check);
+    };
+    cases::pointwise(device, &mut take)?;
+    cases::mlstm(device, &mut take)?;
+    cases::slstm(device, &mut take)?;
+    cases::cross_entropy(device, &mut take)?;
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn square(factor: f64) -> impl Fn(&[Tensor]) -> Result<Vec<Tensor>, KernelError> {
+        move |inputs| Ok(vec![&inputs[0] * &inputs[0] * factor])
+    }
+
+    fn check(factor: f64) -> Check {
+        let input = Tensor::randn([3, 5], (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16);
+        let subject = Subject {
+            kernel: "square",
+            case: "3x5".into(),
+            inputs: vec![("x", input)],
+            outputs: &["y"],
+            ours: &square(factor),
+            libtorch: &square(1.0),
+            mask: None,
+        };
+        subject.check().unwrap()
+    }
+
+    #[test]
+    fn a_right_function_passes_and_a_wrong_one_is_named() {
+        let right = check(1.0);
+        assert!(right.passed(), "{right:?}");
+        let names: Vec<&str> = right.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(names, ["y", "gradient of x"]);
+        let wrong = check(1.1);
+        assert!(!wrong.passed() && wrong.tensors.iter().all(|tensor| !tensor.passed()), "{wrong:?}");
+        let unwritten = check(f64::NAN);
+        assert!(!unwritten.passed(), "{unwritten:?}");
+    }
+
+    #[test]
+    fn the_plain_cells_agree_with_the_references_in_float64() {
+        plain::tests_against_references();
+    }
+}

@@ -1,0 +1,125 @@
+//! Tokens a second of whole training steps on a card: forward, backward, gradient norm, clipping, update.
+//!
+//! ```text
+//! cargo run --release -p xlstm-trainer --example bench_training -- RECIPE[:ROWS] … [--repeats N] [--profile]
+//! ```
+//! Random tokens in rows of the recipe's context; one micro-batch a step, of ROWS rows or of as many as the plan says
+//! fit. The first two steps are not counted. One JSON line for each recipe: tokens a second (median, least, most),
+//! model FLOP/s utilization, peak memory and the plan's. With `--profile`, where one step's time goes, a line for
+//! each kernel and for what libtorch runs between two of them.
+#![allow(clippy::print_stdout, reason = "its output is data")]
+
+use std::time::Instant;
+
+use serde_json::json;
+use tch::{Kind, Tensor};
+use xlstm_bridge::{autograd, lists, runtime};
+use xlstm_kernels::cuda::{Card, profile};
+use xlstm_manifests::recipe::{self, ModelSize, Precision};
+use xlstm_trainer::device::{self, DeviceInfo};
+use xlstm_trainer::metrics::peak_operations;
+use xlstm_trainer::model::{Model, Placement};
+use xlstm_trainer::optimizer::AdamW;
+use xlstm_trainer::train::{memory_estimate, micro_batch_rows};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let (mut recipes, mut repeats, mut with_profile, mut overrides) = (Vec::new(), 5, false, Vec::new());
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--repeats" => repeats = arguments.next().ok_or("expected a number after --repeats")?.parse()?,
+            "--set" => overrides.push(arguments.next().ok_or("expected KEY=VALUE after --set")?),
+            "--profile" => with_profile = true,
+            _ => recipes.push(argument),
+        }
+    }
+    runtime::initialize(None)?;
+    let device = device::find("cuda")?;
+    for text in recipes {
+        let (name, rows) = match text.split_once(':') {
+            Some((name, rows)) => (name.to_owned(), Some(rows.parse::<u64>()?)),
+            None => (text, None),
+        };
+        match measure(&device, &name, rows, repeats, with_profile, &overrides) {
+            Ok(line) => println!("{line}"),
+            Err(error) => println!("{}", json!({"recipe": name, "rows": rows, "failed": error.to_string()})),
+        }
+    }
+    Ok(())
+}
+
+fn measure(
+    device: &DeviceInfo,
+    name: &str,
+    rows: Option<u64>,
+    repeats: usize,
+    with_profile: bool,
+    overrides: &[String],
+) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
+    let mut recipe = recipe::load(name, overrides)?;
+    recipe.training.precision = Precision::Bfloat16;
+    let context = recipe.training.context_length;
+    let rows = match rows {
+        Some(rows) => rows,
+        None => micro_batch_rows(&recipe, 64, context, device)?,
+    };
+    let checkpointing = recipe.training.activation_checkpointing;
+    let model = Model::new(&recipe.model, Placement::new(device.device, Precision::Bfloat16, checkpointing), 1)?;
+    let mut optimizer = AdamW::new(&model, &recipe.optimizer)?;
+    let (shape, options) = ([rows as i64, context as i64], (Kind::Int64, device.device));
+    let draw = || Tensor::f_randint(recipe.model.vocabulary_size as i64, shape, options);
+    let (inputs, targets) = (draw()?, draw()?);
+    let count = shape[0] * shape[1];
+    let mut step = || -> Result<f64, Box<dyn std::error::Error>> {
+        let begin = Instant::now();
+        optimizer.zero_gradients();
+        let loss = model.loss_of_counted(&inputs, &targets, None, Some(count))?.loss;
+        autograd::backward(&[&loss], &[None], false)?;
+        let norm = optimizer.gradient_norm()?;
+        optimizer.update(1e-4, 1.0 / norm.max(1.0))?;
+        tch::Cuda::synchronize(0);
+        if !f64::try_from(loss)?.is_finite() {
+            return Err("the loss is not finite".into());
+        }
+        Ok(begin.elapsed().as_secs_f64())
+    };
+    let first = step()?;
+    step()?;
+    let mut seconds = Vec::with_capacity(repeats);
+    for _ in 0..repeats {
+        seconds.push(step()?);
+    }
+    if with_profile {
+        profile::start();
+        let whole = step()?;
+        let card = Card::of(&model.parameters()[0].tensor)?;
+        for share in profile::stop(card)? {
+            println!(
+                "{}",
+                json!({"recipe": name, "step ms": whole * 1e3, "part": share.name, "count": share.count,
+                       "ms": share.milliseconds})
+            );
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    let peak = lists::device_peak(0, true)?;
+    let speed = |seconds: f64| count as f64 / seconds;
+    let median = speed(seconds[seconds.len() / 2]);
+    let operations = ModelSize::of(&recipe.model).operations_per_token() as f64;
+    Ok(json!({
+        "recipe": name,
+        "card": device.name,
+        "rows": rows,
+        "context": context,
+        "activation checkpointing": checkpointing,
+        "kernels of this program": model.fits_card()?,
+        "tokens a second": median.round(),
+        "least, most": [speed(seconds[seconds.len() - 1]).round(), speed(seconds[0]).round()],
+        "repeats": repeats,
+        "first step s": first,
+        "model FLOP/s utilization": peak_operations(&device.name).map(|peak| median * operations / peak),
+        "peak GiB": peak.allocated as f64 / f64::from(1 << 30),
+        "reserved GiB": peak.reserved as f64 / f64::from(1 << 30),
+        "plan GiB": memory_estimate(&recipe, rows * context, device).total() as f64 / f64::from(1 << 30),
+    }))
+}

@@ -1,0 +1,107 @@
+//! `xlstm-train selfcheck`: every kernel of the card against float64.
+
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::json;
+use xlstm_kernels::cuda::selfcheck::{self, Check};
+use xlstm_trainer::TrainError;
+use xlstm_trainer::command_line::{DeviceArguments, print, say};
+
+/// Every kernel of the card against float64.
+#[derive(Debug, Args)]
+pub(super) struct SelfcheckArguments {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: DeviceArguments,
+}
+
+/// Checks; returns the exit code, 1 when a kernel failed.
+pub(super) fn run(arguments: &SelfcheckArguments) -> anyhow::Result<u8> {
+    let device = arguments.device.start()?;
+    if !matches!(device.device, tch::Device::Cuda(_)) {
+        let text = format!(
+            "expected a card to check, found {}: `xlstm-train doctor` says what is missing",
+            device.name
+        );
+        return Err(TrainError::Usage(text).into());
+    }
+    let begin = Instant::now();
+    let quiet = arguments.json;
+    let checks = selfcheck::run(device.device, &mut |check| {
+        if !quiet {
+            let _ = print(&line(check));
+        }
+    })?;
+    let seconds = begin.elapsed().as_secs_f64();
+    let mut failed: Vec<&str> =
+        checks.iter().filter(|check| !check.passed()).map(|check| check.kernel).collect();
+    failed.dedup();
+    if arguments.json {
+        let object = json!({
+            "device": device.name,
+            "passed": failed.is_empty(),
+            "failed": failed,
+            "seconds": seconds,
+            "checks": checks.iter().map(object).collect::<Vec<_>>(),
+        });
+        print(&format!("{object}\n"))?;
+    } else {
+        let count = checks.len();
+        print(&format!("{count} checks on {} in {seconds:.0} s\n", device.name))?;
+    }
+    if failed.is_empty() {
+        return Ok(0);
+    }
+    let names = failed.join(", ");
+    say(&format!(
+        "failed: {names}. Do not train with these kernels: `--kernels libtorch` computes without them, slowly"
+    ));
+    Ok(1)
+}
+
+fn object(check: &Check) -> serde_json::Value {
+    let tensors: Vec<_> = check
+        .tensors
+        .iter()
+        .map(|tensor| {
+            json!({
+                "name": tensor.name,
+                "error": finite(tensor.error),
+                "libtorch": finite(tensor.libtorch),
+                "passed": tensor.passed(),
+            })
+        })
+        .collect();
+    json!({
+        "kernel": check.kernel,
+        "case": check.case,
+        "passed": check.passed(),
+        "repeatable": check.repeatable,
+        "tensors": tensors,
+    })
+}
+
+/// JSON has no NaN.
+fn finite(value: f64) -> serde_json::Value {
+    if value.is_finite() { json!(value) } else { json!(value.to_string()) }
+}
+
+/// One line: the worst tensor, and every one that failed.
+fn line(check: &Check) -> String {
+    let passed = if check.passed() { "passed" } else { "FAILED" };
+    let bits = if check.repeatable { "" } else { ", two runs differ" };
+    let worst = check.tensors.iter().max_by(|a, b| a.error.total_cmp(&b.error));
+    let worst = worst.map_or_else(String::new, |tensor| {
+        format!("largest error {:.1e} (libtorch {:.1e}), {}", tensor.error, tensor.libtorch, tensor.name)
+    });
+    let failed: Vec<String> = check
+        .tensors
+        .iter()
+        .filter(|tensor| !tensor.passed())
+        .map(|tensor| format!("; {}: {:.1e}, libtorch {:.1e}", tensor.name, tensor.error, tensor.libtorch))
+        .collect();
+    format!("{passed}  {:<18} {}: {worst}{bits}{}\n", check.kernel, check.case, failed.concat())
+}
