@@ -73,7 +73,7 @@ class Kernels:
             return [made["output"]]
 
         def backward():
-            self.launch("conv_silu_backward", (blocks, runs, batch), 64, p)
+            self.launch("conv_silu_backward", (blocks, runs, batch), 128, p)
             sums = self.sum_columns(made["partial"]).view(width, 5)
             return [made["input_gradient"], sums[:, :4], sums[:, 4]]
 

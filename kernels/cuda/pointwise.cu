@@ -31,12 +31,13 @@ struct ConvParameters {
     float* partial;  // [B * runs, D * 5]: per channel four weights, then the bias
 };
 
+template <class Vector>
 struct ConvThread {
-    float weight[TAPS][8];
-    Eight bias, window[TAPS];
+    float weight[TAPS][Vector::SIZE];
+    Vector bias, window[TAPS];
     DEVICE void load_parameters(const ConvParameters& p, int channel) {
 #pragma unroll
-        for (int e = 0; e < 8; e++) {
+        for (int e = 0; e < Vector::SIZE; e++) {
             const float4 taps = *reinterpret_cast<const float4*>(p.weight + (channel + e) * TAPS);
             weight[0][e] = taps.x;
             weight[1][e] = taps.y;
@@ -67,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(64) conv_silu(const __grid_constant
     if (channel >= p.width) return;
     const i64 offset = (i64)blockIdx.z * p.tokens * p.width + channel;
     const i64 input_offset = (i64)blockIdx.z * p.tokens * p.input_stride + channel;
-    ConvThread thread;
+    ConvThread<Eight> thread;
     thread.load_parameters(p, channel);
     for (int t = first - TAPS + 1; t < first; t++) thread.take(p, p.input + input_offset, t);
     const int end = min(first + RUN, p.tokens);
@@ -85,32 +86,32 @@ extern "C" __global__ void __launch_bounds__(64) conv_silu(const __grid_constant
 }
 
 // dx_s = sum_j w_j dpre_{s + 3 - j}: the run is walked three tokens further, and the parameters' sums take only the
-// run's own tokens.
-extern "C" __global__ void __launch_bounds__(64) conv_silu_backward(const __grid_constant__ ConvParameters p) {
-    const int channel = (blockIdx.x * 64 + threadIdx.x) * 8, first = blockIdx.y * RUN;
+// run's own tokens. Four channels a thread: with eight, registers left too few warps to hide the loads.
+extern "C" __global__ void __launch_bounds__(128) conv_silu_backward(const __grid_constant__ ConvParameters p) {
+    const int channel = (blockIdx.x * 128 + threadIdx.x) * 4, first = blockIdx.y * RUN;
     if (channel >= p.width) return;
     const i64 offset = (i64)blockIdx.z * p.tokens * p.width + channel;
     const i64 input_offset = (i64)blockIdx.z * p.tokens * p.input_stride + channel;
-    ConvThread thread;
+    ConvThread<Four> thread;
     thread.load_parameters(p, channel);
-    Eight slope[TAPS], sums[TAPS + 1];
+    Four slope[TAPS], sums[TAPS + 1];
 #pragma unroll
     for (int tap = 0; tap < TAPS; tap++) slope[tap].clear();
 #pragma unroll
     for (int tap = 0; tap <= TAPS; tap++) sums[tap].clear();
     for (int t = first - TAPS + 1; t < first; t++) thread.take(p, p.input + input_offset, t);
-#pragma unroll 2
+#pragma unroll 4
     for (int t = first; t < first + RUN + TAPS - 1; t++) {
         thread.take(p, p.input + input_offset, t);
-        Eight gradient;
+        Four gradient;
         gradient.clear();
         if (t < p.tokens) gradient.load(p.output_gradient + offset + (i64)t * p.width);
         const bool own = t < first + RUN;
 #pragma unroll
         for (int tap = 0; tap < TAPS - 1; tap++) slope[tap] = slope[tap + 1];
-        Eight dx;
+        Four dx;
 #pragma unroll
-        for (int e = 0; e < 8; e++) {
+        for (int e = 0; e < 4; e++) {
             const float pre = thread.before_silu(e), gate = fast_sigmoid(pre);
             const float dpre = gradient.value[e] * silu_slope(pre, gate), counted = own ? dpre : 0.0f;
             slope[TAPS - 1].value[e] = dpre;
@@ -124,16 +125,16 @@ extern "C" __global__ void __launch_bounds__(64) conv_silu_backward(const __grid
         const int s = t - TAPS + 1;
         if (s < first || s >= p.tokens) continue;
         if (p.added != nullptr) {
-            Eight added;
+            Four added;
             added.load(p.added + offset + (i64)s * p.width);
 #pragma unroll
-            for (int e = 0; e < 8; e++) dx.value[e] += added.value[e];
+            for (int e = 0; e < 4; e++) dx.value[e] += added.value[e];
         }
         dx.store(p.input_gradient + input_offset + (i64)s * p.input_stride);
     }
     float* row = p.partial + ((i64)blockIdx.z * gridDim.y + blockIdx.y) * p.width * (TAPS + 1) + channel * (TAPS + 1);
 #pragma unroll
-    for (int e = 0; e < 8; e++)
+    for (int e = 0; e < 4; e++)
 #pragma unroll
         for (int tap = 0; tap <= TAPS; tap++) row[e * (TAPS + 1) + tap] = sums[tap].value[e];
 }
@@ -146,7 +147,17 @@ extern "C" __global__ void __launch_bounds__(64) conv_silu_backward(const __grid
 #ifndef HEAD
 #define HEAD 384
 #endif
-static constexpr int VECTORS = (HEAD / 8 + WARP - 1) / WARP, NORM_WARPS = 4;
+// Sixteen bytes a lane where whole warps divide a head, else eight: 384 is three times 128, but one and a half times 256.
+template <bool WIDE>
+struct Choice {
+    typedef Four Vector;
+};
+template <>
+struct Choice<true> {
+    typedef Eight Vector;
+};
+typedef Choice<HEAD % 256 == 0>::Vector Vector;
+static constexpr int W = Vector::SIZE, VECTORS = (HEAD / W + WARP - 1) / WARP, NORM_WARPS = 4;
 
 struct NormParameters {
     int heads, tokens_per_warp;
@@ -164,27 +175,27 @@ struct NormParameters {
     float* partial;  // [warps of a head, 2 * D]: weight, then skip
 };
 
-DEVICE bool inside(int vector) { return HEAD % (8 * WARP) == 0 || (vector * WARP + (threadIdx.x & 31)) * 8 < HEAD; }
+DEVICE bool inside(int vector) { return HEAD % (W * WARP) == 0 || (vector * WARP + (threadIdx.x & 31)) * W < HEAD; }
 
 extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP) head_norm_gate(const __grid_constant__ NormParameters p) {
     const i64 row = (i64)blockIdx.x * NORM_WARPS + (threadIdx.x >> 5);
     if (row >= p.tokens * p.heads) return;
     const int lane = threadIdx.x & 31, head = (int)(row % p.heads);
-    Eight x[VECTORS];
+    Vector x[VECTORS];
     float sum = 0.0f, square = 0.0f;
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         x[v].clear();
-        if (inside(v)) x[v].load(p.input + row * HEAD + (v * WARP + lane) * 8);
+        if (inside(v)) x[v].load(p.input + row * HEAD + (v * WARP + lane) * W);
 #pragma unroll
-        for (int e = 0; e < 8; e++) sum += x[v].value[e];
+        for (int e = 0; e < W; e++) sum += x[v].value[e];
     }
     const float mean = warp_sum(sum) / HEAD;
 #pragma unroll
     for (int v = 0; v < VECTORS; v++)
         if (inside(v))
 #pragma unroll
-            for (int e = 0; e < 8; e++) {
+            for (int e = 0; e < W; e++) {
                 x[v].value[e] -= mean;
                 square += x[v].value[e] * x[v].value[e];
             }
@@ -193,18 +204,18 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP) head_norm_gate(co
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         if (!inside(v)) continue;
-        const int column = (v * WARP + lane) * 8;
-        Eight weight, out;
+        const int column = (v * WARP + lane) * W;
+        Vector weight, out;
         weight.load(p.weight + head * HEAD + column);
 #pragma unroll
-        for (int e = 0; e < 8; e++) out.value[e] = x[v].value[e] * scale * (1.0f + weight.value[e]);
+        for (int e = 0; e < W; e++) out.value[e] = x[v].value[e] * scale * (1.0f + weight.value[e]);
         if (p.gate != nullptr) {
-            Eight skip, branch, gate;
+            Vector skip, branch, gate;
             skip.load(p.skip + head * HEAD + column);
             branch.load(p.branch + row * HEAD + column);
             gate.load(p.gate + row / p.heads * p.gate_stride + head * HEAD + column);
 #pragma unroll
-            for (int e = 0; e < 8; e++)
+            for (int e = 0; e < W; e++)
                 out.value[e] = (out.value[e] + skip.value[e] * branch.value[e]) * gate.value[e] * fast_sigmoid(gate.value[e]);
         }
         out.store(p.output + row * HEAD + column);
@@ -216,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP)
     head_norm_gate_backward(const __grid_constant__ NormParameters p) {
     const int lane = threadIdx.x & 31, head = blockIdx.y;
     const i64 part = (i64)blockIdx.x * NORM_WARPS + (threadIdx.x >> 5);
-    Eight weight_sum[VECTORS], skip_sum[VECTORS], weight[VECTORS], skip[VECTORS];
+    Vector weight_sum[VECTORS], skip_sum[VECTORS], weight[VECTORS], skip[VECTORS];
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         weight_sum[v].clear();
@@ -224,33 +235,34 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP)
         weight[v].clear();
         skip[v].clear();
         if (!inside(v)) continue;
-        weight[v].load(p.weight + head * HEAD + (v * WARP + lane) * 8);
-        if (p.gate != nullptr) skip[v].load(p.skip + head * HEAD + (v * WARP + lane) * 8);
+        weight[v].load(p.weight + head * HEAD + (v * WARP + lane) * W);
+        if (p.gate != nullptr) skip[v].load(p.skip + head * HEAD + (v * WARP + lane) * W);
     }
     const i64 first = part * p.tokens_per_warp, end = first + p.tokens_per_warp < p.tokens ? first + p.tokens_per_warp : p.tokens;
+#pragma unroll(HEAD <= 512 ? 2 : 1)
     for (i64 token = first; token < end; token++) {
         const i64 row = token * p.heads + head;
         const float2 statistics = *reinterpret_cast<const float2*>(p.statistics + row * 2);
-        Eight normal[VECTORS], slope[VECTORS];
+        Vector normal[VECTORS], slope[VECTORS];
         float sum = 0.0f, product = 0.0f;
 #pragma unroll
         for (int v = 0; v < VECTORS; v++) {
             normal[v].clear();
             slope[v].clear();
             if (!inside(v)) continue;
-            const i64 at = row * HEAD + (v * WARP + lane) * 8;
-            Eight gradient;
+            const i64 at = row * HEAD + (v * WARP + lane) * W;
+            Vector gradient;
             normal[v].load(p.input + at);
             gradient.load(p.output_gradient + at);
 #pragma unroll
-            for (int e = 0; e < 8; e++) normal[v].value[e] = (normal[v].value[e] - statistics.x) * statistics.y;
+            for (int e = 0; e < W; e++) normal[v].value[e] = (normal[v].value[e] - statistics.x) * statistics.y;
             if (p.gate != nullptr) {
-                Eight branch, gate, branch_gradient, gate_gradient;
+                Vector branch, gate, branch_gradient, gate_gradient;
                 branch.load(p.branch + at);
-                const i64 gate_at = token * p.gate_stride + head * HEAD + (v * WARP + lane) * 8;
+                const i64 gate_at = token * p.gate_stride + head * HEAD + (v * WARP + lane) * W;
                 gate.load(p.gate + gate_at);
 #pragma unroll
-                for (int e = 0; e < 8; e++) {
+                for (int e = 0; e < W; e++) {
                     const float opened = fast_sigmoid(gate.value[e]);
                     const float inner = normal[v].value[e] * (1.0f + weight[v].value[e]) + skip[v].value[e] * branch.value[e];
                     gate_gradient.value[e] = gradient.value[e] * inner * silu_slope(gate.value[e], opened);
@@ -262,7 +274,7 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP)
                 branch_gradient.store(p.branch_gradient + at);
             }
 #pragma unroll
-            for (int e = 0; e < 8; e++) {
+            for (int e = 0; e < W; e++) {
                 weight_sum[v].value[e] += gradient.value[e] * normal[v].value[e];
                 slope[v].value[e] = gradient.value[e] * (1.0f + weight[v].value[e]);
                 sum += slope[v].value[e];
@@ -275,17 +287,17 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP)
         for (int v = 0; v < VECTORS; v++) {
             if (!inside(v)) continue;
 #pragma unroll
-            for (int e = 0; e < 8; e++)
+            for (int e = 0; e < W; e++)
                 slope[v].value[e] = (slope[v].value[e] - sum - normal[v].value[e] * product) * statistics.y;
-            slope[v].store(p.input_gradient + row * HEAD + (v * WARP + lane) * 8);
+            slope[v].store(p.input_gradient + row * HEAD + (v * WARP + lane) * W);
         }
     }
     float* partial = p.partial + part * 2 * p.heads * HEAD + head * HEAD;
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         if (!inside(v)) continue;
-        weight_sum[v].store(partial + (v * WARP + lane) * 8);
-        skip_sum[v].store(partial + p.heads * HEAD + (v * WARP + lane) * 8);
+        weight_sum[v].store(partial + (v * WARP + lane) * W);
+        skip_sum[v].store(partial + p.heads * HEAD + (v * WARP + lane) * W);
     }
 }
 

@@ -1,11 +1,26 @@
 // Four or eight neighbouring numbers in fp32 registers, read and written as bf16 or fp32 in one access.
+//
+// Loads go through the read-only path and say nothing about memory, so that the compiler may start those of the next
+// token before the stores of this one: nothing here reads what the same launch writes.
 #pragma once
 #include "common.cuh"
 
+DEVICE uint4 load_16(const void* source) {
+    uint4 raw;
+    asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(raw.x), "=r"(raw.y), "=r"(raw.z), "=r"(raw.w) : "l"(source));
+    return raw;
+}
+DEVICE uint2 load_8(const void* source) {
+    uint2 raw;
+    asm("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(raw.x), "=r"(raw.y) : "l"(source));
+    return raw;
+}
+
 struct Eight {
+    static constexpr int SIZE = 8;
     float value[8];
     DEVICE void load(const bf16* source) {
-        const uint4 raw = *reinterpret_cast<const uint4*>(source);
+        const uint4 raw = load_16(source);
         const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
         for (int e = 0; e < 4; e++) {
@@ -16,11 +31,11 @@ struct Eight {
     DEVICE void load(const float* source) {
 #pragma unroll
         for (int e = 0; e < 8; e += 4) {
-            const float4 raw = *reinterpret_cast<const float4*>(source + e);
-            value[e] = raw.x;
-            value[e + 1] = raw.y;
-            value[e + 2] = raw.z;
-            value[e + 3] = raw.w;
+            const uint4 raw = load_16(source + e);
+            value[e] = __uint_as_float(raw.x);
+            value[e + 1] = __uint_as_float(raw.y);
+            value[e + 2] = __uint_as_float(raw.z);
+            value[e + 3] = __uint_as_float(raw.w);
         }
     }
     DEVICE void store(bf16* destination) const {
@@ -38,20 +53,21 @@ struct Eight {
 };
 
 struct Four {
+    static constexpr int SIZE = 4;
     float value[4];
     DEVICE void load(const bf16* source) {
-        const uint2 raw = *reinterpret_cast<const uint2*>(source);
+        const uint2 raw = load_8(source);
         value[0] = low_float(raw.x);
         value[1] = high_float(raw.x);
         value[2] = low_float(raw.y);
         value[3] = high_float(raw.y);
     }
     DEVICE void load(const float* source) {
-        const float4 raw = *reinterpret_cast<const float4*>(source);
-        value[0] = raw.x;
-        value[1] = raw.y;
-        value[2] = raw.z;
-        value[3] = raw.w;
+        const uint4 raw = load_16(source);
+        value[0] = __uint_as_float(raw.x);
+        value[1] = __uint_as_float(raw.y);
+        value[2] = __uint_as_float(raw.z);
+        value[3] = __uint_as_float(raw.w);
     }
     DEVICE void store(bf16* destination) const {
         *reinterpret_cast<uint2*>(destination) = make_uint2(pack_bf16(value[0], value[1]), pack_bf16(value[2], value[3]));

@@ -77,10 +77,8 @@ fn composed(
     while start < rows {
         let length = chunk.min(rows - start);
         let targets_R = targets_N.narrow(0, start, length);
-        let mut made = checkpoint(
-            "cross_entropy",
-            &[&hidden_ND.narrow(0, start, length), weight_VD],
-            move |inputs| {
+        let mut made =
+            checkpoint("cross_entropy", &[&hidden_ND.narrow(0, start, length), weight_VD], move |inputs| {
                 let logits_RV = inputs[0].f_matmul(&inputs[1].f_tr()?)?;
                 Ok(vec![logits_RV.f_cross_entropy_loss(
                     &targets_R,
@@ -89,8 +87,7 @@ fn composed(
                     ignore,
                     0.0,
                 )?])
-            },
-        )?;
+            })?;
         losses.push(made.swap_remove(0));
         start += length;
     }
@@ -271,9 +268,8 @@ mod tests {
 
     #[test]
     fn both_ways_agree() {
-        let random = |shape: [i64; 2]| {
-            Tensor::randn(shape, (Kind::Double, Device::Cpu)).set_requires_grad(true)
-        };
+        let random =
+            |shape: [i64; 2]| Tensor::randn(shape, (Kind::Double, Device::Cpu)).set_requires_grad(true);
         let (hidden_ND, weight_VD) = (random([13, 5]), random([11, 5]));
         let targets_N = Tensor::from_slice(&[1_i64, 2, -100, 10, 0, 3, 3, 9, -100, 5, 6, 7, 8]);
         let options = CrossEntropyOptions { chunk_rows: Some(4), ..CrossEntropyOptions::default() };

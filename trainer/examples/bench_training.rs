@@ -22,7 +22,7 @@ use xlstm_trainer::model::{Model, Placement};
 use xlstm_trainer::optimizer::AdamW;
 use xlstm_trainer::train::{memory_estimate, micro_batch_rows};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut arguments = std::env::args().skip(1);
     let (mut recipes, mut repeats, mut with_profile, mut overrides) = (Vec::new(), 5, false, Vec::new());
     while let Some(argument) = arguments.next() {
@@ -55,7 +55,7 @@ fn measure(
     repeats: usize,
     with_profile: bool,
     overrides: &[String],
-) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
+) -> Result<serde_json::Value, Box<dyn std::error::Error + Send + Sync>> {
     let mut recipe = recipe::load(name, overrides)?;
     recipe.training.precision = Precision::Bfloat16;
     let context = recipe.training.context_length;
@@ -64,13 +64,14 @@ fn measure(
         None => micro_batch_rows(&recipe, 64, context, device)?,
     };
     let checkpointing = recipe.training.activation_checkpointing;
-    let model = Model::new(&recipe.model, Placement::new(device.device, Precision::Bfloat16, checkpointing), 1)?;
+    let model =
+        Model::new(&recipe.model, Placement::new(device.device, Precision::Bfloat16, checkpointing), 1)?;
     let mut optimizer = AdamW::new(&model, &recipe.optimizer)?;
     let (shape, options) = ([rows as i64, context as i64], (Kind::Int64, device.device));
     let draw = || Tensor::f_randint(recipe.model.vocabulary_size as i64, shape, options);
     let (inputs, targets) = (draw()?, draw()?);
     let count = shape[0] * shape[1];
-    let mut step = || -> Result<f64, Box<dyn std::error::Error>> {
+    let mut step = || -> Result<f64, Box<dyn std::error::Error + Send + Sync>> {
         let begin = Instant::now();
         optimizer.zero_gradients();
         let loss = model.loss_of_counted(&inputs, &targets, None, Some(count))?.loss;

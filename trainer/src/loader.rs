@@ -103,15 +103,12 @@ impl MicroBatch {
             }
             // From memory that the card reads itself, so that nothing waits for the copy.
             let kind = tensor.kind();
-            Ok(tensor.f_pin_memory(device)?.f_to_device_(device, kind, true, false)?)
+            Ok(xlstm_bridge::lists::pinned(&tensor)?.f_to_device_(device, kind, true, false)?)
         };
         let inputs = on_device(Tensor::f_from_slice(&self.inputs)?)?;
         let targets = on_device(Tensor::f_from_slice(&self.targets)?)?;
-        let resets = if self.resets.is_empty() {
-            None
-        } else {
-            Some(on_device(Tensor::f_from_slice(&self.resets)?)?)
-        };
+        let resets =
+            if self.resets.is_empty() { None } else { Some(on_device(Tensor::f_from_slice(&self.resets)?)?) };
         Ok((inputs, targets, resets))
     }
 }

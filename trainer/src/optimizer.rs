@@ -153,7 +153,8 @@ impl AdamW {
         for decays in [true, false] {
             let slots = self.slots.iter().filter(|slot| slot.decays == decays);
             let slots: Vec<&Slot> = slots.filter(|slot| slot.parameter.grad().defined()).collect();
-            let list = |tensor: fn(&Slot) -> Tensor| slots.iter().map(|slot| tensor(slot)).collect::<Vec<_>>();
+            let list =
+                |tensor: fn(&Slot) -> Tensor| slots.iter().map(|slot| tensor(slot)).collect::<Vec<_>>();
             let tensors = lists::AdamWTensors {
                 parameters: &list(|slot| slot.parameter.detach()),
                 gradients: &list(|slot| slot.parameter.grad()),

@@ -70,6 +70,7 @@ unsafe extern "C" {
         count: usize,
         out: *mut *mut Handle,
     ) -> *mut c_char;
+    pub(crate) fn xlstm_pin_memory(tensor: *const Handle, out: *mut *mut Handle) -> *mut c_char;
     pub(crate) fn xlstm_device_memory(
         card: c_int,
         reset: c_int,
@@ -77,6 +78,7 @@ unsafe extern "C" {
         out_reserved: *mut u64,
     ) -> *mut c_char;
     pub(crate) fn xlstm_runtime_flush_denormals(out_supported: *mut c_int) -> *mut c_char;
+    pub(crate) fn xlstm_runtime_full_sums() -> *mut c_char;
     pub(crate) fn xlstm_runtime_set_threads(threads: c_int) -> *mut c_char;
     pub(crate) fn xlstm_runtime_threads() -> c_int;
     pub(crate) fn xlstm_runtime_build_text() -> *mut c_char;

@@ -5,7 +5,7 @@
 //! | [`autograd`] | functions with a backward pass written in Rust, activation checkpointing, gradients with given cotangents | `cpp/autograd.cpp` |
 //! | [`distributed`] | a table shared by processes, collective operations, gradients summed during the backward pass | `cpp/store.cpp`, `cpp/process_group.cpp`, `cpp/reducer.cpp` |
 //! | [`runtime`] | denormals, threads, versions, memory | `cpp/runtime.cpp` |
-//! | [`lists`] | AdamW and norms over many tensors in a few launches; memory of a card | `cpp/optimizer.cpp` |
+//! | [`lists`] | AdamW and norms over many tensors in a few launches; memory of a card | `cpp/lists.cpp` |
 //! | [`cuda`] | opens libtorch's CUDA half at run time, where there is a driver | none: `dlopen` |
 //!
 //! The program links only the CPU half of libtorch. Everything crosses the border as plain C (`cpp/abi.h`): C++

@@ -71,6 +71,24 @@ pub fn adamw(tensors: &AdamWTensors<'_>, constants: &AdamWConstants) -> Result<(
     }
 }
 
+/// The same numbers in memory that a card reads itself, so that a copy to it need not be waited for.
+///
+/// # Errors
+/// When there is no card, or no memory.
+pub fn pinned(tensor: &Tensor) -> Result<Tensor, BridgeError> {
+    let mut out = std::ptr::null_mut();
+    // SAFETY: a live tensor, and a place for the result, which is ours.
+    let made = unsafe {
+        ffi::check(ffi::xlstm_pin_memory(tensor.as_ptr().cast(), &raw mut out))?;
+        ffi::own(out)
+    };
+    made.ok_or_else(|| missing("pinned"))
+}
+
+fn missing(name: &'static str) -> BridgeError {
+    BridgeError::Contract { name, expected: "a result".into(), found: "none".into() }
+}
+
 /// Euclidean norm of all tensors together: one number on their device, not waited for.
 ///
 /// # Errors
@@ -83,11 +101,7 @@ pub fn norm(tensors: &[Tensor]) -> Result<Tensor, BridgeError> {
         ffi::check(ffi::xlstm_optimizer_norm(handles.as_ptr(), handles.len(), &raw mut out))?;
         ffi::own(out)
     };
-    made.ok_or_else(|| BridgeError::Contract {
-        name: "norm",
-        expected: "a result".into(),
-        found: "none".into(),
-    })
+    made.ok_or_else(|| missing("norm"))
 }
 
 /// The most memory that a card gave at once.
@@ -125,7 +139,8 @@ mod tests {
 
     #[test]
     fn a_norm_over_several_tensors_is_that_of_all_numbers() {
-        let tensors = [Tensor::from_slice(&[3.0_f32, 0.0]), Tensor::from_slice(&[[4.0_f32], [12.0]].concat())];
+        let tensors =
+            [Tensor::from_slice(&[3.0_f32, 0.0]), Tensor::from_slice(&[[4.0_f32], [12.0]].concat())];
         assert!((norm(&tensors).unwrap().double_value(&[]) - 13.0).abs() < 1e-6);
     }
 
@@ -141,13 +156,8 @@ mod tests {
             step: &Tensor::from(1.0_f32),
             scale: &Tensor::from(2.0_f32),
         };
-        let constants = AdamWConstants {
-            learning_rate: 0.1,
-            beta1: 0.9,
-            beta2: 0.95,
-            weight_decay: 0.1,
-            epsilon: 1e-8,
-        };
+        let constants =
+            AdamWConstants { learning_rate: 0.1, beta1: 0.9, beta2: 0.95, weight_decay: 0.1, epsilon: 1e-8 };
         adamw(&tensors, &constants).unwrap();
         // After one step the corrected moments are g and g²: p (1 - lr·wd) - lr.
         assert!((p[0].double_value(&[0]) - (2.0 * 0.99 - 0.1)).abs() < 1e-5);

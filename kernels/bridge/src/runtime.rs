@@ -31,6 +31,8 @@ pub struct Runtime {
 pub fn initialize(threads: Option<usize>) -> Result<Runtime, BridgeError> {
     let cuda = cuda::open();
     pool_memory()?;
+    // SAFETY: plain call; the returned message is ours.
+    unsafe { ffi::check(ffi::xlstm_runtime_full_sums()) }?;
     flush_denormals()?;
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let threads = c_int::try_from(threads.max(1)).unwrap_or(c_int::MAX);

@@ -127,7 +127,8 @@ impl Driver {
                 from_device: library.function(c"cuMemcpyDtoH_v2")?,
                 event_create: library.function(c"cuEventCreate")?,
                 event_record: library.function(c"cuEventRecord")?,
-                event_elapsed: library.function(c"cuEventElapsedTime_v2")
+                event_elapsed: library
+                    .function(c"cuEventElapsedTime_v2")
                     .or_else(|_| library.function(c"cuEventElapsedTime"))?,
                 event_destroy: library.function(c"cuEventDestroy_v2")?,
                 error_text: library.function(c"cuGetErrorString")?,

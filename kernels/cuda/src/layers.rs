@@ -57,7 +57,7 @@ impl ConvParameters {
     pub fn launch(batch: u32, tokens: u32, width: u32, backward: bool) -> LayerLaunch {
         let grid = [width.div_ceil(512), tokens.div_ceil(CONV_RUN), batch];
         if backward {
-            launch("conv_silu_backward", grid, 64, grid[1] * batch)
+            launch("conv_silu_backward", grid, 128, grid[1] * batch)
         } else {
             launch("conv_silu", grid, 64, 0)
         }
@@ -334,7 +334,9 @@ mod tests {
             assert!(u64::from(launch.parts) * run >= tokens && (u64::from(launch.parts) - 1) * run < tokens);
             let launch = StreamParameters::launch(tokens, true);
             let rows = u64::from(StreamParameters::rows_per_block(tokens));
-            assert!(u64::from(launch.parts) * rows >= tokens && (u64::from(launch.parts) - 1) * rows < tokens);
+            assert!(
+                u64::from(launch.parts) * rows >= tokens && (u64::from(launch.parts) - 1) * rows < tokens
+            );
         }
     }
 }

@@ -79,7 +79,12 @@ pub fn gate_weights(
 /// them, 4 taps, blocks of 4.
 pub fn inner_fits(width: i64, heads: i64, taps: i64, block: i64) -> bool {
     let head = width / heads.max(1);
-    (1..=4).contains(&heads) && head * heads == width && head % 8 == 0 && head <= 1024 && taps == 4 && block == 4
+    (1..=4).contains(&heads)
+        && head * heads == width
+        && head % 8 == 0
+        && head <= 1024
+        && taps == 4
+        && block == 4
 }
 
 /// What enters the down-projection, `(B, T, D)`, bf16. Gradients flow to all arguments.
@@ -180,7 +185,8 @@ pub(crate) fn gate_weight_gradient(
 }
 
 fn forward(inputs: &[&Tensor; 10], sizes: Sizes) -> Result<Forward, BoxError> {
-    let [up_NF, conv_weight, conv_bias, query, key, value, gate_weight, gate_bias, norm_weight, skip] = *inputs;
+    let [up_NF, conv_weight, conv_bias, query, key, value, gate_weight, gate_bias, norm_weight, skip] =
+        *inputs;
     let (a_ND, z_ND) = sizes.halves(up_NF)?;
     let conv_ND = conv_forward(&a_ND, conv_weight, conv_bias, sizes.batch)?;
     let [q, k, v] = projections_forward(&conv_ND, &a_ND, BlockWeights { query, key, value })?;
@@ -189,7 +195,8 @@ fn forward(inputs: &[&Tensor; 10], sizes: Sizes) -> Result<Forward, BoxError> {
     let cell = Cell { query: &q, key: &k, value: &v, gates: Gates::together(&gates_NG, sizes.time)? };
     let (h, kept) = cell.forward()?;
     let gated = Gated { skip, branch: &conv_ND, gate: &z_ND };
-    let (out_ND, statistics) = norm_forward(&sizes.rows_by_head(&h)?, norm_weight, Some(gated), sizes.epsilon)?;
+    let (out_ND, statistics) =
+        norm_forward(&sizes.rows_by_head(&h)?, norm_weight, Some(gated), sizes.epsilon)?;
     let mut saved: Vec<Tensor> = inputs.iter().map(|tensor| tensor.shallow_clone()).collect();
     saved.extend([conv_ND, q, k, v, gates_NG, h, kept, statistics]);
     Ok(Forward { outputs: vec![out_ND], saved })
@@ -214,14 +221,12 @@ fn backward(context: &Backward, sizes: Sizes) -> Result<Vec<Option<Tensor>>, Box
 
     let gated = Gated { skip, branch: conv_ND, gate: &z_ND };
     let rows = sizes.rows_by_head(h)?;
-    let norm =
-        norm_backward((&rows, norm_weight, statistics), Some((gated, &z_gradient)), &gradient_ND)?;
+    let norm = norm_backward((&rows, norm_weight, statistics), Some((gated, &z_gradient)), &gradient_ND)?;
     let (skip_gradient, by_skip_ND) = norm.skip_and_branch.ok_or("no gradient of the skip")?;
 
     let cell = Cell { query: q, key: k, value: v, gates: Gates::together(gates_NG, sizes.time)? };
     let gate_gradient = gates_NG.f_empty_like()?;
-    let [dq, dk, dv] =
-        cell.backward(h, kept, &norm.h, Gates::together(&gate_gradient, sizes.time)?)?;
+    let [dq, dk, dv] = cell.backward(h, kept, &norm.h, Gates::together(&gate_gradient, sizes.time)?)?;
     let flat = |tensor: &Tensor| tensor.f_view([sizes.batch * sizes.time, sizes.width]);
     let (dq, dk, dv) = (flat(&dq)?, flat(&dk)?, flat(&dv)?);
     let upstream = ProjectionUpstream {
@@ -257,4 +262,46 @@ fn backward(context: &Backward, sizes: Sizes) -> Result<Vec<Option<Tensor>>, Box
     .into_iter()
     .map(Some)
     .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    fn random(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Double, Device::Cpu))
+    }
+
+    #[test]
+    fn gates_of_c_and_a_are_those_of_q_k_and_v() {
+        let (heads, width) = (2, 12);
+        let blocks = [random(&[3, 4, 4]), random(&[3, 4, 4]), random(&[3, 4, 4])];
+        let [input_weight, forget_weight] = [random(&[heads, 3 * width]), random(&[heads, 3 * width])];
+        let [input_bias, forget_bias] = [random(&[heads]), random(&[heads])];
+        let weights = GateWeights {
+            input_weight: &input_weight,
+            input_bias: &input_bias,
+            forget_weight: &forget_weight,
+            forget_bias: &forget_bias,
+        };
+        let (c, a) = (random(&[1, 5, width]), random(&[1, 5, width]));
+        let project = |x: &Tensor, index: usize| crate::gates::block_linear(x, &blocks[index]).unwrap();
+        let (q, k, v) = (project(&c, 0), project(&c, 1), project(&a, 2));
+        let (i, f) = crate::gates::mlstm_gates(&q, &k, &v, &weights).unwrap();
+        let (m, bias) = gate_weights(&weights, blocks.each_ref()).unwrap();
+        let ours = c.matmul(&m.select(0, 0).tr()) + a.matmul(&m.select(0, 1).tr()) + bias;
+        let difference = ours - Tensor::cat(&[i, f], -1);
+        assert!(difference.abs().max().double_value(&[]) < 1e-10);
+    }
+
+    #[test]
+    fn two_parts_keep_sixteen_bits() {
+        let x = random(&[7, 5]).to_kind(Kind::Float);
+        let parts = two_parts(&x).unwrap();
+        assert_eq!((parts.size(), parts.kind()), (vec![14, 5], Kind::BFloat16));
+        let sum = parts.narrow(0, 0, 7).to_kind(Kind::Float) + parts.narrow(0, 7, 7).to_kind(Kind::Float);
+        let error = ((sum - &x) / x.abs()).abs().max().double_value(&[]);
+        assert!(error < 2.0_f64.powi(-16), "{error}");
+    }
 }

@@ -29,8 +29,8 @@ mod stream;
 mod wrapped;
 
 pub use cross_entropy::projected_cross_entropy;
-use inner::{gate_values, gate_weight_gradient};
 pub use inner::{InnerInput, gate_weights, inner_fits, mlstm_inner};
+use inner::{gate_values, gate_weight_gradient};
 pub use mlstm::mlstm;
 pub use slstm::{slstm, slstm_fits};
 pub use stream::{add_layer_norm, stream_fits};
@@ -84,9 +84,12 @@ impl Card {
     pub fn of(tensor: &Tensor) -> Result<&'static Self, BoxError> {
         static OPENED: [OnceLock<Result<Card, String>>; CARDS] = [const { OnceLock::new() }; CARDS];
         let Device::Cuda(number) = tensor.device() else {
-            return Err(format!("expected a tensor on a CUDA device, found one on {:?}", tensor.device()).into());
+            return Err(
+                format!("expected a tensor on a CUDA device, found one on {:?}", tensor.device()).into()
+            );
         };
-        let slot = OPENED.get(number).ok_or_else(|| format!("expected a card below {CARDS}, found {number}"))?;
+        let slot =
+            OPENED.get(number).ok_or_else(|| format!("expected a card below {CARDS}, found {number}"))?;
         let explain = |error: xlstm_cuda::CudaError| {
             format!("{error}; `--kernels libtorch` computes without these kernels, slowly")
         };

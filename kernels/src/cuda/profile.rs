@@ -58,10 +58,8 @@ pub fn stop(card: &Card) -> Result<Vec<Share>, BoxError> {
         card.driver.forget(begin);
         card.driver.forget(end);
     }
-    let mut shares: Vec<Share> = sums
-        .into_iter()
-        .map(|(name, (count, milliseconds))| Share { name, count, milliseconds })
-        .collect();
+    let mut shares: Vec<Share> =
+        sums.into_iter().map(|(name, (count, milliseconds))| Share { name, count, milliseconds }).collect();
     shares.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
     Ok(shares)
 }

@@ -24,9 +24,10 @@ pub fn slstm_fits(units: i64, tensor: &Tensor) -> Result<bool, KernelError> {
     if !matches!(tensor.device(), Device::Cuda(_)) {
         return Ok(false);
     }
-    let opened = Card::of(tensor)
-        .map_err(|source| xlstm_bridge::BridgeError::Forward { name: NAME, source })?;
-    let known = u32::try_from(units).is_ok_and(|units| SlstmSizes::fastest(units, 1, Direction::Forward).is_some());
+    let opened =
+        Card::of(tensor).map_err(|source| xlstm_bridge::BridgeError::Forward { name: NAME, source })?;
+    let known =
+        u32::try_from(units).is_ok_and(|units| SlstmSizes::fastest(units, 1, Direction::Forward).is_some());
     Ok(known && opened.architecture() == Architecture::Sm90a)
 }
 
@@ -61,7 +62,11 @@ fn plan(input: &Tensor, direction: Direction) -> Result<SlstmPlan, BoxError> {
 
 fn run(card: &Card, plan: &SlstmPlan, direction: Direction, tensors: &SlstmTensors) -> Result<(), BoxError> {
     if card.architecture() != SlstmPlan::ARCHITECTURE {
-        return Err(format!("{NAME}: expected a card of compute capability 9.0, found {}", card.architecture()).into());
+        return Err(format!(
+            "{NAME}: expected a card of compute capability 9.0, found {}",
+            card.architecture()
+        )
+        .into());
     }
     let (kernel, shape) = plan.launch(direction);
     let launch = LayerLaunch { kernel, shape, parts: 0 };

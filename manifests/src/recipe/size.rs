@@ -145,7 +145,8 @@ impl MemoryEstimate {
             (0..model.blocks).map(block).sum()
         };
         // Gradients alive at once, bf16, and states and scores of the chunks of 256.
-        let working = 44 * inner + 4 * inner * inner / model.mlstm.heads.max(1) / 256 + 1024 * model.mlstm.heads;
+        let working =
+            44 * inner + 4 * inner * inner / model.mlstm.heads.max(1) / 256 + 1024 * model.mlstm.heads;
         let weights = 2 * size.product_parameters;
         let output = 4 * model.vocabulary_size * d;
         Self {
@@ -212,6 +213,16 @@ mod tests {
         assert_eq!(parameters(1536, 48, &six), 839_736_144);
         assert_eq!(parameters(2048, 48, &six), 1_420_065_104);
         assert_eq!(parameters(2560, 64, &eight), 2_781_617_088);
+    }
+
+    #[test]
+    fn a_card_takes_what_was_measured_on_one() {
+        // docs/benchmarks/cuda-training.md: 32 rows of the 125M models took 50.3 and 51.2 GiB at most on an H100.
+        for (name, measured) in [("125m-1to0", 50.3), ("125m-7to1", 51.2)] {
+            let recipe = load(&format!("figure6-scaling-15b/{name}"), &[]).unwrap();
+            let planned = MemoryEstimate::on_card(&recipe, 32 * 2048).total() as f64 / f64::from(1 << 30);
+            assert!((0.98..1.15).contains(&(planned / measured)), "{name}: {planned}");
+        }
     }
 
     #[test]

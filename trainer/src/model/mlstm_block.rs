@@ -135,8 +135,13 @@ impl MlstmBlock {
 
     /// By the card's kernels, in bf16: what the block before gave is added to the stream first, what this one gives is
     /// left to the next (`cuda::add_layer_norm`).
-    pub(super) fn forward_card(&self, x_BTC: &Tensor, delta_BTC: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
-        let Kindred::Pre { up, convolution: Some((conv_weight, conv_bias)), query, key, value, skip } = &self.kind
+    pub(super) fn forward_card(
+        &self,
+        x_BTC: &Tensor,
+        delta_BTC: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
+        let Kindred::Pre { up, convolution: Some((conv_weight, conv_bias)), query, key, value, skip } =
+            &self.kind
         else {
             unreachable!("called for blocks that fit only")
         };

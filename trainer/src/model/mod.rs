@@ -271,7 +271,12 @@ impl Model {
         Ok(true)
     }
 
-    fn loss_card(&self, tokens_BT: &Tensor, targets_BT: &Tensor, count: Option<i64>) -> Result<CrossEntropyOutput> {
+    fn loss_card(
+        &self,
+        tokens_BT: &Tensor,
+        targets_BT: &Tensor,
+        count: Option<i64>,
+    ) -> Result<CrossEntropyOutput> {
         let targets_N = targets_BT.f_reshape([-1])?;
         let count = match count {
             Some(count) => count,

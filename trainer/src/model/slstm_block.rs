@@ -140,7 +140,11 @@ impl SlstmBlock {
     }
 
     /// By the card's kernels, in bf16; as `MlstmBlock::forward_card`.
-    pub(super) fn forward_card(&self, x_BTD: &Tensor, delta_BTD: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+    pub(super) fn forward_card(
+        &self,
+        x_BTD: &Tensor,
+        delta_BTD: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
         let precision = Some(Kind::BFloat16);
         let (x_BTD, y_BTD) = cuda::add_layer_norm(x_BTD, delta_BTD, &self.norm, NORM_EPSILON)?;
         let c_BTD = match &self.convolution {
@@ -166,8 +170,7 @@ impl SlstmBlock {
         let bias_GHE = slstm::canonical_bias(&self.bias, self.heads, SlstmLayout::Vanilla)?;
         let x_NGHE = (x_NGHE + bias_GHE).f_to_kind(Kind::BFloat16)?;
         let recurrent_HEGE = slstm::canonical_recurrent(&self.recurrent, SlstmLayout::Vanilla)?;
-        let y_BTHE =
-            cuda::slstm(&x_NGHE.f_view([batch, time, 4, self.heads, unit])?, &recurrent_HEGE)?;
+        let y_BTHE = cuda::slstm(&x_NGHE.f_view([batch, time, 4, self.heads, unit])?, &recurrent_HEGE)?;
         let s_BTD = cuda::head_norm(&y_BTHE, &self.group_norm, NORM_EPSILON)?;
         let (x_BTD, y_BTD) = cuda::add_layer_norm(&x_BTD, Some(&s_BTD), &self.feed_norm, NORM_EPSILON)?;
         let gated_BTF = cuda::gelu_gate(&product(&y_BTD, &self.feed_up, precision)?)?;

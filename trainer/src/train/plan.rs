@@ -34,7 +34,9 @@ pub fn micro_batch_rows(recipe: &Recipe, rows: u64, row_length: u64, device: &De
     // Beyond a few rows a CPU gains nothing, and large buffers cost page faults.
     let most = if matches!(device.device, tch::Device::Cpu) { 2 } else { 64 };
     let fits = (1..=rows.clamp(1, most)).rev().find(|&rows| estimate(rows).total() <= budget);
-    Ok(fits.unwrap_or(1))
+    // As few micro-batches as that needs, of about equal size.
+    let count = rows.max(1).div_ceil(fits.unwrap_or(1));
+    Ok(rows.max(1).div_ceil(count))
 }
 
 /// The memory of a micro-batch of `tokens` tokens on this device.

@@ -55,7 +55,16 @@ impl Report {
         } else {
             None
         };
-        Ok(Self { lines, events, progress, since: Instant::now(), tokens: 0, waited: 0.0, utilization, card: None })
+        Ok(Self {
+            lines,
+            events,
+            progress,
+            since: Instant::now(),
+            tokens: 0,
+            waited: 0.0,
+            utilization,
+            card: None,
+        })
     }
 
     /// The program starts, or starts again, after `step` steps.

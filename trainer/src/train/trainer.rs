@@ -107,7 +107,9 @@ impl Trainer {
         let ranks = if world > 1 { format!("\nranks            {world}") } else { String::new() };
         let kernels = match (self.model.placement().device, self.model.fits_card()?) {
             (tch::Device::Cuda(_), true) => "\nkernels          of this program, for this card",
-            (tch::Device::Cuda(_), false) => "\nkernels          libtorch's operations (float32, or sizes without a kernel)",
+            (tch::Device::Cuda(_), false) => {
+                "\nkernels          libtorch's operations (float32, or sizes without a kernel)"
+            }
             _ => "",
         };
         Ok(format!("{plan}{kernels}{ranks}\nrun              {}{from}", self.run.display()))

@@ -87,11 +87,12 @@ impl Subject<'_> {
         });
         let outputs = self.outputs.iter().map(|name| (*name).to_owned());
         let names = outputs.chain(self.inputs.iter().map(|(name, _)| format!("gradient of {name}")));
-        let tensors = names.zip(ours).zip(exact.iter().zip(&plain)).filter_map(|((name, ours), (exact, plain))| {
-            let exact = exact.as_ref()?;
-            let of = |tensor: Option<&Tensor>| tensor.map_or(f64::NAN, |tensor| relative(tensor, exact));
-            Some(CheckedTensor { name, error: of(ours.as_ref()), libtorch: of(plain.as_ref()) })
-        });
+        let tensors =
+            names.zip(ours).zip(exact.iter().zip(&plain)).filter_map(|((name, ours), (exact, plain))| {
+                let exact = exact.as_ref()?;
+                let of = |tensor: Option<&Tensor>| tensor.map_or(f64::NAN, |tensor| relative(tensor, exact));
+                Some(CheckedTensor { name, error: of(ours.as_ref()), libtorch: of(plain.as_ref()) })
+            });
         Ok(Check { kernel: self.kernel, case: self.case, tensors: tensors.collect(), repeatable })
     }
 

@@ -86,15 +86,8 @@ pub(super) fn tests_against_references() {
     let normal = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
     let (q, k, v) = (normal(&[2, 9, 3, 4]), normal(&[2, 9, 3, 4]), normal(&[2, 9, 3, 5]));
     let (i, f) = (normal(&[2, 9, 3]), normal(&[2, 9, 3]));
-    let input = MlstmInput {
-        q_BTHK: &q,
-        k_BTHK: &k,
-        v_BTHV: &v,
-        i_BTH: &i,
-        f_BTH: &f,
-        state: None,
-        resets_BT: None,
-    };
+    let input =
+        MlstmInput { q_BTHK: &q, k_BTHK: &k, v_BTHV: &v, i_BTH: &i, f_BTH: &f, state: None, resets_BT: None };
     let options = MlstmOptions { kernel: MlstmKernel::Reference, chunk: None };
     let expected = crate::mlstm::mlstm(&input, &options).unwrap().h_BTHV;
     let difference = mlstm([&q, &k, &v, &i, &f]) - expected;

@@ -48,6 +48,11 @@ char* xlstm_optimizer_norm(const at::Tensor* const* tensors, size_t count, at::T
   });
 }
 
+// The same numbers in memory that a card reads itself, so that a copy to it need not be waited for.
+char* xlstm_pin_memory(const at::Tensor* tensor, at::Tensor** out) {
+  return xlstm::guarded([&] { *out = new at::Tensor(tensor->pin_memory()); });
+}
+
 // The most bytes that tensors on this card have taken at once since the last reset, and that libtorch holds for them.
 char* xlstm_device_memory(int card, int reset, uint64_t* out_allocated, uint64_t* out_reserved) {
   return xlstm::guarded([&] {

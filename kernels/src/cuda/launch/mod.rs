@@ -1,0 +1,70 @@
+//! One Rust function for each kernel around the cells: tensors in, tensors out, no autograd.
+//!
+//! What [`super::mlstm_inner`] and the others are put together from, and what the selfcheck compares with float64.
+//! N = B·T tokens; activations bf16 `(N, D)`, parameters fp32. An `x` with a stride may be half of a wider tensor.
+
+mod convolution;
+mod loss;
+mod norms;
+mod projections;
+
+pub use convolution::{conv_backward, conv_forward};
+pub use loss::{cross_entropy, gelu};
+pub use norms::{Gated, NormGradients, Normed, norm_backward, norm_forward, stream_backward, stream_forward};
+pub use projections::{BlockWeights, ProjectionUpstream, projections_backward, projections_forward};
+
+use tch::{Kind, Tensor};
+use xlstm_bridge::BoxError;
+use xlstm_cuda::Specialisation;
+use xlstm_cuda::layers::{ColumnParameters, LayerLaunch};
+
+use super::{Card, address, expect, make};
+
+fn int(value: i64) -> Result<i32, BoxError> {
+    Ok(i32::try_from(value)?)
+}
+
+/// Rows and columns of a matrix of bf16, and the stride of its rows.
+fn matrix(name: &str, tensor: &Tensor) -> Result<([i64; 2], i64), BoxError> {
+    expect(name, tensor, Kind::BFloat16)?;
+    let size = tensor.size();
+    let shape = <[i64; 2]>::try_from(size.as_slice())
+        .map_err(|_| format!("{name}: expected two dimensions, found {size:?}"))?;
+    let stride = tensor.stride()[0];
+    if stride % 8 != 0 && shape[0] > 1 {
+        return Err(format!("{name}: expected rows of a multiple of 8, found a stride of {stride}").into());
+    }
+    Ok((shape, stride))
+}
+
+/// As [`matrix`], dense.
+fn dense(name: &str, tensor: &Tensor) -> Result<[i64; 2], BoxError> {
+    let (shape, _) = matrix(name, tensor)?;
+    if tensor.is_contiguous() { Ok(shape) } else { Err(format!("{name}: expected a dense tensor").into()) }
+}
+
+/// Adds up the rows of partial sums, in a fixed order.
+fn sum_columns(card: &Card, partial: &Tensor) -> Result<Tensor, BoxError> {
+    let [rows, columns] = <[i64; 2]>::try_from(partial.size().as_slice())?;
+    let sums = make(&[columns], Kind::Float, partial)?;
+    let parameters = ColumnParameters {
+        rows: int(rows)?,
+        columns: int(columns)?,
+        values: address(partial),
+        sums: address(&sums),
+    };
+    let launch = ColumnParameters::launch(u32::try_from(columns)?);
+    // SAFETY: `partial` has rows × columns numbers, `sums` one for each column.
+    unsafe { card.launch(Specialisation::sums(card.architecture()), launch, &parameters)? };
+    Ok(sums)
+}
+
+/// The pointwise kernels that do not depend on a head's size.
+fn any_head(card: &Card) -> Specialisation {
+    Specialisation::pointwise(card.architecture(), 64)
+}
+
+/// Room for a launch's partial sums.
+fn partial_sums(launch: &LayerLaunch, columns: i64, like: &Tensor) -> Result<Tensor, BoxError> {
+    make(&[i64::from(launch.parts), columns], Kind::Float, like)
+}

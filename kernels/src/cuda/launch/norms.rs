@@ -1,0 +1,254 @@
+//! Norms: of heads, with skip and gate or without, and of the residual stream.
+
+use tch::{Kind, Tensor};
+use xlstm_bridge::BoxError;
+use xlstm_cuda::Specialisation;
+use xlstm_cuda::layers::{NormParameters, StreamParameters};
+
+use super::super::{Card, address, expect, make, optional_address};
+use super::{dense, int, matrix, partial_sums, sum_columns};
+
+/// What stands beside the norm in an mLSTM block.
+#[derive(Debug, Clone, Copy)]
+pub struct Gated<'a> {
+    /// `(D)`, fp32.
+    pub skip: &'a Tensor,
+    /// c, `(N, D)`, dense.
+    pub branch: &'a Tensor,
+    /// z, `(N, D)`, any stride.
+    pub gate: &'a Tensor,
+}
+
+/// `norm(h)(1 + w)`, or `(norm(h)(1 + w) + skip ⊙ c) ⊙ SiLU(z)`, of `h` `(N, H, E)`; with the statistics for the
+/// backward pass, `(N, H, 2)`.
+///
+/// # Errors
+/// When a tensor does not fit, or the card fails.
+pub fn norm_forward(
+    h: &Tensor,
+    weight: &Tensor,
+    gated: Option<Gated<'_>>,
+    epsilon: f64,
+) -> Result<(Tensor, Tensor), BoxError> {
+    let card = Card::of(h)?;
+    let (mut parameters, specialisation, [rows, heads, width]) =
+        norm_parameters(card, h, weight, gated, epsilon)?;
+    let y = make(&[rows, heads * width], Kind::BFloat16, h)?;
+    let statistics = make(&[rows, heads, 2], Kind::Float, h)?;
+    parameters.output = address(&y);
+    parameters.statistics = address(&statistics);
+    let launch = NormParameters::launch(u64::try_from(rows)?, u32::try_from(heads)?, false);
+    // SAFETY: checked in `norm_parameters`.
+    unsafe { card.launch(specialisation, launch, &parameters)? };
+    Ok((y, statistics))
+}
+
+fn norm_parameters(
+    card: &Card,
+    h: &Tensor,
+    weight: &Tensor,
+    gated: Option<Gated<'_>>,
+    epsilon: f64,
+) -> Result<(NormParameters, Specialisation, [i64; 3]), BoxError> {
+    expect("head norm: h", h, Kind::BFloat16)?;
+    expect("head norm: weight", weight, Kind::Float)?;
+    let [rows, heads, width] = <[i64; 3]>::try_from(h.size().as_slice())?;
+    let fits = h.is_contiguous() && weight.numel() as i64 == heads * width && width % 8 == 0 && width <= 1024;
+    if !fits {
+        return Err(
+            format!("head norm: expected heads of a multiple of 8 up to 1024, found {:?}", h.size()).into()
+        );
+    }
+    let mut parameters = NormParameters {
+        heads: int(heads)?,
+        tokens_per_warp: i32::try_from(NormParameters::tokens_per_warp(
+            u64::try_from(rows)?,
+            u32::try_from(heads)?,
+        ))?,
+        tokens: rows,
+        epsilon: epsilon as f32,
+        input: address(h),
+        weight: address(weight),
+        ..NormParameters::default()
+    };
+    if let Some(Gated { skip, branch, gate }) = gated {
+        expect("head norm: skip", skip, Kind::Float)?;
+        let (shape, stride) = matrix("head norm: gate", gate)?;
+        if dense("head norm: branch", branch)? != shape || shape != [rows, heads * width] {
+            return Err("head norm: branch and gate of other shapes than h".into());
+        }
+        parameters.gate_stride = stride;
+        parameters.skip = address(skip);
+        parameters.branch = address(branch);
+        parameters.gate = address(gate);
+    }
+    Ok((
+        parameters,
+        Specialisation::pointwise(card.architecture(), u32::try_from(width)?),
+        [rows, heads, width],
+    ))
+}
+
+/// Gradients of [`norm_forward`].
+#[derive(Debug)]
+pub struct NormGradients {
+    /// Of h.
+    pub h: Tensor,
+    /// Of the weight, `(D)`.
+    pub weight: Tensor,
+    /// Of the skip, `(D)`, and of the branch, where there are any.
+    pub skip_and_branch: Option<(Tensor, Tensor)>,
+}
+
+/// Backward of [`norm_forward`]; the gate's gradient goes to `gate_gradient`, laid out as the gate.
+///
+/// # Errors
+/// When a tensor does not fit, or the card fails.
+pub fn norm_backward(
+    (h, weight, statistics): (&Tensor, &Tensor, &Tensor),
+    gated: Option<(Gated<'_>, &Tensor)>,
+    y_gradient: &Tensor,
+) -> Result<NormGradients, BoxError> {
+    let card = Card::of(h)?;
+    let (parameters, specialisation, [rows, heads, width]) =
+        norm_parameters(card, h, weight, gated.map(|(gated, _)| gated), 0.0)?;
+    if dense("head norm: gradient", y_gradient)? != [rows, heads * width] {
+        return Err("head norm: a gradient of another shape than the output".into());
+    }
+    let h_gradient = make(&[rows, heads, width], Kind::BFloat16, h)?;
+    let branch_gradient = gated.map(|_| make(&[rows, heads * width], Kind::BFloat16, h)).transpose()?;
+    if let Some((gated, gate_gradient)) = gated
+        && matrix("head norm: gradient of the gate", gate_gradient)? != matrix("head norm: gate", gated.gate)?
+    {
+        return Err("head norm: a gradient of another shape than the gate".into());
+    }
+    let launch = NormParameters::launch(u64::try_from(rows)?, u32::try_from(heads)?, true);
+    let partial = partial_sums(&launch, 2 * heads * width, h)?;
+    let parameters = NormParameters {
+        statistics: address(statistics),
+        output_gradient: address(y_gradient),
+        input_gradient: address(&h_gradient),
+        branch_gradient: optional_address(branch_gradient.as_ref()),
+        gate_gradient: gated.map_or(0, |(_, gradient)| address(gradient)),
+        partial: address(&partial),
+        ..parameters
+    };
+    // SAFETY: checked above.
+    unsafe { card.launch(specialisation, launch, &parameters)? };
+    let sums = sum_columns(card, &partial)?;
+    let half = |index: i64| sums.f_narrow(0, index * heads * width, heads * width);
+    let skip_and_branch = match branch_gradient {
+        Some(branch) => Some((half(1)?, branch)),
+        None => None,
+    };
+    Ok(NormGradients { h: h_gradient, weight: half(0)?, skip_and_branch })
+}
+
+/// Of [`stream_forward`].
+#[derive(Debug)]
+pub struct Normed {
+    /// `x + d`, fp32; `None` where there was no d.
+    pub sum: Option<Tensor>,
+    /// The norm, bf16.
+    pub output: Tensor,
+    /// `(N, 2)`.
+    pub statistics: Tensor,
+}
+
+fn stream_parameters(
+    card: &Card,
+    x: &Tensor,
+    weight: &Tensor,
+) -> Result<(StreamParameters, Specialisation, [i64; 2]), BoxError> {
+    expect("layer norm: x", x, Kind::Float)?;
+    expect("layer norm: weight", weight, Kind::Float)?;
+    let [rows, width] = <[i64; 2]>::try_from(x.size().as_slice())?;
+    if !x.is_contiguous() || weight.numel() as i64 != width || width % 4 != 0 || width > 4096 {
+        return Err(format!(
+            "layer norm: expected a width of a multiple of 4 up to 4096, found {:?}",
+            x.size()
+        )
+        .into());
+    }
+    let parameters = StreamParameters {
+        tokens: rows,
+        rows_per_block: i32::try_from(StreamParameters::rows_per_block(u64::try_from(rows)?))?,
+        stream: address(x),
+        weight: address(weight),
+        ..StreamParameters::default()
+    };
+    Ok((parameters, Specialisation::stream(card.architecture(), u32::try_from(width)?), [rows, width]))
+}
+
+/// `s = x + d` and the layer norm of s; x `(N, C)` fp32, d `(N, C)` bf16.
+///
+/// # Errors
+/// When a tensor does not fit, or the card fails.
+pub fn stream_forward(
+    x: &Tensor,
+    delta: Option<&Tensor>,
+    weight: &Tensor,
+    epsilon: f64,
+) -> Result<Normed, BoxError> {
+    let card = Card::of(x)?;
+    let (parameters, specialisation, [rows, width]) = stream_parameters(card, x, weight)?;
+    if let Some(delta) = delta
+        && dense("layer norm: d", delta)? != [rows, width]
+    {
+        return Err("layer norm: x and d of different shapes".into());
+    }
+    let sum = delta.map(|_| make(&[rows, width], Kind::Float, x)).transpose()?;
+    let output = make(&[rows, width], Kind::BFloat16, x)?;
+    let statistics = make(&[rows, 2], Kind::Float, x)?;
+    let parameters = StreamParameters {
+        epsilon: epsilon as f32,
+        delta: optional_address(delta),
+        sum: optional_address(sum.as_ref()),
+        output: address(&output),
+        statistics: address(&statistics),
+        ..parameters
+    };
+    let launch = StreamParameters::launch(u64::try_from(rows)?, false);
+    // SAFETY: checked above.
+    unsafe { card.launch(specialisation, launch, &parameters)? };
+    Ok(Normed { sum, output, statistics })
+}
+
+/// Gradients of x (fp32), of d (bf16, where `with_delta`), and of the weight, from those of the norm and of the sum.
+///
+/// # Errors
+/// When a tensor does not fit, or the card fails.
+pub fn stream_backward(
+    (sum, weight, statistics): (&Tensor, &Tensor, &Tensor),
+    output_gradient: &Tensor,
+    sum_gradient: Option<&Tensor>,
+    with_delta: bool,
+) -> Result<(Tensor, Option<Tensor>, Tensor), BoxError> {
+    let card = Card::of(sum)?;
+    let (parameters, specialisation, [rows, width]) = stream_parameters(card, sum, weight)?;
+    if dense("layer norm: gradient", output_gradient)? != [rows, width] {
+        return Err("layer norm: a gradient of another shape than the output".into());
+    }
+    if let Some(gradient) = sum_gradient {
+        expect("layer norm: gradient of the sum", gradient, Kind::Float)?;
+        if gradient.size() != [rows, width] || !gradient.is_contiguous() {
+            return Err("layer norm: a gradient of another shape than the sum".into());
+        }
+    }
+    let stream_gradient = make(&[rows, width], Kind::Float, sum)?;
+    let delta_gradient = with_delta.then(|| make(&[rows, width], Kind::BFloat16, sum)).transpose()?;
+    let launch = StreamParameters::launch(u64::try_from(rows)?, true);
+    let partial = partial_sums(&launch, width, sum)?;
+    let parameters = StreamParameters {
+        statistics: address(statistics),
+        output_gradient: address(output_gradient),
+        sum_gradient: optional_address(sum_gradient),
+        stream_gradient: address(&stream_gradient),
+        delta_gradient: optional_address(delta_gradient.as_ref()),
+        partial: address(&partial),
+        ..parameters
+    };
+    // SAFETY: checked above.
+    unsafe { card.launch(specialisation, launch, &parameters)? };
+    Ok((stream_gradient, delta_gradient, sum_columns(card, &partial)?))
+}
