@@ -68,7 +68,7 @@ struct Subject<'a> {
     ours: &'a Function<'a>,
     /// The same by libtorch: in `Double` for double inputs, otherwise with products in bf16.
     libtorch: &'a Function<'a>,
-    /// What the gradients of the outputs are multiplied with, where some rows say nothing about any implementation.
+    /// What outputs and their gradients are multiplied with, where some rows say nothing about any implementation.
     mask: Option<Tensor>,
 }
 
@@ -85,6 +85,7 @@ impl Subject<'_> {
             (Some(a), Some(b)) => a.equal(b),
             (a, b) => a.is_none() && b.is_none(),
         });
+        let (ours, exact, plain) = (self.masked(ours), self.masked(exact), self.masked(plain));
         let outputs = self.outputs.iter().map(|name| (*name).to_owned());
         let names = outputs.chain(self.inputs.iter().map(|(name, _)| format!("gradient of {name}")));
         let tensors =
@@ -94,6 +95,16 @@ impl Subject<'_> {
                 Some(CheckedTensor { name, error: of(ours.as_ref()), libtorch: of(plain.as_ref()) })
             });
         Ok(Check { kernel: self.kernel, case: self.case, tensors: tensors.collect(), repeatable })
+    }
+
+    /// Outputs without the rows that say nothing about any implementation, and the gradients as they are.
+    fn masked(&self, tensors: Vec<Option<Tensor>>) -> Vec<Option<Tensor>> {
+        let Some(mask) = &self.mask else { return tensors };
+        let outputs = self.outputs.len();
+        let keep = |(index, tensor): (usize, Option<Tensor>)| {
+            tensor.map(|tensor| if index < outputs { tensor * mask.to_kind(Kind::Double) } else { tensor })
+        };
+        tensors.into_iter().enumerate().map(keep).collect()
     }
 
     /// Gradients to start the backward pass from, one for each output: numbers that bf16 holds.
