@@ -3,15 +3,16 @@
 
 mod common;
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use common::Fixture;
 use common::runs::*;
 use xlstm_manifests::Dataset;
 use xlstm_manifests::run_manifest::{RunManifest, rows_of_step};
 use xlstm_trainer::checkpoint;
-use xlstm_trainer::metrics::Line;
+use xlstm_trainer::metrics::{Line, read_lines};
 
 #[test]
 fn a_run_learns_and_writes_what_it_did() {
