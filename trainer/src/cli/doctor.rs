@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &DoctorArguments) -> anyhow::Result<u8> {
         ("memory to use", memory),
         ("matrix products", format!("{:.0} GFLOP/s in float32, measured now", rate / 1e9)),
         ("process groups", process_groups(&status)),
-        ("kernels", "mLSTM chunkwise, sLSTM fused (CPU); references on any device".to_owned()),
+        ("kernels", "CPU; CUDA for bf16 training (`xlstm-train selfcheck`); libtorch elsewhere".to_owned()),
     ];
     if arguments.json {
         let map: serde_json::Map<String, serde_json::Value> =
