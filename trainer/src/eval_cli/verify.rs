@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use xlstm_trainer::command_line::{DeviceArguments, print};
+use xlstm_trainer::command_line::{DeviceArguments, Kernels, print};
 use xlstm_trainer::verify::{Chain, Depth, State, verify};
 
 /// Check every link from a run or a report to its bytes.
@@ -28,7 +28,7 @@ impl VerifyArguments {
     pub(super) fn run(&self) -> anyhow::Result<u8> {
         let depth = Depth { deep: self.deep, inputs: self.inputs.clone() };
         if self.deep {
-            DeviceArguments { device: "cpu".into(), threads: None }.start()?;
+            DeviceArguments { device: "cpu".into(), threads: None, kernels: Kernels::Auto }.start()?;
         }
         let mut chain = Chain::default();
         for path in &self.paths {

@@ -96,7 +96,7 @@ impl Communicator for Processes {
         let first = self.facts(0)?;
         for rank in 1..self.world_size() {
             let other = self.facts(rank)?;
-            for ((what, expected), (_, found)) in first.iter().zip(&other).filter(|(a, b)| a != b) {
+            if let Some(((what, expected), (_, found))) = first.iter().zip(&other).find(|(a, b)| a != b) {
                 return Err(TrainError::Disagree {
                     what: what.clone(),
                     first: differing(expected, found),

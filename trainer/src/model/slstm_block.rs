@@ -135,7 +135,7 @@ impl SlstmBlock {
         let width = self.norm.size()[0];
         let convolved = self.convolution.as_ref().is_none_or(|(taps, _)| taps.size()[2] == 4);
         let feed = self.feed_up.size()[0] / 2;
-        let sizes = convolved && feed % 8 == 0 && self.gradient_clip.is_none();
+        let sizes = convolved && feed % 8 == 0 && self.gradient_clip.is_none() && !self.exponential_forget;
         Ok(sizes && cuda::slstm_fits(width / self.heads, &self.norm)?)
     }
 

@@ -102,7 +102,8 @@ pub(super) fn tests_against_references() {
         state: None,
         resets_BT: None,
     };
-    let options = SlstmOptions { kernel: SlstmKernel::Reference, gradient_clip: None };
+    let options =
+        SlstmOptions { kernel: SlstmKernel::Reference, gradient_clip: None, exponential_forget: false };
     let expected = crate::slstm::slstm(&input, &options).unwrap().y_BTHE;
     assert!((slstm(&x, &recurrent) - expected).abs().max().double_value(&[]) < 1e-10);
 }
