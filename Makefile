@@ -4,6 +4,7 @@ PYTHON ?= python3
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 DATA := $(RELEASE)/xlstm-data
 TRAIN := $(RELEASE)/xlstm-train
+EVAL := $(RELEASE)/xlstm-eval
 DEMO := data/demo
 RUN := runs/demo
 
@@ -26,7 +27,7 @@ nvrtc: # the CUDA compiler as a library, for the kernels' tests; no card and no 
 build: fetch ## the release binaries of the data side
 	$(CARGO) build --release --locked -p xlstm-pipeline
 
-demo: demo-data demo-model ## from text to a trained model: prepare, audit, trace, train, evaluate, follow a figure back
+demo: demo-data demo-model ## from text to a report: prepare, audit, trace, train, evaluate, follow a figure back, make its page
 
 demo-data: build ## the data half: prepare the embedded corpus, audit every token of it, trace one
 	$(DATA) prepare crates --holdout 0.02 --out $(DEMO)
@@ -41,6 +42,9 @@ demo-model: demo-data libtorch # the training half
 	$(TRAIN) sample $(RUN) --prompt '/// Returns the' --tokens 60
 	$(TRAIN) plot $(RUN) -o $(RUN)/loss.svg
 	$(TRAIN) chain $(RUN)
+	$(EVAL) perplexity $(RUN) --manifest $(DEMO)/validation --first 64
+	$(EVAL) verify $(RUN)
+	$(EVAL) report $(RUN)
 
 test: setup ## all tests
 	$(CARGO) test --release --locked --workspace

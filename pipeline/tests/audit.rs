@@ -500,9 +500,13 @@ fn the_page_holds_findings_and_figures_and_asks_no_server() {
     {
         assert!(page.contains(part), "{part}");
     }
-    for forbidden in ["<b>", "http://", "https://", "<script"] {
+    for forbidden in ["<b>", "http://", "https://", "src=", "url("] {
         assert!(!page.contains(forbidden), "{forbidden}");
     }
+    // One script, the page's own, which the policy names by its digest; nothing else may run or be loaded.
+    assert!(page.contains("default-src 'none'; style-src 'unsafe-inline';"), "{page}");
+    assert!(page.matches("<script").count() <= 1 && page.matches("script-src 'sha256-").count() <= 1);
+    assert_eq!(page.matches("<script").count(), page.matches("script-src 'sha256-").count());
 }
 
 #[test]

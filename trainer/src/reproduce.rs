@@ -2,7 +2,8 @@
 //!
 //! The text is printed by `xlstm-eval reproduce` from the built-in recipes and from the evaluation reports under a
 //! folder of results; nothing in it is typed by hand but the list of the paper's experiments below. A recipe whose run
-//! has no report gets its cost: operations a token (`xlstm_manifests::recipe::ModelSize`) × tokens ÷ [`RATE`].
+//! has no report gets its cost: operations a token (`xlstm_manifests::recipe::ModelSize`) × tokens ÷ a
+//! published rate.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -134,14 +134,16 @@ fn every_altered_link_is_named() {
             replace(path, "\"tokens\": 2304", "\"tokens\": 2305");
         }),
         ("recipe", run.join("recipe.toml"), &|path| replace(path, "steps = 12", "steps = 13")),
-        ("run manifest", run.join("run.json"), &|path| replace(path, "\"seed\":42", "\"seed\":43")),
-        ("run manifest", run.join("run.json"), &|path| replace(path, "\"parameters\":", "\"parameters\":1")),
+        ("run manifest", run.join("run.json"), &|path| replace(path, "\"seed\": 42", "\"seed\": 43")),
+        ("run manifest", run.join("run.json"), &|path| {
+            replace(path, "\"parameters\": ", "\"parameters\": 1")
+        }),
         ("training split: manifest", run.join("run.json"), &|path| {
             let content = fs_err::read_to_string(path).unwrap();
-            let tokens = content.split("\"train\":").nth(1).unwrap().split("\"tokens\":").nth(1).unwrap();
+            let tokens = content.split("\"train\":").nth(1).unwrap().split("\"tokens\": ").nth(1).unwrap();
             let tokens: String = tokens.chars().take_while(char::is_ascii_digit).collect();
-            let altered = format!("\"tokens\":{}", tokens.parse::<u64>().unwrap() + 1);
-            fs_err::write(path, content.replace(&format!("\"tokens\":{tokens}"), &altered)).unwrap();
+            let altered = format!("\"tokens\": {}", tokens.parse::<u64>().unwrap() + 1);
+            fs_err::write(path, content.replace(&format!("\"tokens\": {tokens}"), &altered)).unwrap();
         }),
         ("metrics", run.join("metrics.jsonl"), &|path| replace(path, "\"perplexity\":", "\"perplexity\":1")),
         ("metrics", run.join("metrics.jsonl"), &|path| replace(path, "\"loss\":", "\"loss\":1")),
@@ -149,7 +151,7 @@ fn every_altered_link_is_named() {
             replace(path, "\"learning_rate\":0.005", "\"learning_rate\":0.006");
         }),
         ("training split: manifest", fixture.train.join("manifest.json"), &|path| {
-            replace(path, "\"documents\":60", "\"documents\":61");
+            replace(path, "\"documents\": 60", "\"documents\": 61");
         }),
         ("training split: shards", fixture.train.join("shard-00000.arrow"), &flip),
         ("training split: shards", fixture.train.join("manifest-sha256.txt"), &|path| {
