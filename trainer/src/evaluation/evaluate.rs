@@ -247,8 +247,9 @@ fn data_marks(corpus: &Corpus, first: Option<u64>) -> Vec<Mark> {
     let manifest = corpus.manifest();
     let mut marks = Vec::new();
     let mut mark = |kind, text| marks.push(Mark { kind, text });
-    let left_out: Vec<String> =
-        manifest.totals.left_out.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    // A holdout's other side is no loss: it is what makes this split.
+    let lost = manifest.totals.left_out.iter().filter(|(reason, _)| !reason.ends_with("held-out"));
+    let left_out: Vec<String> = lost.map(|(reason, count)| format!("{count} {reason}")).collect();
     if !left_out.is_empty() {
         mark(MarkKind::LeftOut, format!("records that the dataset left out: {}", left_out.join(", ")));
     }
