@@ -8,9 +8,11 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <string>
+#include <vector>
 
 namespace xlstm {
 
@@ -35,6 +37,16 @@ char* guarded(const Body& body) noexcept {
   } catch (...) {
     return copy_message("unknown C++ exception");
   }
+}
+
+// A list as libtorch takes it; null stands for a tensor that is not defined.
+inline std::vector<at::Tensor> collect(const at::Tensor* const* tensors, size_t count) {
+  std::vector<at::Tensor> result;
+  result.reserve(count);
+  for (size_t index = 0; index < count; ++index) {
+    result.push_back(tensors[index] == nullptr ? at::Tensor() : *tensors[index]);
+  }
+  return result;
 }
 
 }  // namespace xlstm

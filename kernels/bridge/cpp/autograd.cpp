@@ -24,6 +24,7 @@ using at::Tensor;
 using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
+using xlstm::collect;
 
 // Rust fills `out_gradients` (null: no gradient) and returns null, or returns a message that Rust allocated.
 using BackwardFunction = char* (*)(void* context, const Tensor* const* gradients, size_t gradient_count,
@@ -116,15 +117,6 @@ class RustNode final : public Node {
 
 bool is_same(const Tensor& left, const Tensor& right) {
   return left.unsafeGetTensorImpl() == right.unsafeGetTensorImpl();
-}
-
-variable_list collect(const Tensor* const* tensors, size_t count) {
-  variable_list result;
-  result.reserve(count);
-  for (size_t index = 0; index < count; ++index) {
-    result.push_back(tensors[index] == nullptr ? Tensor() : *tensors[index]);
-  }
-  return result;
 }
 
 }  // namespace

@@ -11,18 +11,7 @@
 
 #include "abi.h"
 
-namespace {
-
-std::vector<at::Tensor> list(const at::Tensor* const* tensors, size_t count) {
-  std::vector<at::Tensor> result;
-  result.reserve(count);
-  for (size_t index = 0; index < count; ++index) {
-    result.push_back(*tensors[index]);
-  }
-  return result;
-}
-
-}  // namespace
+using xlstm::collect;
 
 extern "C" {
 
@@ -34,8 +23,8 @@ char* xlstm_optimizer_adamw(const at::Tensor* const* parameters, const at::Tenso
   return xlstm::guarded([&] {
     at::NoGradGuard guard;
     const std::vector<at::Tensor> steps(count, *step);
-    at::_fused_adamw_(list(parameters, count), list(gradients, count), list(first, count), list(second, count), {},
-                      steps, learning_rate, beta1, beta2, weight_decay, epsilon, false, false, *scale, {});
+    at::_fused_adamw_(collect(parameters, count), collect(gradients, count), collect(first, count),
+                      collect(second, count), {}, steps, learning_rate, beta1, beta2, weight_decay, epsilon, false, false, *scale, {});
   });
 }
 
@@ -43,7 +32,7 @@ char* xlstm_optimizer_adamw(const at::Tensor* const* parameters, const at::Tenso
 char* xlstm_optimizer_norm(const at::Tensor* const* tensors, size_t count, at::Tensor** out) {
   return xlstm::guarded([&] {
     at::NoGradGuard guard;
-    const auto norms = at::_foreach_norm(list(tensors, count));
+    const auto norms = at::_foreach_norm(collect(tensors, count));
     *out = new at::Tensor(at::linalg_vector_norm(at::stack(norms)));
   });
 }

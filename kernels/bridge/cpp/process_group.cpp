@@ -11,6 +11,7 @@
 #include "abi.h"
 #include "distributed.h"
 
+using xlstm::collect;
 using xlstm::GroupHandle;
 using xlstm::StoreHandle;
 
@@ -18,15 +19,6 @@ namespace {
 
 // Buffers of this size go over the network at a time when parameters are broadcast.
 constexpr size_t kBroadcastBytes = 250 << 20;
-
-std::vector<at::Tensor> collect(const at::Tensor* const* tensors, size_t count) {
-  std::vector<at::Tensor> result;
-  result.reserve(count);
-  for (size_t index = 0; index < count; ++index) {
-    result.push_back(*tensors[index]);
-  }
-  return result;
-}
 
 }  // namespace
 
