@@ -27,16 +27,19 @@ nvrtc: # the CUDA compiler as a library, for the kernels' tests; no card and no 
 build: fetch ## the release binaries of the data side
 	$(CARGO) build --release --locked -p xlstm-pipeline
 
-demo: demo-data demo-model ## from text to a report: prepare, audit, trace, train, evaluate, follow a figure back, make its page
+# Both halves are built at once: apart, cargo builds what they share twice, with other features.
+demo: fetch libtorch ## from text to a report: prepare, audit, trace, train, evaluate, follow a figure back, make its page
+	$(CARGO) build --release --locked -p xlstm-pipeline -p xlstm-trainer
+	@$(MAKE) --no-print-directory demo-data demo-model BUILT=yes
 
-demo-data: build ## the data half: prepare the embedded corpus, audit every token of it, trace one
+demo-data: $(if $(BUILT),,build) ## the data half: prepare the embedded corpus, audit every token of it, trace one
 	$(DATA) prepare crates --holdout 0.02 --out $(DEMO)
 	$(DATA) audit $(DEMO) --deep all
 	$(DATA) trace $(DEMO)/train --row 100 --token 1000
 
 # A run that was stopped goes on; a finished one is shown again.
 demo-model: demo-data libtorch # the training half
-	$(CARGO) build --release --locked -p xlstm-trainer
+	$(if $(BUILT),,$(CARGO) build --release --locked -p xlstm-trainer)
 	$(TRAIN) --manifest $(DEMO)/train --validation $(DEMO)/validation --recipe demo --out $(RUN) \
 		$(if $(wildcard $(RUN)/run.json),--resume)
 	$(TRAIN) sample $(RUN) --prompt '/// Returns the' --tokens 60
