@@ -4,6 +4,12 @@
     python3 -m venv /tmp/browser && /tmp/browser/bin/pip install playwright     # the driver only
     /tmp/browser/bin/python tests/browser/pages.py PAGE.html ... [--screenshots DIR]
 
+`run-pages.txt` and `paloma-page.txt` are what it printed for the pages of a run and of an evaluation in PALOMA's shape, with all
+571 rows of Table 10:
+
+    target/release/examples/paloma_hub target/release/xlstm-data prepare paloma --split val --out data/paloma-shaped
+    target/release/xlstm-eval paloma runs/demo --manifest data/paloma-shaped/validation
+
 The browser is the system's (`apt-get install chromium`, or CHROMIUM=/path). For each page, at desktop and phone width, in
 light and dark, and once with scripts off:
 

@@ -58,6 +58,7 @@ fn windows_of_the_reference_are_those_worked_by_hand() {
 struct Expected {
     source: String,
     domain: String,
+    file: String,
     tokens: usize,
     bytes: u64,
     nll: f64,
@@ -80,6 +81,7 @@ fn expected_documents(fixture: &Fixture, overlapping: bool) -> Vec<Expected> {
             expected.push(Expected {
                 source: document.source,
                 domain: document.domain,
+                file: manifest.inputs[document.input as usize].path.to_string(),
                 tokens: document.ids.len(),
                 bytes: document.bytes,
                 nll,
@@ -133,6 +135,16 @@ fn paloma_is_what_the_reference_says_for_any_batch_size_and_number_of_ranks() {
                 macro_sum += domain.statistics.perplexity;
             }
             close(source.macro_perplexity.unwrap(), macro_sum / source.domains.len() as f64);
+            let numbers: Vec<&str> = source.files.iter().map(|file| file.name.as_str()).collect();
+            let expected: &[&str] = if folder == "mc4" { &["00000000", "00000001"] } else { &[] };
+            assert_eq!(
+                numbers, expected,
+                "{folder}: only numbered files of a source without domains are told apart"
+            );
+            for file in &source.files {
+                let own = documents.iter().copied().filter(|document| document.file.contains(&file.name));
+                check(&file.statistics, &own.collect::<Vec<_>>());
+            }
         }
         let average = |kind| found.averages.iter().find(|average| average.kind == kind).unwrap();
         let table_4 = average(AverageKind::PaperTable4);
@@ -159,6 +171,11 @@ fn paloma_is_what_the_reference_says_for_any_batch_size_and_number_of_ranks() {
         assert!(
             markdown.contains("C4 Domains")
                 && markdown.contains(&report.model.files["model.safetensors"].sha256.to_string())
+        );
+        let page = fs_err::read_to_string(out.join("report.html")).unwrap();
+        assert!(
+            page.contains("Every domain") && page.contains("00000001"),
+            "the page stands beside the report"
         );
         assert!(!out.join(".work").exists());
     }

@@ -1,6 +1,6 @@
 //! `xlstm-eval perplexity MODEL --manifest DIR` and `xlstm-eval paloma MODEL --manifest DIR`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use xlstm_trainer::command_line::{DeviceArguments, on_ranks, print, say};
@@ -10,6 +10,8 @@ use xlstm_trainer::evaluation::results::{Protocol, Report};
 use xlstm_trainer::evaluation::text::figures;
 use xlstm_trainer::launch;
 use xlstm_trainer::signals::Signals;
+
+use super::report::write_page;
 
 /// The model, and how to compute.
 #[derive(Debug, Args)]
@@ -114,8 +116,7 @@ fn run(kind: Kind, split: &SplitArguments, protocol: Protocol, first: Option<u64
         match evaluate(kind, &options, device, communicator.as_ref(), &signals)? {
             Outcome::Finished(report, folder) => {
                 if first_rank {
-                    show(&report, split.json)?;
-                    say(&format!("report: {}", folder.display()));
+                    show_with_page(&report, &folder, split.json)?;
                 }
                 Ok(0)
             }
@@ -127,6 +128,14 @@ fn run(kind: Kind, split: &SplitArguments, protocol: Protocol, first: Option<u64
             }
         }
     })
+}
+
+/// Prints a report, writes its page beside it, and says where both are.
+pub(super) fn show_with_page(report: &Report, folder: &Path, json: bool) -> anyhow::Result<()> {
+    show(report, json)?;
+    let page = write_page(folder, None, None)?;
+    say(&format!("report: {}\npage: {}", folder.display(), page.display()));
+    Ok(())
 }
 
 /// Prints a report: its figures for people, or all of it.

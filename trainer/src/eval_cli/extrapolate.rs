@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use xlstm_trainer::command_line::say;
 use xlstm_trainer::evaluation::extrapolate::{ExtrapolateOptions, extrapolate};
 use xlstm_trainer::evaluation::results::ExtrapolationText;
 
-use super::evaluate::{ModelArguments, show};
+use super::evaluate::{ModelArguments, show_with_page};
 
 /// Longer contexts than in training.
 #[derive(Debug, Args)]
@@ -66,7 +65,6 @@ pub(super) fn run(arguments: &ExtrapolateArguments) -> anyhow::Result<u8> {
         out: arguments.out.clone(),
     };
     let (report, folder) = extrapolate(&options, &device)?;
-    show(&report, arguments.json)?;
-    say(&format!("report: {}", folder.display()));
+    show_with_page(&report, &folder, arguments.json)?;
     Ok(0)
 }

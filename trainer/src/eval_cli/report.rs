@@ -69,13 +69,23 @@ pub(super) struct PageArguments {
 impl PageArguments {
     /// Writes the page; returns the exit code.
     pub(super) fn run(&self) -> anyhow::Result<u8> {
-        let view = EvaluationView::load(&self.evaluation)?;
-        let overlap = self.overlap.as_deref().map(load_overlap).transpose()?;
-        let out = self.out.clone().unwrap_or_else(|| view.path.with_extension("html"));
-        write_atomic(&out, evaluation_page(&view, overlap.as_ref()).as_bytes())?;
+        let out = write_page(&self.evaluation, self.overlap.as_deref(), self.out.as_deref())?;
         print(&format!("{}\n", out.display()))?;
         Ok(0)
     }
+}
+
+/// Writes an evaluation's page, beside its report unless `out` says where; returns its path.
+pub(super) fn write_page(
+    evaluation: &Path,
+    overlap: Option<&Path>,
+    out: Option<&Path>,
+) -> anyhow::Result<PathBuf> {
+    let view = EvaluationView::load(evaluation)?;
+    let overlap = overlap.map(load_overlap).transpose()?;
+    let out = out.map_or_else(|| view.path.with_extension("html"), Path::to_path_buf);
+    write_atomic(&out, evaluation_page(&view, overlap.as_ref()).as_bytes())?;
+    Ok(out)
 }
 
 fn write(runs: &[PathBuf], evaluations: &[PathBuf], out: &Path) -> anyhow::Result<u8> {

@@ -11,7 +11,7 @@ use xlstm_trainer::evaluation::results::{
 };
 use xlstm_trainer::evaluation::throughput::{ThroughputOptions, measure};
 
-use super::evaluate::{ModelArguments, show};
+use super::evaluate::{ModelArguments, show, show_with_page};
 
 /// Speed of generation.
 #[derive(Debug, Args)]
@@ -81,6 +81,8 @@ pub(super) fn run(arguments: &ThroughputArguments) -> anyhow::Result<u8> {
     if let Some(folder) = &arguments.out {
         fs_err::create_dir_all(folder)?;
         output::write(&report, folder)?;
+        show_with_page(&report, folder, arguments.json)?;
+        return Ok(0);
     }
     show(&report, arguments.json)?;
     Ok(0)

@@ -53,6 +53,9 @@ pub fn csv(report: &Report) -> String {
                 for domain in &source.domains {
                     lines.push(line("domain", &source.source, &domain.name, Some(&domain.statistics)));
                 }
+                for file in &source.files {
+                    lines.push(line("file", &source.source, &file.name, Some(&file.statistics)));
+                }
             }
         }
         Results::Extrapolation(results) => {

@@ -4,10 +4,13 @@
 //! source   exp(Σ nll / Σ tokens) over the source's documents           xLSTM paper, Tables 4 and 9
 //! domain   the same over a domain's documents                          xLSTM paper, Table 10
 //! macro    mean over a source's domains of their perplexities          PALOMA, section 4.1
+//! file     the same as a source over one of its numbered files         xLSTM paper, Table 10: 31 of its rows
 //! ```
 //! The windows are the same in the paper's text and in the official evaluator (`catwalk`, `lm-eval`'s
 //! `get_rolling_token_windows` and `make_disjoint_window`): worked by hand in `manifests/src/documents.rs`. What differs is
 //! which averages are quoted. PALOMA's text (guideline G5) has windows that never overlap: protocol `disjoint`.
+
+use std::collections::BTreeMap;
 
 use super::corpus::Corpus;
 use super::paper::{SOURCES, TABLE_4_SOURCES};
@@ -62,7 +65,32 @@ fn source_of(
         .map(|domain| Named { name: split(&domain.name).1.to_owned(), statistics: domain.statistics })
         .collect();
     let macro_perplexity = mean(domains.iter().map(|domain| domain.statistics.perplexity));
-    PalomaSource { source: source.into(), name: name.into(), statistics, macro_perplexity, domains }
+    let undivided = matches!(domains.as_slice(), [only] if only.name == source);
+    let files = if undivided { files_of(corpus, documents.iter().filter(belongs)) } else { Vec::new() };
+    PalomaSource { source: source.into(), name: name.into(), statistics, macro_perplexity, domains, files }
+}
+
+/// Figures by numbered file; none where a file has no number, since the numbers alone name the parts.
+fn files_of<'a>(corpus: &Corpus, documents: impl Iterator<Item = &'a DocumentScore>) -> Vec<Named> {
+    let mut files: BTreeMap<&str, Vec<&DocumentScore>> = BTreeMap::new();
+    for document in documents {
+        let input = corpus.manifest().inputs.get(document.input as usize);
+        let Some(number) = input.and_then(|input| file_number(input.path.as_str())) else {
+            return Vec::new();
+        };
+        files.entry(number).or_default().push(document);
+    }
+    let named = files.into_iter().filter_map(|(number, documents)| {
+        Some(Named { name: number.to_owned(), statistics: statistics(documents.into_iter())? })
+    });
+    named.collect()
+}
+
+/// `00000003` of `c4_en/val/val-00000003.jsonl.gz`.
+fn file_number(path: &str) -> Option<&str> {
+    let (stem, _) = path.rsplit('/').next()?.split_once('.')?;
+    let (_, number) = stem.rsplit_once('-')?;
+    (number.len() == 8 && number.bytes().all(|byte| byte.is_ascii_digit())).then_some(number)
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
@@ -132,4 +160,22 @@ pub(super) fn missing_mark(results: &Paloma) -> Option<Mark> {
             missing.join(", ")
         ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_numbered_files_have_a_number() {
+        assert_eq!(file_number("c4_en/val/val-00000003.jsonl.gz"), Some("00000003"));
+        for path in [
+            "ptb/val/val.jsonl.gz",
+            "redpajama/val/val_c4-en.jsonl.gz",
+            "x/val-0000003.jsonl",
+            "val-00000003",
+        ] {
+            assert_eq!(file_number(path), None, "{path}");
+        }
+    }
 }

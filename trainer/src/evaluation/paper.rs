@@ -18,6 +18,25 @@ pub struct DomainRow {
     pub perplexities: [f64; 5],
 }
 
+impl DomainRow {
+    /// Whether this is the row of a source's domain, whatever case, signs and leading number its name is written with.
+    #[must_use]
+    pub fn is(&self, source: &str, domain: &str) -> bool {
+        self.source == source && plain_domain(self.domain) == plain_domain(domain)
+    }
+}
+
+/// A domain's name without case, signs and a leading number: `00_AskReddit` is `askreddit`.
+#[must_use]
+pub fn plain_domain(name: &str) -> String {
+    let name = match name.split_once('_') {
+        Some((number, rest)) if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => rest,
+        _ => name,
+    };
+    // C++ and C# are not C.
+    name.chars().filter(|c| c.is_alphanumeric() || "+#".contains(*c)).flat_map(char::to_lowercase).collect()
+}
+
 /// All rows of Table 10, as printed and in its order.
 #[must_use]
 pub fn domain_rows() -> Vec<DomainRow> {

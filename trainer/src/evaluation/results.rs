@@ -317,6 +317,10 @@ pub struct PalomaSource {
     pub macro_perplexity: Option<f64>,
     /// Its domains, in the dataset's order.
     pub domains: Vec<Named>,
+    /// Of a source without domains: by the number of its file on the Hub (`00000003`), as Table 10 of the xLSTM paper
+    /// lists C4, mC4, Refined Web, Gab and 4chan. In no average.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<Named>,
 }
 
 /// One average over sources.

@@ -17,6 +17,8 @@ const QUANTILE: f64 = 1.959_963_984_540_054;
 pub struct DocumentScore {
     /// Index of its set.
     pub set: Option<u32>,
+    /// Index of the manifest's input that it came from.
+    pub input: u32,
     /// Scored tokens.
     pub tokens: u64,
     /// Their negative log-likelihood in nats.
@@ -31,7 +33,7 @@ pub fn documents(corpus: &Corpus, scores: &Scores) -> Vec<DocumentScore> {
     let mut documents: Vec<DocumentScore> = corpus
         .documents
         .iter()
-        .map(|info| DocumentScore { set: info.set, tokens: 0, nll: 0.0, bytes: None })
+        .map(|info| DocumentScore { set: info.set, input: info.input, tokens: 0, nll: 0.0, bytes: None })
         .collect();
     for (part, nll) in corpus.parts.iter().zip(&scores.parts) {
         let document = &mut documents[part.document as usize];
@@ -130,7 +132,7 @@ mod tests {
 
     #[test]
     fn documents_that_were_cut_have_no_bits_per_byte() {
-        let document = |nll, tokens, bytes| DocumentScore { set: None, tokens, nll, bytes };
+        let document = |nll, tokens, bytes| DocumentScore { set: None, input: 0, tokens, nll, bytes };
         let ln_2 = std::f64::consts::LN_2;
         let documents = [document(8.0 * ln_2, 2, Some(4)), document(100.0, 8, None), document(0.0, 0, None)];
         let found = statistics(documents.iter()).unwrap();

@@ -225,9 +225,9 @@ fn domains(results: &Paloma) -> String {
     names.extend([ours, transformer]);
     let mut rows = Vec::new();
     for source in &results.sources {
-        for domain in &source.domains {
+        for domain in source.domains.iter().chain(&source.files) {
             let mut row = cells(&format!("{}/{}", source.source, domain.name), Some(&domain.statistics));
-            let row_of = printed.iter().find(|row| row.source == source.source && row.domain == domain.name);
+            let row_of = printed.iter().find(|row| row.is(&source.source, &domain.name));
             for model in BESIDE {
                 let cell = row_of.map(|row| format!("{:.2}", row.perplexities[model]));
                 row.push(cell.unwrap_or_default());

@@ -4,8 +4,8 @@
 //! contest between models of other sizes, and the page says so.
 //!
 //! A domain stands beside a row of Table 10 when source and name are the same but for case, signs and the leading
-//! number of some of PALOMA's folders; a source that is one domain stands beside its own column of Tables 4 and 9. Where
-//! the paper splits a source by file (C4, mC4, Refined Web, Gab) there is no domain to stand beside, and none is invented.
+//! number of some of PALOMA's folders; a source that is one domain stands beside its own column of Tables 4 and 9. The
+//! paper splits C4, mC4, Refined Web, Gab and 4chan by number; these numbers are taken to be those of PALOMA's files.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use xlstm_pipeline::overlap::{EvalSet, OverlapReport};
 use xlstm_pipeline::report::{Bar, Cell, Cloud, Page, Table, bar_chart, count, percent, share};
 
 use super::figures::perplexity_cell;
-use crate::evaluation::paper::{DOMAIN_MODELS, SOURCE_PERPLEXITIES, SOURCES, domain_rows};
+use crate::evaluation::paper::{DOMAIN_MODELS, SOURCE_PERPLEXITIES, SOURCES, domain_rows, plain_domain};
 use crate::evaluation::results::{Average, Named, Paloma, PalomaSource, Statistics};
 
 /// xLSTM[1:0] 1.3B in [`DOMAIN_MODELS`]: the paper's best, which ratios refer to.
@@ -48,29 +48,23 @@ impl Domain<'_> {
     }
 }
 
-/// A name without case, signs and a leading number: `00_AskReddit` is `askreddit`.
-fn plain(name: &str) -> String {
-    let name = match name.split_once('_') {
-        Some((number, rest)) if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => rest,
-        _ => name,
-    };
-    // C++ and C# are not C.
-    name.chars().filter(|c| c.is_alphanumeric() || "+#".contains(*c)).flat_map(char::to_lowercase).collect()
-}
-
 fn domains<'a>(results: &'a Paloma, overlap: Option<&'a OverlapReport>) -> Vec<Domain<'a>> {
     let rows: BTreeMap<(String, String), [f64; 5]> = domain_rows()
         .into_iter()
-        .map(|row| ((row.source.to_owned(), plain(row.domain)), row.perplexities))
+        .map(|row| ((row.source.to_owned(), plain_domain(row.domain)), row.perplexities))
         .collect();
     let sets: BTreeMap<&str, &EvalSet> =
         overlap.iter().flat_map(|report| &report.eval_sets).map(|set| (set.name.as_str(), set)).collect();
     let mut found = Vec::new();
     for source in &results.sources {
-        for Named { name, statistics } in &source.domains {
+        // Where the paper splits a source by number, its files stand beside the paper's rows, and the whole beside none.
+        let numbered = |file: &&Named| rows.contains_key(&(source.source.clone(), file.name.clone()));
+        let files: Vec<&Named> = source.files.iter().filter(numbered).collect();
+        let whole = source.domains.len() == 1 && files.is_empty();
+        for Named { name, statistics } in source.domains.iter().chain(files) {
             let short = name.strip_prefix(&format!("{}/", source.source)).unwrap_or(name);
-            let row = rows.get(&(source.source.clone(), plain(short))).copied();
-            let alone = (source.domains.len() == 1).then(|| of_source(&source.source)).flatten();
+            let row = rows.get(&(source.source.clone(), plain_domain(short))).copied();
+            let alone = whole.then(|| of_source(&source.source)).flatten();
             let full = format!("{}/{short}", source.source);
             let overlap = sets.get(full.as_str()).or_else(|| sets.get(name.as_str())).copied();
             found.push(Domain { source, name: short, statistics, paper: row.or(alone), overlap });
@@ -168,7 +162,7 @@ fn against(page: &mut Page, domains: &[Domain]) {
     page.section("against", "Domains against the paper's models");
     let beside: Vec<&Domain> = domains.iter().filter(|domain| domain.paper.is_some()).collect();
     page.paragraph(&format!(
-        "{} of {} domains stand in Table 10. The paper's models have 1.3B parameters and saw 300B tokens: read this as a \
+        "{} of {} rows below stand in Table 10. The paper's models have 1.3B parameters and saw 300B tokens: read this as a \
          distance, not as a contest, unless the model here has the same size and data.",
         beside.len(),
         domains.len()
@@ -324,17 +318,17 @@ mod tests {
 
     #[test]
     fn names_agree_but_for_numbers_and_signs() {
-        assert_eq!(plain("00_AskReddit"), "askreddit");
-        assert_eq!(plain("100_www.ign.com"), plain("www.ign.com"));
-        assert_eq!(plain("astro-ph.CO"), "astrophco");
-        assert_eq!(plain("reddit_uniform"), "reddituniform");
+        assert_eq!(plain_domain("00_AskReddit"), "askreddit");
+        assert_eq!(plain_domain("100_www.ign.com"), plain_domain("www.ign.com"));
+        assert_eq!(plain_domain("astro-ph.CO"), "astrophco");
+        assert_eq!(plain_domain("reddit_uniform"), "reddituniform");
     }
 
     #[test]
     fn no_two_rows_of_table_10_have_one_name() {
         let rows = domain_rows();
         let names: std::collections::BTreeSet<_> =
-            rows.iter().map(|row| (row.source, plain(row.domain))).collect();
+            rows.iter().map(|row| (row.source, plain_domain(row.domain))).collect();
         assert_eq!(names.len(), rows.len());
     }
 }

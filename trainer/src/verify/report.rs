@@ -216,6 +216,12 @@ impl Contradictions {
                 self.statistics(&format!("{}/{}", source.source, domain.name), &domain.statistics, whole);
             }
             self.parts(&source.source, statistics, source.domains.iter().map(|domain| &domain.statistics));
+            for file in &source.files {
+                self.statistics(&format!("{}, file {}", source.source, file.name), &file.statistics, whole);
+            }
+            if !source.files.is_empty() {
+                self.parts(&source.source, statistics, source.files.iter().map(|file| &file.statistics));
+            }
             let mean = mean(source.domains.iter().map(|domain| domain.statistics.perplexity));
             self.same(
                 &format!("{}: macro_perplexity", source.source),

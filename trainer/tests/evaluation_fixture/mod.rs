@@ -48,7 +48,13 @@ fn lengths(source: usize) -> Vec<usize> {
 fn paloma_files() -> Vec<(String, Vec<u8>)> {
     let mut files = Vec::new();
     for (number, (source, _)) in SOURCES.iter().enumerate() {
-        let domains: &[&str] = if number % 3 == 0 { &["alpha", "beta"] } else { &[""] };
+        // mC4 has no domains, and is split by file.
+        let numbered = *source == "mc4";
+        let domains: &[&str] = match number {
+            _ if numbered => &["", ""],
+            number if number % 3 == 0 => &["alpha", "beta"],
+            _ => &[""],
+        };
         for (which, domain) in domains.iter().enumerate() {
             let mut lines = Vec::new();
             for (index, &tokens) in lengths(number).iter().enumerate() {
@@ -64,7 +70,11 @@ fn paloma_files() -> Vec<(String, Vec<u8>)> {
                 serde_json::to_writer(&mut lines, &line).unwrap();
                 lines.push(b'\n');
             }
-            let suffix = if domain.is_empty() { String::new() } else { format!("_{domain}") };
+            let suffix = match *domain {
+                "" if numbered => format!("-{which:08}"),
+                "" => String::new(),
+                domain => format!("_{domain}"),
+            };
             files.push((format!("{source}/val/val{suffix}.jsonl.gz"), gzip_members(&lines, 1)));
         }
     }
