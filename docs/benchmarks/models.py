@@ -10,7 +10,8 @@ outside the repository:
     PEER/bin/python docs/benchmarks/models.py --case small --pairs 5 --out docs/benchmarks/models-small.json
 
 The peer computes as released, which on a CPU means the quadratic form of mLSTM (the package wires no other in) and the
-plain loop of sLSTM, with what helps it: denormals flushed, the fused AdamW. `--chunkwise` puts the best CPU kernel of
+plain loop of sLSTM, with what helps it: denormals flushed, the fused AdamW. `--defaults` leaves that help out: PyTorch as
+it starts, AdamW as it is called, which is what a user of the package gets. `--chunkwise` puts the best CPU kernel of
 mlstm_kernels (chunkwise--native_custbw, chunk 256) into its mLSTM cells, which the package itself does not offer.
 
 Memory has no peer: `--memory` runs two of our steps at each context and records the largest resident size.
@@ -66,7 +67,7 @@ class Ours:
 class Peer:
     """The official model with the paper's optimizer."""
 
-    def __init__(self, sizes, chunkwise):
+    def __init__(self, sizes, chunkwise, fused):
         import dacite
         import torch
         from xlstm import xLSTMLMModel, xLSTMLMModelConfig
@@ -83,7 +84,7 @@ class Peer:
             self.use_chunkwise_kernel()
         decay, rest = self.model.get_weight_decay_optim_groups()
         groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=2e-5, betas=(0.9, 0.95), eps=1e-5, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, lr=2e-5, betas=(0.9, 0.95), eps=1e-5, fused=fused)
         self.inputs, self.targets = (torch.randint(50304, (1, CONTEXT)) for _ in range(2))
 
     def use_chunkwise_kernel(self):
@@ -120,9 +121,9 @@ def total(run):
     return run["forward"] + run["backward"] + run["update"]
 
 
-def compare(name, pairs, threads, chunkwise):
+def compare(name, pairs, threads, chunkwise, defaults):
     arguments, sizes = CASES[name]
-    peer, ours = Peer(sizes, chunkwise), Ours(arguments, CONTEXT, threads)
+    peer, ours = Peer(sizes, chunkwise, fused=None if defaults else True), Ours(arguments, CONTEXT, threads)
     ours.step()
     if name == "small":
         peer.step()
@@ -142,6 +143,7 @@ def compare(name, pairs, threads, chunkwise):
     return {
         "case": name,
         "peer": "mlstm_kernels chunkwise--native_custbw, chunk 256, in xlstm's cells" if chunkwise else "xlstm as released",
+        "peer_settings": "PyTorch's defaults" if defaults else "denormals flushed, fused AdamW",
         "parameters": {"peer": sum(part.numel() for part in peer.model.parameters()), "ours": about["parameters"]},
         "ours": about,
         "peer_median": peer_median,
@@ -175,10 +177,12 @@ def processor():
     return platform.processor()
 
 
-def installed():
+def installed(defaults):
     import torch
 
-    torch.set_flush_denormal(True)
+    # Before any thread of a pool starts: each thread has its own setting.
+    if not defaults:
+        torch.set_flush_denormal(True)
     torch.manual_seed(0)
     return {name: version(name) for name in ("torch", "xlstm", "mlstm_kernels")}
 
@@ -189,6 +193,7 @@ def main():
     parser.add_argument("--case", choices=CASES)
     parser.add_argument("--memory", type=int, nargs="+", metavar="CONTEXT")
     parser.add_argument("--chunkwise", action="store_true", help="the peer with the chunkwise kernel put into its cells")
+    parser.add_argument("--defaults", action="store_true", help="the peer without denormals flushed and fused AdamW")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
@@ -204,11 +209,11 @@ def main():
     if arguments.memory:
         report["results"] = memory(arguments.memory, arguments.threads)
     else:
-        report["versions"] = installed()
+        report["versions"] = installed(arguments.defaults)
         import torch
 
         torch.set_num_threads(arguments.threads)
-        result = compare(arguments.case, arguments.pairs, arguments.threads, arguments.chunkwise)
+        result = compare(arguments.case, arguments.pairs, arguments.threads, arguments.chunkwise, arguments.defaults)
         report["results"] = [result]
         print("%-6s peer %8.3f s   ours %7.3f s   ratio %5.2f   %.0f tokens/s   %.0f %% of the floor's speed" % (
             result["case"], result["peer_median"], result["ours_median"], result["ratio_median"],
