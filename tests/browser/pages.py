@@ -7,7 +7,7 @@
 `run-pages.txt` and `paloma-page.txt` are what it printed for the pages of a run and of an evaluation in PALOMA's shape, with all
 571 rows of Table 10:
 
-    target/release/examples/paloma_hub target/release/xlstm-data prepare paloma --split val --out data/paloma-shaped
+    target/release/examples/loopback_hub target/release/xlstm-data prepare paloma --split val --out data/paloma-shaped
     target/release/xlstm-eval paloma runs/demo --manifest data/paloma-shaped/validation
 
 The browser is the system's (`apt-get install chromium`, or CHROMIUM=/path). For each page, at desktop and phone width, in

@@ -10,33 +10,11 @@ use std::process::Command;
 use xlstm_manifests::Manifest;
 use xlstm_manifests::documents::{DocumentShard, read_windows};
 use xlstm_tests::corpus::{self, Document};
+use xlstm_tests::layouts::{Files, ORIGINAL, ORIGINAL_COMMIT, PALOMA, slimpajama_files};
 use xlstm_tests::loopback_hub::{Effect, Fault, LoopbackHub};
 use xlstm_tests::program::{data_command, run};
 
-const ORIGINAL: &str = "cerebras/SlimPajama-627B";
-const ORIGINAL_COMMIT: &str = "2d0accdd58c5d5511943ca1f5ff0e3eb5e293543";
 const SAMPLE: &str = "DKYoon/SlimPajama-6B";
-const PALOMA: &str = "allenai/paloma";
-
-type Files = Vec<(String, Vec<u8>)>;
-
-/// A few files in every chunk of the original's layout; numbers that sort differently as text.
-fn original_files() -> Files {
-    let mut files = Vec::new();
-    for (seed, (split, name, chunks)) in
-        [("train", "train", 10), ("validation", "holdout", 5), ("test", "holdout", 5)].into_iter().enumerate()
-    {
-        for chunk in 1..=chunks {
-            for number in [0, 2, 10] {
-                let documents = corpus::documents(seed as u64 * 1000 + chunk * 20 + number, 30_000);
-                let content = corpus::zstd_frames(&corpus::json_lines(&documents), 2);
-                files.push((format!("{split}/chunk{chunk}/example_{name}_{number}.jsonl.zst"), content));
-            }
-        }
-    }
-    files.push(("README.md".into(), b"# SlimPajama".to_vec()));
-    files
-}
 
 fn write_files(folder: &Path, files: &Files) {
     for (path, content) in files {
@@ -68,7 +46,7 @@ fn roots(out: &Path, splits: &[&str]) -> Vec<String> {
 #[test]
 fn slimpajama_from_a_hub_that_misbehaves_is_slimpajama_from_local_files() {
     let folder = tempfile::tempdir().unwrap();
-    let files = original_files();
+    let files = slimpajama_files();
     let mirror = folder.path().join("mirror");
     write_files(&mirror, &files);
     let splits = ["train", "validation", "test"];
@@ -320,7 +298,7 @@ fn a_file_whose_bytes_are_never_right_stops_the_run_and_a_later_run_goes_on() {
     let out = folder.path().join("out");
     let bad = "train/chunk2/example_train_0.jsonl.zst";
     let hub = LoopbackHub::builder()
-        .dataset(ORIGINAL, original_files())
+        .dataset(ORIGINAL, slimpajama_files())
         .commit(ORIGINAL_COMMIT)
         .fault(Fault::on_body(bad, Effect::WrongByte(100)).times(2))
         .start();
@@ -336,7 +314,7 @@ fn a_file_whose_bytes_are_never_right_stops_the_run_and_a_later_run_goes_on() {
 fn a_plan_counts_files_requests_and_time_without_downloading() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let hub = LoopbackHub::builder().dataset(ORIGINAL, original_files()).commit(ORIGINAL_COMMIT).start();
+    let hub = LoopbackHub::builder().dataset(ORIGINAL, slimpajama_files()).commit(ORIGINAL_COMMIT).start();
     let arguments = ["plan", "slimpajama", "--split", "train", "--out", text(&out), "--json"];
     let stdout = run(&mut from_hub(&hub, folder.path(), &arguments)).success();
     let plan: serde_json::Value = serde_json::from_str(&stdout).unwrap();
@@ -350,7 +328,7 @@ fn a_plan_counts_files_requests_and_time_without_downloading() {
 fn files_that_the_user_gave_are_checked_and_never_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let (mirror, out) = (folder.path().join("mirror"), folder.path().join("out"));
-    let files = original_files();
+    let files = slimpajama_files();
     write_files(&mirror, &files);
     let missing = "train/chunk3/example_train_2.jsonl.zst";
     fs_err::remove_file(mirror.join(missing)).unwrap();
