@@ -21,7 +21,9 @@ use arrow_ipc::writer::{FileWriter, IpcWriteOptions};
 use arrow_schema::{ArrowError, Field, Schema, SchemaRef};
 
 use crate::atomic::{AtomicFile, Written};
+use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
+use crate::sha256_lanes::Leaves;
 
 const KIND_KEY: &str = "xlstm.kind";
 const VERSION_KEY: &str = "xlstm.version";
@@ -66,6 +68,17 @@ impl ArrowWriter {
     /// When writing fails (a full disk, say); the error names the file.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         self.writer.write(batch).map_err(|error| write_error(&self.path, error))
+    }
+
+    /// As [`Self::write`], and the digests of `leaves`, which cost little beside the batch.
+    pub(crate) fn write_with_leaves(
+        &mut self,
+        batch: &RecordBatch,
+        leaves: Leaves,
+    ) -> Result<Vec<Sha256Digest>> {
+        self.writer.get_mut().begin_leaves(leaves);
+        self.write(batch)?;
+        Ok(self.writer.get_mut().end_leaves())
     }
 
     /// Writes the footer and makes the file durable.

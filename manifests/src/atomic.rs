@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::digest::{HashingWriter, Sha256Digest};
 use crate::error::{Error, Result};
+use crate::sha256_lanes::Leaves;
 
 /// The ending of files under construction; a later run removes them.
 pub const PARTIAL_SUFFIX: &str = ".partial";
@@ -38,6 +39,18 @@ impl AtomicFile {
         let file = fs_err::File::create(&partial)?;
         let writer = HashingWriter::new(BufWriter::with_capacity(1 << 20, file));
         Ok(Self { writer: Some(writer), partial, destination: destination.into() })
+    }
+
+    /// Digests `leaves` while what is written from now on is digested.
+    pub(crate) fn begin_leaves(&mut self, leaves: Leaves) {
+        if let Some(writer) = &mut self.writer {
+            writer.begin_leaves(leaves);
+        }
+    }
+
+    /// The digests of the leaves that were begun last.
+    pub(crate) fn end_leaves(&mut self) -> Vec<Sha256Digest> {
+        self.writer.as_mut().map(HashingWriter::end_leaves).unwrap_or_default()
     }
 
     /// Makes the file durable and visible under its name.

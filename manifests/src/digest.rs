@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
+use crate::sha256_lanes::{Leaves, Stream};
 
 /// A SHA-256 digest, 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,27 +103,37 @@ pub fn digest_reader(reader: &mut dyn Read) -> io::Result<(u64, Sha256Digest)> {
 #[derive(Debug)]
 pub struct HashingWriter<W> {
     inner: W,
-    hasher: Sha256,
-    size: u64,
+    stream: Stream,
+    /// Digested in the other lane while there is something to write.
+    beside: Option<Leaves>,
 }
 
 impl<W: Write> HashingWriter<W> {
     /// Wraps `inner`; nothing has been counted yet.
     pub fn new(inner: W) -> Self {
-        Self { inner, hasher: Sha256::new(), size: 0 }
+        Self { inner, stream: Stream::new(), beside: None }
+    }
+
+    /// Digests `leaves` beside what is written from now on.
+    pub(crate) fn begin_leaves(&mut self, leaves: Leaves) {
+        self.beside = Some(leaves);
+    }
+
+    /// The digests of the leaves that were begun last.
+    pub(crate) fn end_leaves(&mut self) -> Vec<Sha256Digest> {
+        self.beside.take().map(Leaves::finish).unwrap_or_default()
     }
 
     /// The wrapped writer, with the size in bytes and the digest of what was written.
     pub fn finish(self) -> (W, u64, Sha256Digest) {
-        (self.inner, self.size, Sha256Digest(self.hasher.finalize().into()))
+        (self.inner, self.stream.length(), self.stream.finish())
     }
 }
 
 impl<W: Write> Write for HashingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.inner.write(bytes)?;
-        self.hasher.update(&bytes[..written]);
-        self.size += written as u64;
+        self.stream.update(&bytes[..written], self.beside.as_mut());
         Ok(written)
     }
 

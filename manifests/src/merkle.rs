@@ -12,10 +12,13 @@ use sha2::{Digest as _, Sha256};
 
 use crate::digest::Sha256Digest;
 
+/// What stands before the data of a leaf.
+pub(crate) const LEAF_PREFIX: [u8; 1] = [0];
+
 /// The digest of a leaf.
 #[must_use]
 pub fn leaf(parts: &[&[u8]]) -> Sha256Digest {
-    let mut hasher = Sha256::new_with_prefix([0]);
+    let mut hasher = Sha256::new_with_prefix(LEAF_PREFIX);
     for part in parts {
         hasher.update(part);
     }
@@ -25,7 +28,7 @@ pub fn leaf(parts: &[&[u8]]) -> Sha256Digest {
 /// The digests of several leaves, in their order: faster than [`leaf`] for each.
 #[must_use]
 pub fn leaves<'a>(data: impl IntoIterator<Item = &'a [u8]>) -> Vec<Sha256Digest> {
-    let messages: Vec<_> = data.into_iter().map(|data| [&[0], data].concat()).collect();
+    let messages: Vec<_> = data.into_iter().map(|data| [&LEAF_PREFIX, data].concat()).collect();
     Sha256Digest::of_each(messages.iter().map(Vec::as_slice))
 }
 

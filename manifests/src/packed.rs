@@ -14,7 +14,7 @@ use std::sync::Arc;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt16Type;
 use arrow_array::{Array, FixedSizeListArray, RecordBatch, UInt16Array};
-use arrow_buffer::ScalarBuffer;
+use arrow_buffer::{Buffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, SchemaRef};
 
 use crate::arrow_file::{self, ArrowFile, ArrowWriter, RowStarts};
@@ -22,6 +22,7 @@ use crate::atomic::Written;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
 use crate::merkle;
+use crate::sha256_lanes::Leaves;
 
 /// Rows in a record batch: 1 MiB at 2048 tokens, the unit of a compressed read.
 const BATCH_ROWS: usize = 256;
@@ -42,6 +43,15 @@ pub fn schema(row_length: usize) -> SchemaRef {
 #[must_use]
 pub fn tokens_leaf(tokens: &[u16]) -> Sha256Digest {
     merkle::leaf(&[&little_endian(tokens)])
+}
+
+/// Ids of the host as the little-endian bytes that leaves cover.
+fn little_endian_buffer(ids: &Buffer) -> Buffer {
+    if cfg!(target_endian = "little") {
+        ids.clone()
+    } else {
+        Buffer::from(little_endian(ids.typed_data()).into_owned())
+    }
 }
 
 /// The Merkle leaves of several rows, in their order: faster than [`tokens_leaf`] for each.
@@ -65,8 +75,12 @@ fn little_endian(tokens: &[u16]) -> Cow<'_, [u8]> {
 pub struct PackedWriter {
     writer: ArrowWriter,
     row_length: usize,
+    /// The batch being filled, row after row without a gap.
     ids: Vec<u16>,
+    /// Valid tokens of each of its rows that is complete.
     lengths: Vec<u16>,
+    /// Leaves of the rows that were written.
+    leaves: Vec<Sha256Digest>,
 }
 
 impl PackedWriter {
@@ -80,6 +94,7 @@ impl PackedWriter {
             row_length,
             ids: Vec::with_capacity(BATCH_ROWS * row_length),
             lengths: Vec::with_capacity(BATCH_ROWS),
+            leaves: Vec::new(),
         })
     }
 
@@ -89,9 +104,42 @@ impl PackedWriter {
     /// When writing fails.
     pub fn push(&mut self, tokens: &[u16]) -> Result<()> {
         debug_assert!(!tokens.is_empty() && tokens.len() <= self.row_length);
+        debug_assert!(self.ids.len() == self.lengths.len() * self.row_length, "the row before is complete");
         self.ids.extend_from_slice(tokens);
-        self.lengths.push(u16::try_from(tokens.len()).unwrap_or(u16::MAX));
+        self.end_row();
+        self.flush_full()
+    }
+
+    /// Appends tokens to the row that is not yet complete, and to as many rows after it as they fill.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn extend(&mut self, mut tokens: &[u16]) -> Result<()> {
+        while !tokens.is_empty() {
+            let room = BATCH_ROWS * self.row_length - self.ids.len();
+            let (now, later) = tokens.split_at(tokens.len().min(room));
+            self.ids.extend_from_slice(now);
+            let full = u16::try_from(self.row_length).unwrap_or(u16::MAX);
+            self.lengths.resize(self.ids.len() / self.row_length, full);
+            self.flush_full()?;
+            tokens = later;
+        }
+        Ok(())
+    }
+
+    /// The Merkle leaves of rows that were written since the last call.
+    pub fn take_leaves(&mut self) -> Vec<Sha256Digest> {
+        std::mem::take(&mut self.leaves)
+    }
+
+    /// Fills up the last row.
+    fn end_row(&mut self) {
+        let length = self.ids.len() - self.lengths.len() * self.row_length;
+        self.lengths.push(u16::try_from(length).unwrap_or(u16::MAX));
         self.ids.resize(self.lengths.len() * self.row_length, crate::END_OF_TEXT);
+    }
+
+    fn flush_full(&mut self) -> Result<()> {
         if self.lengths.len() == BATCH_ROWS { self.flush() } else { Ok(()) }
     }
 
@@ -99,24 +147,36 @@ impl PackedWriter {
         if self.lengths.is_empty() {
             return Ok(());
         }
-        let capacity = BATCH_ROWS * self.row_length;
-        let ids = std::mem::replace(&mut self.ids, Vec::with_capacity(capacity));
         let lengths = std::mem::take(&mut self.lengths);
+        let valid = lengths.iter().map(|&length| usize::from(length) * size_of::<u16>()).collect();
+        let ids = Buffer::from_vec(std::mem::take(&mut self.ids));
+        let stride = self.row_length * size_of::<u16>();
+        let leaves = Leaves::new(little_endian_buffer(&ids), stride, valid);
         let row_length = i32::try_from(self.row_length).unwrap_or(i32::MAX);
-        let list = FixedSizeListArray::new(item(), row_length, Arc::new(UInt16Array::from(ids)), None);
+        let count = ids.len() / size_of::<u16>();
+        let values = UInt16Array::new(ScalarBuffer::new(ids.clone(), 0, count), None);
+        let list = FixedSizeListArray::new(item(), row_length, Arc::new(values), None);
         let columns: Vec<Arc<dyn Array>> = vec![Arc::new(list), Arc::new(UInt16Array::from(lengths))];
         let batch = RecordBatch::try_new(schema(self.row_length), columns)
             .map_err(|error| Error::Io(std::io::Error::other(error)))?;
-        self.writer.write(&batch)
+        self.leaves.extend(self.writer.write_with_leaves(&batch, leaves)?);
+        drop(batch);
+        // Nobody else holds the batch any longer: its memory serves for the next one.
+        self.ids = ids.into_vec().unwrap_or_default();
+        self.ids.clear();
+        Ok(())
     }
 
-    /// Makes the shard durable.
+    /// Makes the shard durable; the leaves are those of rows not yet taken by [`Self::take_leaves`].
     ///
     /// # Errors
     /// When writing, fsync or the rename fails.
-    pub fn finish(mut self) -> Result<Written> {
+    pub fn finish(mut self) -> Result<(Written, Vec<Sha256Digest>)> {
+        if self.ids.len() > self.lengths.len() * self.row_length {
+            self.end_row();
+        }
         self.flush()?;
-        self.writer.finish()
+        Ok((self.writer.finish()?, self.leaves))
     }
 }
 
@@ -189,5 +249,54 @@ impl PackedShard {
         let (ids, lengths) = &self.batches[batch];
         let start = within * self.row_length;
         Some(Row { ids: &ids[start..start + self.row_length], length: usize::from(lengths[within]) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ROW: usize = 32;
+
+    fn written(
+        write: impl FnOnce(&mut PackedWriter, &mut Vec<Sha256Digest>),
+    ) -> (Vec<u8>, Written, Vec<Sha256Digest>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shard.arrow");
+        let mut writer = PackedWriter::create(&path, ROW).unwrap();
+        let mut leaves = Vec::new();
+        write(&mut writer, &mut leaves);
+        let (written, rest) = writer.finish().unwrap();
+        leaves.extend(rest);
+        (fs_err::read(&path).unwrap(), written, leaves)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        /// A stream in any pieces makes the file that its rows make, and each row's leaf.
+        #[test]
+        fn pieces_and_rows_make_the_same_shard(
+            tokens in 0usize..(3 * BATCH_ROWS * ROW),
+            pieces in prop::collection::vec(1usize..(2 * BATCH_ROWS * ROW), 0..20),
+        ) {
+            let tokens: Vec<u16> = (0..tokens).map(|at| (at * 7919 % 50_000) as u16).collect();
+            let rows = written(|writer, _| tokens.chunks(ROW).for_each(|row| writer.push(row).unwrap()));
+            let streamed = written(|writer, leaves| {
+                let mut rest = &tokens[..];
+                for piece in pieces.iter().copied().chain([usize::MAX]) {
+                    let (now, later) = rest.split_at(piece.min(rest.len()));
+                    writer.extend(now).unwrap();
+                    leaves.extend(writer.take_leaves());
+                    rest = later;
+                }
+            });
+            prop_assert!(rows == streamed);
+            prop_assert_eq!(rows.2, tokens.chunks(ROW).map(tokens_leaf).collect::<Vec<_>>());
+            prop_assert_eq!(rows.1.size, rows.0.len() as u64);
+            prop_assert_eq!(rows.1.sha256, Sha256Digest::of(&rows.0));
+        }
     }
 }

@@ -4,8 +4,14 @@
 //! the unit could have begun another in two. Two messages side by side fill the gaps. Each of the two lanes
 //! takes the next message as soon as its own is done, so that lengths need not be alike. On other processors,
 //! and where one message is left, blocks go through the crate `sha2`, which these digests equal by test.
+//!
+//! A file that is being written is one long message, so [`Stream`] lets [`Leaves`] take the other lane: the rows of a
+//! shard are digested for their Merkle tree while the same bytes are digested for the file.
+
+use arrow_buffer::Buffer;
 
 use crate::digest::Sha256Digest;
+use crate::merkle;
 
 const BLOCK: usize = 64;
 
@@ -35,18 +41,165 @@ impl<'a> Lane<'a> {
     /// The blocks that are left and the padding: a one bit, zeros, the length in bits (FIPS 180-4, 5.1.1).
     fn finish(mut self) -> Sha256Digest {
         sha2::block_api::compress256(&mut self.state, self.blocks);
-        let mut last = [[0; BLOCK]; 2];
-        let padded = last.as_flattened_mut();
-        padded[..self.tail.len()].copy_from_slice(self.tail);
-        padded[self.tail.len()] = 0x80;
-        let count = if self.tail.len() < BLOCK - 8 { 1 } else { 2 };
-        padded[count * BLOCK - 8..count * BLOCK].copy_from_slice(&(8 * self.length).to_be_bytes());
-        sha2::block_api::compress256(&mut self.state, &last[..count]);
-        let mut digest = [0; 32];
-        for (bytes, word) in digest.chunks_exact_mut(4).zip(self.state) {
-            bytes.copy_from_slice(&word.to_be_bytes());
+        finish(self.state, self.tail, self.length)
+    }
+}
+
+/// The digest of a message of `length` bytes, of which `state` has all blocks and `tail` is the rest.
+fn finish(mut state: [u32; 8], tail: &[u8], length: u64) -> Sha256Digest {
+    let mut last = [[0; BLOCK]; 2];
+    let padded = last.as_flattened_mut();
+    padded[..tail.len()].copy_from_slice(tail);
+    padded[tail.len()] = 0x80;
+    let count = if tail.len() < BLOCK - 8 { 1 } else { 2 };
+    padded[count * BLOCK - 8..count * BLOCK].copy_from_slice(&(8 * length).to_be_bytes());
+    sha2::block_api::compress256(&mut state, &last[..count]);
+    let mut digest = [0; 32];
+    for (bytes, word) in digest.chunks_exact_mut(4).zip(state) {
+        bytes.copy_from_slice(&word.to_be_bytes());
+    }
+    Sha256Digest(digest)
+}
+
+/// One message that comes in pieces.
+#[derive(Debug, Clone)]
+pub(crate) struct Stream {
+    state: [u32; 8],
+    /// The bytes behind the last whole block.
+    tail: [u8; BLOCK],
+    /// How many of them there are.
+    filled: usize,
+    length: u64,
+}
+
+impl Stream {
+    pub(crate) fn new() -> Self {
+        Self { state: INITIAL, tail: [0; BLOCK], filled: 0, length: 0 }
+    }
+
+    /// Bytes so far.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Takes the next piece; what is still to be digested of `beside` goes along in the other lane.
+    pub(crate) fn update(&mut self, mut piece: &[u8], beside: Option<&mut Leaves>) {
+        self.length += piece.len() as u64;
+        if self.filled > 0 {
+            let (head, rest) = piece.split_at(piece.len().min(BLOCK - self.filled));
+            self.tail[self.filled..self.filled + head.len()].copy_from_slice(head);
+            self.filled += head.len();
+            if self.filled < BLOCK {
+                return;
+            }
+            sha2::block_api::compress256(&mut self.state, &[self.tail]);
+            self.filled = 0;
+            piece = rest;
         }
-        Sha256Digest(digest)
+        let (blocks, rest) = piece.as_chunks();
+        match beside {
+            Some(leaves) => leaves.accompany(&mut self.state, blocks),
+            None => sha2::block_api::compress256(&mut self.state, blocks),
+        }
+        self.tail[..rest.len()].copy_from_slice(rest);
+        self.filled = rest.len();
+    }
+
+    pub(crate) fn finish(&self) -> Sha256Digest {
+        finish(self.state, &self.tail[..self.filled], self.length)
+    }
+}
+
+/// The rows of a buffer whose Merkle leaves are wanted.
+#[derive(Debug)]
+struct Rows {
+    bytes: Buffer,
+    /// Bytes from one row to the next.
+    stride: usize,
+    /// Bytes of each row that its leaf covers.
+    lengths: Vec<usize>,
+}
+
+impl Rows {
+    fn row(&self, index: usize) -> Option<&[u8]> {
+        let start = index * self.stride;
+        self.lengths.get(index).map(|length| &self.bytes[start..start + length])
+    }
+}
+
+/// Merkle leaves (as [`merkle::leaf`]) that are digested in the lane beside a [`Stream`].
+#[derive(Debug)]
+pub(crate) struct Leaves {
+    rows: Rows,
+    /// Leaves that are done: their number is that of the row whose turn it is.
+    done: Vec<Sha256Digest>,
+    /// The state after the first `taken` bytes of that row (and the byte before them).
+    state: [u32; 8],
+    taken: usize,
+}
+
+impl Leaves {
+    /// Leaves over the first `lengths[i]` bytes of the row that starts at byte `i * stride`.
+    pub(crate) fn new(bytes: Buffer, stride: usize, lengths: Vec<usize>) -> Self {
+        let done = Vec::with_capacity(lengths.len());
+        Self { rows: Rows { bytes, stride, lengths }, done, state: INITIAL, taken: 0 }
+    }
+
+    /// Takes `blocks` into `stream`, and as many blocks of rows into their leaves.
+    fn accompany(&mut self, stream: &mut [u32; 8], mut blocks: &[[u8; BLOCK]]) {
+        while !blocks.is_empty() {
+            self.begin_row();
+            let Some(row) = self.rows.row(self.done.len()) else { break };
+            let own = row[self.taken..].as_chunks().0;
+            let count = own.len().min(blocks.len());
+            compress_two(stream, &blocks[..count], &mut self.state, &own[..count]);
+            blocks = &blocks[count..];
+            self.taken += count * BLOCK;
+            if count == own.len() {
+                self.end_row();
+            }
+        }
+        sha2::block_api::compress256(stream, blocks);
+    }
+
+    /// Takes the block that the byte 0 before every leaf shifts by one, if the row has as much.
+    fn begin_row(&mut self) {
+        const HEAD: usize = BLOCK - merkle::LEAF_PREFIX.len();
+        if self.taken > 0 {
+            return;
+        }
+        if let Some(head) = self.rows.row(self.done.len()).and_then(<[u8]>::first_chunk::<HEAD>) {
+            let mut block = [0; BLOCK];
+            block[..merkle::LEAF_PREFIX.len()].copy_from_slice(&merkle::LEAF_PREFIX);
+            block[merkle::LEAF_PREFIX.len()..].copy_from_slice(head);
+            self.state = INITIAL;
+            sha2::block_api::compress256(&mut self.state, &[block]);
+            self.taken = HEAD;
+        }
+    }
+
+    /// Digests what is left of the row whose turn it is.
+    fn end_row(&mut self) {
+        let Some(row) = self.rows.row(self.done.len()) else { return };
+        self.done.push(if self.taken == 0 {
+            merkle::leaf(&[row])
+        } else {
+            let (blocks, tail) = row[self.taken..].as_chunks();
+            sha2::block_api::compress256(&mut self.state, blocks);
+            finish(self.state, tail, (merkle::LEAF_PREFIX.len() + row.len()) as u64)
+        });
+        self.taken = 0;
+    }
+
+    /// All leaves, in the order of the rows.
+    pub(crate) fn finish(mut self) -> Vec<Sha256Digest> {
+        if self.taken > 0 {
+            self.end_row();
+        }
+        let left = (self.done.len()..self.rows.lengths.len()).filter_map(|index| self.rows.row(index));
+        let left = merkle::leaves(left);
+        self.done.extend(left);
+        self.done
     }
 }
 
@@ -229,6 +382,32 @@ mod tests {
             let messages: Vec<_> = lengths.iter().zip(0..).map(|(&length, seed)| message(length, seed)).collect();
             let expected: Vec<_> = messages.iter().map(|message| Sha256Digest::of(message)).collect();
             prop_assert_eq!(Sha256Digest::of_each(messages.iter().map(Vec::as_slice)), expected);
+        }
+    }
+
+    proptest! {
+        /// Pieces and rows of any length: the stream may end before the rows, and the rows before the stream.
+        #[test]
+        fn a_stream_and_the_leaves_beside_it_are_those_of_either_alone(
+            before in 0usize..200,
+            pieces in prop::collection::vec(0usize..700, 0..6),
+            lengths in prop::collection::vec(0usize..400, 0..9),
+        ) {
+            const STRIDE: usize = 400;
+            let bytes = message(STRIDE * lengths.len(), 3);
+            let rows = lengths.iter().enumerate().map(|(row, length)| &bytes[row * STRIDE..][..*length]);
+            let expected: Vec<_> = rows.map(|row| merkle::leaf(&[row])).collect();
+            let mut leaves = Leaves::new(Buffer::from(&bytes[..]), STRIDE, lengths.clone());
+            let (mut stream, mut whole) = (Stream::new(), message(before, 4));
+            stream.update(&whole, None);
+            for (&length, seed) in pieces.iter().zip(5..) {
+                let piece = message(length, seed);
+                stream.update(&piece, Some(&mut leaves));
+                whole.extend(piece);
+            }
+            prop_assert_eq!(stream.length(), whole.len() as u64);
+            prop_assert_eq!(stream.finish(), Sha256Digest::of(&whole));
+            prop_assert_eq!(leaves.finish(), expected);
         }
     }
 

@@ -2,29 +2,26 @@
 
 use std::path::{Path, PathBuf};
 
-use xlstm_manifests::END_OF_TEXT;
 use xlstm_manifests::manifest::{FileRecord, Shard};
 use xlstm_manifests::merkle::MerkleTree;
-use xlstm_manifests::packed::{PackedWriter, tokens_leaves};
+use xlstm_manifests::packed::PackedWriter;
 use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::spans::{self, Span};
+use xlstm_manifests::{END_OF_TEXT, Sha256Digest};
 
 use super::journal::{Snapshot, Trees, document_leaf};
 use super::{SplitError, SplitSpec, TokenizedDocument};
-
-/// Rows whose digests are taken together.
-const ROWS_AT_ONCE: usize = 16;
 
 pub(super) struct PackedSink {
     folder: PathBuf,
     row_length: usize,
     rows_per_shard: u64,
-    /// Rows in finished shards and in the one being written.
+    /// Full rows in finished shards and in the one being written.
     rows: u64,
-    row: Vec<u16>,
-    /// Rows that were written and whose digests are still to be taken.
-    undigested: Vec<u16>,
+    /// Tokens in the row after them.
+    row: usize,
     writer: Option<PackedWriter>,
+    /// Full rows in the shard being written.
     shard_rows: u64,
     shard_tree: MerkleTree,
     spans: Vec<Span>,
@@ -40,8 +37,7 @@ impl PackedSink {
             row_length,
             rows_per_shard: spec.packing.rows_per_shard.unwrap_or(u64::MAX).max(1),
             rows: trees.tokens.leaves(),
-            row: Vec::with_capacity(row_length),
-            undigested: Vec::with_capacity(ROWS_AT_ONCE * row_length),
+            row: 0,
             writer: None,
             shard_rows: 0,
             shard_tree: MerkleTree::new(),
@@ -67,8 +63,8 @@ impl PackedSink {
             input,
             record: document.record,
             row: self.rows,
-            // A row is flushed when it is full, so this is below row_length, which fits in 16 bits.
-            offset: u16::try_from(self.row.len()).unwrap_or(u16::MAX),
+            // Less than a full row, which fits in 16 bits.
+            offset: u16::try_from(self.row).unwrap_or(u16::MAX),
             length,
             bytes: document.bytes,
             set,
@@ -82,50 +78,42 @@ impl PackedSink {
     pub(super) fn store(&mut self, ids: &[u16], from: usize) -> Result<Option<usize>, SplitError> {
         let mut next = from;
         while next <= ids.len() {
-            let room = self.row_length - self.row.len();
-            if next == ids.len() {
-                self.row.push(END_OF_TEXT);
-                next += 1;
-            } else {
-                let end = ids.len().min(next + room);
-                self.row.extend_from_slice(&ids[next..end]);
-                next = end;
-            }
-            if self.row.len() == self.row_length {
-                self.flush_row()?;
-                if self.shard_rows == self.rows_per_shard {
-                    return Ok(Some(next));
+            let tokens = if next == ids.len() { &[END_OF_TEXT][..] } else { &ids[next..] };
+            let tokens = &tokens[..tokens.len().min(self.room())];
+            let writer = match &mut self.writer {
+                Some(writer) => writer,
+                None => {
+                    let path = self.folder.join(shard_name(self.finished_shards()));
+                    self.writer.insert(PackedWriter::create(&path, self.row_length)?)
                 }
+            };
+            writer.extend(tokens)?;
+            let leaves = writer.take_leaves();
+            self.push_leaves(&leaves);
+            next += tokens.len();
+            let rows = (self.row + tokens.len()) / self.row_length;
+            self.row = (self.row + tokens.len()) % self.row_length;
+            self.rows += rows as u64;
+            self.shard_rows += rows as u64;
+            if self.shard_rows == self.rows_per_shard {
+                return Ok(Some(next));
             }
         }
         Ok(None)
     }
 
-    fn flush_row(&mut self) -> Result<(), SplitError> {
-        let writer = match &mut self.writer {
-            Some(writer) => writer,
-            None => {
-                let path = self.folder.join(shard_name(self.finished_shards()));
-                self.writer.insert(PackedWriter::create(&path, self.row_length)?)
-            }
-        };
-        writer.push(&self.row)?;
-        self.undigested.append(&mut self.row);
-        if self.undigested.len() >= ROWS_AT_ONCE * self.row_length {
-            self.digest_rows();
-        }
-        self.rows += 1;
-        self.shard_rows += 1;
-        Ok(())
+    /// Tokens that the shard being written still takes.
+    fn room(&self) -> usize {
+        let rows = usize::try_from(self.rows_per_shard - self.shard_rows).unwrap_or(usize::MAX);
+        rows.saturating_mul(self.row_length) - self.row
     }
 
-    /// Puts the rows written since the last call into the trees.
-    fn digest_rows(&mut self) {
-        for leaf in tokens_leaves(self.undigested.chunks(self.row_length)) {
+    /// Puts the next rows of the shard into the trees.
+    fn push_leaves(&mut self, leaves: &[Sha256Digest]) {
+        for &leaf in leaves {
             self.shard_tree.push(leaf);
             self.trees.tokens.push(leaf);
         }
-        self.undigested.clear();
     }
 
     /// Number of finished shards: all of them are full.
@@ -135,13 +123,13 @@ impl PackedSink {
 
     /// Finishes the current shard, the split's number `index`.
     pub(super) fn close(&mut self, index: usize) -> Result<Shard, SplitError> {
-        self.digest_rows();
         let name = shard_name(index);
         let writer = match self.writer.take() {
             Some(writer) => writer,
             None => PackedWriter::create(&self.folder.join(&name), self.row_length)?,
         };
-        let written = writer.finish()?;
+        let (written, leaves) = writer.finish()?;
+        self.push_leaves(&leaves);
         let spans_name = format!("spans-{index:05}.arrow");
         let spans_written = spans::write(&self.folder.join(&spans_name), &self.spans)?;
         let tokens_root = std::mem::take(&mut self.shard_tree).root();
@@ -168,13 +156,15 @@ impl PackedSink {
 
     /// Finishes the split's last shard, whose last row may be short; `None` when nothing is left for one.
     pub(super) fn close_last(&mut self, index: usize) -> Result<Option<Shard>, SplitError> {
-        let missing = match self.row.len() {
+        let missing = match std::mem::take(&mut self.row) {
             0 => 0,
-            length => self.row_length - length,
+            length => {
+                // The writer fills the row up.
+                self.rows += 1;
+                self.shard_rows += 1;
+                self.row_length - length
+            }
         };
-        if !self.row.is_empty() {
-            self.flush_row()?;
-        }
         if self.shard_rows == 0 && self.spans.is_empty() {
             return Ok(None);
         }
