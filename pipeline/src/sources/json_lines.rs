@@ -1,8 +1,8 @@
 //! JSON lines: one object a line, the record's number is the line's.
 //!
 //! A line ends with `\n`, or `\r\n`, or the file. A line of white space alone has a number but is no record.
-//! A byte order mark before the first line is skipped. Memory is one line and its text: the buffer of a
-//! very long line is given back after it.
+//! A byte order mark before the first line is skipped. A line that lies in the stream's buffer as a whole, as most
+//! do, is read there. Memory is one line and its text: the buffer of a very long line is given back after it.
 
 use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
@@ -61,6 +61,25 @@ impl JsonLines {
         Ok(reader)
     }
 
+    /// The step that the next line makes, if the line lies in the stream's buffer as a whole: of a line without a
+    /// record `Some(None)`.
+    fn buffered_step(&mut self) -> Result<Option<Option<Step>>, SourceError> {
+        let buffer = match self.stream.bytes.fill_buf() {
+            Ok(buffer) => buffer,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
+            Err(error) => return Err(self.stream.error(&self.path, self.next, error)),
+        };
+        let Some(end) = memchr::memchr(b'\n', buffer) else { return Ok(None) };
+        let mut line = &buffer[..=end];
+        if self.next == 0 {
+            line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
+        }
+        let step = (!line.trim_ascii().is_empty()).then(|| self.fields.read(line, self.next));
+        self.stream.bytes.consume(end + 1);
+        self.next += 1;
+        Ok(Some(step))
+    }
+
     /// Reads the next line into `line`, without its end; `false` at the end of the file.
     fn read_line(&mut self) -> Result<bool, SourceError> {
         self.line.clear();
@@ -91,6 +110,15 @@ impl JsonLines {
 impl RecordReader for JsonLines {
     fn next_step(&mut self) -> Option<Result<Step, SourceError>> {
         while !self.finished {
+            match self.buffered_step() {
+                Ok(Some(Some(step))) => return Some(Ok(step)),
+                Ok(Some(None)) => continue,
+                Ok(None) => {}
+                Err(error) => {
+                    self.finished = true;
+                    return Some(Err(error));
+                }
+            }
             match self.read_line() {
                 Ok(true) => {}
                 Ok(false) => break,

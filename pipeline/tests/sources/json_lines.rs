@@ -60,6 +60,41 @@ fn lines_are_the_same_however_they_are_stored() {
     }
 }
 
+/// Lines that end anywhere in the readers' buffers (256 KiB), that fill them, and that are longer.
+#[test]
+fn lines_are_whole_wherever_a_buffer_ends() {
+    let folder = Folder::new();
+    let mut lines = Vec::new();
+    let mut expected = Vec::new();
+    for number in 0..400u64 {
+        let length = match number % 40 {
+            7 => 256 << 10,
+            13 => 600_000 + number as usize,
+            _ => (number * number * 7919 % 9973) as usize,
+        };
+        let text = format!("{number} \n\"é\\ {}", "x y".repeat(length / 3));
+        match number % 9 {
+            3 => lines.extend_from_slice(b" \r\n"),
+            5 => lines.extend_from_slice(b"{\"text\": 1}\n"),
+            _ => {
+                lines.extend_from_slice(&serde_json::to_vec(&serde_json::json!({ "text": text })).unwrap());
+                lines.push(b'\n');
+            }
+        }
+        match number % 9 {
+            3 => {}
+            5 => expected.push((number, "BAD".to_owned())),
+            _ => expected.push((number, text)),
+        }
+    }
+    for path in stored(&folder, &lines) {
+        let steps = read(&path, &Fields::default());
+        let found: Vec<_> =
+            steps.iter().map(number).zip(texts(&steps).into_iter().map(str::to_owned)).collect();
+        assert!(found == expected, "{}", path.display());
+    }
+}
+
 #[test]
 fn an_empty_file_has_no_records() {
     let folder = Folder::new();
