@@ -164,7 +164,8 @@ pub fn run(
         budget: Arc::new(budget::Budget::new(readers)),
         cursor: builder.cursor(),
     };
-    let (work_sender, work) = crossbeam_channel::unbounded();
+    // Text that waits for a tokenizer thread only costs memory; what is ready may wait for its turn much longer.
+    let (work_sender, work) = crossbeam_channel::bounded(2 * threads);
     let (stream_sender, streams) = crossbeam_channel::unbounded();
     std::thread::scope(|scope| {
         let shared = &shared;
