@@ -311,6 +311,22 @@ impl Manifest {
         KIND.locate(path)
     }
 
+    /// Inputs that are byte for byte an earlier one, each with the earlier one before it.
+    #[must_use]
+    pub fn duplicate_inputs(&self) -> Vec<(&SafePath, &SafePath)> {
+        let mut first = BTreeMap::new();
+        let mut pairs = Vec::new();
+        for input in &self.inputs {
+            match first.get(&input.sha256) {
+                Some(&earlier) => pairs.push((earlier, &input.path)),
+                None => {
+                    first.insert(input.sha256, &input.path);
+                }
+            }
+        }
+        pairs
+    }
+
     /// Reads and checks a manifest: format, version, shape, paths, sums and `root`. No shard is opened.
     ///
     /// # Errors

@@ -144,6 +144,24 @@ fn inputs_are_named_once_and_exist() {
     assert!(!out.exists());
 }
 
+/// The same bytes under two names may be meant (a licence in each folder), so they are counted, and said.
+#[test]
+fn inputs_of_the_same_bytes_are_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in");
+    fs_err::create_dir(&input).unwrap();
+    for name in ["a.jsonl", "b.jsonl", "c.jsonl"] {
+        let line = if name == "b.jsonl" { "{\"text\": \"other\"}\n" } else { "{\"text\": \"one\"}\n" };
+        fs_err::write(input.join(name), line).unwrap();
+    }
+    let out = folder.path().join("out");
+    let said = data(["prepare", "local", text(&input), "--out", text(&out), "--quiet"]).success();
+    assert!(said.contains("`c.jsonl` has the same bytes as `a.jsonl`"), "{said}");
+    let json = data(["prepare", "local", text(&input), "--out", text(&out), "--json"]).success();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["splits"][0]["duplicate_inputs"], serde_json::json!([["a.jsonl", "c.jsonl"]]));
+}
+
 #[test]
 fn a_folder_has_one_run_at_a_time_and_one_dataset() {
     let folder = tempfile::tempdir().unwrap();
@@ -163,6 +181,8 @@ fn a_folder_has_one_run_at_a_time_and_one_dataset() {
     assert_eq!(again["splits"][0]["was_finished"], true);
     let other = data(arguments.iter().chain(&["--exclude-set", "md"])).failure(1);
     assert!(other.contains("selection") && other.contains("--restart"), "{other}");
+    // The refusal left the dataset as it was.
+    data(["audit", text(&out)]).success();
 }
 
 #[test]
@@ -180,7 +200,7 @@ fn a_full_disk_is_said_and_the_run_goes_on_once_there_is_room() {
     let mut command = Command::new("bash");
     command.args(["-c", script, "bash", text(xlstm_tests::program::xlstm_data())]).args(arguments(&out));
     let error = run(&mut command).failure(1);
-    assert!(error.contains("shard-00000.arrow"), "{error}");
+    assert!(error.contains("shard-00000.arrow") && error.contains("free some space"), "{error}");
     assert!(
         !out.join("train/shard-00000.arrow").exists()
             && !out.join("train/shard-00000.arrow.partial").exists()
@@ -197,9 +217,151 @@ fn an_output_that_cannot_be_a_folder_is_said() {
     let file = folder.path().join("a.txt");
     fs_err::write(&file, "text").unwrap();
     let error = data(["prepare", "local", text(&file), "--out", text(&file)]).failure(1);
-    assert!(error.contains("a.txt"), "{error}");
+    assert!(error.contains("a.txt") && error.contains("is a file"), "{error}");
     let error = data(["prepare", "local", text(&file), "--out", "/proc/xlstm"]).failure(1);
-    assert!(error.contains("/proc/xlstm"), "{error}");
+    assert!(error.contains("/proc/xlstm") && error.contains("check that the path"), "{error}");
+}
+
+/// `xlstm-data` as a user to whom permissions apply: they bind root only without the capability to override them.
+fn bound_by_permissions(arguments: &[&str]) -> Command {
+    let mut plain = data_command(arguments);
+    let folder = tempfile::tempdir().unwrap();
+    set_mode(folder.path(), 0o555);
+    if fs_err::write(folder.path().join("probe"), "").is_err() {
+        return plain;
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set", "-dac_override,-dac_read_search", "--"]);
+    command.arg(plain.get_program()).args(plain.get_args());
+    command.stdin(std::process::Stdio::null());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    plain = command;
+    plain
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs_err::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn a_read_only_folder_is_said_and_the_run_goes_on_once_it_may_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in");
+    fs_err::create_dir(&input).unwrap();
+    let documents = corpus::documents(14, 3 << 20);
+    let (first, second) = documents.split_at(documents.len() * 3 / 4);
+    fs_err::write(input.join("a.jsonl"), corpus::json_lines(first)).unwrap();
+    let second_file = input.join("b.jsonl.zst");
+    let sound = corpus::zstd_frames(&corpus::json_lines(second), 1);
+    fs_err::write(&second_file, &sound).unwrap();
+    let out = folder.path().join("out");
+    fs_err::create_dir(&out).unwrap();
+    let arguments =
+        ["prepare", "local", text(&input), "--out", text(&out), "--quiet", "--rows-per-shard", "64"];
+
+    set_mode(&out, 0o555);
+    let error = run(&mut bound_by_permissions(&arguments)).failure(1);
+    assert!(error.contains(text(&out)) && error.contains("Permission denied"), "{error}");
+    assert!(error.contains("choose another folder"), "{error}");
+    assert_eq!(fs_err::read_dir(&out).unwrap().count(), 0, "nothing was written");
+    set_mode(&out, 0o755);
+
+    // The split's folder becomes read-only between two runs. The first ends at the second file's head.
+    let mut damaged = sound.clone();
+    damaged[20..84].iter_mut().for_each(|byte| *byte ^= 0xa5);
+    fs_err::write(&second_file, &damaged).unwrap();
+    run(&mut bound_by_permissions(&arguments)).failure(1);
+    fs_err::write(&second_file, &sound).unwrap();
+    let split = out.join("train");
+    let before = xlstm_tests::program::files(&split);
+    assert!(before.contains_key(Path::new("shard-00000.arrow")), "what was durable stays");
+    set_mode(&split, 0o555);
+    let error = run(&mut bound_by_permissions(&arguments)).failure(1);
+    assert!(error.contains(text(&split)) && error.contains("choose another folder"), "{error}");
+    assert!(xlstm_tests::program::files(&split) == before, "nothing was changed");
+    set_mode(&split, 0o755);
+
+    run(&mut bound_by_permissions(&arguments)).success();
+    let clean = folder.path().join("clean");
+    data(["prepare", "local", text(&input), "--out", text(&clean), "--quiet", "--rows-per-shard", "64"])
+        .success();
+    xlstm_tests::program::assert_same_files(&clean.join("train"), &split);
+}
+
+/// A file system of 1 MiB of its own, where the machine lets a user have one; elsewhere the test above it stands for
+/// this one.
+#[test]
+fn a_file_system_without_room_is_said_and_the_run_goes_on_in_place() {
+    let own_mounts = ["--user", "--map-root-user", "--mount"];
+    let mount = "mount -t tmpfs -o size=1m none \"$1\"";
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    fs_err::create_dir(&out).unwrap();
+    let probe = Command::new("unshare").args(own_mounts).args(["sh", "-c", mount, "sh", text(&out)]).output();
+    if !probe.is_ok_and(|probe| probe.status.success()) {
+        eprintln!("not run: no file system may be mounted here");
+        return;
+    }
+    let input = folder.path().join("in");
+    corpus::write_all_formats(&input, 15, 3 << 20);
+    // Fails for want of room, leaves nothing half-written, and completes once the same place has room.
+    let script = format!(
+        "{mount} && shift && \"$@\"; echo \"first: $?\" >&2; find {out} -name '*.partial' >&2;\
+         mount -o remount,size=64m {out} && \"$@\" && cp -r {out}/train {out}.copy",
+        out = text(&out)
+    );
+    let program = text(xlstm_tests::program::xlstm_data());
+    let arguments =
+        ["prepare", "local", text(&input), "--out", text(&out), "--quiet", "--rows-per-shard", "64"];
+    let mut command = Command::new("unshare");
+    command.args(own_mounts).args(["sh", "-c", &script, "sh", text(&out), program]).args(arguments);
+    let ran = run(&mut command);
+    let said = ran.stderr.clone();
+    ran.success();
+    assert!(said.contains("No space left on device") && said.contains("free some space"), "{said}");
+    assert!(said.contains("first: 1") && !said.contains(".partial\n"), "{said}");
+    let clean = folder.path().join("clean");
+    data(["prepare", "local", text(&input), "--out", text(&clean), "--quiet", "--rows-per-shard", "64"])
+        .success();
+    xlstm_tests::program::assert_same_files(&clean.join("train"), &folder.path().join("out.copy"));
+}
+
+#[test]
+fn a_manifest_of_a_newer_version_is_refused_by_every_command() {
+    let (ran, folder) = prepare_file("a.jsonl", b"{\"text\": \"one\"}\n", &[]);
+    ran.success();
+    let (input, out) = (folder.path().join("in"), folder.path().join("out"));
+    let path = out.join("train/manifest.json");
+    let newer = fs_err::read_to_string(&path).unwrap().replace("\"version\": 1\n", "\"version\": 2\n");
+    assert!(newer.contains("\"version\": 2\n"), "{newer}");
+    fs_err::write(&path, &newer).unwrap();
+    let before = xlstm_tests::program::files(&out);
+    let (input, out) = (text(&input), text(&out));
+    let split = format!("{out}/train");
+    let target = folder.path().join("table.parquet");
+    for arguments in [
+        &["prepare", "local", input, "--out", out, "--quiet"][..],
+        &["audit", out],
+        &["trace", &split, "--row", "0"],
+        &["diff", &split, &split],
+        &["overlap", &split, &split],
+        &["export", &split, "--to", "parquet", "--out", text(&target)],
+        &["merge", &split, "--out", text(&folder.path().join("merged"))],
+    ] {
+        let ran = data(arguments);
+        assert!(matches!(ran.code, Some(1 | 2)), "{arguments:?}: {ran:?}");
+        let said = format!("{}{}", ran.stdout, ran.stderr);
+        for part in ["manifest.json", "version 2", "update xlstm-data"] {
+            assert!(said.contains(part), "{arguments:?}: `{part}` is not in: {said}");
+        }
+    }
+    assert!(xlstm_tests::program::files(Path::new(out)) == before, "nothing was changed");
 }
 
 #[test]

@@ -114,7 +114,11 @@ impl Summary {
             inputs: manifest.inputs.len() as u64,
             totals: manifest.totals.clone(),
             sets,
-            duplicate_inputs: duplicate_inputs(manifest),
+            duplicate_inputs: manifest
+                .duplicate_inputs()
+                .into_iter()
+                .map(|(earlier, later)| (earlier.to_string(), later.to_string()))
+                .collect(),
             duplicate_documents: stream.map(|stream| stream.duplicates.finish()),
             lengths,
         }
@@ -129,18 +133,4 @@ impl Summary {
         licences.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
         licences
     }
-}
-
-fn duplicate_inputs(manifest: &Manifest) -> Vec<(String, String)> {
-    let mut first = BTreeMap::new();
-    let mut pairs = Vec::new();
-    for input in &manifest.inputs {
-        match first.get(&input.sha256) {
-            Some(&earlier) => pairs.push((format!("{earlier}"), input.path.to_string())),
-            None => {
-                first.insert(input.sha256, &input.path);
-            }
-        }
-    }
-    pairs
 }

@@ -12,6 +12,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+use crate::engine::EngineError;
+use crate::hub::HubError;
+use crate::sources::SourceError;
+
 /// Prepare, audit and trace training data for xLSTM: from bytes on the Hub to packed shards whose every token
 /// leads back to its source.
 #[derive(Debug, Parser)]
@@ -89,15 +93,42 @@ fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
             text = format!("{text}\n  cause: {cause}");
         }
     }
+    if let Some(advice) = advice(&error) {
+        text = format!("{text}; {advice}");
+    }
     // Nothing is left to be done when stderr is closed.
     let _ = writeln!(std::io::stderr(), "{text}");
     ExitCode::from(exit_code(&error))
 }
 
+/// What to do about a refusal of the operating system, where the error does not say it itself.
+fn advice(error: &anyhow::Error) -> Option<&'static str> {
+    use std::io::ErrorKind;
+    let says_it = |cause: &(dyn std::error::Error + 'static)| {
+        let engine = matches!(cause.downcast_ref(), Some(EngineError::Source(_) | EngineError::Hub(_)));
+        engine || cause.is::<SourceError>() || cause.is::<HubError>()
+    };
+    if error.chain().any(says_it) {
+        return None;
+    }
+    match error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>())?.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Some(
+            "free some space or choose another folder: what is finished stays, and the same command goes on from it",
+        ),
+        ErrorKind::ReadOnlyFilesystem => Some("the file system is read-only: choose another folder"),
+        ErrorKind::PermissionDenied => Some("give this user access to it, or choose another folder"),
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+            Some("a part of this path is a file: remove it, or choose another folder")
+        }
+        ErrorKind::NotFound => Some("check that the path is right"),
+        _ => None,
+    }
+}
+
 /// 1 for the user's input or data, 2 for a fault of ours.
 fn exit_code(error: &anyhow::Error) -> u8 {
     let internal = |cause: &(dyn std::error::Error + 'static)| {
-        matches!(cause.downcast_ref(), Some(crate::engine::EngineError::Internal(_)))
+        matches!(cause.downcast_ref(), Some(EngineError::Internal(_)))
     };
     let command = error.chain().find_map(|cause| cause.downcast_ref::<crate::report::CommandError>());
     match command {

@@ -144,6 +144,7 @@ fn summary(prepared: &Prepared) -> serde_json::Value {
         "sets": manifest.sets,
         "shards": manifest.shards.len(),
         "inputs": manifest.inputs.len(),
+        "duplicate_inputs": manifest.duplicate_inputs(),
     })
 }
 
@@ -151,9 +152,10 @@ fn describe(prepared: &Prepared) -> String {
     let Manifest { split, root, totals, inputs, shards, .. } = &prepared.manifest;
     let was = if prepared.was_finished { " (was finished before)" } else { "" };
     let left_out: u64 = totals.left_out.values().sum();
+    let duplicates = describe_duplicates(&prepared.manifest);
     format!(
         "{split}: {} documents, {} tokens, {} rows in {} shards from {} files, {left_out} records left out{was}\n  \
-         root {root}\n  {}\n",
+         root {root}\n  {}\n{duplicates}",
         totals.documents,
         totals.tokens,
         totals.rows,
@@ -161,6 +163,24 @@ fn describe(prepared: &Prepared) -> String {
         inputs.len(),
         prepared.folder.display()
     )
+}
+
+/// Notes on inputs whose documents stand in the split more than once: seldom what is meant, and no error, because
+/// small files of the same bytes are common.
+fn describe_duplicates(manifest: &Manifest) -> String {
+    const SHOWN: usize = 5;
+    let duplicates = manifest.duplicate_inputs();
+    let mut notes: String = duplicates
+        .iter()
+        .take(SHOWN)
+        .map(|(earlier, later)| {
+            format!("  note: `{later}` has the same bytes as `{earlier}`: remove one if it is not meant to count twice\n")
+        })
+        .collect();
+    if let Some(more) = duplicates.len().checked_sub(SHOWN).filter(|&more| more > 0) {
+        notes += &format!("  note: {more} more inputs like these; `xlstm-data audit` lists them\n");
+    }
+    notes
 }
 
 pub(super) fn merge(args: &MergeArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {

@@ -34,6 +34,9 @@ pub use tally::{InputMeta, Tally};
 /// Folder for what a run in progress needs, below the split's folder.
 pub const WORK_FOLDER: &str = ".work";
 
+/// The file in it that a run holds.
+const LOCK_NAME: &str = "lock";
+
 /// Why a split could not be built.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -178,23 +181,20 @@ impl SplitBuilder {
     pub fn open(folder: &Path, spec: SplitSpec, restart: bool) -> Result<Opened, SplitError> {
         let work = folder.join(WORK_FOLDER);
         fs_err::create_dir_all(&work)?;
-        let lock = FolderLock::acquire(&work.join("lock"))?;
+        let lock = FolderLock::acquire(&work.join(LOCK_NAME))?;
         if restart {
             discard(folder)?;
         }
         if folder.join(MANIFEST_NAME).exists() {
-            let manifest = Manifest::load(folder)?;
-            return match differences(&spec, &manifest) {
-                None => {
-                    drop(lock);
-                    // A kill between the manifest and the removal of `.work` leaves these.
-                    finish_up(folder, &manifest)?;
-                    Ok(Opened::Finished(Box::new(manifest)))
-                }
-                Some(differs) => {
-                    Err(SplitError::OtherRun { folder: folder.into(), found: "a finished dataset", differs })
-                }
-            };
+            let result = finished(folder, &spec);
+            drop(lock);
+            match &result {
+                // A kill between the manifest and the removal of `.work` leaves these.
+                Ok(manifest) => finish_up(folder, manifest)?,
+                // A refusal leaves the folder as it was: an audit would take `.work` for a run under way.
+                Err(_) => remove_lock(&work),
+            }
+            return result.map(|manifest| Opened::Finished(Box::new(manifest)));
         }
         let (journal, snapshots) = Journal::open(&work, &spec, folder)?;
         let mut shards = Vec::new();
@@ -391,6 +391,25 @@ impl SplitBuilder {
         atomic::write_atomic(&self.folder.join(MANIFEST_NAME), &manifest.to_bytes()?)?;
         finish_up(&self.folder, &manifest)?;
         Ok(manifest)
+    }
+}
+
+/// The finished split in `folder`, if it is the one that `spec` asks for.
+fn finished(folder: &Path, spec: &SplitSpec) -> Result<Manifest, SplitError> {
+    let manifest = Manifest::load(folder)?;
+    match differences(spec, &manifest) {
+        None => Ok(manifest),
+        Some(differs) => {
+            Err(SplitError::OtherRun { folder: folder.into(), found: "a finished dataset", differs })
+        }
+    }
+}
+
+/// Removes the work folder if it holds nothing but the lock. What cannot be removed stays, which costs nothing.
+fn remove_lock(work: &Path) {
+    let alone = fs_err::read_dir(work).is_ok_and(|entries| entries.count() == 1);
+    if alone && fs_err::remove_file(work.join(LOCK_NAME)).is_ok() {
+        let _ = fs_err::remove_dir(work);
     }
 }
 
