@@ -23,8 +23,9 @@ TENSORS = ["query", "key", "value", "input_gate", "forget_gate", "output", "log_
            "local_maximum", "maximum", "carry", "keep", "chunk_forget", "chunk_maximum", "decay", "state_weight",
            "states", "norm_states", "scores", "row_sums", "query_norm", "output_rest", "output_gradient", "query_gradient",
            "key_gradient", "value_gradient", "input_gate_gradient", "forget_gate_gradient", "inverse_denominator",
-           "norm_gradient", "gradient_weight", "gradient_column", "state_gradients", "norm_state_gradients",
-           "score_gradients", "query_dot", "key_carry_dot", "key_dot", "decay_gradient"]
+           "norm_gradient", "gradient_weight", "gradient_column", "output_dot", "state_gradients",
+           "norm_state_gradients",
+           "score_gradients", "kept_scores", "query_dot", "key_carry_dot", "key_dot", "decay_gradient"]
 
 
 class Parameters(ctypes.Structure):
@@ -101,6 +102,8 @@ class Layer:
                 setattr(self.parameters, f"{name}_{axis}", stride)
         assert k.stride() == q.stride() and i.stride() == f.stride() and q.stride(3) == v.stride(3) == 1
         for name in TENSORS:
+            if name in ("output_dot", "kept_scores"):
+                continue  # null: the kernels form dh . h and compute scores again themselves
             setattr(self.parameters, name, self.tensors[name].data_ptr())
 
     def set_output_gradient(self, gradient):
@@ -116,13 +119,16 @@ class Layer:
         if not backward:
             return [("mlstm_gates_local", (n, bh, 1), k.chunk), ("mlstm_gates_carry", (n, bh, 1), k.chunk), states,
                     ("mlstm_scores", (triangle, n, bh), 128), ("mlstm_output", by_value, 128)]
+        # Kept scores are divided in place: a backward pass must follow a forward pass of its own.
+        self.parameters.kept_scores = None if recompute else self.parameters.scores
         steps = [states] if recompute else []
+        again = [("mlstm_scores_backward", (triangle, n, bh), 128)] if recompute else []
         return steps + [
             ("mlstm_backward_prepare", (-(-bh * n * k.chunk // 8), 1, 1), 256),
             ("mlstm_state_gradients", (k.k_tiles * k.v_tiles, bh, 1), 128),
-            ("mlstm_scores_backward", (triangle, n, bh), 128), ("mlstm_value_gradient", by_value, 128),
-            ("mlstm_score_gradients", (triangle, n, bh), 128), ("mlstm_query_gradient", by_key, 128),
-            ("mlstm_key_gradient", by_key, 128), ("mlstm_gate_gradients", (n, bh, 1), k.chunk)]
+            ("mlstm_score_gradients", (triangle, n, bh), 128), *again, ("mlstm_value_gradient", by_value, 128),
+            ("mlstm_query_gradient", by_key, 128), ("mlstm_key_gradient", by_key, 128),
+            ("mlstm_gate_gradients", (n, bh, 1), k.chunk)]
 
     def run(self, backward=False, recompute=True):
         for name, grid, threads in self.sequence(backward, recompute):

@@ -67,9 +67,11 @@ struct MlstmParameters {
     float *input_gate_gradient, *forget_gate_gradient;  // as the gates
     float *inverse_denominator, *norm_gradient;         // 1 / den and d loss / d (n . q): [B * H, P]
     bf16 *gradient_weight, *gradient_column;            // of the state gradient's sum: [B * H, P]
+    const float* output_dot;  // dh . h where whoever made dh has it already, [B, T, H], or null
     bf16* state_gradients;                              // gradient of the state leaving each chunk
     float* norm_state_gradients;
     bf16* score_gradients;                                            // [B * H, N, L, L]
+    bf16* kept_scores;  // those of the forward pass where they were kept, to be divided in place; else null
     float *query_dot, *key_carry_dot, *key_dot;  // [K_TILES, B * H, P]
     float* decay_gradient;                                            // [K_TILES * V_TILES, B * H, N]
 

@@ -63,11 +63,35 @@ extern "C" __global__ void __launch_bounds__(CHUNK) mlstm_gates_carry(const __gr
     if (threadIdx.x == 0) p.decay[first + chunk] = expf(before - last);
 }
 
-// A float from its rounded upper half and the signed byte below it (`rest_of` in mlstm_outputs.cu).
-DEVICE float with_rest(u32 upper, u32 rest) { return __int_as_float((int)upper + ((int)(signed char)rest << 8)); }
-
-// One warp per token: the gradient of the denominator, and the weights of the state gradient's sum.
+// The gradient of the denominator, and the weights of the state gradient's sum, from dot = dh . h:
 // h = num / den, so that d den = -(dh . h) / den, which reaches n . q only where |n . q| is the larger.
+DEVICE void prepare_token(const MlstmParameters& p, i64 index, float dot) {
+    const float query_norm = p.query_norm[index];
+    const float floor = expf(-(p.log_forget_sum[index] + p.maximum[index]));
+    const float inverse = 1.0f / (fmaxf(fabsf(query_norm), floor) + p.epsilon);
+    const float column = fabsf(query_norm) > floor ? (query_norm > 0.0f ? -dot : dot) : 0.0f;
+    p.inverse_denominator[index] = inverse;
+    p.norm_gradient[index] = column * inverse;
+    p.gradient_weight[index] = to_bf16(p.carry[index] * p.key_scale * inverse);
+    p.gradient_column[index] = to_bf16(column);
+}
+
+// Padding takes part in no sum.
+DEVICE void prepare_padding(const MlstmParameters& p, i64 index) {
+    p.inverse_denominator[index] = p.norm_gradient[index] = 0.0f;
+    p.gradient_weight[index] = p.gradient_column[index] = 0;
+}
+
+// One thread per token, where the dots are there already: 32 bytes a token and head.
+extern "C" __global__ void __launch_bounds__(CHUNK) mlstm_backward_prepare_dotted(const __grid_constant__ MlstmParameters p) {
+    const int batch_head = blockIdx.y, token = blockIdx.x * CHUNK + threadIdx.x;
+    const i64 index = p.token_index(batch_head, blockIdx.x) + threadIdx.x;
+    if (token >= p.tokens) return prepare_padding(p, index);
+    const int batch = batch_head / p.heads, head = batch_head % p.heads;
+    prepare_token(p, index, p.output_dot[((i64)batch * p.tokens + token) * p.heads + head]);
+}
+
+// One warp per token, which forms the dot: 5 V bytes a token and head.
 extern "C" __global__ void __launch_bounds__(256) mlstm_backward_prepare(const __grid_constant__ MlstmParameters p) {
     const i64 index = (i64)blockIdx.x * 8 + (threadIdx.x >> 5);
     const int lane = threadIdx.x & 31;
@@ -75,10 +99,7 @@ extern "C" __global__ void __launch_bounds__(256) mlstm_backward_prepare(const _
     const int batch_head = (int)(index / p.padded());
     const i64 token = index % p.padded();
     if (token >= p.tokens) {
-        if (lane == 0) {
-            p.inverse_denominator[index] = p.norm_gradient[index] = 0.0f;
-            p.gradient_weight[index] = p.gradient_column[index] = 0;
-        }
+        if (lane == 0) prepare_padding(p, index);
         return;
     }
     const i64 offset = p.v.offset(batch_head, p.heads, token);
@@ -97,15 +118,7 @@ extern "C" __global__ void __launch_bounds__(256) mlstm_backward_prepare(const _
         }
     }
     dot = warp_sum(dot);
-    if (lane != 0) return;
-    const float query_norm = p.query_norm[index];
-    const float floor = expf(-(p.log_forget_sum[index] + p.maximum[index]));
-    const float inverse = 1.0f / (fmaxf(fabsf(query_norm), floor) + p.epsilon);
-    const float column = fabsf(query_norm) > floor ? (query_norm > 0.0f ? -dot : dot) : 0.0f;
-    p.inverse_denominator[index] = inverse;
-    p.norm_gradient[index] = column * inverse;
-    p.gradient_weight[index] = to_bf16(p.carry[index] * p.key_scale * inverse);
-    p.gradient_column[index] = to_bf16(column);
+    if (lane == 0) prepare_token(p, index, dot);
 }
 
 DEVICE float sum_parts(const float* parts, int count, i64 stride, i64 at) {

@@ -173,6 +173,10 @@ struct NormParameters {
     const bf16* output_gradient;
     bf16 *input_gradient, *branch_gradient, *gate_gradient;
     float* partial;  // [warps of a head, 2 * D]: weight, then skip
+    // Backward, or null: what rounding took from h (mlstm_outputs.cu), as h; and dh . h for every token and head, of
+    // the rounded dh and the whole h, so that the mLSTM's backward pass need not read both again.
+    const signed char* rest;
+    float* dots;  // [B * T, H]
 };
 
 DEVICE bool inside(int vector) { return HEAD % (W * WARP) == 0 || (vector * WARP + (threadIdx.x & 31)) * W < HEAD; }
@@ -223,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP) head_norm_gate(co
 }
 
 // A warp walks over `tokens_per_warp` tokens of one head, so that the parameters' sums stay in registers.
-extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP)
+extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP, HEAD <= 384 ? 4 : HEAD <= 512 ? 3 : 2)
     head_norm_gate_backward(const __grid_constant__ NormParameters p) {
     const int lane = threadIdx.x & 31, head = blockIdx.y;
     const i64 part = (i64)blockIdx.x * NORM_WARPS + (threadIdx.x >> 5);
@@ -244,7 +248,8 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP)
         const i64 row = token * p.heads + head;
         const float2 statistics = *reinterpret_cast<const float2*>(p.statistics + row * 2);
         Vector normal[VECTORS], slope[VECTORS];
-        float sum = 0.0f, product = 0.0f;
+        u32 h[VECTORS][W / 2], rest[VECTORS][W / 4];
+        float sum = 0.0f, product = 0.0f, dot = 0.0f;
 #pragma unroll
         for (int v = 0; v < VECTORS; v++) {
             normal[v].clear();
@@ -253,6 +258,12 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP)
             const i64 at = row * HEAD + (v * WARP + lane) * W;
             Vector gradient;
             normal[v].load(p.input + at);
+            if (p.dots != nullptr) {
+#pragma unroll
+                for (int e = 0; e < W / 2; e++) h[v][e] = pack_bf16(normal[v].value[2 * e], normal[v].value[2 * e + 1]);
+#pragma unroll
+                for (int e = 0; e < W / 4; e++) rest[v][e] = *reinterpret_cast<const u32*>(p.rest + at + 4 * e);
+            }
             gradient.load(p.output_gradient + at);
 #pragma unroll
             for (int e = 0; e < W; e++) normal[v].value[e] = (normal[v].value[e] - statistics.x) * statistics.y;
@@ -290,6 +301,16 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP)
             for (int e = 0; e < W; e++)
                 slope[v].value[e] = (slope[v].value[e] - sum - normal[v].value[e] * product) * statistics.y;
             slope[v].store(p.input_gradient + row * HEAD + (v * WARP + lane) * W);
+            if (p.dots == nullptr) continue;
+#pragma unroll
+            for (int e = 0; e < W / 2; e++) {
+                const u32 dh = pack_bf16(slope[v].value[2 * e], slope[v].value[2 * e + 1]), bytes = rest[v][e / 2] >> (e % 2 * 16);
+                dot += low_float(dh) * with_rest(h[v][e] << 16, bytes) + high_float(dh) * with_rest(h[v][e] & 0xffff0000u, bytes >> 8);
+            }
+        }
+        if (p.dots != nullptr) {
+            dot = warp_sum(dot);
+            if (lane == 0) p.dots[row] = dot;
         }
     }
     float* partial = p.partial + part * 2 * p.heads * HEAD + head * HEAD;

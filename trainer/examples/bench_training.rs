@@ -73,7 +73,7 @@ fn measure(
     let count = shape[0] * shape[1];
     let mut step = || -> Result<f64, Box<dyn std::error::Error + Send + Sync>> {
         let begin = Instant::now();
-        optimizer.zero_gradients();
+        optimizer.begin_step(false)?;
         let loss = model.loss_of_counted(&inputs, &targets, None, Some(count))?.loss;
         autograd::backward(&[&loss], &[None], false)?;
         let norm = optimizer.gradient_norm()?;

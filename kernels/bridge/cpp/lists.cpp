@@ -37,6 +37,15 @@ char* xlstm_optimizer_norm(const at::Tensor* const* tensors, size_t count, at::T
   });
 }
 
+// Leaves these without gradients: the next backward pass gives them new ones instead of adding to what is there.
+char* xlstm_optimizer_drop_gradients(const at::Tensor* const* tensors, size_t count) {
+  return xlstm::guarded([&] {
+    for (size_t index = 0; index < count; ++index) {
+      tensors[index]->mutable_grad().reset();
+    }
+  });
+}
+
 // The same numbers in memory that a card reads itself, so that a copy to it need not be waited for.
 char* xlstm_pin_memory(const at::Tensor* tensor, at::Tensor** out) {
   return xlstm::guarded([&] { *out = new at::Tensor(tensor->pin_memory()); });

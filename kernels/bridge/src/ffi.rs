@@ -70,6 +70,7 @@ unsafe extern "C" {
         count: usize,
         out: *mut *mut Handle,
     ) -> *mut c_char;
+    pub(crate) fn xlstm_optimizer_drop_gradients(tensors: *const *const Handle, count: usize) -> *mut c_char;
     pub(crate) fn xlstm_pin_memory(tensor: *const Handle, out: *mut *mut Handle) -> *mut c_char;
     pub(crate) fn xlstm_device_memory(
         card: c_int,

@@ -71,6 +71,16 @@ pub fn adamw(tensors: &AdamWTensors<'_>, constants: &AdamWConstants) -> Result<(
     }
 }
 
+/// Leaves these leaves without gradients: the next backward pass gives them new ones instead of adding to zeros.
+///
+/// # Errors
+/// When a tensor is no leaf, or libtorch fails.
+pub fn drop_gradients(tensors: &[Tensor]) -> Result<(), BridgeError> {
+    let handles = ffi::handles(tensors.iter().map(Some));
+    // SAFETY: live tensors; what held their gradients elsewhere holds them on.
+    unsafe { ffi::check(ffi::xlstm_optimizer_drop_gradients(handles.as_ptr(), handles.len())) }
+}
+
 /// The same numbers in memory that a card reads itself, so that a copy to it need not be waited for.
 ///
 /// # Errors

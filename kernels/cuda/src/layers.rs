@@ -1,4 +1,4 @@
-//! How the kernels around the cells are called: parameters and launches of `pointwise.cu`, `projections.cu`,
+//! How the kernels around the cells are called: parameters and launches of `pointwise.cu`, `inner.cu`,
 //! `stream.cu`, `cross_entropy.cu` and `sums.cu`.
 //!
 //! Each structure is that of its source, field by field; addresses are device addresses, 0 for null. Activations are
@@ -86,6 +86,8 @@ pub struct NormParameters {
     pub branch_gradient: u64,
     pub gate_gradient: u64,
     pub partial: u64,
+    pub rest: u64,
+    pub dots: u64,
 }
 
 impl NormParameters {
@@ -130,59 +132,65 @@ impl GeluParameters {
     }
 }
 
-/// Queries, keys and values.
+/// Convolution, queries, keys, values and gates of an mLSTM block.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-#[allow(missing_docs, reason = "projections.cu says it")]
-pub struct ProjectionParameters {
-    pub tokens: i64,
+#[allow(missing_docs, reason = "inner.cu says it")]
+pub struct InnerParameters {
+    pub batch: i32,
+    pub tokens: i32,
     pub width: i32,
     pub run: i32,
     pub input_stride: i64,
-    pub conv: u64,
     pub input: u64,
+    pub conv_weight: u64,
+    pub conv_bias: u64,
     pub query_weight: u64,
     pub key_weight: u64,
     pub value_weight: u64,
+    pub gate_weight: u64,
+    pub gate_bias: u64,
+    pub conv: u64,
     pub query: u64,
     pub key: u64,
     pub value: u64,
+    pub gates: u64,
     pub query_gradient: u64,
     pub key_gradient: u64,
     pub value_gradient: u64,
-    pub gate_weight: u64,
-    pub gate_gradient: u64,
     pub added: u64,
-    pub conv_gradient: u64,
+    pub gate_gradient: u64,
     pub input_gradient: u64,
     pub partial: u64,
 }
 
-impl ProjectionParameters {
-    /// Width of a row of partial sums, for each channel: four numbers of each of three matrices.
-    pub const PARTIAL: u32 = 12;
-
-    /// Tokens of a thread: backward enough runs for two blocks on each of some 130 multiprocessors, and no fewer
-    /// tokens than the weights are worth loading for.
+impl InnerParameters {
+    /// Width of a row of partial sums, for each channel: four numbers of each of three matrices, M of c and of a, four
+    /// taps and the bias.
     #[must_use]
-    pub fn run(tokens: u64, width: u32, backward: bool) -> u32 {
-        if !backward {
-            return 64;
-        }
-        let columns = u64::from(width.div_ceil(512));
-        let runs = (8 * 132_u64).div_ceil(columns);
-        narrow(tokens.div_ceil(runs)).max(32)
+    pub fn partial(gates: u32) -> u32 {
+        12 + 2 * gates + 5
     }
 
-    /// Forward or backward.
+    /// Tokens of a lane's run. Forward, as many as weights are worth loading for, and yet two blocks for each of 132
+    /// multiprocessors; backward 64, where the three tokens that follow a run cost 6 %.
     #[must_use]
-    pub fn launch(tokens: u64, width: u32, backward: bool) -> LayerLaunch {
-        let runs = narrow(tokens.div_ceil(u64::from(Self::run(tokens, width, backward))));
-        let grid = [width.div_ceil(512), runs, 1];
+    pub fn run(batch: u32, tokens: u32, backward: bool) -> u32 {
         if backward {
-            launch("block_projections_backward", grid, 128, runs)
+            return 64;
+        }
+        let all = u64::from(batch) * u64::from(tokens);
+        if all >= 8 * 8 * 2 * 132 { 8 } else { 4 }
+    }
+
+    /// Forward or backward: eight runs a warp, none beyond its sequence.
+    #[must_use]
+    pub fn launch(batch: u32, tokens: u32, width: u32, backward: bool) -> LayerLaunch {
+        let runs = (batch * tokens.div_ceil(Self::run(batch, tokens, backward))).div_ceil(8);
+        if backward {
+            launch("conv_projections_backward", [width.div_ceil(64), runs, 1], 128, runs)
         } else {
-            launch("block_projections", grid, 128, 0)
+            launch("conv_projections", [runs, 1, 1], 256, 0)
         }
     }
 }
@@ -303,7 +311,7 @@ mod tests {
             (Source::Pointwise, "ConvParameters", size_of::<ConvParameters>()),
             (Source::Pointwise, "NormParameters", size_of::<NormParameters>()),
             (Source::Pointwise, "GeluParameters", size_of::<GeluParameters>()),
-            (Source::Projections, "ProjectionParameters", size_of::<ProjectionParameters>()),
+            (Source::Inner, "InnerParameters", size_of::<InnerParameters>()),
             (Source::Stream, "StreamParameters", size_of::<StreamParameters>()),
             (Source::CrossEntropy, "CrossEntropyParameters", size_of::<CrossEntropyParameters>()),
             (Source::Sums, "ColumnParameters", size_of::<ColumnParameters>()),
@@ -320,7 +328,7 @@ mod tests {
                 (Source::Pointwise, ConvParameters::launch(3, 130, 1536, backward)),
                 (Source::Pointwise, NormParameters::launch(390, 4, backward)),
                 (Source::Pointwise, GeluParameters::launch(390, 1024, backward)),
-                (Source::Projections, ProjectionParameters::launch(390, 1536, backward)),
+                (Source::Inner, InnerParameters::launch(3, 130, 1536, backward)),
                 (Source::Stream, StreamParameters::launch(390, backward)),
                 (Source::CrossEntropy, CrossEntropyParameters::launch(390, backward)),
             ];
@@ -329,9 +337,13 @@ mod tests {
             }
         }
         for tokens in [1_u64, 31, 32, 33, 65_536, 1_000_003] {
-            let launch = ProjectionParameters::launch(tokens, 1536, true);
-            let run = u64::from(ProjectionParameters::run(tokens, 1536, true));
-            assert!(u64::from(launch.parts) * run >= tokens && (u64::from(launch.parts) - 1) * run < tokens);
+            for backward in [false, true] {
+                let one = u32::try_from(tokens).expect("a test's size");
+                let run = InnerParameters::run(2, one, backward);
+                let runs =
+                    8 * InnerParameters::launch(2, one, 1536, backward).shape.grid[usize::from(backward)];
+                assert!(run % 2 == 0 && runs >= 2 * one.div_ceil(run) && runs < 2 * one.div_ceil(run) + 8);
+            }
             let launch = StreamParameters::launch(tokens, true);
             let rows = u64::from(StreamParameters::rows_per_block(tokens));
             assert!(

@@ -1,9 +1,9 @@
 //! How the chunkwise mLSTM kernels are called: their parameters, the memory between them, the order of launches.
 //!
 //! Memory comes in two rooms that the caller allocates as plain bytes. *Saved* lives from the forward to the backward
-//! pass (about 40 bytes a token and head, and one byte for each output); *scratch* only during one pass (the states
-//! between chunks, 2·K·V bytes a chunk and head, twice in the backward pass; the scores of a chunk). The backward pass
-//! computes states and scores again.
+//! pass (about 40 bytes a token and head, one byte for each output, and states and scores where they are kept);
+//! *scratch* only during one pass (gradients of states and scores, 2·K·V and 2·L·L bytes a chunk and head, and what they
+//! are the gradients of, unless kept). The backward pass computes again what was not kept.
 
 use crate::driver::Shape;
 use crate::{Architecture, MlstmSizes, Source, Specialisation};
@@ -45,6 +45,8 @@ pub struct MlstmTensors {
     pub value_gradient: u64,
     pub input_gate_gradient: u64,
     pub forget_gate_gradient: u64,
+    /// dh · h of every token and head, `(B, T, H)` fp32, where it is known; otherwise 0.
+    pub output_dot: u64,
 }
 
 /// `MlstmParameters` of `mlstm.cuh`, field by field.
@@ -92,9 +94,11 @@ pub struct MlstmParameters {
     norm_gradient: u64,
     gradient_weight: u64,
     gradient_column: u64,
+    output_dot: u64,
     state_gradients: u64,
     norm_state_gradients: u64,
     score_gradients: u64,
+    kept_scores: u64,
     query_dot: u64,
     key_carry_dot: u64,
     key_dot: u64,
@@ -142,6 +146,9 @@ pub struct MlstmPlan {
     pub heads: u32,
     /// Tokens of a sequence, at least 1.
     pub tokens: u32,
+    /// Whether states between chunks and scores stay from the forward to the backward pass, which computes them again
+    /// otherwise, bit by bit the same: 2·K·V + 2·L·L bytes a chunk and head of the saved room.
+    pub keep: bool,
 }
 
 impl MlstmPlan {
@@ -195,15 +202,14 @@ impl MlstmPlan {
         }
         p.output_rest = kept.take(self.batch_heads() * u64::from(self.tokens) * value);
         let mut used = Arena { base: scratch, used: 0 };
-        for field in [&mut p.states, &mut p.state_gradients] {
-            *field = used.take(2 * per_chunk * key * value);
-        }
-        for field in [&mut p.norm_states, &mut p.norm_state_gradients] {
-            *field = used.take(4 * per_chunk * key);
-        }
-        for field in [&mut p.scores, &mut p.score_gradients] {
-            *field = used.take(2 * per_token * chunk);
-        }
+        p.state_gradients = used.take(2 * per_chunk * key * value);
+        p.norm_state_gradients = used.take(4 * per_chunk * key);
+        let room = if self.keep { &mut kept } else { &mut used };
+        p.states = room.take(2 * per_chunk * key * value);
+        p.norm_states = room.take(4 * per_chunk * key);
+        p.scores = room.take(2 * per_token * chunk);
+        p.kept_scores = if self.keep { p.scores } else { 0 };
+        p.score_gradients = used.take(2 * per_token * chunk);
         p.row_sums = used.take(4 * row_tiles * per_token);
         for field in [&mut p.inverse_denominator, &mut p.norm_gradient] {
             *field = used.take(4 * per_token);
@@ -216,6 +222,14 @@ impl MlstmPlan {
         }
         p.decay_gradient = used.take(4 * key_tiles * value_tiles * per_chunk);
         (kept.used, used.used)
+    }
+
+    /// Where in the saved room what rounding took from the output lies: a byte for each element, as the output.
+    #[must_use]
+    pub fn rest_offset(&self) -> u64 {
+        let mut p = MlstmParameters::default();
+        self.place(&mut p, 0, 0);
+        p.output_rest
     }
 
     /// The kernels' parameters. `qk`, `v` and `gate` are the strides of queries and keys, of values and output (dense:
@@ -252,6 +266,7 @@ impl MlstmPlan {
             value_gradient: tensors.value_gradient,
             input_gate_gradient: tensors.input_gate_gradient,
             forget_gate_gradient: tensors.forget_gate_gradient,
+            output_dot: tensors.output_dot,
             ..MlstmParameters::default()
         };
         self.place(&mut p, saved, scratch);
@@ -271,24 +286,37 @@ impl MlstmPlan {
         ]
     }
 
-    /// The launches of the backward pass, in order.
+    /// The launches of the backward pass, in order; `dotted` where the tensors name dh · h.
     #[must_use]
-    pub fn backward(&self) -> Vec<Launch> {
+    pub fn backward(&self, dotted: bool) -> Vec<Launch> {
         let (key_tiles, value_tiles, row_tiles) = self.tiles();
         let triangle = row_tiles * (row_tiles + 1) / 2;
         let tokens = self.batch_heads() * self.chunks() * u64::from(self.sizes.chunk);
         let prepare = Shape { grid: [narrow(tokens.div_ceil(8)), 1, 1], threads: 256, shared_bytes: 0 };
-        vec![
-            self.by_state("mlstm_states"),
-            Launch { source: Source::MlstmGates, kernel: "mlstm_backward_prepare", shape: prepare },
+        let prepare = if dotted {
+            self.by_token("mlstm_backward_prepare_dotted")
+        } else {
+            Launch { source: Source::MlstmGates, kernel: "mlstm_backward_prepare", shape: prepare }
+        };
+        let mut all = Vec::new();
+        if !self.keep {
+            all.push(self.by_state("mlstm_states"));
+        }
+        all.extend([
+            prepare,
             self.by_state("mlstm_state_gradients"),
-            self.by_chunk(Source::MlstmScores, "mlstm_scores_backward", triangle),
-            self.by_chunk(Source::MlstmOutputs, "mlstm_value_gradient", row_tiles * value_tiles),
             self.by_chunk(Source::MlstmScores, "mlstm_score_gradients", triangle),
+        ]);
+        if !self.keep {
+            all.push(self.by_chunk(Source::MlstmScores, "mlstm_scores_backward", triangle));
+        }
+        all.extend([
+            self.by_chunk(Source::MlstmOutputs, "mlstm_value_gradient", row_tiles * value_tiles),
             self.by_chunk(Source::MlstmOutputs, "mlstm_query_gradient", row_tiles * key_tiles),
             self.by_chunk(Source::MlstmOutputs, "mlstm_key_gradient", row_tiles * key_tiles),
             self.by_token("mlstm_gate_gradients"),
-        ]
+        ]);
+        all
     }
 
     fn by_token(&self, kernel: &'static str) -> Launch {
@@ -327,7 +355,7 @@ mod tests {
 
     fn plan() -> MlstmPlan {
         let sizes = MlstmSizes { key: 384, value: 512, chunk: 256 };
-        MlstmPlan { sizes, architecture: Architecture::Sm90a, batch: 3, heads: 4, tokens: 1000 }
+        MlstmPlan { sizes, architecture: Architecture::Sm90a, batch: 3, heads: 4, tokens: 1000, keep: false }
     }
 
     #[test]
@@ -348,9 +376,14 @@ mod tests {
         let plan = plan();
         let (saved, scratch) = plan.bytes();
         let p = plan.parameters(&MlstmTensors::default(), [Strides::default(); 3], 1 << 40, 1 << 41);
-        assert_eq!(p.states, 1 << 41);
+        assert_eq!(p.state_gradients, 1 << 41);
         let state_bytes = 2 * 12 * 4 * 384 * 512;
-        assert_eq!(p.state_gradients - p.states, state_bytes);
+        assert!(p.states >= p.state_gradients + state_bytes);
+        let keeping = MlstmPlan { keep: true, ..plan };
+        let (more, less) = keeping.bytes();
+        let moved = state_bytes + 4 * 12 * 4 * 384 + 2 * 12 * 4 * 256 * 256;
+        assert_eq!((more - saved, scratch - less), (moved, moved));
+        assert_eq!(1 << 40 | plan.rest_offset(), p.output_rest);
         assert!(p.output_rest >= 1 << 40 && p.output_rest + 3 * 4 * 1000 * 512 <= (1 << 40) + saved);
         assert!(p.decay_gradient + 4 * 3 * 4 * 12 * 4 <= (1 << 41) + scratch);
     }
@@ -358,7 +391,9 @@ mod tests {
     #[test]
     fn launches_cover_every_tile_and_name_kernels_that_exist() {
         let plan = plan();
-        for launch in plan.forward().into_iter().chain(plan.backward()) {
+        let keeping = MlstmPlan { keep: true, ..plan };
+        assert_eq!(keeping.backward(true).len() + 2, plan.backward(false).len());
+        for launch in plan.forward().into_iter().chain(plan.backward(false)).chain(keeping.backward(true)) {
             assert!(launch.source.kernels().contains(&launch.kernel), "{}", launch.kernel);
             // Two blocks fit a multiprocessor of 228 KiB, one KiB of each being the system's.
             assert!(2 * (launch.shape.shared_bytes + 2048) <= 228 * 1024, "{}", launch.kernel);

@@ -196,7 +196,14 @@ fn run(
     inputs: &Inputs,
 ) -> Result<Vec<Vec<f64>>, CudaError> {
     let [batch, heads, tokens] = case.shape;
-    let plan = MlstmPlan { sizes: case.sizes, architecture: driver.architecture(), batch, heads, tokens };
+    let plan = MlstmPlan {
+        sizes: case.sizes,
+        architecture: driver.architecture(),
+        batch,
+        heads,
+        tokens,
+        keep: false,
+    };
     let half = |values: &[f64]| values.iter().flat_map(|x| to_bf16(*x).to_le_bytes()).collect::<Vec<u8>>();
     let single = |values: &[f64]| values.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect::<Vec<u8>>();
     let given = [half(&inputs.query), half(&inputs.key), half(&inputs.value), single(&inputs.input_gate)];
@@ -225,11 +232,12 @@ fn run(
         value_gradient: made[3].address(),
         input_gate_gradient: made[4].address(),
         forget_gate_gradient: made[5].address(),
+        output_dot: 0,
     };
     let strides = [case.sizes.key, case.sizes.value, 1]
         .map(|width| Strides::token_major(i64::from(tokens), i64::from(heads), i64::from(width)));
     let parameters = plan.parameters(&tensors, strides, saved.address(), scratch.address());
-    for launch in plan.forward().into_iter().chain(plan.backward()) {
+    for launch in plan.forward().into_iter().chain(plan.backward(false)) {
         let wanted = plan.specialisation(launch.source);
         let compiled = cache.get(nvrtc, &wanted)?;
         let kernel = driver.load(&compiled.cubin, launch.kernel, launch.shape.shared_bytes)?;

@@ -54,8 +54,8 @@ pub enum Source {
     Slstm,
     /// Convolution, norms and gates between the matrix products.
     Pointwise,
-    /// Queries, keys and values by blocks of 4 by 4.
-    Projections,
+    /// Convolution, queries, keys, values and gates of an mLSTM block.
+    Inner,
     /// Residual stream and layer norm.
     Stream,
     /// Softmax and cross-entropy.
@@ -78,7 +78,7 @@ impl Source {
             Self::MlstmOutputs => "mlstm_outputs.cu",
             Self::Slstm => "slstm.cu",
             Self::Pointwise => "pointwise.cu",
-            Self::Projections => "projections.cu",
+            Self::Inner => "inner.cu",
             Self::Stream => "stream.cu",
             Self::CrossEntropy => "cross_entropy.cu",
             Self::Sums => "sums.cu",
@@ -95,7 +95,7 @@ impl Source {
             Self::MlstmOutputs => include_str!("../mlstm_outputs.cu"),
             Self::Slstm => include_str!("../slstm.cu"),
             Self::Pointwise => include_str!("../pointwise.cu"),
-            Self::Projections => include_str!("../projections.cu"),
+            Self::Inner => include_str!("../inner.cu"),
             Self::Stream => include_str!("../stream.cu"),
             Self::CrossEntropy => include_str!("../cross_entropy.cu"),
             Self::Sums => include_str!("../sums.cu"),
@@ -106,9 +106,13 @@ impl Source {
     #[must_use]
     pub fn kernels(self) -> &'static [&'static str] {
         match self {
-            Self::MlstmGates => {
-                &["mlstm_backward_prepare", "mlstm_gate_gradients", "mlstm_gates_carry", "mlstm_gates_local"]
-            }
+            Self::MlstmGates => &[
+                "mlstm_backward_prepare",
+                "mlstm_backward_prepare_dotted",
+                "mlstm_gate_gradients",
+                "mlstm_gates_carry",
+                "mlstm_gates_local",
+            ],
             Self::MlstmStates => &["mlstm_state_gradients", "mlstm_states"],
             Self::MlstmScores => &["mlstm_score_gradients", "mlstm_scores", "mlstm_scores_backward"],
             Self::MlstmOutputs => {
@@ -123,7 +127,7 @@ impl Source {
                 "head_norm_gate",
                 "head_norm_gate_backward",
             ],
-            Self::Projections => &["block_projections", "block_projections_backward"],
+            Self::Inner => &["conv_projections", "conv_projections_backward"],
             Self::Stream => &["add_layer_norm", "add_layer_norm_backward"],
             Self::CrossEntropy => &["cross_entropy", "cross_entropy_losses"],
             Self::Sums => &["column_sums"],
@@ -210,10 +214,10 @@ impl Specialisation {
         Self { source: Source::Pointwise, architecture, defines: vec![("HEAD", head)] }
     }
 
-    /// Queries, keys and values beside so many gates (two for each head).
+    /// Convolution, queries, keys and values beside so many gates (two for each head, at most 8).
     #[must_use]
-    pub fn projections(architecture: Architecture, gates: u32) -> Self {
-        Self { source: Source::Projections, architecture, defines: vec![("GATES", gates)] }
+    pub fn inner(architecture: Architecture, gates: u32) -> Self {
+        Self { source: Source::Inner, architecture, defines: vec![("GATES", gates)] }
     }
 
     /// Residual stream and layer norm of this width (a multiple of 4, up to 4096).
@@ -284,7 +288,7 @@ pub fn paper_specialisations() -> Vec<Specialisation> {
     for architecture in [Architecture::Sm80, Architecture::Sm90a] {
         all.extend([64, 192, 384, 512, 768, 1024].map(|head| Specialisation::pointwise(architecture, head)));
         all.extend([768, 1024, 1536, 2048, 2560].map(|width| Specialisation::stream(architecture, width)));
-        all.push(Specialisation::projections(architecture, 8));
+        all.push(Specialisation::inner(architecture, 8));
         all.push(Specialisation::cross_entropy(architecture, 50304));
         all.push(Specialisation::sums(architecture));
         for (key, value, chunk) in mlstm {

@@ -9,16 +9,15 @@
 //! a and z are written into the two halves of one tensor.
 //!
 //! The gates are linear in q, k and v, which are linear in c and a: M `(2, 2 H, D)`, the product of both weights, is
-//! made by the caller in fp32, where libtorch differentiates it. It enters the tensor cores as two bf16 parts whose
-//! sum has 16 bits, so that the gates, which are exponents, keep the precision of c and a.
+//! made by the caller in fp32, where libtorch differentiates it.
 
 use tch::{Kind, Tensor};
 use xlstm_bridge::BoxError;
 use xlstm_bridge::autograd::{Backward, Forward, custom_function};
 
 use super::launch::{
-    BlockWeights, Gated, ProjectionUpstream, conv_backward, conv_forward, norm_backward, norm_forward,
-    projections_backward, projections_forward,
+    Gated, InnerUpstream, InnerWeights, NormTarget, inner_backward, inner_forward, norm_backward,
+    norm_forward,
 };
 use super::mlstm::{Cell, Gates};
 use crate::KernelError;
@@ -50,6 +49,9 @@ pub struct InnerInput<'a> {
     pub norm_weight_D: &'a Tensor,
     /// `(D)`.
     pub skip_D: &'a Tensor,
+    /// Whether the cell's states between chunks and scores stay for the backward pass, which computes them again
+    /// otherwise. That pass may then run only once: it divides the scores in place.
+    pub keep: bool,
 }
 
 /// M and the gates' biases from the weights of gates and projections, in fp32 and differentiable: with G the gates'
@@ -98,7 +100,7 @@ pub fn mlstm_inner(input: &InnerInput<'_>, epsilon: f64) -> Result<Tensor, Kerne
     expect_shape(NAME, "gate_weight_2GD", input.gate_weight_2GD, &[2, gates, width])?;
     expect_shape(NAME, "gate_bias_G", input.gate_bias_G, &[gates])?;
     expect_shape(NAME, "skip_D", input.skip_D, &[width])?;
-    let sizes = Sizes { batch, time, width, heads: gates / 2, epsilon };
+    let sizes = Sizes { batch, time, width, heads: gates / 2, epsilon, keep: input.keep };
     let up_NF = input.up_BTF.f_reshape([batch * time, double])?;
     let gate_weight = input.gate_weight_2GD.contiguous();
     let inputs = [
@@ -129,6 +131,7 @@ struct Sizes {
     width: i64,
     heads: i64,
     epsilon: f64,
+    keep: bool,
 }
 
 impl Sizes {
@@ -141,69 +144,40 @@ impl Sizes {
         Ok(tensor.f_view([self.batch, self.time, self.heads, self.width / self.heads])?)
     }
 
+    fn cell<'a>(self, [query, key, value]: [&'a Tensor; 3], gates_NG: &Tensor) -> Result<Cell<'a>, BoxError> {
+        let gates = Gates::together(gates_NG, self.time)?;
+        Ok(Cell { query, key, value, gates, keep: self.keep })
+    }
+
     fn rows_by_head(self, tensor: &Tensor) -> Result<Tensor, BoxError> {
         Ok(tensor.f_view([self.batch * self.time, self.heads, self.width / self.heads])?)
     }
 }
 
-/// `x` as two bf16 parts whose sum has 16 bits, one after the other along the first axis.
-fn two_parts(x: &Tensor) -> Result<Tensor, BoxError> {
-    let high = x.f_to_kind(Kind::BFloat16)?;
-    let low = (x - high.f_to_kind(Kind::Float)?).f_to_kind(Kind::BFloat16)?;
-    Ok(Tensor::f_cat(&[high, low], 0)?)
-}
-
-/// Gates `(N, G)` in fp32, from c and a.
-pub(crate) fn gate_values(
-    conv_ND: &Tensor,
-    a_ND: &Tensor,
-    gate_weight: &Tensor,
-    bias_G: &Tensor,
-) -> Result<Tensor, BoxError> {
-    let gates = bias_G.size()[0];
-    let part = |x_ND: &Tensor, index: i64| -> Result<Tensor, BoxError> {
-        let weight = two_parts(&gate_weight.f_select(0, index)?)?;
-        Ok(x_ND.f_mm_dtype(&weight.f_tr()?, Kind::Float)?)
-    };
-    let both = part(conv_ND, 0)? + part(a_ND, 1)?;
-    Ok((both.f_narrow(1, 0, gates)? + both.f_narrow(1, gates, gates)?).f_add(bias_G)?)
-}
-
-/// Gradient of M from that of the gates.
-pub(crate) fn gate_weight_gradient(
-    conv_ND: &Tensor,
-    a_ND: &Tensor,
-    gradient_NG: &Tensor,
-) -> Result<Tensor, BoxError> {
-    let gates = gradient_NG.size()[1];
-    let both = two_parts(&gradient_NG.f_tr()?.f_contiguous()?)?;
-    let part = |x_ND: &Tensor| -> Result<Tensor, BoxError> {
-        let sums = both.f_mm_dtype(x_ND, Kind::Float)?;
-        Ok(sums.f_narrow(0, 0, gates)? + sums.f_narrow(0, gates, gates)?)
-    };
-    Ok(Tensor::f_stack(&[part(conv_ND)?, part(a_ND)?], 0)?)
+/// The parameters among the arguments, in their order after `up`.
+fn weights<'a>(conv: &'a Tensor, conv_bias: &'a Tensor, rest: [&'a Tensor; 5]) -> InnerWeights<'a> {
+    let [query, key, value, gates, gate_bias] = rest;
+    InnerWeights { conv, conv_bias, blocks: [query, key, value], gates, gate_bias }
 }
 
 fn forward(inputs: &[&Tensor; 10], sizes: Sizes) -> Result<Forward, BoxError> {
-    let [up_NF, conv_weight, conv_bias, query, key, value, gate_weight, gate_bias, norm_weight, skip] =
-        *inputs;
+    let [up_NF, conv, conv_bias, query, key, value, gate_weight, gate_bias, norm_weight, skip] = *inputs;
     let (a_ND, z_ND) = sizes.halves(up_NF)?;
-    let conv_ND = conv_forward(&a_ND, conv_weight, conv_bias, sizes.batch)?;
-    let [q, k, v] = projections_forward(&conv_ND, &a_ND, BlockWeights { query, key, value })?;
-    let gates_NG = gate_values(&conv_ND, &a_ND, gate_weight, gate_bias)?;
-    let (q, k, v) = (sizes.by_head(&q)?, sizes.by_head(&k)?, sizes.by_head(&v)?);
-    let cell = Cell { query: &q, key: &k, value: &v, gates: Gates::together(&gates_NG, sizes.time)? };
+    let weights = weights(conv, conv_bias, [query, key, value, gate_weight, gate_bias]);
+    let made = inner_forward(&a_ND, weights, sizes.batch)?;
+    let (q, k, v) = (sizes.by_head(&made.query)?, sizes.by_head(&made.key)?, sizes.by_head(&made.value)?);
+    let cell = sizes.cell([&q, &k, &v], &made.gates)?;
     let (h, kept) = cell.forward()?;
-    let gated = Gated { skip, branch: &conv_ND, gate: &z_ND };
+    let gated = Gated { skip, branch: &made.conv, gate: &z_ND };
     let (out_ND, statistics) =
         norm_forward(&sizes.rows_by_head(&h)?, norm_weight, Some(gated), sizes.epsilon)?;
     let mut saved: Vec<Tensor> = inputs.iter().map(|tensor| tensor.shallow_clone()).collect();
-    saved.extend([conv_ND, q, k, v, gates_NG, h, kept, statistics]);
+    saved.extend([made.conv, q, k, v, made.gates, h, kept, statistics]);
     Ok(Forward { outputs: vec![out_ND], saved })
 }
 
 fn backward(context: &Backward, sizes: Sizes) -> Result<Vec<Option<Tensor>>, BoxError> {
-    let [up_NF, conv_weight, conv_bias, query, key, value, gate_weight, _, norm_weight, skip, rest @ ..] =
+    let [up_NF, conv, conv_bias, query, key, value, gate_weight, gate_bias, norm_weight, skip, rest @ ..] =
         context.saved.as_slice()
     else {
         return Err(format!("{} saved tensors, expected 18", context.saved.len()).into());
@@ -219,42 +193,31 @@ fn backward(context: &Backward, sizes: Sizes) -> Result<Vec<Option<Tensor>>, Box
     let up_gradient = up_NF.f_empty_like()?;
     let (a_gradient, z_gradient) = sizes.halves(&up_gradient)?;
 
+    let cell = sizes.cell([q, k, v], gates_NG)?;
     let gated = Gated { skip, branch: conv_ND, gate: &z_ND };
     let rows = sizes.rows_by_head(h)?;
-    let norm = norm_backward((&rows, norm_weight, statistics), Some((gated, &z_gradient)), &gradient_ND)?;
+    let target = NormTarget { gate: Some(&z_gradient), rest: Some(&cell.rest(kept)?) };
+    let norm = norm_backward((&rows, norm_weight, statistics), Some(gated), &gradient_ND, target)?;
     let (skip_gradient, by_skip_ND) = norm.skip_and_branch.ok_or("no gradient of the skip")?;
 
-    let cell = Cell { query: q, key: k, value: v, gates: Gates::together(gates_NG, sizes.time)? };
     let gate_gradient = gates_NG.f_empty_like()?;
-    let [dq, dk, dv] = cell.backward(h, kept, &norm.h, Gates::together(&gate_gradient, sizes.time)?)?;
+    let targets = Gates::together(&gate_gradient, sizes.time)?;
+    let [dq, dk, dv] = cell.backward(h, kept, &norm.h, norm.dots.as_ref(), targets)?;
     let flat = |tensor: &Tensor| tensor.f_view([sizes.batch * sizes.time, sizes.width]);
     let (dq, dk, dv) = (flat(&dq)?, flat(&dk)?, flat(&dv)?);
-    let upstream = ProjectionUpstream {
-        projected: [&dq, &dk, &dv],
-        gate_weight,
-        gates: &gate_gradient,
-        added: &by_skip_ND,
-    };
-    let [conv_gradient, by_value_ND, block_gradients] =
-        projections_backward(conv_ND, &a_ND, BlockWeights { query, key, value }, upstream)?;
-    let gate_weight_gradient = gate_weight_gradient(conv_ND, &a_ND, &gate_gradient)?;
+    let upstream = InnerUpstream { projected: [&dq, &dk, &dv], gates: &gate_gradient, added: &by_skip_ND };
+    let weights = weights(conv, conv_bias, [query, key, value, gate_weight, gate_bias]);
+    let inner = inner_backward(&a_ND, weights, sizes.batch, upstream, &a_gradient)?;
     let gate_bias_gradient = gate_gradient.f_sum_dim_intlist(0, false, None::<Kind>)?;
-    let (weight_gradient, bias_gradient) = conv_backward(
-        (&a_ND, conv_weight, conv_bias),
-        sizes.batch,
-        &conv_gradient,
-        Some(&by_value_ND),
-        &a_gradient,
-    )?;
-    let block = |index: i64| block_gradients.f_select(0, index);
+    let block = |index: i64| inner.blocks.f_select(0, index);
     Ok([
         up_gradient,
-        weight_gradient.f_unsqueeze(1)?,
-        bias_gradient,
+        inner.conv.shallow_clone(),
+        inner.conv_bias.shallow_clone(),
         block(0)?,
         block(1)?,
         block(2)?,
-        gate_weight_gradient,
+        inner.gates.shallow_clone(),
         gate_bias_gradient,
         norm.weight,
         skip_gradient,
@@ -293,15 +256,5 @@ mod tests {
         let ours = c.matmul(&m.select(0, 0).tr()) + a.matmul(&m.select(0, 1).tr()) + bias;
         let difference = ours - Tensor::cat(&[i, f], -1);
         assert!(difference.abs().max().double_value(&[]) < 1e-10);
-    }
-
-    #[test]
-    fn two_parts_keep_sixteen_bits() {
-        let x = random(&[7, 5]).to_kind(Kind::Float);
-        let parts = two_parts(&x).unwrap();
-        assert_eq!((parts.size(), parts.kind()), (vec![14, 5], Kind::BFloat16));
-        let sum = parts.narrow(0, 0, 7).to_kind(Kind::Float) + parts.narrow(0, 7, 7).to_kind(Kind::Float);
-        let error = ((sum - &x) / x.abs()).abs().max().double_value(&[]);
-        assert!(error < 2.0_f64.powi(-16), "{error}");
     }
 }

@@ -11,7 +11,7 @@ use xlstm_cuda::MlstmSizes;
 use xlstm_cuda::layers::LayerLaunch;
 use xlstm_cuda::mlstm::{Launch, MlstmParameters, MlstmPlan, MlstmTensors, Strides};
 
-use super::{Card, address, room};
+use super::{Card, address, optional_address, room};
 use crate::KernelError;
 use crate::mlstm::MlstmInput;
 use crate::shape::{dimensions, expect_device, expect_shape};
@@ -69,7 +69,7 @@ pub fn mlstm(input: &MlstmInput<'_>) -> Result<Tensor, KernelError> {
         &inputs.each_ref().map(Some),
         |_| {
             let [query, key, value, input_gate, forget_gate] = inputs.each_ref();
-            let cell = Cell { query, key, value, gates: Gates::apart(input_gate, forget_gate)? };
+            let cell = Cell { query, key, value, gates: Gates::apart(input_gate, forget_gate)?, keep: false };
             let (output, saved) = cell.forward()?;
             let mut kept: Vec<Tensor> = inputs.iter().map(Tensor::shallow_clone).collect();
             kept.extend([output.shallow_clone(), saved]);
@@ -89,9 +89,9 @@ fn backward(context: &Backward) -> Result<Vec<Option<Tensor>>, BoxError> {
     };
     let gradient = gradient.to_kind(Kind::BFloat16).contiguous();
     let gate_gradients = [input_gate.f_empty_like()?, forget_gate.f_empty_like()?];
-    let cell = Cell { query, key, value, gates: Gates::apart(input_gate, forget_gate)? };
+    let cell = Cell { query, key, value, gates: Gates::apart(input_gate, forget_gate)?, keep: false };
     let targets = Gates::apart(&gate_gradients[0], &gate_gradients[1])?;
-    let made = cell.backward(output, saved, &gradient, targets)?;
+    let made = cell.backward(output, saved, &gradient, None, targets)?;
     Ok(made.into_iter().chain(gate_gradients).map(Some).collect())
 }
 
@@ -128,6 +128,8 @@ pub(super) struct Cell<'a> {
     pub(super) key: &'a Tensor,
     pub(super) value: &'a Tensor,
     pub(super) gates: Gates,
+    /// Whether states between chunks and scores stay for the backward pass, which may then run only once.
+    pub(super) keep: bool,
 }
 
 impl Cell<'_> {
@@ -144,6 +146,7 @@ impl Cell<'_> {
             batch: batch?,
             heads: heads?,
             tokens: tokens?,
+            keep: self.keep,
         })
     }
 
@@ -177,12 +180,20 @@ impl Cell<'_> {
         Ok((output, saved))
     }
 
-    /// Gradients of queries, keys and values; those of the gates go to `gate_gradients`, laid out as the gates.
+    /// What rounding took from h, in the bytes that [`Cell::forward`] kept.
+    pub(super) fn rest(&self, saved: &Tensor) -> Result<Tensor, BoxError> {
+        let offset = self.plan(Card::of(self.query)?)?.rest_offset();
+        Ok(saved.f_narrow(0, i64::try_from(offset)?, i64::try_from(self.value.numel())?)?)
+    }
+
+    /// Gradients of queries, keys and values, from that of h and, where it is known, dh · h `(B·T, H)` of the unrounded
+    /// h; those of the gates go to `gate_gradients`, laid out as the gates.
     pub(super) fn backward(
         &self,
         output: &Tensor,
         saved: &Tensor,
         gradient: &Tensor,
+        dots: Option<&Tensor>,
         gate_gradients: Gates,
     ) -> Result<[Tensor; 3], BoxError> {
         let card = Card::of(self.query)?;
@@ -197,10 +208,11 @@ impl Cell<'_> {
             value_gradient: address(&made[2]),
             input_gate_gradient: gate_gradients.input,
             forget_gate_gradient: gate_gradients.forget,
+            output_dot: optional_address(dots),
             ..self.tensors()
         };
         let parameters = plan.parameters(&tensors, self.strides(&plan), address(saved), address(&scratch));
-        launch(card, &plan, &plan.backward(), &parameters)?;
+        launch(card, &plan, &plan.backward(dots.is_some()), &parameters)?;
         Ok(made)
     }
 }

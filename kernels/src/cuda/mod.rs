@@ -8,7 +8,7 @@
 //! | function | computes | kernels |
 //! |---|---|---|
 //! | [`add_layer_norm`] | residual stream and layer norm | `stream.cu` |
-//! | [`mlstm_inner`] | an mLSTM block between its two big products | `pointwise.cu`, `projections.cu`, `mlstm_*.cu` |
+//! | [`mlstm_inner`] | an mLSTM block between its two big products | `inner.cu`, `mlstm_*.cu`, `pointwise.cu` |
 //! | [`mlstm`] | the mLSTM cell alone | `mlstm_*.cu` |
 //! | [`slstm`] | the sLSTM cell | `slstm.cu` |
 //! | [`conv_silu`], [`head_norm`], [`gelu_gate`] | what stands around the sLSTM | `pointwise.cu` |
@@ -30,7 +30,6 @@ mod wrapped;
 
 pub use cross_entropy::projected_cross_entropy;
 pub use inner::{InnerInput, gate_weights, inner_fits, mlstm_inner};
-use inner::{gate_values, gate_weight_gradient};
 pub use mlstm::mlstm;
 pub use slstm::{slstm, slstm_fits};
 pub use stream::{add_layer_norm, stream_fits};

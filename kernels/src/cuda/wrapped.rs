@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 use xlstm_bridge::BoxError;
 use xlstm_bridge::autograd::{Backward, Forward, custom_function};
 
-use super::launch;
+use super::launch::{self, NormTarget};
 use crate::KernelError;
 use crate::shape::dimensions;
 
@@ -60,7 +60,12 @@ pub fn head_norm(x_BTHE: &Tensor, weight_D: &Tensor, epsilon: f64) -> Result<Ten
             let [x, weight, statistics] = context.saved.as_slice() else {
                 return Err(format!("{} saved tensors, expected 3", context.saved.len()).into());
             };
-            let made = launch::norm_backward((x, weight, statistics), None, &upstream(context)?)?;
+            let made = launch::norm_backward(
+                (x, weight, statistics),
+                None,
+                &upstream(context)?,
+                NormTarget::default(),
+            )?;
             Ok(vec![Some(made.h), Some(made.weight)])
         },
     )?;

@@ -192,7 +192,7 @@ impl Trainer {
         let batches = |rank| self.order.rank_range(rank, world).len().div_ceil(self.shape.rows.max(1));
         let own = batches(rank);
         let rounds = (0..world).map(batches).max().unwrap_or(own);
-        self.optimizer.zero_gradients();
+        self.optimizer.begin_step(world > 1)?;
         let device = self.model.placement().device;
         let total = Tensor::f_zeros([], (Kind::Double, device))?;
         for round in 0..rounds {

@@ -4,14 +4,16 @@
 //! N = B·T tokens; activations bf16 `(N, D)`, parameters fp32. An `x` with a stride may be half of a wider tensor.
 
 mod convolution;
+mod inner;
 mod loss;
 mod norms;
-mod projections;
 
 pub use convolution::{conv_backward, conv_forward};
+pub use inner::{InnerGradients, InnerOutputs, InnerUpstream, InnerWeights, inner_backward, inner_forward};
 pub use loss::{cross_entropy, gelu};
-pub use norms::{Gated, NormGradients, Normed, norm_backward, norm_forward, stream_backward, stream_forward};
-pub use projections::{BlockWeights, ProjectionUpstream, projections_backward, projections_forward};
+pub use norms::{
+    Gated, NormGradients, NormTarget, Normed, norm_backward, norm_forward, stream_backward, stream_forward,
+};
 
 use tch::{Kind, Tensor};
 use xlstm_bridge::BoxError;

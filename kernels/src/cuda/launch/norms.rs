@@ -98,30 +98,47 @@ pub struct NormGradients {
     pub weight: Tensor,
     /// Of the skip, `(D)`, and of the branch, where there are any.
     pub skip_and_branch: Option<(Tensor, Tensor)>,
+    /// `h · dh` of every token and head, `(N, H)`, fp32, where [`NormTarget::rest`] was given.
+    pub dots: Option<Tensor>,
 }
 
-/// Backward of [`norm_forward`]; the gate's gradient goes to `gate_gradient`, laid out as the gate.
+/// What else [`norm_backward`] reads and writes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NormTarget<'a> {
+    /// Where the gate's gradient goes, laid out as the gate.
+    pub gate: Option<&'a Tensor>,
+    /// What rounding took from h, a byte for each element: asks for `h · dh` of the unrounded h.
+    pub rest: Option<&'a Tensor>,
+}
+
+/// Backward of [`norm_forward`].
 ///
 /// # Errors
 /// When a tensor does not fit, or the card fails.
 pub fn norm_backward(
     (h, weight, statistics): (&Tensor, &Tensor, &Tensor),
-    gated: Option<(Gated<'_>, &Tensor)>,
+    gated: Option<Gated<'_>>,
     y_gradient: &Tensor,
+    target: NormTarget<'_>,
 ) -> Result<NormGradients, BoxError> {
     let card = Card::of(h)?;
-    let (parameters, specialisation, [rows, heads, width]) =
-        norm_parameters(card, h, weight, gated.map(|(gated, _)| gated), 0.0)?;
+    let (parameters, specialisation, [rows, heads, width]) = norm_parameters(card, h, weight, gated, 0.0)?;
     if dense("head norm: gradient", y_gradient)? != [rows, heads * width] {
         return Err("head norm: a gradient of another shape than the output".into());
     }
     let h_gradient = make(&[rows, heads, width], Kind::BFloat16, h)?;
     let branch_gradient = gated.map(|_| make(&[rows, heads * width], Kind::BFloat16, h)).transpose()?;
-    if let Some((gated, gate_gradient)) = gated
-        && matrix("head norm: gradient of the gate", gate_gradient)? != matrix("head norm: gate", gated.gate)?
-    {
+    let shape_of = |gate: &Tensor| matrix("head norm: gate", gate);
+    if target.gate.map(shape_of).transpose()? != gated.map(|gated| shape_of(gated.gate)).transpose()? {
         return Err("head norm: a gradient of another shape than the gate".into());
     }
+    if let Some(rest) = target.rest {
+        expect("head norm: rest", rest, Kind::Uint8)?;
+        if !rest.is_contiguous() || rest.numel() != h.numel() {
+            return Err("head norm: expected a byte for each element of h".into());
+        }
+    }
+    let dots = target.rest.map(|_| make(&[rows, heads], Kind::Float, h)).transpose()?;
     let launch = NormParameters::launch(u64::try_from(rows)?, u32::try_from(heads)?, true);
     let partial = partial_sums(&launch, 2 * heads * width, h)?;
     let parameters = NormParameters {
@@ -129,8 +146,10 @@ pub fn norm_backward(
         output_gradient: address(y_gradient),
         input_gradient: address(&h_gradient),
         branch_gradient: optional_address(branch_gradient.as_ref()),
-        gate_gradient: gated.map_or(0, |(_, gradient)| address(gradient)),
+        gate_gradient: optional_address(target.gate),
         partial: address(&partial),
+        rest: optional_address(target.rest),
+        dots: optional_address(dots.as_ref()),
         ..parameters
     };
     // SAFETY: checked above.
@@ -141,7 +160,7 @@ pub fn norm_backward(
         Some(branch) => Some((half(1)?, branch)),
         None => None,
     };
-    Ok(NormGradients { h: h_gradient, weight: half(0)?, skip_and_branch })
+    Ok(NormGradients { h: h_gradient, weight: half(0)?, skip_and_branch, dots })
 }
 
 /// Of [`stream_forward`].

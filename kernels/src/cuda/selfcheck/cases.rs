@@ -6,7 +6,7 @@ use xlstm_bridge::autograd::{Forward, custom_function};
 use xlstm_cuda::slstm::Direction;
 use xlstm_cuda::{Architecture, MlstmSizes, SlstmSizes, Source, Specialisation};
 
-use super::super::launch::{self, BlockWeights, Gated, ProjectionUpstream};
+use super::super::launch::{self, Gated, InnerUpstream, InnerWeights, NormTarget};
 use super::super::{self as cuda, Card};
 use super::{Check, Subject, plain};
 use crate::conv::{ConvInput, causal_conv_silu};
@@ -50,7 +50,8 @@ pub(super) fn compile(device: Device) -> Result<(), KernelError> {
     let architecture = card.architecture();
     let mut wanted = vec![
         Specialisation::sums(architecture),
-        Specialisation::projections(architecture, 8),
+        Specialisation::inner(architecture, 4),
+        Specialisation::inner(architecture, 8),
         Specialisation::cross_entropy(architecture, VOCABULARY as u32),
     ];
     wanted.extend([64, 96, 192, 384, 1024].map(|head| Specialisation::pointwise(architecture, head)));
@@ -147,8 +148,8 @@ pub(super) fn pointwise(device: Device, take: &mut dyn FnMut(Check)) -> Result<(
         };
         take(subject.check()?);
     }
-    for (rows, width) in [(131, 384), (1, 8), (70, 2048)] {
-        take(block_projections(device, rows, width)?);
+    for (batch, time, width, gates) in [(2, 131, 384, 8), (3, 1, 8, 8), (1, 70, 2056, 8), (9, 300, 72, 4)] {
+        take(inner(device, batch, time, width, gates)?);
     }
     Ok(())
 }
@@ -176,7 +177,9 @@ fn head_norm_gate(device: Device, time: i64, heads: i64, width: i64) -> Result<C
                 let gated = Gated { skip: &saved[2], branch: &saved[3], gate: &gate };
                 let gradient = context.gradients[0].as_ref().ok_or("no gradient")?.contiguous();
                 let tensors = (&saved[0], &saved[1], &saved[5]);
-                let made = launch::norm_backward(tensors, Some((gated, &halves(&up)?)), &gradient)?;
+                let half = halves(&up)?;
+                let target = NormTarget { gate: Some(&half), rest: None };
+                let made = launch::norm_backward(tensors, Some(gated), &gradient, target)?;
                 let (skip, branch) = made.skip_and_branch.ok_or("no gradient of the skip")?;
                 Ok(vec![Some(made.h), Some(made.weight), Some(skip), Some(branch), Some(up)])
             },
@@ -206,75 +209,160 @@ fn head_norm_gate(device: Device, time: i64, heads: i64, width: i64) -> Result<C
     subject.check()
 }
 
-/// Queries, keys and values with the gates' share of the backward pass.
-fn block_projections(device: Device, rows: i64, width: i64) -> Result<Check, KernelError> {
-    let gates = 8;
+/// Convolution, queries, keys, values and gates, a being half of a wider tensor.
+fn inner(device: Device, batch: i64, time: i64, width: i64, gates: i64) -> Result<Check, KernelError> {
+    fn weights(x: &[Tensor]) -> InnerWeights<'_> {
+        let blocks = [&x[3], &x[4], &x[5]];
+        InnerWeights { conv: &x[1], conv_bias: &x[2], blocks, gates: &x[6], gate_bias: &x[7] }
+    }
+    let half_of = move |up: &Tensor| up.f_narrow(1, 0, width);
     let ours = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
         let inputs: Vec<Option<&Tensor>> = x.iter().map(Some).collect();
         let made = custom_function(
-            "block_projections",
+            "conv_projections",
             &inputs,
             |_| {
-                let weights = BlockWeights { query: &x[2], key: &x[3], value: &x[4] };
-                let mut outputs = Vec::from(launch::projections_forward(&x[0], &x[1], weights)?);
-                let zero = Tensor::f_zeros([gates], (Kind::Float, x[0].device()))?;
-                outputs.push(cuda::gate_values(&x[0], &x[1], &x[5], &zero)?);
+                let made = launch::inner_forward(&half_of(&x[0])?, weights(x), batch)?;
+                let outputs = vec![made.conv, made.query, made.key, made.value, made.gates];
                 Ok(Forward { outputs, saved: x.iter().map(Tensor::shallow_clone).collect() })
             },
-            |context| {
+            move |context| {
                 let saved = &context.saved;
                 let gradient = |index: usize| -> Result<Tensor, xlstm_bridge::BoxError> {
                     Ok(context.gradients[index].as_ref().ok_or("no gradient")?.contiguous())
                 };
-                let (q, k, v, g) = (gradient(0)?, gradient(1)?, gradient(2)?, gradient(3)?);
-                let upstream = ProjectionUpstream {
-                    projected: [&q, &k, &v],
-                    gate_weight: &saved[5],
-                    gates: &g,
-                    added: &saved[0].f_zeros_like()?,
-                };
-                let weights = BlockWeights { query: &saved[2], key: &saved[3], value: &saved[4] };
-                let [c, a, w] = launch::projections_backward(&saved[0], &saved[1], weights, upstream)?;
-                let m = cuda::gate_weight_gradient(&saved[0], &saved[1], &g)?;
-                Ok(vec![
-                    Some(c),
-                    Some(a),
-                    Some(w.f_select(0, 0)?),
-                    Some(w.f_select(0, 1)?),
-                    Some(w.f_select(0, 2)?),
-                    Some(m),
-                ])
+                let (c, q, k, v, g) = (gradient(0)?, gradient(1)?, gradient(2)?, gradient(3)?, gradient(4)?);
+                let upstream = InnerUpstream { projected: [&q, &k, &v], gates: &g, added: &c };
+                let up = saved[0].f_zeros_like()?;
+                let (a, target) = (half_of(&saved[0])?, half_of(&up)?);
+                let made = launch::inner_backward(&a, weights(saved), batch, upstream, &target)?;
+                let bias = g.f_sum_dim_intlist(0, false, None::<Kind>)?;
+                let blocks = made.blocks.f_unbind(0)?;
+                let all = [up, made.conv, made.conv_bias].into_iter().chain(blocks);
+                Ok(all.chain([made.gates, bias]).map(Some).collect())
             },
         )?;
         Ok(made)
     };
     let libtorch = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
+        let a = half_of(&x[0])?;
+        let (weight_D1W, bias_D) = (&x[1], Some(&x[2]));
+        let x_BTD = &a.f_reshape([batch, time, width])?;
+        let input = ConvInput { x_BTD, weight_D1W, bias_D, state: None, resets_BT: None };
+        let c = causal_conv_silu(&input)?.y_BTD.f_view([batch * time, width])?;
         let project = |x_ND: &Tensor, weight: &Tensor| -> Result<Tensor, KernelError> {
             Ok(gates::block_linear(&x_ND.unsqueeze(0), weight)?.squeeze_dim(0))
         };
         let wide =
             |x: &Tensor| if x.kind() == Kind::Double { x.shallow_clone() } else { x.to_kind(Kind::Float) };
-        let gate = wide(&x[0]).matmul(&x[5].select(0, 0).tr()) + wide(&x[1]).matmul(&x[5].select(0, 1).tr());
-        Ok(vec![project(&x[0], &x[2])?, project(&x[0], &x[3])?, project(&x[1], &x[4])?, gate])
+        let m = &x[6];
+        let gate = wide(&c).matmul(&m.select(0, 0).tr()) + wide(&a).matmul(&m.select(0, 1).tr()) + &x[7];
+        let (q, k, v) = (project(&c, &x[3])?, project(&c, &x[4])?, project(&a, &x[5])?);
+        Ok(vec![c, q, k, v, gate])
     };
     let block = || normal(&[width / 4, 4, 4], device) * 0.5;
     let subject = Subject {
-        kernel: "block_projections",
-        case: format!("{rows}x{width}"),
+        kernel: "conv_projections",
+        case: format!("{batch}x{time}x{width}, {gates} gates"),
         inputs: vec![
-            ("c", half(&[rows, width], device)),
-            ("a", half(&[rows, width], device)),
+            ("up", half(&[batch * time, 2 * width], device)),
+            ("taps", normal(&[width, 1, 4], device) * 0.5),
+            ("bias", normal(&[width], device) * 0.5),
             ("query blocks", block()),
             ("key blocks", block()),
             ("value blocks", block()),
             ("gate weight", normal(&[2, gates, width], device) * 0.05),
+            ("gate bias", normal(&[gates], device)),
         ],
-        outputs: &["q", "k", "v", "gates"],
+        outputs: &["c", "q", "k", "v", "gates"],
         ours: &ours,
         libtorch: &libtorch,
         mask: None,
     };
     subject.check()
+}
+
+/// A whole block between its two big products. Every other call computes states and scores again instead of keeping
+/// them, so that "both runs agree" says that both ways give the same bits.
+pub(super) fn mlstm_inner(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
+    for (batch, time, heads, head) in [(2, 300, 4, 64), (3, 129, 2, 192), (1, 530, 4, 384)] {
+        let width = heads * head;
+        let split = |x: &Tensor| x.f_chunk(2, -1);
+        let by_head = |x: &Tensor| x.f_view([batch, time, heads, head]);
+        // c, then what goes into the cell, with products in the type of `up`.
+        let cell = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
+            let a = &split(&x[0])?[0];
+            let (weight_D1W, bias_D) = (&x[1], Some(&x[2]));
+            let input = ConvInput { x_BTD: a, weight_D1W, bias_D, state: None, resets_BT: None };
+            let c = causal_conv_silu(&input)?.y_BTD;
+            let wide = |x: &Tensor| {
+                if x.kind() == Kind::Double { x.shallow_clone() } else { x.to_kind(Kind::Float) }
+            };
+            let m = &x[6];
+            let gate = wide(&c).matmul(&m.select(0, 0).tr()) + wide(a).matmul(&m.select(0, 1).tr()) + &x[7];
+            let mut gate = gate.f_chunk(2, -1)?;
+            let (f, i) = (gate.swap_remove(1), gate.swap_remove(0));
+            let q = by_head(&gates::block_linear(&c, &x[3])?)?;
+            let k = by_head(&gates::block_linear(&c, &x[4])?)?;
+            let v = by_head(&gates::block_linear(a, &x[5])?)?;
+            Ok(vec![c, q, k, v, i, f])
+        };
+        let libtorch = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
+            let (z, made) = (split(&x[0])?.swap_remove(1), cell(x)?);
+            let h = plain::mlstm([&made[1], &made[2], &made[3], &made[4], &made[5]]);
+            let normal = norm::head_norm(&h, &x[8], EPSILON)?;
+            Ok(vec![((normal + &x[9] * &made[0]) * z.silu()).to_kind(z.kind())])
+        };
+        let calls = std::cell::Cell::new(0);
+        let ours = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
+            calls.set(calls.get() + 1);
+            let input = cuda::InnerInput {
+                up_BTF: &x[0],
+                conv_weight_D1W: &x[1],
+                conv_bias_D: &x[2],
+                query_NOI: &x[3],
+                key_NOI: &x[4],
+                value_NOI: &x[5],
+                gate_weight_2GD: &x[6],
+                gate_bias_G: &x[7],
+                norm_weight_D: &x[8],
+                skip_D: &x[9],
+                keep: calls.get() % 2 == 0,
+            };
+            Ok(vec![cuda::mlstm_inner(&input, EPSILON)?])
+        };
+        let gates = 2 * heads;
+        let block = || normal(&[width / 4, 4, 4], device) * 0.5;
+        let gate_bias = normal(&[gates], device);
+        let _ = gate_bias.narrow(0, heads, heads).g_add_scalar_(3.0);
+        let inputs = vec![
+            ("up", half(&[batch, time, 2 * width], device)),
+            ("taps", normal(&[width, 1, 4], device) * 0.5),
+            ("bias", normal(&[width], device) * 0.5),
+            ("query blocks", block()),
+            ("key blocks", block()),
+            ("value blocks", block()),
+            ("gate weight", normal(&[2, gates, width], device) * (0.5 / (width as f64).sqrt())),
+            ("gate bias", gate_bias),
+            ("norm weight", normal(&[width], device) * 0.3),
+            ("skip", normal(&[width], device)),
+        ];
+        let exact: Vec<Tensor> = inputs.iter().map(|(_, tensor)| tensor.to_kind(Kind::Double)).collect();
+        let made = cell(&exact)?;
+        let fine = plain::well_conditioned(&made[1], &made[2], &made[4], &made[5]);
+        let mask = fine.f_expand([batch, time, heads, head], false)?.f_reshape([batch, time, width])?;
+        let subject = Subject {
+            kernel: "mlstm_inner",
+            case: format!("{batch}x{time}x{heads}x{head}"),
+            inputs,
+            outputs: &["y"],
+            ours: &ours,
+            libtorch: &libtorch,
+            mask: Some(mask),
+        };
+        take(subject.check()?);
+    }
+    Ok(())
 }
 
 /// The mLSTM cell.

@@ -158,6 +158,7 @@ pub fn run(device: Device, each: &mut dyn FnMut(&Check)) -> Result<Vec<Check>, K
     };
     cases::pointwise(device, &mut take)?;
     cases::mlstm(device, &mut take)?;
+    cases::mlstm_inner(device, &mut take)?;
     cases::slstm(device, &mut take)?;
     cases::cross_entropy(device, &mut take)?;
     Ok(all)
