@@ -84,18 +84,22 @@ DEVICE u32 place(int row, int unit) {
     return row * ROW_BYTES + ((ROW_BYTES == 64 ? unit ^ ((row >> 1) & 3) : unit ^ (row & 7)) << 4);
 }
 
+DEVICE void store_shared(u32 address, u32 value) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory"); }
+
 // What both directions share: two receive buffers of CLUSTER blocks, two staging blocks, two barriers.
 template <int ROW_BYTES>
 struct Exchange {
     static constexpr u32 BLOCK = ROWS * ROW_BYTES, BUFFER = CLUSTER * BLOCK, BYTES = 2 * BUFFER + 2 * BLOCK + 16;
+    // What arrives from the other blocks; a block's own part is stored, not copied.
+    static constexpr u32 ARRIVES = BUFFER - BLOCK;
     u32 base, rank;
     DEVICE Exchange(u32 base) : base(base), rank(cluster_rank()) {
         if (threadIdx.x == 0) {
             barrier_init(barrier(0));
             barrier_init(barrier(1));
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-            barrier_expect(barrier(0), BUFFER);
-            barrier_expect(barrier(1), BUFFER);
+            barrier_expect(barrier(0), ARRIVES);
+            barrier_expect(barrier(1), ARRIVES);
         }
         cluster_barrier();
     }
@@ -105,18 +109,22 @@ struct Exchange {
     // Message number `message` (from 0) of every block has arrived; the barrier is armed for its next use.
     DEVICE void receive(int message) const {
         barrier_wait(barrier(message & 1), (message >> 1) & 1);
-        if (threadIdx.x == 0) barrier_expect(barrier(message & 1), BUFFER);
+        if (threadIdx.x == 0) barrier_expect(barrier(message & 1), ARRIVES);
     }
-    // All threads call, after they wrote their part of the staging block.
+    // Part of this block's message: into the staging block for the others, and where it would arrive here. Nobody reads
+    // there any more: message - 2, which lay there, was read before the __syncthreads of broadcast(message - 1).
+    DEVICE void put(int message, u32 offset, u32 value) const {
+        store_shared(staging(message & 1) + offset, value);
+        store_shared(buffer(message & 1) + rank * BLOCK + offset, value);
+    }
+    // All threads call, after they put their part of the message.
     DEVICE void broadcast(int message) const {
         fence_before_copy();
         __syncthreads();
-        if (threadIdx.x < CLUSTER)
+        if (threadIdx.x < CLUSTER && threadIdx.x != rank)
             send(buffer(message & 1) + rank * BLOCK, staging(message & 1), BLOCK, barrier(message & 1), threadIdx.x);
     }
 };
-
-DEVICE void store_shared(u32 address, u32 value) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory"); }
 
 // ---- forward ----------------------------------------------------------------------------------------------
 // A warp owns eight units and, for each, all four gates: four `mma` columns whose results meet in one thread.
@@ -227,7 +235,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(FOR
                 hidden[tile][half] = pack_bf16(h[0], h[1]);
 #pragma unroll
                 for (int value = 0; value < 5; value++) saved[tile][half][value] = pack_bf16(kept[value][0], kept[value][1]);
-                store_shared(exchange.staging(t & 1) + place<2 * U>(row_of(tile, half), group) + (lane & 3) * 4, hidden[tile][half]);
+                exchange.put(t, place<2 * U>(row_of(tile, half), group) + (lane & 3) * 4, hidden[tile][half]);
             }
         if (t + 1 < p.tokens) {
             exchange.broadcast(t);
@@ -383,7 +391,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(BAC
             for (int gate = 0; gate < 4; gate++) {
                 result[pair][gate] = pack_bf16(out[gate][0], out[gate][1]);
                 const int column = gate * U + unit;
-                store_shared(exchange.staging(message & 1) + place<8 * U>(row, column / 8) + column % 8 * 2, result[pair][gate]);
+                exchange.put(message, place<8 * U>(row, column / 8) + column % 8 * 2, result[pair][gate]);
             }
             cell[pair] = cell_before[pair];
             norm[pair] = norm_before[pair];

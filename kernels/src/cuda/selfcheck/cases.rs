@@ -285,128 +285,142 @@ fn inner(device: Device, batch: i64, time: i64, width: i64, gates: i64) -> Resul
 /// A whole block between its two big products. Every other call computes states and scores again instead of keeping
 /// them, so that "both runs agree" says that both ways give the same bits.
 pub(super) fn mlstm_inner(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
-    for (batch, time, heads, head) in [(2, 300, 4, 64), (3, 129, 2, 192), (1, 530, 4, 384)] {
-        let width = heads * head;
-        let split = |x: &Tensor| x.f_chunk(2, -1);
-        let by_head = |x: &Tensor| x.f_view([batch, time, heads, head]);
-        // c, then what goes into the cell, with products in the type of `up`.
-        let cell = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
-            let a = &split(&x[0])?[0];
-            let (weight_D1W, bias_D) = (&x[1], Some(&x[2]));
-            let input = ConvInput { x_BTD: a, weight_D1W, bias_D, state: None, resets_BT: None };
-            let c = causal_conv_silu(&input)?.y_BTD;
-            let wide = |x: &Tensor| {
-                if x.kind() == Kind::Double { x.shallow_clone() } else { x.to_kind(Kind::Float) }
-            };
-            let m = &x[6];
-            let gate = wide(&c).matmul(&m.select(0, 0).tr()) + wide(a).matmul(&m.select(0, 1).tr()) + &x[7];
-            let mut gate = gate.f_chunk(2, -1)?;
-            let (f, i) = (gate.swap_remove(1), gate.swap_remove(0));
-            let q = by_head(&gates::block_linear(&c, &x[3])?)?;
-            let k = by_head(&gates::block_linear(&c, &x[4])?)?;
-            let v = by_head(&gates::block_linear(a, &x[5])?)?;
-            Ok(vec![c, q, k, v, i, f])
-        };
-        let libtorch = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
-            let (z, made) = (split(&x[0])?.swap_remove(1), cell(x)?);
-            let h = plain::mlstm([&made[1], &made[2], &made[3], &made[4], &made[5]]);
-            let normal = norm::head_norm(&h, &x[8], EPSILON)?;
-            Ok(vec![((normal + &x[9] * &made[0]) * z.silu()).to_kind(z.kind())])
-        };
-        let calls = std::cell::Cell::new(0);
-        let ours = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
-            calls.set(calls.get() + 1);
-            let input = cuda::InnerInput {
-                up_BTF: &x[0],
-                conv_weight_D1W: &x[1],
-                conv_bias_D: &x[2],
-                query_NOI: &x[3],
-                key_NOI: &x[4],
-                value_NOI: &x[5],
-                gate_weight_2GD: &x[6],
-                gate_bias_G: &x[7],
-                norm_weight_D: &x[8],
-                skip_D: &x[9],
-                keep: calls.get() % 2 == 0,
-            };
-            Ok(vec![cuda::mlstm_inner(&input, EPSILON)?])
-        };
-        let gates = 2 * heads;
-        let block = || normal(&[width / 4, 4, 4], device) * 0.5;
-        let gate_bias = normal(&[gates], device);
-        let _ = gate_bias.narrow(0, heads, heads).g_add_scalar_(3.0);
-        let inputs = vec![
-            ("up", half(&[batch, time, 2 * width], device)),
-            ("taps", normal(&[width, 1, 4], device) * 0.5),
-            ("bias", normal(&[width], device) * 0.5),
-            ("query blocks", block()),
-            ("key blocks", block()),
-            ("value blocks", block()),
-            ("gate weight", normal(&[2, gates, width], device) * (0.5 / (width as f64).sqrt())),
-            ("gate bias", gate_bias),
-            ("norm weight", normal(&[width], device) * 0.3),
-            ("skip", normal(&[width], device)),
-        ];
-        let exact: Vec<Tensor> = inputs.iter().map(|(_, tensor)| tensor.to_kind(Kind::Double)).collect();
-        let made = cell(&exact)?;
-        let fine = plain::well_conditioned(&made[1], &made[2], &made[4], &made[5]);
-        let mask = fine.f_expand([batch, time, heads, head], false)?.f_reshape([batch, time, width])?;
-        let subject = Subject {
-            kernel: "mlstm_inner",
-            case: format!("{batch}x{time}x{heads}x{head}"),
-            inputs,
-            outputs: &["y"],
-            ours: &ours,
-            libtorch: &libtorch,
-            mask: Some(mask),
-        };
-        take(subject.check()?);
+    for sizes in [(2, 300, 4, 64), (3, 129, 2, 192), (1, 530, 4, 384)] {
+        take(Check::over_draws(|| inner_case(device, sizes))?);
     }
     Ok(())
 }
 
+fn inner_case(
+    device: Device,
+    (batch, time, heads, head): (i64, i64, i64, i64),
+) -> Result<Check, KernelError> {
+    let width = heads * head;
+    let split = |x: &Tensor| x.f_chunk(2, -1);
+    let by_head = |x: &Tensor| x.f_view([batch, time, heads, head]);
+    // c, then what goes into the cell, with products in the type of `up`.
+    let cell = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
+        let a = &split(&x[0])?[0];
+        let (weight_D1W, bias_D) = (&x[1], Some(&x[2]));
+        let input = ConvInput { x_BTD: a, weight_D1W, bias_D, state: None, resets_BT: None };
+        let c = causal_conv_silu(&input)?.y_BTD;
+        let wide = |x: &Tensor| {
+            if x.kind() == Kind::Double { x.shallow_clone() } else { x.to_kind(Kind::Float) }
+        };
+        let m = &x[6];
+        let gate = wide(&c).matmul(&m.select(0, 0).tr()) + wide(a).matmul(&m.select(0, 1).tr()) + &x[7];
+        let mut gate = gate.f_chunk(2, -1)?;
+        let (f, i) = (gate.swap_remove(1), gate.swap_remove(0));
+        let q = by_head(&gates::block_linear(&c, &x[3])?)?;
+        let k = by_head(&gates::block_linear(&c, &x[4])?)?;
+        let v = by_head(&gates::block_linear(a, &x[5])?)?;
+        Ok(vec![c, q, k, v, i, f])
+    };
+    let libtorch = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
+        let (z, made) = (split(&x[0])?.swap_remove(1), cell(x)?);
+        let h = plain::mlstm([&made[1], &made[2], &made[3], &made[4], &made[5]]);
+        let normal = norm::head_norm(&h, &x[8], EPSILON)?;
+        Ok(vec![((normal + &x[9] * &made[0]) * z.silu()).to_kind(z.kind())])
+    };
+    let calls = std::cell::Cell::new(0);
+    let ours = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
+        calls.set(calls.get() + 1);
+        let input = cuda::InnerInput {
+            up_BTF: &x[0],
+            conv_weight_D1W: &x[1],
+            conv_bias_D: &x[2],
+            query_NOI: &x[3],
+            key_NOI: &x[4],
+            value_NOI: &x[5],
+            gate_weight_2GD: &x[6],
+            gate_bias_G: &x[7],
+            norm_weight_D: &x[8],
+            skip_D: &x[9],
+            keep: calls.get() % 2 == 0,
+        };
+        Ok(vec![cuda::mlstm_inner(&input, EPSILON)?])
+    };
+    let gates = 2 * heads;
+    let block = || normal(&[width / 4, 4, 4], device) * 0.5;
+    let gate_bias = normal(&[gates], device);
+    let _ = gate_bias.narrow(0, heads, heads).g_add_scalar_(3.0);
+    let inputs = vec![
+        ("up", half(&[batch, time, 2 * width], device)),
+        ("taps", normal(&[width, 1, 4], device) * 0.5),
+        ("bias", normal(&[width], device) * 0.5),
+        ("query blocks", block()),
+        ("key blocks", block()),
+        ("value blocks", block()),
+        ("gate weight", normal(&[2, gates, width], device) * (0.5 / (width as f64).sqrt())),
+        ("gate bias", gate_bias),
+        ("norm weight", normal(&[width], device) * 0.3),
+        ("skip", normal(&[width], device)),
+    ];
+    let exact: Vec<Tensor> = inputs.iter().map(|(_, tensor)| tensor.to_kind(Kind::Double)).collect();
+    let made = cell(&exact)?;
+    let fine = plain::well_conditioned(&made[1], &made[2], &made[4], &made[5]);
+    let mask = fine.f_expand([batch, time, heads, head], false)?.f_reshape([batch, time, width])?;
+    let subject = Subject {
+        kernel: "mlstm_inner",
+        case: format!("{batch}x{time}x{heads}x{head}"),
+        inputs,
+        outputs: &["y"],
+        ours: &ours,
+        libtorch: &libtorch,
+        mask: Some(mask),
+    };
+    subject.check()
+}
+
 /// The mLSTM cell.
 pub(super) fn mlstm(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
-    for (batch, time, heads, key, value, kind) in MLSTM {
-        let (q, k) = (half(&[batch, time, heads, key], device), half(&[batch, time, heads, key], device));
-        let (i_scale, f_scale, f_shift) = match kind {
-            "extreme" => (20.0, 20.0, 0.0),
-            "closed" => (3.0, 1.0, -12.0),
-            _ => (1.0, 1.0, 3.0),
-        };
-        let shift = if kind == "low" { -60.0 } else { 0.0 };
-        let i = normal(&[batch, time, heads], device) * i_scale + shift;
-        let f = normal(&[batch, time, heads], device) * f_scale + f_shift;
-        let mask = plain::well_conditioned(&q, &k, &i, &f);
-        let subject = Subject {
-            kernel: "mlstm",
-            case: format!("{batch}x{time}x{heads}, {key} by {value}, {kind} gates"),
-            inputs: vec![
-                ("q", q),
-                ("k", k),
-                ("v", half(&[batch, time, heads, value], device)),
-                ("i", i),
-                ("f", f),
-            ],
-            outputs: &["h"],
-            ours: &|x| {
-                let input = crate::mlstm::MlstmInput {
-                    q_BTHK: &x[0],
-                    k_BTHK: &x[1],
-                    v_BTHV: &x[2],
-                    i_BTH: &x[3],
-                    f_BTH: &x[4],
-                    state: None,
-                    resets_BT: None,
-                };
-                Ok(vec![cuda::mlstm(&input)?])
-            },
-            libtorch: &|x| Ok(vec![plain::mlstm([&x[0], &x[1], &x[2], &x[3], &x[4]])]),
-            mask: Some(mask),
-        };
-        take(subject.check()?);
+    for case in MLSTM {
+        take(Check::over_draws(|| mlstm_case(device, case))?);
     }
     Ok(())
+}
+
+fn mlstm_case(
+    device: Device,
+    (batch, time, heads, key, value, kind): (i64, i64, i64, i64, i64, &str),
+) -> Result<Check, KernelError> {
+    let (q, k) = (half(&[batch, time, heads, key], device), half(&[batch, time, heads, key], device));
+    let (i_scale, f_scale, f_shift) = match kind {
+        "extreme" => (20.0, 20.0, 0.0),
+        "closed" => (3.0, 1.0, -12.0),
+        _ => (1.0, 1.0, 3.0),
+    };
+    let shift = if kind == "low" { -60.0 } else { 0.0 };
+    let i = normal(&[batch, time, heads], device) * i_scale + shift;
+    let f = normal(&[batch, time, heads], device) * f_scale + f_shift;
+    let mask = plain::well_conditioned(&q, &k, &i, &f);
+    let subject = Subject {
+        kernel: "mlstm",
+        case: format!("{batch}x{time}x{heads}, {key} by {value}, {kind} gates"),
+        inputs: vec![
+            ("q", q),
+            ("k", k),
+            ("v", half(&[batch, time, heads, value], device)),
+            ("i", i),
+            ("f", f),
+        ],
+        outputs: &["h"],
+        ours: &|x| {
+            let input = crate::mlstm::MlstmInput {
+                q_BTHK: &x[0],
+                k_BTHK: &x[1],
+                v_BTHV: &x[2],
+                i_BTH: &x[3],
+                f_BTH: &x[4],
+                state: None,
+                resets_BT: None,
+            };
+            Ok(vec![cuda::mlstm(&input)?])
+        },
+        libtorch: &|x| Ok(vec![plain::mlstm([&x[0], &x[1], &x[2], &x[3], &x[4]])]),
+        mask: Some(mask),
+    };
+    subject.check()
 }
 
 /// The sLSTM cell, where the card has clusters.
