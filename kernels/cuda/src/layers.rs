@@ -342,7 +342,11 @@ mod tests {
                 let run = InnerParameters::run(2, one, backward);
                 let runs =
                     8 * InnerParameters::launch(2, one, 1536, backward).shape.grid[usize::from(backward)];
-                assert!(run % 2 == 0 && runs >= 2 * one.div_ceil(run) && runs < 2 * one.div_ceil(run) + 8);
+                assert!(
+                    run.is_multiple_of(2)
+                        && runs >= 2 * one.div_ceil(run)
+                        && runs < 2 * one.div_ceil(run) + 8
+                );
             }
             let launch = StreamParameters::launch(tokens, true);
             let rows = u64::from(StreamParameters::rows_per_block(tokens));
