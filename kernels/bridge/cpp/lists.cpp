@@ -24,7 +24,8 @@ char* xlstm_optimizer_adamw(const at::Tensor* const* parameters, const at::Tenso
     at::NoGradGuard guard;
     const std::vector<at::Tensor> steps(count, *step);
     at::_fused_adamw_(collect(parameters, count), collect(gradients, count), collect(first, count),
-                      collect(second, count), {}, steps, learning_rate, beta1, beta2, weight_decay, epsilon, false, false, *scale, {});
+                      collect(second, count), {}, steps, learning_rate, beta1, beta2, weight_decay, epsilon, false,
+                      false, *scale, {});
   });
 }
 

@@ -1,5 +1,7 @@
 //! Figures that the paper printed, to stand beside ours: `assets/paper` has them as data, with their source.
 
+use std::collections::BTreeMap;
+
 /// Table 10 (arXiv 2405.04517v2): 571 domains of PALOMA, validation split, 1.3B models on 300B tokens.
 const DOMAINS: &str = include_str!("../../assets/paper/paloma_domains.csv");
 
@@ -18,17 +20,34 @@ pub struct DomainRow {
     pub perplexities: [f64; 5],
 }
 
-impl DomainRow {
-    /// Whether this is the row of a source's domain, whatever case, signs and leading number its name is written with.
+/// Table 10 by source and domain, whatever case, signs and leading number a domain's name is written with.
+#[derive(Debug)]
+pub struct DomainTable(BTreeMap<(&'static str, String), DomainRow>);
+
+impl DomainTable {
+    /// All rows.
     #[must_use]
-    pub fn is(&self, source: &str, domain: &str) -> bool {
-        self.source == source && plain_domain(self.domain) == plain_domain(domain)
+    pub fn new() -> Self {
+        let rows = domain_rows().into_iter();
+        Self(rows.map(|row| ((row.source, plain_domain(row.domain)), row)).collect())
+    }
+
+    /// The row of a source's domain.
+    #[must_use]
+    pub fn find(&self, source: &str, domain: &str) -> Option<&DomainRow> {
+        let (source, _) = SOURCES.iter().find(|(folder, _)| *folder == source)?;
+        self.0.get(&(*source, plain_domain(domain)))
+    }
+}
+
+impl Default for DomainTable {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
 /// A domain's name without case, signs and a leading number: `00_AskReddit` is `askreddit`.
-#[must_use]
-pub fn plain_domain(name: &str) -> String {
+fn plain_domain(name: &str) -> String {
     let name = match name.split_once('_') {
         Some((number, rest)) if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => rest,
         _ => name,
@@ -101,6 +120,19 @@ pub const EXTRAPOLATION_16384: [f64; 5] = [13.75, 337.83, 14.00, 8.92, 9.01];
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_agree_but_for_numbers_and_signs() {
+        assert_eq!(plain_domain("00_AskReddit"), "askreddit");
+        assert_eq!(plain_domain("100_www.ign.com"), plain_domain("www.ign.com"));
+        assert_eq!(plain_domain("astro-ph.CO"), "astrophco");
+        assert_eq!(plain_domain("reddit_uniform"), "reddituniform");
+    }
+
+    #[test]
+    fn no_two_rows_of_table_10_have_one_name() {
+        assert_eq!(DomainTable::new().0.len(), domain_rows().len());
+    }
 
     #[test]
     fn the_tables_are_whole() {

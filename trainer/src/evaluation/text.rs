@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::paper::{DOMAIN_MODELS, EXTRAPOLATION_16384, SOURCE_PERPLEXITIES, SOURCES, domain_rows};
+use super::paper::{DOMAIN_MODELS, DomainTable, EXTRAPOLATION_16384, SOURCE_PERPLEXITIES, SOURCES};
 use super::results::{
     Extrapolation, Interval, Paloma, Perplexity, Position, Protocol, Report, Results, Statistics, Throughput,
 };
@@ -220,14 +220,14 @@ fn paloma(results: &Paloma, all: bool) -> String {
 
 fn domains(results: &Paloma) -> String {
     let [ours, transformer] = BESIDE.map(|model| DOMAIN_MODELS[model]);
-    let printed = domain_rows();
+    let printed = DomainTable::new();
     let mut names = header("domain");
     names.extend([ours, transformer]);
     let mut rows = Vec::new();
     for source in &results.sources {
         for domain in source.domains.iter().chain(&source.files) {
             let mut row = cells(&format!("{}/{}", source.source, domain.name), Some(&domain.statistics));
-            let row_of = printed.iter().find(|row| row.is(&source.source, &domain.name));
+            let row_of = printed.find(&source.source, &domain.name);
             for model in BESIDE {
                 let cell = row_of.map(|row| format!("{:.2}", row.perplexities[model]));
                 row.push(cell.unwrap_or_default());

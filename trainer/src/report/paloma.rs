@@ -13,7 +13,7 @@ use xlstm_pipeline::overlap::{EvalSet, OverlapReport};
 use xlstm_pipeline::report::{Bar, Cell, Cloud, Page, Table, bar_chart, count, percent, share};
 
 use super::figures::perplexity_cell;
-use crate::evaluation::paper::{DOMAIN_MODELS, SOURCE_PERPLEXITIES, SOURCES, domain_rows, plain_domain};
+use crate::evaluation::paper::{DOMAIN_MODELS, DomainTable, SOURCE_PERPLEXITIES, SOURCES};
 use crate::evaluation::results::{Average, Named, Paloma, PalomaSource, Statistics};
 
 /// xLSTM[1:0] 1.3B in [`DOMAIN_MODELS`]: the paper's best, which ratios refer to.
@@ -49,21 +49,18 @@ impl Domain<'_> {
 }
 
 fn domains<'a>(results: &'a Paloma, overlap: Option<&'a OverlapReport>) -> Vec<Domain<'a>> {
-    let rows: BTreeMap<(String, String), [f64; 5]> = domain_rows()
-        .into_iter()
-        .map(|row| ((row.source.to_owned(), plain_domain(row.domain)), row.perplexities))
-        .collect();
+    let table = DomainTable::new();
     let sets: BTreeMap<&str, &EvalSet> =
         overlap.iter().flat_map(|report| &report.eval_sets).map(|set| (set.name.as_str(), set)).collect();
     let mut found = Vec::new();
     for source in &results.sources {
         // Where the paper splits a source by number, its files stand beside the paper's rows, and the whole beside none.
-        let numbered = |file: &&Named| rows.contains_key(&(source.source.clone(), file.name.clone()));
+        let numbered = |file: &&Named| table.find(&source.source, &file.name).is_some();
         let files: Vec<&Named> = source.files.iter().filter(numbered).collect();
         let whole = source.domains.len() == 1 && files.is_empty();
         for Named { name, statistics } in source.domains.iter().chain(files) {
             let short = name.strip_prefix(&format!("{}/", source.source)).unwrap_or(name);
-            let row = rows.get(&(source.source.clone(), plain_domain(short))).copied();
+            let row = table.find(&source.source, short).map(|row| row.perplexities);
             let alone = whole.then(|| of_source(&source.source)).flatten();
             let full = format!("{}/{short}", source.source);
             let overlap = sets.get(full.as_str()).or_else(|| sets.get(name.as_str())).copied();
@@ -310,25 +307,4 @@ fn all(page: &mut Page, domains: &[Domain], overlap: bool, chain: &str) {
         table.cells(cells);
     }
     page.table(&table);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_agree_but_for_numbers_and_signs() {
-        assert_eq!(plain_domain("00_AskReddit"), "askreddit");
-        assert_eq!(plain_domain("100_www.ign.com"), plain_domain("www.ign.com"));
-        assert_eq!(plain_domain("astro-ph.CO"), "astrophco");
-        assert_eq!(plain_domain("reddit_uniform"), "reddituniform");
-    }
-
-    #[test]
-    fn no_two_rows_of_table_10_have_one_name() {
-        let rows = domain_rows();
-        let names: std::collections::BTreeSet<_> =
-            rows.iter().map(|row| (row.source, plain_domain(row.domain))).collect();
-        assert_eq!(names.len(), rows.len());
-    }
 }

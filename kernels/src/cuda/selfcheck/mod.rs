@@ -57,14 +57,13 @@ pub struct Check {
 impl Check {
     /// One check of several draws: each error is the root mean square of theirs.
     fn over_draws(mut draw: impl FnMut() -> Result<Check, KernelError>) -> Result<Check, KernelError> {
-        let mut checks = (0..DRAWS).map(|_| draw()).collect::<Result<Vec<_>, _>>()?.into_iter();
-        let Some(mut all) = checks.next() else { return draw() };
-        let squares = |tensor: &mut CheckedTensor| {
+        let mut all = draw()?;
+        for tensor in &mut all.tensors {
             tensor.error *= tensor.error;
             tensor.libtorch *= tensor.libtorch;
-        };
-        all.tensors.iter_mut().for_each(squares);
-        for check in checks {
+        }
+        for _ in 1..DRAWS {
+            let check = draw()?;
             all.repeatable &= check.repeatable;
             for (sum, tensor) in all.tensors.iter_mut().zip(&check.tensors) {
                 sum.error += tensor.error * tensor.error;
