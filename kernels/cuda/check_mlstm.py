@@ -28,13 +28,19 @@ TENSORS = ["query", "key", "value", "input_gate", "forget_gate", "output", "log_
            "score_gradients", "kept_scores", "query_dot", "key_carry_dot", "key_dot", "decay_gradient"]
 
 
-class Parameters(ctypes.Structure):
-    """`MlstmParameters` of mlstm.cuh."""
+# Tensors that the copy engine reads; activations as [B, H, T, size], the others as [1, B * H * N, rows, columns].
+MAPPED = ["query", "key", "value", "output_gradient", "states", "state_gradients", "scores", "score_gradients"]
+_SCALARS = ([(n, ctypes.c_int) for n in ("batch_heads", "heads", "tokens", "chunks")]
+            + [("key_scale", ctypes.c_float), ("epsilon", ctypes.c_float)]
+            + [(f"{t}_{a}", I64) for t in ("qk", "v", "gate") for a in ("batch", "head", "token")]
+            + [(n, P) for n in TENSORS])
 
-    _fields_ = ([(n, ctypes.c_int) for n in ("batch_heads", "heads", "tokens", "chunks")]
-                + [("key_scale", ctypes.c_float), ("epsilon", ctypes.c_float)]
-                + [(f"{t}_{a}", I64) for t in ("qk", "v", "gate") for a in ("batch", "head", "token")]
-                + [(n, P) for n in TENSORS])
+
+class Parameters(ctypes.Structure):
+    """`MlstmParameters` of mlstm.cuh: maps lie on a boundary of 64 bytes."""
+
+    _fields_ = (_SCALARS + [("padding", ctypes.c_ubyte * (-(24 + 9 * 8 + 8 * len(TENSORS)) % 64))]
+                + [(f"{n}_map", ctypes.c_ubyte * 128) for n in MAPPED])
 
 
 FILES = {"gates": "mlstm_gates.cu", "states": "mlstm_states.cu", "scores": "mlstm_scores.cu",
@@ -53,8 +59,8 @@ class Specialised:
         self.driver, self.cubins = driver, cubins
         self.dqk, self.dv, self.chunk, self.block_k, self.stages = shape
         tile = 128 * self.block_k * 2
-        self.shared = {"gates": 0, "states": self.stages * (2 * tile + 4 * self.block_k),
-                       "scores": self.stages * 2 * tile, "outputs": self.stages * 2 * tile}
+        ring = lambda extra: 1024 + self.stages * (2 * tile + extra + 16)
+        self.shared = {"gates": 0, "states": ring(4 * self.block_k), "scores": ring(0), "outputs": ring(0)}
         self.k_tiles, self.v_tiles = -(-self.dqk // 128), -(-self.dv // 128)
         self.row_tiles = self.chunk // 128
 
@@ -105,11 +111,20 @@ class Layer:
             if name in ("output_dot", "kept_scores"):
                 continue  # null: the kernels form dh . h and compute scores again themselves
             setattr(self.parameters, name, self.tensors[name].data_ptr())
+        for name in MAPPED:
+            self.map(name)
+
+    def map(self, name):
+        tensor = self.tensors[name]
+        if name.startswith(("state", "score")):
+            tensor = tensor.flatten(0, 1)[None]
+        getattr(self.parameters, f"{name}_map")[:] = self.kernels.driver.tensor_map(tensor)
 
     def set_output_gradient(self, gradient):
         assert gradient.stride() == self.tensors["value"].stride()
         self.tensors["output_gradient"] = gradient
         self.parameters.output_gradient = gradient.data_ptr()
+        self.map("output_gradient")
 
     def sequence(self, backward, recompute):
         k, n, bh = self.kernels, self.chunks, self.batch_heads

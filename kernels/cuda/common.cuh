@@ -43,6 +43,20 @@ DEVICE u32 shared_address(const void* pointer) {
     return (u32)__cvta_generic_to_shared(pointer);
 }
 
+// Sixteen or eight bytes in one store; an assignment of a vector may become as many stores as it has parts.
+DEVICE void store_16(void* destination, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(destination), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+DEVICE void store_8(void* destination, u32 a, u32 b) {
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(destination), "r"(a), "r"(b) : "memory");
+}
+
+DEVICE u32 load_shared(u32 address) {
+    u32 value;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    return value;
+}
+
 // Sixteen bytes from global to shared memory, zeros where `valid` is false (nothing is read then).
 DEVICE void copy_async_16(u32 destination, const void* source, bool valid) {
     int bytes = valid ? 16 : 0;

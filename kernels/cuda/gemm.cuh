@@ -1,15 +1,19 @@
-// A 128 x 128 tile of C += A B by one block of four warps, each warp owning 64 x 64.
+// A 128 x 128 tile of C += A B by one block of four warps.
 //
-// Operands reach shared memory by `cp.async`, STAGES tiles deep, in whichever order they lie in
-// global memory; which way round a fragment is read decides the transposition, so that no matrix
-// is ever transposed in memory:
+// Operands reach shared memory STAGES tiles deep, in whichever order they lie in global memory; which way round a
+// fragment is read decides the transposition, so that no matrix is ever transposed in memory:
 //   ALONG_K   the tile is [128 rows of m or n][BLOCK_K], k contiguous;
 //   ACROSS_K  the tile is [BLOCK_K rows][128 columns of m or n], m or n contiguous.
 // Sixteen-byte units are XOR-swizzled within a row, so that the eight addresses of one `ldmatrix`
-// phase always fall in eight different bank groups. A 64 x 64 warp tile is the smallest whose
-// shared-memory reads (8 x 512 bytes per k of 16) stay below the time of its 32 `mma`.
+// phase always fall in eight different bank groups.
+//
+// Who multiplies: on sm_90 the four warps together, by `wgmma` on the tiles as they lie in shared memory; each warp owns
+// 16 rows of either half of the tile. Elsewhere each warp by `mma` on fragments, owning 64 x 64, the smallest tile
+// whose shared-memory reads (8 x 512 bytes per k of 16) stay below the time of its 32 `mma`.
+// Who copies: on sm_90 the copy engine, in boxes of 64 rows of 128 bytes, one a warp. Elsewhere every thread copies its
+// units by `cp.async`.
 #pragma once
-#include "common.cuh"
+#include "bulk.cuh"
 
 #ifndef BLOCK_K
 #define BLOCK_K 32
@@ -28,36 +32,66 @@ enum Order { ALONG_K, ACROSS_K };
 // Byte offset of 16-byte unit `unit` of row `row` in a tile of that order.
 template <Order ORDER>
 DEVICE u32 swizzled(int row, int unit) {
+    if (BULK && ORDER == ACROSS_K) return (unit >> 3) * (BLOCK_K * 128) + row * 128 + (((unit ^ row) & 7) << 4);
     if (ORDER == ACROSS_K) return row * (TILE * 2) + ((unit ^ (row & 7)) << 4);
     if (BLOCK_K == 64) return row * 128 + ((unit ^ (row & 7)) << 4);
     return row * 64 + ((unit ^ ((row >> 1) & 3)) << 4);
 }
+static_assert(!BULK || BLOCK_K == 64, "a box of the copy engine is 64 columns wide");
 
-// Starts the copy of one operand tile. `source` points at the tile's first element; rows from
-// `rows_left` and columns from `columns_left` on (both may exceed the tile) are read as zero.
-template <Order ORDER, bool CHECK_COLUMNS>
-DEVICE void copy_tile(u32 destination, const bf16* source, i64 stride, int rows_left, int columns_left) {
+// A matrix of bf16 in global memory, `rows` x `width`: one head's activation, or one chunk's state or scores.
+struct Operand {
+    const TensorMap* map;  // of the tensor that it is `slice` and `batch` of
+    const bf16* first;
+    i64 stride;  // from row to row
+    int rows, width, slice, batch;
+};
+
+enum Which { FIRST, SECOND };
+
+// Starts the copy of the operand tile whose first element is (row, column); what lies outside the matrix is read as
+// zero. CHECK_COLUMNS: whether a tile may be cut there. All threads call. `barrier` counts the bytes (BULK): each of
+// the four warps copies one of the two boxes of the first or the second operand. With PEERS > 1 all blocks of the
+// cluster call for the same tile, and each copies its share of the boxes to all.
+template <Which WHICH, Order ORDER, bool CHECK_COLUMNS, int PEERS = 1>
+DEVICE void copy_tile(u32 destination, const Operand& from, int row, int column, u32 barrier) {
+#if BULK
+    static_assert(OPERAND_BYTES == 2 * BOX_BYTES && THREADS == 4 * WARP, "a warp for each box");
+    const int warp = warp_number(), box = warp & 1;
+    if (warp >> 1 != WHICH) return;
+    if (PEERS > 1 && box % PEERS != (int)cluster_rank()) return;
+    if (opaque_lane() != 0) return;
+    const int x = column + (ORDER == ACROSS_K ? box * BOX_COLUMNS : 0), y = row + (ORDER == ALONG_K ? box * BOX_ROWS : 0);
+    if (PEERS == 1)
+        copy_box(destination + box * BOX_BYTES, from.map, x, y, from.slice, from.batch, barrier);
+    else
+        copy_box_to_cluster(destination + box * BOX_BYTES, from.map, x, y, from.slice, from.batch, barrier, (1 << PEERS) - 1);
+#else
     constexpr int UNITS = (ORDER == ALONG_K ? BLOCK_K : TILE) / 8;
     constexpr int ROWS_PER_PASS = THREADS / UNITS;
     constexpr int ROWS = ORDER == ALONG_K ? TILE : BLOCK_K;
     const int unit = threadIdx.x % UNITS, first = threadIdx.x / UNITS;
-    const bool column_valid = !CHECK_COLUMNS || unit * 8 < columns_left;
-    const bf16* pointer = source + (i64)first * stride + unit * 8;
+    const bool column_valid = !CHECK_COLUMNS || unit * 8 < from.width - column;
+    const bf16* pointer = from.first + (i64)(row + first) * from.stride + column + unit * 8;
 #pragma unroll
     for (int pass = 0; pass < ROWS / ROWS_PER_PASS; pass++) {
-        const int row = first + pass * ROWS_PER_PASS;
-        copy_async_16(destination + swizzled<ORDER>(row, unit), pointer + (i64)pass * ROWS_PER_PASS * stride,
-                      column_valid && row < rows_left);
+        const int below = first + pass * ROWS_PER_PASS;
+        copy_async_16(destination + swizzled<ORDER>(below, unit), pointer + (i64)pass * ROWS_PER_PASS * from.stride,
+                      column_valid && below < from.rows - row);
     }
+#endif
 }
 
+// What of the tile is a warp's: fragments of 16 rows and 8 columns.
+static constexpr int FRAGMENT_ROWS = BULK ? 2 : 4, FRAGMENT_COLUMNS = BULK ? 16 : 8, GROUPS = FRAGMENT_COLUMNS / 4;
+
 struct Accumulator {
-    float value[4][8][4];
+    float value[FRAGMENT_ROWS][FRAGMENT_COLUMNS][4];
     DEVICE void clear() {
 #pragma unroll
-        for (int m = 0; m < 4; m++)
+        for (int m = 0; m < FRAGMENT_ROWS; m++)
 #pragma unroll
-            for (int n = 0; n < 8; n++)
+            for (int n = 0; n < FRAGMENT_COLUMNS; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) value[m][n][e] = 0.0f;
     }
@@ -68,39 +102,103 @@ struct Place {
     int lane, warp_row, warp_column;
     DEVICE Place() {
         lane = threadIdx.x & 31;
-        warp_row = (threadIdx.x >> 6) * 64;
-        warp_column = ((threadIdx.x >> 5) & 1) * 64;
+        warp_row = BULK ? (threadIdx.x >> 5) * 16 : (threadIdx.x >> 6) * 64;
+        warp_column = BULK ? 0 : ((threadIdx.x >> 5) & 1) * 64;
     }
+    // First row of fragment m.
+    DEVICE int fragment_row(int m) const { return warp_row + m * (BULK ? 64 : 16); }
     // Row of elements 0, 1 (half 0) or 2, 3 (half 1) of fragment m.
-    DEVICE int row(int m, int half) const { return warp_row + m * 16 + half * 8 + (lane >> 2); }
+    DEVICE int row(int m, int half) const { return fragment_row(m) + half * 8 + (lane >> 2); }
     // Column of element 0 or 2 of fragment n; elements 1 and 3 lie one to the right.
     DEVICE int column(int n) const { return warp_column + n * 8 + (lane & 3) * 2; }
 };
 
+// Fragments of A for `mma`, or for `wgmma` with A in registers.
 template <Order ORDER>
-DEVICE void load_a(u32 (&a)[4][4], u32 tile, int k16, const Place& at) {
+DEVICE void load_a(u32 (&a)[FRAGMENT_ROWS][4], u32 tile, int k16, const Place& at) {
 #pragma unroll
-    for (int m = 0; m < 4; m++) {
+    for (int m = 0; m < FRAGMENT_ROWS; m++) {
         if (ORDER == ALONG_K) {
-            const int row = at.warp_row + m * 16 + (at.lane & 15);
+            const int row = at.fragment_row(m) + (at.lane & 15);
             load_matrices(a[m], tile + swizzled<ALONG_K>(row, k16 * 2 + (at.lane >> 4)));
         } else {
             const int row = k16 * 16 + (at.lane & 7) + ((at.lane >> 4) << 3);
-            const int unit = (at.warp_row >> 3) + m * 2 + ((at.lane >> 3) & 1);
+            const int unit = (at.fragment_row(m) >> 3) + ((at.lane >> 3) & 1);
             load_matrices_transposed(a[m], tile + swizzled<ACROSS_K>(row, unit));
         }
     }
 }
 
-// A from a 128 x 128 tile that a kernel left in shared memory, rows of 256 bytes: m along its rows
-// (ALONG_K) or across them (ACROSS_K, the layout `load_a` knows).
-DEVICE void load_a_wide(u32 (&a)[4][4], u32 tile, int k16, const Place& at) {
-#pragma unroll
-    for (int m = 0; m < 4; m++) {
-        const int row = at.warp_row + m * 16 + (at.lane & 15);
-        load_matrices(a[m], tile + swizzled<ACROSS_K>(row, k16 * 2 + (at.lane >> 4)));
-    }
+#if BULK
+
+// c += A B for 64 rows and 128 columns, k of 16; A and B by descriptor, or A in registers. A transposed operand is
+// ACROSS_K. Asynchronous: what is read or written may not be touched before `product_wait`.
+#define PRODUCT_FLOATS()                                                                                                  \
+    "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]), "+f"(c[1][3]), \
+        "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]),            \
+        "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]), "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]), "+f"(c[5][1]),            \
+        "+f"(c[5][2]), "+f"(c[5][3]), "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]),            \
+        "+f"(c[7][1]), "+f"(c[7][2]), "+f"(c[7][3]), "+f"(c[8][0]), "+f"(c[8][1]), "+f"(c[8][2]), "+f"(c[8][3]),            \
+        "+f"(c[9][0]), "+f"(c[9][1]), "+f"(c[9][2]), "+f"(c[9][3]), "+f"(c[10][0]), "+f"(c[10][1]), "+f"(c[10][2]),         \
+        "+f"(c[10][3]), "+f"(c[11][0]), "+f"(c[11][1]), "+f"(c[11][2]), "+f"(c[11][3]), "+f"(c[12][0]), "+f"(c[12][1]),     \
+        "+f"(c[12][2]), "+f"(c[12][3]), "+f"(c[13][0]), "+f"(c[13][1]), "+f"(c[13][2]), "+f"(c[13][3]), "+f"(c[14][0]),     \
+        "+f"(c[14][1]), "+f"(c[14][2]), "+f"(c[14][3]), "+f"(c[15][0]), "+f"(c[15][1]), "+f"(c[15][2]), "+f"(c[15][3])
+#define PRODUCT_REGISTERS                                                                                               \
+    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30," \
+    "%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,"    \
+    "%59,%60,%61,%62,%63}"
+template <bool A_TRANSPOSED, bool B_TRANSPOSED>
+DEVICE void product(float (&c)[16][4], u64 a, u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " PRODUCT_REGISTERS ", %64, %65, 1, 1, 1, %66, %67;"
+                 : PRODUCT_FLOATS()
+                 : "l"(a), "l"(b), "n"(A_TRANSPOSED ? 1 : 0), "n"(B_TRANSPOSED ? 1 : 0));
 }
+template <bool B_TRANSPOSED>
+DEVICE void product(float (&c)[16][4], const u32 (&a)[4], u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " PRODUCT_REGISTERS
+                 ", {%64,%65,%66,%67}, %68, 1, 1, 1, %69;"
+                 : PRODUCT_FLOATS()
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(B_TRANSPOSED ? 1 : 0));
+}
+// Before the first product that reads registers written otherwise; after the last of a group; until PENDING groups are
+// left unfinished.
+DEVICE void product_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void product_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int PENDING>
+DEVICE void product_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// What `wgmma` must know of an operand tile: address, distance between halves of 64 columns (ACROSS_K alone), distance
+// between groups of eight rows, swizzling over 128 bytes; all in units of 16 bytes.
+template <Order ORDER>
+DEVICE u64 descriptor(u32 tile) {
+    constexpr u64 HALVES = ORDER == ACROSS_K ? BOX_BYTES >> 4 : 1, EIGHT_ROWS = 1024 >> 4;
+    return (u64)((tile & 0x3ffff) >> 4) | HALVES << 16 | EIGHT_ROWS << 32 | (u64)1 << 62;
+}
+// Distance between steps of k of 16, and from the first to the second 64 rows (columns, ACROSS_K) of a tile.
+template <Order ORDER>
+static constexpr u32 NEXT_K16 = ORDER == ACROSS_K ? 16 * 128 : 32;
+
+// One BLOCK_K step from the operand tiles at `stage`, started and not waited for.
+template <Order A_ORDER, Order B_ORDER>
+DEVICE void multiply_tile(Accumulator& c, u32 stage, const Place&) {
+    product_fence();
+#pragma unroll
+    for (int k16 = 0; k16 < BLOCK_K / 16; k16++) {
+        const u64 b = descriptor<B_ORDER>(stage + OPERAND_BYTES + k16 * NEXT_K16<B_ORDER>);
+#pragma unroll
+        for (int m = 0; m < FRAGMENT_ROWS; m++)
+            product<A_ORDER == ACROSS_K, B_ORDER == ACROSS_K>(
+                c.value[m], descriptor<A_ORDER>(stage + m * BOX_BYTES + k16 * NEXT_K16<A_ORDER>), b);
+    }
+    product_commit();
+}
+
+#else
+
+template <int PENDING>
+DEVICE void product_wait() {}
 
 template <Order ORDER>
 DEVICE void load_b(u32 (&b)[4], u32 tile, int k16, int pair, const Place& at) {
@@ -137,29 +235,30 @@ DEVICE void multiply_tile(Accumulator& c, u32 stage, const Place& at) {
     }
 }
 
+#endif
+
+// `first` if the flag is set, as one instruction whatever the compiler knows of the flag: it would rather compile what
+// follows once for each of its values, stores included.
+DEVICE u32 select(u32 first, u32 second, int flag) {
+    u32 chosen;
+    asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %3, 0;\nselp.b32 %0, %1, %2, p;\n}" : "=r"(chosen) : "r"(first), "r"(second), "r"(flag));
+    return chosen;
+}
+
 // Turns four registers of each of the four lanes that share a row: lane t's register s becomes lane s's
 // register t. An accumulator row that a lane holds as one column pair of four fragments becomes sixteen
 // contiguous bytes, and back.
 DEVICE void quad_transpose(u32 (&r)[4], int lane) {
-    const bool upper = lane & 2, odd = lane & 1;
-    const u32 a = __shfl_xor_sync(0xffffffffu, upper ? r[0] : r[2], 2);
-    const u32 b = __shfl_xor_sync(0xffffffffu, upper ? r[1] : r[3], 2);
-    if (upper) {
-        r[0] = a;
-        r[1] = b;
-    } else {
-        r[2] = a;
-        r[3] = b;
-    }
-    const u32 c = __shfl_xor_sync(0xffffffffu, odd ? r[0] : r[1], 1);
-    const u32 d = __shfl_xor_sync(0xffffffffu, odd ? r[2] : r[3], 1);
-    if (odd) {
-        r[0] = c;
-        r[2] = d;
-    } else {
-        r[1] = c;
-        r[3] = d;
-    }
+    const int upper = lane & 2, odd = lane & 1;
+    const u32 a = __shfl_xor_sync(0xffffffffu, select(r[0], r[2], upper), 2);
+    const u32 b = __shfl_xor_sync(0xffffffffu, select(r[1], r[3], upper), 2);
+    const u32 x[4] = {select(a, r[0], upper), select(b, r[1], upper), select(r[2], a, upper), select(r[3], b, upper)};
+    const u32 c = __shfl_xor_sync(0xffffffffu, select(x[0], x[1], odd), 1);
+    const u32 d = __shfl_xor_sync(0xffffffffu, select(x[2], x[3], odd), 1);
+    r[0] = select(c, x[0], odd);
+    r[1] = select(x[1], c, odd);
+    r[2] = select(d, x[2], odd);
+    r[3] = select(x[3], d, odd);
 }
 
 // The accumulator fragments' bf16 pairs of one row (fragments 4 * group to 4 * group + 3) of a row-major
@@ -182,19 +281,19 @@ DEVICE void store_row_pairs(bf16* line, u32 (&pairs)[4], bool row_valid, int col
     quad_transpose(pairs, at.lane);
     const int column = at.warp_column + group * 32 + (at.lane & 3) * 8;
     if (row_valid && (!CHECK_COLUMNS || column < columns_left))
-        *reinterpret_cast<uint4*>(line + column) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        store_16(line + column, pairs[0], pairs[1], pairs[2], pairs[3]);
 }
 
 // Rounds the accumulator to bf16 and stores what lies inside `rows` x `columns` of a tile at `destination`.
 template <bool CHECK_COLUMNS>
 DEVICE void store_tile(bf16* destination, i64 stride, int rows, int columns, const Accumulator& c, const Place& at) {
 #pragma unroll
-    for (int m = 0; m < 4; m++)
+    for (int m = 0; m < FRAGMENT_ROWS; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = at.row(m, half);
 #pragma unroll
-            for (int group = 0; group < 2; group++) {
+            for (int group = 0; group < GROUPS; group++) {
                 u32 pairs[4];
 #pragma unroll
                 for (int n = 0; n < 4; n++) {
@@ -212,7 +311,7 @@ DEVICE float row_dot(const bf16* line, bool row_valid, int columns_left, const A
                      const Place& at) {
     float sum = 0.0f;
 #pragma unroll
-    for (int group = 0; group < 2; group++) {
+    for (int group = 0; group < GROUPS; group++) {
         u32 pairs[4];
         load_row_pairs<CHECK_COLUMNS>(pairs, line, row_valid, columns_left, group, at);
 #pragma unroll
@@ -230,16 +329,16 @@ DEVICE float quad_sum(float value) {
     return value + __shfl_xor_sync(0xffffffffu, value, 2);
 }
 
-// Adds the two warp columns' row sums in a fixed order and hands row r's to thread r.
+// Adds the warp columns' row sums in a fixed order and hands row r's to thread r.
 // `scratch` holds 2 * TILE floats; all threads call.
-DEVICE float combine_rows(float* scratch, const float (&sums)[4][2], const Place& at) {
+DEVICE float combine_rows(float* scratch, const float (&sums)[FRAGMENT_ROWS][2], const Place& at) {
     __syncthreads();
     if ((at.lane & 3) == 0)
 #pragma unroll
-        for (int m = 0; m < 4; m++)
+        for (int m = 0; m < FRAGMENT_ROWS; m++)
 #pragma unroll
             for (int half = 0; half < 2; half++)
                 scratch[(at.warp_column >> 6) * TILE + at.row(m, half)] = sums[m][half];
     __syncthreads();
-    return scratch[threadIdx.x] + scratch[TILE + threadIdx.x];
+    return BULK ? scratch[threadIdx.x] : scratch[threadIdx.x] + scratch[TILE + threadIdx.x];
 }

@@ -107,6 +107,18 @@ class Driver:
             self.modules[key] = function
         return self.modules[key]
 
+    def tensor_map(self, tensor):
+        """The 128 bytes of a map of a bf16 tensor of four axes, for boxes of 64 rows of 64 (bulk.cuh)."""
+        memory = ctypes.create_string_buffer(192)
+        aligned = -(-ctypes.addressof(memory) // 64) * 64
+        sizes = (ctypes.c_uint64 * 4)(*reversed(tensor.shape))
+        strides = (ctypes.c_uint64 * 3)(*[max(2 * s, 16) for s in reversed(tensor.stride()[:3])])
+        box, ones = (ctypes.c_uint32 * 4)(64, 64, 1, 1), (ctypes.c_uint32 * 4)(1, 1, 1, 1)
+        # bf16, rank 4; not interleaved, swizzled over 128 bytes, whole lines of 256 bytes in L2, zeros outside.
+        self.call("cuTensorMapEncodeTiled", ctypes.c_void_p(aligned), 9, 4, ctypes.c_void_p(tensor.data_ptr()), sizes,
+                  strides, box, ones, 0, 3, 3, 0)
+        return ctypes.string_at(aligned, 128)
+
     def launch(self, function, grid, threads, shared_bytes, parameters, stream):
         array = (ctypes.c_void_p * 1)(ctypes.addressof(parameters))
         self.call("cuLaunchKernel", function, *[ctypes.c_uint(g) for g in grid], ctypes.c_uint(threads), 1, 1,

@@ -26,6 +26,16 @@
 #define CHUNK 128
 #endif
 
+// Blocks of a cluster: those of neighbouring columns of a result, which read the same rows of the other operand.
+#ifndef MOST_PEERS
+#define MOST_PEERS 1
+#endif
+static_assert(MOST_PEERS >= 1 && MOST_PEERS <= 8, "a cluster");
+template <int COLUMN_TILES, int MOST = MOST_PEERS>
+static constexpr int PEERS_OF = COLUMN_TILES % MOST == 0 ? MOST : PEERS_OF<COLUMN_TILES, MOST - 1>;
+template <int COLUMN_TILES>
+static constexpr int PEERS_OF<COLUMN_TILES, 1> = 1;
+
 static constexpr int K_TILES = (DQK + TILE - 1) / TILE;
 static constexpr int V_TILES = (DV + TILE - 1) / TILE;
 static constexpr int ROW_TILES = CHUNK / TILE;
@@ -74,6 +84,9 @@ struct MlstmParameters {
     bf16* kept_scores;  // those of the forward pass where they were kept, to be divided in place; else null
     float *query_dot, *key_carry_dot, *key_dot;  // [K_TILES, B * H, P]
     float* decay_gradient;                                            // [K_TILES * V_TILES, B * H, N]
+    // For the copy engine, of the tensors of these names; activations as [B, H, T, K or V], the others [1, B * H * N, ..].
+    TensorMap query_map, key_map, value_map, output_gradient_map, states_map, state_gradients_map, scores_map,
+        score_gradients_map;
 
     DEVICE i64 padded() const { return (i64)chunks * CHUNK; }
     DEVICE i64 token_index(int batch_head, int chunk) const { return batch_head * padded() + (i64)chunk * CHUNK; }
@@ -84,34 +97,126 @@ struct MlstmParameters {
         return ((i64)batch_head * chunks + chunk) * CHUNK * CHUNK;
     }
     DEVICE i64 norm_index(int batch_head, int chunk) const { return ((i64)batch_head * chunks + chunk) * DQK; }
+
+    // Operands of the products.
+    DEVICE Operand of_keys(const TensorMap& map, const bf16* data, int batch_head) const {
+        return {&map, data + qk.offset(batch_head, heads, 0), qk.token, tokens, DQK, batch_head % heads, batch_head / heads};
+    }
+    DEVICE Operand of_values(const TensorMap& map, const bf16* data, int batch_head) const {
+        return {&map, data + v.offset(batch_head, heads, 0), v.token, tokens, DV, batch_head % heads, batch_head / heads};
+    }
+    DEVICE Operand state(const TensorMap& map, const bf16* data, int batch_head, int chunk) const {
+        return {&map, data + state_index(batch_head, chunk), DV, DQK, DV, batch_head * chunks + chunk, 0};
+    }
+    DEVICE Operand score(const TensorMap& map, const bf16* data, int batch_head, int chunk) const {
+        return {&map, data + score_index(batch_head, chunk), CHUNK, CHUNK, CHUNK, batch_head * chunks + chunk, 0};
+    }
 };
 
-// A ring of STAGES operand tiles: `issue(step, stage)` starts the copies of one of `total` steps, STAGES - 1
-// steps ahead of the step that is computed.
-template <class Issue>
+// Where a step's two operand tiles lie, and what beside them (a ring's `EXTRA` bytes).
+struct Slot {
+    u32 tiles, extra, barrier;
+    DEVICE u32 second() const { return tiles + OPERAND_BYTES; }
+};
+
+#if BULK
+// A ring of STAGES pairs of operand tiles, each with two barriers: all bytes have come; all warps that read them, also
+// those of the cluster's other blocks that the copies reach, are done. `issue(step, slot)` starts the copies of one of
+// `total` steps; all threads call it, and each warp copies its quarter (and the first, what is EXTRA).
+template <int PEERS, int EXTRA, class Issue>
 struct Ring {
-    u32 base, end, read, write;
-    int bytes, total, step;
+    static constexpr int WARPS = THREADS / WARP;
+    u32 base, parity;
+    int total, step, index;
     Issue issue;
 
-    DEVICE Ring(u32 base, int bytes, int total, Issue issue)
-        : base(base), end(base + STAGES * bytes), read(base), write(base), bytes(bytes), total(total), step(0), issue(issue) {
+    DEVICE Ring(u32 memory, int total, Issue issue)
+        : base((memory + 1023) & ~1023u), parity(0), total(total), step(0), index(0), issue(issue) {
+        if (threadIdx.x == 0) {
+#pragma unroll
+            for (int slot = 0; slot < STAGES; slot++) {
+                barrier_init(full(slot), WARPS);
+                barrier_init(empty(slot), PEERS * WARPS);
+            }
+            barrier_init_fence();
+        }
+        if (PEERS > 1)
+            cluster_barrier();
+        else
+            __syncthreads();
+#pragma unroll
+        for (int ahead = 0; ahead < STAGES; ahead++)
+            if (ahead < total) start(ahead, ahead);
+    }
+    DEVICE u32 full(int slot) const { return base + STAGES * (STAGE_BYTES + EXTRA) + slot * 16; }
+    DEVICE u32 empty(int slot) const { return full(slot) + 8; }
+    DEVICE Slot slot(int index) const {
+        return {base + index * STAGE_BYTES, base + STAGES * STAGE_BYTES + index * EXTRA, full(index)};
+    }
+    DEVICE void start(int which, int into) {
+        const u32 bytes = STAGE_BYTES / WARPS + (warp_number() == 0 ? EXTRA : 0);
+        if (opaque_lane() == 0) barrier_expect(full(into), bytes);
+        issue(which, slot(into));
+    }
+    // Waits for the next step's operands.
+    DEVICE Slot next() {
+        barrier_wait(full(index), parity);
+        const Slot ready = slot(index);
+        step++;
+        if (++index == STAGES) {
+            index = 0;
+            parity ^= 1;
+        }
+        return ready;
+    }
+    // Gives back the slot that `next` handed out LAG calls before the last, and starts the copies of the step that takes
+    // it as soon as all its readers are done.
+    template <int LAG>
+    DEVICE void recycle() {
+        const int used = step - 1 - LAG, later = used + STAGES;
+        if (used < 0 || later >= total) return;
+        const bool wrapped = index < 1 + LAG;
+        const int last = index - 1 - LAG + (wrapped ? STAGES : 0), lane = opaque_lane();
+        __syncwarp();
+        if (PEERS == 1 && lane == 0) barrier_arrive(empty(last));
+        if (PEERS > 1 && lane < PEERS) barrier_arrive_remote(empty(last), lane);
+        if (lane == 0) barrier_wait(empty(last), wrapped ? parity ^ 1 : parity);
+        __syncwarp();
+        start(later, last);
+    }
+};
+#else
+// A ring of STAGES pairs of operand tiles: `issue(step, slot)` starts the copies of one of `total` steps, STAGES - 1
+// steps ahead of the step that is computed; all threads call it.
+template <int PEERS, int EXTRA, class Issue>
+struct Ring {
+    u32 base;
+    int total, step, read, write;
+    Issue issue;
+
+    DEVICE Ring(u32 base, int total, Issue issue) : base(base), total(total), step(0), read(0), write(0), issue(issue) {
 #pragma unroll
         for (int ahead = 0; ahead < STAGES - 1; ahead++) start();
     }
+    DEVICE Slot slot(int index) const {
+        return {base + index * STAGE_BYTES, base + STAGES * STAGE_BYTES + index * EXTRA, 0};
+    }
     DEVICE void start() {
-        if (step < total) issue(step, write);
+        if (step < total) issue(step, slot(write));
         step++;
         copy_async_commit();
-        write = write + bytes == end ? base : write + bytes;
+        write = write + 1 == STAGES ? 0 : write + 1;
     }
     // Waits for the next step's operands, starts a later step's, and returns where the operands lie.
-    DEVICE u32 next() {
+    DEVICE Slot next() {
         copy_async_wait<STAGES - 2>();
         __syncthreads();
         start();
-        const u32 stage = read;
-        read = read + bytes == end ? base : read + bytes;
-        return stage;
+        const Slot ready = slot(read);
+        read = read + 1 == STAGES ? 0 : read + 1;
+        return ready;
     }
+    template <int LAG>
+    DEVICE void recycle() {}
 };
+#endif

@@ -25,7 +25,7 @@ template <Mode MODE>
 struct Result {
     static constexpr bool BY_QUERY = MODE == OUTPUT || MODE == QUERY_GRADIENT;
     static constexpr bool TO_VALUE = MODE == OUTPUT || MODE == VALUE_GRADIENT;
-    static constexpr int COLUMN_TILES = TO_VALUE ? V_TILES : K_TILES, WIDTH = TO_VALUE ? DV : DQK;
+    static constexpr int COLUMN_TILES = TO_VALUE ? V_TILES : K_TILES, WIDTH = TO_VALUE ? DV : DQK, PEERS = PEERS_OF<COLUMN_TILES>;
     static constexpr int DEPTH = TO_VALUE ? DQK : DV;
     static constexpr Order STATE_ORDER = TO_VALUE ? ACROSS_K : ALONG_K;
     static constexpr Order SCORE_ORDER = BY_QUERY ? ALONG_K : ACROSS_K;
@@ -54,44 +54,42 @@ struct Result {
         token = p.token_index(batch_head, chunk) + row_tile * TILE;
     }
 
-    DEVICE const bf16* row_side() const {
-        return MODE == OUTPUT ? p.query : MODE == QUERY_GRADIENT ? p.output_gradient : MODE == KEY_GRADIENT ? p.value : p.key;
+    DEVICE Operand row_side() const {
+        return MODE == OUTPUT           ? p.of_keys(p.query_map, p.query, batch_head)
+               : MODE == QUERY_GRADIENT ? p.of_values(p.output_gradient_map, p.output_gradient, batch_head)
+               : MODE == KEY_GRADIENT   ? p.of_values(p.value_map, p.value, batch_head)
+                                        : p.of_keys(p.key_map, p.key, batch_head);
     }
-    DEVICE const bf16* sum_side() const {
-        return MODE == OUTPUT ? p.value : MODE == QUERY_GRADIENT ? p.key : MODE == KEY_GRADIENT ? p.query : p.output_gradient;
+    DEVICE Operand sum_side() const {
+        return MODE == OUTPUT           ? p.of_values(p.value_map, p.value, batch_head)
+               : MODE == QUERY_GRADIENT ? p.of_keys(p.key_map, p.key, batch_head)
+               : MODE == KEY_GRADIENT   ? p.of_keys(p.query_map, p.query, batch_head)
+                                        : p.of_values(p.output_gradient_map, p.output_gradient, batch_head);
     }
 
-    DEVICE void issue(int step, u32 stage) const {
+    // Copies of one step. The operands are made once: a warp waits for every instruction here.
+    DEVICE void issue(int step, const Slot& slot, const Operand& rows, const Operand& state, const Operand& score,
+                      const Operand& sum) const {
         if (step < state_steps) {
             const int k = step * BLOCK_K;
-            const Strides& strides = TO_VALUE ? p.qk : p.v;
-            const bf16* state = (BY_QUERY ? p.states : p.state_gradients) + p.state_index(batch_head, chunk);
-            copy_tile<ALONG_K, CHECK_DEPTH>(stage, row_side() + strides.offset(batch_head, p.heads, row_token) + k,
-                                            strides.token, rows_left, DEPTH - k);
+            copy_tile<FIRST, ALONG_K, CHECK_DEPTH, PEERS>(slot.tiles, rows, row_token, k, slot.barrier);
             if (STATE_ORDER == ACROSS_K)
-                copy_tile<ACROSS_K, CHECK_WIDTH>(stage + OPERAND_BYTES, state + (i64)k * DV + column, DV, DEPTH - k,
-                                                 WIDTH - column);
+                copy_tile<SECOND, ACROSS_K, CHECK_WIDTH>(slot.second(), state, k, column, slot.barrier);
             else
-                copy_tile<ALONG_K, CHECK_DEPTH>(stage + OPERAND_BYTES, state + (i64)column * DV + k, DV, WIDTH - column,
-                                                DEPTH - k);
+                copy_tile<SECOND, ALONG_K, CHECK_DEPTH>(slot.second(), state, column, k, slot.barrier);
             return;
         }
-        const int k = sum_first + (step - state_steps) * BLOCK_K;
-        const bf16* score = (TO_VALUE ? p.scores : p.score_gradients) + p.score_index(batch_head, chunk);
-        score += SCORE_ORDER == ALONG_K ? (i64)row_tile * TILE * CHUNK + k : (i64)k * CHUNK + row_tile * TILE;
-        copy_tile<SCORE_ORDER, false>(stage, score, CHUNK, TILE, TILE);
-        const Strides& strides = TO_VALUE ? p.v : p.qk;
-        copy_tile<ACROSS_K, CHECK_WIDTH>(stage + OPERAND_BYTES,
-                                         sum_side() + strides.offset(batch_head, p.heads, chunk_token + k) + column,
-                                         strides.token, p.tokens - chunk_token - k, WIDTH - column);
+        const int k = sum_first + (step - state_steps) * BLOCK_K, row = row_tile * TILE;
+        copy_tile<FIRST, SCORE_ORDER, false, PEERS>(slot.tiles, score, BY_QUERY ? row : k, BY_QUERY ? k : row, slot.barrier);
+        copy_tile<SECOND, ACROSS_K, CHECK_WIDTH>(slot.second(), sum, chunk_token + k, column, slot.barrier);
     }
 
     // Row sums of the accumulator times the same columns of `operand`, for thread r's row r.
     DEVICE float row_dots(const bf16* operand) const {
         const bf16* source = operand + p.qk.offset(batch_head, p.heads, row_token) + column;
-        float sums[4][2];
+        float sums[FRAGMENT_ROWS][2];
 #pragma unroll
-        for (int m = 0; m < 4; m++)
+        for (int m = 0; m < FRAGMENT_ROWS; m++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int row = at.row(m, half);
@@ -105,15 +103,15 @@ struct Result {
     DEVICE void scale_rows() {
         const float* norm = (MODE == QUERY_GRADIENT ? p.norm_states : p.norm_state_gradients) +
                             p.norm_index(batch_head, chunk) + column;
-        float norm_pair[8][2];
+        float norm_pair[FRAGMENT_COLUMNS][2];
         if (!TO_VALUE)
 #pragma unroll
-            for (int n = 0; n < 8; n++)
+            for (int n = 0; n < FRAGMENT_COLUMNS; n++)
 #pragma unroll
                 for (int e = 0; e < 2; e++)
                     norm_pair[n][e] = !CHECK_WIDTH || at.column(n) < WIDTH - column ? norm[at.column(n) + e] : 0.0f;
 #pragma unroll
-        for (int m = 0; m < 4; m++)
+        for (int m = 0; m < FRAGMENT_ROWS; m++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const i64 row = token + at.row(m, half);
@@ -123,7 +121,7 @@ struct Result {
                     factor *= p.inverse_denominator[row];
                 }
 #pragma unroll
-                for (int n = 0; n < 8; n++)
+                for (int n = 0; n < FRAGMENT_COLUMNS; n++)
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
                         float& value = c.value[m][n][2 * half + e];
@@ -141,7 +139,7 @@ struct Result {
     DEVICE void store_output() {
         const i64 offset = p.v.offset(batch_head, p.heads, row_token) + column;
 #pragma unroll
-        for (int m = 0; m < 4; m++)
+        for (int m = 0; m < FRAGMENT_ROWS; m++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int row = at.row(m, half);
@@ -152,7 +150,7 @@ struct Result {
                 const float inverse = 1.0f / (fmaxf(fabsf(query_norm), floor) + p.epsilon);
                 if (column == 0 && at.warp_column == 0 && (at.lane & 3) == 0) p.query_norm[token + row] = query_norm;
 #pragma unroll
-                for (int group = 0; group < 2; group++) {
+                for (int group = 0; group < GROUPS; group++) {
                     u32 pairs[4], rests[4];
 #pragma unroll
                     for (int n = 0; n < 4; n++) {
@@ -166,8 +164,7 @@ struct Result {
                     quad_transpose(rests, at.lane);
                     const int place = at.warp_column + group * 32 + (at.lane & 3) * 8;
                     if (row < rows_left && (!CHECK_WIDTH || place < WIDTH - column))
-                        *reinterpret_cast<uint2*>(p.output_rest + line + place) =
-                            make_uint2(rests[0] | rests[1] << 16, rests[2] | rests[3] << 16);
+                        store_8(p.output_rest + line + place, rests[0] | rests[1] << 16, rests[2] | rests[3] << 16);
                 }
             }
     }
@@ -187,18 +184,34 @@ struct Result {
 
     DEVICE void run(u32 base) {
         if (rows_left <= 0) return;
-        auto start = [&](int step, u32 stage) { issue(step, stage); };
-        Ring<decltype(start)> ring(base, STAGE_BYTES, state_steps + sum_steps, start);
+        const Operand rows = row_side(), sum = sum_side();
+        const Operand state = BY_QUERY ? p.state(p.states_map, p.states, batch_head, chunk)
+                                       : p.state(p.state_gradients_map, p.state_gradients, batch_head, chunk);
+        const Operand score = TO_VALUE ? p.score(p.scores_map, p.scores, batch_head, chunk)
+                                       : p.score(p.score_gradients_map, p.score_gradients, batch_head, chunk);
+        auto start = [&](int step, const Slot& slot) { issue(step, slot, rows, state, score, sum); };
+        Ring<PEERS, 0, decltype(start)> ring(base, state_steps + sum_steps, start);
         c.clear();
-        for (int step = 0; step < state_steps; step++) multiply_tile<ALONG_K, STATE_ORDER>(c, ring.next(), at);
+        for (int step = 0; step < state_steps; step++) {
+            multiply_tile<ALONG_K, STATE_ORDER>(c, ring.next().tiles, at);
+            product_wait<1>();
+            ring.template recycle<1>();
+        }
+        product_wait<0>();
         if (with_state) scale_rows();
-        for (int step = 0; step < sum_steps; step++) multiply_tile<SCORE_ORDER, ACROSS_K>(c, ring.next(), at);
+        for (int step = 0; step < sum_steps; step++) {
+            multiply_tile<SCORE_ORDER, ACROSS_K>(c, ring.next().tiles, at);
+            product_wait<1>();
+            ring.template recycle<1>();
+        }
+        product_wait<0>();
         store_result();
     }
 };
 
 #define RESULT_KERNEL(NAME, MODE)                                                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) NAME(const __grid_constant__ MlstmParameters p) { \
+    extern "C" __global__ void CLUSTERED(Result<MODE>::PEERS) __launch_bounds__(THREADS, 2) \
+        NAME(const __grid_constant__ MlstmParameters p) { \
         extern __shared__ __align__(128) unsigned char shared[];                                                \
         __shared__ float row_scratch[2 * TILE];                                                                 \
         Result<MODE> result(p, row_scratch);                                                                    \

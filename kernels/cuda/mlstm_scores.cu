@@ -16,16 +16,16 @@
 enum ScoreMode { FORWARD, RECOMPUTED, GRADIENT };
 
 // Adds q . n of the entering state, an extra column of the scores.
-DEVICE void multiply_norm(float (&norm)[4][4], const float* state, int step, u32 stage, const Place& at) {
+DEVICE void multiply_norm(float (&norm)[FRAGMENT_ROWS][4], const float* state, int step, u32 stage, const Place& at) {
 #pragma unroll
     for (int k16 = 0; k16 < BLOCK_K / 16; k16++) {
         const int k = step * BLOCK_K + k16 * 16 + (at.lane & 3) * 2;
-        u32 a[4][4];
+        u32 a[FRAGMENT_ROWS][4];
         load_a<ALONG_K>(a, stage, k16, at);
         const u32 b0 = DQK % BLOCK_K == 0 || k < DQK ? pack_bf16(state[k], state[k + 1]) : 0;
         const u32 b1 = DQK % BLOCK_K == 0 || k + 8 < DQK ? pack_bf16(state[k + 8], state[k + 9]) : 0;
 #pragma unroll
-        for (int m = 0; m < 4; m++) matrix_multiply(norm[m], a[m], b0, b1);
+        for (int m = 0; m < FRAGMENT_ROWS; m++) matrix_multiply(norm[m], a[m], b0, b1);
     }
 }
 
@@ -34,15 +34,15 @@ DEVICE u32 divided(u32 pair, float inverse) { return pack_bf16(low_float(pair) *
 
 // Applies the gates to a tile of products and stores it; forward, adds up its rows.
 template <ScoreMode MODE>
-DEVICE void store_scores(const MlstmParameters& p, const Accumulator& c, float (&sums)[4][2], i64 token, int row_tile,
+DEVICE void store_scores(const MlstmParameters& p, const Accumulator& c, float (&sums)[FRAGMENT_ROWS][2], i64 token, int row_tile,
                          int column_tile, bf16* destination, const Place& at) {
-    float exponent[8][2];
+    float exponent[FRAGMENT_COLUMNS][2];
 #pragma unroll
-    for (int n = 0; n < 8; n++)
+    for (int n = 0; n < FRAGMENT_COLUMNS; n++)
 #pragma unroll
         for (int e = 0; e < 2; e++) exponent[n][e] = p.exponent[token + column_tile * TILE + at.column(n) + e];
 #pragma unroll
-    for (int m = 0; m < 4; m++)
+    for (int m = 0; m < FRAGMENT_ROWS; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = at.row(m, half);
@@ -51,7 +51,7 @@ DEVICE void store_scores(const MlstmParameters& p, const Accumulator& c, float (
             const float inverse = MODE == FORWARD ? 1.0f : p.inverse_denominator[row_at];
             const float added = MODE == GRADIENT ? p.norm_gradient[row_at] : 0.0f;
 #pragma unroll
-            for (int group = 0; group < 2; group++) {
+            for (int group = 0; group < GROUPS; group++) {
                 u32 pairs[4];
 #pragma unroll
                 for (int n = 0; n < 4; n++) {
@@ -75,7 +75,7 @@ DEVICE void store_scores(const MlstmParameters& p, const Accumulator& c, float (
                     bf16* kept = p.kept_scores + (destination - p.score_gradients) + (i64)row * CHUNK;
                     uint4* eight = reinterpret_cast<uint4*>(kept + at.warp_column + group * 32 + (at.lane & 3) * 8);
                     const uint4 s = *eight;
-                    *eight = make_uint4(divided(s.x, inverse), divided(s.y, inverse), divided(s.z, inverse), divided(s.w, inverse));
+                    store_16(eight, divided(s.x, inverse), divided(s.y, inverse), divided(s.z, inverse), divided(s.w, inverse));
                 }
             }
         }
@@ -92,35 +92,36 @@ DEVICE void scores(const MlstmParameters& p) {
     const int row_token = chunk * CHUNK + row_tile * TILE, column_token = chunk * CHUNK + column_tile * TILE;
     constexpr int DEPTH = MODE == GRADIENT ? DV : DQK, STEPS = (DEPTH + BLOCK_K - 1) / BLOCK_K;
     constexpr bool CHECK_DEPTH = DEPTH % BLOCK_K != 0;
-    const Strides& strides = MODE == GRADIENT ? p.v : p.qk;
-    const i64 offset = strides.offset(batch_head, p.heads, 0);
-    const bf16* a_source = (MODE == GRADIENT ? p.output_gradient : p.query) + offset + row_token * strides.token;
-    const bf16* b_source = (MODE == GRADIENT ? p.value : p.key) + offset + column_token * strides.token;
+    const Operand a_source = MODE == GRADIENT ? p.of_values(p.output_gradient_map, p.output_gradient, batch_head)
+                                              : p.of_keys(p.query_map, p.query, batch_head);
+    const Operand b_source = MODE == GRADIENT ? p.of_values(p.value_map, p.value, batch_head)
+                                              : p.of_keys(p.key_map, p.key, batch_head);
     const Place at;
     const bool with_norm = MODE == FORWARD && column_tile == 0 && chunk > 0 && at.warp_column == 0;
 
-    auto issue = [&](int step, u32 stage) {
-        const int k = step * BLOCK_K;
-        copy_tile<ALONG_K, CHECK_DEPTH>(stage, a_source + k, strides.token, p.tokens - row_token, DEPTH - k);
-        copy_tile<ALONG_K, CHECK_DEPTH>(stage + OPERAND_BYTES, b_source + k, strides.token, p.tokens - column_token,
-                                        DEPTH - k);
+    auto issue = [&](int step, const Slot& slot) {
+        copy_tile<FIRST, ALONG_K, CHECK_DEPTH>(slot.tiles, a_source, row_token, step * BLOCK_K, slot.barrier);
+        copy_tile<SECOND, ALONG_K, CHECK_DEPTH>(slot.second(), b_source, column_token, step * BLOCK_K, slot.barrier);
     };
-    Ring<decltype(issue)> ring(shared_address(shared), STAGE_BYTES, STEPS, issue);
+    Ring<1, 0, decltype(issue)> ring(shared_address(shared), STEPS, issue);
     Accumulator c;
     c.clear();
-    float norm[4][4] = {}, sums[4][2] = {};
+    float norm[FRAGMENT_ROWS][4] = {}, sums[FRAGMENT_ROWS][2] = {};
     for (int step = 0; step < STEPS; step++) {
-        const u32 stage = ring.next();
-        multiply_tile<ALONG_K, ALONG_K>(c, stage, at);
-        if (with_norm) multiply_norm(norm, p.norm_states + p.norm_index(batch_head, chunk), step, stage, at);
+        const Slot slot = ring.next();
+        multiply_tile<ALONG_K, ALONG_K>(c, slot.tiles, at);
+        if (with_norm) multiply_norm(norm, p.norm_states + p.norm_index(batch_head, chunk), step, slot.tiles, at);
+        product_wait<1>();
+        ring.template recycle<1>();
     }
+    product_wait<0>();
     const i64 token = p.token_index(batch_head, chunk);
     bf16* destination = (MODE == GRADIENT ? p.score_gradients : p.scores) + p.score_index(batch_head, chunk) +
                         (i64)row_tile * TILE * CHUNK + column_tile * TILE;
     store_scores<MODE>(p, c, sums, token, row_tile, column_tile, destination, at);
     if constexpr (MODE == FORWARD) {
 #pragma unroll
-        for (int m = 0; m < 4; m++)
+        for (int m = 0; m < FRAGMENT_ROWS; m++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 sums[m][half] = quad_sum(sums[m][half]);

@@ -15,7 +15,7 @@
 // has received every block's step t - 1, hence two buffers never collide.
 //
 // Legend: B batch, T tokens, H heads, D units of a head, U units of a block. sm_90 only (clusters).
-#include "common.cuh"
+#include "bulk.cuh"
 
 #ifndef UNITS
 #define UNITS 256  // D
@@ -45,38 +45,14 @@ struct SlstmParameters {
     bf16* input_gradient;         // as `input`; the gradient of R is its product with h of the step before
 };
 
-DEVICE u32 cluster_rank() {
-    u32 rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-DEVICE void cluster_barrier() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-DEVICE void barrier_init(u32 barrier) { asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(barrier) : "memory"); }
-DEVICE void barrier_expect(u32 barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-DEVICE void barrier_wait(u32 barrier, u32 parity) {
-    u32 done = 0;
-    while (!done)
-        asm volatile(
-            "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-            : "=r"(done)
-            : "r"(barrier), "r"(parity)
-            : "memory");
-}
 // Copies this block's shared memory into the same cluster's block `rank`, and counts the bytes there.
 DEVICE void send(u32 destination, u32 source, u32 bytes, u32 barrier, u32 rank) {
-    u32 remote_destination, remote_barrier;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote_destination) : "r"(destination), "r"(rank));
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote_barrier) : "r"(barrier), "r"(rank));
+    const u32 remote_destination = remote_address(destination, rank), remote_barrier = remote_address(barrier, rank);
     asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                      remote_destination),
                  "r"(source), "r"(bytes), "r"(remote_barrier)
                  : "memory");
 }
-DEVICE void fence_before_copy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Byte offset of 16-byte unit `unit` in row `row` of a block of rows ROW_BYTES long.
 template <int ROW_BYTES>
@@ -95,9 +71,9 @@ struct Exchange {
     u32 base, rank;
     DEVICE Exchange(u32 base) : base(base), rank(cluster_rank()) {
         if (threadIdx.x == 0) {
-            barrier_init(barrier(0));
-            barrier_init(barrier(1));
-            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+            barrier_init(barrier(0), 1);
+            barrier_init(barrier(1), 1);
+            barrier_init_fence();
             barrier_expect(barrier(0), ARRIVES);
             barrier_expect(barrier(1), ARRIVES);
         }
