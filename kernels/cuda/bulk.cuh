@@ -1,17 +1,14 @@
 // What sm_90 has beyond common.cuh: barriers that count bytes, clusters of blocks, the copy engine.
 //
-// A tensor copy takes a box out of a strided tensor of up to four axes by itself, lays it out swizzled, fills what lies
-// outside the tensor with zeros and, where blocks of a cluster want the same box, writes it into all of them for one
-// read of the L2 cache. A single thread asks for it.
+// A tensor copy takes a box out of a strided tensor of four axes by itself, lays it out swizzled, and fills what lies
+// outside the tensor with zeros. A single thread asks for it.
 #pragma once
 #include "common.cuh"
 
 #if __CUDA_ARCH__ >= 900
 #define BULK 1
-#define CLUSTERED(BLOCKS) __cluster_dims__(BLOCKS, 1, 1)
 #else
 #define BULK 0
-#define CLUSTERED(BLOCKS)
 #endif
 
 // `CUtensorMap`, filled in by the driver.
@@ -57,10 +54,6 @@ DEVICE void barrier_expect(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 DEVICE void barrier_arrive(u32 barrier) { asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory"); }
-DEVICE void barrier_arrive_remote(u32 barrier, u32 rank) {
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(remote_address(barrier, rank))
-                 : "memory");
-}
 // What comes by copies is there when the barrier says so. Nothing here reads another block's ordinary stores, so that the
 // scope of the block is enough: that of the cluster drops the whole L1 cache at every wait.
 DEVICE void barrier_wait(u32 barrier, u32 parity) {
@@ -85,14 +78,5 @@ DEVICE void copy_box(u32 destination, const TensorMap* map, int column, int row,
         "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(
             destination),
         "l"(map), "r"(column), "r"(row), "r"(slice), "r"(batch), "r"(barrier)
-        : "memory");
-}
-// The same into the blocks of `mask`, at the same place in each and counted on each one's own barrier.
-DEVICE void copy_box_to_cluster(u32 destination, const TensorMap* map, int column, int row, int slice, int batch,
-                                u32 barrier, unsigned short mask) {
-    asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, "
-        "%3, %4, %5}], [%6], %7;" ::"r"(destination),
-        "l"(map), "r"(column), "r"(row), "r"(slice), "r"(batch), "r"(barrier), "h"(mask)
         : "memory");
 }

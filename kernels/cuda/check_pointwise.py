@@ -193,7 +193,7 @@ def check(kernels, raw):
 
 def bench(kernels, raw):
     emit({"machine": machine(), "command": " ".join(sys.argv)}, raw)
-    sizes = {"conv": [(32, 2048, 1536)], "norm": [(65536, 4, 384, True), (65536, 4, 192, False)], "gelu": [(65536, 1024)]}
+    sizes = {"conv": [(32, 2048, 1536)], "norm": [(65536, 4, 384, True), (65536, 4, 512, True), (32768, 4, 1024, True), (65536, 4, 192, False)], "gelu": [(65536, 1024)]}
     passes = {"conv_silu": (2, 3), "head_norm_gate": (4, 7.5), "head_norm": (2, 3), "gelu_gate": (3, 5)}
     for name, forward, backward, function, arguments, dout in cases(kernels, sizes):
         leaves = [x.detach().clone().requires_grad_() for x in arguments]
@@ -214,7 +214,7 @@ def main():
     torch.manual_seed(5)
     torch.cuda.init()
     torch.ones(16, 16, device="cuda", requires_grad=True).matmul(torch.ones(16, 16, device="cuda")).sum().backward()
-    kernels = Kernels(Driver(), [64, 192, 384, 1024])
+    kernels = Kernels(Driver(), [64, 192, 384, 512, 1024])
     if arguments.what == "bench":
         return bench(kernels, arguments.raw)
     return sys.exit(1 if check(kernels, arguments.raw) else 0)

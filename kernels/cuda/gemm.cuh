@@ -51,21 +51,16 @@ enum Which { FIRST, SECOND };
 
 // Starts the copy of the operand tile whose first element is (row, column); what lies outside the matrix is read as
 // zero. CHECK_COLUMNS: whether a tile may be cut there. All threads call. `barrier` counts the bytes (BULK): each of
-// the four warps copies one of the two boxes of the first or the second operand. With PEERS > 1 all blocks of the
-// cluster call for the same tile, and each copies its share of the boxes to all.
-template <Which WHICH, Order ORDER, bool CHECK_COLUMNS, int PEERS = 1>
+// the four warps copies one of the two boxes of the first or the second operand.
+template <Which WHICH, Order ORDER, bool CHECK_COLUMNS>
 DEVICE void copy_tile(u32 destination, const Operand& from, int row, int column, u32 barrier) {
 #if BULK
     static_assert(OPERAND_BYTES == 2 * BOX_BYTES && THREADS == 4 * WARP, "a warp for each box");
     const int warp = warp_number(), box = warp & 1;
     if (warp >> 1 != WHICH) return;
-    if (PEERS > 1 && box % PEERS != (int)cluster_rank()) return;
     if (opaque_lane() != 0) return;
     const int x = column + (ORDER == ACROSS_K ? box * BOX_COLUMNS : 0), y = row + (ORDER == ALONG_K ? box * BOX_ROWS : 0);
-    if (PEERS == 1)
-        copy_box(destination + box * BOX_BYTES, from.map, x, y, from.slice, from.batch, barrier);
-    else
-        copy_box_to_cluster(destination + box * BOX_BYTES, from.map, x, y, from.slice, from.batch, barrier, (1 << PEERS) - 1);
+    copy_box(destination + box * BOX_BYTES, from.map, x, y, from.slice, from.batch, barrier);
 #else
     constexpr int UNITS = (ORDER == ALONG_K ? BLOCK_K : TILE) / 8;
     constexpr int ROWS_PER_PASS = THREADS / UNITS;
@@ -195,10 +190,32 @@ DEVICE void multiply_tile(Accumulator& c, u32 stage, const Place&) {
     product_commit();
 }
 
+// c += A B with A in registers, k of 16, started and not waited for.
+template <Order B_ORDER>
+DEVICE void multiply_fragments(Accumulator& c, const u32 (&a)[FRAGMENT_ROWS][4], u32 tile, int k16, const Place&) {
+    product_fence();
+#pragma unroll
+    for (int m = 0; m < FRAGMENT_ROWS; m++)
+        product<B_ORDER == ACROSS_K>(c.value[m], a[m], descriptor<B_ORDER>(tile + k16 * NEXT_K16<B_ORDER>));
+}
+// Waits for a step's products. They read A's registers until then, which the compiler does not know.
+template <int STEPS>
+DEVICE void finish_products(const u32 (&a)[STEPS][FRAGMENT_ROWS][4]) {
+    product_commit();
+    product_wait<0>();
+#pragma unroll
+    for (int k16 = 0; k16 < STEPS; k16++)
+#pragma unroll
+        for (int m = 0; m < FRAGMENT_ROWS; m++)
+            asm volatile("" ::"r"(a[k16][m][0]), "r"(a[k16][m][1]), "r"(a[k16][m][2]), "r"(a[k16][m][3]));
+}
+
 #else
 
 template <int PENDING>
 DEVICE void product_wait() {}
+template <int STEPS>
+DEVICE void finish_products(const u32 (&)[STEPS][FRAGMENT_ROWS][4]) {}
 
 template <Order ORDER>
 DEVICE void load_b(u32 (&b)[4], u32 tile, int k16, int pair, const Place& at) {
@@ -212,7 +229,11 @@ DEVICE void load_b(u32 (&b)[4], u32 tile, int k16, int pair, const Place& at) {
     }
 }
 
-DEVICE void multiply_fragments(Accumulator& c, const u32 (&a)[4][4], const u32 (&b)[4][4]) {
+template <Order B_ORDER>
+DEVICE void multiply_fragments(Accumulator& c, const u32 (&a)[4][4], u32 tile, int k16, const Place& at) {
+    u32 b[4][4];
+#pragma unroll
+    for (int pair = 0; pair < 4; pair++) load_b<B_ORDER>(b[pair], tile, k16, pair, at);
 #pragma unroll
     for (int pair = 0; pair < 4; pair++)
 #pragma unroll
@@ -227,11 +248,9 @@ template <Order A_ORDER, Order B_ORDER>
 DEVICE void multiply_tile(Accumulator& c, u32 stage, const Place& at) {
 #pragma unroll
     for (int k16 = 0; k16 < BLOCK_K / 16; k16++) {
-        u32 a[4][4], b[4][4];
+        u32 a[4][4];
         load_a<A_ORDER>(a, stage, k16, at);
-#pragma unroll
-        for (int pair = 0; pair < 4; pair++) load_b<B_ORDER>(b[pair], stage + OPERAND_BYTES, k16, pair, at);
-        multiply_fragments(c, a, b);
+        multiply_fragments<B_ORDER>(c, a, stage + OPERAND_BYTES, k16, at);
     }
 }
 
@@ -322,6 +341,19 @@ DEVICE float row_dot(const bf16* line, bool row_valid, int columns_left, const A
     }
     return sum;
 }
+
+#if BULK
+// The same of a 128 x 128 tile in shared memory, columns from 64 on in the second half of its slot, each half ALONG_K.
+DEVICE float row_dot(u32 first, u32 second, const Accumulator& c, int m, int half, const Place& at) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int n = 0; n < FRAGMENT_COLUMNS; n++) {
+        const u32 pair = load_shared((n < 8 ? first : second) + swizzled<ALONG_K>(at.row(m, half), n & 7) + (at.lane & 3) * 4);
+        sum += c.value[m][n][2 * half] * low_float(pair) + c.value[m][n][2 * half + 1] * high_float(pair);
+    }
+    return sum;
+}
+#endif
 
 // Sums `value` over the four lanes that share a row; every lane gets the sum.
 DEVICE float quad_sum(float value) {

@@ -26,16 +26,6 @@
 #define CHUNK 128
 #endif
 
-// Blocks of a cluster: those of neighbouring columns of a result, which read the same rows of the other operand.
-#ifndef MOST_PEERS
-#define MOST_PEERS 1
-#endif
-static_assert(MOST_PEERS >= 1 && MOST_PEERS <= 8, "a cluster");
-template <int COLUMN_TILES, int MOST = MOST_PEERS>
-static constexpr int PEERS_OF = COLUMN_TILES % MOST == 0 ? MOST : PEERS_OF<COLUMN_TILES, MOST - 1>;
-template <int COLUMN_TILES>
-static constexpr int PEERS_OF<COLUMN_TILES, 1> = 1;
-
 static constexpr int K_TILES = (DQK + TILE - 1) / TILE;
 static constexpr int V_TILES = (DV + TILE - 1) / TILE;
 static constexpr int ROW_TILES = CHUNK / TILE;
@@ -120,10 +110,10 @@ struct Slot {
 };
 
 #if BULK
-// A ring of STAGES pairs of operand tiles, each with two barriers: all bytes have come; all warps that read them, also
-// those of the cluster's other blocks that the copies reach, are done. `issue(step, slot)` starts the copies of one of
+// A ring of STAGES pairs of operand tiles, each with two barriers: all bytes have come; all warps that read them are
+// done. `issue(step, slot)` starts the copies of one of
 // `total` steps; all threads call it, and each warp copies its quarter (and the first, what is EXTRA).
-template <int PEERS, int EXTRA, class Issue>
+template <int EXTRA, class Issue>
 struct Ring {
     static constexpr int WARPS = THREADS / WARP;
     u32 base, parity;
@@ -136,14 +126,11 @@ struct Ring {
 #pragma unroll
             for (int slot = 0; slot < STAGES; slot++) {
                 barrier_init(full(slot), WARPS);
-                barrier_init(empty(slot), PEERS * WARPS);
+                barrier_init(empty(slot), WARPS);
             }
             barrier_init_fence();
         }
-        if (PEERS > 1)
-            cluster_barrier();
-        else
-            __syncthreads();
+        __syncthreads();
 #pragma unroll
         for (int ahead = 0; ahead < STAGES; ahead++)
             if (ahead < total) start(ahead, ahead);
@@ -178,9 +165,10 @@ struct Ring {
         const bool wrapped = index < 1 + LAG;
         const int last = index - 1 - LAG + (wrapped ? STAGES : 0), lane = opaque_lane();
         __syncwarp();
-        if (PEERS == 1 && lane == 0) barrier_arrive(empty(last));
-        if (PEERS > 1 && lane < PEERS) barrier_arrive_remote(empty(last), lane);
-        if (lane == 0) barrier_wait(empty(last), wrapped ? parity ^ 1 : parity);
+        if (lane == 0) {
+            barrier_arrive(empty(last));
+            barrier_wait(empty(last), wrapped ? parity ^ 1 : parity);
+        }
         __syncwarp();
         start(later, last);
     }
@@ -188,7 +176,7 @@ struct Ring {
 #else
 // A ring of STAGES pairs of operand tiles: `issue(step, slot)` starts the copies of one of `total` steps, STAGES - 1
 // steps ahead of the step that is computed; all threads call it.
-template <int PEERS, int EXTRA, class Issue>
+template <int EXTRA, class Issue>
 struct Ring {
     u32 base;
     int total, step, read, write;

@@ -25,7 +25,7 @@ template <Mode MODE>
 struct Result {
     static constexpr bool BY_QUERY = MODE == OUTPUT || MODE == QUERY_GRADIENT;
     static constexpr bool TO_VALUE = MODE == OUTPUT || MODE == VALUE_GRADIENT;
-    static constexpr int COLUMN_TILES = TO_VALUE ? V_TILES : K_TILES, WIDTH = TO_VALUE ? DV : DQK, PEERS = PEERS_OF<COLUMN_TILES>;
+    static constexpr int COLUMN_TILES = TO_VALUE ? V_TILES : K_TILES, WIDTH = TO_VALUE ? DV : DQK;
     static constexpr int DEPTH = TO_VALUE ? DQK : DV;
     static constexpr Order STATE_ORDER = TO_VALUE ? ACROSS_K : ALONG_K;
     static constexpr Order SCORE_ORDER = BY_QUERY ? ALONG_K : ACROSS_K;
@@ -36,7 +36,7 @@ struct Result {
     float* row_scratch;
     const int column, row_tile, chunk, batch_head, chunk_token, row_token, rows_left;
     bool with_state;
-    int state_steps, sum_first, sum_steps;
+    int state_steps, between, sum_first, sum_steps;
     i64 token;
     Accumulator c;
 
@@ -49,6 +49,7 @@ struct Result {
         const int tiles_inside = min(ROW_TILES, (p.tokens - chunk_token + TILE - 1) / TILE);
         with_state = BY_QUERY ? chunk > 0 : chunk + 1 < p.chunks;
         state_steps = with_state ? (DEPTH + BLOCK_K - 1) / BLOCK_K : 0;
+        between = BULK && MODE == KEY_GRADIENT && with_state ? 1 : 0;
         sum_first = BY_QUERY ? 0 : row_tile * TILE;
         sum_steps = ((BY_QUERY ? row_tile + 1 : tiles_inside) * TILE - sum_first) / BLOCK_K;
         token = p.token_index(batch_head, chunk) + row_tile * TILE;
@@ -60,6 +61,10 @@ struct Result {
                : MODE == KEY_GRADIENT   ? p.of_values(p.value_map, p.value, batch_head)
                                         : p.of_keys(p.key_map, p.key, batch_head);
     }
+    // What dq's and dk's rows are multiplied by.
+    DEVICE Operand own_side() const {
+        return MODE == KEY_GRADIENT ? p.of_keys(p.key_map, p.key, batch_head) : p.of_keys(p.query_map, p.query, batch_head);
+    }
     DEVICE Operand sum_side() const {
         return MODE == OUTPUT           ? p.of_values(p.value_map, p.value, batch_head)
                : MODE == QUERY_GRADIENT ? p.of_keys(p.key_map, p.key, batch_head)
@@ -67,35 +72,56 @@ struct Result {
                                         : p.of_values(p.output_gradient_map, p.output_gradient, batch_head);
     }
 
-    // Copies of one step. The operands are made once: a warp waits for every instruction here.
-    DEVICE void issue(int step, const Slot& slot, const Operand& rows, const Operand& state, const Operand& score,
-                      const Operand& sum) const {
+    // Copies of one step: of the state's product, then of the sum over tokens. On sm_90 a step of their own brings the rows
+    // that dq's and dk's are multiplied by, between the products (dk) and at the end. The operands are made once: a warp
+    // waits for every instruction here.
+    struct Operands {
+        Operand rows, state, score, sum, own;
+    };
+    DEVICE void issue(int step, const Slot& slot, const Operands& from) const {
         if (step < state_steps) {
             const int k = step * BLOCK_K;
-            copy_tile<FIRST, ALONG_K, CHECK_DEPTH, PEERS>(slot.tiles, rows, row_token, k, slot.barrier);
+            copy_tile<FIRST, ALONG_K, CHECK_DEPTH>(slot.tiles, from.rows, row_token, k, slot.barrier);
             if (STATE_ORDER == ACROSS_K)
-                copy_tile<SECOND, ACROSS_K, CHECK_WIDTH>(slot.second(), state, k, column, slot.barrier);
+                copy_tile<SECOND, ACROSS_K, CHECK_WIDTH>(slot.second(), from.state, k, column, slot.barrier);
             else
-                copy_tile<SECOND, ALONG_K, CHECK_DEPTH>(slot.second(), state, column, k, slot.barrier);
+                copy_tile<SECOND, ALONG_K, CHECK_DEPTH>(slot.second(), from.state, column, k, slot.barrier);
             return;
         }
-        const int k = sum_first + (step - state_steps) * BLOCK_K, row = row_tile * TILE;
-        copy_tile<FIRST, SCORE_ORDER, false, PEERS>(slot.tiles, score, BY_QUERY ? row : k, BY_QUERY ? k : row, slot.barrier);
-        copy_tile<SECOND, ACROSS_K, CHECK_WIDTH>(slot.second(), sum, chunk_token + k, column, slot.barrier);
+        const int of_sum = step - state_steps - between;
+        if (of_sum < 0 || of_sum >= sum_steps) {
+            copy_tile<FIRST, ALONG_K, CHECK_WIDTH>(slot.tiles, from.own, row_token, column, slot.barrier);
+            copy_tile<SECOND, ALONG_K, CHECK_WIDTH>(slot.second(), from.own, row_token, column + TILE / 2, slot.barrier);
+            return;
+        }
+        const int k = sum_first + of_sum * BLOCK_K, row = row_tile * TILE;
+        copy_tile<FIRST, SCORE_ORDER, false>(slot.tiles, from.score, BY_QUERY ? row : k, BY_QUERY ? k : row, slot.barrier);
+        copy_tile<SECOND, ACROSS_K, CHECK_WIDTH>(slot.second(), from.sum, chunk_token + k, column, slot.barrier);
     }
 
-    // Row sums of the accumulator times the same columns of `operand`, for thread r's row r.
-    DEVICE float row_dots(const bf16* operand) const {
-        const bf16* source = operand + p.qk.offset(batch_head, p.heads, row_token) + column;
+    // Row sums of the accumulator times the same columns of the block's own side, for thread r's row r.
+    template <class Steps>
+    DEVICE float row_dots(Steps& ring) const {
         float sums[FRAGMENT_ROWS][2];
+#if BULK
+        const Slot slot = ring.next();
+#pragma unroll
+        for (int m = 0; m < FRAGMENT_ROWS; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) sums[m][half] = quad_sum(row_dot(slot.tiles, slot.second(), c, m, half, at));
+        ring.template recycle<1>();
+#else
+        const Operand own = own_side();
+        const bf16* source = own.first + row_token * own.stride + column;
 #pragma unroll
         for (int m = 0; m < FRAGMENT_ROWS; m++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int row = at.row(m, half);
-                sums[m][half] = quad_sum(row_dot<CHECK_WIDTH>(source + row * p.qk.token, row < rows_left, WIDTH - column, c, m,
+                sums[m][half] = quad_sum(row_dot<CHECK_WIDTH>(source + row * own.stride, row < rows_left, WIDTH - column, c, m,
                                                               half, at));
             }
+#endif
         return combine_rows(row_scratch, sums, at);
     }
 
@@ -129,10 +155,10 @@ struct Result {
                         if (!TO_VALUE) value += added * norm_pair[n][e];
                     }
             }
-        if (MODE == KEY_GRADIENT) {
-            const float dot = row_dots(p.key);
-            p.key_carry_dot[(i64)(column / TILE) * p.batch_heads * p.padded() + token + threadIdx.x] = dot;
-        }
+    }
+
+    DEVICE void store_dots(float* dots, float dot) const {
+        dots[(i64)(column / TILE) * p.batch_heads * p.padded() + token + threadIdx.x] = dot;
     }
 
     // h = accumulator / den, with what rounding takes from it beside it.
@@ -171,11 +197,6 @@ struct Result {
 
     DEVICE void store_result() {
         if (MODE == OUTPUT) return store_output();
-        if (!TO_VALUE) {
-            float* dots = MODE == QUERY_GRADIENT ? p.query_dot : p.key_dot;
-            const float dot = row_dots(MODE == QUERY_GRADIENT ? p.query : p.key);
-            dots[(i64)(column / TILE) * p.batch_heads * p.padded() + token + threadIdx.x] = dot;
-        }
         bf16* destination = MODE == QUERY_GRADIENT ? p.query_gradient : MODE == KEY_GRADIENT ? p.key_gradient : p.value_gradient;
         const Strides& strides = TO_VALUE ? p.v : p.qk;
         store_tile<CHECK_WIDTH>(destination + strides.offset(batch_head, p.heads, row_token) + column, strides.token,
@@ -184,13 +205,14 @@ struct Result {
 
     DEVICE void run(u32 base) {
         if (rows_left <= 0) return;
-        const Operand rows = row_side(), sum = sum_side();
         const Operand state = BY_QUERY ? p.state(p.states_map, p.states, batch_head, chunk)
                                        : p.state(p.state_gradients_map, p.state_gradients, batch_head, chunk);
         const Operand score = TO_VALUE ? p.score(p.scores_map, p.scores, batch_head, chunk)
                                        : p.score(p.score_gradients_map, p.score_gradients, batch_head, chunk);
-        auto start = [&](int step, const Slot& slot) { issue(step, slot, rows, state, score, sum); };
-        Ring<PEERS, 0, decltype(start)> ring(base, state_steps + sum_steps, start);
+        const Operands from = {row_side(), state, score, sum_side(), own_side()};
+        auto start = [&](int step, const Slot& slot) { issue(step, slot, from); };
+        const int total = state_steps + between + sum_steps + (BULK && !TO_VALUE ? 1 : 0);
+        Ring<0, decltype(start)> ring(base, total, start);
         c.clear();
         for (int step = 0; step < state_steps; step++) {
             multiply_tile<ALONG_K, STATE_ORDER>(c, ring.next().tiles, at);
@@ -198,20 +220,23 @@ struct Result {
             ring.template recycle<1>();
         }
         product_wait<0>();
-        if (with_state) scale_rows();
+        if (with_state) {
+            scale_rows();
+            if (MODE == KEY_GRADIENT) store_dots(p.key_carry_dot, row_dots(ring));
+        }
         for (int step = 0; step < sum_steps; step++) {
             multiply_tile<SCORE_ORDER, ACROSS_K>(c, ring.next().tiles, at);
             product_wait<1>();
             ring.template recycle<1>();
         }
         product_wait<0>();
+        if (!TO_VALUE) store_dots(MODE == QUERY_GRADIENT ? p.query_dot : p.key_dot, row_dots(ring));
         store_result();
     }
 };
 
 #define RESULT_KERNEL(NAME, MODE)                                                                               \
-    extern "C" __global__ void CLUSTERED(Result<MODE>::PEERS) __launch_bounds__(THREADS, 2) \
-        NAME(const __grid_constant__ MlstmParameters p) { \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) NAME(const __grid_constant__ MlstmParameters p) { \
         extern __shared__ __align__(128) unsigned char shared[];                                                \
         __shared__ float row_scratch[2 * TILE];                                                                 \
         Result<MODE> result(p, row_scratch);                                                                    \

@@ -103,7 +103,7 @@ DEVICE void scores(const MlstmParameters& p) {
         copy_tile<FIRST, ALONG_K, CHECK_DEPTH>(slot.tiles, a_source, row_token, step * BLOCK_K, slot.barrier);
         copy_tile<SECOND, ALONG_K, CHECK_DEPTH>(slot.second(), b_source, column_token, step * BLOCK_K, slot.barrier);
     };
-    Ring<1, 0, decltype(issue)> ring(shared_address(shared), STEPS, issue);
+    Ring<0, decltype(issue)> ring(shared_address(shared), STEPS, issue);
     Accumulator c;
     c.clear();
     float norm[FRAGMENT_ROWS][4] = {}, sums[FRAGMENT_ROWS][2] = {};

@@ -13,28 +13,7 @@
 #include "mlstm.cuh"
 
 static constexpr int VECTOR_BYTES = BLOCK_K * 2;
-static constexpr int STEPS_PER_CHUNK = CHUNK / BLOCK_K, PEERS = PEERS_OF<V_TILES>;
-
-// c += A B with A in registers, k of 16 (BULK: started; `finish_products` waits for all of a step).
-DEVICE void multiply_weighted(Accumulator& c, const u32 (&a)[FRAGMENT_ROWS][4], u32 tile, int k16, const Place& at) {
-#if BULK
-    product_fence();
-#pragma unroll
-    for (int m = 0; m < FRAGMENT_ROWS; m++)
-        product<true>(c.value[m], a[m], descriptor<ACROSS_K>(tile + k16 * NEXT_K16<ACROSS_K>));
-#else
-    u32 b[4][4];
-#pragma unroll
-    for (int pair = 0; pair < 4; pair++) load_b<ACROSS_K>(b[pair], tile, k16, pair, at);
-    multiply_fragments(c, a, b);
-#endif
-}
-DEVICE void finish_products() {
-#if BULK
-    product_commit();
-    product_wait<0>();
-#endif
-}
+static constexpr int STEPS_PER_CHUNK = CHUNK / BLOCK_K;
 
 template <bool BACKWARD>
 DEVICE void states(const MlstmParameters& p) {
@@ -54,14 +33,21 @@ DEVICE void states(const MlstmParameters& p) {
     c.clear();
     float norm[FRAGMENT_ROWS][4] = {};
 
-    auto chunk_of = [&](int step) {
-        const int index = step / STEPS_PER_CHUNK;
-        return BACKWARD ? p.chunks - 1 - index : index;
-    };
+    // Backward, a chunk's steps are followed by one that brings the state before it, where there is one.
+    constexpr bool BRING = BACKWARD && BULK;
+    constexpr int PERIOD = STEPS_PER_CHUNK + (BRING ? 1 : 0);
+    auto chunk_of = [&](int index) { return BACKWARD ? p.chunks - 1 - index : index; };
     auto issue = [&](int step, const Slot& slot) {
-        const int token = chunk_of(step) * CHUNK + (step % STEPS_PER_CHUNK) * BLOCK_K;
-        copy_tile<FIRST, ACROSS_K, (DQK % TILE != 0), PEERS>(slot.tiles, a_source, token, k_tile * TILE, slot.barrier);
-        copy_tile<SECOND, ACROSS_K, (DV % TILE != 0)>(slot.second(), b_source, token, v_tile * TILE, slot.barrier);
+        const int chunk = chunk_of(step / PERIOD), within = step % PERIOD;
+        const int token = chunk * CHUNK + (BRING && within == STEPS_PER_CHUNK ? 0 : within) * BLOCK_K;
+        if (BRING && within == STEPS_PER_CHUNK) {
+            const Operand state = p.state(p.states_map, p.states, batch_head, chunk - 1);
+            copy_tile<FIRST, ALONG_K, false>(slot.tiles, state, k_tile * TILE, v_tile * TILE, slot.barrier);
+            copy_tile<SECOND, ALONG_K, false>(slot.second(), state, k_tile * TILE, v_tile * TILE + BOX_COLUMNS, slot.barrier);
+        } else {
+            copy_tile<FIRST, ACROSS_K, (DQK % TILE != 0)>(slot.tiles, a_source, token, k_tile * TILE, slot.barrier);
+            copy_tile<SECOND, ACROSS_K, (DV % TILE != 0)>(slot.second(), b_source, token, v_tile * TILE, slot.barrier);
+        }
         const i64 offset = (i64)batch_head * p.padded() + token;
 #if BULK
         if (warp_number() != 0 || opaque_lane() != 0) return;
@@ -75,86 +61,98 @@ DEVICE void states(const MlstmParameters& p) {
         }
 #endif
     };
-    auto compute = [&](int step, const Slot& slot) {
-        const int within = step % STEPS_PER_CHUNK, chunk = chunk_of(step);
-        if (within == 0 && step > 0) {
-            const float decay = p.decay[(i64)batch_head * p.chunks + chunk];
+    const int total = (p.chunks - 1) * PERIOD - (BRING ? 1 : 0);
+    Ring<VECTOR_BYTES*(BACKWARD ? 2 : 1), decltype(issue)> ring(shared_address(shared), total, issue);
+
+    auto decay_by = [&](float decay) {
 #pragma unroll
-            for (int m = 0; m < FRAGMENT_ROWS; m++)
+        for (int m = 0; m < FRAGMENT_ROWS; m++)
 #pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    norm[m][e] *= decay;
+            for (int e = 0; e < 4; e++) {
+                norm[m][e] *= decay;
 #pragma unroll
-                    for (int n = 0; n < FRAGMENT_COLUMNS; n++) c.value[m][n][e] *= decay;
-                }
-        }
+                for (int n = 0; n < FRAGMENT_COLUMNS; n++) c.value[m][n][e] *= decay;
+            }
+    };
+    auto add_tokens = [&](const Slot& slot) {
+        constexpr int STEPS = BLOCK_K / 16;
+        u32 a[STEPS][FRAGMENT_ROWS][4];
 #pragma unroll
-        for (int k16 = 0; k16 < BLOCK_K / 16; k16++) {
-            u32 a[FRAGMENT_ROWS][4];
-            load_a<ACROSS_K>(a, slot.tiles, k16, at);
+        for (int k16 = 0; k16 < STEPS; k16++) {
+            load_a<ACROSS_K>(a[k16], slot.tiles, k16, at);
             const u32 pairs = slot.extra + k16 * 32 + (at.lane & 3) * 4;
             const u32 low = load_shared(pairs), high = load_shared(pairs + 16);
 #pragma unroll
             for (int m = 0; m < FRAGMENT_ROWS; m++) {
-                a[m][0] = multiply_bf16x2(a[m][0], low);
-                a[m][1] = multiply_bf16x2(a[m][1], low);
-                a[m][2] = multiply_bf16x2(a[m][2], high);
-                a[m][3] = multiply_bf16x2(a[m][3], high);
+                a[k16][m][0] = multiply_bf16x2(a[k16][m][0], low);
+                a[k16][m][1] = multiply_bf16x2(a[k16][m][1], low);
+                a[k16][m][2] = multiply_bf16x2(a[k16][m][2], high);
+                a[k16][m][3] = multiply_bf16x2(a[k16][m][3], high);
             }
-            multiply_weighted(c, a, slot.second(), k16, at);
+            multiply_fragments<ACROSS_K>(c, a[k16], slot.second(), k16, at);
             if (with_norm) {
                 const u32 first = BACKWARD ? load_shared(pairs + VECTOR_BYTES) : 0x3f803f80u;
                 const u32 second = BACKWARD ? load_shared(pairs + VECTOR_BYTES + 16) : 0x3f803f80u;
 #pragma unroll
-                for (int m = 0; m < FRAGMENT_ROWS; m++) matrix_multiply(norm[m], a[m], first, second);
+                for (int m = 0; m < FRAGMENT_ROWS; m++) matrix_multiply(norm[m], a[k16][m], first, second);
             }
         }
-        finish_products();
-        if (within != STEPS_PER_CHUNK - 1) return;
-        const int next = BACKWARD ? chunk - 1 : chunk + 1;
+        finish_products(a);
+    };
+    // d loss / d log decay of chunk `next`: what its entering state passes on to its leaving state.
+    auto add_decay_gradient = [&](int next, i64 state, i64 norm_at) {
+        float dot = 0.0f;
+#if BULK
+        const Slot slot = ring.next();
+#endif
+#pragma unroll
+        for (int m = 0; m < FRAGMENT_ROWS; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int row = at.row(m, half);
+#if BULK
+                dot += row_dot(slot.tiles, slot.second(), c, m, half, at);
+#else
+                dot += row_dot<(DV % TILE != 0)>(p.states + state + (i64)row * DV, row < k_left, v_left, c, m, half, at);
+#endif
+                if (with_norm && (at.lane & 3) == 0 && row < k_left) dot += norm[m][2 * half] * p.norm_states[norm_at + row];
+            }
+        ring.template recycle<0>();
+        dot = warp_sum(dot);
+        __shared__ float partial[THREADS / WARP];
+        __syncthreads();
+        if (at.lane == 0) partial[threadIdx.x >> 5] = dot;
+        __syncthreads();
+        const i64 chunk_at = (i64)batch_head * p.chunks + next;
+        if (threadIdx.x == 0)
+            p.decay_gradient[(i64)blockIdx.x * p.batch_heads * p.chunks + chunk_at] =
+                (partial[0] + partial[1] + partial[2] + partial[3]) * p.decay[chunk_at];
+    };
+
+    for (int index = 0; index < p.chunks - 1; index++) {
+        const int chunk = chunk_of(index), next = BACKWARD ? chunk - 1 : chunk + 1;
+        if (index > 0) decay_by(p.decay[(i64)batch_head * p.chunks + chunk]);
+        for (int within = 0; within < STEPS_PER_CHUNK; within++) {
+            add_tokens(ring.next());
+            ring.template recycle<0>();
+        }
         const i64 state = p.state_index(batch_head, next) + (i64)k_tile * TILE * DV + v_tile * TILE;
-        store_tile<(DV % TILE != 0)>(stored + state, DV, k_left, v_left, c, at);
         const i64 norm_at = p.norm_index(batch_head, next) + k_tile * TILE;
+        store_tile<(DV % TILE != 0)>(stored + state, DV, k_left, v_left, c, at);
         if (with_norm && (at.lane & 3) == 0)
 #pragma unroll
             for (int m = 0; m < FRAGMENT_ROWS; m++)
 #pragma unroll
                 for (int half = 0; half < 2; half++)
                     if (at.row(m, half) < k_left) norm_stored[norm_at + at.row(m, half)] = norm[m][2 * half];
-        if (BACKWARD && next > 0) {
-            // d loss / d log decay of chunk `next`: what its entering state passes on to its leaving state.
-            float dot = 0.0f;
-#pragma unroll
-            for (int m = 0; m < FRAGMENT_ROWS; m++)
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    const int row = at.row(m, half);
-                    dot += row_dot<(DV % TILE != 0)>(p.states + state + (i64)row * DV, row < k_left, v_left, c, m, half, at);
-                    if (with_norm && (at.lane & 3) == 0 && row < k_left) dot += norm[m][2 * half] * p.norm_states[norm_at + row];
-                }
-            dot = warp_sum(dot);
-            __shared__ float partial[THREADS / WARP];
-            __syncthreads();
-            if (at.lane == 0) partial[threadIdx.x >> 5] = dot;
-            __syncthreads();
-            const i64 chunk_at = (i64)batch_head * p.chunks + next;
-            if (threadIdx.x == 0)
-                p.decay_gradient[(i64)blockIdx.x * p.batch_heads * p.chunks + chunk_at] =
-                    (partial[0] + partial[1] + partial[2] + partial[3]) * p.decay[chunk_at];
-        }
-    };
-    const int total = (p.chunks - 1) * STEPS_PER_CHUNK;
-    Ring<PEERS, VECTOR_BYTES*(BACKWARD ? 2 : 1), decltype(issue)> ring(shared_address(shared), total, issue);
-    for (int step = 0; step < total; step++) {
-        compute(step, ring.next());
-        ring.template recycle<0>();
+        if (BACKWARD && next > 0) add_decay_gradient(next, state, norm_at);
     }
 }
 
-extern "C" __global__ void CLUSTERED(PEERS) __launch_bounds__(THREADS, 2) mlstm_states(const __grid_constant__ MlstmParameters p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) mlstm_states(const __grid_constant__ MlstmParameters p) {
     states<false>(p);
 }
-extern "C" __global__ void CLUSTERED(PEERS) __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     mlstm_state_gradients(const __grid_constant__ MlstmParameters p) {
     states<true>(p);
 }

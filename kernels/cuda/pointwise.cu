@@ -246,7 +246,8 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP, HEAD <= 384 ? 4 :
 #pragma unroll(HEAD <= 512 ? 2 : 1)
     for (i64 token = first; token < end; token++) {
         const i64 row = token * p.heads + head;
-        const float2 statistics = *reinterpret_cast<const float2*>(p.statistics + row * 2);
+        const uint2 raw_statistics = load_8(p.statistics + row * 2);
+        const float2 statistics = make_float2(__uint_as_float(raw_statistics.x), __uint_as_float(raw_statistics.y));
         Vector normal[VECTORS], slope[VECTORS];
         u32 h[VECTORS][W / 2], rest[VECTORS][W / 4];
         float sum = 0.0f, product = 0.0f, dot = 0.0f;
@@ -262,7 +263,7 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP, HEAD <= 384 ? 4 :
 #pragma unroll
                 for (int e = 0; e < W / 2; e++) h[v][e] = pack_bf16(normal[v].value[2 * e], normal[v].value[2 * e + 1]);
 #pragma unroll
-                for (int e = 0; e < W / 4; e++) rest[v][e] = *reinterpret_cast<const u32*>(p.rest + at + 4 * e);
+                for (int e = 0; e < W / 4; e++) rest[v][e] = load_4(p.rest + at + 4 * e);
             }
             gradient.load(p.output_gradient + at);
 #pragma unroll

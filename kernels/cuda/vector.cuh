@@ -15,6 +15,11 @@ DEVICE uint2 load_8(const void* source) {
     asm("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(raw.x), "=r"(raw.y) : "l"(source));
     return raw;
 }
+DEVICE u32 load_4(const void* source) {
+    u32 raw;
+    asm("ld.global.nc.u32 %0, [%1];" : "=r"(raw) : "l"(source));
+    return raw;
+}
 
 struct Eight {
     static constexpr int SIZE = 8;
