@@ -66,6 +66,9 @@ DEVICE void barrier_wait(u32 barrier, u32 parity) {
             : "memory");
 }
 
+// Between ordinary stores to shared memory and a copy out of it.
+DEVICE void fence_before_copy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // `bytes` in a row (a multiple of 16) from global to this block's shared memory, counted on `barrier`.
 DEVICE void copy_bulk(u32 destination, const void* source, u32 bytes, u32 barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(destination),

@@ -4,7 +4,7 @@
     python3 check_mlstm.py bench [--raw FILE]     forward and backward beside TFLA's, where mlstm_kernels is there
     python3 check_mlstm.py profile                milliseconds of every kernel at the paper's shapes
 
-A tensor passes when its relative error is at most twice that of PyTorch's own bf16 composition (matrix
+A tensor passes when its relative error (below 64 tokens: its root mean square over eight draws) is at most twice that of PyTorch's own bf16 composition (matrix
 products in bf16, gates and pointwise in float32, as autocast runs it), or below 2^-8, one unit of bf16, which
 stored products cost in any case. Head sizes written KxV.
 """
@@ -21,15 +21,15 @@ from harness import HERE, Driver, compile_all, emit, machine, median_millisecond
 P, I64 = ctypes.c_void_p, ctypes.c_longlong
 TENSORS = ["query", "key", "value", "input_gate", "forget_gate", "output", "log_forget_sum", "exponent",
            "local_maximum", "maximum", "carry", "keep", "chunk_forget", "chunk_maximum", "decay", "state_weight",
-           "states", "norm_states", "scores", "row_sums", "query_norm", "output_rest", "output_gradient", "query_gradient",
-           "key_gradient", "value_gradient", "input_gate_gradient", "forget_gate_gradient", "inverse_denominator",
-           "norm_gradient", "gradient_weight", "gradient_column", "output_dot", "state_gradients",
+           "states", "norm_states", "scores", "row_sums", "query_norm", "output_rest",
+           "inverse_denominator", "output_gradient", "divided_gradient", "gradient_scale", "query_gradient", "key_gradient",
+           "value_gradient", "input_gate_gradient", "forget_gate_gradient", "norm_gradient", "gradient_weight", "gradient_column", "output_dot", "state_gradients",
            "norm_state_gradients",
-           "score_gradients", "kept_scores", "query_dot", "key_carry_dot", "key_dot", "decay_gradient"]
+           "score_gradients", "query_dot", "key_carry_dot", "key_dot", "decay_gradient"]
 
 
 # Tensors that the copy engine reads; activations as [B, H, T, size], the others as [1, B * H * N, rows, columns].
-MAPPED = ["query", "key", "value", "output_gradient", "states", "state_gradients", "scores", "score_gradients"]
+MAPPED = ["query", "key", "value", "output_gradient", "divided_gradient", "states", "state_gradients", "scores", "score_gradients"]
 _SCALARS = ([(n, ctypes.c_int) for n in ("batch_heads", "heads", "tokens", "chunks")]
             + [("key_scale", ctypes.c_float), ("epsilon", ctypes.c_float)]
             + [(f"{t}_{a}", I64) for t in ("qk", "v", "gate") for a in ("batch", "head", "token")]
@@ -47,7 +47,7 @@ FILES = {"gates": "mlstm_gates.cu", "states": "mlstm_states.cu", "scores": "mlst
          "outputs": "mlstm_outputs.cu"}
 KERNELS = {"mlstm_gates_local": "gates", "mlstm_gates_carry": "gates", "mlstm_backward_prepare": "gates",
            "mlstm_gate_gradients": "gates", "mlstm_states": "states", "mlstm_state_gradients": "states",
-           "mlstm_scores": "scores", "mlstm_scores_backward": "scores", "mlstm_score_gradients": "scores",
+           "mlstm_scores": "scores", "mlstm_score_gradients": "scores",
            "mlstm_output": "outputs", "mlstm_query_gradient": "outputs", "mlstm_key_gradient": "outputs",
            "mlstm_value_gradient": "outputs"}
 
@@ -84,7 +84,8 @@ class Layer:
         float32, bf16 = torch.float32, torch.bfloat16
         shapes = {name: (row, float32) for name in
                   ("log_forget_sum", "exponent", "local_maximum", "maximum", "carry", "keep", "query_norm",
-                   "inverse_denominator", "norm_gradient")}
+                   "norm_gradient", "gradient_scale")}
+        shapes["inverse_denominator"] = ((batch, tokens, heads), float32)
         shapes |= {name: (row, bf16) for name in ("state_weight", "gradient_weight", "gradient_column")}
         shapes |= {name: (per_chunk, float32) for name in ("chunk_forget", "chunk_maximum", "decay")}
         shapes |= {name: ((*per_chunk, kernels.dqk, kernels.dv), bf16) for name in ("states", "state_gradients")}
@@ -99,7 +100,8 @@ class Layer:
         self.tensors = {name: make(*spec) for name, spec in shapes.items()}
         like = lambda t: torch.full_like(t, float("nan"))
         self.tensors |= {"query": q, "key": k, "value": v, "input_gate": i, "forget_gate": f, "output": like(v),
-                         "output_rest": torch.empty_like(v, dtype=torch.int8), "output_gradient": like(v), "query_gradient": like(q), "key_gradient": like(k),
+                         "output_rest": torch.empty_like(v, dtype=torch.int8), "output_gradient": like(v), "divided_gradient": like(v),
+                         "query_gradient": like(q), "key_gradient": like(k),
                          "value_gradient": like(v), "input_gate_gradient": like(i), "forget_gate_gradient": like(f)}
         self.parameters = Parameters(batch_heads=self.batch_heads, heads=heads, tokens=tokens, chunks=n,
                                      key_scale=kernels.dqk**-0.5, epsilon=1e-6)
@@ -108,8 +110,8 @@ class Layer:
                 setattr(self.parameters, f"{name}_{axis}", stride)
         assert k.stride() == q.stride() and i.stride() == f.stride() and q.stride(3) == v.stride(3) == 1
         for name in TENSORS:
-            if name in ("output_dot", "kept_scores"):
-                continue  # null: the kernels form dh . h and compute scores again themselves
+            if name == "output_dot":
+                continue  # null: the kernels divide dh and form dh . h themselves
             setattr(self.parameters, name, self.tensors[name].data_ptr())
         for name in MAPPED:
             self.map(name)
@@ -134,14 +136,11 @@ class Layer:
         if not backward:
             return [("mlstm_gates_local", (n, bh, 1), k.chunk), ("mlstm_gates_carry", (n, bh, 1), k.chunk), states,
                     ("mlstm_scores", (triangle, n, bh), 128), ("mlstm_output", by_value, 128)]
-        # Kept scores are divided in place: a backward pass must follow a forward pass of its own.
-        self.parameters.kept_scores = None if recompute else self.parameters.scores
-        steps = [states] if recompute else []
-        again = [("mlstm_scores_backward", (triangle, n, bh), 128)] if recompute else []
-        return steps + [
+        again = [states, ("mlstm_scores", (triangle, n, bh), 128)] if recompute else []
+        return again + [
             ("mlstm_backward_prepare", (-(-bh * n * k.chunk // 8), 1, 1), 256),
             ("mlstm_state_gradients", (k.k_tiles * k.v_tiles, bh, 1), 128),
-            ("mlstm_score_gradients", (triangle, n, bh), 128), *again, ("mlstm_value_gradient", by_value, 128),
+            ("mlstm_score_gradients", (triangle, n, bh), 128), ("mlstm_value_gradient", by_value, 128),
             ("mlstm_query_gradient", by_key, 128), ("mlstm_key_gradient", by_key, 128),
             ("mlstm_gate_gradients", (n, bh, 1), k.chunk)]
 
@@ -252,26 +251,34 @@ def check(driver, raw, block, cases):
     table = specialise(driver, [(c[3], c[4], c[5], *block) for c in cases])
     failures = 0
     for number, (batch, heads, tokens, dqk, dv, chunk, gates, token_major) in enumerate(cases):
-        inputs, dh = draw(batch, heads, tokens, dqk, dv, gates, token_major, seed=number)
-        kept = well_conditioned(*inputs)
-        dh.mul_(kept[..., None])
-        reference, plain = (gradients(inputs, dh, t) for t in (torch.float64, torch.bfloat16))
-        runs = []
-        for _ in range(2):
-            layer = Layer(table[(dqk, dv, chunk, *block)], *inputs)
-            layer.set_output_gradient(dh)
-            layer.run()
-            layer.tensors["states"].fill_(float("nan"))
-            layer.run(backward=True)
-            torch.cuda.synchronize()
-            runs.append(layer.results())
-        errors = {n: (relative(t, reference[n]), relative(plain[n], reference[n])) for n, t in runs[0].items()}
-        equal = all(torch.equal(runs[0][n], runs[1][n]) for n in runs[0])
+        # The error of a few tokens is that of a few rounded scores, large or small by chance: there over eight draws.
+        seeds = [number] if tokens > 64 else [number + 100 * draw for draw in range(8)]
+        squares, equal, shares = {}, True, []
+        for seed in seeds:
+            inputs, dh = draw(batch, heads, tokens, dqk, dv, gates, token_major, seed)
+            kept = well_conditioned(*inputs)
+            shares.append(kept.double().mean().item())
+            dh.mul_(kept[..., None])
+            reference, plain = (gradients(inputs, dh, t) for t in (torch.float64, torch.bfloat16))
+            runs = []
+            for _ in range(2):
+                layer = Layer(table[(dqk, dv, chunk, *block)], *inputs)
+                layer.set_output_gradient(dh)
+                layer.run()
+                layer.tensors["states"].fill_(float("nan"))
+                layer.tensors["scores"].fill_(float("nan"))
+                layer.run(backward=True)
+                torch.cuda.synchronize()
+                runs.append(layer.results())
+            equal = equal and all(torch.equal(runs[0][n], runs[1][n]) for n in runs[0])
+            for n, t in runs[0].items():
+                squares.setdefault(n, []).append((relative(t, reference[n]) ** 2, relative(plain[n], reference[n]) ** 2))
+        errors = {n: [(sum(s) / len(s)) ** 0.5 for s in zip(*pairs)] for n, pairs in squares.items()}
         bad = [n for n, (ours, theirs) in errors.items() if not ours <= max(2 * theirs, 2**-8)]
         failures += bool(bad) or not equal
         emit({"case": f"{batch}x{heads}x{tokens} {dqk}x{dv} chunk {chunk} {gates}" + (" token-major" if token_major else ""),
-              "errors (ours, libtorch bf16)": {n: [float(f"{x:.3g}") for x in e] for n, e in errors.items()},
-              "tokens with a gradient": round(kept.double().mean().item(), 3), "bit-equal": equal, "failed": bad}, raw)
+              "draws": len(seeds), "errors (ours, libtorch bf16)": {n: [float(f"{x:.3g}") for x in e] for n, e in errors.items()},
+              "tokens with a gradient": round(sum(shares) / len(shares), 3), "bit-equal": equal, "failed": bad}, raw)
     print("FAILED" if failures else "passed", f"{len(cases) - failures} of {len(cases)}")
     return failures
 

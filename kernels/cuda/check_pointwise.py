@@ -28,7 +28,7 @@ Conv = structure("Conv", ("batch", INT), ("tokens", INT), ("width", INT), ("inpu
                  *pointers("input weight bias output output_gradient added input_gradient partial"))
 Norm = structure("Norm", ("heads", INT), ("tokens_per_warp", INT), ("tokens", I64), ("epsilon", F32), ("gate_stride", I64),
                  *pointers("input weight skip branch gate output statistics output_gradient input_gradient "
-                           "branch_gradient gate_gradient partial rest dots"))
+                           "branch_gradient gate_gradient partial rest inverse_denominator dots"))
 Gelu = structure("Gelu", ("rows", I64), ("width", INT), *pointers("projected output output_gradient projected_gradient"))
 Columns = structure("Columns", ("rows", INT), ("columns", INT), *pointers("values sums"))
 RUN = 64
@@ -87,7 +87,8 @@ class Kernels:
                 "branch_gradient": poisoned(h), "gate_gradient": poisoned(h),
                 "partial": poisoned(weight, warps, 2 * heads * head)}
         if gate is not None:  # as the mLSTM's block asks for them
-            made |= {"rest": torch.zeros_like(h, dtype=torch.int8), "dots": poisoned(weight, tokens, heads)}
+            made |= {"rest": torch.zeros_like(h, dtype=torch.int8), "dots": poisoned(weight, tokens, heads),
+                     "inverse_denominator": torch.ones(tokens, heads, device="cuda")}
         p = fill(Norm, {"input": h, "weight": weight, "skip": skip, "branch": branch, "gate": gate, "output_gradient": dout, **made},
                  heads=heads, tokens_per_warp=per_warp, tokens=tokens, epsilon=1e-5, gate_stride=heads * head)
 

@@ -61,25 +61,33 @@ struct MlstmParameters {
     // What rounding took from the output, in 1/256 of its last place: with it the backward pass forms dh . h
     // to 2^-17, where h and v may agree to the last bit and only their difference matters. [B, H, T, V] as output.
     signed char* output_rest;
-    // Backward.
-    const bf16* output_gradient;  // [B, H, T, V]
+    float* inverse_denominator;  // 1 / den, for the backward pass: [B, T, H]
+    // Backward. Whoever makes dh may divide it by den before rounding and give the dots: then the three are the same, 1, and
+    // given. Otherwise the pass begins with a divided copy for dv, where rounding twice is harmless; where dh meets v in one
+    // sum per score it is not, and rows are divided after that product.
+    const bf16* output_gradient;  // dh, or dh / den: [B, H, T, V]
+    bf16* divided_gradient;       // dh / den: [B, H, T, V] as output
+    float* gradient_scale;        // what `output_gradient` lacks, 1 / den, or null: [B * H, P]
     bf16 *query_gradient, *key_gradient, *value_gradient;
     float *input_gate_gradient, *forget_gate_gradient;  // as the gates
-    float *inverse_denominator, *norm_gradient;         // 1 / den and d loss / d (n . q): [B * H, P]
-    bf16 *gradient_weight, *gradient_column;            // of the state gradient's sum: [B * H, P]
-    const float* output_dot;  // dh . h where whoever made dh has it already, [B, T, H], or null
+    float* norm_gradient;                     // d loss / d (n . q): [B * H, P]
+    bf16 *gradient_weight, *gradient_column;  // of the state gradient's sum: [B * H, P]
+    const float* output_dot;                  // dh / den . h where dh came divided: [B, T, H]
     bf16* state_gradients;                              // gradient of the state leaving each chunk
     float* norm_state_gradients;
     bf16* score_gradients;                                            // [B * H, N, L, L]
-    bf16* kept_scores;  // those of the forward pass where they were kept, to be divided in place; else null
     float *query_dot, *key_carry_dot, *key_dot;  // [K_TILES, B * H, P]
     float* decay_gradient;                                            // [K_TILES * V_TILES, B * H, N]
     // For the copy engine, of the tensors of these names; activations as [B, H, T, K or V], the others [1, B * H * N, ..].
-    TensorMap query_map, key_map, value_map, output_gradient_map, states_map, state_gradients_map, scores_map,
+    TensorMap query_map, key_map, value_map, output_gradient_map, divided_gradient_map, states_map, state_gradients_map, scores_map,
         score_gradients_map;
 
     DEVICE i64 padded() const { return (i64)chunks * CHUNK; }
     DEVICE i64 token_index(int batch_head, int chunk) const { return batch_head * padded() + (i64)chunk * CHUNK; }
+    // Place of a token and head in an array [B, T, H].
+    DEVICE i64 token_major(int batch_head, i64 token) const {
+        return ((i64)(batch_head / heads) * tokens + token) * heads + batch_head % heads;
+    }
     DEVICE i64 state_index(int batch_head, int chunk) const {
         return ((i64)batch_head * chunks + chunk) * DQK * DV;
     }
@@ -87,6 +95,8 @@ struct MlstmParameters {
         return ((i64)batch_head * chunks + chunk) * CHUNK * CHUNK;
     }
     DEVICE i64 norm_index(int batch_head, int chunk) const { return ((i64)batch_head * chunks + chunk) * DQK; }
+
+    DEVICE float scale_of_gradient(i64 row) const { return gradient_scale == nullptr ? 1.0f : gradient_scale[row]; }
 
     // Operands of the products.
     DEVICE Operand of_keys(const TensorMap& map, const bf16* data, int batch_head) const {

@@ -63,45 +63,45 @@ extern "C" __global__ void __launch_bounds__(CHUNK) mlstm_gates_carry(const __gr
     if (threadIdx.x == 0) p.decay[first + chunk] = expf(before - last);
 }
 
-// The gradient of the denominator, and the weights of the state gradient's sum, from dot = dh . h:
-// h = num / den, so that d den = -(dh . h) / den, which reaches n . q only where |n . q| is the larger.
-DEVICE void prepare_token(const MlstmParameters& p, i64 index, float dot) {
+// The gradient of n . q and the weights of the state gradient's sum, from dot = dh . h (of what `output_gradient` holds)
+// and scale, what that lacks: h = num / den, so that d den = -(dh . h) / den, which reaches n . q only where |n . q| is
+// the larger.
+DEVICE void prepare_token(const MlstmParameters& p, i64 index, float dot, float scale) {
     const float query_norm = p.query_norm[index];
     const float floor = expf(-(p.log_forget_sum[index] + p.maximum[index]));
-    const float inverse = 1.0f / (fmaxf(fabsf(query_norm), floor) + p.epsilon);
     const float column = fabsf(query_norm) > floor ? (query_norm > 0.0f ? -dot : dot) : 0.0f;
-    p.inverse_denominator[index] = inverse;
-    p.norm_gradient[index] = column * inverse;
-    p.gradient_weight[index] = to_bf16(p.carry[index] * p.key_scale * inverse);
+    p.norm_gradient[index] = column * scale;
+    p.gradient_weight[index] = to_bf16(p.carry[index] * p.key_scale * scale);
     p.gradient_column[index] = to_bf16(column);
 }
 
 // Padding takes part in no sum.
 DEVICE void prepare_padding(const MlstmParameters& p, i64 index) {
-    p.inverse_denominator[index] = p.norm_gradient[index] = 0.0f;
+    p.norm_gradient[index] = 0.0f;
     p.gradient_weight[index] = p.gradient_column[index] = 0;
+    if (p.gradient_scale != nullptr) p.gradient_scale[index] = 0.0f;
 }
 
-// One thread per token, where the dots are there already: 32 bytes a token and head.
+// One thread per token, where dh came divided and the dots are there already: 28 bytes a token and head.
 extern "C" __global__ void __launch_bounds__(CHUNK) mlstm_backward_prepare_dotted(const __grid_constant__ MlstmParameters p) {
     const int batch_head = blockIdx.y, token = blockIdx.x * CHUNK + threadIdx.x;
     const i64 index = p.token_index(batch_head, blockIdx.x) + threadIdx.x;
     if (token >= p.tokens) return prepare_padding(p, index);
-    const int batch = batch_head / p.heads, head = batch_head % p.heads;
-    prepare_token(p, index, p.output_dot[((i64)batch * p.tokens + token) * p.heads + head]);
+    prepare_token(p, index, p.output_dot[p.token_major(batch_head, token)], 1.0f);
 }
 
-// One warp per token, which forms the dot: 5 V bytes a token and head.
+// One warp per token: dh / den, rounded, and the product of dh and h as that was before rounding.
 extern "C" __global__ void __launch_bounds__(256) mlstm_backward_prepare(const __grid_constant__ MlstmParameters p) {
-    const i64 index = (i64)blockIdx.x * 8 + (threadIdx.x >> 5);
     const int lane = threadIdx.x & 31;
-    if (index >= (i64)p.batch_heads * p.padded()) return;
+    const i64 index = (i64)blockIdx.x * 8 + (threadIdx.x >> 5);
+    if (index >= p.batch_heads * p.padded()) return;
     const int batch_head = (int)(index / p.padded());
     const i64 token = index % p.padded();
     if (token >= p.tokens) {
         if (lane == 0) prepare_padding(p, index);
         return;
     }
+    const float inverse = p.inverse_denominator[p.token_major(batch_head, token)];
     const i64 offset = p.v.offset(batch_head, p.heads, token);
     float dot = 0.0f;
 #pragma unroll
@@ -109,16 +109,21 @@ extern "C" __global__ void __launch_bounds__(256) mlstm_backward_prepare(const _
         const uint4 a = *reinterpret_cast<const uint4*>(p.output_gradient + offset + column);
         const uint4 b = *reinterpret_cast<const uint4*>(p.output + offset + column);
         const uint2 c = *reinterpret_cast<const uint2*>(p.output_rest + offset + column);
-        const u32 x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w}, rest[2] = {c.x, c.y};
+        u32 x[4] = {a.x, a.y, a.z, a.w};
+        const u32 y[4] = {b.x, b.y, b.z, b.w}, rest[2] = {c.x, c.y};
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             const float low = with_rest(y[e] << 16, rest[e / 2] >> (e % 2 * 16));
             const float high = with_rest(y[e] & 0xffff0000u, rest[e / 2] >> (e % 2 * 16 + 8));
             dot += low_float(x[e]) * low + high_float(x[e]) * high;
+            x[e] = pack_bf16(low_float(x[e]) * inverse, high_float(x[e]) * inverse);
         }
+        store_16(p.divided_gradient + offset + column, x[0], x[1], x[2], x[3]);
     }
     dot = warp_sum(dot);
-    if (lane == 0) prepare_token(p, index, dot);
+    if (lane != 0) return;
+    p.gradient_scale[index] = inverse;
+    prepare_token(p, index, dot, inverse);
 }
 
 DEVICE float sum_parts(const float* parts, int count, i64 stride, i64 at) {

@@ -1,9 +1,9 @@
 // The four results with a row for each token, one two-part product each:
 //
 //   h   row i:  [ carry_i s q_i C            + sum_j S_ij v_j        ] / den_i
-//   dq  row i:  carry_i s (C dh_i / den_i + d(n.q)_i n) + sum_j G_ij k_j
+//   dq  row i:  carry_i s (C g_i + d(n.q)_i n)   + sum_j G_ij k_j           g_i = dh_i / den_i
 //   dk  row j:  keep_j (dC v_j + dn)         + sum_i G_ij q_i
-//   dv  row j:  keep_j dC^T k_j              + sum_i S_ij / den_i dh_i
+//   dv  row j:  keep_j dC^T k_j              + sum_i S_ij g_i
 //
 // The first product runs over a head's size against the chunk's entering state (leaving state's gradient
 // below), then the accumulator's rows are scaled in place, and the second product, over the tokens of the
@@ -69,7 +69,7 @@ struct Result {
         return MODE == OUTPUT           ? p.of_values(p.value_map, p.value, batch_head)
                : MODE == QUERY_GRADIENT ? p.of_keys(p.key_map, p.key, batch_head)
                : MODE == KEY_GRADIENT   ? p.of_keys(p.query_map, p.query, batch_head)
-                                        : p.of_values(p.output_gradient_map, p.output_gradient, batch_head);
+                                        : p.of_values(p.divided_gradient_map, p.divided_gradient, batch_head);
     }
 
     // Copies of one step: of the state's product, then of the sum over tokens. On sm_90 a step of their own brings the rows
@@ -144,7 +144,7 @@ struct Result {
                 float factor = BY_QUERY ? p.carry[row] * p.key_scale : p.keep[row], added = factor;
                 if (MODE == QUERY_GRADIENT) {
                     added = factor * p.norm_gradient[row];
-                    factor *= p.inverse_denominator[row];
+                    factor *= p.scale_of_gradient(row);
                 }
 #pragma unroll
                 for (int n = 0; n < FRAGMENT_COLUMNS; n++)
@@ -174,7 +174,10 @@ struct Result {
                     query_norm += p.row_sums[(i64)part * p.batch_heads * p.padded() + token + row];
                 const float floor = expf(-(p.log_forget_sum[token + row] + p.maximum[token + row]));
                 const float inverse = 1.0f / (fmaxf(fabsf(query_norm), floor) + p.epsilon);
-                if (column == 0 && at.warp_column == 0 && (at.lane & 3) == 0) p.query_norm[token + row] = query_norm;
+                if (column == 0 && at.warp_column == 0 && (at.lane & 3) == 0) {
+                    p.query_norm[token + row] = query_norm;
+                    if (row < rows_left) p.inverse_denominator[p.token_major(batch_head, row_token + row)] = inverse;
+                }
 #pragma unroll
                 for (int group = 0; group < GROUPS; group++) {
                     u32 pairs[4], rests[4];

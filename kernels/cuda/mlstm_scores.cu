@@ -1,10 +1,7 @@
 // The products inside a chunk, tile by tile of the lower triangle, with the gates applied:
 //
 //   forward     S_ij = s q_i . k_j exp(u_j - M_i)                        and its row sums, n . q
-//   recomputed  S_ij / den_i                                             for the value gradient
 //   gradient    G_ij = (dh_i . v_j / den_i + d(n.q)_i) s exp(u_j - M_i)  for query and key gradients
-// Where S was kept from the forward pass, the gradient's blocks divide it in place, which gives the same bits as the
-// recomputed ones for 1 L bytes a token and head more and one read of q and k less.
 //
 // They are stored in bf16: L values a token and head beside K + V, and each is used by K / 128 or V / 128
 // blocks that would otherwise compute it again. Tiles above the diagonal are neither computed nor read.
@@ -13,7 +10,7 @@
 // side, and what they share falls out of the L2 cache: 4.3 ms against 2.6 ms forward at 1024 x 1024.
 #include "mlstm.cuh"
 
-enum ScoreMode { FORWARD, RECOMPUTED, GRADIENT };
+enum ScoreMode { FORWARD, GRADIENT };
 
 // Adds q . n of the entering state, an extra column of the scores.
 DEVICE void multiply_norm(float (&norm)[FRAGMENT_ROWS][4], const float* state, int step, u32 stage, const Place& at) {
@@ -28,9 +25,6 @@ DEVICE void multiply_norm(float (&norm)[FRAGMENT_ROWS][4], const float* state, i
         for (int m = 0; m < FRAGMENT_ROWS; m++) matrix_multiply(norm[m], a[m], b0, b1);
     }
 }
-
-// A stored pair of scores over den.
-DEVICE u32 divided(u32 pair, float inverse) { return pack_bf16(low_float(pair) * inverse, high_float(pair) * inverse); }
 
 // Applies the gates to a tile of products and stores it; forward, adds up its rows.
 template <ScoreMode MODE>
@@ -48,7 +42,7 @@ DEVICE void store_scores(const MlstmParameters& p, const Accumulator& c, float (
             const int row = at.row(m, half);
             const i64 row_at = token + row_tile * TILE + row;
             const float maximum = p.maximum[row_at];
-            const float inverse = MODE == FORWARD ? 1.0f : p.inverse_denominator[row_at];
+            const float scale = MODE == GRADIENT ? p.scale_of_gradient(row_at) : 1.0f;
             const float added = MODE == GRADIENT ? p.norm_gradient[row_at] : 0.0f;
 #pragma unroll
             for (int group = 0; group < GROUPS; group++) {
@@ -62,21 +56,13 @@ DEVICE void store_scores(const MlstmParameters& p, const Accumulator& c, float (
                         const bool below = row_tile > column_tile || at.column(fragment) + e <= row;
                         const float gate = below ? __expf(exponent[fragment][e] - maximum) * p.key_scale : 0.0f;
                         value[e] = c.value[m][fragment][2 * half + e];
-                        value[e] = MODE == GRADIENT ? (value[e] * inverse + added) * gate : value[e] * gate;
+                        value[e] = MODE == GRADIENT ? (value[e] * scale + added) * gate : value[e] * gate;
                     }
                     pairs[n] = pack_bf16(value[0], value[1]);
-                    // Row sums, and scores divided by them, are of the rounded scores: they err together.
+                    // Row sums are of the rounded scores: they err together.
                     if (MODE == FORWARD) sums[m][half] += low_float(pairs[n]) + high_float(pairs[n]);
-                    if (MODE == RECOMPUTED) pairs[n] = divided(pairs[n], inverse);
                 }
                 store_row_pairs<false>(destination + (i64)row * CHUNK, pairs, true, TILE, group, at);
-                if (MODE == GRADIENT && p.kept_scores != nullptr) {
-                    // This place of S is no other block's.
-                    bf16* kept = p.kept_scores + (destination - p.score_gradients) + (i64)row * CHUNK;
-                    uint4* eight = reinterpret_cast<uint4*>(kept + at.warp_column + group * 32 + (at.lane & 3) * 8);
-                    const uint4 s = *eight;
-                    store_16(eight, divided(s.x, inverse), divided(s.y, inverse), divided(s.z, inverse), divided(s.w, inverse));
-                }
             }
         }
 }
@@ -136,5 +122,4 @@ DEVICE void scores(const MlstmParameters& p) {
 #define SCORE_KERNEL(NAME, MODE) \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) NAME(const __grid_constant__ MlstmParameters p) { scores<MODE>(p); }
 SCORE_KERNEL(mlstm_scores, FORWARD)
-SCORE_KERNEL(mlstm_scores_backward, RECOMPUTED)
 SCORE_KERNEL(mlstm_score_gradients, GRADIENT)

@@ -173,9 +173,11 @@ struct NormParameters {
     const bf16* output_gradient;
     bf16 *input_gradient, *branch_gradient, *gate_gradient;
     float* partial;  // [warps of a head, 2 * D]: weight, then skip
-    // Backward, or null: what rounding took from h (mlstm_outputs.cu), as h; and dh . h for every token and head, of
-    // the rounded dh and the whole h, so that the mLSTM's backward pass need not read both again.
+    // Backward before an mLSTM, else null: what rounding took from h (mlstm_outputs.cu), as h; 1 / den for every token and
+    // head, by which dh is multiplied before it is rounded; and dh / den . h, of the rounded dh / den and the whole h, so
+    // that the mLSTM's backward pass need not read both again.
     const signed char* rest;
+    const float* inverse_denominator;  // [B * T, H]
     float* dots;  // [B * T, H]
 };
 
@@ -248,6 +250,7 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP, HEAD <= 384 ? 4 :
         const i64 row = token * p.heads + head;
         const uint2 raw_statistics = load_8(p.statistics + row * 2);
         const float2 statistics = make_float2(__uint_as_float(raw_statistics.x), __uint_as_float(raw_statistics.y));
+        const float divided = p.dots != nullptr ? __uint_as_float(load_4(p.inverse_denominator + row)) * statistics.y : statistics.y;
         Vector normal[VECTORS], slope[VECTORS];
         u32 h[VECTORS][W / 2], rest[VECTORS][W / 4];
         float sum = 0.0f, product = 0.0f, dot = 0.0f;
@@ -300,7 +303,7 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP, HEAD <= 384 ? 4 :
             if (!inside(v)) continue;
 #pragma unroll
             for (int e = 0; e < W; e++)
-                slope[v].value[e] = (slope[v].value[e] - sum - normal[v].value[e] * product) * statistics.y;
+                slope[v].value[e] = (slope[v].value[e] - sum - normal[v].value[e] * product) * divided;
             slope[v].store(p.input_gradient + row * HEAD + (v * WARP + lane) * W);
             if (p.dots == nullptr) continue;
 #pragma unroll

@@ -27,6 +27,10 @@ type FromDevice = unsafe extern "C" fn(*mut c_void, u64, usize) -> c_int;
 type EventCreate = unsafe extern "C" fn(*mut Handle, c_uint) -> c_int;
 type EventRecord = unsafe extern "C" fn(Handle, Handle) -> c_int;
 type EventElapsed = unsafe extern "C" fn(*mut f32, Handle, Handle) -> c_int;
+#[rustfmt::skip]
+type EncodeTiled = unsafe extern "C" fn(
+    *mut TensorMap, c_uint, c_uint, *mut c_void, *const u64, *const u64, *const u32, *const u32, c_uint, c_uint, c_uint, c_uint,
+) -> c_int;
 type ErrorText = unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int;
 #[rustfmt::skip]
 type Launch = unsafe extern "C" fn(
@@ -59,7 +63,24 @@ pub struct Driver {
     event_record: EventRecord,
     event_elapsed: EventElapsed,
     event_destroy: OneHandle,
+    encode_tiled: EncodeTiled,
     error_text: ErrorText,
+}
+
+/// `CUtensorMap`: what the copy engine must know of a tensor. All zeros: none.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TensorMap([u64; 16]);
+
+/// A bf16 tensor of four axes, the first contiguous, for copies of boxes of 64 columns and 64 rows (`bulk.cuh`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BoxedTensor {
+    /// Device address.
+    pub address: u64,
+    /// Elements along each axis.
+    pub sizes: [u64; 4],
+    /// Elements from one to the next along the second to the fourth axis.
+    pub strides: [u64; 3],
 }
 
 /// A moment on the default stream. Must be given back with [`Driver::forget`].
@@ -131,6 +152,7 @@ impl Driver {
                     .function(c"cuEventElapsedTime_v2")
                     .or_else(|_| library.function(c"cuEventElapsedTime"))?,
                 event_destroy: library.function(c"cuEventDestroy_v2")?,
+                encode_tiled: library.function(c"cuTensorMapEncodeTiled")?,
                 error_text: library.function(c"cuGetErrorString")?,
             };
             let (mut device, mut context, mut capability) = (0, std::ptr::null_mut(), [0; 2]);
@@ -187,6 +209,43 @@ impl Driver {
             }
         }
         Ok(Kernel { function })
+    }
+
+    /// What the copy engine must know of a tensor; what lies outside it is read as zero, and rows of a box are swizzled
+    /// over 128 bytes. Nothing is read now.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`] for an address or a stride that is no multiple of 16 bytes.
+    pub fn tensor_map(&self, tensor: &BoxedTensor) -> Result<TensorMap, CudaError> {
+        const BF16: c_uint = 9;
+        const NOT_INTERLEAVED: c_uint = 0;
+        const SWIZZLE_128_BYTES: c_uint = 3;
+        const PROMOTE_256_BYTES: c_uint = 3;
+        const ZEROS_OUTSIDE: c_uint = 0;
+        let mut map = TensorMap::default();
+        // An axis of one element may have any stride; the driver wants one of at least 16 bytes all the same.
+        let strides = tensor.strides.map(|stride| (2 * stride).max(16));
+        let (boxes, steps) = ([64_u32, 64, 1, 1], [1_u32; 4]);
+        // SAFETY: a place for the map, and arrays of as many numbers as the tensor has axes (strides one less); the
+        // address is stored, not read.
+        let code = unsafe {
+            (self.encode_tiled)(
+                &raw mut map,
+                BF16,
+                4,
+                tensor.address as *mut c_void,
+                tensor.sizes.as_ptr(),
+                strides.as_ptr(),
+                boxes.as_ptr(),
+                steps.as_ptr(),
+                NOT_INTERLEAVED,
+                SWIZZLE_128_BYTES,
+                PROMOTE_256_BYTES,
+                ZEROS_OUTSIDE,
+            )
+        };
+        self.check("cuTensorMapEncodeTiled", code)?;
+        Ok(map)
     }
 
     /// Launches a kernel that takes one structure by value, on `stream` (null: the default stream).

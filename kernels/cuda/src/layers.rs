@@ -87,6 +87,7 @@ pub struct NormParameters {
     pub gate_gradient: u64,
     pub partial: u64,
     pub rest: u64,
+    pub inverse_denominator: u64,
     pub dots: u64,
 }
 

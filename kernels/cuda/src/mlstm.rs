@@ -5,8 +5,8 @@
 //! *scratch* only during one pass (gradients of states and scores, 2·K·V and 2·L·L bytes a chunk and head, and what they
 //! are the gradients of, unless kept). The backward pass computes again what was not kept.
 
-use crate::driver::Shape;
-use crate::{Architecture, MlstmSizes, Source, Specialisation};
+use crate::driver::{BoxedTensor, Driver, Shape, TensorMap};
+use crate::{Architecture, CudaError, MlstmSizes, Source, Specialisation};
 
 /// Strides of an activation's first axes in elements; the last axis is contiguous.
 #[repr(C)]
@@ -39,17 +39,18 @@ pub struct MlstmTensors {
     pub input_gate: u64,
     pub forget_gate: u64,
     pub output: u64,
+    /// dh; or dh / den, where the plan says that it comes divided.
     pub output_gradient: u64,
     pub query_gradient: u64,
     pub key_gradient: u64,
     pub value_gradient: u64,
     pub input_gate_gradient: u64,
     pub forget_gate_gradient: u64,
-    /// dh · h of every token and head, `(B, T, H)` fp32, where it is known; otherwise 0.
+    /// dh / den · h of every token and head, `(B, T, H)` fp32, where dh comes divided; otherwise 0.
     pub output_dot: u64,
 }
 
-/// `MlstmParameters` of `mlstm.cuh`, field by field.
+/// `MlstmParameters` of `mlstm.cuh`, field by field, but for what the copy engine must know.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MlstmParameters {
@@ -84,13 +85,15 @@ pub struct MlstmParameters {
     row_sums: u64,
     query_norm: u64,
     output_rest: u64,
+    inverse_denominator: u64,
     output_gradient: u64,
+    divided_gradient: u64,
+    gradient_scale: u64,
     query_gradient: u64,
     key_gradient: u64,
     value_gradient: u64,
     input_gate_gradient: u64,
     forget_gate_gradient: u64,
-    inverse_denominator: u64,
     norm_gradient: u64,
     gradient_weight: u64,
     gradient_column: u64,
@@ -98,11 +101,18 @@ pub struct MlstmParameters {
     state_gradients: u64,
     norm_state_gradients: u64,
     score_gradients: u64,
-    kept_scores: u64,
     query_dot: u64,
     key_carry_dot: u64,
     key_dot: u64,
     decay_gradient: u64,
+}
+
+/// What a kernel takes: the parameters, and maps of the tensors that the copy engine reads.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy)]
+pub struct MlstmArguments {
+    parameters: MlstmParameters,
+    maps: [TensorMap; 9],
 }
 
 /// One kernel launch.
@@ -149,6 +159,8 @@ pub struct MlstmPlan {
     /// Whether states between chunks and scores stay from the forward to the backward pass, which computes them again
     /// otherwise, bit by bit the same: 2·K·V + 2·L·L bytes a chunk and head of the saved room.
     pub keep: bool,
+    /// Whether the backward pass is given dh / den and its dots, rather than dh.
+    pub divided: bool,
 }
 
 impl MlstmPlan {
@@ -201,6 +213,7 @@ impl MlstmPlan {
             *field = kept.take(4 * per_chunk);
         }
         p.output_rest = kept.take(self.batch_heads() * u64::from(self.tokens) * value);
+        p.inverse_denominator = kept.take(4 * self.batch_heads() * u64::from(self.tokens));
         let mut used = Arena { base: scratch, used: 0 };
         p.state_gradients = used.take(2 * per_chunk * key * value);
         p.norm_state_gradients = used.take(4 * per_chunk * key);
@@ -208,12 +221,13 @@ impl MlstmPlan {
         p.states = room.take(2 * per_chunk * key * value);
         p.norm_states = room.take(4 * per_chunk * key);
         p.scores = room.take(2 * per_token * chunk);
-        p.kept_scores = if self.keep { p.scores } else { 0 };
         p.score_gradients = used.take(2 * per_token * chunk);
         p.row_sums = used.take(4 * row_tiles * per_token);
-        for field in [&mut p.inverse_denominator, &mut p.norm_gradient] {
-            *field = used.take(4 * per_token);
+        if !self.divided {
+            p.divided_gradient = used.take(2 * self.batch_heads() * u64::from(self.tokens) * value);
+            p.gradient_scale = used.take(4 * per_token);
         }
+        p.norm_gradient = used.take(4 * per_token);
         for field in [&mut p.gradient_weight, &mut p.gradient_column] {
             *field = used.take(2 * per_token);
         }
@@ -230,6 +244,14 @@ impl MlstmPlan {
         let mut p = MlstmParameters::default();
         self.place(&mut p, 0, 0);
         p.output_rest
+    }
+
+    /// Where in the saved room 1 / den of every token and head lies, `(B, T, H)` fp32.
+    #[must_use]
+    pub fn inverse_denominator_offset(&self) -> u64 {
+        let mut p = MlstmParameters::default();
+        self.place(&mut p, 0, 0);
+        p.inverse_denominator
     }
 
     /// The kernels' parameters. `qk`, `v` and `gate` are the strides of queries and keys, of values and output (dense:
@@ -270,7 +292,57 @@ impl MlstmPlan {
             ..MlstmParameters::default()
         };
         self.place(&mut p, saved, scratch);
+        if self.divided {
+            p.divided_gradient = tensors.output_gradient;
+        }
         p
+    }
+
+    /// What the kernels take: the parameters, with maps where the card has a copy engine.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`] for a tensor that it cannot read: an address or stride that is no multiple of 16 bytes.
+    pub fn arguments(
+        &self,
+        driver: &Driver,
+        parameters: MlstmParameters,
+    ) -> Result<MlstmArguments, CudaError> {
+        let mut arguments = MlstmArguments { parameters, maps: [TensorMap::default(); 9] };
+        if self.architecture == Architecture::Sm90a {
+            for (map, tensor) in arguments.maps.iter_mut().zip(self.boxed_tensors(&parameters)) {
+                if tensor.address != 0 {
+                    *map = driver.tensor_map(&tensor)?;
+                }
+            }
+        }
+        Ok(arguments)
+    }
+
+    /// In the order of the maps in `mlstm.cuh`.
+    fn boxed_tensors(&self, p: &MlstmParameters) -> [BoxedTensor; 9] {
+        let (key, value, chunk) =
+            (u64::from(self.sizes.key), u64::from(self.sizes.value), u64::from(self.sizes.chunk));
+        let activation = |address: u64, strides: Strides, width: u64| BoxedTensor {
+            address,
+            sizes: [width, self.tokens.into(), self.heads.into(), self.batch.into()],
+            strides: [strides.token, strides.head, strides.batch].map(i64::unsigned_abs),
+        };
+        let by_chunk = |address: u64, rows: u64, columns: u64| BoxedTensor {
+            address,
+            sizes: [columns, rows, self.batch_heads() * self.chunks(), 1],
+            strides: [columns, rows * columns, self.batch_heads() * self.chunks() * rows * columns],
+        };
+        [
+            activation(p.query, p.qk, key),
+            activation(p.key, p.qk, key),
+            activation(p.value, p.v, value),
+            activation(p.output_gradient, p.v, value),
+            activation(p.divided_gradient, p.v, value),
+            by_chunk(p.states, key, value),
+            by_chunk(p.state_gradients, key, value),
+            by_chunk(p.scores, chunk, chunk),
+            by_chunk(p.score_gradients, chunk, chunk),
+        ]
     }
 
     /// The launches of the forward pass, in order.
@@ -286,14 +358,14 @@ impl MlstmPlan {
         ]
     }
 
-    /// The launches of the backward pass, in order; `dotted` where the tensors name dh · h.
+    /// The launches of the backward pass, in order.
     #[must_use]
-    pub fn backward(&self, dotted: bool) -> Vec<Launch> {
+    pub fn backward(&self) -> Vec<Launch> {
         let (key_tiles, value_tiles, row_tiles) = self.tiles();
         let triangle = row_tiles * (row_tiles + 1) / 2;
         let tokens = self.batch_heads() * self.chunks() * u64::from(self.sizes.chunk);
         let prepare = Shape { grid: [narrow(tokens.div_ceil(8)), 1, 1], threads: 256, shared_bytes: 0 };
-        let prepare = if dotted {
+        let prepare = if self.divided {
             self.by_token("mlstm_backward_prepare_dotted")
         } else {
             Launch { source: Source::MlstmGates, kernel: "mlstm_backward_prepare", shape: prepare }
@@ -301,16 +373,12 @@ impl MlstmPlan {
         let mut all = Vec::new();
         if !self.keep {
             all.push(self.by_state("mlstm_states"));
+            all.push(self.by_chunk(Source::MlstmScores, "mlstm_scores", triangle));
         }
         all.extend([
             prepare,
             self.by_state("mlstm_state_gradients"),
             self.by_chunk(Source::MlstmScores, "mlstm_score_gradients", triangle),
-        ]);
-        if !self.keep {
-            all.push(self.by_chunk(Source::MlstmScores, "mlstm_scores_backward", triangle));
-        }
-        all.extend([
             self.by_chunk(Source::MlstmOutputs, "mlstm_value_gradient", row_tiles * value_tiles),
             self.by_chunk(Source::MlstmOutputs, "mlstm_query_gradient", row_tiles * key_tiles),
             self.by_chunk(Source::MlstmOutputs, "mlstm_key_gradient", row_tiles * key_tiles),
@@ -325,10 +393,11 @@ impl MlstmPlan {
         Launch { source: Source::MlstmGates, kernel, shape }
     }
 
-    /// A ring of two operand tiles a stage, 128 by `block_k` bf16.
+    /// A ring of two operand tiles a stage, 128 by `block_k` bf16, and two barriers; a swizzled tile lies on a boundary of
+    /// 1024 bytes.
     fn ring_bytes(&self, extra: u32) -> u32 {
         let (block_k, stages) = MlstmSizes::tiles(self.architecture);
-        stages * (2 * 128 * block_k * 2 + extra * block_k)
+        1024 + stages * (2 * 128 * block_k * 2 + extra * block_k + 16)
     }
 
     fn by_state(&self, kernel: &'static str) -> Launch {
@@ -355,12 +424,20 @@ mod tests {
 
     fn plan() -> MlstmPlan {
         let sizes = MlstmSizes { key: 384, value: 512, chunk: 256 };
-        MlstmPlan { sizes, architecture: Architecture::Sm90a, batch: 3, heads: 4, tokens: 1000, keep: false }
+        MlstmPlan {
+            sizes,
+            architecture: Architecture::Sm90a,
+            batch: 3,
+            heads: 4,
+            tokens: 1000,
+            keep: false,
+            divided: false,
+        }
     }
 
     #[test]
     fn parameters_lie_as_the_header_lays_them() {
-        // Four ints, two floats, three strides of three, then pointers: no padding anywhere.
+        // Four ints, two floats, three strides of three, then pointers, then maps: no padding but before these.
         assert_eq!(std::mem::offset_of!(MlstmParameters, qk), 24);
         assert_eq!(std::mem::offset_of!(MlstmParameters, query), 24 + 9 * 8);
         let header = include_str!("../mlstm.cuh");
@@ -369,6 +446,11 @@ mod tests {
         let code = body.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<String>();
         let pointers = code.matches('*').count();
         assert_eq!(size_of::<MlstmParameters>(), 24 + 9 * 8 + pointers * 8);
+        let maps = code.split("TensorMap ").nth(1).expect("the maps").split(';').next().unwrap_or_default();
+        assert_eq!(maps.split(',').count(), plan().boxed_tensors(&MlstmParameters::default()).len());
+        let before = size_of::<MlstmParameters>().next_multiple_of(64);
+        assert_eq!(std::mem::offset_of!(MlstmArguments, maps), before);
+        assert_eq!(size_of::<MlstmArguments>(), before + 9 * 128);
     }
 
     #[test]
@@ -384,6 +466,7 @@ mod tests {
         let moved = state_bytes + 4 * 12 * 4 * 384 + 2 * 12 * 4 * 256 * 256;
         assert_eq!((more - saved, scratch - less), (moved, moved));
         assert_eq!(1 << 40 | plan.rest_offset(), p.output_rest);
+        assert_eq!(1 << 40 | plan.inverse_denominator_offset(), p.inverse_denominator);
         assert!(p.output_rest >= 1 << 40 && p.output_rest + 3 * 4 * 1000 * 512 <= (1 << 40) + saved);
         assert!(p.decay_gradient + 4 * 3 * 4 * 12 * 4 <= (1 << 41) + scratch);
     }
@@ -391,9 +474,9 @@ mod tests {
     #[test]
     fn launches_cover_every_tile_and_name_kernels_that_exist() {
         let plan = plan();
-        let keeping = MlstmPlan { keep: true, ..plan };
-        assert_eq!(keeping.backward(true).len() + 2, plan.backward(false).len());
-        for launch in plan.forward().into_iter().chain(plan.backward(false)).chain(keeping.backward(true)) {
+        let keeping = MlstmPlan { keep: true, divided: true, ..plan };
+        assert_eq!(keeping.backward().len() + 2, plan.backward().len());
+        for launch in plan.forward().into_iter().chain(plan.backward()).chain(keeping.backward()) {
             assert!(launch.source.kernels().contains(&launch.kernel), "{}", launch.kernel);
             // Two blocks fit a multiprocessor of 228 KiB, one KiB of each being the system's.
             assert!(2 * (launch.shape.shared_bytes + 2048) <= 228 * 1024, "{}", launch.kernel);

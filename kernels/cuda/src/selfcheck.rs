@@ -203,6 +203,7 @@ fn run(
         heads,
         tokens,
         keep: false,
+        divided: false,
     };
     let half = |values: &[f64]| values.iter().flat_map(|x| to_bf16(*x).to_le_bytes()).collect::<Vec<u8>>();
     let single = |values: &[f64]| values.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect::<Vec<u8>>();
@@ -237,13 +238,14 @@ fn run(
     let strides = [case.sizes.key, case.sizes.value, 1]
         .map(|width| Strides::token_major(i64::from(tokens), i64::from(heads), i64::from(width)));
     let parameters = plan.parameters(&tensors, strides, saved.address(), scratch.address());
-    for launch in plan.forward().into_iter().chain(plan.backward(false)) {
+    let arguments = plan.arguments(driver, parameters)?;
+    for launch in plan.forward().into_iter().chain(plan.backward()) {
         let wanted = plan.specialisation(launch.source);
         let compiled = cache.get(nvrtc, &wanted)?;
         let kernel = driver.load(&compiled.cubin, launch.kernel, launch.shape.shared_bytes)?;
         // SAFETY: the structure is the kernels' own, and every room is device memory of the plan's size, alive until the
         // downloads below, which wait for all launches.
-        unsafe { driver.launch(kernel, launch.shape, &parameters, std::ptr::null_mut())? };
+        unsafe { driver.launch(kernel, launch.shape, &arguments, std::ptr::null_mut())? };
     }
     driver.synchronize()?;
     let as_half =

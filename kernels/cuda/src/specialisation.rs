@@ -6,8 +6,9 @@
 use std::fmt;
 
 /// Headers that sources include, by the name they are included under.
-pub(crate) const HEADERS: [(&str, &str); 4] = [
+pub(crate) const HEADERS: [(&str, &str); 5] = [
     ("common.cuh", include_str!("../common.cuh")),
+    ("bulk.cuh", include_str!("../bulk.cuh")),
     ("vector.cuh", include_str!("../vector.cuh")),
     ("gemm.cuh", include_str!("../gemm.cuh")),
     ("mlstm.cuh", include_str!("../mlstm.cuh")),
@@ -18,7 +19,7 @@ pub(crate) const HEADERS: [(&str, &str); 4] = [
 pub enum Architecture {
     /// Compute capability 8.0 (A100): `mma.sync` and `cp.async`; 163 KiB of shared memory a block.
     Sm80,
-    /// Compute capability 9.0 with its own instructions (H100, H200): clusters and bulk copies; 227 KiB.
+    /// Compute capability 9.0 with its own instructions (H100, H200): `wgmma`, clusters and the copy engine; 227 KiB.
     Sm90a,
 }
 
@@ -114,7 +115,7 @@ impl Source {
                 "mlstm_gates_local",
             ],
             Self::MlstmStates => &["mlstm_state_gradients", "mlstm_states"],
-            Self::MlstmScores => &["mlstm_score_gradients", "mlstm_scores", "mlstm_scores_backward"],
+            Self::MlstmScores => &["mlstm_score_gradients", "mlstm_scores"],
             Self::MlstmOutputs => {
                 &["mlstm_key_gradient", "mlstm_output", "mlstm_query_gradient", "mlstm_value_gradient"]
             }
@@ -142,11 +143,23 @@ pub struct MlstmSizes {
     pub key: u32,
     /// Width of a head's values: a multiple of 8, up to 1024.
     pub value: u32,
-    /// Tokens of a chunk: 128 or 256.
+    /// Tokens of a chunk: 128, 256 or 512.
     pub chunk: u32,
 }
 
 impl MlstmSizes {
+    /// Heads of this size with the chunk that was the fastest for them on an H200 (docs/benchmarks): longer chunks have
+    /// fewer states to write and read, and more scores. No longer than a sequence of `tokens` needs.
+    #[must_use]
+    pub fn fastest(key: u32, value: u32, tokens: u32) -> Self {
+        let chunk = match u64::from(key) * u64::from(value) {
+            cells if tokens > 256 && cells >= 512 * 512 => 512,
+            cells if tokens > 128 && cells >= 256 * 256 => 256,
+            _ => 128,
+        };
+        Self { key, value, chunk }
+    }
+
     /// Operand tiles: steps of the products and copies in flight. 64 × 3 was the fastest at every size on an H100
     /// (docs/benchmarks); a block then takes 96 KiB, two fit a multiprocessor. sm_80 has 164 KiB: 32 × 4 takes 64.
     #[must_use]
@@ -262,15 +275,7 @@ impl fmt::Display for Specialisation {
 /// (synthetic tasks), 128 × 256 (the published kernels' benchmark), sLSTM heads of 192 to 512.
 #[must_use]
 pub fn paper_specialisations() -> Vec<Specialisation> {
-    let mlstm = [
-        (64, 64, 128),
-        (128, 128, 128),
-        (128, 256, 256),
-        (384, 384, 256),
-        (512, 512, 256),
-        (768, 768, 256),
-        (1024, 1024, 256),
-    ];
+    let mlstm = [(64, 64), (128, 128), (128, 256), (384, 384), (512, 512), (768, 768), (1024, 1024)];
     let slstm = [
         (192, 3, 1, 2),
         (192, 6, 1, 1),
@@ -291,8 +296,8 @@ pub fn paper_specialisations() -> Vec<Specialisation> {
         all.push(Specialisation::inner(architecture, 8));
         all.push(Specialisation::cross_entropy(architecture, 50304));
         all.push(Specialisation::sums(architecture));
-        for (key, value, chunk) in mlstm {
-            let sizes = MlstmSizes { key, value, chunk };
+        for (key, value) in mlstm {
+            let sizes = MlstmSizes::fastest(key, value, 2048);
             all.extend(Source::MLSTM.map(|source| Specialisation::mlstm(source, architecture, sizes)));
         }
     }

@@ -16,7 +16,7 @@ use xlstm_bridge::BoxError;
 use xlstm_bridge::autograd::{Backward, Forward, custom_function};
 
 use super::launch::{
-    Gated, InnerUpstream, InnerWeights, NormTarget, inner_backward, inner_forward, norm_backward,
+    Division, Gated, InnerUpstream, InnerWeights, NormTarget, inner_backward, inner_forward, norm_backward,
     norm_forward,
 };
 use super::mlstm::{Cell, Gates};
@@ -50,7 +50,7 @@ pub struct InnerInput<'a> {
     /// `(D)`.
     pub skip_D: &'a Tensor,
     /// Whether the cell's states between chunks and scores stay for the backward pass, which computes them again
-    /// otherwise. That pass may then run only once: it divides the scores in place.
+    /// otherwise.
     pub keep: bool,
 }
 
@@ -196,7 +196,9 @@ fn backward(context: &Backward, sizes: Sizes) -> Result<Vec<Option<Tensor>>, Box
     let cell = sizes.cell([q, k, v], gates_NG)?;
     let gated = Gated { skip, branch: conv_ND, gate: &z_ND };
     let rows = sizes.rows_by_head(h)?;
-    let target = NormTarget { gate: Some(&z_gradient), rest: Some(&cell.rest(kept)?) };
+    let (rest, inverse_denominator) = (cell.rest(kept)?, cell.inverse_denominator(kept)?);
+    let division = Division { rest: &rest, inverse_denominator: &inverse_denominator };
+    let target = NormTarget { gate: Some(&z_gradient), division: Some(division) };
     let norm = norm_backward((&rows, norm_weight, statistics), Some(gated), &gradient_ND, target)?;
     let (skip_gradient, by_skip_ND) = norm.skip_and_branch.ok_or("no gradient of the skip")?;
 

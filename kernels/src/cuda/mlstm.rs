@@ -128,25 +128,23 @@ pub(super) struct Cell<'a> {
     pub(super) key: &'a Tensor,
     pub(super) value: &'a Tensor,
     pub(super) gates: Gates,
-    /// Whether states between chunks and scores stay for the backward pass, which may then run only once.
+    /// Whether states between chunks and scores stay for the backward pass.
     pub(super) keep: bool,
 }
 
 impl Cell<'_> {
-    /// The plan for these sizes. A chunk of 256 was the fastest from 384 on, 128 below (docs/benchmarks).
     fn plan(&self, card: &Card) -> Result<MlstmPlan, BoxError> {
         let [batch, tokens, heads, key] = dimensions::<4>(NAME, "q_BTHK", self.query)?;
         let [.., value] = dimensions::<4>(NAME, "v_BTHV", self.value)?;
-        let chunk = if tokens > 128 && key * value >= 128 * 256 { 256 } else { 128 };
-        let sizes = MlstmSizes { key: u32::try_from(key)?, value: u32::try_from(value)?, chunk };
-        let [batch, heads, tokens] = [batch, heads, tokens].map(u32::try_from);
+        let (tokens, [batch, heads]) = (u32::try_from(tokens)?, [batch, heads].map(u32::try_from));
         Ok(MlstmPlan {
-            sizes,
+            sizes: MlstmSizes::fastest(u32::try_from(key)?, u32::try_from(value)?, tokens),
             architecture: card.architecture(),
             batch: batch?,
             heads: heads?,
-            tokens: tokens?,
+            tokens,
             keep: self.keep,
+            divided: true,
         })
     }
 
@@ -186,8 +184,16 @@ impl Cell<'_> {
         Ok(saved.f_narrow(0, i64::try_from(offset)?, i64::try_from(self.value.numel())?)?)
     }
 
-    /// Gradients of queries, keys and values, from that of h and, where it is known, dh · h `(B·T, H)` of the unrounded
-    /// h; those of the gates go to `gate_gradients`, laid out as the gates.
+    /// 1 / den of every token and head, `(B·T, H)` fp32, in the bytes that [`Cell::forward`] kept.
+    pub(super) fn inverse_denominator(&self, saved: &Tensor) -> Result<Tensor, BoxError> {
+        let offset = self.plan(Card::of(self.query)?)?.inverse_denominator_offset();
+        let [batch, tokens, heads, _] = dimensions::<4>(NAME, "q_BTHK", self.query)?;
+        let bytes = saved.f_narrow(0, i64::try_from(offset)?, 4 * batch * tokens * heads)?;
+        Ok(bytes.f_view_dtype(Kind::Float)?.f_view([batch * tokens, heads])?)
+    }
+
+    /// Gradients of queries, keys and values, from that of h; those of the gates go to `gate_gradients`, laid out as the
+    /// gates. With `dots`, the gradient comes divided by den, and they are its products with the unrounded h, `(B·T, H)`.
     pub(super) fn backward(
         &self,
         output: &Tensor,
@@ -197,7 +203,7 @@ impl Cell<'_> {
         gate_gradients: Gates,
     ) -> Result<[Tensor; 3], BoxError> {
         let card = Card::of(self.query)?;
-        let plan = self.plan(card)?;
+        let plan = MlstmPlan { divided: dots.is_some(), ..self.plan(card)? };
         let scratch = room(plan.bytes().1, self.query.device())?;
         let made = [self.query.f_empty_like()?, self.key.f_empty_like()?, self.value.f_empty_like()?];
         let tensors = MlstmTensors {
@@ -212,7 +218,7 @@ impl Cell<'_> {
             ..self.tensors()
         };
         let parameters = plan.parameters(&tensors, self.strides(&plan), address(saved), address(&scratch));
-        launch(card, &plan, &plan.backward(dots.is_some()), &parameters)?;
+        launch(card, &plan, &plan.backward(), &parameters)?;
         Ok(made)
     }
 }
@@ -223,10 +229,11 @@ fn launch(
     launches: &[Launch],
     parameters: &MlstmParameters,
 ) -> Result<(), BoxError> {
+    let arguments = plan.arguments(card.driver(), *parameters)?;
     for step in launches {
         let launch = LayerLaunch { kernel: step.kernel, shape: step.shape, parts: 0 };
         // SAFETY: the parameters are these kernels' own; every address is a tensor of the size that the plan states.
-        unsafe { card.launch(plan.specialisation(step.source), launch, parameters)? };
+        unsafe { card.launch(plan.specialisation(step.source), launch, &arguments)? };
     }
     Ok(())
 }

@@ -100,6 +100,11 @@ impl Card {
         self.driver.architecture()
     }
 
+    /// The card's driver.
+    fn driver(&self) -> &Driver {
+        &self.driver
+    }
+
     /// Launches a kernel on the default stream.
     ///
     /// # Safety

@@ -24,7 +24,7 @@ pub use model::{
     SlstmConfig, WeightInit,
 };
 pub use parse::{load, nearest, resolve};
-pub use size::{MemoryEstimate, ModelSize, keeps_cells};
+pub use size::{MemoryEstimate, ModelSize};
 
 use serde::{Deserialize, Serialize};
 

@@ -131,24 +131,23 @@ impl MemoryEstimate {
         }
     }
 
-    /// As [`of`](Self::of), for a card whose kernels compute in bf16: they keep states between chunks and
-    /// scores where [`keeps_cells`] says so, bf16 copies of the matrices, and the backward pass of one block is a good
-    /// part of what all keep.
+    /// As [`of`](Self::of), for a card whose kernels compute in bf16: they keep states between chunks and scores (a fifth of
+    /// what a block keeps, worth more than the rows they displace), bf16 copies of the matrices, and the backward pass of
+    /// one block is a good part of what all keep.
     #[must_use]
     pub fn on_card(recipe: &Recipe, tokens: u64) -> Self {
         let model = &recipe.model;
         let size = ModelSize::of(model);
         let (d, inner) = (model.embedding_dim, model.inner_dim());
         let checkpointing = recipe.training.activation_checkpointing;
-        let keep = keeps_cells(model, checkpointing);
-        let block = |index| card_activations(model, keep, index);
+        let block = |index| card_activations(model, index);
         let per_token = if checkpointing {
             6 * d * model.blocks + (0..model.blocks).map(block).max().unwrap_or(0)
         } else {
             (0..model.blocks).map(block).sum()
         };
-        // Gradients alive at once, bf16; gradients of states and scores, and both where they were not kept.
-        let working = 44 * inner + if keep { 1 } else { 2 } * card_cells(model);
+        // Gradients alive at once, bf16, and those of states and scores.
+        let working = 44 * inner + card_cells(model);
         let weights = 2 * size.product_parameters;
         let output = 4 * model.vocabulary_size * d;
         Self {
@@ -165,29 +164,23 @@ impl MemoryEstimate {
     }
 }
 
-/// Whether states between chunks and scores of an mLSTM block stay on the card for the backward pass, which computes them
-/// again otherwise. They are a fifth of what a block of 125M or 350M keeps, worth more than the rows they displace; with
-/// larger heads a third of it, worth less, unless checkpointing leaves those of one block at a time.
-#[must_use]
-pub fn keeps_cells(model: &ModelConfig, activation_checkpointing: bool) -> bool {
-    activation_checkpointing || model.inner_dim() / model.mlstm.heads.max(1) <= 512
-}
-
-/// Bytes of an mLSTM block's states and scores for one token, bf16, in chunks of 256.
+/// Bytes of an mLSTM block's states and scores for one token, bf16, in chunks of 512 where a head has as many units,
+/// else of 256.
 fn card_cells(model: &ModelConfig) -> u64 {
-    2 * model.inner_dim() * model.inner_dim() / model.mlstm.heads.max(1) / 256 + 512 * model.mlstm.heads
+    let (inner, heads) = (model.inner_dim(), model.mlstm.heads.max(1));
+    let chunk = if inner / heads >= 512 { 512 } else { 256 };
+    2 * inner * inner / heads / chunk + 2 * chunk * heads
 }
 
 /// Bytes that one block keeps for one token where the kernels of a card compute.
-fn card_activations(model: &ModelConfig, keep: bool, index: u64) -> u64 {
+fn card_activations(model: &ModelConfig, index: u64) -> u64 {
     let (d, inner) = (model.embedding_dim, model.inner_dim());
     if model.is_slstm(index) {
         // Two streams fp32; norms, convolution, cell and feed-forward bf16; gates 5 bf16 and states 2 fp32 a unit.
         44 * d + 6 * model.feed_forward_dim()
     } else {
         // Stream fp32 and norm; up 2D, convolution, q, k, v, h and output, bf16; a byte of h's rest; gates; cells.
-        let cells = if keep { card_cells(model) } else { 0 };
-        6 * d + 17 * inner + 64 * model.mlstm.heads + cells
+        6 * d + 17 * inner + 64 * model.mlstm.heads + card_cells(model)
     }
 }
 

@@ -21,8 +21,6 @@ use crate::error::Result;
 pub(super) struct MlstmBlock {
     norm: Tensor,
     heads: i64,
-    /// Whether the card keeps states between chunks and scores for the backward pass.
-    keep: bool,
     gates: Gates,
     outnorm: Tensor,
     down: Tensor,
@@ -60,7 +58,7 @@ enum Kindred {
 }
 
 impl MlstmBlock {
-    pub(super) fn new(builder: &mut Builder, model: &ModelConfig, prefix: &str, keep: bool) -> Result<Self> {
+    pub(super) fn new(builder: &mut Builder, model: &ModelConfig, prefix: &str) -> Result<Self> {
         let (config, d, blocks) = (&model.mlstm, model.embedding_dim, model.blocks);
         let (width, inner, heads) = (signed(d), signed(model.inner_dim()), signed(config.heads));
         let small = small_init(d);
@@ -97,7 +95,7 @@ impl MlstmBlock {
         let gates = Gates::new(builder, model, &name("mlstm_cell"))?;
         let outnorm = builder.add(name("mlstm_cell.outnorm.weight"), &[inner], &Init::Constant(0.0))?;
         let down = builder.add(name("proj_down.weight"), &[width, inner], &wang_init(d, blocks))?;
-        Ok(Self { norm, heads, keep, gates, outnorm, down, kind })
+        Ok(Self { norm, heads, gates, outnorm, down, kind })
     }
 
     pub(super) fn forward(&self, x_BTC: &Tensor, call: &Call<'_>) -> Result<(Tensor, BlockState)> {
@@ -161,7 +159,7 @@ impl MlstmBlock {
             gate_bias_G: &gate_bias,
             norm_weight_D: &self.outnorm,
             skip_D: skip,
-            keep: self.keep,
+            keep: true,
         };
         let h_BTD = cuda::mlstm_inner(&input, NORM_EPSILON)?;
         Ok((x_BTC, product(&h_BTD, &self.down, Some(Kind::BFloat16))?))

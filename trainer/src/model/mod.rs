@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 use xlstm_kernels::cross_entropy::{CrossEntropyOptions, CrossEntropyOutput, projected_cross_entropy};
 use xlstm_kernels::{cuda, linear, norm};
-use xlstm_manifests::recipe::{ModelConfig, Precision, keeps_cells};
+use xlstm_manifests::recipe::{ModelConfig, Precision};
 
 use crate::error::{Result, TrainError};
 use mlstm_block::MlstmBlock;
@@ -136,8 +136,7 @@ impl Model {
             let block = if config.is_slstm(index) {
                 Block::Slstm(SlstmBlock::new(&mut builder, config, &prefix, index)?)
             } else {
-                let keep = keeps_cells(config, placement.activation_checkpointing);
-                Block::Mlstm(MlstmBlock::new(&mut builder, config, &prefix, keep)?)
+                Block::Mlstm(MlstmBlock::new(&mut builder, config, &prefix)?)
             };
             blocks.push(Arc::new(Mutex::new(block)));
         }

@@ -12,7 +12,8 @@ pub use convolution::{conv_backward, conv_forward};
 pub use inner::{InnerGradients, InnerOutputs, InnerUpstream, InnerWeights, inner_backward, inner_forward};
 pub use loss::{cross_entropy, gelu};
 pub use norms::{
-    Gated, NormGradients, NormTarget, Normed, norm_backward, norm_forward, stream_backward, stream_forward,
+    Division, Gated, NormGradients, NormTarget, Normed, norm_backward, norm_forward, stream_backward,
+    stream_forward,
 };
 
 use tch::{Kind, Tensor};

@@ -92,13 +92,13 @@ fn norm_parameters(
 /// Gradients of [`norm_forward`].
 #[derive(Debug)]
 pub struct NormGradients {
-    /// Of h.
+    /// Of h, divided where [`NormTarget::division`] asks for it.
     pub h: Tensor,
     /// Of the weight, `(D)`.
     pub weight: Tensor,
     /// Of the skip, `(D)`, and of the branch, where there are any.
     pub skip_and_branch: Option<(Tensor, Tensor)>,
-    /// `h · dh` of every token and head, `(N, H)`, fp32, where [`NormTarget::rest`] was given.
+    /// `h · dh / den` of every token and head, `(N, H)`, fp32, where [`NormTarget::division`] was given.
     pub dots: Option<Tensor>,
 }
 
@@ -107,8 +107,18 @@ pub struct NormGradients {
 pub struct NormTarget<'a> {
     /// Where the gate's gradient goes, laid out as the gate.
     pub gate: Option<&'a Tensor>,
-    /// What rounding took from h, a byte for each element: asks for `h · dh` of the unrounded h.
-    pub rest: Option<&'a Tensor>,
+    /// Asks for what an mLSTM's backward pass begins with.
+    pub division: Option<Division<'a>>,
+}
+
+/// What an mLSTM's forward pass left: its backward pass takes dh / den, divided before it is rounded, and `h · dh / den` of
+/// the unrounded h.
+#[derive(Debug, Clone, Copy)]
+pub struct Division<'a> {
+    /// What rounding took from h, a byte for each element.
+    pub rest: &'a Tensor,
+    /// 1 / den, `(N, H)`, fp32.
+    pub inverse_denominator: &'a Tensor,
 }
 
 /// Backward of [`norm_forward`].
@@ -132,13 +142,17 @@ pub fn norm_backward(
     if target.gate.map(shape_of).transpose()? != gated.map(|gated| shape_of(gated.gate)).transpose()? {
         return Err("head norm: a gradient of another shape than the gate".into());
     }
-    if let Some(rest) = target.rest {
+    if let Some(Division { rest, inverse_denominator }) = target.division {
         expect("head norm: rest", rest, Kind::Uint8)?;
         if !rest.is_contiguous() || rest.numel() != h.numel() {
             return Err("head norm: expected a byte for each element of h".into());
         }
+        expect("head norm: inverse denominator", inverse_denominator, Kind::Float)?;
+        if !inverse_denominator.is_contiguous() || inverse_denominator.size() != [rows, heads] {
+            return Err("head norm: expected a denominator for each row and head".into());
+        }
     }
-    let dots = target.rest.map(|_| make(&[rows, heads], Kind::Float, h)).transpose()?;
+    let dots = target.division.map(|_| make(&[rows, heads], Kind::Float, h)).transpose()?;
     let launch = NormParameters::launch(u64::try_from(rows)?, u32::try_from(heads)?, true);
     let partial = partial_sums(&launch, 2 * heads * width, h)?;
     let parameters = NormParameters {
@@ -148,7 +162,8 @@ pub fn norm_backward(
         branch_gradient: optional_address(branch_gradient.as_ref()),
         gate_gradient: optional_address(target.gate),
         partial: address(&partial),
-        rest: optional_address(target.rest),
+        rest: optional_address(target.division.map(|division| division.rest)),
+        inverse_denominator: optional_address(target.division.map(|division| division.inverse_denominator)),
         dots: optional_address(dots.as_ref()),
         ..parameters
     };

@@ -178,7 +178,7 @@ fn head_norm_gate(device: Device, time: i64, heads: i64, width: i64) -> Result<C
                 let gradient = context.gradients[0].as_ref().ok_or("no gradient")?.contiguous();
                 let tensors = (&saved[0], &saved[1], &saved[5]);
                 let half = halves(&up)?;
-                let target = NormTarget { gate: Some(&half), rest: None };
+                let target = NormTarget { gate: Some(&half), division: None };
                 let made = launch::norm_backward(tensors, Some(gated), &gradient, target)?;
                 let (skip, branch) = made.skip_and_branch.ok_or("no gradient of the skip")?;
                 Ok(vec![Some(made.h), Some(made.weight), Some(skip), Some(branch), Some(up)])
