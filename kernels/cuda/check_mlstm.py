@@ -4,7 +4,7 @@
     python3 check_mlstm.py bench [--raw FILE]     forward and backward beside TFLA's, where mlstm_kernels is there
     python3 check_mlstm.py profile                milliseconds of every kernel at the paper's shapes
 
-A tensor passes when its relative error (below 64 tokens: its root mean square over eight draws) is at most twice that of PyTorch's own bf16 composition (matrix
+A tensor passes when its relative error (up to 64 tokens: the median of 33 draws) is at most twice that of PyTorch's own bf16 composition (matrix
 products in bf16, gates and pointwise in float32, as autocast runs it), or below 2^-8, one unit of bf16, which
 stored products cost in any case. Head sizes written KxV.
 """
@@ -251,9 +251,9 @@ def check(driver, raw, block, cases):
     table = specialise(driver, [(c[3], c[4], c[5], *block) for c in cases])
     failures = 0
     for number, (batch, heads, tokens, dqk, dv, chunk, gates, token_major) in enumerate(cases):
-        # The error of a few tokens is that of a few rounded scores, large or small by chance: there over eight draws.
-        seeds = [number] if tokens > 64 else [number + 100 * draw for draw in range(8)]
-        squares, equal, shares = {}, True, []
+        # The error of a few tokens is that of a few rounded scores, large or small by chance.
+        seeds = [number] if tokens > 64 else [number + 100 * draw for draw in range(33)]
+        drawn, equal, shares = {}, True, []
         for seed in seeds:
             inputs, dh = draw(batch, heads, tokens, dqk, dv, gates, token_major, seed)
             kept = well_conditioned(*inputs)
@@ -272,8 +272,8 @@ def check(driver, raw, block, cases):
                 runs.append(layer.results())
             equal = equal and all(torch.equal(runs[0][n], runs[1][n]) for n in runs[0])
             for n, t in runs[0].items():
-                squares.setdefault(n, []).append((relative(t, reference[n]) ** 2, relative(plain[n], reference[n]) ** 2))
-        errors = {n: [(sum(s) / len(s)) ** 0.5 for s in zip(*pairs)] for n, pairs in squares.items()}
+                drawn.setdefault(n, []).append((relative(t, reference[n]), relative(plain[n], reference[n])))
+        errors = {n: [sorted(s)[len(s) // 2] for s in zip(*pairs)] for n, pairs in drawn.items()}
         bad = [n for n, (ours, theirs) in errors.items() if not ours <= max(2 * theirs, 2**-8)]
         failures += bool(bad) or not equal
         emit({"case": f"{batch}x{heads}x{tokens} {dqk}x{dv} chunk {chunk} {gates}" + (" token-major" if token_major else ""),

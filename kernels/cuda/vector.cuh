@@ -43,6 +43,11 @@ struct Eight {
             value[e + 3] = __uint_as_float(raw.w);
         }
     }
+    // As the program says: not kept in registers from before a loop, not started before the stores above it.
+    DEVICE void load_in_order(const float* source) {
+#pragma unroll
+        for (int e = 0; e < 8; e++) value[e] = source[e];
+    }
     DEVICE void store(bf16* destination) const {
         *reinterpret_cast<uint4*>(destination) = make_uint4(pack_bf16(value[0], value[1]), pack_bf16(value[2], value[3]),
                                                             pack_bf16(value[4], value[5]), pack_bf16(value[6], value[7]));
@@ -74,6 +79,10 @@ struct Four {
         value[2] = __uint_as_float(raw.z);
         value[3] = __uint_as_float(raw.w);
     }
+    DEVICE void load_in_order(const float* source) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) value[e] = source[e];
+    }
     DEVICE void store(bf16* destination) const {
         *reinterpret_cast<uint2*>(destination) = make_uint2(pack_bf16(value[0], value[1]), pack_bf16(value[2], value[3]));
     }
@@ -81,4 +90,30 @@ struct Four {
         *reinterpret_cast<float4*>(destination) = make_float4(value[0], value[1], value[2], value[3]);
     }
     DEVICE void clear() { value[0] = value[1] = value[2] = value[3] = 0.0f; }
+};
+
+// The same as bf16 in memory.
+struct RawEight {
+    uint4 words;
+    DEVICE void load(const bf16* source) { words = load_16(source); }
+    DEVICE u32 word(int pair) const { return pair == 0 ? words.x : pair == 1 ? words.y : pair == 2 ? words.z : words.w; }
+    DEVICE void unpack(Eight& x) const {
+#pragma unroll
+        for (int pair = 0; pair < 4; pair++) {
+            x.value[2 * pair] = low_float(word(pair));
+            x.value[2 * pair + 1] = high_float(word(pair));
+        }
+    }
+};
+struct RawFour {
+    uint2 words;
+    DEVICE void load(const bf16* source) { words = load_8(source); }
+    DEVICE u32 word(int pair) const { return pair == 0 ? words.x : words.y; }
+    DEVICE void unpack(Four& x) const {
+#pragma unroll
+        for (int pair = 0; pair < 2; pair++) {
+            x.value[2 * pair] = low_float(word(pair));
+            x.value[2 * pair + 1] = high_float(word(pair));
+        }
+    }
 };
