@@ -283,13 +283,25 @@ def check(driver, raw, block, cases):
     return failures
 
 
-def peer_tfla():
+def peers(inputs, dh):
+    """Name, chunks, forward of `leaves` and a chunk. TFLA is the peer; the others are lines of reference: the later cell
+    with a sigmoid input gate and no maximum, and causal attention over the same width in heads of 128."""
+    found = []
     try:
-        from mlstm_kernels.torch.chunkwise.triton_xl_chunk import mlstm_chunkwise__xl_chunk
+        from mlstm_kernels.torch.chunkwise.triton_xl_chunk import mlstm_chunkwise__xl_chunk as tfla
+        from mlstm_kernels.torch.chunkwise.triton_xl_chunk_siging import mlstm_siging_chunkwise__xl_chunk as siging
+
+        half = {"autocast_kernel_dtype": torch.bfloat16}
+        found.append(("TFLA chunkwise--triton_xl_chunk", inputs, dh, lambda leaves, chunk: tfla(*leaves, chunk_size=chunk, **half)))
+        found.append(("reference: TFLA chunkwise--triton_xl_chunk_siging", inputs, dh,
+                      lambda leaves, chunk: siging(*leaves, chunk_size=chunk, **half)))
     except ImportError as error:
         print("mlstm_kernels is not there:", error, file=sys.stderr)
-        return None
-    return mlstm_chunkwise__xl_chunk
+    batch, heads, tokens, dv = inputs[2].shape
+    attention = [torch.randn(batch, heads * dv // 128, tokens, 128, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+    found.append(("reference: scaled_dot_product_attention, causal, heads of 128", attention[:3], attention[3],
+                  lambda leaves, _: torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=True)))
+    return found
 
 
 def floors(batch, heads, tokens, dqk, dv, chunk):
@@ -305,7 +317,7 @@ def floors(batch, heads, tokens, dqk, dv, chunk):
 def bench(driver, raw, blocks, chunks, with_peer, shapes):
     emit({"machine": machine(), "command": " ".join(sys.argv)}, raw)
     combos = [(s[3], s[4], c, *b) for s in shapes for c in chunks for b in blocks]
-    table, tfla = specialise(driver, combos), peer_tfla() if with_peer else None
+    table = specialise(driver, combos)
     for shape in shapes:
         inputs, dh = draw(*shape, "plain", False, seed=7)
         record = {"batch": shape[0], "heads": shape[1], "tokens": shape[2], "head": f"{shape[3]}x{shape[4]}"}
@@ -330,23 +342,16 @@ def bench(driver, raw, blocks, chunks, with_peer, shapes):
                 del layer
         # TFLA indexes states with 32 bits: past 2^31 elements it reads out of bounds and ends the process's context.
         addressable = [c for c in (128, 256) if shape[0] * shape[1] * (shape[2] // c + 1) * shape[3] * shape[4] < 2**31]
-        if tfla is not None:
-            for chunk in addressable:
-                leaves = [x.detach().clone().requires_grad_() for x in inputs]
-
-                def peer_forward():
-                    return tfla(*leaves, chunk_size=chunk, autocast_kernel_dtype=torch.bfloat16)
-
-                def peer_both():
-                    torch.autograd.grad(peer_forward(), leaves, dh)
-
+        for name, arguments, gradient, function in peers(inputs, dh) if with_peer else []:
+            for chunk in addressable if "TFLA" in name else [None]:
+                leaves = [x.detach().clone().requires_grad_() for x in arguments]
                 try:
-                    forward, total = median_milliseconds(peer_forward), median_milliseconds(peer_both)
-                    emit({**record, "kernel": "TFLA chunkwise--triton_xl_chunk", "chunk": chunk,
-                          "forward ms (median, least, most)": forward, "forward+backward ms": total}, raw)
+                    forward = median_milliseconds(lambda: function(leaves, chunk))
+                    total = median_milliseconds(lambda: torch.autograd.grad(function(leaves, chunk), leaves, gradient))
+                    emit({**record, "kernel": name, "chunk": chunk, "forward ms (median, least, most)": forward,
+                          "forward+backward ms": total}, raw)
                 except Exception as error:  # a peer that cannot run a shape is a result too
-                    emit({**record, "kernel": "TFLA chunkwise--triton_xl_chunk", "chunk": chunk,
-                          "failed": str(error)[:300]}, raw)
+                    emit({**record, "kernel": name, "chunk": chunk, "failed": str(error)[:300]}, raw)
                 del leaves
         del inputs, dh
         torch.cuda.empty_cache()
