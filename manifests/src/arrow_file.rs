@@ -128,6 +128,18 @@ impl ArrowFile {
         Self::decode(path, &buffer, expected)
     }
 
+    /// As [`Self::open`], and checks that it holds `rows` rows, which are `what`.
+    ///
+    /// # Errors
+    /// As [`Self::open`], or when it holds another number.
+    pub(crate) fn open_counted(path: &Path, expected: &Schema, rows: u64, what: &str) -> Result<Self> {
+        let file = Self::open(path, expected)?;
+        if file.rows() == rows {
+            return Ok(file);
+        }
+        Err(Error::damaged(path, format!("{rows} {what}"), format!("{}", file.rows())))
+    }
+
     fn decode(path: &Path, buffer: &Buffer, expected: &Schema) -> Result<Self> {
         let fail = |error: ArrowError| arrow_error(path, &error);
         if &buffer[..6] != b"ARROW1" {
@@ -202,6 +214,32 @@ impl RowStarts {
         }
         let batch = self.0.partition_point(|&start| start <= index) - 1;
         Some((batch, index - self.0[batch]))
+    }
+}
+
+/// A mapped file whose rows are asked for one by one.
+#[derive(Debug)]
+pub(crate) struct MappedRows {
+    starts: RowStarts,
+    batches: Vec<RecordBatch>,
+}
+
+impl MappedRows {
+    /// As [`ArrowFile::open_counted`].
+    pub(crate) fn open(path: &Path, expected: &Schema, rows: u64, what: &str) -> Result<Self> {
+        let ArrowFile { batches, .. } = ArrowFile::open_counted(path, expected, rows, what)?;
+        Ok(Self { starts: RowStarts::new(batches.iter().map(RecordBatch::num_rows)), batches })
+    }
+
+    /// Number of rows.
+    pub(crate) fn len(&self) -> usize {
+        self.starts.total()
+    }
+
+    /// The batch that holds row `index`, and its place there; `None` past the end.
+    pub(crate) fn locate(&self, index: usize) -> Option<(&RecordBatch, usize)> {
+        let (number, within) = self.starts.locate(index)?;
+        Some((self.batches.get(number)?, within))
     }
 }
 

@@ -25,7 +25,7 @@ use arrow_array::types::{UInt16Type, UInt32Type, UInt64Type};
 use arrow_array::{Array, BooleanArray, RecordBatch, StringArray, UInt16Array, UInt32Array, UInt64Array};
 use arrow_schema::{DataType, Field, SchemaRef};
 
-use crate::arrow_file::{self, ArrowFile, ArrowWriter, RowStarts};
+use crate::arrow_file::{self, ArrowFile, ArrowWriter, MappedRows};
 use crate::atomic::Written;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
@@ -243,8 +243,7 @@ pub fn write_windows(path: &Path, windows: &[Window]) -> Result<Written> {
 /// A mapped document shard.
 #[derive(Debug)]
 pub struct DocumentShard {
-    starts: RowStarts,
-    batches: Vec<RecordBatch>,
+    rows: MappedRows,
 }
 
 impl DocumentShard {
@@ -253,18 +252,13 @@ impl DocumentShard {
     /// # Errors
     /// When the file is no document shard or holds another number.
     pub fn open(path: &Path, documents: u64) -> Result<Self> {
-        let file = ArrowFile::open(path, &schema())?;
-        if file.rows() != documents {
-            return Err(Error::damaged(path, format!("{documents} documents"), format!("{}", file.rows())));
-        }
-        let starts = RowStarts::new(file.batches.iter().map(RecordBatch::num_rows));
-        Ok(Self { starts, batches: file.batches })
+        Ok(Self { rows: MappedRows::open(path, &schema(), documents, "documents")? })
     }
 
     /// Number of documents.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.starts.total()
+        self.rows.len()
     }
 
     /// Whether the shard holds no document.
@@ -276,8 +270,7 @@ impl DocumentShard {
     /// Document `index`; `None` past the end.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<Document> {
-        let (number, i) = self.starts.locate(index)?;
-        let batch = &self.batches[number];
+        let (batch, i) = self.rows.locate(index)?;
         let text = |column: usize| batch.column(column).as_string::<i32>();
         let u64_at = |column: usize| batch.column(column).as_primitive::<UInt64Type>().value(i);
         let ids = batch.column(0).as_list::<i32>().value(i);
@@ -309,10 +302,7 @@ impl DocumentShard {
 /// # Errors
 /// When the file is no windows file or holds another number than `expected`.
 pub fn read_windows(path: &Path, expected: u64) -> Result<Vec<Window>> {
-    let file = ArrowFile::open(path, &windows_schema())?;
-    if file.rows() != expected {
-        return Err(Error::damaged(path, format!("{expected} windows"), format!("{}", file.rows())));
-    }
+    let file = ArrowFile::open_counted(path, &windows_schema(), expected, "windows")?;
     let mut windows = Vec::new();
     for batch in &file.batches {
         let u16s = |column: usize| batch.column(column).as_primitive::<UInt16Type>();

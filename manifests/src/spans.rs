@@ -21,7 +21,7 @@ use arrow_array::types::{UInt16Type, UInt32Type, UInt64Type};
 use arrow_array::{Array, RecordBatch, UInt16Array, UInt32Array, UInt64Array};
 use arrow_schema::{DataType, Field, SchemaRef};
 
-use crate::arrow_file::{self, ArrowFile, ArrowWriter, RowStarts};
+use crate::arrow_file::{self, ArrowWriter, MappedRows};
 use crate::atomic::Written;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
@@ -117,8 +117,7 @@ fn to_batch(spans: &[Span]) -> std::result::Result<RecordBatch, arrow_schema::Ar
 /// A mapped spans file.
 #[derive(Debug)]
 pub struct SpansFile {
-    starts: RowStarts,
-    batches: Vec<RecordBatch>,
+    rows: MappedRows,
 }
 
 impl SpansFile {
@@ -127,18 +126,13 @@ impl SpansFile {
     /// # Errors
     /// When the file is no spans file or holds another number.
     pub fn open(path: &Path, spans: u64) -> Result<Self> {
-        let file = ArrowFile::open(path, &schema())?;
-        if file.rows() != spans {
-            return Err(Error::damaged(path, format!("{spans} spans"), format!("{}", file.rows())));
-        }
-        let starts = RowStarts::new(file.batches.iter().map(RecordBatch::num_rows));
-        Ok(Self { starts, batches: file.batches })
+        Ok(Self { rows: MappedRows::open(path, &schema(), spans, "spans")? })
     }
 
     /// Number of spans.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.starts.total()
+        self.rows.len()
     }
 
     /// Whether no document starts in the shard.
@@ -150,8 +144,7 @@ impl SpansFile {
     /// Span `index`; `None` past the end.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<Span> {
-        let (number, i) = self.starts.locate(index)?;
-        let batch = &self.batches[number];
+        let (batch, i) = self.rows.locate(index)?;
         let u64_at = |column: usize| batch.column(column).as_primitive::<UInt64Type>().value(i);
         let set = batch.column(6).as_primitive::<UInt16Type>();
         let ids = batch.column(8).as_string::<i32>();
