@@ -22,7 +22,9 @@ namespace XLSTM_ISA {
 namespace {
 
 constexpr double kEpsilon = 1e-6;
-constexpr long kPairBlock = 64;
+// Rows of pairs that are multiplied at a time: what lies right of the diagonal in them is computed for nothing, and a
+// panel of the product is this wide.
+constexpr long kPairBlock = 48;
 // A head's state is scanned by several threads, some of its rows each.
 constexpr long kSlices = 8;
 
