@@ -121,8 +121,8 @@ struct Slot {
 
 #if BULK
 // A ring of STAGES pairs of operand tiles, each with two barriers: all bytes have come; all warps that read them are
-// done. `issue(step, slot)` starts the copies of one of
-// `total` steps; all threads call it, and each warp copies its quarter (and the first, what is EXTRA).
+// done. `issue(step, slot)` starts the copies of one of `total` steps; all threads call it, and each warp copies its
+// quarter (and the first, what is EXTRA).
 template <int EXTRA, class Issue>
 struct Ring {
     static constexpr int WARPS = THREADS / WARP;

@@ -4,9 +4,9 @@
 //   forward   C <- decay C + sum_j keep_j k_j v_j^T          chunks ascending, stored as the next chunk's
 //   backward  dC <- decay dC + sum_i carry_i s / den_i q_i dh_i^T   descending, stored as the chunk before's
 //
-// The sum runs over tokens, which are rows of both operands in memory: both fragments are read across k,
-// and the weight of a token multiplies the fragment of A in registers (16 packed products for 32 `mma`).
-// The normaliser is one more column of B, ones forward, d(n . q) den backward: four more `mma` for the
+// The sum runs over tokens, which are rows of both operands in memory: both are read across k, and the weight
+// of a token multiplies the fragment of A in registers (16 packed products for 32 `mma`, 8 for 2 `wgmma`).
+// The normaliser is one more column of B, ones forward, d(n . q) den backward: four (two) more `mma` for the
 // blocks of the first column tile. Running one block over the sequence needs no second pass over states
 // and keeps the accumulator in fp32 throughout; with H heads of K x V there are B H K V / 16384 blocks.
 // Only stored states are rounded, to bf16.
