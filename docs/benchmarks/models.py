@@ -29,9 +29,10 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-CONTEXT = 2048
+import official
+from official import CONTEXT
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 # Name: our recipe and overrides, the peer's sizes.
 CASES = {
     "small": (["small-cpu"], {"embedding_dim": 256, "num_blocks": 4, "slstm_at": [1]}),
@@ -68,38 +69,16 @@ class Peer:
     """The official model with the paper's optimizer."""
 
     def __init__(self, sizes, chunkwise, fused):
-        import dacite
         import torch
-        from xlstm import xLSTMLMModel, xLSTMLMModelConfig
 
-        config = {"vocab_size": 50304, "context_length": CONTEXT, "add_post_blocks_norm": True, **sizes}
-        config["mlstm_block"] = {"mlstm": {"num_heads": 4, "conv1d_kernel_size": 4, "qkv_proj_blocksize": 4}}
-        if sizes["slstm_at"]:
-            slstm = {"backend": "vanilla", "num_heads": 4, "conv1d_kernel_size": 4}
-            config["slstm_block"] = {"slstm": slstm, "feedforward": {"proj_factor": 1.3, "act_fn": "gelu"}}
         self.torch = torch
-        self.model = xLSTMLMModel(dacite.from_dict(xLSTMLMModelConfig, config))
-        self.model.reset_parameters()
+        self.model = official.build(sizes)
         if chunkwise:
-            self.use_chunkwise_kernel()
-        decay, rest = self.model.get_weight_decay_optim_groups()
-        groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=2e-5, betas=(0.9, 0.95), eps=1e-5, fused=fused)
-        self.inputs, self.targets = (torch.randint(50304, (1, CONTEXT)) for _ in range(2))
+            from mlstm_kernels.torch.chunkwise.native import mlstm_chunkwise__native_custbw as kernel
 
-    def use_chunkwise_kernel(self):
-        from mlstm_kernels.torch.chunkwise.native import mlstm_chunkwise__native_custbw as kernel
-
-        def backend(queries, keys, values, igate_preact, fgate_preact, lower_triangular_matrix):
-            tensors = [part.contiguous() for part in (queries, keys, values)]
-            gates = [part.squeeze(-1).contiguous() for part in (igate_preact, fgate_preact)]
-            hidden = kernel(*tensors, *gates, chunk_size=256)
-            return hidden[0] if isinstance(hidden, tuple) else hidden
-
-        for block in self.model.xlstm_block_stack.blocks:
-            cell = getattr(block.xlstm, "mlstm_cell", None)
-            if cell is not None:
-                cell.backend_fn = backend
+            official.use_kernel(self.model, kernel, chunk_size=256)
+        self.optimizer = official.optimizer(self.model, fused)
+        self.inputs, self.targets = (torch.randint(official.VOCABULARY, (1, CONTEXT)) for _ in range(2))
 
     def step(self):
         functional = self.torch.nn.functional

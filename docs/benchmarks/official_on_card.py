@@ -13,38 +13,26 @@ import argparse
 import json
 import time
 
-import dacite
+import official
 import torch
-from xlstm import xLSTMLMModel, xLSTMLMModelConfig
+from official import CONTEXT
 
-CONTEXT = 2048
+SIZES = {"embedding_dim": 768, "num_blocks": 24, "slstm_at": []}
 
 
 def build(chunkwise):
-    config = {"vocab_size": 50304, "context_length": CONTEXT, "add_post_blocks_norm": True, "embedding_dim": 768,
-              "num_blocks": 24, "slstm_at": [],
-              "mlstm_block": {"mlstm": {"num_heads": 4, "conv1d_kernel_size": 4, "qkv_proj_blocksize": 4}}}
-    model = xLSTMLMModel(dacite.from_dict(xLSTMLMModelConfig, config))
-    model.reset_parameters()
+    model = official.build(SIZES)
     if chunkwise:
         from mlstm_kernels.torch.chunkwise.triton_xl_chunk import mlstm_chunkwise__xl_chunk as kernel
 
-        def backend(queries, keys, values, igate_preact, fgate_preact, lower_triangular_matrix):
-            tensors = [part.contiguous() for part in (queries, keys, values)]
-            gates = [part.squeeze(-1).contiguous() for part in (igate_preact, fgate_preact)]
-            return kernel(*tensors, *gates, chunk_size=128, autocast_kernel_dtype=torch.bfloat16)
-
-        for block in model.xlstm_block_stack.blocks:
-            block.xlstm.mlstm_cell.backend_fn = backend
+        official.use_kernel(model, kernel, chunk_size=128, autocast_kernel_dtype=torch.bfloat16)
     return model.cuda()
 
 
 def measure(chunkwise, rows, repeats=5):
     model = build(chunkwise)
-    decay, rest = model.get_weight_decay_optim_groups()
-    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=2e-5, betas=(0.9, 0.95), eps=1e-5, fused=True)
-    inputs, targets = (torch.randint(50304, (rows, CONTEXT), device="cuda") for _ in range(2))
+    optimizer = official.optimizer(model, fused=True)
+    inputs, targets = (torch.randint(official.VOCABULARY, (rows, CONTEXT), device="cuda") for _ in range(2))
     times = []
     for _ in range(2 + repeats):
         torch.cuda.synchronize()

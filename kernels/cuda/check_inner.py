@@ -6,14 +6,13 @@
 Errors are against float64, beside those of PyTorch's operations on bf16 activations and fp32 parameters.
 """
 
-import argparse
 import ctypes
 import sys
 
 import torch
 from torch.nn import functional
 
-from harness import Driver, compile_all, emit, machine, median_milliseconds
+from harness import compile_all, emit, machine, median_milliseconds, script_parser, start_card
 
 P, INT, I64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
 POINTERS = ("input conv_weight conv_bias query_weight key_weight value_weight gate_weight gate_bias conv query key value gates "
@@ -141,14 +140,10 @@ def bench(driver, raw):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["check", "bench"])
-    parser.add_argument("--raw")
+    parser = script_parser(__doc__, ["check", "bench"])
     arguments = parser.parse_args()
     torch.manual_seed(5)
-    torch.cuda.init()
-    torch.ones(16, 16, device="cuda", requires_grad=True).matmul(torch.ones(16, 16, device="cuda")).sum().backward()
-    driver = Driver()
+    driver = start_card()
     sys.exit(bench(driver, arguments.raw) if arguments.what == "bench" else 1 if check(driver, arguments.raw) else 0)
 
 

@@ -9,14 +9,12 @@ products in bf16, gates and pointwise in float32, as autocast runs it), or below
 stored products cost in any case. Head sizes written KxV.
 """
 
-import argparse
 import ctypes
-import os
 import sys
 
 import torch
 
-from harness import HERE, Driver, compile_all, emit, machine, median_milliseconds, resources
+from harness import HERE, compile_all, emit, machine, median_milliseconds, resources, script_parser, start_card
 
 P, I64 = ctypes.c_void_p, ctypes.c_longlong
 TENSORS = ["query", "key", "value", "input_gate", "forget_gate", "output", "log_forget_sum", "exponent",
@@ -377,9 +375,7 @@ def profile(driver, raw, block, chunks, shapes):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["check", "bench", "profile"])
-    parser.add_argument("--raw")
+    parser = script_parser(__doc__, ["check", "bench", "profile"])
     parser.add_argument("--blocks", default="64x3", help="BLOCK_K x STAGES, comma separated")
     parser.add_argument("--chunks", default="256")
     parser.add_argument("--shapes", default="", help="indices into PAPER, comma separated")
@@ -389,9 +385,7 @@ def main():
     blocks = [tuple(int(x) for x in b.split("x")) for b in arguments.blocks.split(",")]
     chunks = [int(c) for c in arguments.chunks.split(",")]
     shapes = [PAPER[int(x)] for x in arguments.shapes.split(",")] if arguments.shapes else PAPER
-    torch.cuda.init()
-    torch.ones(16, 16, device="cuda", requires_grad=True).matmul(torch.ones(16, 16, device="cuda")).sum().backward()
-    driver = Driver()
+    driver = start_card()
     if arguments.what == "check":
         cases = [c for c in CASES if not arguments.small or c[2] <= 700]
         sys.exit(1 if check(driver, arguments.raw, blocks[0], cases) else 0)

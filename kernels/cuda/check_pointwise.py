@@ -6,15 +6,13 @@
 Errors are against float64, beside those of PyTorch's operations on bf16 activations and fp32 parameters.
 """
 
-import argparse
 import ctypes
-import os
 import sys
 
 import torch
 from torch.nn import functional
 
-from harness import HERE, Driver, compile_all, emit, machine, median_milliseconds
+from harness import HERE, compile_all, emit, machine, median_milliseconds, script_parser, start_card
 
 P, INT, I64, F32 = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong, ctypes.c_float
 
@@ -208,14 +206,10 @@ def bench(kernels, raw):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["check", "bench"])
-    parser.add_argument("--raw")
+    parser = script_parser(__doc__, ["check", "bench"])
     arguments = parser.parse_args()
     torch.manual_seed(5)
-    torch.cuda.init()
-    torch.ones(16, 16, device="cuda", requires_grad=True).matmul(torch.ones(16, 16, device="cuda")).sum().backward()
-    kernels = Kernels(Driver(), [64, 192, 384, 512, 1024])
+    kernels = Kernels(start_card(), [64, 192, 384, 512, 1024])
     if arguments.what == "bench":
         return bench(kernels, arguments.raw)
     return sys.exit(1 if check(kernels, arguments.raw) else 0)

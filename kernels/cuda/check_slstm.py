@@ -8,7 +8,6 @@ Errors are against float64, beside those of PyTorch's own composition (products 
 The gradient of R is a matrix product of the gate gradients with the output, by PyTorch; timings include it.
 """
 
-import argparse
 import ctypes
 import fcntl
 import itertools
@@ -18,7 +17,7 @@ import tempfile
 
 import torch
 
-from harness import HERE, Driver, compile_all, emit, machine, median_milliseconds, resources
+from harness import HERE, compile_all, emit, machine, median_milliseconds, resources, script_parser, start_card
 
 POINTERS = ["input", "recurrent", "output", "gates", "states", "output_gradient", "input_gradient"]
 # D: (blocks of a cluster, parts of the sum) to choose from; the first is the default.
@@ -225,18 +224,14 @@ def peer(raw, units_list, batches):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["check", "bench", "peer"])
-    parser.add_argument("--raw")
+    parser = script_parser(__doc__, ["check", "bench", "peer"])
     parser.add_argument("--units", default="192,256,384,512")
     parser.add_argument("--batches", default="16,64,256")
     arguments = parser.parse_args()
     units, batches = ([int(x) for x in text.split(",")] for text in (arguments.units, arguments.batches))
-    torch.cuda.init()
-    torch.ones(16, 16, device="cuda", requires_grad=True).matmul(torch.ones(16, 16, device="cuda")).sum().backward()
+    driver = start_card()
     if arguments.what == "peer":
         return peer(arguments.raw, units, batches)
-    driver = Driver()
     if arguments.what == "bench":
         return bench(driver, arguments.raw, units, batches)
     return sys.exit(1 if check(driver, arguments.raw, units) else 0)

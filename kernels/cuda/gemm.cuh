@@ -171,7 +171,7 @@ DEVICE u64 descriptor(u32 tile) {
     constexpr u64 HALVES = ORDER == ACROSS_K ? BOX_BYTES >> 4 : 1, EIGHT_ROWS = 1024 >> 4;
     return (u64)((tile & 0x3ffff) >> 4) | HALVES << 16 | EIGHT_ROWS << 32 | (u64)1 << 62;
 }
-// Distance between steps of k of 16, and from the first to the second 64 rows (columns, ACROSS_K) of a tile.
+// Bytes from one step of k of 16 to the next; the second 64 rows (columns, ACROSS_K) of a tile lie a box further.
 template <Order ORDER>
 static constexpr u32 NEXT_K16 = ORDER == ACROSS_K ? 16 * 128 : 32;
 

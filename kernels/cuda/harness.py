@@ -4,6 +4,7 @@ Needs PyTorch (memory, references, timing) and NVRTC 13, whose wheel PyTorch bri
 compile options are those the Rust side uses, so that what is checked here is what runs there.
 """
 
+import argparse
 import ctypes
 import glob
 import hashlib
@@ -80,6 +81,23 @@ def resources(cubin):
         elif "Used" in line or ("spill" in line and "0 bytes spill stores, 0 bytes spill loads" not in line):
             lines.append(f"{name}: {line.split(':', 1)[-1].strip()}")
     return lines
+
+
+def script_parser(description, actions):
+    """A parser of what every check script takes: what to do, and where raw output goes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=actions)
+    parser.add_argument("--raw")
+    return parser
+
+
+def start_card():
+    """PyTorch's context, made and used by its autograd thread too, and the driver on it."""
+    import torch
+
+    torch.cuda.init()
+    torch.ones(16, 16, device="cuda", requires_grad=True).matmul(torch.ones(16, 16, device="cuda")).sum().backward()
+    return Driver()
 
 
 class Driver:

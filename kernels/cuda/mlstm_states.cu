@@ -33,7 +33,8 @@ DEVICE void states(const MlstmParameters& p) {
     c.clear();
     float norm[FRAGMENT_ROWS][4] = {};
 
-    // Backward, a chunk's steps are followed by one that brings the state before it, where there is one.
+    // Backward, a chunk's steps are followed by one that brings the state before it, where there is one (and weights that
+    // nobody reads, because every step of a ring counts the same bytes).
     constexpr bool BRING = BACKWARD && BULK;
     constexpr int PERIOD = STEPS_PER_CHUNK + (BRING ? 1 : 0);
     auto chunk_of = [&](int index) { return BACKWARD ? p.chunks - 1 - index : index; };

@@ -165,7 +165,7 @@ impl MemoryEstimate {
 }
 
 /// Bytes of an mLSTM block's states and scores for one token, bf16, in chunks of 512 where a head has as many units,
-/// else of 256.
+/// else of 256: `MlstmSizes::fastest` of `xlstm-cuda`, but for heads below 256.
 fn card_cells(model: &ModelConfig) -> u64 {
     let (inner, heads) = (model.inner_dim(), model.mlstm.heads.max(1));
     let chunk = if inner / heads >= 512 { 512 } else { 256 };
