@@ -109,14 +109,18 @@ struct GemmProblem {
   int64_t c_row;
 };
 
-// Cross-entropy of rows of logits; with a scale they become scale times its gradient.
+// Projection onto the vocabulary, cross-entropy, and scale times the gradients of its sum.
 template <typename T>
-struct CrossEntropyProblem {
-  int64_t rows, vocabulary, ignore_index;
+struct ProjectionProblem {
+  int64_t rows, width, vocabulary, ignore_index;
+  int64_t chunk;  // rows at a time
   T scale;
-  T* logits;  // (rows, vocabulary)
+  const T* hidden;  // (rows, width)
+  const T* weight;  // (vocabulary, width)
   const int64_t* targets;  // (rows)
   T* losses;  // (rows)
+  T* hidden_gradient;  // (rows, width); null when there shall be no gradients, as the next
+  T* weight_gradient;  // (vocabulary, width)
 };
 
 // Causal depthwise convolution and SiLU.
@@ -194,8 +198,8 @@ struct KernelTable {
   void (*slstm_backward_f64)(const SlstmProblem<double>*, const SlstmGradients<double>*);
   void (*gemm_f32)(const GemmProblem<float>*);
   void (*gemm_f64)(const GemmProblem<double>*);
-  void (*cross_entropy_f32)(const CrossEntropyProblem<float>*);
-  void (*cross_entropy_f64)(const CrossEntropyProblem<double>*);
+  void (*cross_entropy_f32)(const ProjectionProblem<float>*);
+  void (*cross_entropy_f64)(const ProjectionProblem<double>*);
   void (*conv_forward_f32)(const ConvProblem<float>*);
   void (*conv_forward_f64)(const ConvProblem<double>*);
   void (*conv_backward_f32)(const ConvProblem<float>*, const ConvGradients<float>*);

@@ -37,6 +37,13 @@ static inline Matrix<T> transposed(const T* data, long stride) {
   return Matrix<T>{data, 1, stride};
 }
 
+// Lines of the caches: an odd number, so that neighbouring rows do not meet in the same sets.
+template <typename T>
+static inline long odd_lines(long count) {
+  constexpr long kLine = 64 / static_cast<long>(sizeof(T));
+  return ((count + kLine - 1) / kLine | 1) * kLine;
+}
+
 // A buffer that a thread keeps for its next call: fresh memory costs a page fault for every 4 KiB.
 struct Scratch {
   void* data = nullptr;
@@ -123,6 +130,12 @@ static void sweep_rows(long m, const Matrix<T>& a, const T* panel, long depth, T
   const long step = kTransposed ? 1 : a.row;
   long i = 0;
   for (; i + kTileRows <= m; i += kTileRows) {
+    // C may lie far away; it is there by the time the sums are. Not in the tile, which has no register to spare.
+    for (int row = 0; row < kTileRows; ++row) {
+      for (int j = 0; j < kVectors; ++j) {
+        __builtin_prefetch(c + (i + row) * c_stride + j * VectorOf<T>::kLanes, 1);
+      }
+    }
     store_tile<T, kTileRows, kVectors, kTransposed>(a.data + i * step, stride, panel, depth, alpha, beta,
                                                     c + i * c_stride, c_stride, columns);
   }
@@ -221,24 +234,31 @@ static void pack_panel(const Matrix<T>& b, long depth, int columns, T* panel) {
   }
 }
 
+// Rows of C = alpha A panel + beta C, for a packed panel of any depth.
+template <typename T, bool kTransposed>
+static void gemm_panel(long m, const Matrix<T>& a, const T* panel, long depth, T alpha, T beta, T* c,
+                       long c_stride, int columns) {
+  constexpr int kLanes = VectorOf<T>::kLanes;
+  switch ((columns + kLanes - 1) / kLanes) {
+    case 1:
+      sweep_rows<T, 1, kTransposed>(m, a, panel, depth, alpha, beta, c, c_stride, columns);
+      break;
+    case 2:
+      sweep_rows<T, 2, kTransposed>(m, a, panel, depth, alpha, beta, c, c_stride, columns);
+      break;
+    default:
+      sweep_rows<T, 3, kTransposed>(m, a, panel, depth, alpha, beta, c, c_stride, columns);
+  }
+}
+
 template <typename T, bool kTransposed>
 static void multiply_panels(long m, long n, long depth, T alpha, const Matrix<T>& a, const Matrix<T>& b, T beta, T* c,
                             long c_stride, T* panel) {
-  constexpr int kLanes = VectorOf<T>::kLanes;
-  constexpr long kWidth = kPanelVectors * kLanes;
+  constexpr long kWidth = kPanelVectors * VectorOf<T>::kLanes;
   for (long j = 0; j < n; j += kWidth) {
     const int columns = static_cast<int>(n - j < kWidth ? n - j : kWidth);
     pack_panel(Matrix<T>{b.data + j * b.column, b.row, b.column}, depth, columns, panel);
-    switch ((columns + kLanes - 1) / kLanes) {
-      case 1:
-        sweep_rows<T, 1, kTransposed>(m, a, panel, depth, alpha, beta, c + j, c_stride, columns);
-        break;
-      case 2:
-        sweep_rows<T, 2, kTransposed>(m, a, panel, depth, alpha, beta, c + j, c_stride, columns);
-        break;
-      default:
-        sweep_rows<T, 3, kTransposed>(m, a, panel, depth, alpha, beta, c + j, c_stride, columns);
-    }
+    gemm_panel<T, kTransposed>(m, a, panel, depth, alpha, beta, c + j, c_stride, columns);
   }
 }
 

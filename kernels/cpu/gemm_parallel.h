@@ -1,9 +1,11 @@
-// Matrix product on all cores, for the large products around the cells: linear maps and the vocabulary.
+// Matrix product on all cores, for the large products around the cells: linear maps.
 //
-// C is cut into blocks, one task each. A block's part of A that is stored transposed is copied once, so that its
-// columns do not lie pages apart. A product with few blocks and a long inner dimension (the gradient of hidden values
-// through the vocabulary) is cut along that dimension instead, one part for each thread, and the parts are added in
-// order: the result depends on the number of threads, never on their timing.
+//   part     of the inner dimension: deep, because every part reads and writes all of C
+//   B        of a part is packed once, by all threads together, into panels that all of them read
+//   block    of rows, the work of one task: its rows of A are copied side by side, stay in the second-level cache and
+//            meet every panel; read where they lie, rows of some lengths (1 KiB) would halve the speed
+//
+// An element of C is summed in the same order whatever the number of threads.
 #pragma once
 
 #include <omp.h>
@@ -14,101 +16,132 @@
 namespace XLSTM_ISA {
 namespace {
 
-constexpr long kBlockRows = 512;
-constexpr long kBlockColumns = 480;
+constexpr long kPartDepth = 1024;
+constexpr long kBlockRows = 128;
+constexpr long kPackedBytes = 16 << 20;
 
-// A with its columns together: [k][i], for `depth` columns k from `start` on.
+static inline long ceiling(long value, long unit) { return (value + unit - 1) / unit; }
+
+// How a product is cut.
+struct Cut {
+  long depth;    // of a part
+  long columns;  // of B packed at a time
+  long rows;     // of a block
+  long groups;   // of panels, when there are fewer blocks than threads can share out
+};
+
 template <typename T>
-static void pack_columns(const Matrix<T>& a, long m, long depth, T* packed) {
+static Cut cut(const GemmProblem<T>& p, long threads) {
+  constexpr long kWidth = kPanelVectors * VectorOf<T>::kLanes;
+  Cut c;
+  c.depth = ceiling(p.k, ceiling(p.k, kPartDepth));
+  const long fitting = kPackedBytes / static_cast<long>(sizeof(T)) / c.depth / kWidth * kWidth;
+  c.columns = p.n < fitting ? ceiling(p.n, kWidth) * kWidth : fitting;
+  const long blocks = ceiling(ceiling(p.m, kBlockRows), threads) * threads;
+  c.rows = ceiling(ceiling(p.m, blocks), kTileRows) * kTileRows;
+  const long panels = c.columns / kWidth, wanted = ceiling(2 * threads, ceiling(p.m, c.rows));
+  c.groups = wanted < panels ? wanted : panels;
+  return c;
+}
+
+// Rows of A side by side. Stored by rows, they stay rows, an odd number of lines apart; stored by columns, they become
+// tiles: [tile][depth][kTileRows].
+template <typename T>
+static void pack_rows(const Matrix<T>& a, long m, long depth, long stride, T* packed) {
+  if (a.column == 1) {
+    for (long i = 0; i < m; ++i) {
+      memcpy(packed + i * stride, a.data + i * a.row, sizeof(T) * static_cast<size_t>(depth));
+    }
+    return;
+  }
+  const long whole = m / kTileRows * kTileRows;
   for (long k = 0; k < depth; ++k) {
-    memcpy(packed + k * m, a.data + k * a.column, sizeof(T) * static_cast<size_t>(m));
+    const T* source = a.data + k * a.column;
+    for (long i = 0; i < whole; i += kTileRows) {
+      memcpy(packed + i * depth + k * kTileRows, source + i, sizeof(T) * kTileRows);
+    }
+    for (long i = whole; i < m; ++i) {
+      packed[whole * depth + k * kTileRows + i - whole] = source[i];
+    }
   }
 }
 
-// As gemm, but copies a transposed A first.
+// A block of rows times panels of B.
 template <typename T>
-static void gemm_block(long m, long n, long k, T alpha, const Matrix<T>& a, const Matrix<T>& b, T beta, T* c,
-                       long c_stride) {
-  if (a.column == 1) {
-    gemm(m, n, k, alpha, a, b, beta, c, c_stride);
+static void multiply_block(const GemmProblem<T>& p, const Matrix<T>& a, long m, long depth, const T* panels, long n,
+                           T beta, T* c) {
+  constexpr long kWidth = kPanelVectors * VectorOf<T>::kLanes;
+  // What is used once is not worth a copy.
+  if (n <= kWidth) {
+    if (a.column == 1) {
+      gemm_panel<T, false>(m, a, panels, depth, p.alpha, beta, c, p.c_row, static_cast<int>(n));
+    } else {
+      gemm_panel<T, true>(m, a, panels, depth, p.alpha, beta, c, p.c_row, static_cast<int>(n));
+    }
     return;
   }
   static thread_local Scratch scratch;
-  T* packed = static_cast<T*>(scratch.get(sizeof(T) * static_cast<size_t>(m * kDepth)));
-  for (long start = 0; start < k; start += kDepth) {
-    const long depth = k - start < kDepth ? k - start : kDepth;
-    pack_columns(Matrix<T>{a.data + start * a.column, a.row, a.column}, m, depth, packed);
-    gemm(m, n, depth, alpha, transposed(packed, m), Matrix<T>{b.data + start * b.row, b.row, b.column},
-         start == 0 ? beta : T(1), c, c_stride);
+  const long stride = odd_lines<T>(depth);
+  T* packed =
+      static_cast<T*>(scratch.get(sizeof(T) * static_cast<size_t>(ceiling(m, kTileRows) * kTileRows * stride)));
+  pack_rows(a, m, depth, stride, packed);
+  for (long j = 0; j < n; j += kWidth) {
+    const int columns = static_cast<int>(n - j < kWidth ? n - j : kWidth);
+    const T* panel = panels + j * depth;
+    if (a.column == 1) {
+      gemm_panel<T, false>(m, rows<T>(packed, stride), panel, depth, p.alpha, beta, c + j, p.c_row, columns);
+      continue;
+    }
+    for (long i = 0; i < m; i += kTileRows) {
+      gemm_panel<T, true>(m - i < kTileRows ? m - i : kTileRows, transposed<T>(packed + i * depth, kTileRows), panel,
+                          depth, p.alpha, beta, c + i * p.c_row + j, p.c_row, columns);
+    }
   }
 }
 
-// One part of the inner dimension for each thread, then the sum of the parts.
+// Columns `first` to `end` of one part; all threads come here.
 template <typename T>
-static void split_inner(const GemmProblem<T>& p, const Matrix<T>& a, const Matrix<T>& b, long parts) {
-  const size_t size = static_cast<size_t>(p.m * p.n);
-  T* sums = static_cast<T*>(malloc(sizeof(T) * size * static_cast<size_t>(parts)));
-#pragma omp parallel num_threads(static_cast<int>(parts))
-  {
-    flush_denormals();
-#pragma omp for schedule(static, 1)
-    for (long part = 0; part < parts; ++part) {
-      const long start = p.k * part / parts;
-      const long depth = p.k * (part + 1) / parts - start;
-      gemm_block(p.m, p.n, depth, p.alpha, Matrix<T>{a.data + start * a.column, a.row, a.column},
-                 Matrix<T>{b.data + start * b.row, b.row, b.column}, T(0), sums + size * static_cast<size_t>(part),
-                 p.n);
-    }
+static void multiply_part(const GemmProblem<T>& p, const Cut& cut, long start, long depth, long first, long end,
+                          T* packed) {
+  constexpr long kWidth = kPanelVectors * VectorOf<T>::kLanes;
+  const Matrix<T> b{p.b + start * p.b_row + first * p.b_column, p.b_row, p.b_column};
+  const long panels = ceiling(end - first, kWidth);
 #pragma omp for schedule(static)
-    for (long i = 0; i < p.m; ++i) {
-      for (long j = 0; j < p.n; ++j) {
-        T sum = p.beta == T(0) ? T(0) : p.beta * p.c[i * p.c_row + j];
-        for (long part = 0; part < parts; ++part) {
-          sum += sums[size * static_cast<size_t>(part) + static_cast<size_t>(i * p.n + j)];
-        }
-        p.c[i * p.c_row + j] = sum;
-      }
+  for (long panel = 0; panel < panels; ++panel) {
+    const long j = panel * kWidth;
+    const long columns = end - first - j < kWidth ? end - first - j : kWidth;
+    pack_panel(Matrix<T>{b.data + j * b.column, b.row, b.column}, depth, static_cast<int>(columns), packed + j * depth);
+  }
+  const long tasks = ceiling(p.m, cut.rows) * cut.groups;
+#pragma omp for schedule(dynamic)
+  for (long task = 0; task < tasks; ++task) {
+    const long i = task / cut.groups * cut.rows, group = task % cut.groups;
+    const long j = panels * group / cut.groups * kWidth;
+    const long stop = panels * (group + 1) / cut.groups * kWidth;
+    const long columns = (stop < end - first ? stop : end - first) - j;
+    if (columns > 0) {
+      const Matrix<T> a{p.a + i * p.a_row + start * p.a_column, p.a_row, p.a_column};
+      multiply_block(p, a, p.m - i < cut.rows ? p.m - i : cut.rows, depth, packed + j * depth, columns,
+                     start == 0 ? p.beta : T(1), p.c + i * p.c_row + first + j);
     }
   }
-  free(sums);
 }
-
-static inline long ceiling(long value, long unit) { return (value + unit - 1) / unit; }
 
 template <typename T>
 static void gemm_parallel(const GemmProblem<T>* problem) {
   const GemmProblem<T>& p = *problem;
-  const Matrix<T> a{p.a, p.a_row, p.a_column};
-  const Matrix<T> b{p.b, p.b_row, p.b_column};
   const long threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-  long rows = p.m < kBlockRows ? p.m : kBlockRows;
-  long columns = p.n < kBlockColumns ? p.n : kBlockColumns;
-  // Smaller blocks until there is work for everybody, but not so small that copying B shows.
-  while (ceiling(p.m, rows) * ceiling(p.n, columns) < 3 * threads && (rows > 128 || columns > 240)) {
-    if (rows > 128 && rows >= columns) {
-      rows = ceiling(ceiling(rows, 2), 8) * 8;
-    } else if (columns > 240) {
-      columns = ceiling(ceiling(columns, 2), 48) * 48;
-    } else {
-      rows = ceiling(ceiling(rows, 2), 8) * 8;
-    }
-  }
-  if (threads > 1 && p.k >= 16 * (p.m + p.n) && p.m * p.n <= (1 << 20)) {
-    split_inner(p, a, b, threads);
-    return;
-  }
-  const long across = ceiling(p.n, columns);
-  const long tasks = ceiling(p.m, rows) * across;
-#pragma omp parallel num_threads(static_cast<int>(threads < tasks ? threads : tasks))
+  const Cut c = cut(p, threads);
+  static thread_local Scratch scratch;
+  T* packed = static_cast<T*>(scratch.get(sizeof(T) * static_cast<size_t>(c.depth * c.columns)));
+#pragma omp parallel num_threads(static_cast<int>(threads))
   {
     flush_denormals();
-#pragma omp for schedule(dynamic)
-    for (long task = 0; task < tasks; ++task) {
-      const long i = task / across * rows;
-      const long j = task % across * columns;
-      gemm_block(p.m - i < rows ? p.m - i : rows, p.n - j < columns ? p.n - j : columns, p.k, p.alpha,
-                 Matrix<T>{a.data + i * a.row, a.row, a.column}, Matrix<T>{b.data + j * b.column, b.row, b.column},
-                 p.beta, p.c + i * p.c_row + j, p.c_row);
+    for (long first = 0; first < p.n; first += c.columns) {
+      const long end = p.n - first < c.columns ? p.n : first + c.columns;
+      for (long start = 0; start < p.k; start += c.depth) {
+        multiply_part(p, c, start, p.k - start < c.depth ? p.k - start : c.depth, first, end, packed);
+      }
     }
   }
 }

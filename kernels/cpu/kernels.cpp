@@ -1,11 +1,11 @@
 // All kernels for one instruction set: compiled once for each, see build.rs.
 
+#include "cross_entropy.h"
 #include "gemm_parallel.h"
 #include "mlstm_backward.h"
 #include "mlstm_forward.h"
 #include "pointwise.h"
 #include "slstm.h"
-#include "softmax.h"
 
 #define XLSTM_TEXT_(name) #name
 #define XLSTM_TEXT(name) XLSTM_TEXT_(name)

@@ -37,6 +37,18 @@ struct VectorOf {
   static constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
 };
 
+// Writes an aligned vector past the caches, where the processor can: for what is not needed again soon.
+template <typename V>
+static inline void stream(V* target, V value) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(target), reinterpret_cast<__m512i>(value));
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(target), reinterpret_cast<__m256i>(value));
+#else
+  *target = value;
+#endif
+}
+
 // Denormal numbers cost a hundred cycles each; the mode belongs to a thread.
 static inline void flush_denormals() {
 #if defined(__x86_64__)
@@ -78,6 +90,33 @@ static inline float exponential(float x) {
   return x > 88.7228394f ? INFINITY : bounded;
 }
 static inline double exponential(double x) { return exp(x); }
+
+// exp of a vector's elements, none above 80: what is below -87 becomes zero.
+static inline typename VectorOf<float>::Type vector_exponential(typename VectorOf<float>::Type x) {
+  typedef typename VectorOf<float>::Type V;
+  typedef int32_t I __attribute__((vector_size(kVectorBytes)));
+  const V clamped = x < -87.0f ? V{} - 87.0f : x;
+  const V shifted = clamped * 1.44269504088896341f + 12582912.0f;
+  const V n = shifted - 12582912.0f;
+  V r = clamped - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  // p lies between 0.7 and 1.5 and n is at least -126: the exponents can be added.
+  const I bits = reinterpret_cast<I>(p) + (reinterpret_cast<I>(shifted) << 23);
+  // What is not a number stays none, whatever its bits.
+  return x >= -87.0f ? reinterpret_cast<V>(bits) : (x < -87.0f ? V{} : x);
+}
+static inline typename VectorOf<double>::Type vector_exponential(typename VectorOf<double>::Type x) {
+  for (int lane = 0; lane < VectorOf<double>::kLanes; ++lane) {
+    x[lane] = exp(x[lane]);
+  }
+  return x;
+}
 
 // log(1 + x) for x in [0, 1].
 static inline float log_one_plus(float x) {

@@ -130,17 +130,22 @@ pub(crate) struct GemmProblem<T> {
     pub(crate) c_row: i64,
 }
 
-/// `CrossEntropyProblem` of `cpu/abi.h`.
+/// `ProjectionProblem` of `cpu/abi.h`.
 #[repr(C)]
 #[derive(Debug)]
-pub(crate) struct CrossEntropyProblem<T> {
+pub(crate) struct ProjectionProblem<T> {
     pub(crate) rows: i64,
+    pub(crate) width: i64,
     pub(crate) vocabulary: i64,
     pub(crate) ignore_index: i64,
+    pub(crate) chunk: i64,
     pub(crate) scale: T,
-    pub(crate) logits: *mut T,
+    pub(crate) hidden: *const T,
+    pub(crate) weight: *const T,
     pub(crate) targets: *const i64,
     pub(crate) losses: *mut T,
+    pub(crate) hidden_gradient: *mut T,
+    pub(crate) weight_gradient: *mut T,
 }
 
 /// `ConvProblem` of `cpu/abi.h`.
@@ -221,6 +226,23 @@ pub(crate) struct OutputGradients<T> {
     pub(crate) z: *mut T,
 }
 
+/// A precision of the kernels, from `f64`.
+pub(crate) trait Precision: Copy {
+    fn from_f64(value: f64) -> Self;
+}
+
+impl Precision for f32 {
+    fn from_f64(value: f64) -> Self {
+        value as Self
+    }
+}
+
+impl Precision for f64 {
+    fn from_f64(value: f64) -> Self {
+        value
+    }
+}
+
 type Call<A> = unsafe extern "C" fn(*const A);
 type Call2<A, B> = unsafe extern "C" fn(*const A, *const B);
 
@@ -238,8 +260,8 @@ pub(crate) struct KernelTable {
     pub(crate) slstm_backward_f64: Call2<SlstmProblem<f64>, SlstmGradients<f64>>,
     pub(crate) gemm_f32: Call<GemmProblem<f32>>,
     pub(crate) gemm_f64: Call<GemmProblem<f64>>,
-    pub(crate) cross_entropy_f32: Call<CrossEntropyProblem<f32>>,
-    pub(crate) cross_entropy_f64: Call<CrossEntropyProblem<f64>>,
+    pub(crate) cross_entropy_f32: Call<ProjectionProblem<f32>>,
+    pub(crate) cross_entropy_f64: Call<ProjectionProblem<f64>>,
     pub(crate) conv_forward_f32: Call<ConvProblem<f32>>,
     pub(crate) conv_forward_f64: Call<ConvProblem<f64>>,
     pub(crate) conv_backward_f32: Call2<ConvProblem<f32>, ConvGradients<f32>>,

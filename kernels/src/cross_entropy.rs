@@ -1,20 +1,21 @@
 //! Projection onto the vocabulary and cross-entropy in one, so that the logits never exist all at once.
 //!
-//! For 2048 tokens and a vocabulary of 50304 the logits are 412 MB, their gradient as much again. Here rows are taken
-//! in chunks: logits of a chunk, softmax, loss, and at once the chunk's share of the gradients, into one buffer that
-//! every chunk uses again. The forward pass therefore already holds both gradients, of a mean loss, and the backward
-//! pass only scales them.
+//! For 2048 tokens and a vocabulary of 50304 the logits are 412 MB, their gradient as much again. On the CPU
+//! (`cpu/cross_entropy.h`) tokens are taken in chunks and words in tiles that stay in the caches; the forward pass
+//! already finds both gradients, of a mean loss, and the backward pass only scales them. In memory lie, once, the
+//! exponentials of a chunk. Elsewhere libtorch computes, chunk by chunk.
 
 use crate::KernelError;
-use crate::cpu::{self, CrossEntropyProblem, address, empty};
-use crate::linear::multiply;
+use crate::cpu::{Precision, ProjectionProblem, address, call, empty, optional_address};
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
 use tch::{Device, Kind, Reduction, Tensor};
 use xlstm_bridge::BridgeError;
 use xlstm_bridge::autograd::{Backward, Forward, checkpoint, custom_function};
 
-/// The logits of a chunk take about this much memory.
-const CHUNK_BYTES: i64 = 128 << 20;
+/// The exponentials of a chunk take at most about this much memory.
+const CHUNK_BYTES: i64 = 144 << 20;
+/// Tokens of a chunk come in multiples of this where the function chooses: whole panels of the matrix product.
+const CHUNK_UNIT: i64 = 48;
 
 /// How to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,18 +111,22 @@ fn chunked(
         NAME,
         &[Some(hidden_ND), Some(weight_VD)],
         |recorded| {
-            let mut pass = ChunkedPass::new(
-                hidden_ND.contiguous(),
-                weight_VD.contiguous(),
-                targets_N,
-                options,
-                recorded,
-            );
-            pass.run(count);
-            let loss = pass.losses_N.sum(Kind::Double) / count as f64;
-            let loss = loss.to_kind(hidden_ND.kind());
-            losses_N = Some(pass.losses_N);
-            Ok(Forward { outputs: vec![loss], saved: pass.gradients.into_iter().flatten().collect() })
+            let (hidden_ND, weight_VD) = (hidden_ND.contiguous(), weight_VD.contiguous());
+            let kind = hidden_ND.kind();
+            let gradient = |tensor: &Tensor| recorded.then(|| empty(&tensor.size(), kind));
+            let gradients = [gradient(&hidden_ND), gradient(&weight_VD)];
+            let token_losses_N = empty(&targets_N.size(), kind);
+            let projection = Projection {
+                hidden_ND: &hidden_ND,
+                weight_VD: &weight_VD,
+                targets_N: &targets_N.contiguous(),
+                losses_N: &token_losses_N,
+                gradients: gradients.each_ref().map(Option::as_ref),
+            };
+            projection.run(count, options);
+            let loss = (token_losses_N.sum(Kind::Double) / count as f64).to_kind(kind);
+            losses_N = Some(token_losses_N);
+            Ok(Forward { outputs: vec![loss], saved: gradients.into_iter().flatten().collect() })
         },
         |context: &Backward| {
             let upstream = context.gradients[0].as_ref().ok_or("no gradient")?;
@@ -136,98 +141,52 @@ fn chunked(
     Ok(CrossEntropyOutput { loss: outputs.swap_remove(0), token_losses_N, count })
 }
 
-/// One pass over all rows.
-struct ChunkedPass {
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    losses_N: Tensor,
-    /// Of `hidden_ND` and of `weight_VD`, when they are wanted.
-    gradients: [Option<Tensor>; 2],
-    logits_RV: Tensor,
-    chunk: i64,
-    ignore_index: i64,
+/// The tensors of a call, dense and of one type.
+struct Projection<'a> {
+    hidden_ND: &'a Tensor,
+    weight_VD: &'a Tensor,
+    targets_N: &'a Tensor,
+    losses_N: &'a Tensor,
+    /// Room for the gradients of the mean loss, when they are wanted.
+    gradients: [Option<&'a Tensor>; 2],
 }
 
-impl ChunkedPass {
-    fn new(
-        hidden_ND: Tensor,
-        weight_VD: Tensor,
-        targets_N: &Tensor,
-        options: &CrossEntropyOptions,
-        recorded: bool,
-    ) -> Self {
-        let (kind, rows, vocabulary) = (hidden_ND.kind(), hidden_ND.size()[0], weight_VD.size()[0]);
-        let bytes = if kind == Kind::Double { 8 } else { 4 };
-        let fitting = (CHUNK_BYTES / (bytes * vocabulary)).clamp(64, 1024);
-        let chosen = options.chunk_rows.and_then(|rows| i64::try_from(rows).ok()).unwrap_or(fitting);
-        let chunk = chosen.clamp(1, rows);
-        let gradient = |tensor: &Tensor| recorded.then(|| empty(&tensor.size(), kind));
-        Self {
-            losses_N: empty(&[rows], kind),
-            gradients: [gradient(&hidden_ND), gradient(&weight_VD)],
-            logits_RV: empty(&[chunk, vocabulary], kind),
-            targets_N: targets_N.contiguous(),
+impl Projection<'_> {
+    fn run(&self, count: i64, options: &CrossEntropyOptions) {
+        call!(
+            self.hidden_ND.kind(),
+            cross_entropy_f32,
+            cross_entropy_f64,
+            &self.problem(1.0 / count as f64, options)
+        );
+    }
+
+    fn problem<T: Precision>(&self, scale: f64, options: &CrossEntropyOptions) -> ProjectionProblem<T> {
+        let (rows, vocabulary) = (self.hidden_ND.size()[0], self.weight_VD.size()[0]);
+        let chosen = options.chunk_rows.and_then(|rows| i64::try_from(rows).ok());
+        ProjectionProblem {
+            rows,
+            width: self.hidden_ND.size()[1],
+            vocabulary,
             ignore_index: options.ignore_index,
-            hidden_ND,
-            weight_VD,
-            chunk,
+            chunk: chosen.map_or_else(|| chunk_rows::<T>(rows, vocabulary), |rows| rows.max(1)),
+            scale: T::from_f64(scale),
+            hidden: address::<T>(self.hidden_ND).cast_const(),
+            weight: address::<T>(self.weight_VD).cast_const(),
+            targets: address::<i64>(self.targets_N).cast_const(),
+            losses: address(self.losses_N),
+            hidden_gradient: optional_address(self.gradients[0]),
+            weight_gradient: optional_address(self.gradients[1]),
         }
     }
+}
 
-    fn run(&mut self, count: i64) {
-        let rows = self.hidden_ND.size()[0];
-        let mut start = 0;
-        while start < rows {
-            let length = self.chunk.min(rows - start);
-            self.chunk_of_rows(start, length, 1.0 / count as f64);
-            start += length;
-        }
-    }
-
-    fn chunk_of_rows(&self, start: i64, length: i64, scale: f64) {
-        let part = |tensor: &Tensor| tensor.narrow(0, start, length);
-        let logits_RV = self.logits_RV.narrow(0, 0, length);
-        let hidden_RD = part(&self.hidden_ND);
-        multiply(&logits_RV, &hidden_RD, &self.weight_VD.tr(), 0.0);
-        let [hidden_gradient, weight_gradient] = &self.gradients;
-        let scale = if hidden_gradient.is_some() { scale } else { 0.0 };
-        self.cross_entropy(&logits_RV, &part(&self.targets_N), &part(&self.losses_N), scale);
-        if let (Some(hidden_gradient), Some(weight_gradient)) = (hidden_gradient, weight_gradient) {
-            multiply(&part(hidden_gradient), &logits_RV, &self.weight_VD, 0.0);
-            multiply(weight_gradient, &logits_RV.tr(), &hidden_RD, if start == 0 { 0.0 } else { 1.0 });
-        }
-    }
-
-    fn cross_entropy(&self, logits_RV: &Tensor, targets_R: &Tensor, losses_R: &Tensor, scale: f64) {
-        let table = cpu::table();
-        // SAFETY: dense tensors of fitting sizes, alive during the call; the targets were checked to lie in range.
-        unsafe {
-            if logits_RV.kind() == Kind::Double {
-                (table.cross_entropy_f64)(&self.problem(logits_RV, targets_R, losses_R, scale));
-            } else {
-                (table.cross_entropy_f32)(&self.problem(logits_RV, targets_R, losses_R, scale as f32));
-            }
-        }
-    }
-
-    fn problem<T>(
-        &self,
-        logits_RV: &Tensor,
-        targets_R: &Tensor,
-        losses_R: &Tensor,
-        scale: T,
-    ) -> CrossEntropyProblem<T> {
-        CrossEntropyProblem {
-            rows: logits_RV.size()[0],
-            vocabulary: logits_RV.size()[1],
-            ignore_index: self.ignore_index,
-            scale,
-            logits: address(logits_RV),
-            targets: address::<i64>(targets_R).cast_const(),
-            losses: address(losses_R),
-        }
-    }
+/// Equal chunks whose exponentials fit.
+fn chunk_rows<T>(rows: i64, vocabulary: i64) -> i64 {
+    let fitting = (CHUNK_BYTES / (size_of::<T>() as i64 * vocabulary)).clamp(CHUNK_UNIT, 1024);
+    let chunks = (rows + fitting - 1) / fitting;
+    let equal = (rows + chunks - 1) / chunks;
+    (equal + CHUNK_UNIT - 1) / CHUNK_UNIT * CHUNK_UNIT
 }
 
 fn check(

@@ -9,7 +9,7 @@
 
 use crate::KernelError;
 use crate::cpu::{
-    BlocksGradients, BlocksProblem, OutputGradients, OutputProblem, address, call, empty, evenly_spaced,
+    BlocksGradients, BlocksProblem, OutputGradients, OutputProblem, Precision, address, call, empty, evenly_spaced,
 };
 use crate::linear::linear;
 use crate::norm::head_norm;
@@ -215,23 +215,6 @@ fn fused_output(input: &MlstmOutputInput<'_>, epsilon: f64, kind: Kind) -> Resul
         move |context| output_backward(context, epsilon),
     )?;
     Ok(outputs.swap_remove(0))
-}
-
-/// A precision of the kernels, from `f64`.
-trait Precision: Copy {
-    fn from_f64(value: f64) -> Self;
-}
-
-impl Precision for f32 {
-    fn from_f64(value: f64) -> Self {
-        value as Self
-    }
-}
-
-impl Precision for f64 {
-    fn from_f64(value: f64) -> Self {
-        value
-    }
 }
 
 fn output_problem<T: Precision>(saved: &[Tensor], epsilon: f64, y_BTD: Option<&Tensor>) -> OutputProblem<T> {
