@@ -44,7 +44,6 @@ template <typename T>
 struct TokenChunk {
   long first, tokens;
   long stride;  // all tokens, rounded up
-  long words_stride;  // of copied words
   T* hidden;        // panels of tokens: [panel][width][panel's tokens]
   T* exponentials;  // [vocabulary][stride]
   Target* targets;  // of the tokens that count, by word
@@ -58,9 +57,7 @@ template <typename T>
 struct ThreadShare {
   long first_tile, end_tile, version;
   T* logits;       // panels of tokens: [panel][kTileWords][panel's tokens]; then their exponentials
-  T* words;        // [kTileWords][words_stride]
   T* word_panels;  // panels of the width: [panel][kTileWords][panel's width]
-  T* top;          // [stride]: maxima of a tile
   T* maxima;       // [version][stride]
   long* versions;  // [tile]
   double* sums;    // [stride]: Z without the target
@@ -68,6 +65,13 @@ struct ThreadShare {
   T* factors;      // [stride]: scale exp(m - maximum) / Z
   T* scaled;       // panels of the width: [panel][tokens][panel's width], hidden times factors
 };
+
+// Lines of the caches: an odd number, so that neighbouring rows do not meet in the same sets.
+template <typename T>
+static inline long odd_lines(long count) {
+  constexpr long kLine = 64 / static_cast<long>(sizeof(T));
+  return ((count + kLine - 1) / kLine | 1) * kLine;
+}
 
 template <typename T>
 static inline long panels(long count) {
@@ -92,7 +96,6 @@ static TokenChunk<T> carve_chunk(const ProjectionProblem<T>& p, long tokens, Car
   constexpr long kWidth = kPanelVectors * VectorOf<T>::kLanes;
   TokenChunk<T> c{};
   c.stride = odd_lines<T>(panels<T>(tokens) * kWidth);
-  c.words_stride = odd_lines<T>(p.width);
   c.hidden = memory->take<T>(panels<T>(tokens) * kWidth * p.width);
   c.exponentials = memory->take<T>(p.hidden_gradient == nullptr ? 0 : p.vocabulary * c.stride);
   c.targets = memory->take<Target>(tokens);
@@ -107,8 +110,6 @@ static ThreadShare<T> carve_share(const ProjectionProblem<T>& p, const TokenChun
   const bool differentiate = p.hidden_gradient != nullptr;
   ThreadShare<T> s{};
   s.logits = memory->take<T>(panels<T>(tokens) * kWidth * kTileWords);
-  s.words = memory->take<T>(kTileWords * c.words_stride);
-  s.top = memory->take<T>(c.stride);
   s.maxima = memory->take<T>((differentiate ? tiles + 1 : 1) * c.stride);
   s.versions = memory->take<long>(tiles);
   s.sums = memory->take<double>(c.stride);
@@ -182,80 +183,57 @@ static inline int panel_vectors(const TokenChunk<T>& c, long panel) {
   return static_cast<int>(rest < kPanelVectors ? rest : kPanelVectors);
 }
 
-// The words of a tile, copied to rows an odd number of lines apart: read where they lie, rows of 1 KiB halve the speed.
+// Takes the targets' own logits out of a panel of tokens.
 template <typename T>
-static Matrix<T> tile_words(const ProjectionProblem<T>& p, const TokenChunk<T>& c, const ThreadShare<T>& s, long first,
-                            long count) {
-  for (long v = 0; v < count; ++v) {
-    memcpy(s.words + v * c.words_stride, p.weight + (first + v) * p.width, sizeof(T) * static_cast<size_t>(p.width));
-  }
-  return rows<T>(s.words, c.words_stride);
-}
-
-// Logits of a tile, and the largest of every token. The targets' own are taken out.
-template <typename T>
-static void tile_logits(const ProjectionProblem<T>& p, const TokenChunk<T>& c, const ThreadShare<T>& s, long first, long count) {
-  typedef typename VectorOf<T>::Type V;
-  constexpr long kLanes = VectorOf<T>::kLanes, kWidth = kPanelVectors * kLanes, kPanel = kTileWords * kWidth;
-  const Matrix<T> words = tile_words(p, c, s, first, count);
-  const long all = panels<T>(c.tokens);
-  for (long panel = 0; panel < all; ++panel) {
-    const int columns = static_cast<int>(panel_vectors(c, panel) * kLanes);
-    gemm_panel<T, false>(count, words, c.hidden + panel * kWidth * p.width, p.width, T(1), T(0),
-                         s.logits + panel * kPanel, kWidth, columns);
-  }
+static void take_targets(const TokenChunk<T>& c, long first, long count, long panel, T* logits) {
+  constexpr long kWidth = kPanelVectors * VectorOf<T>::kLanes;
   for (long t = first_target(c, first); t < c.targets_count && c.targets[t].word < first + count; ++t) {
     const long token = c.targets[t].token;
-    T* logit = s.logits + token / kWidth * kPanel + (c.targets[t].word - first) * kWidth + token % kWidth;
-    c.target_logits[token] = *logit;
-    *logit = -static_cast<T>(INFINITY);
-  }
-  for (long i = 0; i < c.tokens; i += kLanes) {
-    const T* logits = s.logits + i / kWidth * kPanel + i % kWidth;
-    V top = *reinterpret_cast<const V*>(logits);
-    for (long v = 1; v < count; ++v) {
-      const V row = *reinterpret_cast<const V*>(logits + v * kWidth);
-      top = row > top ? row : top;
+    if (token / kWidth == panel) {
+      T* logit = logits + (c.targets[t].word - first) * kWidth + token % kWidth;
+      c.target_logits[token] = *logit;
+      *logit = -static_cast<T>(INFINITY);
     }
-    *reinterpret_cast<V*>(s.top + i) = top;
   }
 }
 
-// Moves m where a tile's logits are far above it, and scales what was added up with the old one.
+// Moves m where a panel's logits are far above it, and scales what was added up with the old one. A tile moves to a new
+// version once, whichever of its panels needs that first.
 template <typename T>
-static void move_maxima(const ProjectionProblem<T>& p, const TokenChunk<T>& c, ThreadShare<T>* s) {
+static void move_maxima(const ProjectionProblem<T>& p, const TokenChunk<T>& c, ThreadShare<T>* s, long panel, const T* top,
+                        bool* moved) {
   constexpr long kWidth = kPanelVectors * VectorOf<T>::kLanes;
-  T* before = s->maxima + s->version * c.stride;
+  const long first = panel * kWidth, end = first + kWidth < c.tokens ? first + kWidth : c.tokens;
+  T* maxima = s->maxima + s->version * c.stride;
   bool far = false;
-  for (long i = 0; i < c.tokens; ++i) {
-    far |= s->top[i] > before[i] + static_cast<T>(kSlack);
+  for (long i = first; i < end; ++i) {
+    far |= top[i - first] > maxima[i] + static_cast<T>(kSlack);
   }
   if (!far) {
     return;
   }
   const bool keep = p.hidden_gradient != nullptr;
-  T* after = keep ? before + c.stride : before;
-  if (keep) {
+  if (keep && !*moved) {
+    memcpy(maxima + c.stride, maxima, sizeof(T) * static_cast<size_t>(c.stride));
+    maxima += c.stride;
     s->version += 1;
-    memcpy(after, before, sizeof(T) * static_cast<size_t>(c.stride));
+    *moved = true;
   }
-  for (long i = 0; i < c.tokens; ++i) {
-    const T old = before[i];
-    if (!(s->top[i] > old + static_cast<T>(kSlack))) {
+  for (long i = first; i < end; ++i) {
+    const T now = top[i - first];
+    if (!(now > maxima[i] + static_cast<T>(kSlack))) {
       continue;
     }
-    after[i] = s->top[i];
-    const T factor = exponential(old - s->top[i]);
+    const T factor = exponential(maxima[i] - now);
+    maxima[i] = now;
     s->sums[i] *= static_cast<double>(factor);
-    if (keep) {
-      for (long k = 0; k < p.width; ++k) {
-        s->gradient[k / kWidth * kWidth * c.tokens + i * kWidth + k % kWidth] *= factor;
-      }
+    for (long k = 0; keep && k < p.width; ++k) {
+      s->gradient[k / kWidth * kWidth * c.tokens + i * kWidth + k % kWidth] *= factor;
     }
   }
 }
 
-// Logits of one panel become exponentials; `kept` is their place in memory, or null.
+// A panel of logits becomes exponentials; `kept` is their place in memory, or null.
 template <typename T, int kVectors>
 static void panel_exponentials(long count, const T* maxima, T* logits, double* sums, T* kept, long stride) {
   typedef typename VectorOf<T>::Type V;
@@ -283,24 +261,33 @@ static void panel_exponentials(long count, const T* maxima, T* logits, double* s
   }
 }
 
-template <typename T>
-static void tile_exponentials(const TokenChunk<T>& c, const ThreadShare<T>& s, long count, T* kept) {
-  constexpr long kWidth = kPanelVectors * VectorOf<T>::kLanes;
-  for (long panel = 0; panel < panels<T>(c.tokens); ++panel) {
-    const T* maxima = s.maxima + s.version * c.stride + panel * kWidth;
-    T* logits = s.logits + panel * kWidth * kTileWords;
-    T* place = kept == nullptr ? nullptr : kept + panel * kWidth;
-    switch (panel_vectors(c, panel)) {
-      case 1:
-        panel_exponentials<T, 1>(count, maxima, logits, s.sums + panel * kWidth, place, c.stride);
-        break;
-      case 2:
-        panel_exponentials<T, 2>(count, maxima, logits, s.sums + panel * kWidth, place, c.stride);
-        break;
-      default:
-        panel_exponentials<T, 3>(count, maxima, logits, s.sums + panel * kWidth, place, c.stride);
+// Logits of a tile and a panel of tokens, and their exponentials.
+template <typename T, int kVectors>
+static void project_panel(const ProjectionProblem<T>& p, const TokenChunk<T>& c, ThreadShare<T>* s, long first, long count,
+                          long panel, bool* moved) {
+  typedef typename VectorOf<T>::Type V;
+  constexpr long kLanes = VectorOf<T>::kLanes, kWidth = kPanelVectors * kLanes;
+  T* logits = s->logits + panel * kWidth * kTileWords;
+  gemm_panel<T, false>(count, rows(p.weight + first * p.width, p.width), c.hidden + panel * kWidth * p.width, p.width,
+                       T(1), T(0), logits, kWidth, kVectors * kLanes);
+  take_targets(c, first, count, panel, logits);
+  V top[kVectors];
+  for (int j = 0; j < kVectors; ++j) {
+    top[j] = *reinterpret_cast<const V*>(logits + j * kLanes);
+  }
+  for (long v = 1; v < count; ++v) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      const V row = *reinterpret_cast<const V*>(logits + v * kWidth + j * kLanes);
+      top[j] = row > top[j] ? row : top[j];
     }
   }
+  T tops[kVectors * kLanes];
+  memcpy(tops, top, sizeof tops);
+  move_maxima(p, c, s, panel, tops, moved);
+  T* kept = p.hidden_gradient == nullptr ? nullptr : c.exponentials + first * c.stride + panel * kWidth;
+  panel_exponentials<T, kVectors>(count, s->maxima + s->version * c.stride + panel * kWidth, logits,
+                                  s->sums + panel * kWidth, kept, c.stride);
 }
 
 // D += e W for a tile.
@@ -336,10 +323,20 @@ static void first_pass(const ProjectionProblem<T>& p, const TokenChunk<T>& c, Th
   for (long tile = s->first_tile; tile < s->end_tile; ++tile) {
     const long first = tile * kTileWords;
     const long count = p.vocabulary - first < kTileWords ? p.vocabulary - first : kTileWords;
-    tile_logits(p, c, *s, first, count);
-    move_maxima(p, c, s);
+    bool moved = false;
+    for (long panel = 0; panel < panels<T>(c.tokens); ++panel) {
+      switch (panel_vectors(c, panel)) {
+        case 1:
+          project_panel<T, 1>(p, c, s, first, count, panel, &moved);
+          break;
+        case 2:
+          project_panel<T, 2>(p, c, s, first, count, panel, &moved);
+          break;
+        default:
+          project_panel<T, 3>(p, c, s, first, count, panel, &moved);
+      }
+    }
     s->versions[tile - s->first_tile] = s->version;
-    tile_exponentials(c, *s, count, differentiate ? c.exponentials + first * c.stride : nullptr);
     if (differentiate) {
       tile_hidden_gradient(p, c, *s, first, count);
     }

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "vector.h"
 
@@ -17,7 +18,7 @@ namespace XLSTM_ISA {
 namespace {
 
 constexpr int kPanelVectors = 3;
-constexpr long kDepth = 192;
+constexpr long kDepth = 512;
 
 // A matrix in memory: element (i, j) at data[i * row + j * column]; one of the steps is 1.
 template <typename T>
@@ -37,26 +38,27 @@ static inline Matrix<T> transposed(const T* data, long stride) {
   return Matrix<T>{data, 1, stride};
 }
 
-// Lines of the caches: an odd number, so that neighbouring rows do not meet in the same sets.
-template <typename T>
-static inline long odd_lines(long count) {
-  constexpr long kLine = 64 / static_cast<long>(sizeof(T));
-  return ((count + kLine - 1) / kLine | 1) * kLine;
-}
-
-// A buffer that a thread keeps for its next call: fresh memory costs a page fault for every 4 KiB.
+// A buffer that a thread keeps for its next call: fresh memory costs a page fault for every 4 KiB. Large ones lie on
+// huge pages where the system has them: rows of a tile are often a page apart.
 struct Scratch {
+  static constexpr size_t kHugePage = 2 << 20;
   void* data = nullptr;
   size_t size = 0;
   ~Scratch() { free(data); }
   void* get(size_t bytes) {
     if (bytes > size) {
       free(data);
-      size = (bytes + 4095) / 4096 * 4096;
-      data = aligned_alloc(4096, size);
+      const size_t page = bytes >= 2 * kHugePage ? kHugePage : 4096;
+      size = (bytes + page - 1) / page * page;
+      data = aligned_alloc(page, size);
       if (data == nullptr) {
         abort();
       }
+#if defined(MADV_HUGEPAGE)
+      if (page == kHugePage) {
+        madvise(data, size, MADV_HUGEPAGE);
+      }
+#endif
     }
     return data;
   }

@@ -2,8 +2,8 @@
 //
 //   part     of the inner dimension: deep, because every part reads and writes all of C
 //   B        of a part is packed once, by all threads together, into panels that all of them read
-//   block    of rows, the work of one task: its rows of A are copied side by side, stay in the second-level cache and
-//            meet every panel; read where they lie, rows of some lengths (1 KiB) would halve the speed
+//   block    of rows, the work of one task: its rows of A meet every panel while they are in the second-level cache;
+//            stored by columns they are copied first, since their columns lie pages apart
 //
 // An element of C is summed in the same order whatever the number of threads.
 #pragma once
@@ -44,16 +44,9 @@ static Cut cut(const GemmProblem<T>& p, long threads) {
   return c;
 }
 
-// Rows of A side by side. Stored by rows, they stay rows, an odd number of lines apart; stored by columns, they become
-// tiles: [tile][depth][kTileRows].
+// Rows of A that are stored by columns, as tiles: [tile][depth][kTileRows].
 template <typename T>
-static void pack_rows(const Matrix<T>& a, long m, long depth, long stride, T* packed) {
-  if (a.column == 1) {
-    for (long i = 0; i < m; ++i) {
-      memcpy(packed + i * stride, a.data + i * a.row, sizeof(T) * static_cast<size_t>(depth));
-    }
-    return;
-  }
+static void pack_tiles(const Matrix<T>& a, long m, long depth, T* packed) {
   const long whole = m / kTileRows * kTileRows;
   for (long k = 0; k < depth; ++k) {
     const T* source = a.data + k * a.column;
@@ -71,30 +64,25 @@ template <typename T>
 static void multiply_block(const GemmProblem<T>& p, const Matrix<T>& a, long m, long depth, const T* panels, long n,
                            T beta, T* c) {
   constexpr long kWidth = kPanelVectors * VectorOf<T>::kLanes;
-  // What is used once is not worth a copy.
-  if (n <= kWidth) {
-    if (a.column == 1) {
-      gemm_panel<T, false>(m, a, panels, depth, p.alpha, beta, c, p.c_row, static_cast<int>(n));
-    } else {
-      gemm_panel<T, true>(m, a, panels, depth, p.alpha, beta, c, p.c_row, static_cast<int>(n));
-    }
-    return;
-  }
   static thread_local Scratch scratch;
-  const long stride = odd_lines<T>(depth);
-  T* packed =
-      static_cast<T*>(scratch.get(sizeof(T) * static_cast<size_t>(ceiling(m, kTileRows) * kTileRows * stride)));
-  pack_rows(a, m, depth, stride, packed);
+  T* packed = nullptr;
+  // What is used once is not worth a copy.
+  if (a.column != 1 && n > kWidth) {
+    packed = static_cast<T*>(scratch.get(sizeof(T) * static_cast<size_t>(ceiling(m, kTileRows) * kTileRows * depth)));
+    pack_tiles(a, m, depth, packed);
+  }
   for (long j = 0; j < n; j += kWidth) {
     const int columns = static_cast<int>(n - j < kWidth ? n - j : kWidth);
     const T* panel = panels + j * depth;
     if (a.column == 1) {
-      gemm_panel<T, false>(m, rows<T>(packed, stride), panel, depth, p.alpha, beta, c + j, p.c_row, columns);
-      continue;
-    }
-    for (long i = 0; i < m; i += kTileRows) {
-      gemm_panel<T, true>(m - i < kTileRows ? m - i : kTileRows, transposed<T>(packed + i * depth, kTileRows), panel,
-                          depth, p.alpha, beta, c + i * p.c_row + j, p.c_row, columns);
+      gemm_panel<T, false>(m, a, panel, depth, p.alpha, beta, c + j, p.c_row, columns);
+    } else if (packed == nullptr) {
+      gemm_panel<T, true>(m, a, panel, depth, p.alpha, beta, c + j, p.c_row, columns);
+    } else {
+      for (long i = 0; i < m; i += kTileRows) {
+        gemm_panel<T, true>(m - i < kTileRows ? m - i : kTileRows, transposed<T>(packed + i * depth, kTileRows), panel,
+                            depth, p.alpha, beta, c + i * p.c_row + j, p.c_row, columns);
+      }
     }
   }
 }

@@ -9,7 +9,8 @@
 
 use crate::KernelError;
 use crate::cpu::{
-    BlocksGradients, BlocksProblem, OutputGradients, OutputProblem, Precision, address, call, empty, evenly_spaced,
+    BlocksGradients, BlocksProblem, OutputGradients, OutputProblem, Precision, address, call, empty,
+    evenly_spaced,
 };
 use crate::linear::linear;
 use crate::norm::head_norm;
