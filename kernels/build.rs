@@ -25,6 +25,8 @@ fn main() {
 
 fn base() -> cc::Build {
     let mut build = cc::Build::new();
+    // Vectors wider than the machine's are passed between functions of one file only: no ABI is at stake.
+    build.flag_if_supported("-Wno-psabi");
     // Contraction and quiet arithmetic let loops become vector code; associativity and NaN stay as written.
     build.cpp(true).std("c++17").pic(true).opt_level(3).debug(false).flag("-fopenmp").flags([
         "-ffp-contract=fast",

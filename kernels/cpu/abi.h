@@ -162,6 +162,41 @@ struct BlocksGradients {
   T* weight;
 };
 
+// Queries, keys, values and gates of an mLSTM block. Weights of blocks are laid out as in BlocksProblem.
+template <typename T>
+struct QkvGatesProblem {
+  int64_t rows, width, gates;
+  int64_t a_row;  // distance between rows of a
+  const T* c;  // (rows, width)
+  const T* a;  // (rows, width), rows `a_row` apart
+  const T* query;  // (4, width), as the next two
+  const T* key;
+  const T* value;
+  const T* gate_weight;  // (gates, 3, width): for q, k and v
+  const T* gate_bias;  // (gates)
+  T* q;  // (rows, width), as the next two
+  T* k;
+  T* v;
+  T* sums;  // (rows, gates)
+};
+
+template <typename T>
+struct QkvGatesGradients {
+  const T* q;  // what arrives, (rows, width), as the next two
+  const T* k;
+  const T* v;
+  const T* sums;  // (rows, gates)
+  const T* turned_query;  // the blocks transposed, in the layout of `query`, as the next two
+  const T* turned_key;
+  const T* turned_value;
+  T* c;
+  T* a;  // dense
+  T* query;
+  T* key;
+  T* value;
+  T* gate_weight;
+};
+
 // (norm of each head times (1 + norm) + skip conv) SiLU(z)
 template <typename T>
 struct OutputProblem {
@@ -208,6 +243,10 @@ struct KernelTable {
   void (*blocks_forward_f64)(const BlocksProblem<double>*);
   void (*blocks_backward_f32)(const BlocksProblem<float>*, const BlocksGradients<float>*);
   void (*blocks_backward_f64)(const BlocksProblem<double>*, const BlocksGradients<double>*);
+  void (*qkv_gates_forward_f32)(const QkvGatesProblem<float>*);
+  void (*qkv_gates_forward_f64)(const QkvGatesProblem<double>*);
+  void (*qkv_gates_backward_f32)(const QkvGatesProblem<float>*, const QkvGatesGradients<float>*);
+  void (*qkv_gates_backward_f64)(const QkvGatesProblem<double>*, const QkvGatesGradients<double>*);
   void (*output_forward_f32)(const OutputProblem<float>*);
   void (*output_forward_f64)(const OutputProblem<double>*);
   void (*output_backward_f32)(const OutputProblem<float>*, const OutputGradients<float>*);

@@ -5,6 +5,7 @@
 #include "mlstm_backward.h"
 #include "mlstm_forward.h"
 #include "pointwise.h"
+#include "projections.h"
 #include "slstm.h"
 
 #define XLSTM_TEXT_(name) #name
@@ -36,6 +37,10 @@ extern "C" const KernelTable* XLSTM_JOIN(xlstm_cpu_table_, XLSTM_ISA)() {
       blocks_forward<double>,
       blocks_backward<float>,
       blocks_backward<double>,
+      qkv_gates_forward<float>,
+      qkv_gates_forward<double>,
+      qkv_gates_backward<float>,
+      qkv_gates_backward<double>,
       output_forward<float>,
       output_forward<double>,
       output_backward<float>,

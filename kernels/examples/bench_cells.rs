@@ -23,10 +23,11 @@ use xlstm_bridge::runtime;
 use xlstm_kernels::conv::{ConvInput, causal_conv_silu};
 use xlstm_kernels::cpu::instruction_set;
 use xlstm_kernels::cross_entropy::{CrossEntropyOptions, projected_cross_entropy};
-use xlstm_kernels::gates::{GateWeights, MlstmOutputInput, block_linear, mlstm_gates, mlstm_output};
+use xlstm_kernels::gates::{GateWeights, MlstmOutputInput, mlstm_output};
 use xlstm_kernels::linear::linear;
 use xlstm_kernels::mlstm::{MlstmInput, MlstmOptions, mlstm};
 use xlstm_kernels::norm::layer_norm;
+use xlstm_kernels::projections::{Projections, ProjectionsInput, mlstm_projections};
 use xlstm_kernels::slstm::{SlstmInput, SlstmOptions, slstm};
 
 type AnyError = Box<dyn Error + Send + Sync>;
@@ -183,9 +184,9 @@ fn block(inputs: &[Tensor], heads: i64) -> Result<Tensor, AnyError> {
         resets_BT: None,
     };
     let c = causal_conv_silu(&convolution)?.y_BTD;
-    let (q, k, v) = (block_linear(&c, q)?, block_linear(&c, k)?, block_linear(&halves[0], v)?);
     let weights = GateWeights { input_weight: iw, input_bias: ib, forget_weight: fw, forget_bias: fb };
-    let (i_BTH, f_BTH) = mlstm_gates(&q, &k, &v, &weights)?;
+    let input = ProjectionsInput { c_BTD: &c, a_BTD: &halves[0], blocks_NOI: [q, k, v], gates: weights };
+    let Projections { qkv_BTD: [q, k, v], i_BTH, f_BTH } = mlstm_projections(&input)?;
     let size = q.size();
     let by_head = |tensor: &Tensor| tensor.f_view([size[0], size[1], heads, size[2] / heads]);
     let input = MlstmInput {

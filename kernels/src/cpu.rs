@@ -197,6 +197,36 @@ pub(crate) struct BlocksGradients<T> {
     pub(crate) weight: *mut T,
 }
 
+/// `QkvGatesProblem` of `cpu/abi.h`; arrays of three are for queries, keys and values.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct QkvGatesProblem<T> {
+    pub(crate) rows: i64,
+    pub(crate) width: i64,
+    pub(crate) gates: i64,
+    pub(crate) a_row: i64,
+    pub(crate) c: *const T,
+    pub(crate) a: *const T,
+    pub(crate) blocks: [*const T; 3],
+    pub(crate) gate_weight: *const T,
+    pub(crate) gate_bias: *const T,
+    pub(crate) qkv: [*mut T; 3],
+    pub(crate) sums: *mut T,
+}
+
+/// `QkvGatesGradients` of `cpu/abi.h`; arrays of three are for queries, keys and values.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct QkvGatesGradients<T> {
+    pub(crate) qkv: [*const T; 3],
+    pub(crate) sums: *const T,
+    pub(crate) turned: [*const T; 3],
+    pub(crate) c: *mut T,
+    pub(crate) a: *mut T,
+    pub(crate) blocks: [*mut T; 3],
+    pub(crate) gate_weight: *mut T,
+}
+
 /// `OutputProblem` of `cpu/abi.h`.
 #[repr(C)]
 #[derive(Debug)]
@@ -270,6 +300,10 @@ pub(crate) struct KernelTable {
     pub(crate) blocks_forward_f64: Call<BlocksProblem<f64>>,
     pub(crate) blocks_backward_f32: Call2<BlocksProblem<f32>, BlocksGradients<f32>>,
     pub(crate) blocks_backward_f64: Call2<BlocksProblem<f64>, BlocksGradients<f64>>,
+    pub(crate) qkv_gates_forward_f32: Call<QkvGatesProblem<f32>>,
+    pub(crate) qkv_gates_forward_f64: Call<QkvGatesProblem<f64>>,
+    pub(crate) qkv_gates_backward_f32: Call2<QkvGatesProblem<f32>, QkvGatesGradients<f32>>,
+    pub(crate) qkv_gates_backward_f64: Call2<QkvGatesProblem<f64>, QkvGatesGradients<f64>>,
     pub(crate) output_forward_f32: Call<OutputProblem<f32>>,
     pub(crate) output_forward_f64: Call<OutputProblem<f64>>,
     pub(crate) output_backward_f32: Call2<OutputProblem<f32>, OutputGradients<f32>>,

@@ -65,8 +65,13 @@ fn blocks_of_four(x_BTD: &Tensor, weight_NOI: &Tensor) -> Result<Tensor, KernelE
 }
 
 /// `(N, I, O)` to `(I, N·O)`, the layout of `cpu/pointwise.h`.
-fn by_input(weight_NIO: &Tensor) -> Tensor {
+pub(crate) fn by_input(weight_NIO: &Tensor) -> Tensor {
     weight_NIO.transpose(0, 1).contiguous().view([4, -1])
+}
+
+/// The layout of `cpu/pointwise.h`, `(I, N·O)`, back to `(N, O, I)`; a view.
+pub(crate) fn of_blocks(weight_ID: &Tensor) -> Tensor {
+    weight_ID.view([4, -1, 4]).permute([1, 2, 0])
 }
 
 fn blocks_problem<T>(x_BTD: &Tensor, weight_ID: &Tensor, y_BTD: Option<&Tensor>) -> BlocksProblem<T> {
@@ -97,9 +102,7 @@ fn blocks_backward(context: &Backward) -> Result<Vec<Option<Tensor>>, BoxError> 
         &blocks_problem(x_BTD, &straight, None),
         &blocks_gradients(&gradient_BTD, &turned, &x_gradient, &weight_gradient)
     );
-    // (I, N·O) back to (N, O, I).
-    let weight_gradient = weight_gradient.view([4, -1, 4]).permute([1, 2, 0]);
-    Ok(vec![Some(x_gradient), Some(weight_gradient)])
+    Ok(vec![Some(x_gradient), Some(of_blocks(&weight_gradient))])
 }
 
 fn blocks_gradients<T>(y: &Tensor, turned: &Tensor, x: &Tensor, weight: &Tensor) -> BlocksGradients<T> {

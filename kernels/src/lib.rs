@@ -7,6 +7,7 @@
 //! | [`conv::causal_conv_silu`] | fig. 10, 11 | reference, fused |
 //! | [`norm::layer_norm`], [`norm::head_norm`] | fig. 10, 11 | reference, fused |
 //! | [`gates`] | fig. 10, 11 | reference, fused |
+//! | [`projections::mlstm_projections`] | fig. 11 | composed, fused |
 //! | [`linear::linear`] | – | libtorch, own product |
 //! | [`cross_entropy::projected_cross_entropy`] | – | reference, chunked |
 //!
@@ -34,6 +35,7 @@ pub mod gates;
 pub mod linear;
 pub mod mlstm;
 pub mod norm;
+pub mod projections;
 mod shape;
 pub mod slstm;
 

@@ -92,6 +92,90 @@ fn cross_entropy_of_large_logits_is_finite_and_right() {
     assert_close("losses", &found.unwrap().token_losses_N, &expected, 1e-5);
 }
 
+/// Loss of each token and gradients of the mean, by the kernel and by libtorch in fp64.
+fn both_ways(hidden: &Tensor, weight: &Tensor, targets: &Tensor) -> [[Tensor; 3]; 2] {
+    let (h, w) = (leaf(hidden), leaf(weight));
+    let found = projected_cross_entropy(&h, &w, targets, &CrossEntropyOptions::default()).unwrap();
+    found.loss.backward();
+    let (h64, w64) = (leaf(&hidden.to_kind(Kind::Double)), leaf(&weight.to_kind(Kind::Double)));
+    let losses =
+        h64.matmul(&w64.tr()).cross_entropy_loss(targets, None::<&Tensor>, Reduction::None, -100, 0.0);
+    (losses.sum(Kind::Double) / found.count as f64).backward();
+    [[found.token_losses_N, h.grad(), w.grad()], [losses.detach(), h64.grad(), w64.grad()]]
+}
+
+#[test]
+fn cross_entropy_follows_logits_that_rise_along_the_vocabulary() {
+    // Every tile of words is far above the one before, for some tokens; for the others far below.
+    let hidden = random(1, &[70, 3], Kind::Double);
+    let rising = Tensor::linspace(-60.0, 60.0, 2001, (Kind::Double, tch::Device::Cpu));
+    let weight = rising.unsqueeze(1) * random(2, &[1, 3], Kind::Double);
+    let targets = targets(70, 2001);
+    for (kind, tolerance) in [(Kind::Double, 1e-11), (Kind::Float, 2e-5)] {
+        let [found, expected] = both_ways(&hidden.to_kind(kind), &weight.to_kind(kind), &targets);
+        for (what, (found, expected)) in
+            ["losses", "hidden", "weight"].iter().zip(found.iter().zip(&expected))
+        {
+            assert_close(what, found, expected, tolerance);
+        }
+    }
+}
+
+#[test]
+fn cross_entropy_of_a_sure_prediction_keeps_its_digits() {
+    // The target's logit is about 20 above all others: 1 - p is 1e-6 and has no digits left when p is rounded first.
+    let weight = random(1, &[500, 32], Kind::Float) * 0.05;
+    let targets = Tensor::arange(40, (Kind::Int64, tch::Device::Cpu)) * 11;
+    let chosen = weight.index_select(0, &targets);
+    let hidden = &chosen / chosen.square().sum_dim_intlist([1_i64].as_slice(), true, Kind::Float) * 20.0;
+    let [found, expected] = both_ways(&hidden, &weight, &targets);
+    assert!(expected[0].max().double_value(&[]) < 0.1, "{}", expected[0].max());
+    for (found, expected) in found.iter().zip(&expected) {
+        // Token by token and word by word, relative to each one's own size.
+        let size = expected.abs().reshape([expected.size()[0], -1]).amax([1_i64].as_slice(), true);
+        let error = (found.to_kind(Kind::Double) - expected).abs().reshape([expected.size()[0], -1]) / size;
+        assert!(error.max().double_value(&[]) < 2e-5, "{}", error.max());
+    }
+}
+
+#[test]
+fn what_is_not_a_number_stays_with_its_token() {
+    let (hidden, weight) = (random(1, &[30, 8], Kind::Float), random(2, &[400, 8], Kind::Float));
+    let targets = targets(30, 400);
+    let clean = both_ways(&hidden, &weight, &targets.index_fill(0, &Tensor::from_slice(&[7_i64]), -100.0));
+    let _ = hidden.narrow(0, 7, 1).fill_(f64::NAN);
+    let options = CrossEntropyOptions::default();
+    let spoilt = projected_cross_entropy(&hidden, &weight, &targets, &options).unwrap();
+    assert!(spoilt.loss.double_value(&[]).is_nan());
+    assert_eq!(spoilt.token_losses_N.isnan().nonzero().view([-1]).int64_value(&[0]), 7);
+    assert_eq!(spoilt.token_losses_N.isnan().sum(Kind::Int64).int64_value(&[]), 1);
+    // Ignored, it changes nothing, and its gradient is zero.
+    let _ = targets.narrow(0, 7, 1).fill_(-100);
+    let (h, w) = (leaf(&hidden), leaf(&weight));
+    projected_cross_entropy(&h, &w, &targets, &options).unwrap().loss.backward();
+    assert_close("hidden", &h.grad(), &clean[0][1], 1e-6);
+    assert_close("weight", &w.grad(), &clean[0][2], 1e-6);
+    assert_eq!(h.grad().narrow(0, 7, 1).abs().max().double_value(&[]), 0.0);
+}
+
+#[test]
+fn cross_entropy_without_gradients_gives_the_same_losses() {
+    let (hidden, weight) = (random(1, &[100, 20], Kind::Float), random(2, &[777, 20], Kind::Float));
+    let targets = targets(100, 777);
+    let losses = |hidden: &Tensor| {
+        let options = CrossEntropyOptions::default();
+        projected_cross_entropy(hidden, &weight, &targets, &options).unwrap().token_losses_N
+    };
+    assert!(losses(&leaf(&hidden)).equal(&losses(&hidden)));
+    let one_word = projected_cross_entropy(
+        &leaf(&hidden),
+        &weight.narrow(0, 0, 1),
+        &Tensor::zeros([100], (Kind::Int64, tch::Device::Cpu)),
+        &CrossEntropyOptions::default(),
+    );
+    assert_eq!(one_word.unwrap().loss.double_value(&[]), 0.0);
+}
+
 #[test]
 fn cross_entropy_gradients_agree_with_finite_differences() {
     let (hidden, weight) = (leaf(&random(1, &[6, 4], Kind::Double)), leaf(&random(2, &[9, 4], Kind::Double)));

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 pub mod mlstm;
+pub mod projections;
 pub mod sets;
 
 use safetensors::{Dtype, SafeTensors};

@@ -1,6 +1,7 @@
 //! All kernels once, with the instruction set limited: the versions that this machine would not choose.
 
 use super::mlstm::{Case, Shape, chunkwise, compare, reference};
+use super::projections;
 use super::{assert_close, leaf, random, random_classes};
 use tch::{Kind, Tensor};
 use xlstm_kernels::conv::{ConvInput, causal_conv_silu};
@@ -22,6 +23,7 @@ pub fn check(set: InstructionSet, forbidden: &str) {
     slstm_agrees();
     products_agree();
     pointwise_agrees();
+    projections::agree(3, [2, 37], 80, 4);
 }
 
 fn slstm_agrees() {

@@ -8,7 +8,7 @@
 //! sigmoid. Without a convolution, c = SiLU(a).
 
 use tch::{Kind, Tensor};
-use xlstm_kernels::{conv, cuda, gates, mlstm, norm};
+use xlstm_kernels::{conv, cuda, gates, mlstm, norm, projections};
 use xlstm_manifests::recipe::{BlockKind, InputBias, ModelConfig};
 
 use super::parameters::{Builder, Init, linspace, small_init, wang_init};
@@ -107,10 +107,13 @@ impl MlstmBlock {
                 let mut halves = up_BTF.f_chunk(2, -1)?;
                 let (z_BTD, a_BTD) = (halves.swap_remove(1), halves.swap_remove(0));
                 let (c_BTD, window) = convolve(&a_BTD, convolution.as_ref(), call)?;
-                let q_BTD = gates::block_linear(&c_BTD, query)?;
-                let k_BTD = gates::block_linear(&c_BTD, key)?;
-                let v_BTD = gates::block_linear(&a_BTD, value)?;
-                let (i_BTH, f_BTH) = self.gates.of_projections(&q_BTD, &k_BTD, &v_BTD)?;
+                let projections = projections::mlstm_projections(&projections::ProjectionsInput {
+                    c_BTD: &c_BTD,
+                    a_BTD: &a_BTD,
+                    blocks_NOI: [query, key, value],
+                    gates: self.gates.weights(),
+                })?;
+                let projections::Projections { qkv_BTD: [q_BTD, k_BTD, v_BTD], i_BTH, f_BTH } = projections;
                 let (h_BTHE, cell) = self.cell(&q_BTD, &k_BTD, &v_BTD, &i_BTH, &f_BTH, call)?;
                 let input = gates::MlstmOutputInput {
                     h_BTHE: &h_BTHE,
@@ -267,10 +270,6 @@ impl Gates {
             forget_weight: &self.forget_weight,
             forget_bias: &self.forget_bias,
         }
-    }
-
-    fn of_projections(&self, q_BTD: &Tensor, k_BTD: &Tensor, v_BTD: &Tensor) -> Result<(Tensor, Tensor)> {
-        Ok(gates::mlstm_gates(q_BTD, k_BTD, v_BTD, &self.weights())?)
     }
 
     fn of_stream(&self, y_BTC: &Tensor) -> Result<(Tensor, Tensor)> {
