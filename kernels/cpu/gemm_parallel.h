@@ -87,21 +87,22 @@ static void multiply_block(const GemmProblem<T>& p, const Matrix<T>& a, long m, 
   }
 }
 
-// Columns `first` to `end` of one part; all threads come here.
+// Columns `first` to `end` of one part; all threads come here. Who is done first begins to pack the next part, into
+// another buffer: nobody waits but for panels to be ready.
 template <typename T>
 static void multiply_part(const GemmProblem<T>& p, const Cut& cut, long start, long depth, long first, long end,
                           T* packed) {
   constexpr long kWidth = kPanelVectors * VectorOf<T>::kLanes;
   const Matrix<T> b{p.b + start * p.b_row + first * p.b_column, p.b_row, p.b_column};
   const long panels = ceiling(end - first, kWidth);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
   for (long panel = 0; panel < panels; ++panel) {
     const long j = panel * kWidth;
     const long columns = end - first - j < kWidth ? end - first - j : kWidth;
     pack_panel(Matrix<T>{b.data + j * b.column, b.row, b.column}, depth, static_cast<int>(columns), packed + j * depth);
   }
   const long tasks = ceiling(p.m, cut.rows) * cut.groups;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
   for (long task = 0; task < tasks; ++task) {
     const long i = task / cut.groups * cut.rows, group = task % cut.groups;
     const long j = panels * group / cut.groups * kWidth;
@@ -121,14 +122,18 @@ static void gemm_parallel(const GemmProblem<T>* problem) {
   const long threads = omp_in_parallel() ? 1 : omp_get_max_threads();
   const Cut c = cut(p, threads);
   static thread_local Scratch scratch;
-  T* packed = static_cast<T*>(scratch.get(sizeof(T) * static_cast<size_t>(c.depth * c.columns)));
+  const long size = c.depth * c.columns;
+  const bool several = c.depth < p.k || c.columns < p.n;
+  T* packed = static_cast<T*>(scratch.get(sizeof(T) * static_cast<size_t>(several ? 2 * size : size)));
 #pragma omp parallel num_threads(static_cast<int>(threads))
   {
     flush_denormals();
+    long part = 0;
     for (long first = 0; first < p.n; first += c.columns) {
       const long end = p.n - first < c.columns ? p.n : first + c.columns;
       for (long start = 0; start < p.k; start += c.depth) {
-        multiply_part(p, c, start, p.k - start < c.depth ? p.k - start : c.depth, first, end, packed);
+        multiply_part(p, c, start, p.k - start < c.depth ? p.k - start : c.depth, first, end,
+                      packed + part++ % 2 * size);
       }
     }
   }
