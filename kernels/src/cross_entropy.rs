@@ -8,6 +8,7 @@
 use crate::KernelError;
 use crate::cpu::{Precision, ProjectionProblem, address, call, empty, optional_address};
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
+use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Reduction, Tensor};
 use xlstm_bridge::BridgeError;
 use xlstm_bridge::autograd::{Backward, Forward, checkpoint, custom_function};
@@ -57,7 +58,7 @@ pub fn projected_cross_entropy(
     let (count, kind) = check(hidden_ND, weight_VD, targets_N, options)?;
     let (hidden_ND, weight_VD) = (hidden_ND.to_kind(kind), weight_VD.to_kind(kind));
     if hidden_ND.device() == Device::Cpu {
-        return chunked(&hidden_ND, &weight_VD, targets_N, options, count);
+        return fused(&hidden_ND, &weight_VD, targets_N, options, count);
     }
     composed(&hidden_ND, &weight_VD, targets_N, options, count)
 }
@@ -97,8 +98,9 @@ fn composed(
     Ok(CrossEntropyOutput { loss, token_losses_N: losses_N.detach(), count })
 }
 
-/// Rows in chunks, on the CPU; the gradients are computed on the way.
-fn chunked(
+/// On the CPU; the gradients are computed on the way, and given away by the first backward pass: a tensor that somebody
+/// else still holds would be copied. Another pass over the same graph computes them again.
+fn fused(
     hidden_ND: &Tensor,
     weight_VD: &Tensor,
     targets_N: &Tensor,
@@ -106,34 +108,37 @@ fn chunked(
     count: i64,
 ) -> Result<CrossEntropyOutput, KernelError> {
     const NAME: &str = "projected_cross_entropy";
+    let options = *options;
     let mut losses_N = None;
+    let ready = Arc::new(Mutex::new(None));
+    let given = Arc::clone(&ready);
     let mut outputs = custom_function(
         NAME,
         &[Some(hidden_ND), Some(weight_VD)],
         |recorded| {
-            let (hidden_ND, weight_VD) = (hidden_ND.contiguous(), weight_VD.contiguous());
-            let kind = hidden_ND.kind();
-            let gradient = |tensor: &Tensor| recorded.then(|| empty(&tensor.size(), kind));
-            let gradients = [gradient(&hidden_ND), gradient(&weight_VD)];
-            let token_losses_N = empty(&targets_N.size(), kind);
-            let projection = Projection {
-                hidden_ND: &hidden_ND,
-                weight_VD: &weight_VD,
-                targets_N: &targets_N.contiguous(),
-                losses_N: &token_losses_N,
-                gradients: gradients.each_ref().map(Option::as_ref),
-            };
-            projection.run(count, options);
-            let loss = (token_losses_N.sum(Kind::Double) / count as f64).to_kind(kind);
-            losses_N = Some(token_losses_N);
-            Ok(Forward { outputs: vec![loss], saved: gradients.into_iter().flatten().collect() })
+            let saved = vec![hidden_ND.contiguous(), weight_VD.contiguous(), targets_N.contiguous()];
+            let projection = Projection::new(&saved, recorded);
+            projection.run(count, &options);
+            let loss = (projection.losses_N.sum(Kind::Double) / count as f64).to_kind(hidden_ND.kind());
+            losses_N = Some(projection.losses_N);
+            *ready.lock().unwrap_or_else(PoisonError::into_inner) = projection.gradients;
+            Ok(Forward { outputs: vec![loss], saved })
         },
-        |context: &Backward| {
+        move |context: &Backward| {
             let upstream = context.gradients[0].as_ref().ok_or("no gradient")?;
-            let is_one = upstream.double_value(&[]) == 1.0;
-            let scaled = |saved: &Tensor| if is_one { saved.shallow_clone() } else { saved * upstream };
-            let scaled: Vec<_> = context.saved.iter().map(|saved| Some(scaled(saved))).collect();
-            Ok(scaled)
+            let first = given.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let gradients = first.or_else(|| {
+                let projection = Projection::new(&context.saved, true);
+                projection.run(count, &options);
+                projection.gradients
+            });
+            let mut gradients = gradients.ok_or("no gradients were computed")?;
+            if upstream.double_value(&[]) != 1.0 {
+                for gradient in &mut gradients {
+                    let _ = gradient.f_mul_(upstream)?;
+                }
+            }
+            Ok(gradients.map(Some).into())
         },
     )?;
     let missing = || BridgeError::Contract { name: NAME, expected: "losses".into(), found: "none".into() };
@@ -146,12 +151,21 @@ struct Projection<'a> {
     hidden_ND: &'a Tensor,
     weight_VD: &'a Tensor,
     targets_N: &'a Tensor,
-    losses_N: &'a Tensor,
-    /// Room for the gradients of the mean loss, when they are wanted.
-    gradients: [Option<&'a Tensor>; 2],
+    losses_N: Tensor,
+    /// Of the mean loss, for `hidden_ND` and `weight_VD`, when they are wanted.
+    gradients: Option<[Tensor; 2]>,
 }
 
-impl Projection<'_> {
+impl<'a> Projection<'a> {
+    /// `saved`: hidden values, weight, targets.
+    fn new(saved: &'a [Tensor], differentiate: bool) -> Self {
+        let (hidden_ND, weight_VD, targets_N) = (&saved[0], &saved[1], &saved[2]);
+        let kind = hidden_ND.kind();
+        let gradients =
+            differentiate.then(|| [hidden_ND, weight_VD].map(|tensor| empty(&tensor.size(), kind)));
+        Self { hidden_ND, weight_VD, targets_N, losses_N: empty(&targets_N.size(), kind), gradients }
+    }
+
     fn run(&self, count: i64, options: &CrossEntropyOptions) {
         call!(
             self.hidden_ND.kind(),
@@ -174,9 +188,9 @@ impl Projection<'_> {
             hidden: address::<T>(self.hidden_ND).cast_const(),
             weight: address::<T>(self.weight_VD).cast_const(),
             targets: address::<i64>(self.targets_N).cast_const(),
-            losses: address(self.losses_N),
-            hidden_gradient: optional_address(self.gradients[0]),
-            weight_gradient: optional_address(self.gradients[1]),
+            losses: address(&self.losses_N),
+            hidden_gradient: optional_address(self.gradients.as_ref().map(|[hidden, _]| hidden)),
+            weight_gradient: optional_address(self.gradients.as_ref().map(|[_, weight]| weight)),
         }
     }
 }
@@ -243,7 +257,19 @@ mod tests {
             all.extend([output.loss.detach(), output.token_losses_N]);
             all
         };
-        let ours = gradients(chunked(&hidden_ND, &weight_VD, &targets_N, &options, 11).unwrap());
+        let output = fused(&hidden_ND, &weight_VD, &targets_N, &options, 11).unwrap();
+        let twice: Vec<Tensor> = [true, false]
+            .into_iter()
+            .map(|keep| {
+                let sources = [&hidden_ND, &weight_VD];
+                xlstm_bridge::autograd::gradients(&[&output.loss], &[None], &sources, keep).unwrap()[1]
+                    .as_ref()
+                    .unwrap()
+                    .copy()
+            })
+            .collect();
+        assert!(twice[0].equal(&twice[1]), "a second pass over the same graph");
+        let ours = gradients(fused(&hidden_ND, &weight_VD, &targets_N, &options, 11).unwrap());
         let libtorch = gradients(composed(&hidden_ND, &weight_VD, &targets_N, &options, 11).unwrap());
         assert_eq!(ours.len(), 4);
         for (a, b) in ours.iter().zip(&libtorch) {

@@ -9,7 +9,7 @@
 //! | [`gates`] | fig. 10, 11 | reference, fused |
 //! | [`projections::mlstm_projections`] | fig. 11 | composed, fused |
 //! | [`linear::linear`] | – | libtorch, own product |
-//! | [`cross_entropy::projected_cross_entropy`] | – | reference, chunked |
+//! | [`cross_entropy::projected_cross_entropy`] | – | composed, fused |
 //!
 //! Names of tensors end in their shape: `x_BTD` has dimensions batch, time, width. The letters, everywhere:
 //!
