@@ -2,7 +2,7 @@
 //!
 //! | function | computes | where |
 //! |---|---|---|
-//! | [`block_linear`] | y = W x, W block-diagonal | queries, keys, values of mLSTM (blocks of 4); gates of sLSTM (one block a head) |
+//! | [`block_linear`] | y = W x, W block-diagonal | gates of sLSTM (one block a head); mLSTM, see [`crate::projections`] |
 //! | [`mlstm_gates`] | i~, f~ = W [q; k; v] + b | mLSTM |
 //! | [`mlstm_output`] | (norm(h)·(1+w) + skip ⊙ c) ⊙ SiLU(z) | mLSTM, before the down-projection |
 //! | [`gelu_gate`] | GELU(g) ⊙ u | the feed-forward part of an sLSTM block |

@@ -1,7 +1,10 @@
 //! Times whole training steps of a model on the CPU, one for each line on standard input, so that a peer can be timed
 //! in turns with them, and tells how much memory they took.
 //!
-//! Usage: bench_model RECIPE CONTEXT [--threads N] [--set KEY=VALUE]…
+//! Usage: bench_model RECIPE CONTEXT [--threads N] [--set KEY=VALUE]… [--share-memory]
+//!
+//! `--share-memory` is for a peer that needs the machine's memory to itself: freed memory is given back after each step,
+//! and before each step comes another that is not timed, so that what is timed is a step in the midst of training.
 //!
 //! One sequence of CONTEXT random tokens a step: forward, backward, gradient norm, clipping, AdamW, by the same code as
 //! `xlstm-train`. First one JSON object that says what runs where, with the rates of float32 matrix products that this
@@ -13,7 +16,7 @@ use std::error::Error;
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::{autograd, runtime};
 use xlstm_kernels::linear::linear;
@@ -24,12 +27,13 @@ use xlstm_trainer::optimizer::AdamW;
 type AnyError = Box<dyn Error + Send + Sync>;
 
 fn main() -> Result<(), AnyError> {
-    let (mut words, mut names, mut overrides, mut threads) =
-        (std::env::args().skip(1), Vec::new(), Vec::new(), None);
+    let (mut words, mut names, mut overrides, mut threads, mut share) =
+        (std::env::args().skip(1), Vec::new(), Vec::new(), None, false);
     while let Some(word) = words.next() {
         match word.as_str() {
             "--threads" => threads = words.next().map(|word| word.parse()).transpose()?,
             "--set" => overrides.extend(words.next()),
+            "--share-memory" => share = true,
             _ => names.push(word),
         }
     }
@@ -62,8 +66,7 @@ fn main() -> Result<(), AnyError> {
             "product_rate_libtorch": rate(|a, b| Ok(a.f_linear(b, None::<Tensor>)?))?,
         })
     );
-    for line in std::io::stdin().lock().lines() {
-        line?;
+    let mut step = || -> Result<Value, AnyError> {
         let begin = Instant::now();
         let loss = model.loss(&inputs, &targets, None)?.loss;
         let forward = begin.elapsed().as_secs_f64();
@@ -74,12 +77,19 @@ fn main() -> Result<(), AnyError> {
         optimizer.update(recipe.learning_rate(1), (recipe.optimizer.clip_norm / (norm + 1e-6)).min(1.0))?;
         let all = begin.elapsed().as_secs_f64();
         let (loss, memory) = (f64::try_from(loss)?, runtime::memory().peak_resident);
-        println!(
-            "{}",
-            json!({"forward": forward, "backward": both - forward, "update": all - both, "loss": loss,
-                   "gradient_norm": norm, "peak_resident": memory})
-        );
+        Ok(json!({"forward": forward, "backward": both - forward, "update": all - both, "loss": loss,
+                  "gradient_norm": norm, "peak_resident": memory}))
+    };
+    for line in std::io::stdin().lock().lines() {
+        line?;
+        if share {
+            step()?;
+        }
+        println!("{}", step()?);
         std::io::stdout().flush()?;
+        if share {
+            runtime::release_memory();
+        }
     }
     println!("{}", json!({"product_rate": rate(|a, b| Ok(linear(a, b, None)?))?}));
     Ok(())
