@@ -290,7 +290,7 @@ static void second_pass(const ProjectionProblem<T>& p, const TokenChunk<T>& c, c
     }
     const long first = tile * kTileWords;
     const long count = p.vocabulary - first < kTileWords ? p.vocabulary - first : kTileWords;
-      const T* exponentials = c.exponentials + first * c.stride;
+    const T* exponentials = c.exponentials + first * c.stride;
     for (long k = 0; k < p.width; k += kWidth) {
       const int columns = static_cast<int>(p.width - k < kWidth ? p.width - k : kWidth);
       gemm_panel<T, false>(count, rows(exponentials, c.stride), s.scaled + k * c.tokens, c.tokens, T(1), keep,
