@@ -114,6 +114,7 @@ template <typename T>
 struct ProjectionProblem {
   int64_t rows, width, vocabulary, ignore_index;
   int64_t chunk;  // rows at a time
+  int64_t stride;  // of the exponentials' rows: whole lines of 64 bytes, at least the chunk rounded up to 48
   T scale;
   const T* hidden;  // (rows, width)
   const T* weight;  // (vocabulary, width)
@@ -121,6 +122,7 @@ struct ProjectionProblem {
   T* losses;  // (rows)
   T* hidden_gradient;  // (rows, width); null when there shall be no gradients, as the next
   T* weight_gradient;  // (vocabulary, width)
+  T* exponentials;  // (vocabulary, stride): room to work in, from a line on
 };
 
 // Causal depthwise convolution and SiLU.

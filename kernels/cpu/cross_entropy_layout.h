@@ -21,7 +21,7 @@ struct Target {
 template <typename T>
 struct TokenChunk {
   long first, tokens;
-  long stride;  // all tokens, rounded up
+  long stride;  // all tokens, rounded up: of the problem
   T* hidden;        // panels of tokens: [panel][width][panel's tokens]
   T* exponentials;  // [vocabulary][stride]
   Target* targets;  // of the tokens that count, by word
@@ -43,13 +43,6 @@ struct ThreadShare {
   T* factors;      // [stride]: scale exp(m - maximum) / Z
   T* scaled;       // panels of the width: [panel][tokens][panel's width], hidden times factors
 };
-
-// Lines of the caches: an odd number, so that neighbouring rows do not meet in the same sets.
-template <typename T>
-static inline long odd_lines(long count) {
-  constexpr long kLine = 64 / static_cast<long>(sizeof(T));
-  return ((count + kLine - 1) / kLine | 1) * kLine;
-}
 
 template <typename T>
 static inline long panels(long count) {
@@ -73,9 +66,9 @@ template <typename T>
 static TokenChunk<T> carve_chunk(const ProjectionProblem<T>& p, long tokens, Carver* memory) {
   constexpr long kWidth = kPanelVectors * VectorOf<T>::kLanes;
   TokenChunk<T> c{};
-  c.stride = odd_lines<T>(panels<T>(tokens) * kWidth);
+  c.stride = p.stride;
   c.hidden = memory->take<T>(panels<T>(tokens) * kWidth * p.width);
-  c.exponentials = memory->take<T>(p.hidden_gradient == nullptr ? 0 : p.vocabulary * c.stride);
+  c.exponentials = p.exponentials;
   c.targets = memory->take<Target>(tokens);
   c.target_logits = memory->take<T>(tokens);
   c.missing = memory->take<double>(tokens);

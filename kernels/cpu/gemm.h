@@ -5,7 +5,7 @@
 //
 //   tile      rows x 3 vectors of C stay in registers while k runs; one row of packed B (3 vectors) and one
 //             broadcast value of A for each row are read per step
-//   packing   B is copied, kDepth rows at a time, into panels 3 vectors wide that stay in the first-level cache;
+//   packing   B is copied, kDepth rows at a time, into panels 3 vectors wide that stay in the second-level cache;
 //             A is read where it lies, in either orientation
 #pragma once
 

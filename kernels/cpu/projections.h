@@ -199,7 +199,7 @@ static void qkv_gates_backward_of(const QkvGatesProblem<T>& p, const QkvGatesGra
   }
 }
 
-// The numbers of gates that there are kernels for: `qkv_gates_fit` in src/projections.rs.
+// The numbers of gates that there are kernels for: `fits` in src/projections.rs.
 template <typename T>
 static void qkv_gates_forward(const QkvGatesProblem<T>* problem) {
   switch (problem->gates) {

@@ -139,6 +139,7 @@ pub(crate) struct ProjectionProblem<T> {
     pub(crate) vocabulary: i64,
     pub(crate) ignore_index: i64,
     pub(crate) chunk: i64,
+    pub(crate) stride: i64,
     pub(crate) scale: T,
     pub(crate) hidden: *const T,
     pub(crate) weight: *const T,
@@ -146,6 +147,7 @@ pub(crate) struct ProjectionProblem<T> {
     pub(crate) losses: *mut T,
     pub(crate) hidden_gradient: *mut T,
     pub(crate) weight_gradient: *mut T,
+    pub(crate) exponentials: *mut T,
 }
 
 /// `ConvProblem` of `cpu/abi.h`.

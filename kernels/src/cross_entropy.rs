@@ -9,9 +9,9 @@ use crate::KernelError;
 use crate::cpu::{Precision, ProjectionProblem, address, call, empty, optional_address};
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
 use std::sync::{Arc, Mutex, PoisonError};
-use tch::{Device, Kind, Reduction, Tensor};
-use xlstm_bridge::BridgeError;
+use tch::{Device, Kind, Reduction, TchError, Tensor};
 use xlstm_bridge::autograd::{Backward, Forward, checkpoint, custom_function};
+use xlstm_bridge::{BoxError, BridgeError};
 
 /// The exponentials of a chunk take at most about this much memory.
 const CHUNK_BYTES: i64 = 144 << 20;
@@ -117,7 +117,7 @@ fn fused(
         &[Some(hidden_ND), Some(weight_VD)],
         |recorded| {
             let saved = vec![hidden_ND.contiguous(), weight_VD.contiguous(), targets_N.contiguous()];
-            let projection = Projection::new(&saved, recorded);
+            let projection = Projection::new(&saved, recorded, &options)?;
             projection.run(count, &options);
             let loss = (projection.losses_N.sum(Kind::Double) / count as f64).to_kind(hidden_ND.kind());
             losses_N = Some(projection.losses_N);
@@ -127,11 +127,12 @@ fn fused(
         move |context: &Backward| {
             let upstream = context.gradients[0].as_ref().ok_or("no gradient")?;
             let first = given.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let gradients = first.or_else(|| {
-                let projection = Projection::new(&context.saved, true);
+            let again = || {
+                let projection = Projection::new(&context.saved, true, &options)?;
                 projection.run(count, &options);
-                projection.gradients
-            });
+                Ok::<_, BoxError>(projection.gradients)
+            };
+            let gradients = if first.is_some() { first } else { again()? };
             let mut gradients = gradients.ok_or("no gradients were computed")?;
             if upstream.double_value(&[]) != 1.0 {
                 for gradient in &mut gradients {
@@ -154,16 +155,35 @@ struct Projection<'a> {
     losses_N: Tensor,
     /// Of the mean loss, for `hidden_ND` and `weight_VD`, when they are wanted.
     gradients: Option<[Tensor; 2]>,
+    /// Rows at a time.
+    chunk: i64,
+    /// Room for the exponentials of a chunk, by word, where there shall be gradients. A tensor, so that what is missing
+    /// is named where memory is short, and others use it in between.
+    exponentials_VR: Option<Tensor>,
 }
 
 impl<'a> Projection<'a> {
     /// `saved`: hidden values, weight, targets.
-    fn new(saved: &'a [Tensor], differentiate: bool) -> Self {
+    fn new(
+        saved: &'a [Tensor],
+        differentiate: bool,
+        options: &CrossEntropyOptions,
+    ) -> Result<Self, TchError> {
         let (hidden_ND, weight_VD, targets_N) = (&saved[0], &saved[1], &saved[2]);
         let kind = hidden_ND.kind();
+        let (rows, vocabulary) = (hidden_ND.size()[0], weight_VD.size()[0]);
+        let bytes = if kind == Kind::Double { 8 } else { 4 };
+        let chosen = options.chunk_rows.and_then(|rows| i64::try_from(rows).ok());
+        let chunk = chosen.unwrap_or_else(|| chunk_rows(rows, vocabulary, bytes)).min(rows).max(1);
+        let exponentials_VR = if differentiate {
+            Some(Tensor::f_empty([vocabulary, stride(chunk, bytes)], (kind, Device::Cpu))?)
+        } else {
+            None
+        };
         let gradients =
             differentiate.then(|| [hidden_ND, weight_VD].map(|tensor| empty(&tensor.size(), kind)));
-        Self { hidden_ND, weight_VD, targets_N, losses_N: empty(&targets_N.size(), kind), gradients }
+        let losses_N = empty(&targets_N.size(), kind);
+        Ok(Self { hidden_ND, weight_VD, targets_N, losses_N, gradients, chunk, exponentials_VR })
     }
 
     fn run(&self, count: i64, options: &CrossEntropyOptions) {
@@ -177,13 +197,13 @@ impl<'a> Projection<'a> {
 
     fn problem<T: Precision>(&self, scale: f64, options: &CrossEntropyOptions) -> ProjectionProblem<T> {
         let (rows, vocabulary) = (self.hidden_ND.size()[0], self.weight_VD.size()[0]);
-        let chosen = options.chunk_rows.and_then(|rows| i64::try_from(rows).ok());
         ProjectionProblem {
             rows,
             width: self.hidden_ND.size()[1],
             vocabulary,
             ignore_index: options.ignore_index,
-            chunk: chosen.map_or_else(|| chunk_rows::<T>(rows, vocabulary), |rows| rows.max(1)),
+            chunk: self.chunk,
+            stride: stride(self.chunk, size_of::<T>() as i64),
             scale: T::from_f64(scale),
             hidden: address::<T>(self.hidden_ND).cast_const(),
             weight: address::<T>(self.weight_VD).cast_const(),
@@ -191,16 +211,25 @@ impl<'a> Projection<'a> {
             losses: address(&self.losses_N),
             hidden_gradient: optional_address(self.gradients.as_ref().map(|[hidden, _]| hidden)),
             weight_gradient: optional_address(self.gradients.as_ref().map(|[_, weight]| weight)),
+            exponentials: optional_address(self.exponentials_VR.as_ref()),
         }
     }
 }
 
 /// Equal chunks whose exponentials fit.
-fn chunk_rows<T>(rows: i64, vocabulary: i64) -> i64 {
-    let fitting = (CHUNK_BYTES / (size_of::<T>() as i64 * vocabulary)).clamp(CHUNK_UNIT, 1024);
+fn chunk_rows(rows: i64, vocabulary: i64, bytes: i64) -> i64 {
+    let fitting = (CHUNK_BYTES / (bytes * vocabulary)).clamp(CHUNK_UNIT, 1024);
     let chunks = (rows + fitting - 1) / fitting;
     let equal = (rows + chunks - 1) / chunks;
     (equal + CHUNK_UNIT - 1) / CHUNK_UNIT * CHUNK_UNIT
+}
+
+/// Elements from one word's exponentials to the next: whole panels, and an odd number of lines of the caches, so that
+/// neighbouring words do not meet in the same sets.
+fn stride(chunk: i64, bytes: i64) -> i64 {
+    let line = 64 / bytes;
+    let panels = (chunk + CHUNK_UNIT - 1) / CHUNK_UNIT * CHUNK_UNIT;
+    ((panels / line) | 1) * line
 }
 
 fn check(

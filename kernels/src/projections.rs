@@ -5,7 +5,7 @@
 //! sizes allow; elsewhere it is [`block_linear`] and [`mlstm_gates`], one after the other.
 
 use crate::KernelError;
-use crate::cpu::{QkvGatesGradients, QkvGatesProblem, address, call, empty, evenly_spaced, optional_address};
+use crate::cpu::{QkvGatesGradients, QkvGatesProblem, address, call, empty, evenly_spaced};
 use crate::gates::{GateWeights, block_linear, by_input, mlstm_gates, of_blocks};
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
 use tch::{Device, Kind, Tensor};
@@ -173,7 +173,7 @@ fn gradients<T>(
     let three = |tensors: &[Tensor]| [0, 1, 2].map(|index| address::<T>(&tensors[index]));
     QkvGatesGradients {
         qkv: three(arriving).map(<*mut T>::cast_const),
-        sums: optional_address::<T>(arriving.get(3)).cast_const(),
+        sums: address::<T>(&arriving[3]).cast_const(),
         turned: three(turned).map(<*mut T>::cast_const),
         c: address(c),
         a: address(a),
