@@ -20,5 +20,6 @@ pub mod record;
 pub mod report;
 pub mod sources;
 pub mod split;
+pub mod tasks;
 pub mod tokenizer;
 pub mod trace;

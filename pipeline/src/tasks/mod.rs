@@ -1,0 +1,155 @@
+//! Generated experiments: the synthetic tasks of the paper's Section 4.1 and Long Range Arena's ListOps.
+//!
+//! ```text
+//! (task, parameters, seed, split) ─SHA-256─► key ─┐
+//!                                sample number ───┴─ChaCha8─► draws ─► prompt, answer ─► Example
+//! ```
+//! A sample is a function of these and nothing else, so threads, parts and order decide no byte. A row is the
+//! prompt, then padding; targets already stand at the position where they are predicted, so a trainer must not
+//! shift them. The model never sees an answer token: the first one is predicted at the last token of the prompt,
+//! the others at paddings. Splits cannot meet: see [`Split`].
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde_json::Value;
+
+/// Padding, and the filler of MQAR, in every task.
+pub const PAD: u16 = 0;
+
+/// One sample, in vectors as long as a row.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Example {
+    /// What the model reads: the prompt, then [`PAD`].
+    pub input_ids: Vec<u16>,
+    /// What it must say at each position; `None` is not scored.
+    pub targets: Vec<Option<u16>>,
+    /// Positions that count: prompt and answer without the answer's last token. Padding follows.
+    pub length: usize,
+}
+
+impl Example {
+    /// An example of `row_length` paddings, to be filled by [`Task::example`].
+    #[must_use]
+    pub fn empty(row_length: usize) -> Self {
+        Self { input_ids: vec![PAD; row_length], targets: vec![None; row_length], length: 0 }
+    }
+
+    /// Makes it `row_length` paddings again.
+    pub fn clear(&mut self, row_length: usize) {
+        self.input_ids.clear();
+        self.input_ids.resize(row_length, PAD);
+        self.targets.clear();
+        self.targets.resize(row_length, None);
+        self.length = 0;
+    }
+}
+
+/// Which of the splits a sample belongs to.
+///
+/// Prompts of different splits are never equal, although no split reads another one: the first byte of SHA-256
+/// over the prompt's ids (u16, little-endian) is at least 128 in training, below 64 in validation, and 64 to 127
+/// in the test split. Other prompts are drawn again. Formal-language prompts shorter than any evaluated one are free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Split {
+    /// What a model learns from.
+    Train,
+    /// What learning rates and checkpoints are chosen by.
+    Validation,
+    /// What is reported.
+    Test,
+}
+
+impl Split {
+    /// All splits.
+    pub const ALL: [Self; 3] = [Self::Train, Self::Validation, Self::Test];
+
+    /// `train`, `validation` or `test`: the folder's name, and part of the random key.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Validation => "validation",
+            Self::Test => "test",
+        }
+    }
+
+    /// Whether a prompt whose digest begins with `first` belongs here.
+    #[must_use]
+    pub fn holds(self, first: u8) -> bool {
+        match self {
+            Self::Train => first >= 128,
+            Self::Validation => first < 64,
+            Self::Test => (64..128).contains(&first),
+        }
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl FromStr for Split {
+    type Err = TaskError;
+
+    fn from_str(text: &str) -> Result<Self, TaskError> {
+        Self::ALL.into_iter().find(|split| split.name() == text).ok_or_else(|| {
+            TaskError::Parameter(format!(
+                "expected the split `train`, `validation` or `test`, found `{text}`"
+            ))
+        })
+    }
+}
+
+/// Why a task or a sample of it cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TaskError {
+    /// No task has this name.
+    #[error("no task is named `{found}`; there are {known}")]
+    UnknownTask {
+        /// The name as given.
+        found: String,
+        /// All names.
+        known: String,
+    },
+    /// A parameter that the task cannot have; the text says which, what was expected and what was found.
+    #[error("{0}")]
+    Parameter(String),
+    /// No prompt of the wanted length falls to the split.
+    #[error(
+        "{task}: none of {attempts} prompts drawn for sample {number} of {split} falls to that split, so there are too \
+         few different prompts of its length; evaluate longer ones"
+    )]
+    NoPrompt {
+        /// The task.
+        task: String,
+        /// The split.
+        split: Split,
+        /// The sample.
+        number: u64,
+        /// How many prompts were drawn.
+        attempts: u32,
+    },
+}
+
+/// A generator of samples.
+pub trait Task: Send + Sync {
+    /// Name, generator version, parameters and seed, in canonical form: all that decides a sample beside split and
+    /// number. Its digest stands for the source file in a manifest.
+    fn spec(&self) -> Value;
+
+    /// All ids, inputs and targets, are below this number.
+    fn vocabulary_size(&self) -> u32;
+
+    /// Positions in a row.
+    fn row_length(&self) -> u32;
+
+    /// Makes sample `number` of `split`, in place of what `out` holds.
+    ///
+    /// # Errors
+    /// When the split has no such sample ([`TaskError::NoPrompt`]).
+    fn example(&self, split: Split, number: u64, out: &mut Example) -> Result<(), TaskError>;
+}
