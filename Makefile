@@ -8,7 +8,7 @@ EVAL := $(RELEASE)/xlstm-eval
 DEMO := data/demo
 RUN := runs/demo
 
-.PHONY: help setup fetch libtorch nvrtc build demo demo-data demo-model test test-data kernels lint tools bench clean-demo
+.PHONY: help setup fetch libtorch nvrtc build demo demo-data demo-model test test-data test-wheel test-docs kernels lint tools wheel bench clean-demo
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,17 @@ test: setup ## all tests
 
 test-data: fetch ## the tests of the data side: no libtorch needed
 	$(CARGO) test --release --locked -p xlstm-manifests -p xlstm-pipeline -p xlstm-tests
+
+wheel: fetch libtorch ## the three programs and the Python helpers as a wheel, in dist/
+	$(CARGO) build --release --locked -p xlstm-pipeline -p xlstm-trainer
+	@$(PYTHON) tools/make_wheel.py
+
+test-wheel: wheel ## the wheel in a fresh virtual environment (programs; `tests/python/wheel.py --full` for the Python helpers)
+	$(PYTHON) tests/python/wheel.py
+
+test-docs: fetch libtorch ## every link of the documents, and every command that needs neither Hub nor GPU
+	$(CARGO) build --release --locked -p xlstm-pipeline -p xlstm-trainer
+	$(PYTHON) tools/check_docs.py
 
 kernels: fetch nvrtc ## compile every CUDA kernel for every size (no card needed); report in target/kernels/
 	$(CARGO) test --release --locked -p xlstm-cuda --test compile
