@@ -43,13 +43,13 @@ struct MlstmGradients {
   T* initial_matrix;  // null when there was no initial state, as the next two
   T* initial_normalizer;
   T* initial_maximum;
-  T* states;  // (chunks, H, K, V): room to work in
-  T* normalizers;  // (chunks, H, K): room to work in
+  T* states;  // (chunks, H, K, V): scratch
+  T* normalizers;  // (chunks, H, K): scratch
 };
 
 // sLSTM. What the forward pass keeps for the backward pass, each (B, T, H, E).
 template <typename T>
-struct SlstmKept {
+struct SlstmSaved {
   T* input;       // i~
   T* forget;      // log σ(f~)
   T* z;           // tanh(z~)
@@ -73,7 +73,7 @@ struct SlstmProblem {
   const T* initial_normalizer;
   const T* initial_maximum;
   T* y;  // (B, T, H, E)
-  SlstmKept<T> kept;
+  SlstmSaved<T> saved;
   T* final_hidden;
   T* final_cell;
   T* final_normalizer;
@@ -122,7 +122,7 @@ struct ProjectionProblem {
   T* losses;  // (rows)
   T* hidden_gradient;  // (rows, width); null when there shall be no gradients, as the next
   T* weight_gradient;  // (vocabulary, width)
-  T* exponentials;  // (vocabulary, stride): room to work in, from a line on
+  T* exponentials;  // (vocabulary, stride): scratch, from a line on
 };
 
 // Causal depthwise convolution and SiLU.
@@ -159,7 +159,7 @@ struct BlocksProblem {
 template <typename T>
 struct BlocksGradients {
   const T* y;
-  const T* turned;  // the blocks transposed, in the layout of `weight`
+  const T* transposed;  // the blocks transposed, in the layout of `weight`
   T* x;
   T* weight;
 };
@@ -188,9 +188,9 @@ struct QkvGatesGradients {
   const T* k;
   const T* v;
   const T* sums;  // (rows, gates)
-  const T* turned_query;  // the blocks transposed, in the layout of `query`, as the next two
-  const T* turned_key;
-  const T* turned_value;
+  const T* transposed_query;  // the blocks transposed, in the layout of `query`, as the next two
+  const T* transposed_key;
+  const T* transposed_value;
   T* c;
   T* a;  // dense
   T* query;

@@ -1,8 +1,8 @@
 // Projection onto the vocabulary, cross-entropy and both gradients; logits never lie in memory.
 //
 // The vocabulary is cut into tiles, shared out among the threads in order; tokens are taken in chunks. What belongs to
-// a tile is kept by word, tokens fastest: so the large operands (the output weight W and the exponentials e) are read
-// where they lie, and only the few tokens h are ever turned around.
+// a tile is stored by word, tokens fastest: so the large operands (the output weight W and the exponentials e) are read
+// where they lie, and only the few tokens h are ever transposed.
 //
 //   pass 1, for each tile of words v and all tokens i of the chunk, while the tile is in the caches:
 //       l_vi = W_v . h_i     e_vi = exp(l_vi - m_i)     Z_i += sum over v of e_vi     D_i += sum over v of e_vi W_v
@@ -13,7 +13,7 @@
 //       dW_v = sum over i of e_vi (scale h_i / Z_i), and for words that are targets - scale (1 - p_ti) h_i
 //
 // m_i need not be the maximum, only near it: it is the maximum of the thread's first tile, and moves when that of a
-// later one is larger by more than kSlack. What was added up before is scaled then; each m is kept as a version, so
+// later one is larger by more than kSlack. What was added up before is scaled then; each m is stored as a version, so
 // that pass 2 knows what a tile was computed with. The target's own term is left out of e and of its sums: so 1 - p
 // loses no digits when p is near 1.
 //
@@ -56,11 +56,11 @@ static void move_maxima(const ProjectionProblem<T>& p, const TokenChunk<T>& c, T
   constexpr long kWidth = kPanelVectors * VectorOf<T>::kLanes;
   const long first = panel * kWidth, end = first + kWidth < c.tokens ? first + kWidth : c.tokens;
   T* maxima = s->maxima + s->version * c.stride;
-  bool far = false;
+  bool exceeded = false;
   for (long i = first; i < end; ++i) {
-    far |= top[i - first] > maxima[i] + static_cast<T>(kSlack);
+    exceeded |= top[i - first] > maxima[i] + static_cast<T>(kSlack);
   }
-  if (!far) {
+  if (!exceeded) {
     return;
   }
   const bool keep = p.hidden_gradient != nullptr;
@@ -84,9 +84,9 @@ static void move_maxima(const ProjectionProblem<T>& p, const TokenChunk<T>& c, T
   }
 }
 
-// A panel of logits becomes exponentials; `kept` is their place in memory, or null.
+// A panel of logits becomes exponentials; `saved` is their place in memory, or null.
 template <typename T, int kVectors>
-static void panel_exponentials(long count, const T* maxima, T* logits, double* sums, T* kept, long stride) {
+static void panel_exponentials(long count, const T* maxima, T* logits, double* sums, T* saved, long stride) {
   typedef typename VectorOf<T>::Type V;
   constexpr long kLanes = VectorOf<T>::kLanes, kWidth = kPanelVectors * kLanes;
   V maximum[kVectors], sum[kVectors] = {};
@@ -100,8 +100,8 @@ static void panel_exponentials(long count, const T* maxima, T* logits, double* s
       const V e = vector_exponential(*row - maximum[j]);
       sum[j] += e;
       *row = e;
-      if (kept != nullptr) {
-        stream(reinterpret_cast<V*>(kept + v * stride + j * kLanes), e);
+      if (saved != nullptr) {
+        stream(reinterpret_cast<V*>(saved + v * stride + j * kLanes), e);
       }
     }
   }
@@ -136,9 +136,9 @@ static void project_panel(const ProjectionProblem<T>& p, const TokenChunk<T>& c,
   T tops[kVectors * kLanes];
   memcpy(tops, top, sizeof tops);
   move_maxima(p, c, s, panel, tops, moved);
-  T* kept = p.hidden_gradient == nullptr ? nullptr : c.exponentials + first * c.stride + panel * kWidth;
+  T* saved = p.hidden_gradient == nullptr ? nullptr : c.exponentials + first * c.stride + panel * kWidth;
   panel_exponentials<T, kVectors>(count, s->maxima + s->version * c.stride + panel * kWidth, logits,
-                                  s->sums + panel * kWidth, kept, c.stride);
+                                  s->sums + panel * kWidth, saved, c.stride);
 }
 
 // D += e W for a tile.
@@ -355,8 +355,8 @@ static void cross_entropy(const ProjectionProblem<T>* problem) {
     static thread_local Scratch own;
     Carver size{nullptr};
     carve_share(p, chunk, largest, end_tile - first_tile, &size);
-    Carver room{static_cast<char*>(own.get(size.used))};
-    shares[thread] = carve_share(p, chunk, largest, end_tile - first_tile, &room);
+    Carver scratch{static_cast<char*>(own.get(size.used))};
+    shares[thread] = carve_share(p, chunk, largest, end_tile - first_tile, &scratch);
     shares[thread].first_tile = first_tile;
     shares[thread].end_tile = end_tile;
     for (long first = 0; first < p.rows; first += largest) {

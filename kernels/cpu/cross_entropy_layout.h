@@ -130,7 +130,7 @@ static long first_target(const TokenChunk<T>& c, long word) {
   return low;
 }
 
-// A panel of tokens, turned around. Tokens that do not count are zeros: whatever they hold, nothing comes of it.
+// A transposed panel of hidden values. Ignored tokens are zeros, so that a NaN in them cannot spread.
 template <typename T>
 static void pack_tokens(const ProjectionProblem<T>& p, const TokenChunk<T>& c, long panel) {
   constexpr long kWidth = kPanelVectors * VectorOf<T>::kLanes;

@@ -12,7 +12,7 @@
 //             read       gradients of q, k, v and of the gates' logarithms inside each chunk
 //
 // Differences of decay sums are where fp32 would lose digits (sums of ±100 a step cancel to nothing), so they are
-// kept as an unevaluated sum of two numbers.
+// held as an unevaluated sum of two numbers.
 #pragma once
 
 #include "abi.h"
@@ -33,7 +33,7 @@ struct Chunk {
   long start;
   long length;
   bool has_state;  // something is remembered before its first step
-  bool is_kept;    // what it leaves is used: by the next chunk, or as the final state
+  bool is_saved;    // what it leaves is used: by the next chunk, or as the final state
   bool is_last;    // of its sequence
 };
 
@@ -82,7 +82,7 @@ static Plan make_plan(const MlstmProblem<T>& p) {
   for_each_chunk(p.batch, p.time, p.chunk, p.resets, has_initial,
                  [&](long b, long start, long length, bool has_state, bool is_last) {
                    if (index > 0 && !plan.chunks[index - 1].is_last) {
-                     plan.chunks[index - 1].is_kept = has_state;
+                     plan.chunks[index - 1].is_saved = has_state;
                    }
                    plan.chunks[index++] = Chunk{b, start, length, has_state, is_last, is_last};
                  });
@@ -92,9 +92,9 @@ static Plan make_plan(const MlstmProblem<T>& p) {
 // fp64 scalars of every step, indexed [(b * heads + h) * time + t]; `decay` by [chunk * heads + h].
 struct Scalars {
   double* memory;
-  double* kept;     // sum of log σ(f) from the chunk's first step to this one
+  double* forget_sum;     // sum of log σ(f) from the chunk's first step to this one
   double* maximum;  // m
-  double* decay;    // exp(kept at the end + m before - m at the end): what is left of the state before the chunk
+  double* decay;    // exp(forget_sum at the end + m before - m at the end): what is left of the state before the chunk
   double* before;   // m before the chunk's first step
 };
 
@@ -110,8 +110,8 @@ static Scalars make_scalars(const MlstmProblem<T>& p, const Plan& plan) {
   const long borders = plan.count * p.heads;
   Scalars s;
   s.memory = static_cast<double*>(malloc(sizeof(double) * static_cast<size_t>(2 * steps + 2 * borders)));
-  s.kept = s.memory;
-  s.maximum = s.kept + steps;
+  s.forget_sum = s.memory;
+  s.maximum = s.forget_sum + steps;
   s.decay = s.maximum + steps;
   s.before = s.decay + borders;
 #pragma omp parallel for schedule(dynamic)
@@ -128,22 +128,22 @@ static Scalars make_scalars(const MlstmProblem<T>& p, const Plan& plan) {
         maximum = initial ? static_cast<double>(p.initial_maximum[chunk.batch * p.heads + h]) : -INFINITY;
       }
       const double before = maximum;
-      double kept = 0;
+      double forget_sum = 0;
       for (long t = chunk.start; t < chunk.start + chunk.length; ++t) {
         const long gate = (chunk.batch * p.time + t) * p.heads + h;
         const double forget = log_sigmoid_64(p.f[gate]);
         const double input = static_cast<double>(p.i[gate]);
-        kept += forget;
+        forget_sum += forget;
         const double carried = forget + maximum;
         maximum = carried > input ? carried : input;
         // A NaN must not be lost in the comparison.
         maximum += 0 * (carried != -INFINITY ? carried : 0) + 0 * input;
         const long step = (chunk.batch * p.heads + h) * p.time + t;
-        s.kept[step] = kept;
+        s.forget_sum[step] = forget_sum;
         s.maximum[step] = maximum;
       }
       s.before[c * p.heads + h] = before;
-      s.decay[c * p.heads + h] = chunk.has_state ? exp(kept + before - maximum) : 0;
+      s.decay[c * p.heads + h] = chunk.has_state ? exp(forget_sum + before - maximum) : 0;
     }
   }
   return s;
@@ -155,9 +155,9 @@ struct Local {
   T* enter;        // e_i: how much of the state before the chunk step i reads
   T* leave;        // a_j / sqrt(K): how much of step j is left in the state after the chunk
   T* floor;        // exp(-m_i); the backward pass has no use for it and keeps a column of its own there
-  T* row_high;     // kept_i - m_i, in two parts
+  T* row_high;     // forget_sum_i - m_i, in two parts
   T* row_low;
-  T* column_high;  // i_j - kept_j, in two parts
+  T* column_high;  // i_j - forget_sum_j, in two parts
   T* column_low;
 };
 
@@ -169,17 +169,17 @@ static Local<T> make_local(const MlstmProblem<T>& p, const Scalars& s, const Chu
                  memory + 4 * n, memory + 5 * n, memory + 6 * n};
   const long first = (chunk.batch * p.heads + h) * p.time + chunk.start;
   const double before = s.before[c * p.heads + h];
-  const double total = s.kept[first + n - 1];
+  const double total = s.forget_sum[first + n - 1];
   const double last = s.maximum[first + n - 1];
   for (long t = 0; t < n; ++t) {
-    const double kept = s.kept[first + t];
+    const double forget_sum = s.forget_sum[first + t];
     const double maximum = s.maximum[first + t];
     const double input = static_cast<double>(p.i[(chunk.batch * p.time + chunk.start + t) * p.heads + h]);
-    local.enter[t] = chunk.has_state ? static_cast<T>(exp(kept + before - maximum)) : T(0);
-    local.leave[t] = static_cast<T>(exp(total - kept + input - last) * scale);
+    local.enter[t] = chunk.has_state ? static_cast<T>(exp(forget_sum + before - maximum)) : T(0);
+    local.leave[t] = static_cast<T>(exp(total - forget_sum + input - last) * scale);
     local.floor[t] = static_cast<T>(exp(-maximum));
-    const double row = kept - maximum;
-    const double column = input - kept;
+    const double row = forget_sum - maximum;
+    const double column = input - forget_sum;
     local.row_high[t] = static_cast<T>(row);
     local.row_low[t] = static_cast<T>(row - static_cast<double>(local.row_high[t]));
     local.column_high[t] = static_cast<T>(column);

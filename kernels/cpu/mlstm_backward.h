@@ -88,7 +88,7 @@ static const T* gradient_after(const MlstmProblem<T>& p, const MlstmGradients<T>
     return given == nullptr ? nullptr : given + (chunk.batch * p.heads + h) * size;
   }
   const T* slots = normalizer ? g.normalizers : g.states;
-  return chunk.is_kept ? slots + ((c + 1) * p.heads + h) * size : nullptr;
+  return chunk.is_saved ? slots + ((c + 1) * p.heads + h) * size : nullptr;
 }
 
 // What a chunk's reading adds to the gradient of the state before it: (e q)ᵀ dn and the sum of e ds q.
@@ -104,7 +104,7 @@ static void write_gradient(const MlstmProblem<T>& p, const MlstmGradients<T>& g,
   const long first = (chunk.batch * p.heads + h) * p.time + chunk.start;
   const double before = s.before[c * p.heads + h];
   for (long t = 0; t < n; ++t) {
-    const T enter = static_cast<T>(exp(s.kept[first + t] + before - s.maximum[first + t]));
+    const T enter = static_cast<T>(exp(s.forget_sum[first + t] + before - s.maximum[first + t]));
     const long gate = place.gate_first + t * p.heads;
     copy_scaled(enter * w.inverse[gate], g.h + place.value_first + t * place.value_row, scaled + t * p.value, p.value);
     add_scaled(enter * w.read[gate], p.q + place.key_first + t * place.key_row, normalizer, p.key);

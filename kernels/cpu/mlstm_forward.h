@@ -41,7 +41,7 @@ static void scan_states(const MlstmProblem<T>& p, const Scalars& s, const Plan& 
       memcpy(before, p.initial_matrix + initial * p.value, sizeof(T) * static_cast<size_t>(row_count * p.value));
       memcpy(normalizer_before, p.initial_normalizer + initial, sizeof(T) * static_cast<size_t>(row_count));
     }
-    if (!chunk.is_kept) {
+    if (!chunk.is_saved) {
       continue;
     }
     const T decay = static_cast<T>(s.decay[c * p.heads + h]);
@@ -111,7 +111,7 @@ static void mlstm_forward(const MlstmProblem<T>* problem) {
     flush_denormals();
 #pragma omp for schedule(dynamic)
     for (long task = 0; task < tasks; ++task) {
-      if (plan.chunks[task / p.heads].is_kept) {
+      if (plan.chunks[task / p.heads].is_saved) {
         write_chunk(p, s, plan.chunks[task / p.heads], task / p.heads, task % p.heads);
       }
     }

@@ -238,7 +238,7 @@ static void blocks_backward(const BlocksProblem<T>* problem, const BlocksGradien
 #pragma omp for schedule(static, 1)
     for (long share = 0; share < threads; ++share) {
       for (long row = p.rows * share / threads; row < p.rows * (share + 1) / threads; ++row) {
-        blocks_times(g.y + row * p.width, g.turned, p.width, g.x + row * p.width);
+        blocks_times(g.y + row * p.width, g.transposed, p.width, g.x + row * p.width);
         blocks_outer(p.x + row * p.x_row, g.y + row * p.width, p.width, shares + share * 4 * p.width);
       }
     }

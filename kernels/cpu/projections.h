@@ -77,7 +77,7 @@ static void project_row(const QkvGatesProblem<T>& p, long row) {
 // One vector of columns and some rows: what arrives at q, k or v (`part` 0, 1, 2) in full, and the gates' weights.
 template <typename T, int kGates>
 static inline void gates_backward(const QkvGatesProblem<T>& p, const QkvGatesGradients<T>& g, int part, const T* values,
-                                  const T* arriving, long first, long count, long j, T* full) {
+                                  const T* upstream, long first, long count, long j, T* full) {
   typedef BlockVector<T> B;
   typedef typename B::Type V;
   const long at = part * p.width + j;
@@ -92,9 +92,9 @@ static inline void gates_backward(const QkvGatesProblem<T>& p, const QkvGatesGra
     const long place = (first + r) * p.width + j;
     // Rows lie pages apart, where the processor does not see what comes next.
     __builtin_prefetch(values + place + kStripRows * p.width);
-    __builtin_prefetch(arriving + place + kStripRows * p.width);
+    __builtin_prefetch(upstream + place + kStripRows * p.width);
     const V value = B::load(values + place);
-    V total = B::load(arriving + place);
+    V total = B::load(upstream + place);
 #pragma GCC unroll 16
     for (int gate = 0; gate < kGates; ++gate) {
       total += weights[gate] * change[gate];
@@ -131,9 +131,9 @@ static inline void blocks_of_rows(const QkvGatesProblem<T>& p, const QkvGatesGra
     V from_c = {}, from_a = {};
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      from_c += B::spread(at_q, i) * B::load(g.turned_query + i * p.width + j);
-      from_c += B::spread(at_k, i) * B::load(g.turned_key + i * p.width + j);
-      from_a += B::spread(at_v, i) * B::load(g.turned_value + i * p.width + j);
+      from_c += B::spread(at_q, i) * B::load(g.transposed_query + i * p.width + j);
+      from_c += B::spread(at_k, i) * B::load(g.transposed_key + i * p.width + j);
+      from_a += B::spread(at_v, i) * B::load(g.transposed_value + i * p.width + j);
       const V c_i = B::spread(c, i);
       query[i] += at_q * c_i;
       key[i] += at_k * c_i;

@@ -4,7 +4,7 @@
 // all steps on one thread with no barrier. The head's recurrent matrix stays in that core's cache. A step is a
 // product of the few previous outputs with that matrix, and the gates' arithmetic for each unit.
 //
-// What is kept for the backward pass is one line per step and unit: raw input gate, log σ(f), tanh(z), σ(o), c, n, m.
+// What is saved for the backward pass is one line per step and unit: raw input gate, log σ(f), tanh(z), σ(o), c, n, m.
 // The gradient of the recurrent matrix is one product over all steps, at the end.
 #pragma once
 
@@ -22,7 +22,7 @@ static inline long gate_offset(const SlstmProblem<T>& p, long b, long t, long ga
   return (((b * p.time + t) * 4 + gate) * p.heads + h) * p.width;
 }
 
-// y, and each of the kept lines: (B, T, H, E).
+// y, and each of the saved lines: (B, T, H, E).
 template <typename T>
 static inline long unit_offset(const SlstmProblem<T>& p, long b, long t, long h) {
   return ((b * p.time + t) * p.heads + h) * p.width;
@@ -105,7 +105,7 @@ static void multiply_some(long count, const T* inputs, long input_row, const T* 
 
 // One step of one head of one sequence. `raw` holds (i, f, z, o) sums; the state is updated in place.
 template <typename T>
-static void advance(long width, bool exponential_forget, const T* raw, T* hidden, T* cell, T* normalizer, T* maximum, const SlstmKept<T>& kept,
+static void advance(long width, bool exponential_forget, const T* raw, T* hidden, T* cell, T* normalizer, T* maximum, const SlstmSaved<T>& saved,
                     long at) {
 #pragma omp simd
   for (long e = 0; e < width; ++e) {
@@ -117,17 +117,17 @@ static void advance(long width, bool exponential_forget, const T* raw, T* hidden
     const T larger = carried > input ? carried : input;
     const T top = normalizer[e] == T(0) ? input : larger;
     const T i = exponential(input - top);
-    const T kept_share = exponential(carried - top);
-    const T f = kept_share > T(1) ? T(1) : kept_share;
+    const T decayed = exponential(carried - top);
+    const T f = decayed > T(1) ? T(1) : decayed;
     const T c = f * cell[e] + i * z;
     const T n = f * normalizer[e] + i;
-    kept.input[at + e] = input;
-    kept.forget[at + e] = forget;
-    kept.z[at + e] = z;
-    kept.o[at + e] = o;
-    kept.cell[at + e] = c;
-    kept.normalizer[at + e] = n;
-    kept.maximum[at + e] = top;
+    saved.input[at + e] = input;
+    saved.forget[at + e] = forget;
+    saved.z[at + e] = z;
+    saved.o[at + e] = o;
+    saved.cell[at + e] = c;
+    saved.normalizer[at + e] = n;
+    saved.maximum[at + e] = top;
     cell[e] = c;
     normalizer[e] = n;
     maximum[e] = top;
@@ -180,7 +180,7 @@ static void slstm_forward_task(const SlstmProblem<T>& p, long h, long first, lon
     for (long r = 0; r < count; ++r) {
       const long at = unit_offset(p, first + r, t, h);
       advance(width, p.exponential_forget != 0, raw + r * 4 * width, hidden + r * width, cell + r * width, normalizer + r * width,
-              maximum + r * width, p.kept, at);
+              maximum + r * width, p.saved, at);
       memcpy(p.y + at, hidden + r * width, bytes);
     }
   }
@@ -218,17 +218,17 @@ struct SlstmFlow {
 
 // One step back. `flow.hidden` holds the whole gradient of y_t; `raw` receives those of the four sums.
 template <typename T>
-static void retreat(long width, bool exponential_forget, const SlstmKept<T>& kept, long at, const T* cell_before, const T* normalizer_before,
+static void retreat(long width, bool exponential_forget, const SlstmSaved<T>& saved, long at, const T* cell_before, const T* normalizer_before,
                     const T* maximum_before, const SlstmFlow<T>& flow, T* raw) {
 #pragma omp simd
   for (long e = 0; e < width; ++e) {
-    const T input = kept.input[at + e];
-    const T forget = kept.forget[at + e];
-    const T z = kept.z[at + e];
-    const T o = kept.o[at + e];
-    const T c = kept.cell[at + e];
-    const T n = kept.normalizer[at + e];
-    const T top = kept.maximum[at + e];
+    const T input = saved.input[at + e];
+    const T forget = saved.forget[at + e];
+    const T z = saved.z[at + e];
+    const T o = saved.o[at + e];
+    const T c = saved.cell[at + e];
+    const T n = saved.normalizer[at + e];
+    const T top = saved.maximum[at + e];
     const T before_c = cell_before[e];
     const T before_n = normalizer_before[e];
     const T carried = forget + maximum_before[e];
@@ -278,7 +278,7 @@ static SlstmBefore<T> state_before(const SlstmProblem<T>& p, long b, long t, lon
                           p.initial_maximum + at};
   }
   const long at = unit_offset(p, b, t - 1, h);
-  return SlstmBefore<T>{p.y + at, p.kept.cell + at, p.kept.normalizer + at, p.kept.maximum + at};
+  return SlstmBefore<T>{p.y + at, p.saved.cell + at, p.saved.normalizer + at, p.saved.maximum + at};
 }
 
 template <typename T>
@@ -292,7 +292,7 @@ static void clamp_all(T* values, long count, T limit) {
 }
 
 template <typename T>
-static void slstm_backward_task(const SlstmProblem<T>& p, const SlstmGradients<T>& g, const T* turned, long h,
+static void slstm_backward_task(const SlstmProblem<T>& p, const SlstmGradients<T>& g, const T* transposed, long h,
                                 long first, long count) {
   static thread_local Scratch scratch;
   const long width = p.width;
@@ -325,13 +325,13 @@ static void slstm_backward_task(const SlstmProblem<T>& p, const SlstmGradients<T
         }
       }
       const SlstmBefore<T> before = state_before(p, b, t, h, zeros);
-      retreat(width, p.exponential_forget != 0, p.kept, at, before.cell, before.normalizer, before.maximum, flow, raw + r * 4 * width);
+      retreat(width, p.exponential_forget != 0, p.saved, at, before.cell, before.normalizer, before.maximum, flow, raw + r * 4 * width);
       for (long gate = 0; gate < 4; ++gate) {
         memcpy(g.x + gate_offset(p, b, t, gate, h), raw + (r * 4 + gate) * width, bytes);
       }
     }
     memset(flows, 0, sizeof(T) * static_cast<size_t>(part_size));
-    multiply_some(count, raw, 4 * width, turned + h * 4 * width * width, 4 * width, width, flows, width);
+    multiply_some(count, raw, 4 * width, transposed + h * 4 * width * width, 4 * width, width, flows, width);
     if (p.clip > T(0)) {
       clamp_all(flows, part_size, p.clip);
     }
@@ -397,7 +397,7 @@ static void slstm_backward(const SlstmProblem<T>* problem, const SlstmGradients<
   const SlstmGradients<T>& g = *gradients;
   const long width = p.width;
   const long groups = (p.batch + kSequences - 1) / kSequences;
-  T* turned = static_cast<T*>(malloc(sizeof(T) * static_cast<size_t>(p.heads * width * 4 * width)));
+  T* transposed = static_cast<T*>(malloc(sizeof(T) * static_cast<size_t>(p.heads * width * 4 * width)));
 #pragma omp parallel
   {
     flush_denormals();
@@ -405,14 +405,14 @@ static void slstm_backward(const SlstmProblem<T>* problem, const SlstmGradients<
     for (long row = 0; row < p.heads * 4 * width; ++row) {
       const T* source = recurrent_of(p, row / (4 * width)) + row % (4 * width);
       for (long e = 0; e < width; ++e) {
-        turned[row * width + e] = source[e * 4 * width];
+        transposed[row * width + e] = source[e * 4 * width];
       }
     }
 #pragma omp for schedule(dynamic)
     for (long task = 0; task < p.heads * groups; ++task) {
       const long first = (task / p.heads) * kSequences;
       const long count = p.batch - first < kSequences ? p.batch - first : kSequences;
-      slstm_backward_task(p, g, turned, task % p.heads, first, count);
+      slstm_backward_task(p, g, transposed, task % p.heads, first, count);
     }
 #pragma omp for schedule(dynamic)
     for (long task = 0; task < p.heads * 4; ++task) {
@@ -420,7 +420,7 @@ static void slstm_backward(const SlstmProblem<T>* problem, const SlstmGradients<
       bias_gradient(p, g, task / 4, task % 4);
     }
   }
-  free(turned);
+  free(transposed);
 }
 
 }  // namespace

@@ -9,8 +9,9 @@ use crate::cpu::{ConvGradients, ConvProblem, address, call, empty, evenly_spaced
 use crate::shape::{computing_kind, dimensions, expect_device, expect_resets, expect_shape};
 use std::ffi::c_void;
 use tch::{Device, Kind, Tensor};
-use xlstm_bridge::BoxError;
-use xlstm_bridge::autograd::{Backward, Forward, custom_function};
+use xlstm_bridge::autograd::node;
+use xlstm_bridge::named::Output;
+use xlstm_bridge::{BoxError, named_tensors};
 
 /// Arguments of [`causal_conv_silu`]. W is the number of taps.
 #[derive(Debug, Clone, Copy)]
@@ -131,6 +132,18 @@ fn next_state(input: &ConvInput<'_>, taps: i64) -> Tensor {
     &tail * same.unsqueeze(-1).to_kind(tail.kind())
 }
 
+named_tensors! {
+    struct Inputs<T> { x_BTD: T, weight_D1W: T, bias_D: T }
+
+    struct Saved {
+        x_BTD: Tensor,
+        weight_WD: Tensor,
+        bias_D: Option<Tensor>,
+        state: Option<Tensor>,
+        resets_BT: Option<Tensor>,
+    }
+}
+
 /// One pass over the input, with a backward pass by hand (`cpu/pointwise.h`).
 fn fused(input: &ConvInput<'_>, taps: i64, kind: Kind) -> Result<Tensor, KernelError> {
     let x_BTD = input.x_BTD.to_kind(kind);
@@ -138,82 +151,59 @@ fn fused(input: &ConvInput<'_>, taps: i64, kind: Kind) -> Result<Tensor, KernelE
     let bias_D = input.bias_D.map(|bias_D| bias_D.to_kind(kind).contiguous());
     let state = input.state.map(|state| state.to_kind(kind).contiguous());
     let resets_BT = input.resets_BT.map(Tensor::contiguous);
-    let layout = Layout { bias: bias_D.is_some(), state: state.is_some(), resets: resets_BT.is_some(), taps };
-    let mut outputs = custom_function(
+    let bias_clone = bias_D.as_ref().map(Tensor::shallow_clone);
+    let output = node(
         "causal_conv_silu",
-        &[Some(&x_BTD), Some(&weight_D1W), bias_D.as_ref()],
+        Inputs { x_BTD: Some(&x_BTD), weight_D1W: Some(&weight_D1W), bias_D: bias_D.as_ref() },
         |_| {
             let (x_BTD, _) = evenly_spaced(&x_BTD);
             let weight_WD = weight_D1W.squeeze_dim(1).tr().contiguous();
             let y_BTD = empty(&x_BTD.size(), kind);
-            let mut saved = vec![x_BTD, weight_WD];
-            saved.extend(
-                [bias_D.as_ref(), state.as_ref(), resets_BT.as_ref()]
-                    .into_iter()
-                    .flatten()
-                    .map(Tensor::shallow_clone),
-            );
-            call!(kind, conv_forward_f32, conv_forward_f64, &layout.problem(&saved, Some(&y_BTD)));
-            Ok(Forward { outputs: vec![y_BTD], saved })
+            let saved = Saved { x_BTD, weight_WD, bias_D: bias_clone, state, resets_BT };
+            call!(kind, conv_forward_f32, conv_forward_f64, &problem(&saved, taps, Some(&y_BTD)));
+            Ok((Output { y: y_BTD }, saved))
         },
-        move |context| fused_backward(context, layout),
+        move |saved, upstream, _| fused_backward(&saved, &upstream.gradient()?, taps),
     )?;
-    Ok(outputs.swap_remove(0))
+    Ok(output.y)
 }
 
-/// Which of the optional tensors are among the saved ones, in this order after x and the weight.
-#[derive(Debug, Clone, Copy)]
-struct Layout {
-    bias: bool,
-    state: bool,
-    resets: bool,
+fn problem<T>(saved: &Saved, taps: i64, y_BTD: Option<&Tensor>) -> ConvProblem<T> {
+    let size = saved.x_BTD.size();
+    ConvProblem {
+        batch: size[0],
+        time: size[1],
+        width: size[2],
+        taps,
+        x_row: evenly_spaced(&saved.x_BTD).1,
+        x: saved.x_BTD.data_ptr().cast::<T>().cast_const(),
+        weight: address::<T>(&saved.weight_WD).cast_const(),
+        bias: optional_address::<T>(saved.bias_D.as_ref()).cast_const(),
+        state: optional_address::<T>(saved.state.as_ref()).cast_const(),
+        resets: optional_address::<c_void>(saved.resets_BT.as_ref()).cast(),
+        y: optional_address(y_BTD),
+    }
+}
+
+fn fused_backward(
+    saved: &Saved,
+    upstream_BTD: &Tensor,
     taps: i64,
-}
-
-impl Layout {
-    fn count(self) -> usize {
-        2 + usize::from(self.bias) + usize::from(self.state) + usize::from(self.resets)
-    }
-
-    fn problem<T>(self, saved: &[Tensor], y_BTD: Option<&Tensor>) -> ConvProblem<T> {
-        let mut rest = saved[2..].iter();
-        let mut next = |present: bool| if present { rest.next() } else { None };
-        let (bias, state, resets) = (next(self.bias), next(self.state), next(self.resets));
-        let size = saved[0].size();
-        ConvProblem {
-            batch: size[0],
-            time: size[1],
-            width: size[2],
-            taps: self.taps,
-            x_row: evenly_spaced(&saved[0]).1,
-            x: saved[0].data_ptr().cast::<T>().cast_const(),
-            weight: address::<T>(&saved[1]).cast_const(),
-            bias: optional_address::<T>(bias).cast_const(),
-            state: optional_address::<T>(state).cast_const(),
-            resets: optional_address::<c_void>(resets).cast(),
-            y: optional_address(y_BTD),
-        }
-    }
-}
-
-fn fused_backward(context: &Backward, layout: Layout) -> Result<Vec<Option<Tensor>>, BoxError> {
-    let saved = &context.saved;
-    if saved.len() != layout.count() {
-        return Err(format!("{} saved tensors, expected {}", saved.len(), layout.count()).into());
-    }
-    let kind = saved[0].kind();
-    let gradient_BTD = context.gradients[0].as_ref().ok_or("no gradient")?.contiguous();
-    let x_gradient = empty(&saved[0].size(), kind);
-    let weight_gradient = empty(&saved[1].size(), kind);
-    let bias_gradient = layout.bias.then(|| empty(&saved[2].size(), kind));
+) -> Result<Inputs<Option<Tensor>>, BoxError> {
+    let kind = saved.x_BTD.kind();
+    let upstream_BTD = upstream_BTD.contiguous();
+    let x_gradient = empty(&saved.x_BTD.size(), kind);
+    let weight_gradient = empty(&saved.weight_WD.size(), kind);
+    let bias_gradient = saved.bias_D.as_ref().map(|bias_D| empty(&bias_D.size(), kind));
     call!(
         kind,
         conv_backward_f32,
         conv_backward_f64,
-        &layout.problem(saved, None),
-        &gradients(&gradient_BTD, &x_gradient, &weight_gradient, bias_gradient.as_ref())
+        &problem(saved, taps, None),
+        &gradients(&upstream_BTD, &x_gradient, &weight_gradient, bias_gradient.as_ref())
     );
-    Ok(vec![Some(x_gradient), Some(weight_gradient.tr().unsqueeze(1)), bias_gradient])
+    let weight_gradient = weight_gradient.tr().unsqueeze(1);
+    Ok(Inputs { x_BTD: Some(x_gradient), weight_D1W: Some(weight_gradient), bias_D: bias_gradient })
 }
 
 fn gradients<T>(y: &Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> ConvGradients<T> {

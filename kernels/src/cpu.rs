@@ -66,10 +66,10 @@ pub(crate) struct MlstmGradients<T> {
     pub(crate) normalizers: *mut T,
 }
 
-/// `SlstmKept` of `cpu/abi.h`.
+/// `SlstmSaved` of `cpu/abi.h`.
 #[repr(C)]
 #[derive(Debug)]
-pub(crate) struct SlstmKept<T> {
+pub(crate) struct SlstmSaved<T> {
     pub(crate) input: *mut T,
     pub(crate) forget: *mut T,
     pub(crate) z: *mut T,
@@ -95,7 +95,7 @@ pub(crate) struct SlstmProblem<T> {
     pub(crate) resets: *const u8,
     pub(crate) initial: [*const T; 4],
     pub(crate) y: *mut T,
-    pub(crate) kept: SlstmKept<T>,
+    pub(crate) saved: SlstmSaved<T>,
     pub(crate) last: [*mut T; 4],
 }
 
@@ -194,7 +194,7 @@ pub(crate) struct BlocksProblem<T> {
 #[derive(Debug)]
 pub(crate) struct BlocksGradients<T> {
     pub(crate) y: *const T,
-    pub(crate) turned: *const T,
+    pub(crate) transposed: *const T,
     pub(crate) x: *mut T,
     pub(crate) weight: *mut T,
 }
@@ -222,7 +222,7 @@ pub(crate) struct QkvGatesProblem<T> {
 pub(crate) struct QkvGatesGradients<T> {
     pub(crate) qkv: [*const T; 3],
     pub(crate) sums: *const T,
-    pub(crate) turned: [*const T; 3],
+    pub(crate) transposed: [*const T; 3],
     pub(crate) c: *mut T,
     pub(crate) a: *mut T,
     pub(crate) blocks: [*mut T; 3],
@@ -345,8 +345,11 @@ pub(crate) fn table() -> &'static KernelTable {
 }
 
 /// The address of a dense tensor's first element.
+///
+/// # Panics
+/// When the tensor is not dense: a kernel would read or write outside it.
 pub(crate) fn address<T>(tensor: &Tensor) -> *mut T {
-    debug_assert!(tensor.is_contiguous());
+    assert!(tensor.is_contiguous(), "a kernel was given a tensor with strides {:?}", tensor.stride());
     tensor.data_ptr().cast()
 }
 

@@ -10,8 +10,9 @@ use crate::cpu::{Precision, ProjectionProblem, address, call, empty, optional_ad
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Reduction, TchError, Tensor};
-use xlstm_bridge::autograd::{Backward, Forward, checkpoint, custom_function};
-use xlstm_bridge::{BoxError, BridgeError};
+use xlstm_bridge::autograd::{checkpoint, node};
+use xlstm_bridge::named::{Named, Output};
+use xlstm_bridge::{BoxError, BridgeError, named_tensors};
 
 /// The exponentials of a chunk take at most about this much memory.
 const CHUNK_BYTES: i64 = 144 << 20;
@@ -79,7 +80,7 @@ fn composed(
     while start < rows {
         let length = chunk.min(rows - start);
         let targets_R = targets_N.narrow(0, start, length);
-        let mut made =
+        let mut outputs =
             checkpoint("cross_entropy", &[&hidden_ND.narrow(0, start, length), weight_VD], move |inputs| {
                 let logits_RV = inputs[0].f_matmul(&inputs[1].f_tr()?)?;
                 Ok(vec![logits_RV.f_cross_entropy_loss(
@@ -90,12 +91,20 @@ fn composed(
                     0.0,
                 )?])
             })?;
-        losses.push(made.swap_remove(0));
+        losses.push(outputs.swap_remove(0));
         start += length;
     }
     let losses_N = Tensor::f_cat(&losses, 0)?;
     let loss = losses_N.f_sum(losses_N.kind())?.f_div_scalar(count as f64)?;
     Ok(CrossEntropyOutput { loss, token_losses_N: losses_N.detach(), count })
+}
+
+named_tensors! {
+    /// What the loss is differentiated by.
+    struct Inputs<T> { hidden_ND: T, weight_VD: T }
+
+    /// Dense, of one type.
+    struct Saved { hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor }
 }
 
 /// On the CPU; the gradients are computed on the way, and given away by the first backward pass: a tensor that somebody
@@ -112,64 +121,60 @@ fn fused(
     let mut losses_N = None;
     let ready = Arc::new(Mutex::new(None));
     let given = Arc::clone(&ready);
-    let mut outputs = custom_function(
+    let output = node(
         NAME,
-        &[Some(hidden_ND), Some(weight_VD)],
+        Inputs { hidden_ND: Some(hidden_ND), weight_VD: Some(weight_VD) },
         |recorded| {
-            let saved = vec![hidden_ND.contiguous(), weight_VD.contiguous(), targets_N.contiguous()];
+            let saved = Saved {
+                hidden_ND: hidden_ND.contiguous(),
+                weight_VD: weight_VD.contiguous(),
+                targets_N: targets_N.contiguous(),
+            };
             let projection = Projection::new(&saved, recorded, &options)?;
             projection.run(count, &options);
             let loss = (projection.losses_N.sum(Kind::Double) / count as f64).to_kind(hidden_ND.kind());
             losses_N = Some(projection.losses_N);
             *ready.lock().unwrap_or_else(PoisonError::into_inner) = projection.gradients;
-            Ok(Forward { outputs: vec![loss], saved })
+            Ok((Output { y: loss }, saved))
         },
-        move |context: &Backward| {
-            let upstream = context.gradients[0].as_ref().ok_or("no gradient")?;
+        move |saved, upstream, _| {
+            let upstream = upstream.gradient()?;
             let first = given.lock().unwrap_or_else(PoisonError::into_inner).take();
             let again = || {
-                let projection = Projection::new(&context.saved, true, &options)?;
+                let projection = Projection::new(&saved, true, &options)?;
                 projection.run(count, &options);
                 Ok::<_, BoxError>(projection.gradients)
             };
             let gradients = if first.is_some() { first } else { again()? };
             let mut gradients = gradients.ok_or("no gradients were computed")?;
             if upstream.double_value(&[]) != 1.0 {
-                for gradient in &mut gradients {
-                    let _ = gradient.f_mul_(upstream)?;
-                }
+                let _ = gradients.hidden_ND.f_mul_(&upstream)?;
+                let _ = gradients.weight_VD.f_mul_(&upstream)?;
             }
-            Ok(gradients.map(Some).into())
+            Ok(gradients.map(Some))
         },
     )?;
     let missing = || BridgeError::Contract { name: NAME, expected: "losses".into(), found: "none".into() };
     let token_losses_N = losses_N.ok_or_else(missing)?;
-    Ok(CrossEntropyOutput { loss: outputs.swap_remove(0), token_losses_N, count })
+    Ok(CrossEntropyOutput { loss: output.y, token_losses_N, count })
 }
 
-/// The tensors of a call, dense and of one type.
+/// The tensors of a call.
 struct Projection<'a> {
-    hidden_ND: &'a Tensor,
-    weight_VD: &'a Tensor,
-    targets_N: &'a Tensor,
+    saved: &'a Saved,
     losses_N: Tensor,
-    /// Of the mean loss, for `hidden_ND` and `weight_VD`, when they are wanted.
-    gradients: Option<[Tensor; 2]>,
+    /// Of the mean loss, when they are wanted.
+    gradients: Option<Inputs<Tensor>>,
     /// Rows at a time.
     chunk: i64,
-    /// Room for the exponentials of a chunk, by word, where there shall be gradients. A tensor, so that what is missing
+    /// Scratch for the exponentials of a chunk, by word, where there shall be gradients. A tensor, so that what is missing
     /// is named where memory is short, and others use it in between.
     exponentials_VR: Option<Tensor>,
 }
 
 impl<'a> Projection<'a> {
-    /// `saved`: hidden values, weight, targets.
-    fn new(
-        saved: &'a [Tensor],
-        differentiate: bool,
-        options: &CrossEntropyOptions,
-    ) -> Result<Self, TchError> {
-        let (hidden_ND, weight_VD, targets_N) = (&saved[0], &saved[1], &saved[2]);
+    fn new(saved: &'a Saved, differentiate: bool, options: &CrossEntropyOptions) -> Result<Self, TchError> {
+        let Saved { hidden_ND, weight_VD, targets_N } = saved;
         let kind = hidden_ND.kind();
         let (rows, vocabulary) = (hidden_ND.size()[0], weight_VD.size()[0]);
         let bytes = if kind == Kind::Double { 8 } else { 4 };
@@ -181,14 +186,14 @@ impl<'a> Projection<'a> {
             None
         };
         let gradients =
-            differentiate.then(|| [hidden_ND, weight_VD].map(|tensor| empty(&tensor.size(), kind)));
+            differentiate.then(|| Inputs { hidden_ND, weight_VD }.map(|tensor| empty(&tensor.size(), kind)));
         let losses_N = empty(&targets_N.size(), kind);
-        Ok(Self { hidden_ND, weight_VD, targets_N, losses_N, gradients, chunk, exponentials_VR })
+        Ok(Self { saved, losses_N, gradients, chunk, exponentials_VR })
     }
 
     fn run(&self, count: i64, options: &CrossEntropyOptions) {
         call!(
-            self.hidden_ND.kind(),
+            self.saved.hidden_ND.kind(),
             cross_entropy_f32,
             cross_entropy_f64,
             &self.problem(1.0 / count as f64, options)
@@ -196,21 +201,22 @@ impl<'a> Projection<'a> {
     }
 
     fn problem<T: Precision>(&self, scale: f64, options: &CrossEntropyOptions) -> ProjectionProblem<T> {
-        let (rows, vocabulary) = (self.hidden_ND.size()[0], self.weight_VD.size()[0]);
+        let Saved { hidden_ND, weight_VD, targets_N } = self.saved;
+        let (rows, vocabulary) = (hidden_ND.size()[0], weight_VD.size()[0]);
         ProjectionProblem {
             rows,
-            width: self.hidden_ND.size()[1],
+            width: hidden_ND.size()[1],
             vocabulary,
             ignore_index: options.ignore_index,
             chunk: self.chunk,
             stride: stride(self.chunk, size_of::<T>() as i64),
             scale: T::from_f64(scale),
-            hidden: address::<T>(self.hidden_ND).cast_const(),
-            weight: address::<T>(self.weight_VD).cast_const(),
-            targets: address::<i64>(self.targets_N).cast_const(),
+            hidden: address::<T>(hidden_ND).cast_const(),
+            weight: address::<T>(weight_VD).cast_const(),
+            targets: address::<i64>(targets_N).cast_const(),
             losses: address(&self.losses_N),
-            hidden_gradient: optional_address(self.gradients.as_ref().map(|[hidden, _]| hidden)),
-            weight_gradient: optional_address(self.gradients.as_ref().map(|[_, weight]| weight)),
+            hidden_gradient: optional_address(self.gradients.as_ref().map(|all| &all.hidden_ND)),
+            weight_gradient: optional_address(self.gradients.as_ref().map(|all| &all.weight_VD)),
             exponentials: optional_address(self.exponentials_VR.as_ref()),
         }
     }

@@ -16,8 +16,9 @@ use crate::linear::linear;
 use crate::norm::head_norm;
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
 use tch::{Device, Kind, Tensor};
-use xlstm_bridge::BoxError;
-use xlstm_bridge::autograd::{Backward, Forward, custom_function};
+use xlstm_bridge::autograd::node;
+use xlstm_bridge::named::{Named, Output};
+use xlstm_bridge::{BoxError, named_tensors};
 
 /// Block-diagonal linear map without bias: `x_BTD` is cut into N blocks, `weight_NOI` holds each block's matrix
 /// (out by in), the result is `(B, T, N·O)`.
@@ -41,12 +42,17 @@ pub fn block_linear(x_BTD: &Tensor, weight_NOI: &Tensor) -> Result<Tensor, Kerne
     Ok(y_BTD.to_kind(x_BTD.kind()))
 }
 
+named_tensors! {
+    /// What [`block_linear`] takes, and saves.
+    struct Blocks<T> { x_BTD: T, weight_NOI: T }
+}
+
 /// Blocks of 4 by 4, one pass over the rows, with a backward pass by hand (`cpu/pointwise.h`).
 fn blocks_of_four(x_BTD: &Tensor, weight_NOI: &Tensor) -> Result<Tensor, KernelError> {
     let kind = x_BTD.kind();
-    let mut outputs = custom_function(
+    let output = node(
         "block_linear",
-        &[Some(x_BTD), Some(weight_NOI)],
+        Blocks { x_BTD: Some(x_BTD), weight_NOI: Some(weight_NOI) },
         |_| {
             let (x_BTD, _) = evenly_spaced(x_BTD);
             let y_BTD = empty(&x_BTD.size(), kind);
@@ -57,11 +63,11 @@ fn blocks_of_four(x_BTD: &Tensor, weight_NOI: &Tensor) -> Result<Tensor, KernelE
                 blocks_forward_f64,
                 &blocks_problem(&x_BTD, &weight_ID, Some(&y_BTD))
             );
-            Ok(Forward { outputs: vec![y_BTD], saved: vec![x_BTD, weight_NOI.shallow_clone()] })
+            Ok((Output { y: y_BTD }, Blocks { x_BTD, weight_NOI: weight_NOI.shallow_clone() }))
         },
         blocks_backward,
     )?;
-    Ok(outputs.swap_remove(0))
+    Ok(output.y)
 }
 
 /// `(N, I, O)` to `(I, N·O)`, the layout of `cpu/pointwise.h`.
@@ -86,29 +92,30 @@ fn blocks_problem<T>(x_BTD: &Tensor, weight_ID: &Tensor, y_BTD: Option<&Tensor>)
     }
 }
 
-fn blocks_backward(context: &Backward) -> Result<Vec<Option<Tensor>>, BoxError> {
-    let [x_BTD, weight_NOI] = context.saved.as_slice() else {
-        return Err(format!("{} saved tensors, expected 2", context.saved.len()).into());
-    };
+fn blocks_backward(
+    Blocks { x_BTD, weight_NOI }: Blocks<Tensor>,
+    upstream: Output<Option<Tensor>>,
+    _: Blocks<bool>,
+) -> Result<Blocks<Option<Tensor>>, BoxError> {
     let kind = x_BTD.kind();
-    let gradient_BTD = context.gradients[0].as_ref().ok_or("no gradient")?.contiguous();
+    let upstream_BTD = upstream.gradient()?.contiguous();
     let (x_gradient, weight_gradient) =
         (empty(&x_BTD.size(), kind), empty(&[4, weight_NOI.numel() as i64 / 4], kind));
-    let (straight, turned) = (by_input(&weight_NOI.transpose(1, 2)), by_input(weight_NOI));
+    let (weight_ID, transposed) = (by_input(&weight_NOI.transpose(1, 2)), by_input(&weight_NOI));
     call!(
         kind,
         blocks_backward_f32,
         blocks_backward_f64,
-        &blocks_problem(x_BTD, &straight, None),
-        &blocks_gradients(&gradient_BTD, &turned, &x_gradient, &weight_gradient)
+        &blocks_problem(&x_BTD, &weight_ID, None),
+        &blocks_gradients(&upstream_BTD, &transposed, &x_gradient, &weight_gradient)
     );
-    Ok(vec![Some(x_gradient), Some(of_blocks(&weight_gradient))])
+    Ok(Blocks { x_BTD: Some(x_gradient), weight_NOI: Some(of_blocks(&weight_gradient)) })
 }
 
-fn blocks_gradients<T>(y: &Tensor, turned: &Tensor, x: &Tensor, weight: &Tensor) -> BlocksGradients<T> {
+fn blocks_gradients<T>(y: &Tensor, transposed: &Tensor, x: &Tensor, weight: &Tensor) -> BlocksGradients<T> {
     BlocksGradients {
         y: address::<T>(y).cast_const(),
-        turned: address::<T>(turned).cast_const(),
+        transposed: address::<T>(transposed).cast_const(),
         x: address(x),
         weight: address(weight),
     }
@@ -191,80 +198,100 @@ pub fn mlstm_output(input: &MlstmOutputInput<'_>, epsilon: f64) -> Result<Tensor
     Ok((normal_BTD + input.skip_D * input.conv_BTD) * input.z_BTD.silu())
 }
 
+named_tensors! {
+    /// What [`mlstm_output`] takes, and saves.
+    struct Gated<T> { h_BTHE: T, norm_D: T, skip_D: T, conv_BTD: T, z_BTD: T }
+}
+
 /// One pass over the rows, with a backward pass by hand (`cpu/pointwise.h`).
 fn fused_output(input: &MlstmOutputInput<'_>, epsilon: f64, kind: Kind) -> Result<Tensor, KernelError> {
-    let inputs = [input.h_BTHE, input.norm_weight_D, input.skip_D, input.conv_BTD, input.z_BTD]
-        .map(|tensor| tensor.to_kind(kind));
-    let mut outputs = custom_function(
+    let convert = |tensor: &Tensor| tensor.to_kind(kind);
+    let (h_BTHE, norm_D, skip_D) =
+        (convert(input.h_BTHE), convert(input.norm_weight_D), convert(input.skip_D));
+    let (conv_BTD, z_BTD) = (convert(input.conv_BTD), convert(input.z_BTD));
+    let inputs =
+        Gated { h_BTHE: &h_BTHE, norm_D: &norm_D, skip_D: &skip_D, conv_BTD: &conv_BTD, z_BTD: &z_BTD };
+    let output = node(
         "mlstm_output",
-        &inputs.each_ref().map(Some),
+        inputs.map(Some),
         |_| {
-            let [h_BTHE, norm_D, skip_D, conv_BTD, z_BTD] = &inputs;
             let y_BTD = empty(&z_BTD.size(), kind);
-            let saved = vec![
-                h_BTHE.contiguous(),
-                norm_D.contiguous(),
-                skip_D.contiguous(),
-                conv_BTD.contiguous(),
-                evenly_spaced(z_BTD).0,
-            ];
+            let saved = Gated {
+                h_BTHE: h_BTHE.contiguous(),
+                norm_D: norm_D.contiguous(),
+                skip_D: skip_D.contiguous(),
+                conv_BTD: conv_BTD.contiguous(),
+                z_BTD: evenly_spaced(&z_BTD).0,
+            };
             call!(
                 kind,
                 output_forward_f32,
                 output_forward_f64,
                 &output_problem(&saved, epsilon, Some(&y_BTD))
             );
-            Ok(Forward { outputs: vec![y_BTD], saved })
+            Ok((Output { y: y_BTD }, saved))
         },
-        move |context| output_backward(context, epsilon),
+        move |saved, upstream, _| output_backward(&saved, &upstream.gradient()?, epsilon),
     )?;
-    Ok(outputs.swap_remove(0))
+    Ok(output.y)
 }
 
-fn output_problem<T: Precision>(saved: &[Tensor], epsilon: f64, y_BTD: Option<&Tensor>) -> OutputProblem<T> {
-    let size = saved[0].size();
-    let input = |index: usize| saved[index].data_ptr().cast::<T>().cast_const();
+fn output_problem<T: Precision>(
+    saved: &Gated<Tensor>,
+    epsilon: f64,
+    y_BTD: Option<&Tensor>,
+) -> OutputProblem<T> {
+    let size = saved.h_BTHE.size();
+    let input = |tensor: &Tensor| address::<T>(tensor).cast_const();
     OutputProblem {
         rows: size[0] * size[1],
         heads: size[2],
         width: size[3],
-        z_row: evenly_spaced(&saved[4]).1,
+        z_row: evenly_spaced(&saved.z_BTD).1,
         epsilon: T::from_f64(epsilon),
-        h: input(0),
-        norm: input(1),
-        skip: input(2),
-        conv: input(3),
-        z: input(4),
+        h: input(&saved.h_BTHE),
+        norm: input(&saved.norm_D),
+        skip: input(&saved.skip_D),
+        conv: input(&saved.conv_BTD),
+        // Rows of `z` may lie further apart than they are wide.
+        z: saved.z_BTD.data_ptr().cast::<T>().cast_const(),
         y: crate::cpu::optional_address(y_BTD),
     }
 }
 
-fn output_backward(context: &Backward, epsilon: f64) -> Result<Vec<Option<Tensor>>, BoxError> {
-    let saved = &context.saved;
-    if saved.len() != 5 {
-        return Err(format!("{} saved tensors, expected 5", saved.len()).into());
-    }
-    let kind = saved[0].kind();
-    let gradient_BTD = context.gradients[0].as_ref().ok_or("no gradient")?.contiguous();
-    let made: Vec<Tensor> = saved.iter().map(|tensor| empty(&tensor.size(), kind)).collect();
+fn output_backward(
+    saved: &Gated<Tensor>,
+    upstream_BTD: &Tensor,
+    epsilon: f64,
+) -> Result<Gated<Option<Tensor>>, BoxError> {
+    let kind = saved.h_BTHE.kind();
+    let upstream_BTD = upstream_BTD.contiguous();
+    let like = |tensor: &Tensor| empty(&tensor.size(), kind);
+    let gradients = Gated {
+        h_BTHE: like(&saved.h_BTHE),
+        norm_D: like(&saved.norm_D),
+        skip_D: like(&saved.skip_D),
+        conv_BTD: like(&saved.conv_BTD),
+        z_BTD: like(&saved.z_BTD),
+    };
     call!(
         kind,
         output_backward_f32,
         output_backward_f64,
         &output_problem(saved, epsilon, None),
-        &output_gradients(&gradient_BTD, &made)
+        &output_gradients(&upstream_BTD, &gradients)
     );
-    Ok(made.into_iter().map(Some).collect())
+    Ok(gradients.map(Some))
 }
 
-fn output_gradients<T>(y: &Tensor, made: &[Tensor]) -> OutputGradients<T> {
+fn output_gradients<T>(y: &Tensor, gradients: &Gated<Tensor>) -> OutputGradients<T> {
     OutputGradients {
         y: address::<T>(y).cast_const(),
-        h: address(&made[0]),
-        norm: address(&made[1]),
-        skip: address(&made[2]),
-        conv: address(&made[3]),
-        z: address(&made[4]),
+        h: address(&gradients.h_BTHE),
+        norm: address(&gradients.norm_D),
+        skip: address(&gradients.skip_D),
+        conv: address(&gradients.conv_BTD),
+        z: address(&gradients.z_BTD),
     }
 }
 

@@ -8,8 +8,13 @@ use crate::KernelError;
 use crate::cpu::{self, GemmProblem, address, empty};
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
 use tch::{Device, Kind, Tensor};
-use xlstm_bridge::BoxError;
-use xlstm_bridge::autograd::{Backward, Forward, custom_function};
+use xlstm_bridge::autograd::node;
+use xlstm_bridge::named::Output;
+use xlstm_bridge::{BoxError, named_tensors};
+
+named_tensors! {
+    struct Inputs<T> { x_ND: T, weight_OD: T }
+}
 
 /// With fewer rows than this, copying the weight would cost more than the product.
 const FEWEST_ROWS: i64 = 16;
@@ -41,51 +46,65 @@ pub fn linear(x_D: &Tensor, weight_OD: &Tensor, bias_O: Option<&Tensor>) -> Resu
         return Ok(x_D.f_linear(weight_OD, bias_O)?);
     }
     let x_ND = x_D.reshape([rows, width]);
-    let mut made = custom_function(
+    let output = node(
         NAME,
-        &[Some(&x_ND), Some(weight_OD)],
+        Inputs { x_ND: Some(&x_ND), weight_OD: Some(weight_OD) },
         |_| {
             let y_NO = empty(&[rows, outputs], Kind::Float);
             let (x_ND, weight_OD) = (x_ND.contiguous(), weight_OD.contiguous());
             multiply(&y_NO, &x_ND, &weight_OD.tr(), 0.0);
-            Ok(Forward { outputs: vec![y_NO], saved: vec![x_ND, weight_OD] })
+            Ok((Output { y: y_NO }, Inputs { x_ND, weight_OD }))
         },
         backward,
     )?;
     if let Some(last) = size.last_mut() {
         *last = outputs;
     }
-    let y_O = made.swap_remove(0).view(size.as_slice());
+    let y_O = output.y.view(size.as_slice());
     Ok(match bias_O {
         Some(bias_O) => y_O + bias_O,
         None => y_O,
     })
 }
 
-fn backward(context: &Backward) -> Result<Vec<Option<Tensor>>, BoxError> {
-    let [x_ND, weight_OD] = context.saved.as_slice() else {
-        return Err(format!("{} saved tensors, expected 2", context.saved.len()).into());
-    };
-    let gradient_NO = context.gradients[0].as_ref().ok_or("no gradient")?.contiguous();
-    let x_gradient = context.needs_gradient[0].then(|| {
-        let made = empty(&x_ND.size(), Kind::Float);
-        multiply(&made, &gradient_NO, weight_OD, 0.0);
-        made
+fn backward(
+    Inputs { x_ND, weight_OD }: Inputs<Tensor>,
+    upstream: Output<Option<Tensor>>,
+    wanted: Inputs<bool>,
+) -> Result<Inputs<Option<Tensor>>, BoxError> {
+    let upstream_NO = upstream.gradient()?.contiguous();
+    let x_gradient = wanted.x_ND.then(|| {
+        let gradient = empty(&x_ND.size(), Kind::Float);
+        multiply(&gradient, &upstream_NO, &weight_OD, 0.0);
+        gradient
     });
-    let weight_gradient = context.needs_gradient[1].then(|| {
-        let made = empty(&weight_OD.size(), Kind::Float);
-        multiply(&made, &gradient_NO.tr(), x_ND, 0.0);
-        made
+    let weight_gradient = wanted.weight_OD.then(|| {
+        let gradient = empty(&weight_OD.size(), Kind::Float);
+        multiply(&gradient, &upstream_NO.tr(), &x_ND, 0.0);
+        gradient
     });
-    Ok(vec![x_gradient, weight_gradient])
+    Ok(Inputs { x_ND: x_gradient, weight_OD: weight_gradient })
 }
 
-/// `out = a b + beta out` for matrices in memory of which one step is 1; `out` is dense. `Float` or `Double`.
+/// `out = a b + beta out` for matrices on the CPU, all three `Float` or all three `Double`; `out` is dense, and `a` and
+/// `b` are dense or transposed.
+///
+/// # Panics
+/// When a size, type, device or layout is another: the product would read or write outside a tensor.
 pub(crate) fn multiply(out: &Tensor, a: &Tensor, b: &Tensor, beta: f64) {
+    let kind = out.kind();
+    assert!(
+        matches!(kind, Kind::Float | Kind::Double)
+            && [out, a, b].iter().all(|matrix| matrix.kind() == kind && matrix.device() == Device::Cpu),
+        "a product of {:?} and {:?} into {kind:?}",
+        a.kind(),
+        b.kind()
+    );
     let table = cpu::table();
-    // SAFETY: two-dimensional tensors of fitting sizes on the CPU, in the type of the call, alive during it.
+    // SAFETY: checked above and in `problem`: matrices of fitting sizes on the CPU, in the type of the call, alive
+    // during it.
     unsafe {
-        if out.kind() == Kind::Double {
+        if kind == Kind::Double {
             (table.gemm_f64)(&problem(out, a, b, 1.0, beta));
         } else {
             (table.gemm_f32)(&problem(out, a, b, 1.0, beta as f32));
@@ -95,8 +114,15 @@ pub(crate) fn multiply(out: &Tensor, a: &Tensor, b: &Tensor, beta: f64) {
 
 fn problem<T>(out: &Tensor, a: &Tensor, b: &Tensor, alpha: T, beta: T) -> GemmProblem<T> {
     let (a_size, b_size, a_stride, b_stride) = (a.size(), b.size(), a.stride(), b.stride());
-    debug_assert!(a_size[1] == b_size[0] && out.size() == [a_size[0], b_size[1]]);
-    debug_assert!(a_stride.contains(&1) && b_stride.contains(&1));
+    assert!(
+        a_size.len() == 2
+            && b_size.len() == 2
+            && a_size[1] == b_size[0]
+            && out.size() == [a_size[0], b_size[1]],
+        "a product of {a_size:?} and {b_size:?} into {:?}",
+        out.size()
+    );
+    assert!(a_stride.contains(&1) && b_stride.contains(&1), "strides of {a_stride:?} and {b_stride:?}");
     GemmProblem {
         m: a_size[0],
         n: b_size[1],

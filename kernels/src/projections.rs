@@ -9,8 +9,9 @@ use crate::cpu::{QkvGatesGradients, QkvGatesProblem, address, call, empty, evenl
 use crate::gates::{GateWeights, block_linear, by_input, mlstm_gates, of_blocks};
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
 use tch::{Device, Kind, Tensor};
-use xlstm_bridge::BoxError;
-use xlstm_bridge::autograd::{Backward, Forward, custom_function};
+use xlstm_bridge::autograd::node;
+use xlstm_bridge::named::Named;
+use xlstm_bridge::{BoxError, named_tensors};
 
 /// Arguments of [`mlstm_projections`]. N blocks of O outputs and I inputs each, N·O = D.
 #[derive(Debug, Clone, Copy)]
@@ -70,6 +71,15 @@ fn fits(input: &ProjectionsInput<'_>, width: i64) -> bool {
         && matches!(weights.input_bias.numel(), 1 | 2 | 4)
 }
 
+named_tensors! {
+    struct Inputs<T> { c_BTD: T, a_BTD: T, query: T, key: T, value: T, gate_weight_GF: T, gate_bias_G: T }
+
+    struct Outputs<T> { query: T, key: T, value: T, sums_BTG: T }
+
+    /// The inputs with their blocks in the layout of the kernels ([`by_input`]), and the outputs.
+    struct Saved { inputs: Inputs<Tensor>, outputs: Outputs<Tensor> }
+}
+
 fn fused(input: &ProjectionsInput<'_>, width: i64) -> Result<Projections, KernelError> {
     const NAME: &str = "mlstm_projections";
     let kind = computing_kind(NAME, "c_BTD", input.c_BTD)?;
@@ -84,100 +94,119 @@ fn fused(input: &ProjectionsInput<'_>, width: i64) -> Result<Projections, Kernel
     let gate_weight_GF = Tensor::cat(&[weights.input_weight, weights.forget_weight], 0);
     let gate_bias_G = Tensor::cat(&[weights.input_bias, weights.forget_bias], 0);
     let [query, key, value] = input.blocks_NOI;
-    let mut outputs = custom_function(
-        NAME,
-        &[input.c_BTD, input.a_BTD, query, key, value, &gate_weight_GF, &gate_bias_G].map(Some),
-        |_| {
-            let size = input.c_BTD.size();
-            let made = [&size[..], &size[..], &size[..], &[size[0], size[1], 2 * heads]]
-                .map(|size| empty(size, kind));
-            let mut saved = vec![input.c_BTD.contiguous(), evenly_spaced(input.a_BTD).0];
-            saved.extend(input.blocks_NOI.iter().map(|blocks_NOI| by_input(&blocks_NOI.transpose(1, 2))));
-            saved.extend([gate_weight_GF.contiguous(), gate_bias_G.contiguous()]);
-            saved.extend(made.iter().map(Tensor::shallow_clone));
-            call!(kind, qkv_gates_forward_f32, qkv_gates_forward_f64, &problem(&saved));
-            Ok(Forward { outputs: made.into(), saved })
-        },
-        backward,
-    )?;
-    let sums_BTG = outputs.pop().ok_or_else(|| incomplete(&outputs))?;
-    let qkv_BTD = outputs.try_into().map_err(|outputs: Vec<Tensor>| incomplete(&outputs))?;
+    let inputs = Inputs {
+        c_BTD: input.c_BTD,
+        a_BTD: input.a_BTD,
+        query,
+        key,
+        value,
+        gate_weight_GF: &gate_weight_GF,
+        gate_bias_G: &gate_bias_G,
+    };
+    let outputs = node(NAME, inputs.map(Some), |_| Ok(forward(inputs, kind)), backward)?;
+    let Outputs { query, key, value, sums_BTG } = outputs;
     let (i_BTH, f_BTH) = (sums_BTG.narrow(-1, 0, heads), sums_BTG.narrow(-1, heads, heads));
-    Ok(Projections { qkv_BTD, i_BTH, f_BTH })
+    Ok(Projections { qkv_BTD: [query, key, value], i_BTH, f_BTH })
 }
 
-fn incomplete(outputs: &[Tensor]) -> xlstm_bridge::BridgeError {
-    xlstm_bridge::BridgeError::Contract {
-        name: "mlstm_projections",
-        expected: "4 outputs".into(),
-        found: outputs.len().to_string(),
+fn forward(inputs: Inputs<&Tensor>, kind: Kind) -> (Outputs<Tensor>, Saved) {
+    let size = inputs.c_BTD.size();
+    let projected = || empty(&size, kind);
+    let sums_BTG = empty(&[size[0], size[1], inputs.gate_bias_G.numel() as i64], kind);
+    let outputs = Outputs { query: projected(), key: projected(), value: projected(), sums_BTG };
+    let blocks = |weight_NOI: &Tensor| by_input(&weight_NOI.transpose(1, 2));
+    let inputs = Inputs {
+        c_BTD: inputs.c_BTD.contiguous(),
+        a_BTD: evenly_spaced(inputs.a_BTD).0,
+        query: blocks(inputs.query),
+        key: blocks(inputs.key),
+        value: blocks(inputs.value),
+        gate_weight_GF: inputs.gate_weight_GF.contiguous(),
+        gate_bias_G: inputs.gate_bias_G.contiguous(),
+    };
+    let saved = Saved { inputs, outputs: outputs.shallow_clone() };
+    call!(kind, qkv_gates_forward_f32, qkv_gates_forward_f64, &problem(&saved));
+    (outputs, saved)
+}
+
+impl Outputs<Tensor> {
+    fn shallow_clone(&self) -> Self {
+        let Self { query, key, value, sums_BTG } = self;
+        Outputs { query, key, value, sums_BTG }.map(Tensor::shallow_clone)
     }
 }
 
-/// `saved`: c, a, three blocks in the kernels' layout, weight and bias of the gates, q, k, v, sums of the gates.
-fn problem<T>(saved: &[Tensor]) -> QkvGatesProblem<T> {
-    let size = saved[0].size();
-    let input = |index: usize| saved[index].data_ptr().cast::<T>().cast_const();
+fn problem<T>(Saved { inputs, outputs }: &Saved) -> QkvGatesProblem<T> {
+    let size = inputs.c_BTD.size();
+    let input = |tensor: &Tensor| address::<T>(tensor).cast_const();
     QkvGatesProblem {
         rows: size[0] * size[1],
         width: size[2],
-        gates: saved[6].size()[0],
-        a_row: evenly_spaced(&saved[1]).1,
-        c: input(0),
-        a: input(1),
-        blocks: [input(2), input(3), input(4)],
-        gate_weight: input(5),
-        gate_bias: input(6),
-        qkv: [7, 8, 9].map(|index| address(&saved[index])),
-        sums: address(&saved[10]),
+        gates: inputs.gate_bias_G.size()[0],
+        a_row: evenly_spaced(&inputs.a_BTD).1,
+        c: input(&inputs.c_BTD),
+        // Rows of `a` may lie further apart than they are wide.
+        a: inputs.a_BTD.data_ptr().cast::<T>().cast_const(),
+        blocks: [&inputs.query, &inputs.key, &inputs.value].map(input),
+        gate_weight: input(&inputs.gate_weight_GF),
+        gate_bias: input(&inputs.gate_bias_G),
+        qkv: [&outputs.query, &outputs.key, &outputs.value].map(address),
+        sums: address(&outputs.sums_BTG),
     }
 }
 
-fn backward(context: &Backward) -> Result<Vec<Option<Tensor>>, BoxError> {
-    let saved = &context.saved;
-    if saved.len() != 11 || context.gradients.len() != 4 {
-        let (tensors, gradients) = (saved.len(), context.gradients.len());
-        return Err(format!("{tensors} saved tensors and {gradients} gradients, expected 11 and 4").into());
-    }
-    let kind = saved[0].kind();
-    let arriving: Vec<Tensor> = context
-        .gradients
-        .iter()
-        .zip(&saved[7..])
-        .map(|(gradient, output)| gradient.as_ref().map_or_else(|| output.zeros_like(), Tensor::contiguous))
-        .collect();
-    // The transpose of each block, from the kernels' layout and back to it.
-    let turned: Vec<Tensor> = saved[2..5].iter().map(|blocks| by_input(&of_blocks(blocks))).collect();
-    let (c_gradient, a_gradient) = (empty(&saved[0].size(), kind), empty(&saved[1].size(), kind));
-    let weights: Vec<Tensor> = saved[2..6].iter().map(|tensor| empty(&tensor.size(), kind)).collect();
+fn backward(
+    saved: Saved,
+    upstream: Outputs<Option<Tensor>>,
+    _: Inputs<bool>,
+) -> Result<Inputs<Option<Tensor>>, BoxError> {
+    let Saved { inputs, outputs } = &saved;
+    let kind = inputs.c_BTD.kind();
+    let dense = |gradient: Option<Tensor>, output: &Tensor| {
+        gradient.map_or_else(|| output.zeros_like(), |gradient| gradient.contiguous())
+    };
+    let upstream = Outputs {
+        query: dense(upstream.query, &outputs.query),
+        key: dense(upstream.key, &outputs.key),
+        value: dense(upstream.value, &outputs.value),
+        sums_BTG: dense(upstream.sums_BTG, &outputs.sums_BTG),
+    };
+    // Each block transposed, from the kernels' layout and back to it.
+    let transposed = [&inputs.query, &inputs.key, &inputs.value].map(|blocks| by_input(&of_blocks(blocks)));
+    let like = |tensor: &Tensor| empty(&tensor.size(), kind);
+    let results = Inputs {
+        c_BTD: like(&inputs.c_BTD),
+        a_BTD: like(&inputs.a_BTD),
+        query: like(&inputs.query),
+        key: like(&inputs.key),
+        value: like(&inputs.value),
+        gate_weight_GF: like(&inputs.gate_weight_GF),
+        gate_bias_G: upstream.sums_BTG.sum_dim_intlist([0_i64, 1].as_slice(), false, kind),
+    };
     call!(
         kind,
         qkv_gates_backward_f32,
         qkv_gates_backward_f64,
-        &problem(saved),
-        &gradients(&arriving, &turned, [&c_gradient, &a_gradient], &weights)
+        &problem(&saved),
+        &gradients(&upstream, &transposed, &results)
     );
-    let mut made = vec![Some(c_gradient), Some(a_gradient)];
-    made.extend(weights[..3].iter().map(|blocks| Some(of_blocks(blocks))));
-    let bias_G = arriving[3].sum_dim_intlist([0_i64, 1].as_slice(), false, kind);
-    made.extend([Some(weights[3].shallow_clone()), Some(bias_G)]);
-    Ok(made)
+    let [query, key, value] = [&results.query, &results.key, &results.value].map(of_blocks);
+    Ok(Inputs { query, key, value, ..results }.map(Some))
 }
 
 fn gradients<T>(
-    arriving: &[Tensor],
-    turned: &[Tensor],
-    [c, a]: [&Tensor; 2],
-    weights: &[Tensor],
+    upstream: &Outputs<Tensor>,
+    transposed: &[Tensor; 3],
+    results: &Inputs<Tensor>,
 ) -> QkvGatesGradients<T> {
-    let three = |tensors: &[Tensor]| [0, 1, 2].map(|index| address::<T>(&tensors[index]));
+    let input = |tensor: &Tensor| address::<T>(tensor).cast_const();
     QkvGatesGradients {
-        qkv: three(arriving).map(<*mut T>::cast_const),
-        sums: address::<T>(&arriving[3]).cast_const(),
-        turned: three(turned).map(<*mut T>::cast_const),
-        c: address(c),
-        a: address(a),
-        blocks: three(weights),
-        gate_weight: address(&weights[3]),
+        qkv: [&upstream.query, &upstream.key, &upstream.value].map(input),
+        sums: input(&upstream.sums_BTG),
+        transposed: transposed.each_ref().map(input),
+        c: address(&results.c_BTD),
+        a: address(&results.a_BTD),
+        blocks: [&results.query, &results.key, &results.value].map(address),
+        gate_weight: address(&results.gate_weight_GF),
     }
 }

@@ -10,8 +10,12 @@
 //! them as it keeps its own (a saved input that is changed in place is an error; memory is freed once the node has
 //! run). The backward closure runs on whichever thread the engine uses. An error or a panic in it ends the backward
 //! call with that message. A second derivative is refused, never silently wrong.
+//!
+//! [`node`] is the one to use: tensors have names ([`crate::named`]). [`custom_function`] is for a number of tensors
+//! that only the run knows, as in [`checkpoint`].
 
 use crate::ffi::{self, Handle};
+use crate::named::{Named, Saved};
 use crate::{BoxError, BridgeError};
 use std::any::Any;
 use std::ffi::{CString, c_char, c_void};
@@ -43,6 +47,65 @@ type BackwardClosure = dyn Fn(&Backward) -> Result<Vec<Option<Tensor>>, BoxError
 /// What the node owns: one backward pass at a time runs in it.
 struct NodeContext(Mutex<Box<BackwardClosure>>);
 
+/// A function of the graph whose tensors have names: run `forward` and record `backward` as its derivative.
+///
+/// `forward` is told whether the call is recorded (gradients are on and an input asks for one), and returns its
+/// outputs (floating-point, none of them one of the inputs) and what the backward pass needs. `backward` is given the
+/// saved tensors, the gradients of the outputs (`None` where nothing depends on that output) and, for each input,
+/// whether its gradient is wanted; it returns the inputs' gradients, `None` for those that have none. Computing one
+/// that is not wanted is a waste, not an error.
+///
+/// # Errors
+/// What `forward` returns, or libtorch's complaint about outputs (not floating-point, one of the inputs).
+pub fn node<'a, I, O, S, F, B>(
+    name: &'static str,
+    inputs: I,
+    forward: F,
+    backward: B,
+) -> Result<O, BridgeError>
+where
+    I: Named<Option<&'a Tensor>>,
+    O: Named<Tensor>,
+    S: Saved,
+    F: FnOnce(bool) -> Result<(O, S), BoxError>,
+    B: Fn(S, O::As<Option<Tensor>>, I::As<bool>) -> Result<I::As<Option<Tensor>>, BoxError> + Send + 'static,
+{
+    let input_handles = ffi::handles(inputs.into_values());
+    let recorded = is_recorded(&input_handles);
+    let (outputs, saved) =
+        tch::no_grad(|| forward(recorded)).map_err(|source| BridgeError::Forward { name, source })?;
+    if !recorded {
+        return Ok(outputs);
+    }
+    let mut tensors = Vec::new();
+    saved.store(&mut tensors);
+    let present: Vec<bool> = tensors.iter().map(Option::is_some).collect();
+    let tensors: Vec<Tensor> = tensors.into_iter().flatten().collect();
+    let closure = move |context: &Backward| {
+        let mut left = context.saved.iter().map(Tensor::shallow_clone);
+        let mut all = present.iter().map(|&present| if present { left.next() } else { None });
+        let saved = S::load(&mut all).ok_or("a saved tensor is missing")?;
+        let mut gradients =
+            context.gradients.iter().map(|gradient| gradient.as_ref().map(Tensor::shallow_clone));
+        let gradients = Named::from_values(&mut gradients).ok_or("an output's gradient is missing")?;
+        let wanted = Named::from_values(&mut context.needs_gradient.iter().copied());
+        Ok(backward(saved, gradients, wanted.ok_or("an input is missing")?)?.into_values())
+    };
+    let outputs = attach(name, &input_handles, &outputs.into_values(), &tensors, Box::new(closure))?;
+    let found = outputs.len();
+    O::from_values(&mut outputs.into_iter()).ok_or_else(|| BridgeError::Contract {
+        name,
+        expected: format!("{} outputs", O::COUNT),
+        found: found.to_string(),
+    })
+}
+
+/// Whether gradients are on and an input asks for one.
+fn is_recorded(inputs: &[*const Handle]) -> bool {
+    // SAFETY: the handles are those of live tensors, or null.
+    unsafe { ffi::xlstm_autograd_is_recorded(inputs.as_ptr(), inputs.len()) != 0 }
+}
+
 /// Run `forward` and record `backward` as its derivative.
 ///
 /// `forward` is told whether the call is recorded (gradients are on and an input asks for one); if not, nothing
@@ -61,9 +124,7 @@ where
     B: Fn(&Backward) -> Result<Vec<Option<Tensor>>, BoxError> + Send + 'static,
 {
     let input_handles = ffi::handles(inputs.iter().copied());
-    // SAFETY: the handles are valid for the call.
-    let recorded =
-        unsafe { ffi::xlstm_autograd_is_recorded(input_handles.as_ptr(), input_handles.len()) } != 0;
+    let recorded = is_recorded(&input_handles);
     let Forward { outputs, saved } =
         tch::no_grad(|| forward(recorded)).map_err(|source| BridgeError::Forward { name, source })?;
     if !recorded {

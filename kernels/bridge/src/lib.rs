@@ -3,6 +3,7 @@
 //! | module | what it brings | C++ half |
 //! |---|---|---|
 //! | [`autograd`] | functions with a backward pass written in Rust, activation checkpointing, gradients with given cotangents | `cpp/autograd.cpp` |
+//! | [`named`] | tensors by name: inputs, outputs and saved tensors of a node as structs | none |
 //! | [`distributed`] | a table shared by processes, collective operations, gradients summed during the backward pass | `cpp/store.cpp`, `cpp/process_group.cpp`, `cpp/reducer.cpp` |
 //! | [`runtime`] | denormals, threads, versions, memory | `cpp/runtime.cpp` |
 //! | [`lists`] | AdamW and norms over many tensors in a few launches; memory of a card | `cpp/lists.cpp` |
@@ -18,6 +19,7 @@ pub mod distributed;
 mod error;
 mod ffi;
 pub mod lists;
+pub mod named;
 pub mod runtime;
 
 pub use error::{BoxError, BridgeError};

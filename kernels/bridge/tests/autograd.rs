@@ -4,26 +4,41 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::BridgeError;
-use xlstm_bridge::autograd::{Backward, Forward, backward, checkpoint, custom_function, gradients};
+use xlstm_bridge::autograd::{Forward, backward, checkpoint, custom_function, gradients, node};
+use xlstm_bridge::named::{Named, Output};
+use xlstm_bridge::named_tensors;
 
 fn leaf(values: &[f64]) -> Tensor {
     Tensor::from_slice(values).set_requires_grad(true)
 }
 
+named_tensors! {
+    struct Factors<T> { left: T, right: T }
+    struct SavedFactors { factors: Factors<Tensor>, absent: Option<Tensor>, more: [Option<Tensor>; 2] }
+}
+
 /// y = a * b, with gradients only where they are wanted.
 fn product(a: &Tensor, b: &Tensor) -> Result<Tensor, BridgeError> {
-    let mut outputs = custom_function(
+    let output = node(
         "product",
-        &[Some(a), Some(b)],
-        |_| Ok(Forward { outputs: vec![a * b], saved: vec![a.shallow_clone(), b.shallow_clone()] }),
-        |context: &Backward| {
-            let gradient = context.gradients[0].as_ref().ok_or("no gradient")?;
-            let wanted =
-                |index: usize, other: &Tensor| context.needs_gradient[index].then(|| gradient * other);
-            Ok(vec![wanted(0, &context.saved[1]), wanted(1, &context.saved[0])])
+        Factors { left: Some(a), right: Some(b) },
+        |_| {
+            let factors = Factors { left: a.shallow_clone(), right: b.shallow_clone() };
+            let more = [None, Some(b.shallow_clone())];
+            Ok((Output { y: a * b }, SavedFactors { factors, absent: None, more }))
+        },
+        |saved, gradients, wanted| {
+            let gradient = gradients.gradient()?;
+            let Factors { left, right } = saved.factors;
+            assert!(saved.absent.is_none() && saved.more[0].is_none());
+            assert!(saved.more[1].as_ref().is_some_and(|again| again.equal(&right)));
+            Ok(Factors {
+                left: wanted.left.then(|| &gradient * right),
+                right: wanted.right.then(|| &gradient * left),
+            })
         },
     )?;
-    Ok(outputs.swap_remove(0))
+    Ok(output.y)
 }
 
 fn failing(input: &Tensor, fail: fn() -> Result<Tensor, xlstm_bridge::BoxError>) -> Tensor {
@@ -46,6 +61,38 @@ fn gradients_reach_the_leaves_and_chain_with_libtorch() {
     assert!(a.grad().allclose(&expected, 1e-12, 1e-12, false));
     let expected = (&a * &b * 2.0).cos() * &a * 2.0;
     assert!(b.grad().allclose(&expected, 1e-12, 1e-12, false));
+}
+
+#[test]
+fn named_values_keep_their_order() {
+    let factors = Factors::from_values(&mut [1, 2, 3].into_iter()).unwrap();
+    assert_eq!((factors.left, factors.right), (1, 2));
+    assert_eq!(factors.map(|value| value * 10).into_values(), [10, 20]);
+    assert!(Factors::from_values(&mut [1].into_iter()).is_none());
+}
+
+#[test]
+fn outputs_and_gradients_meet_by_name() {
+    named_tensors! { struct Parts<T> { sum: T, difference: T } }
+    let (a, b) = (leaf(&[2.0, 3.0]), leaf(&[5.0, 7.0]));
+    let parts = node(
+        "parts",
+        Factors { left: Some(&a), right: Some(&b) },
+        |recorded| {
+            assert!(recorded);
+            Ok((Parts { sum: &a + &b, difference: &a - &b }, ()))
+        },
+        |(), gradients, _| {
+            assert!(gradients.sum.is_none());
+            let gradient = gradients.difference.ok_or("no gradient of the difference")?;
+            Ok(Factors { right: Some(-&gradient), left: Some(gradient) })
+        },
+    )
+    .unwrap();
+    assert_eq!(Vec::<f64>::try_from(&parts.sum.detach()).unwrap(), [7.0, 10.0]);
+    parts.difference.sum(Kind::Double).backward();
+    assert_eq!(Vec::<f64>::try_from(&a.grad()).unwrap(), [1.0, 1.0]);
+    assert_eq!(Vec::<f64>::try_from(&b.grad()).unwrap(), [-1.0, -1.0]);
 }
 
 #[test]

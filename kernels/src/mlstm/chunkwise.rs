@@ -16,17 +16,43 @@
 
 use super::{MlstmInput, MlstmOutput, MlstmState, Sizes};
 use crate::KernelError;
-use crate::cpu::{self, MlstmGradients, MlstmProblem, address, empty, optional_address};
+use crate::cpu::{MlstmGradients, MlstmProblem, address, call, empty, optional_address};
 use std::ffi::c_void;
 use tch::{Kind, Tensor};
-use xlstm_bridge::autograd::{Backward, Forward, custom_function};
-use xlstm_bridge::{BoxError, BridgeError};
+use xlstm_bridge::autograd::node;
+use xlstm_bridge::named::Named;
+use xlstm_bridge::{BoxError, named_tensors};
 
 /// Steps in a chunk: below it the small products lose speed, above it pairs cost more than states.
 const CHUNK: usize = 128;
 
-/// Saved tensors, in this order; the optional ones last.
-const SAVED: usize = 12;
+named_tensors! {
+    struct Inputs<T> {
+        q_BTHK: T,
+        k_BTHK: T,
+        v_BTHV: T,
+        i_BTH: T,
+        f_BTH: T,
+        initial_matrix: T,
+        initial_normalizer: T,
+        initial_maximum: T,
+    }
+
+    struct Outputs<T> { h_BTHV: T, matrix: T, normalizer: T, maximum: T }
+
+    /// What the backward pass reads; N is the number of chunks.
+    struct Saved {
+        inputs: Inputs<Option<Tensor>>,
+        resets_BT: Option<Tensor>,
+        outputs: Outputs<Tensor>,
+        /// n·q of each step.
+        read_BTH: Tensor,
+        /// C before each chunk.
+        states_NHKV: Tensor,
+        /// n before each chunk.
+        normalizers_NHK: Tensor,
+    }
+}
 
 pub(super) fn mlstm(
     input: &MlstmInput<'_>,
@@ -37,33 +63,23 @@ pub(super) fn mlstm(
     let chunk = i64::try_from(chunk.unwrap_or(CHUNK).clamp(1, longest)).unwrap_or(sizes.time);
     let resets_BT = input.resets_BT.map(Tensor::contiguous);
     let state = input.state;
-    let inputs = [
-        Some(input.q_BTHK),
-        Some(input.k_BTHK),
-        Some(input.v_BTHV),
-        Some(input.i_BTH),
-        Some(input.f_BTH),
-        state.map(|state| &state.matrix),
-        state.map(|state| &state.normalizer),
-        state.map(|state| &state.maximum),
-    ];
-    let mut outputs = custom_function(
-        "mlstm_chunkwise",
-        &inputs,
-        |_| Ok(forward(&inputs, resets_BT, sizes, chunk)),
-        move |context| backward(context, sizes, chunk),
-    )?
-    .into_iter();
-    let mut next = || {
-        outputs.next().ok_or_else(|| BridgeError::Contract {
-            name: "mlstm_chunkwise",
-            expected: "4 outputs".into(),
-            found: "fewer".into(),
-        })
+    let inputs = Inputs {
+        q_BTHK: Some(input.q_BTHK),
+        k_BTHK: Some(input.k_BTHK),
+        v_BTHV: Some(input.v_BTHV),
+        i_BTH: Some(input.i_BTH),
+        f_BTH: Some(input.f_BTH),
+        initial_matrix: state.map(|state| &state.matrix),
+        initial_normalizer: state.map(|state| &state.normalizer),
+        initial_maximum: state.map(|state| &state.maximum),
     };
-    let h_BTHV = next()?;
-    let state = MlstmState { matrix: next()?, normalizer: next()?, maximum: next()? };
-    Ok(MlstmOutput { h_BTHV, state })
+    let Outputs { h_BTHV, matrix, normalizer, maximum } = node(
+        "mlstm_chunkwise",
+        inputs,
+        |_| Ok(forward(inputs, resets_BT, sizes, chunk)),
+        move |saved, upstream, _| backward(&saved, upstream, sizes, chunk),
+    )?;
+    Ok(MlstmOutput { h_BTHV, state: MlstmState { matrix, normalizer, maximum } })
 }
 
 /// How many chunks the kernel will make: every reset begins a segment, and segments are cut into equal parts.
@@ -91,48 +107,44 @@ fn count_chunks(resets_BT: Option<&Tensor>, sizes: Sizes, chunk: i64) -> i64 {
     .sum()
 }
 
-fn forward(inputs: &[Option<&Tensor>; 8], resets_BT: Option<Tensor>, sizes: Sizes, chunk: i64) -> Forward {
-    let Sizes { batch, time, heads, key, value } = sizes;
-    let dense = inputs.map(|input| input.map(Tensor::contiguous));
-    let kind = inputs[0].map_or(Kind::Float, Tensor::kind);
-    let chunks = count_chunks(resets_BT.as_ref(), sizes, chunk);
-    let made = [
-        empty(&[batch, time, heads, value], kind),
-        empty(&[batch, heads, key, value], kind),
-        empty(&[batch, heads, key], kind),
-        empty(&[batch, heads], kind),
-        empty(&[batch, time, heads], kind),
-        empty(&[chunks, heads, key, value], kind),
-        empty(&[chunks, heads, key], kind),
-    ];
-    let table = cpu::table();
-    // SAFETY: every address is that of a dense tensor of the size that cpu/abi.h states, alive during the call.
-    unsafe {
-        if kind == Kind::Double {
-            (table.mlstm_forward_f64)(&problem(&dense, resets_BT.as_ref(), &made, sizes, chunk));
-        } else {
-            (table.mlstm_forward_f32)(&problem(&dense, resets_BT.as_ref(), &made, sizes, chunk));
-        }
-    }
-    let outputs = made[..4].iter().map(Tensor::shallow_clone).collect();
-    // The inputs themselves are saved, where they are dense, so that a change in place is noticed.
-    let inputs = inputs.iter().zip(dense).filter_map(|(&input, dense)| match input {
-        Some(input) if input.is_contiguous() => Some(input.shallow_clone()),
-        _ => dense,
-    });
-    let mut saved: Vec<Tensor> = made.into_iter().chain(inputs).collect();
-    saved.extend(resets_BT);
-    Forward { outputs, saved }
-}
-
-fn problem<T>(
-    inputs: &[Option<Tensor>; 8],
-    resets_BT: Option<&Tensor>,
-    made: &[Tensor],
+fn forward(
+    inputs: Inputs<Option<&Tensor>>,
+    resets_BT: Option<Tensor>,
     sizes: Sizes,
     chunk: i64,
-) -> MlstmProblem<T> {
-    let input = |index: usize| optional_address::<T>(inputs[index].as_ref()).cast_const();
+) -> (Outputs<Tensor>, Saved) {
+    let Sizes { batch, time, heads, key, value } = sizes;
+    let kind = inputs.q_BTHK.map_or(Kind::Float, Tensor::kind);
+    let chunks = count_chunks(resets_BT.as_ref(), sizes, chunk);
+    let outputs = Outputs {
+        h_BTHV: empty(&[batch, time, heads, value], kind),
+        matrix: empty(&[batch, heads, key, value], kind),
+        normalizer: empty(&[batch, heads, key], kind),
+        maximum: empty(&[batch, heads], kind),
+    };
+    let saved = Saved {
+        // A dense input is saved as it is, so that a change in place is noticed.
+        inputs: inputs.map(|input| input.map(Tensor::contiguous)),
+        resets_BT,
+        outputs: outputs.shallow_clone(),
+        read_BTH: empty(&[batch, time, heads], kind),
+        states_NHKV: empty(&[chunks, heads, key, value], kind),
+        normalizers_NHK: empty(&[chunks, heads, key], kind),
+    };
+    call!(kind, mlstm_forward_f32, mlstm_forward_f64, &problem(&saved, sizes, chunk));
+    (outputs, saved)
+}
+
+impl Outputs<Tensor> {
+    fn shallow_clone(&self) -> Self {
+        let Self { h_BTHV, matrix, normalizer, maximum } = self;
+        Outputs { h_BTHV, matrix, normalizer, maximum }.map(Tensor::shallow_clone)
+    }
+}
+
+fn problem<T>(saved: &Saved, sizes: Sizes, chunk: i64) -> MlstmProblem<T> {
+    let Saved { inputs, outputs, .. } = saved;
+    let input = |tensor: &Option<Tensor>| optional_address::<T>(tensor.as_ref()).cast_const();
     MlstmProblem {
         batch: sizes.batch,
         time: sizes.time,
@@ -140,100 +152,102 @@ fn problem<T>(
         key: sizes.key,
         value: sizes.value,
         chunk,
-        q: input(0),
-        k: input(1),
-        v: input(2),
-        i: input(3),
-        f: input(4),
-        resets: optional_address::<c_void>(resets_BT).cast(),
-        initial_matrix: input(5),
-        initial_normalizer: input(6),
-        initial_maximum: input(7),
-        h: address(&made[0]),
-        final_matrix: address(&made[1]),
-        final_normalizer: address(&made[2]),
-        final_maximum: address(&made[3]),
-        read: address(&made[4]),
-        states: address(&made[5]),
-        normalizers: address(&made[6]),
+        q: input(&inputs.q_BTHK),
+        k: input(&inputs.k_BTHK),
+        v: input(&inputs.v_BTHV),
+        i: input(&inputs.i_BTH),
+        f: input(&inputs.f_BTH),
+        resets: optional_address::<c_void>(saved.resets_BT.as_ref()).cast(),
+        initial_matrix: input(&inputs.initial_matrix),
+        initial_normalizer: input(&inputs.initial_normalizer),
+        initial_maximum: input(&inputs.initial_maximum),
+        h: address(&outputs.h_BTHV),
+        final_matrix: address(&outputs.matrix),
+        final_normalizer: address(&outputs.normalizer),
+        final_maximum: address(&outputs.maximum),
+        read: address(&saved.read_BTH),
+        states: address(&saved.states_NHKV),
+        normalizers: address(&saved.normalizers_NHK),
     }
 }
 
-fn backward(context: &Backward, sizes: Sizes, chunk: i64) -> Result<Vec<Option<Tensor>>, BoxError> {
-    let saved = &context.saved;
-    if saved.len() < SAVED {
-        return Err(format!("{} saved tensors, expected at least {SAVED}", saved.len()).into());
-    }
-    let made = &saved[..7];
-    let has_state = saved.len() >= SAVED + 3;
-    let mut inputs: [Option<Tensor>; 8] = Default::default();
-    let count = if has_state { 8 } else { 5 };
-    for (slot, tensor) in inputs.iter_mut().zip(&saved[7..7 + count]) {
-        *slot = Some(tensor.shallow_clone());
-    }
-    let resets_BT = saved.get(7 + count);
-    let given: Vec<Option<Tensor>> =
-        context.gradients.iter().map(|gradient| gradient.as_ref().map(Tensor::contiguous)).collect();
-    let h_gradient = given[0].as_ref().map_or_else(|| made[0].zeros_like(), Tensor::shallow_clone);
-    let results: Vec<Tensor> =
-        inputs.iter().flatten().map(|input| empty(&input.size(), input.kind())).collect();
-    let room = [empty(&made[5].size(), made[5].kind()), empty(&made[6].size(), made[6].kind())];
-    let finals = FinalGradients::new(&given, made);
-    let table = cpu::table();
-    // SAFETY: every address is that of a dense tensor of the size that cpu/abi.h states, alive during the call.
-    unsafe {
-        if made[0].kind() == Kind::Double {
-            let problem = problem(&inputs, resets_BT, made, sizes, chunk);
-            (table.mlstm_backward_f64)(&problem, &gradients(&h_gradient, &finals, &results, &room));
-        } else {
-            let problem = problem(&inputs, resets_BT, made, sizes, chunk);
-            (table.mlstm_backward_f32)(&problem, &gradients(&h_gradient, &finals, &results, &room));
-        }
-    }
-    let mut all: Vec<Option<Tensor>> = results.into_iter().map(Some).collect();
-    all.resize_with(8, || None);
-    Ok(all)
+fn backward(
+    saved: &Saved,
+    upstream: Outputs<Option<Tensor>>,
+    sizes: Sizes,
+    chunk: i64,
+) -> Result<Inputs<Option<Tensor>>, BoxError> {
+    let upstream = Upstream::new(upstream, &saved.outputs);
+    let kind = saved.outputs.h_BTHV.kind();
+    let Inputs { q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, initial_matrix, initial_normalizer, initial_maximum } =
+        &saved.inputs;
+    let results =
+        Inputs { q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, initial_matrix, initial_normalizer, initial_maximum }
+            .map(|input| input.as_ref().map(|input| empty(&input.size(), kind)));
+    let scratch = Scratch {
+        states_NHKV: empty(&saved.states_NHKV.size(), kind),
+        normalizers_NHK: empty(&saved.normalizers_NHK.size(), kind),
+    };
+    call!(
+        kind,
+        mlstm_backward_f32,
+        mlstm_backward_f64,
+        &problem(saved, sizes, chunk),
+        &gradients(&upstream, &results, &scratch)
+    );
+    Ok(results)
 }
 
-/// Gradients of the final state; when one of C and n has a gradient, the other's zeros are written out.
-struct FinalGradients {
+/// Gradients of the states before each chunk.
+struct Scratch {
+    states_NHKV: Tensor,
+    normalizers_NHK: Tensor,
+}
+
+/// Gradients of the outputs, dense; when one of the final C and n has a gradient, the other's zeros are written out.
+struct Upstream {
+    h_BTHV: Tensor,
     matrix: Option<Tensor>,
     normalizer: Option<Tensor>,
     maximum: Option<Tensor>,
 }
 
-impl FinalGradients {
-    fn new(given: &[Option<Tensor>], made: &[Tensor]) -> Self {
-        let any = given[1].is_some() || given[2].is_some();
-        let filled = |index: usize| {
-            let given = given[index].as_ref().map(Tensor::shallow_clone);
-            given.or_else(|| any.then(|| made[index].zeros_like()))
-        };
-        let maximum = given[3].as_ref().map(Tensor::shallow_clone);
-        Self { matrix: filled(1), normalizer: filled(2), maximum }
+impl Upstream {
+    fn new(given: Outputs<Option<Tensor>>, outputs: &Outputs<Tensor>) -> Self {
+        let given = given.map(|gradient| gradient.map(|gradient| gradient.contiguous()));
+        let any = given.matrix.is_some() || given.normalizer.is_some();
+        let filled =
+            |gradient: Option<Tensor>, output: &Tensor| gradient.or_else(|| any.then(|| output.zeros_like()));
+        Self {
+            h_BTHV: given.h_BTHV.unwrap_or_else(|| outputs.h_BTHV.zeros_like()),
+            matrix: filled(given.matrix, &outputs.matrix),
+            normalizer: filled(given.normalizer, &outputs.normalizer),
+            maximum: given.maximum,
+        }
     }
 }
 
 fn gradients<T>(
-    h_gradient: &Tensor,
-    finals: &FinalGradients,
-    results: &[Tensor],
-    room: &[Tensor; 2],
+    upstream: &Upstream,
+    results: &Inputs<Option<Tensor>>,
+    scratch: &Scratch,
 ) -> MlstmGradients<T> {
+    let given = |tensor: &Option<Tensor>| optional_address::<T>(tensor.as_ref()).cast_const();
+    let result = |tensor: &Option<Tensor>| optional_address::<T>(tensor.as_ref());
     MlstmGradients {
-        h: address::<T>(h_gradient).cast_const(),
-        final_matrix: optional_address::<T>(finals.matrix.as_ref()).cast_const(),
-        final_normalizer: optional_address::<T>(finals.normalizer.as_ref()).cast_const(),
-        final_maximum: optional_address::<T>(finals.maximum.as_ref()).cast_const(),
-        q: address(&results[0]),
-        k: address(&results[1]),
-        v: address(&results[2]),
-        i: address(&results[3]),
-        f: address(&results[4]),
-        initial_matrix: optional_address(results.get(5)),
-        initial_normalizer: optional_address(results.get(6)),
-        initial_maximum: optional_address(results.get(7)),
-        states: address(&room[0]),
-        normalizers: address(&room[1]),
+        h: address::<T>(&upstream.h_BTHV).cast_const(),
+        final_matrix: given(&upstream.matrix),
+        final_normalizer: given(&upstream.normalizer),
+        final_maximum: given(&upstream.maximum),
+        q: result(&results.q_BTHK),
+        k: result(&results.k_BTHK),
+        v: result(&results.v_BTHV),
+        i: result(&results.i_BTH),
+        f: result(&results.f_BTH),
+        initial_matrix: result(&results.initial_matrix),
+        initial_normalizer: result(&results.initial_normalizer),
+        initial_maximum: result(&results.initial_maximum),
+        states: address(&scratch.states_NHKV),
+        normalizers: address(&scratch.normalizers_NHK),
     }
 }

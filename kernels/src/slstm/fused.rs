@@ -18,16 +18,38 @@
 
 use super::{Sizes, SlstmInput, SlstmOutput, SlstmState};
 use crate::KernelError;
-use crate::cpu::{self, SlstmGradients, SlstmKept, SlstmProblem, address, empty, optional_address};
+use crate::cpu::{
+    Precision, SlstmGradients, SlstmProblem, SlstmSaved, address, call, empty, optional_address,
+};
 use std::ffi::c_void;
-use tch::{Kind, Tensor};
-use xlstm_bridge::autograd::{Backward, Forward, custom_function};
-use xlstm_bridge::{BoxError, BridgeError};
+use tch::Tensor;
+use xlstm_bridge::autograd::node;
+use xlstm_bridge::named::Named;
+use xlstm_bridge::{BoxError, named_tensors};
 
-/// y, the final state and the kept lines: how many tensors the forward pass makes.
-const MADE: usize = 12;
-/// x, R, b and the initial state.
-const INPUTS: usize = 7;
+named_tensors! {
+    struct Inputs<T> {
+        x_BTGHE: T,
+        recurrent_HEGE: T,
+        bias_GHE: T,
+        hidden: T,
+        cell: T,
+        normalizer: T,
+        maximum: T,
+    }
+
+    struct Outputs<T> { y_BTHE: T, hidden: T, cell: T, normalizer: T, maximum: T }
+
+    /// Values of each step, `(B, T, H, E)`: the gates after their activation, and the state.
+    struct Steps<T> { input: T, forget: T, z: T, o: T, cell: T, normalizer: T, maximum: T }
+
+    struct Saved {
+        inputs: Inputs<Tensor>,
+        resets_BT: Option<Tensor>,
+        outputs: Outputs<Tensor>,
+        steps: Steps<Tensor>,
+    }
+}
 
 pub(super) fn slstm(
     input: &SlstmInput<'_>,
@@ -36,134 +58,113 @@ pub(super) fn slstm(
     gradient_clip: Option<f64>,
 ) -> Result<SlstmOutput, KernelError> {
     let resets_BT = input.resets_BT.map(Tensor::contiguous);
-    let inputs = [
-        input.x_BTGHE,
-        input.recurrent_HEGE,
-        input.bias_GHE,
-        &initial.hidden,
-        &initial.cell,
-        &initial.normalizer,
-        &initial.maximum,
-    ];
-    let clip = gradient_clip.unwrap_or(0.0);
-    let mut outputs = custom_function(
-        "slstm_fused",
-        &inputs.map(Some),
-        |_| Ok(forward(&inputs, resets_BT, sizes)),
-        move |context| backward(context, sizes, clip),
-    )?
-    .into_iter();
-    let mut next = || {
-        outputs.next().ok_or_else(|| BridgeError::Contract {
-            name: "slstm_fused",
-            expected: "5 outputs".into(),
-            found: "fewer".into(),
-        })
+    let inputs = Inputs {
+        x_BTGHE: input.x_BTGHE,
+        recurrent_HEGE: input.recurrent_HEGE,
+        bias_GHE: input.bias_GHE,
+        hidden: &initial.hidden,
+        cell: &initial.cell,
+        normalizer: &initial.normalizer,
+        maximum: &initial.maximum,
     };
-    let y_BTHE = next()?;
-    let state = SlstmState { hidden: next()?, cell: next()?, normalizer: next()?, maximum: next()? };
-    Ok(SlstmOutput { y_BTHE, state })
+    let clip = gradient_clip.unwrap_or(0.0);
+    let Outputs { y_BTHE, hidden, cell, normalizer, maximum } = node(
+        "slstm_fused",
+        inputs.map(Some),
+        |_| Ok(forward(inputs, resets_BT, sizes)),
+        move |saved, upstream, _| backward(&saved, upstream, sizes, clip),
+    )?;
+    Ok(SlstmOutput { y_BTHE, state: SlstmState { hidden, cell, normalizer, maximum } })
 }
 
-fn forward(inputs: &[&Tensor; INPUTS], resets_BT: Option<Tensor>, sizes: Sizes) -> Forward {
+fn forward(inputs: Inputs<&Tensor>, resets_BT: Option<Tensor>, sizes: Sizes) -> (Outputs<Tensor>, Saved) {
     let Sizes { batch, time, heads, width, .. } = sizes;
-    let kind = inputs[0].kind();
-    let dense = inputs.map(Tensor::contiguous);
-    let sequence = [batch, time, heads, width];
-    let state = [batch, heads, width];
-    let mut made = vec![empty(&sequence, kind)];
-    made.extend((0..4).map(|_| empty(&state, kind)));
-    made.extend((0..7).map(|_| empty(&sequence, kind)));
-    let table = cpu::table();
-    // SAFETY: every address is that of a dense tensor of the size that cpu/abi.h states, alive during the call.
-    unsafe {
-        if kind == Kind::Double {
-            (table.slstm_forward_f64)(&problem(&dense, resets_BT.as_ref(), &made, sizes, 0.0));
-        } else {
-            (table.slstm_forward_f32)(&problem(&dense, resets_BT.as_ref(), &made, sizes, 0.0));
-        }
-    }
-    let outputs = made[..5].iter().map(Tensor::shallow_clone).collect();
-    let mut saved = made;
-    // The inputs themselves are saved, where they are dense, so that a change in place is noticed.
-    saved.extend(
-        inputs.iter().zip(dense).map(
-            |(input, dense)| {
-                if input.is_contiguous() { input.shallow_clone() } else { dense }
-            },
-        ),
-    );
-    saved.extend(resets_BT);
-    Forward { outputs, saved }
+    let kind = inputs.x_BTGHE.kind();
+    let sequence = || empty(&[batch, time, heads, width], kind);
+    let state = || empty(&[batch, heads, width], kind);
+    let outputs =
+        Outputs { y_BTHE: sequence(), hidden: state(), cell: state(), normalizer: state(), maximum: state() };
+    let steps = Steps {
+        input: sequence(),
+        forget: sequence(),
+        z: sequence(),
+        o: sequence(),
+        cell: sequence(),
+        normalizer: sequence(),
+        maximum: sequence(),
+    };
+    // A dense input is saved as it is, so that a change in place is noticed.
+    let inputs = inputs.map(Tensor::contiguous);
+    let saved = Saved { inputs, resets_BT, outputs: outputs.shallow_clone(), steps };
+    call!(kind, slstm_forward_f32, slstm_forward_f64, &problem(&saved, sizes, 0.0));
+    (outputs, saved)
 }
 
-fn problem<T>(
-    inputs: &[Tensor],
-    resets_BT: Option<&Tensor>,
-    made: &[Tensor],
-    sizes: Sizes,
-    clip: T,
-) -> SlstmProblem<T> {
-    let input = |index: usize| address::<T>(&inputs[index]).cast_const();
+impl Outputs<Tensor> {
+    fn shallow_clone(&self) -> Self {
+        let Self { y_BTHE, hidden, cell, normalizer, maximum } = self;
+        Outputs { y_BTHE, hidden, cell, normalizer, maximum }.map(Tensor::shallow_clone)
+    }
+}
+
+fn problem<T: Precision>(saved: &Saved, sizes: Sizes, clip: f64) -> SlstmProblem<T> {
+    let Saved { inputs, resets_BT, outputs, steps } = saved;
+    let input = |tensor: &Tensor| address::<T>(tensor).cast_const();
     SlstmProblem {
         batch: sizes.batch,
         time: sizes.time,
         heads: sizes.heads,
         width: sizes.width,
         exponential_forget: i64::from(sizes.exponential_forget),
-        clip,
-        x: input(0),
-        recurrent: input(1),
-        bias: input(2),
-        resets: optional_address::<c_void>(resets_BT).cast(),
-        initial: [3, 4, 5, 6].map(input),
-        y: address(&made[0]),
-        kept: SlstmKept {
-            input: address(&made[5]),
-            forget: address(&made[6]),
-            z: address(&made[7]),
-            o: address(&made[8]),
-            cell: address(&made[9]),
-            normalizer: address(&made[10]),
-            maximum: address(&made[11]),
+        clip: T::from_f64(clip),
+        x: input(&inputs.x_BTGHE),
+        recurrent: input(&inputs.recurrent_HEGE),
+        bias: input(&inputs.bias_GHE),
+        resets: optional_address::<c_void>(resets_BT.as_ref()).cast(),
+        initial: [&inputs.hidden, &inputs.cell, &inputs.normalizer, &inputs.maximum].map(input),
+        y: address(&outputs.y_BTHE),
+        saved: SlstmSaved {
+            input: address(&steps.input),
+            forget: address(&steps.forget),
+            z: address(&steps.z),
+            o: address(&steps.o),
+            cell: address(&steps.cell),
+            normalizer: address(&steps.normalizer),
+            maximum: address(&steps.maximum),
         },
-        last: [1, 2, 3, 4].map(|index| address(&made[index])),
+        last: [&outputs.hidden, &outputs.cell, &outputs.normalizer, &outputs.maximum].map(address),
     }
 }
 
-fn backward(context: &Backward, sizes: Sizes, clip: f64) -> Result<Vec<Option<Tensor>>, BoxError> {
-    let saved = &context.saved;
-    if saved.len() < MADE + INPUTS || context.gradients.len() != 5 {
-        return Err(format!("{} saved tensors, expected at least {}", saved.len(), MADE + INPUTS).into());
-    }
-    let (made, inputs) = saved.split_at(MADE);
-    let resets_BT = inputs.get(INPUTS);
-    let given: Vec<Option<Tensor>> =
-        context.gradients.iter().map(|gradient| gradient.as_ref().map(Tensor::contiguous)).collect();
-    let results: Vec<Tensor> =
-        inputs[..INPUTS].iter().map(|input| empty(&input.size(), input.kind())).collect();
-    let table = cpu::table();
-    // SAFETY: every address is that of a dense tensor of the size that cpu/abi.h states, alive during the call.
-    unsafe {
-        if made[0].kind() == Kind::Double {
-            let problem = problem(inputs, resets_BT, made, sizes, clip);
-            (table.slstm_backward_f64)(&problem, &gradients(&given, &results));
-        } else {
-            let problem = problem(inputs, resets_BT, made, sizes, clip as f32);
-            (table.slstm_backward_f32)(&problem, &gradients(&given, &results));
-        }
-    }
-    Ok(results.into_iter().map(Some).collect())
+fn backward(
+    saved: &Saved,
+    upstream: Outputs<Option<Tensor>>,
+    sizes: Sizes,
+    clip: f64,
+) -> Result<Inputs<Option<Tensor>>, BoxError> {
+    let kind = saved.outputs.y_BTHE.kind();
+    let upstream = upstream.map(|gradient| gradient.map(|gradient| gradient.contiguous()));
+    let Inputs { x_BTGHE, recurrent_HEGE, bias_GHE, hidden, cell, normalizer, maximum } = &saved.inputs;
+    let results = Inputs { x_BTGHE, recurrent_HEGE, bias_GHE, hidden, cell, normalizer, maximum }
+        .map(|input| empty(&input.size(), kind));
+    call!(
+        kind,
+        slstm_backward_f32,
+        slstm_backward_f64,
+        &problem(saved, sizes, clip),
+        &gradients(&upstream, &results)
+    );
+    Ok(results.map(Some))
 }
 
-fn gradients<T>(given: &[Option<Tensor>], results: &[Tensor]) -> SlstmGradients<T> {
-    let given = |index: usize| optional_address::<T>(given[index].as_ref()).cast_const();
+fn gradients<T>(upstream: &Outputs<Option<Tensor>>, results: &Inputs<Tensor>) -> SlstmGradients<T> {
+    let given = |tensor: &Option<Tensor>| optional_address::<T>(tensor.as_ref()).cast_const();
     SlstmGradients {
-        y: given(0),
-        last: [1, 2, 3, 4].map(given),
-        x: address(&results[0]),
-        recurrent: address(&results[1]),
-        bias: address(&results[2]),
-        initial: [3, 4, 5, 6].map(|index| address(&results[index])),
+        y: given(&upstream.y_BTHE),
+        last: [&upstream.hidden, &upstream.cell, &upstream.normalizer, &upstream.maximum].map(given),
+        x: address(&results.x_BTGHE),
+        recurrent: address(&results.recurrent_HEGE),
+        bias: address(&results.bias_GHE),
+        initial: [&results.hidden, &results.cell, &results.normalizer, &results.maximum].map(address),
     }
 }

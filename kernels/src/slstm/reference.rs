@@ -5,7 +5,8 @@
 use super::{Sizes, SlstmInput, SlstmOutput, SlstmState};
 use crate::KernelError;
 use tch::Tensor;
-use xlstm_bridge::autograd::{Forward, custom_function};
+use xlstm_bridge::autograd::node;
+use xlstm_bridge::named::{Named, Output};
 
 pub(super) fn slstm(
     input: &SlstmInput<'_>,
@@ -51,11 +52,13 @@ fn step(gates_BGHE: &Tensor, state: &SlstmState, exponential_forget: bool) -> Sl
 /// The identity, whose gradient is clamped.
 fn clipped(hidden_BHE: &Tensor, gradient_clip: Option<f64>) -> Result<Tensor, KernelError> {
     let Some(clip) = gradient_clip else { return Ok(hidden_BHE.shallow_clone()) };
-    let mut outputs = custom_function(
+    let output = node(
         "clip_gradient",
-        &[Some(hidden_BHE)],
-        |_| Ok(Forward { outputs: vec![hidden_BHE.copy()], saved: vec![] }),
-        move |context| Ok(vec![context.gradients[0].as_ref().map(|gradient| gradient.clamp(-clip, clip))]),
+        Output { y: Some(hidden_BHE) },
+        |_| Ok((Output { y: hidden_BHE.copy() }, ())),
+        move |(), upstream, _| {
+            Ok(upstream.map(|gradient| gradient.map(|gradient| gradient.clamp(-clip, clip))))
+        },
     )?;
-    Ok(outputs.swap_remove(0))
+    Ok(output.y)
 }
