@@ -9,6 +9,7 @@
 //! inputs      [sha256, size, documents, tokens] of each, in order
 //! totals      documents, tokens, rows
 //! tokens_root, documents_root
+//! targets     only where they are stored: what is to be predicted is then part of the data
 //! ```
 //! Left out on purpose: names and places (repository, revision, paths: the bytes are what counts, and a
 //! mirror serves the same ones), shard size, licences, the engine's version, the tool, the task count.
@@ -21,7 +22,7 @@ use serde_json::json;
 use crate::canonical;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
-use crate::manifest::{InputCounts, Layout, Manifest, Tokenizer};
+use crate::manifest::{InputCounts, Layout, Manifest, Targets, Tokenizer};
 
 /// The `root` of what `manifest` says.
 ///
@@ -34,7 +35,7 @@ pub fn root(manifest: &Manifest) -> Result<Sha256Digest> {
         .iter()
         .map(|input| json!([input.sha256, input.size, input.counts.documents, input.counts.tokens]))
         .collect();
-    let identity = json!({
+    let mut identity = json!({
         "format": manifest.format,
         "version": manifest.version,
         "layout": manifest.layout,
@@ -53,6 +54,11 @@ pub fn root(manifest: &Manifest) -> Result<Sha256Digest> {
         "tokens_root": manifest.tokens_root,
         "documents_root": manifest.documents_root,
     });
+    match manifest.packing.targets {
+        // Says nothing new: so it was when nothing else could be said.
+        Targets::NextToken => {}
+        Targets::Stored => identity["targets"] = json!("stored"),
+    }
     let bytes =
         canonical::to_canonical_bytes(&identity).map_err(|error| Error::Io(std::io::Error::other(error)))?;
     Ok(Sha256Digest::of(&bytes))
@@ -73,6 +79,15 @@ fn tokenizer_value(tokenizer: &Tokenizer) -> serde_json::Value {
         "special_tokens": tokenizer.special_tokens,
         "probe_sha256": tokenizer.probe_sha256,
     })
+}
+
+/// Places in a row and lengths of rows are stored in 16 bits.
+fn check_row_length(path: &Path, manifest: &Manifest) -> Result<()> {
+    let found = manifest.packing.row_length;
+    if (1..=u32::from(u16::MAX)).contains(&found) {
+        return Ok(());
+    }
+    Err(Error::damaged(path, format!("packing.row_length from 1 to {}", u16::MAX), found.to_string()))
 }
 
 /// Checks that a manifest does not contradict itself: sums, layout and `root`.
@@ -111,11 +126,15 @@ pub fn check(path: &Path, manifest: &Manifest) -> Result<()> {
     let shards = &manifest.shards;
     same("totals.rows, the sum over shards,", shards.iter().map(|s| s.file.records).sum(), totals.rows)?;
     same("totals.tokens, the sum over shards,", shards.iter().map(|s| s.tokens).sum(), totals.tokens)?;
-    if manifest.layout == Layout::Packed {
-        let spans = shards.iter().map(|shard| shard.companion.records).sum();
-        same("totals.documents, the sum over spans,", spans, totals.documents)?;
-        let row_length = u64::from(manifest.packing.row_length);
-        same("totals.rows, tokens over row length,", totals.tokens.div_ceil(row_length.max(1)), totals.rows)?;
+    check_row_length(path, manifest)?;
+    match manifest.layout {
+        Layout::Packed => {
+            let spans = shards.iter().map(|shard| shard.companion.records).sum();
+            same("totals.documents, the sum over spans,", spans, totals.documents)?;
+            let rows = totals.tokens.div_ceil(u64::from(manifest.packing.row_length));
+            same("totals.rows, tokens over row length,", rows, totals.rows)?;
+        }
+        Layout::Documents => {}
     }
     let computed = root(manifest)?;
     if computed != manifest.root {

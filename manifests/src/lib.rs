@@ -32,6 +32,7 @@ pub mod merkle;
 pub mod order;
 pub mod packed;
 pub mod recipe;
+pub mod rows;
 pub mod run_manifest;
 pub mod safe_path;
 mod sha256_lanes;
@@ -43,8 +44,8 @@ pub use digest::Sha256Digest;
 pub use error::{Error, Result};
 pub use manifest::Manifest;
 
-/// Tokens in a packed row: the paper's context length.
+/// Tokens in a packed row that `prepare` writes: the paper's context length. Readers ask the manifest.
 pub const ROW_LENGTH: usize = 2048;
 
-/// GPT-2's `<|endoftext|>`, the document separator.
+/// GPT-2's `<|endoftext|>`, the separator of text that `prepare` writes. Readers ask the manifest.
 pub const END_OF_TEXT: u16 = 50256;

@@ -147,7 +147,7 @@ pub struct Tokenizer {
     /// Ids are below this number.
     pub vocabulary_size: u32,
     /// Id of the document separator.
-    pub end_of_text: u32,
+    pub end_of_text: u16,
     /// What happens to text that spells a special token.
     pub special_tokens: String,
     /// Digest of the ids of a fixed set of strings: catches a change of behaviour that file digests miss.
@@ -156,7 +156,7 @@ pub struct Tokenizer {
 
 /// How tokens became rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "PackingInFile", into = "PackingInFile")]
 pub struct Packing {
     /// Tokens in a row (packed), or in an evaluation window (documents).
     pub row_length: u32,
@@ -164,8 +164,66 @@ pub struct Packing {
     pub rows_per_shard: Option<u64>,
     /// Whether each document is followed by `end_of_text`.
     pub append_end_of_text: bool,
-    /// How a trainer forms inputs and targets from a row.
-    pub targets: String,
+    /// What is to be predicted from a row.
+    pub targets: Targets,
+}
+
+/// What is to be predicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Targets {
+    /// Each token from those before it; the separator stands before the first. Module `rows` has the shift.
+    NextToken,
+    /// What the shards store beside the inputs, position by position, without a shift.
+    Stored,
+}
+
+/// How version 1 says [`Targets::NextToken`]: one sentence for each layout. They stay, so that the same dataset is
+/// the same bytes.
+const NEXT_IN_ROW: &str =
+    "every valid token of a row is a target; the inputs are the row shifted right by one, end_of_text first";
+const NEXT_IN_WINDOW: &str =
+    "windows say which tokens are scored after which context; position -1 is end_of_text";
+const STORED: &str = "stored";
+
+/// [`Packing`] as the file has it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PackingInFile {
+    row_length: u32,
+    rows_per_shard: Option<u64>,
+    append_end_of_text: bool,
+    targets: String,
+}
+
+impl From<Packing> for PackingInFile {
+    fn from(packing: Packing) -> Self {
+        let targets = match packing.targets {
+            Targets::NextToken if packing.append_end_of_text => NEXT_IN_ROW,
+            Targets::NextToken => NEXT_IN_WINDOW,
+            Targets::Stored => STORED,
+        };
+        let Packing { row_length, rows_per_shard, append_end_of_text, .. } = packing;
+        Self { row_length, rows_per_shard, append_end_of_text, targets: targets.into() }
+    }
+}
+
+impl TryFrom<PackingInFile> for Packing {
+    type Error = String;
+
+    fn try_from(packing: PackingInFile) -> std::result::Result<Self, String> {
+        let targets = match packing.targets.as_str() {
+            NEXT_IN_ROW | NEXT_IN_WINDOW => Targets::NextToken,
+            STORED => Targets::Stored,
+            other => {
+                return Err(format!(
+                    "expected `{STORED}` or one of the two sentences of docs/manifest-format.md in `targets`, found \
+                     `{other}`"
+                ));
+            }
+        };
+        let PackingInFile { row_length, rows_per_shard, append_end_of_text, .. } = packing;
+        Ok(Self { row_length, rows_per_shard, append_end_of_text, targets })
+    }
 }
 
 /// A digest that somebody else published for an input.

@@ -1,9 +1,9 @@
-//! Packed shards: rows of [`ROW_LENGTH`](crate::ROW_LENGTH) tokens.
+//! Packed shards: rows of tokens, 2048 of them unless the manifest says otherwise.
 //!
 //! ```text
 //! input_ids: FixedSizeList<UInt16 not null, 2048> not null     length: UInt16 not null
 //! ```
-//! `length` is 2048 in every row but a dataset's last; there the rest is filled with 50256 and belongs to
+//! `length` is 2048 in every row but a dataset's last; there the rest is filled with the separator and belongs to
 //! no document. The valid tokens of all rows, one after the other in file and row order, are the token
 //! stream. The Merkle leaf of a row is over its valid tokens as little-endian bytes.
 
@@ -75,6 +75,8 @@ fn little_endian(tokens: &[u16]) -> Cow<'_, [u8]> {
 pub struct PackedWriter {
     writer: ArrowWriter,
     row_length: usize,
+    /// Fills up the last row.
+    separator: u16,
     /// The batch being filled, row after row without a gap.
     ids: Vec<u16>,
     /// Valid tokens of each of its rows that is complete.
@@ -84,14 +86,15 @@ pub struct PackedWriter {
 }
 
 impl PackedWriter {
-    /// Starts a shard of rows of `row_length` tokens at `path`.
+    /// Starts a shard of rows of `row_length` tokens at `path`; a short last row is filled up with `separator`.
     ///
     /// # Errors
     /// When the temporary file cannot be created.
-    pub fn create(path: &Path, row_length: usize) -> Result<Self> {
+    pub fn create(path: &Path, row_length: usize, separator: u16) -> Result<Self> {
         Ok(Self {
             writer: ArrowWriter::create(path, &schema(row_length))?,
             row_length,
+            separator,
             ids: Vec::with_capacity(BATCH_ROWS * row_length),
             lengths: Vec::with_capacity(BATCH_ROWS),
             leaves: Vec::new(),
@@ -136,7 +139,7 @@ impl PackedWriter {
     fn end_row(&mut self) {
         let length = self.ids.len() - self.lengths.len() * self.row_length;
         self.lengths.push(u16::try_from(length).unwrap_or(u16::MAX));
-        self.ids.resize(self.lengths.len() * self.row_length, crate::END_OF_TEXT);
+        self.ids.resize(self.lengths.len() * self.row_length, self.separator);
     }
 
     fn flush_full(&mut self) -> Result<()> {
@@ -265,7 +268,7 @@ mod tests {
     ) -> (Vec<u8>, Written, Vec<Sha256Digest>) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("shard.arrow");
-        let mut writer = PackedWriter::create(&path, ROW).unwrap();
+        let mut writer = PackedWriter::create(&path, ROW, crate::END_OF_TEXT).unwrap();
         let mut leaves = Vec::new();
         write(&mut writer, &mut leaves);
         let (written, rest) = writer.finish().unwrap();

@@ -257,7 +257,7 @@ fn edit_rows(built: &Built, edit: impl Fn(usize, &mut Vec<u16>)) {
         let mut tree = MerkleTree::new();
         if number == 1 {
             rows.iter_mut().enumerate().for_each(|(index, row)| edit(index, row));
-            let mut writer = PackedWriter::create(&path, 64).unwrap();
+            let mut writer = PackedWriter::create(&path, 64, xlstm_manifests::END_OF_TEXT).unwrap();
             rows.iter().for_each(|row| writer.push(row).unwrap());
             writer.finish().unwrap();
         }

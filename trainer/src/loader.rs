@@ -1,13 +1,8 @@
 //! From rows to batches, one step ahead of the training thread.
 //!
-//! ```text
-//! row       t0 t1 t2 t3 … t2047        valid tokens; the rest of a short last row is ignored
-//! targets   t0 t1 t2 t3 … t2047        each token of the corpus is predicted exactly once
-//! inputs    E  t0 t1 t2 … t2046        shifted right, the separator (`<|endoftext|>`, 50256) first
-//! ```
-//! With a context shorter than a row, a row becomes several sequences: the same two lines cut into equal pieces, so
-//! a piece's first input is the token before it. Which rows make up which step is `xlstm_manifests::order`; the
-//! loader keeps no state that a resumed run would need.
+//! What goes in and what is to come out is `xlstm_manifests::rows`. With a context shorter than a row, a row becomes
+//! several sequences: its inputs and targets cut into equal pieces, so a piece's first input is the token before it.
+//! Which rows make up which step is `xlstm_manifests::order`; the loader keeps no state that a resumed run would need.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -15,14 +10,17 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tch::{Device, Tensor};
-use xlstm_manifests::Dataset;
 use xlstm_manifests::order::{Order, StepRow};
+use xlstm_manifests::rows::{self, Rows, Sequences};
 
 use crate::error::{Result, TrainError};
 use crate::model::IGNORE_TARGET;
 
 /// Micro-batches that wait at most.
-const AHEAD: usize = 8;
+const PREFETCH: usize = 8;
+
+const _: () =
+    assert!(rows::IGNORE == IGNORE_TARGET, "the reader and the loss agree on what is not predicted");
 
 /// How rows become sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,41 +51,18 @@ pub struct MicroBatch {
 }
 
 impl MicroBatch {
-    /// The rows' tokens.
+    /// The rows' positions.
     ///
     /// # Errors
     /// When a shard cannot be read.
-    pub fn read(dataset: &Dataset, rows: &[StepRow], shape: Shape) -> Result<Self> {
-        let mut batch = Self {
-            rows: rows.to_vec(),
-            context: shape.context,
-            inputs: Vec::new(),
-            targets: Vec::new(),
-            resets: Vec::new(),
-            tokens: 0,
-        };
-        let separator = i64::from(dataset.manifest().tokenizer.end_of_text);
+    pub fn read<R: Rows + ?Sized>(dataset: &R, rows: &[StepRow], shape: Shape) -> Result<Self> {
+        let mut read = Sequences::default();
         for row in rows {
-            let found = dataset.row(row.row)?;
-            let (ids, length) = (found.ids, found.length);
-            // Past the end of a short row stands filler: any known id will do as an input there.
-            let token = |index: usize| if index < length { i64::from(ids[index]) } else { separator };
-            batch.inputs.push(separator);
-            batch.inputs.extend((1..ids.len()).map(|index| token(index - 1)));
-            let target = |index: usize| if index < length { i64::from(ids[index]) } else { IGNORE_TARGET };
-            batch.targets.extend((0..ids.len()).map(target));
-            batch.tokens += length as u64;
-            if shape.resets {
-                let start = batch.resets.len();
-                batch.resets.resize(start + ids.len(), false);
-                for span in dataset.documents_in_row(row.row)? {
-                    if span.row == row.row && span.offset > 0 {
-                        batch.resets[start + usize::from(span.offset)] = true;
-                    }
-                }
-            }
+            dataset.read(row.row, shape.resets, &mut read)?;
         }
-        Ok(batch)
+        let tokens = read.scored();
+        let Sequences { inputs, targets, starts: resets } = read;
+        Ok(Self { rows: rows.to_vec(), context: shape.context, inputs, targets, resets, tokens })
     }
 
     /// Inputs and targets, `(sequences, context)`, Int64, and the reset mask where there is one.
@@ -140,9 +115,9 @@ pub struct Loader {
 impl Loader {
     /// Starts reading.
     #[must_use]
-    pub fn start(dataset: Arc<Dataset>, plan: Plan) -> Self {
-        let (sender, receiver) = bounded(AHEAD);
-        let thread = std::thread::spawn(move || read_all(&dataset, &plan, &sender));
+    pub fn start<R: Rows + ?Sized + 'static>(dataset: Arc<R>, plan: Plan) -> Self {
+        let (sender, receiver) = bounded(PREFETCH);
+        let thread = std::thread::spawn(move || read_all(dataset.as_ref(), &plan, &sender));
         Self { receiver, thread: Some(thread), waited: Duration::ZERO }
     }
 
@@ -173,7 +148,7 @@ impl Drop for Loader {
     }
 }
 
-fn read_all(dataset: &Dataset, plan: &Plan, sender: &Sender<Result<MicroBatch>>) {
+fn read_all<R: Rows + ?Sized>(dataset: &R, plan: &Plan, sender: &Sender<Result<MicroBatch>>) {
     for step in plan.first_step..=plan.last_step {
         let rows = plan.order.rows_of_step(step);
         for rows in rows[plan.order.rank_range(plan.rank, plan.world)].chunks(plan.shape.rows.max(1)) {

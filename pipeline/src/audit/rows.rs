@@ -17,7 +17,7 @@ pub(super) struct Expected<'a> {
     pub(super) rows_of_split: u64,
     pub(super) row_length: u64,
     pub(super) vocabulary_size: u32,
-    pub(super) end_of_text: u32,
+    pub(super) end_of_text: u16,
     pub(super) tokens: u64,
     pub(super) tokens_root: Sha256Digest,
 }
@@ -83,9 +83,8 @@ fn scan_chunk(shard: &PackedShard, expected: &Expected<'_>, rows: std::ops::Rang
         tokens += row.length as u64;
         check_row(row, number, expected, &mut found.findings);
         let start = number * expected.row_length;
-        let separator = |(offset, &id): (usize, &u16)| {
-            (u32::from(id) == expected.end_of_text).then_some(start + offset as u64)
-        };
+        let separator =
+            |(offset, &id): (usize, &u16)| (id == expected.end_of_text).then_some(start + offset as u64);
         found.separators.extend(row.tokens().iter().enumerate().filter_map(separator));
     }
     (found, tokens)
@@ -103,7 +102,7 @@ fn check_row(
             format!("{} tokens in row {number} (only the split's last row may be short)", row.ids.len());
         findings.differ(expected.file, Check::Rows, wanted, row.length);
     }
-    if let Some(id) = row.ids[row.length..].iter().find(|&&id| u32::from(id) != expected.end_of_text) {
+    if let Some(id) = row.ids[row.length..].iter().find(|&&id| id != expected.end_of_text) {
         let wanted = format!("filling of {} after the last token of row {number}", expected.end_of_text);
         findings.differ(expected.file, Check::Rows, wanted, id);
     }

@@ -170,7 +170,7 @@ pub(super) fn scan_spans(spans: &SpansFile, place: &Place<'_>) -> Documents {
 pub(super) fn scan_documents(
     shard: &DocumentShard,
     place: &Place<'_>,
-    limits: (u32, u32),
+    limits: (u32, u16),
     tokens_leaves: &mut Vec<Sha256Digest>,
 ) -> Documents {
     let (vocabulary_size, end_of_text) = limits;
@@ -182,7 +182,7 @@ pub(super) fn scan_documents(
             let expected = format!("ids below {vocabulary_size} in document {index}");
             found.findings.differ(place.file, Check::Ids, expected, highest);
         }
-        if !place.append_end_of_text && document.ids.iter().any(|&id| u32::from(id) == end_of_text) {
+        if !place.append_end_of_text && document.ids.iter().any(|&id| id == end_of_text) {
             let expected = format!("no separator inside document {index}");
             found.findings.differ(place.file, Check::Separators, expected, end_of_text);
         }

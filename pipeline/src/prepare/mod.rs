@@ -17,7 +17,7 @@ mod request;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use xlstm_manifests::manifest::{Layout, Manifest, Packing};
+use xlstm_manifests::manifest::{Layout, Manifest, Packing, Targets};
 
 pub use preview::{Preview, preview};
 pub use progress::Progress;
@@ -195,16 +195,13 @@ fn packing(layout: Layout, common: &Common) -> Packing {
             row_length: xlstm_manifests::ROW_LENGTH as u32,
             rows_per_shard: Some(common.rows_per_shard),
             append_end_of_text: true,
-            targets: "every valid token of a row is a target; the inputs are the row shifted right by one, \
-                      end_of_text first"
-                .into(),
+            targets: Targets::NextToken,
         },
         Layout::Documents => Packing {
             row_length: xlstm_manifests::ROW_LENGTH as u32,
             rows_per_shard: None,
             append_end_of_text: false,
-            targets: "windows say which tokens are scored after which context; position -1 is end_of_text"
-                .into(),
+            targets: Targets::NextToken,
         },
     }
 }

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::manifest::{FileRecord, Shard};
 use xlstm_manifests::merkle::MerkleTree;
 use xlstm_manifests::packed::PackedWriter;
 use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::spans::{self, Span};
-use xlstm_manifests::{END_OF_TEXT, Sha256Digest};
 
 use super::journal::{Snapshot, Trees, document_leaf};
 use super::{SplitError, SplitSpec, TokenizedDocument};
@@ -15,6 +15,8 @@ use super::{SplitError, SplitSpec, TokenizedDocument};
 pub(super) struct PackedSink {
     folder: PathBuf,
     row_length: usize,
+    /// Ends every document and fills up the last row.
+    separator: u16,
     rows_per_shard: u64,
     /// Full rows in finished shards and in the one being written.
     rows: u64,
@@ -35,6 +37,7 @@ impl PackedSink {
         Self {
             folder: folder.into(),
             row_length,
+            separator: spec.tokenizer.end_of_text,
             rows_per_shard: spec.packing.rows_per_shard.unwrap_or(u64::MAX).max(1),
             rows: trees.tokens.leaves(),
             row: 0,
@@ -78,13 +81,14 @@ impl PackedSink {
     pub(super) fn store(&mut self, ids: &[u16], from: usize) -> Result<Option<usize>, SplitError> {
         let mut next = from;
         while next <= ids.len() {
-            let tokens = if next == ids.len() { &[END_OF_TEXT][..] } else { &ids[next..] };
+            let separator = [self.separator];
+            let tokens = if next == ids.len() { &separator[..] } else { &ids[next..] };
             let tokens = &tokens[..tokens.len().min(self.room())];
             let writer = match &mut self.writer {
                 Some(writer) => writer,
                 None => {
                     let path = self.folder.join(shard_name(self.finished_shards()));
-                    self.writer.insert(PackedWriter::create(&path, self.row_length)?)
+                    self.writer.insert(PackedWriter::create(&path, self.row_length, self.separator)?)
                 }
             };
             writer.extend(tokens)?;
@@ -126,7 +130,7 @@ impl PackedSink {
         let name = shard_name(index);
         let writer = match self.writer.take() {
             Some(writer) => writer,
-            None => PackedWriter::create(&self.folder.join(&name), self.row_length)?,
+            None => PackedWriter::create(&self.folder.join(&name), self.row_length, self.separator)?,
         };
         let (written, leaves) = writer.finish()?;
         self.push_leaves(&leaves);

@@ -250,7 +250,7 @@ impl Gpt2Tokenizer {
             engine_version: ENGINE_VERSION.to_owned(),
             files: BTreeMap::from([("vocab.bpe".to_owned(), Sha256Digest::of(VOCAB_BPE.as_bytes()))]),
             vocabulary_size: VOCABULARY_SIZE as u32,
-            end_of_text: u32::from(EOS),
+            end_of_text: EOS,
             special_tokens: "encode-as-text".to_owned(),
             probe_sha256: probe::digest(self)?,
         })

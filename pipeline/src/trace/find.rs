@@ -223,7 +223,7 @@ fn trace_token(
     corpus.shard(shard)?.read(place, &mut ids)?;
     let index = usize::try_from(of_document).unwrap_or(usize::MAX);
     let separator = index >= ids.len();
-    let end_of_text = u16::try_from(corpus.manifest().tokenizer.end_of_text).unwrap_or(u16::MAX);
+    let end_of_text = corpus.manifest().tokenizer.end_of_text;
     let id = ids.get(index).copied().unwrap_or(end_of_text);
     let before: usize =
         ids.iter().take(index).map(|&id| tokenizer.token_bytes(id).map_or(0, <[u8]>::len)).sum();

@@ -253,7 +253,7 @@ fn write_packed(folder: &Path, recipe: &Recipe, prepared: &[Prepared]) -> (Vec<S
     let mut shards = Vec::new();
     for (number, tokens) in stream.chunks(shard_tokens).enumerate() {
         let name = format!("shard-{number:05}.arrow");
-        let mut writer = PackedWriter::create(&folder.join(&name), recipe.row_length).unwrap();
+        let mut writer = PackedWriter::create(&folder.join(&name), recipe.row_length, END_OF_TEXT).unwrap();
         let mut tree = MerkleTree::new();
         for row in tokens.chunks(recipe.row_length) {
             writer.push(row).unwrap();
@@ -350,7 +350,7 @@ fn manifest(recipe: &Recipe, inputs: Vec<Input>, sets: Vec<SetTotals>, shards: V
             row_length: recipe.row_length as u32,
             rows_per_shard: packed.then_some(recipe.rows_per_shard as u64),
             append_end_of_text: packed,
-            targets: "the row itself, inputs shifted right by one".into(),
+            targets: Targets::NextToken,
         },
         totals: Totals {
             documents: sum(|counts| counts.documents),

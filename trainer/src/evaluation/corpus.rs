@@ -14,6 +14,7 @@ use std::path::Path;
 
 use xlstm_manifests::documents::{DocumentShard, Window, read_windows, windows};
 use xlstm_manifests::manifest::{Layout, Manifest};
+use xlstm_manifests::rows::{Rows as _, Sequences, shift};
 use xlstm_manifests::{Dataset, Error as ContractError};
 
 use super::results::Protocol;
@@ -93,9 +94,9 @@ enum Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SequenceTokens {
     /// What goes in, [`Sequence::length`] ids.
-    pub inputs: Vec<u16>,
+    pub inputs: Vec<i64>,
     /// What is to come out, for all but the first [`Sequence::skipped`] inputs.
-    pub targets: Vec<u16>,
+    pub targets: Vec<i64>,
     /// Inputs at which a document begins; empty where the caller did not ask.
     pub resets: Vec<usize>,
 }
@@ -151,11 +152,15 @@ impl Corpus {
         let manifest = Manifest::load(path)?;
         let row_length = manifest.packing.row_length;
         let context_length = cut.context_length.unwrap_or(row_length);
-        let separator = u16::try_from(manifest.tokenizer.end_of_text).unwrap_or(u16::MAX);
+        let separator = manifest.tokenizer.end_of_text;
+        let resets = match manifest.layout {
+            Layout::Packed => cut.resets,
+            Layout::Documents => false,
+        };
         let mut corpus = Self {
             data: Data::Documents(Vec::new()),
             separator,
-            resets: cut.resets && manifest.layout == Layout::Packed,
+            resets,
             context_length,
             sets: Vec::new(),
             documents: Vec::new(),
@@ -330,23 +335,18 @@ impl Corpus {
     pub fn tokens(&self, sequence: &Sequence) -> Result<SequenceTokens> {
         match (&self.data, sequence.place) {
             (Data::Packed(dataset), Place::Row { row, start }) => {
-                let (start, length) = (start as usize, sequence.length as usize);
-                let ids = dataset.row(row)?.ids;
-                let before = if start == 0 { self.separator } else { ids[start - 1] };
-                let inputs = std::iter::once(before).chain(ids[start..start + length - 1].iter().copied());
-                let mut resets = Vec::new();
-                if self.resets {
-                    for span in dataset.documents_in_row(row)? {
-                        let offset = usize::from(span.offset);
-                        if span.row == row && offset > 0 && (start..start + length).contains(&offset) {
-                            resets.push(offset - start);
-                        }
-                    }
-                }
+                let mut read = Sequences::default();
+                dataset.read(row, self.resets, &mut read)?;
+                let own = start as usize..(start + sequence.length) as usize;
+                let resets = read.starts.get(own.clone()).unwrap_or_default();
                 Ok(SequenceTokens {
-                    inputs: inputs.collect(),
-                    targets: ids[start..start + length].to_vec(),
-                    resets,
+                    resets: resets
+                        .iter()
+                        .enumerate()
+                        .filter_map(|(at, &begins)| begins.then_some(at))
+                        .collect(),
+                    inputs: read.inputs[own.clone()].to_vec(),
+                    targets: read.targets[own].to_vec(),
                 })
             }
             (Data::Documents(shards), Place::Window { shard, window }) => {
@@ -366,21 +366,16 @@ impl Corpus {
 
     fn window_tokens(&self, ids: &[u16], window: Window) -> Option<SequenceTokens> {
         let start = usize::try_from(window.start).ok()?;
-        let end = start + usize::from(window.predicted);
-        let targets = ids.get(start..end)?.to_vec();
-        let context = usize::from(window.context);
-        let mut inputs = Vec::with_capacity(context + targets.len());
-        // Index -1 stands for the separator.
-        let from = if context > start {
-            inputs.push(self.separator);
-            0
-        } else {
-            start - context
-        };
-        inputs.extend_from_slice(ids.get(from..end - 1)?);
-        (inputs.len() + 1 == context + targets.len()).then_some(SequenceTokens {
-            inputs,
-            targets,
+        let end = start.checked_add(usize::from(window.predicted))?;
+        // The context's first token is an input only: index -1 stands for the separator.
+        let skipped = usize::from(window.context).checked_sub(1)?;
+        let first = start.checked_sub(skipped)?;
+        let before = first.checked_sub(1).map_or(Some(self.separator), |index| ids.get(index).copied())?;
+        let mut read = Sequences::default();
+        shift(before, ids.get(first..end)?, &mut read);
+        Some(SequenceTokens {
+            targets: read.targets.split_off(skipped),
+            inputs: read.inputs,
             resets: Vec::new(),
         })
     }

@@ -17,6 +17,7 @@ use serde_json::json;
 use tch::Tensor;
 use xlstm_manifests::documents::DocumentShard;
 use xlstm_manifests::manifest::Layout;
+use xlstm_manifests::rows::{Sequences, shift};
 use xlstm_manifests::{Dataset, Manifest, Sha256Digest};
 
 use super::corpus::{position_group, positions_of};
@@ -164,7 +165,7 @@ pub fn stretches(
     length: usize,
     most: usize,
 ) -> Result<Vec<Stretch>> {
-    let separator = u16::try_from(manifest.tokenizer.end_of_text).unwrap_or(u16::MAX);
+    let separator = manifest.tokenizer.end_of_text;
     let mut found = Vec::new();
     let mut longest = 0;
     match (text, manifest.layout) {
@@ -242,9 +243,9 @@ pub fn score(
     let mut scored = Vec::with_capacity(stretches.len());
     let chunk = chunk.unwrap_or(length).clamp(1, length);
     for stretch in stretches {
-        let inputs: Vec<i64> =
-            std::iter::once(&stretch.before).chain(&stretch.ids).map(|&id| i64::from(id)).collect();
-        let targets: Vec<i64> = stretch.ids.iter().map(|&id| i64::from(id)).collect();
+        let mut read = Sequences::default();
+        shift(stretch.before, &stretch.ids, &mut read);
+        let Sequences { inputs, targets, .. } = read;
         let contexts: Vec<usize> = (0..targets.len()).step_by(length).collect();
         let mut losses = vec![0.0; targets.len()];
         for starts in contexts.chunks((BATCH_TOKENS / chunk).max(1)) {

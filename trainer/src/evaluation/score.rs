@@ -161,10 +161,10 @@ fn to_batch(model: &Model, sequences: &[(&Sequence, SequenceTokens)]) -> Result<
     for (row, (sequence, tokens)) in sequences.iter().enumerate() {
         let start = row * longest;
         for (place, &id) in inputs[start..].iter_mut().zip(&tokens.inputs) {
-            *place = i64::from(id);
+            *place = id;
         }
         for (place, &id) in targets[start + sequence.skipped as usize..].iter_mut().zip(&tokens.targets) {
-            *place = i64::from(id);
+            *place = id;
         }
         for &index in &tokens.resets {
             resets[start + index] = true;

@@ -1,8 +1,8 @@
 //! Validation: token-weighted negative log-likelihood over a split, or a stated prefix of it.
 
 use tch::{Kind, Tensor};
-use xlstm_manifests::Dataset;
 use xlstm_manifests::order::StepRow;
+use xlstm_manifests::rows::Rows;
 
 use crate::communicator::{Communicator, flags};
 use crate::error::Result;
@@ -30,7 +30,7 @@ pub struct Measurement {
 /// When a shard cannot be read, a rank is gone, or libtorch fails.
 pub fn measure(
     model: &Model,
-    dataset: &Dataset,
+    dataset: &dyn Rows,
     rows: u64,
     shape: Shape,
     communicator: &dyn Communicator,

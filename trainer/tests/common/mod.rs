@@ -55,7 +55,7 @@ pub(crate) fn write_split(folder: &Path, split: &str, documents: &[Vec<u16>]) ->
         });
         start += ids.len();
     }
-    let mut writer = PackedWriter::create(&folder.join("shard-00000.arrow"), ROW).unwrap();
+    let mut writer = PackedWriter::create(&folder.join("shard-00000.arrow"), ROW, 0).unwrap();
     let mut tree = MerkleTree::new();
     for row in stream.chunks(ROW) {
         writer.push(row).unwrap();
@@ -132,7 +132,7 @@ fn manifest(
             row_length: ROW as u32,
             rows_per_shard: Some(1 << 20),
             append_end_of_text: true,
-            targets: "the row itself, inputs shifted right by one".into(),
+            targets: Targets::NextToken,
         },
         inputs: vec![Input {
             path: SafePath::new("documents.txt").unwrap(),

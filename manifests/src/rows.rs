@@ -1,0 +1,151 @@
+//! Rows as a model takes them: inputs, targets, and where documents begin. Only the dataset knows how they are stored.
+//!
+//! ```text
+//! tokens    t0 t1 t2 … t(n-1)
+//! targets   t0 t1 t2 … t(n-1)    each token of the corpus is predicted exactly once
+//! inputs    E  t0 t1 … t(n-2)    shifted right; E is the token before them, the separator where there is none
+//! ```
+//! [`shift`] is the one place where this is done: the loader, validation, evaluation and extrapolation use it. Targets
+//! that are stored ([`Targets::Stored`](crate::manifest::Targets)) stand at the position where they are predicted and
+//! are not shifted.
+
+use std::fmt::Debug;
+use std::path::Path;
+
+use crate::dataset::Dataset;
+use crate::error::Result;
+use crate::manifest::Manifest;
+use crate::spans::Span;
+
+/// A target at which nothing is predicted, as PyTorch's losses have it.
+pub const IGNORE: i64 = -100;
+
+/// The positions of some rows, one row after the other.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sequences {
+    /// What goes in.
+    pub inputs: Vec<i64>,
+    /// What is to come out after it; [`IGNORE`] where nothing is predicted.
+    pub targets: Vec<i64>,
+    /// Whether a document begins there; empty unless it was asked for.
+    pub starts: Vec<bool>,
+}
+
+impl Sequences {
+    /// Drops all positions and keeps the memory.
+    pub fn clear(&mut self) {
+        self.inputs.clear();
+        self.targets.clear();
+        self.starts.clear();
+    }
+
+    /// Targets that are predicted.
+    #[must_use]
+    pub fn scored(&self) -> u64 {
+        self.targets.iter().filter(|&&target| target != IGNORE).count() as u64
+    }
+}
+
+/// Appends `tokens` as targets, each after the one before it; `before` stands before the first.
+pub fn shift(before: u16, tokens: &[u16], into: &mut Sequences) {
+    let Some((_, earlier)) = tokens.split_last() else { return };
+    into.inputs.push(i64::from(before));
+    into.inputs.extend(earlier.iter().map(|&id| i64::from(id)));
+    into.targets.extend(tokens.iter().map(|&id| i64::from(id)));
+}
+
+/// A split whose rows can be read in any order, from any thread.
+pub trait Rows: Debug + Send + Sync {
+    /// The manifest.
+    fn manifest(&self) -> &Manifest;
+
+    /// The split's folder.
+    fn folder(&self) -> &Path;
+
+    /// Number of rows.
+    fn rows(&self) -> u64;
+
+    /// Targets of row `row` that are predicted: rows count by it in a mean.
+    ///
+    /// # Errors
+    /// When there is no such row, or its shard cannot be read.
+    fn targets_in(&self, row: u64) -> Result<u64>;
+
+    /// Appends the positions of row `row`, as many as the row is long; with `starts` also where documents begin.
+    ///
+    /// # Errors
+    /// When there is no such row, or its shard cannot be read.
+    fn read(&self, row: u64, starts: bool, into: &mut Sequences) -> Result<()>;
+
+    /// The documents that have tokens in row `row`, in stream order.
+    ///
+    /// # Errors
+    /// When a spans file cannot be read.
+    fn documents_in_row(&self, row: u64) -> Result<Vec<Span>>;
+}
+
+impl Rows for Dataset {
+    fn manifest(&self) -> &Manifest {
+        Self::manifest(self)
+    }
+
+    fn folder(&self) -> &Path {
+        Self::folder(self)
+    }
+
+    fn rows(&self) -> u64 {
+        Self::rows(self)
+    }
+
+    fn targets_in(&self, row: u64) -> Result<u64> {
+        Ok(self.row(row)?.length as u64)
+    }
+
+    /// A row is a context of its own: the separator stands before its first token, whatever the row before ends with.
+    /// Positions past the end of a short row have the separator as input, which is a known id, and no target.
+    fn read(&self, row: u64, starts: bool, into: &mut Sequences) -> Result<()> {
+        let separator = self.manifest().tokenizer.end_of_text;
+        let found = self.row(row)?;
+        shift(separator, found.tokens(), into);
+        let rest = found.ids.len() - found.length;
+        if rest > 0 {
+            // The last token is an input too: what follows it is not scored.
+            into.inputs.extend(found.tokens().last().map(|&id| i64::from(id)));
+            let filler = if found.length > 0 { rest - 1 } else { rest };
+            into.inputs.resize(into.inputs.len() + filler, i64::from(separator));
+            into.targets.resize(into.targets.len() + rest, IGNORE);
+        }
+        if starts {
+            let first = into.starts.len();
+            into.starts.resize(first + found.ids.len(), false);
+            for span in Self::documents_in_row(self, row)? {
+                // A row's first position is a beginning anyway.
+                let own = span.row == row && span.offset > 0;
+                if let Some(start) = into.starts.get_mut(first + usize::from(span.offset)).filter(|_| own) {
+                    *start = true;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn documents_in_row(&self, row: u64) -> Result<Vec<Span>> {
+        Self::documents_in_row(self, row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_token_is_predicted_once_after_the_one_before() {
+        let mut found = Sequences::default();
+        shift(9, &[1, 2, 3], &mut found);
+        shift(9, &[], &mut found);
+        shift(7, &[4], &mut found);
+        assert_eq!(found.inputs, [9, 1, 2, 7]);
+        assert_eq!(found.targets, [1, 2, 3, 4]);
+        assert_eq!(found.scored(), 4);
+    }
+}
