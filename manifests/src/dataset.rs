@@ -1,21 +1,69 @@
-//! Reading a packed split: rows by number, straight from the mapped shards.
+//! Reading a split that has rows of one length, packed tokens or examples: rows by number, straight from the mapped
+//! shards.
+//!
+//! Two ways to open it. Training reads through [`Dataset::open_checked`]: a shard's rows are digested when the first of
+//! them is wanted, and compared with the Merkle root that the manifest has for the shard, which the dataset's `root`
+//! covers; so nothing is computed from a row that is not the one that was prepared. Commands that check digests
+//! themselves (audit, merge, export, trace) use [`Dataset::open`].
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use crate::digest::{Sha256Digest, digest_file};
 use crate::error::{Error, Result};
-use crate::manifest::{Layout, Manifest, Shard};
-use crate::packed::{PackedShard, Row};
+use crate::examples::{ExampleRow, ExampleShard};
+use crate::manifest::{FileRecord, Layout, Manifest, Shard};
+use crate::merkle::MerkleTree;
+use crate::packed::{PackedShard, Row, tokens_leaves};
 use crate::spans::{Span, SpansFile};
 
-/// A packed split, opened for reading. Shards are mapped on first use; share it between threads freely.
+/// A split with rows, opened for reading. Shards are mapped on first use; share it between threads freely.
 #[derive(Debug)]
 pub struct Dataset {
     manifest: Manifest,
     folder: PathBuf,
     /// First row of each shard, then the number of rows.
     starts: Vec<u64>,
-    shards: Vec<OnceLock<PackedShard>>,
+    shards: Vec<OnceLock<Rows>>,
+    spans: Vec<OnceLock<SpansFile>>,
+    checked: bool,
+}
+
+/// The rows of one shard.
+#[derive(Debug)]
+enum Rows {
+    Packed(PackedShard),
+    Examples(ExampleShard),
+}
+
+/// Rows whose digests are taken together.
+const ROWS_AT_ONCE: usize = 16;
+
+impl Rows {
+    fn len(&self) -> usize {
+        match self {
+            Self::Packed(shard) => shard.rows(),
+            Self::Examples(shard) => shard.rows(),
+        }
+    }
+
+    /// The Merkle root over all rows.
+    fn root(&self) -> Sha256Digest {
+        let mut tree = MerkleTree::new();
+        for start in (0..self.len()).step_by(ROWS_AT_ONCE) {
+            let together = start..(start + ROWS_AT_ONCE).min(self.len());
+            let leaves: Vec<Sha256Digest> = match self {
+                Self::Packed(shard) => {
+                    tokens_leaves(together.filter_map(|index| Some(shard.row(index)?.tokens())))
+                }
+                Self::Examples(shard) => {
+                    together.filter_map(|index| Some(shard.row(index)?.leaf())).collect()
+                }
+            };
+            leaves.into_iter().for_each(|leaf| tree.push(leaf));
+        }
+        tree.root()
+    }
 }
 
 impl Dataset {
@@ -23,7 +71,7 @@ impl Dataset {
     /// size of every shard; digests are `audit`'s work.
     ///
     /// # Errors
-    /// When the manifest does not hold, the layout is not packed, or a shard is missing or has another size.
+    /// When the manifest does not hold, the layout has no rows, or a shard is missing or has another size.
     pub fn open(path: &Path) -> Result<Self> {
         let dataset = Self::open_part(path)?;
         if let Some(part) = &dataset.manifest.part {
@@ -37,6 +85,14 @@ impl Dataset {
         Ok(dataset)
     }
 
+    /// As [`Dataset::open`]; every shard and spans file is compared with the manifest's digests before its first use.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`]. A shard that differs is an error of the first row that is wanted from it.
+    pub fn open_checked(path: &Path) -> Result<Self> {
+        Ok(Self { checked: true, ..Self::open(path)? })
+    }
+
     /// As [`Dataset::open`], but takes one task's part of a whole too.
     ///
     /// # Errors
@@ -45,11 +101,11 @@ impl Dataset {
         let manifest = Manifest::load(path)?;
         let file = Manifest::locate(path);
         let folder = file.parent().unwrap_or(Path::new(".")).to_path_buf();
-        if manifest.layout != Layout::Packed {
+        if !manifest.layout.has_rows() {
             return Err(Error::mismatch(
                 &file,
-                "layout `packed`",
-                "`documents`",
+                format!("layout `{}` or `{}`", Layout::Packed, Layout::Examples),
+                format!("`{}`", manifest.layout),
                 "this split is stored by document, for evaluation: use it with `xlstm-eval paloma`",
             ));
         }
@@ -60,7 +116,8 @@ impl Dataset {
             starts.push(starts.last().copied().unwrap_or(0) + shard.file.records);
         }
         let shards = manifest.shards.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { manifest, folder, starts, shards })
+        let spans = manifest.shards.iter().map(|_| OnceLock::new()).collect();
+        Ok(Self { manifest, folder, starts, shards, spans, checked: false })
     }
 
     /// The manifest.
@@ -81,26 +138,61 @@ impl Dataset {
         self.starts.last().copied().unwrap_or(0)
     }
 
-    /// Row `index` of the split.
-    ///
-    /// # Errors
-    /// When its shard cannot be mapped, or `index` is past the end.
-    pub fn row(&self, index: u64) -> Result<Row<'_>> {
-        let past_end = || {
-            Error::mismatch(
-                &self.folder,
-                format!("a row below {}", self.rows()),
-                format!("row {index}"),
-                "ask for a row that the split has",
-            )
-        };
+    /// The shard of row `index`, and the row's place in it.
+    fn locate(&self, index: u64) -> Result<(&Rows, usize)> {
         if index >= self.rows() {
-            return Err(past_end());
+            return Err(self.past_end(index));
         }
         let number = self.starts.partition_point(|&start| start <= index) - 1;
-        let shard = self.shard(number)?;
-        let within = usize::try_from(index - self.starts[number]).map_err(|_| past_end())?;
-        shard.row(within).ok_or_else(past_end)
+        let within = usize::try_from(index - self.starts[number]).map_err(|_| self.past_end(index))?;
+        Ok((self.shard(number, index)?, within))
+    }
+
+    fn past_end(&self, index: u64) -> Error {
+        Error::mismatch(
+            &self.folder,
+            format!("a row below {}", self.rows()),
+            format!("row {index}"),
+            "ask for a row that the split has",
+        )
+    }
+
+    /// Row `index` of the split; of an example what goes in, all positions.
+    ///
+    /// # Errors
+    /// When its shard cannot be mapped or does not hold, or `index` is past the end.
+    pub fn row(&self, index: u64) -> Result<Row<'_>> {
+        let (shard, within) = self.locate(index)?;
+        let row = match shard {
+            Rows::Packed(shard) => shard.row(within),
+            Rows::Examples(shard) => {
+                shard.row(within).map(|row| Row { ids: row.input_ids, length: row.input_ids.len() })
+            }
+        };
+        row.ok_or_else(|| self.past_end(index))
+    }
+
+    /// Example `index` of a split of examples; `None` in a packed split.
+    ///
+    /// # Errors
+    /// As [`Dataset::row`].
+    pub fn example(&self, index: u64) -> Result<Option<ExampleRow<'_>>> {
+        let (shard, within) = self.locate(index)?;
+        match shard {
+            Rows::Packed(_) => Ok(None),
+            Rows::Examples(shard) => shard.row(within).ok_or_else(|| self.past_end(index)).map(Some),
+        }
+    }
+
+    /// The Merkle leaf of row `index`.
+    ///
+    /// # Errors
+    /// As [`Dataset::row`].
+    pub fn leaf(&self, index: u64) -> Result<Sha256Digest> {
+        match self.example(index)? {
+            Some(example) => Ok(example.leaf()),
+            None => Ok(crate::packed::tokens_leaf(self.row(index)?.tokens())),
+        }
     }
 
     /// Appends the `length` tokens from token `offset` of row `row` on, across rows and shards.
@@ -129,24 +221,59 @@ impl Dataset {
         Ok(())
     }
 
-    fn shard(&self, number: usize) -> Result<&PackedShard> {
+    /// Shard `number`, of which `row` is wanted.
+    fn shard(&self, number: usize, row: u64) -> Result<&Rows> {
         if let Some(shard) = self.shards[number].get() {
             return Ok(shard);
         }
-        let record = &self.manifest.shards[number].file;
-        let path = record.path.resolve(&self.folder)?;
-        let row_length = self.manifest.packing.row_length as usize;
-        let shard = PackedShard::open(&path, row_length, record.records)?;
+        let Shard { file, tokens_root, .. } = &self.manifest.shards[number];
+        let path = file.path.resolve(&self.folder)?;
+        let row_length = self.manifest.packing.row_length;
+        let shard = match self.manifest.layout {
+            Layout::Packed => Rows::Packed(PackedShard::open(&path, row_length as usize, file.records)?),
+            Layout::Examples => {
+                // `identity::check` has seen that it fits.
+                let row_length = u16::try_from(row_length).unwrap_or(u16::MAX);
+                Rows::Examples(ExampleShard::open(&path, row_length, file.records)?)
+            }
+            Layout::Documents => {
+                let found = format!("`{}`", self.manifest.layout);
+                return Err(Error::damaged(&path, "a layout with rows", found));
+            }
+        };
+        if self.checked {
+            let found = shard.root();
+            if found != *tokens_root {
+                let first = self.starts[number];
+                let expected = format!(
+                    "rows {first} to {} with tokens_root {tokens_root}, as the manifest says",
+                    self.starts[number + 1] - 1
+                );
+                let found = format!("{found} when row {row} was wanted, and nothing was computed from it");
+                return Err(Error::damaged(&path, expected, found));
+            }
+        }
         Ok(self.shards[number].get_or_init(|| shard))
     }
 
     /// The spans of the documents that start in shard `number`.
     ///
     /// # Errors
-    /// When the spans file cannot be mapped.
-    pub fn spans(&self, number: usize) -> Result<SpansFile> {
+    /// When the spans file cannot be mapped or does not hold.
+    pub fn spans(&self, number: usize) -> Result<&SpansFile> {
+        if let Some(spans) = self.spans[number].get() {
+            return Ok(spans);
+        }
         let record = &self.manifest.shards[number].companion;
-        SpansFile::open(&record.path.resolve(&self.folder)?, record.records)
+        let path = record.path.resolve(&self.folder)?;
+        if self.checked {
+            let (_, found) = digest_file(&path)?;
+            if found != record.sha256 {
+                return Err(Error::damaged(&path, format!("SHA-256 {}", record.sha256), found.to_string()));
+            }
+        }
+        let spans = SpansFile::open(&path, record.records)?;
+        Ok(self.spans[number].get_or_init(|| spans))
     }
 
     /// The documents that have tokens in row `index`, in stream order.
@@ -187,7 +314,7 @@ impl Dataset {
     }
 }
 
-fn check_size(folder: &Path, file: &crate::manifest::FileRecord) -> Result<()> {
+fn check_size(folder: &Path, file: &FileRecord) -> Result<()> {
     let path = file.path.under(folder);
     let size = match fs_err::metadata(&path) {
         Ok(metadata) => metadata.len(),

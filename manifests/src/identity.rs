@@ -127,12 +127,36 @@ pub fn check(path: &Path, manifest: &Manifest) -> Result<()> {
     same("totals.rows, the sum over shards,", shards.iter().map(|s| s.file.records).sum(), totals.rows)?;
     same("totals.tokens, the sum over shards,", shards.iter().map(|s| s.tokens).sum(), totals.tokens)?;
     check_row_length(path, manifest)?;
+    let targets = match manifest.layout {
+        Layout::Packed | Layout::Documents => Targets::NextToken,
+        Layout::Examples => Targets::Stored,
+    };
+    if manifest.packing.targets != targets {
+        let (layout, found) = (manifest.layout, manifest.packing.targets);
+        return Err(Error::damaged(
+            path,
+            format!("targets {targets:?} of layout `{layout}`"),
+            format!("{found:?}"),
+        ));
+    }
+    if manifest.version < manifest.layout.version() {
+        let (layout, version) = (manifest.layout, manifest.layout.version());
+        return Err(Error::damaged(
+            path,
+            format!("version {version}, the first with layout `{layout}`"),
+            manifest.version.to_string(),
+        ));
+    }
     match manifest.layout {
-        Layout::Packed => {
+        // A row has one example and all its positions, padding too.
+        Layout::Packed | Layout::Examples => {
             let spans = shards.iter().map(|shard| shard.companion.records).sum();
             same("totals.documents, the sum over spans,", spans, totals.documents)?;
             let rows = totals.tokens.div_ceil(u64::from(manifest.packing.row_length));
             same("totals.rows, tokens over row length,", rows, totals.rows)?;
+            if manifest.layout == Layout::Examples {
+                same("totals.rows, one for each example,", totals.documents, totals.rows)?;
+            }
         }
         Layout::Documents => {}
     }

@@ -5,11 +5,12 @@
 //! ```text
 //! train/
 //!   manifest.json          what this is, where it came from, every digest and count   (module `manifest`)
-//!   shard-00000.arrow      rows of 2048 tokens, Arrow IPC, read in place through mmap (module `packed`)
+//!   shard-00000.arrow      rows, Arrow IPC, read in place through mmap                (modules `packed`, `examples`)
 //!   spans-00000.arrow      where each document that starts in shard 0 lies            (module `spans`)
 //!   manifest-sha256.txt    `sha256sum -c` accepts it                                  (module `checksums`)
 //! ```
 //!
+//! Whatever is stored, a model gets inputs, targets and beginnings of documents from one reader (module `rows`).
 //! A run over it keeps `run.json` (module `run_manifest`); which rows make a step is arithmetic (module `order`), and
 //! what else decides it is a recipe (module `recipe`).
 //!
@@ -26,6 +27,7 @@ pub mod dataset;
 pub mod digest;
 pub mod documents;
 pub mod error;
+pub mod examples;
 pub mod identity;
 pub mod manifest;
 pub mod merkle;

@@ -17,8 +17,8 @@ use crate::versioned::Kind;
 
 /// The value of `format`.
 pub const FORMAT: &str = "xlstm-dataset";
-/// The version written, and the newest one read.
-pub const VERSION: u32 = 1;
+/// The newest version read; [`Layout::version`] is written.
+pub const VERSION: u32 = 2;
 /// The file's name inside a split's folder.
 pub const MANIFEST_NAME: &str = "manifest.json";
 
@@ -30,6 +30,44 @@ pub enum Layout {
     Packed,
     /// One row a document, no separator (PALOMA: a document is never packed with another).
     Documents,
+    /// One row an example: inputs and targets of equal length, stored side by side.
+    Examples,
+}
+
+impl Layout {
+    /// Its name in a manifest.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Packed => "packed",
+            Self::Documents => "documents",
+            Self::Examples => "examples",
+        }
+    }
+
+    /// The oldest version of the format that has it, which is the one written: readers of that version go on.
+    #[must_use]
+    pub fn version(self) -> u32 {
+        match self {
+            Self::Packed | Self::Documents => 1,
+            Self::Examples => 2,
+        }
+    }
+
+    /// Whether rows have one length for the whole split, so that a model can be trained on them.
+    #[must_use]
+    pub fn has_rows(self) -> bool {
+        match self {
+            Self::Packed | Self::Examples => true,
+            Self::Documents => false,
+        }
+    }
+}
+
+impl std::fmt::Display for Layout {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.name())
+    }
 }
 
 /// Everything known about one split.
@@ -38,13 +76,13 @@ pub enum Layout {
 pub struct Manifest {
     /// Always [`FORMAT`].
     pub format: String,
-    /// [`VERSION`] when written.
+    /// [`Layout::version`] when written.
     pub version: u32,
     /// The dataset's identity: see module `identity`.
     pub root: Sha256Digest,
     /// `train`, `validation`, `test`.
     pub split: String,
-    /// Packed rows or one row a document.
+    /// Packed rows, documents or examples.
     pub layout: Layout,
     /// Where the documents come from, and under which licences.
     pub source: Source,
@@ -64,7 +102,7 @@ pub struct Manifest {
     pub sets: Vec<SetTotals>,
     /// Totals over the split.
     pub totals: Totals,
-    /// Merkle root over the rows' tokens (packed) or the documents' tokens.
+    /// Merkle root over the rows' tokens (packed), the documents' tokens or the examples.
     pub tokens_root: Sha256Digest,
     /// Merkle root over the documents: input, record, length, digest.
     pub documents_root: Sha256Digest,
@@ -158,9 +196,9 @@ pub struct Tokenizer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "PackingInFile", into = "PackingInFile")]
 pub struct Packing {
-    /// Tokens in a row (packed), or in an evaluation window (documents).
+    /// Tokens in a row (packed, examples), or in an evaluation window (documents).
     pub row_length: u32,
-    /// Rows in a full shard (packed; absent for documents). Decides no token.
+    /// Rows in a full shard (packed, examples; absent for documents). Decides no token.
     pub rows_per_shard: Option<u64>,
     /// Whether each document is followed by `end_of_text`.
     pub append_end_of_text: bool,
@@ -169,7 +207,8 @@ pub struct Packing {
 }
 
 /// What is to be predicted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Targets {
     /// Each token from those before it; the separator stands before the first. Module `rows` has the shift.
     NextToken,
@@ -290,13 +329,13 @@ pub struct FileRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shard {
-    /// The Arrow file; `records` counts rows (packed) or documents.
+    /// The Arrow file; `records` counts rows (packed), documents or examples.
     pub file: FileRecord,
-    /// Valid tokens.
+    /// Valid tokens; of examples all positions.
     pub tokens: u64,
     /// Merkle root over this shard's rows or documents: stays when the file is compressed anew.
     pub tokens_root: Sha256Digest,
-    /// Packed: spans of the documents that start in this shard. Documents: evaluation windows.
+    /// Packed: spans of the documents that start in this shard. Examples: their spans. Documents: evaluation windows.
     pub companion: FileRecord,
 }
 
@@ -324,7 +363,7 @@ pub struct Totals {
     pub text_bytes: u64,
     /// Tokens, separators included.
     pub tokens: u64,
-    /// Rows (packed) or documents.
+    /// Rows (packed), documents or examples.
     pub rows: u64,
     /// Records left out, by reason, over all inputs.
     pub left_out: BTreeMap<String, u64>,

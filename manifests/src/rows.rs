@@ -14,7 +14,8 @@ use std::path::Path;
 
 use crate::dataset::Dataset;
 use crate::error::Result;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Targets};
+use crate::packed::Row;
 use crate::spans::Span;
 
 /// A target at which nothing is predicted, as PyTorch's losses have it.
@@ -97,31 +98,34 @@ impl Rows for Dataset {
         Self::rows(self)
     }
 
+    /// Of packed rows the manifest says it, and no shard is opened.
     fn targets_in(&self, row: u64) -> Result<u64> {
-        Ok(self.row(row)?.length as u64)
+        let manifest = self.manifest();
+        match manifest.packing.targets {
+            Targets::NextToken => {
+                let row_length = u64::from(manifest.packing.row_length);
+                Ok(manifest.totals.tokens.saturating_sub(row.saturating_mul(row_length)).min(row_length))
+            }
+            Targets::Stored => Ok(self.example(row)?.map_or(0, |example| example.scored() as u64)),
+        }
     }
 
-    /// A row is a context of its own: the separator stands before its first token, whatever the row before ends with.
-    /// Positions past the end of a short row have the separator as input, which is a known id, and no target.
     fn read(&self, row: u64, starts: bool, into: &mut Sequences) -> Result<()> {
-        let separator = self.manifest().tokenizer.end_of_text;
-        let found = self.row(row)?;
-        shift(separator, found.tokens(), into);
-        let rest = found.ids.len() - found.length;
-        if rest > 0 {
-            // The last token is an input too: what follows it is not scored.
-            into.inputs.extend(found.tokens().last().map(|&id| i64::from(id)));
-            let filler = if found.length > 0 { rest - 1 } else { rest };
-            into.inputs.resize(into.inputs.len() + filler, i64::from(separator));
-            into.targets.resize(into.targets.len() + rest, IGNORE);
+        let first = into.inputs.len();
+        match self.example(row)? {
+            Some(example) => {
+                into.inputs.extend(example.input_ids.iter().map(|&id| i64::from(id)));
+                into.targets.extend(example.targets().map(|target| target.map_or(IGNORE, i64::from)));
+            }
+            None => read_packed(self.row(row)?, self.manifest().tokenizer.end_of_text, into),
         }
         if starts {
-            let first = into.starts.len();
-            into.starts.resize(first + found.ids.len(), false);
+            let begin = into.starts.len();
+            into.starts.resize(begin + into.inputs.len() - first, false);
             for span in Self::documents_in_row(self, row)? {
                 // A row's first position is a beginning anyway.
                 let own = span.row == row && span.offset > 0;
-                if let Some(start) = into.starts.get_mut(first + usize::from(span.offset)).filter(|_| own) {
+                if let Some(start) = into.starts.get_mut(begin + usize::from(span.offset)).filter(|_| own) {
                     *start = true;
                 }
             }
@@ -132,6 +136,27 @@ impl Rows for Dataset {
     fn documents_in_row(&self, row: u64) -> Result<Vec<Span>> {
         Self::documents_in_row(self, row)
     }
+}
+
+/// A row is a context of its own: the separator stands before its first token, whatever the row before ends with.
+/// Positions past the end of a short row have the separator as input, which is a known id, and no target.
+fn read_packed(row: Row<'_>, separator: u16, into: &mut Sequences) {
+    let length = into.inputs.len() + row.ids.len();
+    shift(separator, row.tokens(), into);
+    if row.length < row.ids.len() {
+        // The last token is an input too: what follows it is not scored.
+        into.inputs.extend(row.tokens().last().map(|&id| i64::from(id)));
+        into.inputs.resize(length, i64::from(separator));
+        into.targets.resize(length, IGNORE);
+    }
+}
+
+/// Opens the split whose folder or manifest `path` names; rows are checked against the manifest before their first use.
+///
+/// # Errors
+/// As [`Dataset::open_checked`].
+pub fn open(path: &Path) -> Result<Box<dyn Rows>> {
+    Ok(Box::new(Dataset::open_checked(path)?))
 }
 
 #[cfg(test)]

@@ -185,6 +185,7 @@ fn deciding_fields(m: &Manifest) -> Vec<(&'static str, Value)> {
         ("layout", json!(m.layout)),
         ("packing.row_length", json!(m.packing.row_length)),
         ("packing.append_end_of_text", json!(m.packing.append_end_of_text)),
+        ("packing.targets", json!(m.packing.targets)),
         ("tokenizer.name", json!(t.name)),
         ("tokenizer.files", json!(t.files)),
         ("tokenizer.vocabulary_size", json!(t.vocabulary_size)),

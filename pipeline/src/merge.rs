@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use xlstm_manifests::documents::DocumentShard;
+use xlstm_manifests::examples::Example;
 use xlstm_manifests::manifest::{FileRecord, Input, Layout, Manifest};
 use xlstm_manifests::spans::Span;
 use xlstm_manifests::{Dataset, Error as ContractError, digest};
@@ -160,6 +161,7 @@ fn feed_part(
     match part.manifest.layout {
         Layout::Packed => feeder.packed()?,
         Layout::Documents => feeder.documents()?,
+        Layout::Examples => feeder.examples()?,
     }
     feeder.begin_up_to(part.manifest.inputs.len() as u32)?;
     feeder.end_open();
@@ -178,14 +180,38 @@ impl Feeder<'_> {
         Err(ContractError::mismatch(&path, expected, found, hint).into())
     }
 
-    fn packed(&mut self) -> Result<(), MergeError> {
-        let dataset = Dataset::open_part(&self.part.folder)?;
-        let mut ids = Vec::new();
-        for number in 0..self.part.manifest.shards.len() {
-            let shard = &self.part.manifest.shards[number];
+    /// The part's rows, after every file was checked.
+    fn open_rows(&self) -> Result<Dataset, MergeError> {
+        for shard in &self.part.manifest.shards {
             self.check(&shard.file)?;
             self.check(&shard.companion)?;
         }
+        Ok(Dataset::open_part(&self.part.folder)?)
+    }
+
+    fn examples(&mut self) -> Result<(), MergeError> {
+        let dataset = self.open_rows()?;
+        for number in 0..self.part.manifest.shards.len() {
+            for span in dataset.spans(number)?.iter() {
+                if self.is_done(span.input, span.record) {
+                    continue;
+                }
+                let Some(row) = dataset.example(span.row)? else { continue };
+                let targets: Vec<_> = row.targets().collect();
+                let example = Example { input_ids: row.input_ids, targets: &targets, length: row.length };
+                let set = span.set.and_then(|set| self.part.manifest.sets.get(usize::from(set)));
+                let set = set.map(|set| set.name.clone());
+                let document =
+                    TokenizedDocument::of_example(span.record, example, set.as_deref(), span.id.as_deref());
+                self.push(span.input, &document)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn packed(&mut self) -> Result<(), MergeError> {
+        let dataset = self.open_rows()?;
+        let mut ids = Vec::new();
         for number in 0..self.part.manifest.shards.len() {
             for span in dataset.spans(number)?.iter() {
                 if self.is_done(span.input, span.record) {
@@ -208,6 +234,7 @@ impl Feeder<'_> {
                         set: set.as_deref(),
                         id: span.id.as_deref(),
                         truncated: false,
+                        example: None,
                     },
                 )?;
             }
@@ -235,6 +262,7 @@ impl Feeder<'_> {
                         set: Some(&set),
                         id: document.id.as_deref(),
                         truncated: document.truncated,
+                        example: None,
                     },
                 )?;
             }

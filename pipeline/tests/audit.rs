@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 use datasets::{Built, Recipe, build};
 use proptest::prelude::*;
 use xlstm_manifests::checksums::CHECKSUMS_NAME;
-use xlstm_manifests::manifest::MANIFEST_NAME;
+use xlstm_manifests::manifest::{MANIFEST_NAME, VERSION};
 use xlstm_manifests::merkle::MerkleTree;
 use xlstm_manifests::packed::{PackedShard, PackedWriter, tokens_leaf};
 use xlstm_manifests::spans::{self, Span, SpansFile, document_leaf};
@@ -362,7 +362,7 @@ fn other_layouts_of_the_same_json_are_not_canonical() {
 fn a_newer_version_is_refused_and_says_what_to_do() {
     let built = build(&Recipe::packed());
     let mut manifest = built.manifest();
-    manifest.version = 2;
+    manifest.version = VERSION + 1;
     built.seal(manifest);
     let found = findings(&built);
     assert!(

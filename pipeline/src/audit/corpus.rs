@@ -1,11 +1,10 @@
-//! The documents of a split, one interface for both layouts: where each is from, and its tokens.
+//! The documents of a split, one interface for all layouts: where each is from, and its tokens.
 //!
 //! Documents are numbered in stream order over the whole split. Nothing is held but the shard at hand.
 
 use std::path::{Path, PathBuf};
 
 use xlstm_manifests::documents::{Document, DocumentShard};
-use xlstm_manifests::manifest::Layout;
 use xlstm_manifests::spans::{Span, SpansFile};
 use xlstm_manifests::{Dataset, Manifest, Result, Sha256Digest};
 
@@ -21,7 +20,7 @@ pub(crate) struct Corpus {
 
 #[derive(Debug)]
 enum Content {
-    Packed(Box<Dataset>),
+    Rows(Box<Dataset>),
     Documents { manifest: Box<Manifest>, folder: PathBuf },
 }
 
@@ -44,7 +43,7 @@ pub(crate) struct Meta {
     pub(crate) digest: Sha256Digest,
     /// Characters and words, where the layout stores them.
     pub(crate) chars_and_words: Option<(u64, u64)>,
-    /// Row and token in it where it begins (packed).
+    /// Row and token in it where it begins, in a split with rows.
     pub(crate) place: Option<(u64, u16)>,
 }
 
@@ -58,14 +57,14 @@ impl Corpus {
         let here = path.parent() == Some(Path::new("")) && path.is_file();
         let path = &if here { Path::new(".").join(path) } else { path.to_path_buf() };
         let manifest = Manifest::load(path)?;
-        let packed = manifest.layout == Layout::Packed;
+        let rows = manifest.layout.has_rows();
         let mut starts = vec![0u64];
         for shard in &manifest.shards {
-            let records = if packed { shard.companion.records } else { shard.file.records };
+            let records = if rows { shard.companion.records } else { shard.file.records };
             starts.push(starts.last().copied().unwrap_or(0).saturating_add(records));
         }
-        let content = if packed {
-            Content::Packed(Box::new(Dataset::open_part(path)?))
+        let content = if rows {
+            Content::Rows(Box::new(Dataset::open_part(path)?))
         } else {
             let file = Manifest::locate(path);
             let folder = file.parent().unwrap_or(Path::new(".")).into();
@@ -77,7 +76,7 @@ impl Corpus {
     /// The manifest.
     pub(crate) fn manifest(&self) -> &Manifest {
         match &self.content {
-            Content::Packed(dataset) => dataset.manifest(),
+            Content::Rows(dataset) => dataset.manifest(),
             Content::Documents { manifest, .. } => manifest,
         }
     }
@@ -85,7 +84,7 @@ impl Corpus {
     /// The split's folder.
     pub(crate) fn folder(&self) -> &Path {
         match &self.content {
-            Content::Packed(dataset) => dataset.folder(),
+            Content::Rows(dataset) => dataset.folder(),
             Content::Documents { folder, .. } => folder,
         }
     }
@@ -93,7 +92,7 @@ impl Corpus {
     /// The rows, where there are rows.
     pub(crate) fn rows(&self) -> Option<&Dataset> {
         match &self.content {
-            Content::Packed(dataset) => Some(dataset),
+            Content::Rows(dataset) => Some(dataset),
             Content::Documents { .. } => None,
         }
     }
@@ -123,7 +122,7 @@ impl Corpus {
         let append = manifest.packing.append_end_of_text;
         let sets: Vec<String> = manifest.sets.iter().map(|set| set.name.clone()).collect();
         let list = match &self.content {
-            Content::Packed(dataset) => List::Spans(dataset.spans(number)?, dataset),
+            Content::Rows(dataset) => List::Spans(dataset.spans(number)?, dataset),
             Content::Documents { folder, .. } => {
                 let record = &manifest.shards[number].file;
                 List::Documents(DocumentShard::open(&record.path.resolve(folder)?, record.records)?)
@@ -143,7 +142,7 @@ pub(crate) struct ShardDocuments<'a> {
 
 #[derive(Debug)]
 enum List<'a> {
-    Spans(SpansFile, &'a Dataset),
+    Spans(&'a SpansFile, &'a Dataset),
     Documents(DocumentShard),
 }
 

@@ -1,9 +1,11 @@
-//! The content of a packed shard: rows, ids, separators, digest of the tokens.
+//! The content of a shard with rows: ids, separators, digest of the tokens; of examples their targets and spans too.
 
 use rayon::prelude::*;
 use xlstm_manifests::Sha256Digest;
+use xlstm_manifests::examples::ExampleShard;
 use xlstm_manifests::merkle::MerkleTree;
 use xlstm_manifests::packed::{PackedShard, tokens_leaves};
+use xlstm_manifests::spans::SpansFile;
 
 use super::finding::{Check, Findings};
 
@@ -111,4 +113,72 @@ fn check_row(
         let wanted = format!("ids below {} in row {number}", expected.vocabulary_size);
         findings.differ(expected.file, Check::Ids, wanted, highest);
     }
+}
+
+/// What is expected of a shard of examples.
+pub(super) struct ExpectedExamples<'a> {
+    /// The shard's name.
+    pub(super) file: &'a str,
+    /// The split's row that its first one is.
+    pub(super) first_row: u64,
+    pub(super) row_length: u16,
+    pub(super) vocabulary_size: u32,
+    pub(super) tokens: u64,
+    pub(super) tokens_root: Sha256Digest,
+}
+
+/// Looks at every example, beside its span.
+pub(super) fn scan_examples(
+    shard: &ExampleShard,
+    spans: &SpansFile,
+    expected: &ExpectedExamples<'_>,
+) -> Rows {
+    let looked: Vec<(Sha256Digest, Vec<(String, String)>)> = (0..shard.rows())
+        .into_par_iter()
+        .filter_map(|index| {
+            let example = shard.row(index)?;
+            let row = expected.first_row + index as u64;
+            let mut complaints = Vec::new();
+            if let Some((wanted, found)) = example.complaint(expected.row_length, expected.vocabulary_size) {
+                complaints.push((format!("{wanted} in row {row}"), found));
+            }
+            let digest = example.digest();
+            match spans.get(index) {
+                Some(span) if (span.row, span.offset) != (row, 0) => {
+                    let found = format!("row {}, position {}", span.row, span.offset);
+                    complaints.push((format!("span {index} at row {row}, position 0"), found));
+                }
+                Some(span) if span.digest != digest => {
+                    complaints.push((
+                        format!("an example of sha256 {} in row {row}", span.digest),
+                        digest.to_string(),
+                    ));
+                }
+                Some(_) => {}
+                None => complaints.push((format!("a span for row {row}"), "none".into())),
+            }
+            Some((example.leaf(), complaints))
+        })
+        .collect();
+    let mut rows = Rows::default();
+    for (leaf, complaints) in looked {
+        rows.leaves.push(leaf);
+        for (wanted, found) in complaints {
+            rows.findings.differ(expected.file, Check::Rows, wanted, found);
+        }
+    }
+    let tokens = rows.leaves.len() as u64 * u64::from(expected.row_length);
+    if tokens != expected.tokens {
+        rows.findings.differ(expected.file, Check::Counts, format!("{} positions", expected.tokens), tokens);
+    }
+    if spans.len() != shard.rows() {
+        rows.findings.differ(
+            expected.file,
+            Check::Spans,
+            format!("{} spans, one a row", shard.rows()),
+            spans.len(),
+        );
+    }
+    check_root(&rows.leaves, expected.file, expected.tokens_root, &mut rows.findings);
+    rows
 }

@@ -26,11 +26,16 @@ const CHUNK: usize = 256;
 pub(super) fn check(folder: &Path, findings: &mut Findings) -> Result<u64, CommandError> {
     let corpus = Corpus::open(folder)?;
     let tokenizer = Gpt2Tokenizer::new()?;
-    let packed = corpus.manifest().layout == Layout::Packed;
+    let layout = corpus.manifest().layout;
     let progress = Progress::over_bytes("audit --text", corpus.manifest().totals.text_bytes);
     for number in 0..corpus.shards() {
         let shard = &corpus.manifest().shards[number];
-        let file = if packed { &shard.companion } else { &shard.file }.path.as_str();
+        let file = match layout {
+            Layout::Packed => &shard.companion,
+            Layout::Documents => &shard.file,
+            Layout::Examples => return Err(no_text()),
+        };
+        let file = file.path.as_str();
         let documents = corpus.shard(number)?;
         let problems: Vec<(usize, String)> = (0..documents.len().div_ceil(CHUNK))
             .into_par_iter()
@@ -54,6 +59,12 @@ pub(super) fn check(folder: &Path, findings: &mut Findings) -> Result<u64, Comma
         }
     }
     Ok(corpus.documents())
+}
+
+fn no_text() -> CommandError {
+    CommandError::Usage(
+        "a split of examples has no text: leave --text out (--deep reads its source again)".into(),
+    )
 }
 
 fn problem(meta: &Meta, text: &[u8]) -> Option<String> {

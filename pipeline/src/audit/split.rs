@@ -11,6 +11,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use xlstm_manifests::documents::{DocumentShard, Window, read_windows, windows};
+use xlstm_manifests::examples::ExampleShard;
 use xlstm_manifests::manifest::{Layout, MANIFEST_NAME, Shard};
 use xlstm_manifests::packed::PackedShard;
 use xlstm_manifests::safe_path::SafePath;
@@ -216,6 +217,7 @@ fn check_shard(context: &Context<'_>, number: usize) -> ShardCheck {
         let read = catch_unwind(AssertUnwindSafe(|| match context.manifest.layout {
             Layout::Packed => packed_content(context, number),
             Layout::Documents => document_content(context, shard),
+            Layout::Examples => examples_content(context, number),
         }));
         match read {
             Ok(Ok(found)) => content = Some(found),
@@ -259,18 +261,53 @@ fn packed_content(context: &Context<'_>, number: usize) -> Content {
     };
     let place = place(context, shard, first_row..first_row.saturating_add(shard.file.records));
     let (mut rows, documents) = rayon::join(|| rows::scan(&packed, &expected), || scan_spans(&spans, &place));
+    check_full(manifest, number, &mut rows.findings);
+    Ok((rows, documents))
+}
+
+/// All shards but the last have as many rows as the manifest says.
+fn check_full(manifest: &Manifest, number: usize, findings: &mut Findings) {
+    let file = &manifest.shards[number].file;
     let full = manifest.packing.rows_per_shard;
-    if let Some(full) = full.filter(|&full| number + 1 < manifest.shards.len() && shard.file.records != full)
-    {
+    if let Some(full) = full.filter(|&full| number + 1 < manifest.shards.len() && file.records != full) {
         let expected = format!("{full} rows, as in every shard but the last");
-        rows.findings.differ(shard.file.path.as_str(), Check::Rows, expected, shard.file.records);
+        findings.differ(file.path.as_str(), Check::Rows, expected, file.records);
     }
+}
+
+fn examples_content(context: &Context<'_>, number: usize) -> Content {
+    let manifest = context.manifest;
+    let shard = &manifest.shards[number];
+    let first_row = context.first_rows[number];
+    let blame = |file: &SafePath| {
+        let name = file.to_string();
+        move |error| (name, error)
+    };
+    let path = shard.file.path.resolve(context.folder).map_err(blame(&shard.file.path))?;
+    // The manifest was checked: its rows are at most 65535 long.
+    let row_length = u16::try_from(manifest.packing.row_length).unwrap_or(u16::MAX);
+    let examples =
+        ExampleShard::open(&path, row_length, shard.file.records).map_err(blame(&shard.file.path))?;
+    let path = shard.companion.path.resolve(context.folder).map_err(blame(&shard.companion.path))?;
+    let spans = SpansFile::open(&path, shard.companion.records).map_err(blame(&shard.companion.path))?;
+    let place = place(context, shard, first_row..first_row.saturating_add(shard.file.records));
+    let documents = scan_spans(&spans, &place);
+    let expected = rows::ExpectedExamples {
+        file: shard.file.path.as_str(),
+        first_row,
+        row_length,
+        vocabulary_size: manifest.tokenizer.vocabulary_size,
+        tokens: shard.tokens,
+        tokens_root: shard.tokens_root,
+    };
+    let mut rows = rows::scan_examples(&examples, &spans, &expected);
+    check_full(manifest, number, &mut rows.findings);
     Ok((rows, documents))
 }
 
 fn place<'a>(context: &'a Context<'_>, shard: &'a Shard, rows: std::ops::Range<u64>) -> Place<'a> {
     let file = match context.manifest.layout {
-        Layout::Packed => &shard.companion,
+        Layout::Packed | Layout::Examples => &shard.companion,
         Layout::Documents => &shard.file,
     };
     Place {

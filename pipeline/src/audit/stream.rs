@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use xlstm_manifests::Manifest;
-use xlstm_manifests::manifest::{Layout, MANIFEST_NAME};
+use xlstm_manifests::manifest::MANIFEST_NAME;
 use xlstm_manifests::merkle::MerkleTree;
 
 use super::duplicates::DuplicateCounter;
@@ -15,7 +15,8 @@ use super::spans::{Documents, LENGTH_BUCKETS, Sum};
 /// A split's content, put together shard by shard.
 #[derive(Debug)]
 pub(super) struct Stream {
-    packed: bool,
+    /// Whether documents lie end to end in rows.
+    tiled: bool,
     append_end_of_text: bool,
     tokens_tree: MerkleTree,
     documents_tree: MerkleTree,
@@ -41,7 +42,7 @@ pub(super) struct Names<'a> {
 impl Stream {
     pub(super) fn new(manifest: &Manifest) -> Self {
         Self {
-            packed: manifest.layout == Layout::Packed,
+            tiled: manifest.layout.has_rows(),
             append_end_of_text: manifest.packing.append_end_of_text,
             tokens_tree: MerkleTree::new(),
             documents_tree: MerkleTree::new(),
@@ -72,11 +73,13 @@ impl Stream {
             self.findings.differ(names.companion, Check::Spans, expected, format!("{first:?} first"));
         }
         self.last = documents.last.or(self.last);
-        if self.packed {
+        if self.tiled {
             // After a gap, what precedes the first document that starts here belongs to an unknown one.
             let known_from = self.position.map_or(documents.start, |_| Some(0)).unwrap_or(u64::MAX);
             self.check_tiling(names, &documents);
-            self.open_ends.extend(&documents.ends);
+            if self.append_end_of_text {
+                self.open_ends.extend(&documents.ends);
+            }
             let known = rows.separators.partition_point(|&position| position < known_from);
             self.check_separators(names, &rows.separators[known..]);
         }
@@ -132,7 +135,7 @@ impl Stream {
     /// Compares the whole with what the manifest says.
     pub(super) fn finish(&mut self, manifest: &Manifest) {
         let findings = &mut self.findings;
-        if self.packed {
+        if self.tiled {
             let last = manifest.shards.last().map_or(MANIFEST_NAME, |shard| shard.companion.path.as_str());
             let end = self.position.unwrap_or_default();
             if end != manifest.totals.tokens {

@@ -108,7 +108,7 @@ fn keep(
     let start = ids.len();
     tokenizer.encode_into(scratch, &record.text, ids)?;
     let (chars, words) = match layout {
-        Layout::Packed => (0, 0),
+        Layout::Packed | Layout::Examples => (0, 0),
         Layout::Documents => (record.text.chars().count() as u64, count_words(&record.text)),
     };
     Ok(Ok(Kept {

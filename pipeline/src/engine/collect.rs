@@ -115,6 +115,7 @@ fn take_batch(
                 set: kept.set.as_deref(),
                 id: kept.id.as_deref(),
                 truncated: kept.truncated,
+                example: None,
             })?,
         }
     }

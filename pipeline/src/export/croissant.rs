@@ -105,6 +105,9 @@ fn description(manifest: &Manifest) -> String {
             manifest.packing.row_length, manifest.tokenizer.end_of_text
         ),
         Layout::Documents => "one record a document, with the windows it is scored in".into(),
+        Layout::Examples => {
+            format!("one record an example, {} positions of inputs and targets", manifest.packing.row_length)
+        }
     };
     format!(
         "{} documents ({} tokens, {} bytes of text) of `{}`, split {}, tokenized with {} and {layout}.",
@@ -162,6 +165,7 @@ fn distribution(manifest: &Manifest) -> Result<Value, CommandError> {
     let (content, companion) = match manifest.layout {
         Layout::Packed => ("rows of tokens", "where each document lies and comes from"),
         Layout::Documents => ("documents' tokens", "evaluation windows"),
+        Layout::Examples => ("examples: inputs and targets", "where each example comes from"),
     };
     for shard in &manifest.shards {
         for (record, what) in [(&shard.file, content), (&shard.companion, companion)] {
@@ -188,11 +192,12 @@ fn names(layout: Layout) -> (&'static str, &'static str) {
     match layout {
         Layout::Packed => ("rows", "spans"),
         Layout::Documents => ("documents", "windows"),
+        Layout::Examples => ("examples", "spans"),
     }
 }
 
 fn prefix(record_set: &str) -> String {
-    format!("{}-", if record_set == "rows" { "shard" } else { record_set })
+    format!("{}-", if matches!(record_set, "rows" | "examples") { "shard" } else { record_set })
 }
 
 /// A column: name, type, whether it is a list (of a fixed length, perhaps), what it holds.
@@ -201,6 +206,11 @@ type Column = (&'static str, &'static str, Option<i64>, &'static str);
 const ROWS: &[Column] = &[
     ("input_ids", "cr:UInt16", Some(0), "token ids"),
     ("length", "cr:UInt16", None, "valid tokens at the front; the rest is filling"),
+];
+const EXAMPLES: &[Column] = &[
+    ("input_ids", "cr:UInt16", Some(0), "what goes in"),
+    ("targets", "cr:UInt16", Some(0), "what is to come out at that position; null where nothing is scored"),
+    ("length", "cr:UInt16", None, "positions that count; the rest is padding"),
 ];
 const SPANS: &[Column] = &[
     ("input", "cr:UInt32", None, "index of the source file in the manifest's inputs"),
@@ -237,6 +247,7 @@ fn record_sets(manifest: &Manifest) -> Value {
     let (content, companion) = names(manifest.layout);
     let columns = |name: &str| match name {
         "rows" => ROWS,
+        "examples" => EXAMPLES,
         "spans" => SPANS,
         "documents" => DOCUMENTS,
         _ => WINDOWS,

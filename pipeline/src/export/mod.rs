@@ -115,9 +115,14 @@ pub fn export(args: &ExportArgs) -> Result<ExportReport, CommandError> {
         Format::Croissant => vec![write::text(&args.out, &croissant::render(manifest, args)?)?],
         Format::Sha256sums => vec![write::text(&args.out, &sums::render(manifest)?)?],
         Format::Parquet | Format::ArrowStream => {
-            if args.records == Records::Rows && manifest.layout == Layout::Documents {
+            if args.records == Records::Rows && !manifest.layout.has_rows() {
                 return Err(CommandError::Usage(
                     "this split is stored by document and has no rows: export it with --as documents".into(),
+                ));
+            }
+            if args.with_text && manifest.layout == Layout::Examples {
+                return Err(CommandError::Usage(
+                    "a split of examples has no text: export it without --with-text".into(),
                 ));
             }
             tables::export(&corpus, args)?

@@ -189,19 +189,33 @@ fn note_inputs_folder(out: &Path, plan: &Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How text of this layout becomes rows.
 fn packing(layout: Layout, common: &Common) -> Packing {
+    let row_length = xlstm_manifests::ROW_LENGTH as u32;
     match layout {
         Layout::Packed => Packing {
-            row_length: xlstm_manifests::ROW_LENGTH as u32,
+            row_length,
             rows_per_shard: Some(common.rows_per_shard),
             append_end_of_text: true,
             targets: Targets::NextToken,
         },
         Layout::Documents => Packing {
-            row_length: xlstm_manifests::ROW_LENGTH as u32,
+            row_length,
             rows_per_shard: None,
             append_end_of_text: false,
             targets: Targets::NextToken,
         },
+        Layout::Examples => packing_of_examples(row_length, common.rows_per_shard),
+    }
+}
+
+/// How examples of `row_length` positions become rows: one each.
+#[must_use]
+pub fn packing_of_examples(row_length: u32, rows_per_shard: u64) -> Packing {
+    Packing {
+        row_length,
+        rows_per_shard: Some(rows_per_shard),
+        append_end_of_text: false,
+        targets: Targets::Stored,
     }
 }

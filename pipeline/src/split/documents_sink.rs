@@ -12,10 +12,10 @@ use xlstm_manifests::safe_path::SafePath;
 
 use super::journal::{Snapshot, Trees, document_leaf};
 use super::tally::InputMeta;
-use super::{SplitError, SplitSpec, TokenizedDocument};
+use super::{Sink, SplitError, SplitSpec, TokenizedDocument};
 
 /// The table of domains beside PALOMA's shards.
-pub(super) const DOMAINS_NAME: &str = "domains.csv";
+const DOMAINS_NAME: &str = "domains.csv";
 
 struct Open {
     source: String,
@@ -39,19 +39,22 @@ impl DocumentsSink {
     pub(super) fn new(folder: &Path, spec: &SplitSpec, last: Option<&Snapshot>) -> Self {
         Self {
             folder: folder.into(),
+            // `identity::check` refuses a manifest with longer windows.
             window: u16::try_from(spec.packing.row_length).unwrap_or(u16::MAX),
             source: String::new(),
             open: None,
             trees: last.map(|snapshot| snapshot.trees.clone()).unwrap_or_default(),
         }
     }
+}
 
-    pub(super) fn trees(&self) -> Trees {
+impl Sink for DocumentsSink {
+    fn trees(&self) -> Trees {
         self.trees.clone()
     }
 
-    /// Notes the input that begins, and says whether it begins another source than the one before.
-    pub(super) fn is_boundary(&mut self, meta: &InputMeta) -> bool {
+    /// One shard a source.
+    fn begins_shard(&mut self, meta: &InputMeta) -> bool {
         let source = source_of(&meta.path);
         if self.source == source {
             return false;
@@ -61,7 +64,13 @@ impl DocumentsSink {
         !first
     }
 
-    pub(super) fn push(&mut self, input: u32, document: &TokenizedDocument<'_>) -> Result<(), SplitError> {
+    fn begin(
+        &mut self,
+        input: u32,
+        document: &TokenizedDocument<'_>,
+        length: u64,
+        _set: Option<u16>,
+    ) -> Result<(), SplitError> {
         let open = match &mut self.open {
             Some(open) => open,
             None => {
@@ -76,7 +85,6 @@ impl DocumentsSink {
                 })
             }
         };
-        let length = document.ids.len() as u64;
         let leaf = tokens_leaf(document.ids);
         open.tree.push(leaf);
         self.trees.tokens.push(leaf);
@@ -104,8 +112,20 @@ impl DocumentsSink {
         Ok(())
     }
 
-    /// Finishes the open source's shard, if there is one.
-    pub(super) fn close(&mut self) -> Result<Option<Shard>, SplitError> {
+    /// A document is written as a whole when it begins.
+    fn store(
+        &mut self,
+        _document: &TokenizedDocument<'_>,
+        _from: usize,
+    ) -> Result<Option<usize>, SplitError> {
+        Ok(None)
+    }
+
+    fn other_files(&self, sets: &[SetTotals]) -> Result<Vec<FileRecord>, SplitError> {
+        Ok(vec![write_domains(&self.folder, sets)?])
+    }
+
+    fn close(&mut self, _index: usize) -> Result<Option<Shard>, SplitError> {
         let Some(open) = self.open.take() else { return Ok(None) };
         let name = format!("documents-{}.arrow", open.source);
         let written = open.writer.finish()?;
@@ -135,7 +155,7 @@ fn source_of(path: &SafePath) -> &str {
 }
 
 /// Writes the table of domains: one line each, in order of first appearance.
-pub(super) fn write_domains(folder: &Path, sets: &[SetTotals]) -> Result<FileRecord, SplitError> {
+fn write_domains(folder: &Path, sets: &[SetTotals]) -> Result<FileRecord, SplitError> {
     let mut table = String::from("source,domain,documents,tokens,bytes\n");
     for set in sets {
         let (source, domain) = set.name.split_once('/').unwrap_or((&set.name, &set.name));

@@ -1,7 +1,7 @@
 //! Building one split, document by document, so that a killed run goes on where it was.
 //!
 //! ```text
-//! SplitBuilder ── counts inputs, sets, totals ── Sink (packed rows | documents) ── shards
+//! SplitBuilder ── counts inputs, sets, totals ── Sink (packed rows | documents | examples) ── shards
 //!       └──────── journal: one line per finished shard, fsynced after the shard itself
 //! ```
 //! Whoever feeds a builder (`prepare` from sources, `merge` from parts) pushes inputs and documents in
@@ -9,6 +9,7 @@
 //! the last journal line and asks, through [`SplitBuilder::cursor`], to be fed again from there.
 
 mod documents_sink;
+mod examples_sink;
 mod journal;
 mod packed_sink;
 mod tally;
@@ -19,15 +20,18 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use xlstm_manifests::atomic::{self, FolderLock};
 use xlstm_manifests::checksums;
-use xlstm_manifests::manifest::{FORMAT, VERSION};
+use xlstm_manifests::examples::Example;
+use xlstm_manifests::manifest::FORMAT;
 use xlstm_manifests::manifest::{
-    FileRecord, Layout, MANIFEST_NAME, Manifest, Packing, Part, Selection, Shard, Source, Tokenizer, Tool,
+    FileRecord, Layout, MANIFEST_NAME, Manifest, Packing, Part, Selection, SetTotals, Shard, Source,
+    Tokenizer, Tool,
 };
 use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::{Error as ContractError, Sha256Digest, canonical, identity};
 
 use documents_sink::DocumentsSink;
-use journal::Journal;
+use examples_sink::ExamplesSink;
+use journal::{Journal, Snapshot, Trees};
 use packed_sink::PackedSink;
 pub use tally::{InputMeta, Tally};
 
@@ -57,6 +61,20 @@ pub enum SplitError {
     /// A limit of the format.
     #[error("{0}")]
     Limit(String),
+    /// An example that its split cannot hold.
+    #[error(
+        "record {record} of input {input}: expected {expected}, found {found}; correct the example and prepare again"
+    )]
+    Example {
+        /// Index of its input.
+        input: u32,
+        /// Record number in that input.
+        record: u64,
+        /// What an example of this split has.
+        expected: String,
+        /// What this one has.
+        found: String,
+    },
     /// The feeder broke its promise on resumption: a source changed, or a fault of ours.
     #[error(
         "the run cannot go on from its journal: expected record {record} of input {input}, found {found}; \
@@ -83,7 +101,7 @@ impl From<std::io::Error> for SplitError {
 pub struct SplitSpec {
     /// `train`, `validation`, `test`, `val`.
     pub split: String,
-    /// Packed rows or documents.
+    /// Packed rows, documents or examples.
     pub layout: Layout,
     /// Where documents come from.
     pub source: Source,
@@ -135,6 +153,27 @@ pub struct TokenizedDocument<'a> {
     pub id: Option<&'a str>,
     /// Whether its source cut it.
     pub truncated: bool,
+    /// What stands beside `ids` in a split of examples.
+    pub example: Option<Example<'a>>,
+}
+
+impl<'a> TokenizedDocument<'a> {
+    /// An example as a document: all its positions are tokens, it has no text, and its digest is its own.
+    #[must_use]
+    pub fn of_example(record: u64, example: Example<'a>, set: Option<&'a str>, id: Option<&'a str>) -> Self {
+        Self {
+            record,
+            ids: example.input_ids,
+            bytes: 0,
+            chars: 0,
+            words: 0,
+            digest: example.digest(),
+            set,
+            id,
+            truncated: false,
+            example: Some(example),
+        }
+    }
 }
 
 /// Where to feed a builder from.
@@ -148,16 +187,56 @@ pub struct Cursor {
     pub stored_tokens: Option<u64>,
 }
 
-enum Sink {
-    Packed(Box<PackedSink>),
-    Documents(Box<DocumentsSink>),
+/// Where a split's documents go: one kind for each layout.
+trait Sink {
+    /// Notes the input that begins, and says whether the shard being written must be finished before it.
+    fn begins_shard(&mut self, _meta: &InputMeta) -> bool {
+        false
+    }
+
+    /// Notes a document that begins. `length` is its tokens, separator included.
+    fn begin(
+        &mut self,
+        input: u32,
+        document: &TokenizedDocument<'_>,
+        length: u64,
+        set: Option<u16>,
+    ) -> Result<(), SplitError>;
+
+    /// Stores a document's tokens from number `from` on. Returns how many of them are stored when the shard is full, to
+    /// be called again after [`Sink::close`].
+    fn store(&mut self, document: &TokenizedDocument<'_>, from: usize) -> Result<Option<usize>, SplitError>;
+
+    /// Finishes the shard being written, the split's number `index`; `None` when there is none.
+    fn close(&mut self, index: usize) -> Result<Option<Shard>, SplitError>;
+
+    /// As [`Sink::close`], for the split's last shard.
+    fn close_last(&mut self, index: usize) -> Result<Option<Shard>, SplitError> {
+        self.close(index)
+    }
+
+    /// The Merkle trees so far.
+    fn trees(&self) -> Trees;
+
+    /// Writes what stands beside the shards of a finished split.
+    fn other_files(&self, _sets: &[SetTotals]) -> Result<Vec<FileRecord>, SplitError> {
+        Ok(Vec::new())
+    }
+}
+
+fn sink(folder: &Path, spec: &SplitSpec, last: Option<&Snapshot>) -> Box<dyn Sink> {
+    match spec.layout {
+        Layout::Packed => Box::new(PackedSink::new(folder, spec, last)),
+        Layout::Documents => Box::new(DocumentsSink::new(folder, spec, last)),
+        Layout::Examples => Box::new(ExamplesSink::new(folder, spec, last)),
+    }
 }
 
 /// What the builder is waiting for.
 pub struct SplitBuilder {
     folder: PathBuf,
     spec: SplitSpec,
-    sink: Sink,
+    sink: Box<dyn Sink>,
     tally: Tally,
     journal: Journal,
     shards: Vec<Shard>,
@@ -208,10 +287,7 @@ impl SplitBuilder {
             last = Some(snapshot);
         }
         remove_strays(folder, &shards)?;
-        let sink = match spec.layout {
-            Layout::Packed => Sink::Packed(Box::new(PackedSink::new(folder, &spec, last.as_ref()))),
-            Layout::Documents => Sink::Documents(Box::new(DocumentsSink::new(folder, &spec, last.as_ref()))),
-        };
+        let sink = sink(folder, &spec, last.as_ref());
         Ok(Opened::Building(Box::new(Self {
             folder: folder.into(),
             spec,
@@ -253,12 +329,11 @@ impl SplitBuilder {
     /// # Errors
     /// When the sink has to close a shard and cannot.
     pub fn begin_input(&mut self, meta: InputMeta) -> Result<(), SplitError> {
-        let boundary = match &mut self.sink {
-            Sink::Packed(_) => false,
-            Sink::Documents(sink) => sink.is_boundary(&meta),
-        };
-        if boundary {
-            self.close_document_shard()?;
+        if self.sink.begins_shard(&meta)
+            && let Some(shard) = self.sink.close(self.shards.len())?
+        {
+            let cursor = Cursor { input: self.tally.next_input(), record: 0, stored_tokens: None };
+            self.note_shard(shard, cursor)?;
         }
         self.tally.begin_input(meta)
     }
@@ -279,13 +354,8 @@ impl SplitBuilder {
         let separator = u64::from(self.spec.packing.append_end_of_text);
         let length = document.ids.len() as u64 + separator;
         let (input, set) = self.tally.count(document, length)?;
-        match &mut self.sink {
-            Sink::Packed(sink) => {
-                sink.begin(input, document, length, set);
-                self.store_packed(document, 0)
-            }
-            Sink::Documents(sink) => Ok(sink.push(input, document)?),
-        }
+        self.sink.begin(input, document, length, set)?;
+        self.store(document, 0)
     }
 
     /// The document in whose middle the journal's last shard ended: only its remaining tokens are missing.
@@ -300,34 +370,27 @@ impl SplitBuilder {
             let found = format!("record {} of {length} tokens", document.record);
             return Err(SplitError::Resume { input, record, found });
         }
-        self.store_packed(document, stored)
+        self.store(document, stored)
     }
 
     /// Stores the tokens of `document` from number `from` on, finishing shards as they fill.
-    fn store_packed(&mut self, document: &TokenizedDocument<'_>, from: u64) -> Result<(), SplitError> {
-        let Sink::Packed(sink) = &mut self.sink else { return Ok(()) };
+    fn store(&mut self, document: &TokenizedDocument<'_>, from: u64) -> Result<(), SplitError> {
         let mut from = usize::try_from(from).unwrap_or(usize::MAX);
-        while let Some(stored) = sink.store(document.ids, from)? {
+        while let Some(stored) = self.sink.store(document, from)? {
             from = stored;
-            let shard = sink.close(self.shards.len())?;
-            let cursor = Cursor {
-                input: self.tally.current_input(),
-                record: document.record,
-                stored_tokens: Some(stored as u64),
-            };
-            let snapshot = self.tally.snapshot(shard, cursor, sink.trees());
-            self.journal.append(&snapshot)?;
-            self.shards.push(snapshot.shard);
-            self.cursor = Cursor { stored_tokens: None, ..cursor };
+            let Some(shard) = self.sink.close(self.shards.len())? else { continue };
+            let input = self.tally.current_input();
+            let cursor = Cursor { input, record: document.record, stored_tokens: Some(stored as u64) };
+            self.note_shard(shard, cursor)?;
+            // The document goes on at once; only a run that takes this one up must be fed it again.
+            self.cursor.stored_tokens = None;
         }
         Ok(())
     }
 
-    fn close_document_shard(&mut self) -> Result<(), SplitError> {
-        let Sink::Documents(sink) = &mut self.sink else { return Ok(()) };
-        let Some(shard) = sink.close()? else { return Ok(()) };
-        let cursor = Cursor { input: self.tally.next_input(), record: 0, stored_tokens: None };
-        let snapshot = self.tally.snapshot(shard, cursor, sink.trees());
+    /// Notes a finished shard, after which a later run would go on at `cursor`.
+    fn note_shard(&mut self, shard: Shard, cursor: Cursor) -> Result<(), SplitError> {
+        let snapshot = self.tally.snapshot(shard, cursor, self.sink.trees());
         self.journal.append(&snapshot)?;
         self.shards.push(snapshot.shard);
         self.cursor = cursor;
@@ -344,31 +407,15 @@ impl SplitBuilder {
     /// # Errors
     /// When something cannot be written.
     pub fn finish(mut self) -> Result<Manifest, SplitError> {
-        let trees = match &mut self.sink {
-            Sink::Packed(sink) => {
-                if let Some(shard) = sink.close_last(self.shards.len())? {
-                    self.shards.push(shard);
-                }
-                sink.trees()
-            }
-            Sink::Documents(_) => {
-                self.close_document_shard()?;
-                match &self.sink {
-                    Sink::Documents(sink) => sink.trees(),
-                    Sink::Packed(sink) => sink.trees(),
-                }
-            }
-        };
-        let mut files: Vec<FileRecord> = Vec::new();
-        if self.spec.layout == Layout::Documents {
-            files.push(documents_sink::write_domains(&self.folder, self.tally.sets())?);
-        }
+        self.shards.extend(self.sink.close_last(self.shards.len())?);
+        let trees = self.sink.trees();
+        let files = self.sink.other_files(self.tally.sets())?;
         let spec = self.spec;
         let (inputs, sets, mut totals) = self.tally.finish();
         totals.rows = self.shards.iter().map(|shard| shard.file.records).sum();
         let mut manifest = Manifest {
             format: FORMAT.into(),
-            version: VERSION,
+            version: spec.layout.version(),
             root: Sha256Digest::of(b""),
             split: spec.split,
             layout: spec.layout,

@@ -10,7 +10,7 @@ use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::spans::{self, Span};
 
 use super::journal::{Snapshot, Trees, document_leaf};
-use super::{SplitError, SplitSpec, TokenizedDocument};
+use super::{Sink, SplitError, SplitSpec, TokenizedDocument};
 
 pub(super) struct PackedSink {
     folder: PathBuf,
@@ -49,63 +49,6 @@ impl PackedSink {
         }
     }
 
-    pub(super) fn trees(&self) -> Trees {
-        self.trees.clone()
-    }
-
-    /// Notes where `document` begins.
-    pub(super) fn begin(
-        &mut self,
-        input: u32,
-        document: &TokenizedDocument<'_>,
-        length: u64,
-        set: Option<u16>,
-    ) {
-        self.trees.documents.push(document_leaf(input, document, length));
-        self.spans.push(Span {
-            input,
-            record: document.record,
-            row: self.rows,
-            // Less than a full row, which fits in 16 bits.
-            offset: u16::try_from(self.row).unwrap_or(u16::MAX),
-            length,
-            bytes: document.bytes,
-            set,
-            digest: document.digest,
-            id: document.id.map(str::to_owned),
-        });
-    }
-
-    /// Stores `ids` and the separator after them, from token `from` on. Returns the number of the
-    /// document's tokens stored so far when a shard became full, to be called again after [`Self::close`].
-    pub(super) fn store(&mut self, ids: &[u16], from: usize) -> Result<Option<usize>, SplitError> {
-        let mut next = from;
-        while next <= ids.len() {
-            let separator = [self.separator];
-            let tokens = if next == ids.len() { &separator[..] } else { &ids[next..] };
-            let tokens = &tokens[..tokens.len().min(self.room())];
-            let writer = match &mut self.writer {
-                Some(writer) => writer,
-                None => {
-                    let path = self.folder.join(shard_name(self.finished_shards()));
-                    self.writer.insert(PackedWriter::create(&path, self.row_length, self.separator)?)
-                }
-            };
-            writer.extend(tokens)?;
-            let leaves = writer.take_leaves();
-            self.push_leaves(&leaves);
-            next += tokens.len();
-            let rows = (self.row + tokens.len()) / self.row_length;
-            self.row = (self.row + tokens.len()) % self.row_length;
-            self.rows += rows as u64;
-            self.shard_rows += rows as u64;
-            if self.shard_rows == self.rows_per_shard {
-                return Ok(Some(next));
-            }
-        }
-        Ok(None)
-    }
-
     /// Tokens that the shard being written still takes.
     fn room(&self) -> usize {
         let rows = usize::try_from(self.rows_per_shard - self.shard_rows).unwrap_or(usize::MAX);
@@ -126,7 +69,7 @@ impl PackedSink {
     }
 
     /// Finishes the current shard, the split's number `index`.
-    pub(super) fn close(&mut self, index: usize) -> Result<Shard, SplitError> {
+    fn finish_shard(&mut self, index: usize) -> Result<Shard, SplitError> {
         let name = shard_name(index);
         let writer = match self.writer.take() {
             Some(writer) => writer,
@@ -157,9 +100,72 @@ impl PackedSink {
             },
         })
     }
+}
 
-    /// Finishes the split's last shard, whose last row may be short; `None` when nothing is left for one.
-    pub(super) fn close_last(&mut self, index: usize) -> Result<Option<Shard>, SplitError> {
+impl Sink for PackedSink {
+    fn trees(&self) -> Trees {
+        self.trees.clone()
+    }
+
+    fn begin(
+        &mut self,
+        input: u32,
+        document: &TokenizedDocument<'_>,
+        length: u64,
+        set: Option<u16>,
+    ) -> Result<(), SplitError> {
+        self.trees.documents.push(document_leaf(input, document, length));
+        self.spans.push(Span {
+            input,
+            record: document.record,
+            row: self.rows,
+            // Less than a full row, which fits in 16 bits.
+            offset: u16::try_from(self.row).unwrap_or(u16::MAX),
+            length,
+            bytes: document.bytes,
+            set,
+            digest: document.digest,
+            id: document.id.map(str::to_owned),
+        });
+        Ok(())
+    }
+
+    /// The separator stands after the document's own tokens.
+    fn store(&mut self, document: &TokenizedDocument<'_>, from: usize) -> Result<Option<usize>, SplitError> {
+        let ids = document.ids;
+        let mut next = from;
+        while next <= ids.len() {
+            let separator = [self.separator];
+            let tokens = if next == ids.len() { &separator[..] } else { &ids[next..] };
+            let tokens = &tokens[..tokens.len().min(self.room())];
+            let writer = match &mut self.writer {
+                Some(writer) => writer,
+                None => {
+                    let path = self.folder.join(shard_name(self.finished_shards()));
+                    self.writer.insert(PackedWriter::create(&path, self.row_length, self.separator)?)
+                }
+            };
+            writer.extend(tokens)?;
+            let leaves = writer.take_leaves();
+            self.push_leaves(&leaves);
+            next += tokens.len();
+            let rows = (self.row + tokens.len()) / self.row_length;
+            self.row = (self.row + tokens.len()) % self.row_length;
+            self.rows += rows as u64;
+            self.shard_rows += rows as u64;
+            if self.shard_rows == self.rows_per_shard {
+                return Ok(Some(next));
+            }
+        }
+        Ok(None)
+    }
+
+    fn close(&mut self, index: usize) -> Result<Option<Shard>, SplitError> {
+        self.finish_shard(index).map(Some)
+    }
+
+    /// The last row may be short.
+    fn close_last(&mut self, index: usize) -> Result<Option<Shard>, SplitError> {
         let missing = match std::mem::take(&mut self.row) {
             0 => 0,
             length => {
@@ -172,12 +178,12 @@ impl PackedSink {
         if self.shard_rows == 0 && self.spans.is_empty() {
             return Ok(None);
         }
-        let mut shard = self.close(index)?;
+        let mut shard = self.finish_shard(index)?;
         shard.tokens -= missing as u64;
         Ok(Some(shard))
     }
 }
 
-fn shard_name(index: usize) -> String {
+pub(super) fn shard_name(index: usize) -> String {
     format!("shard-{index:05}.arrow")
 }

@@ -5,7 +5,6 @@ use std::path::Path;
 use rayon::prelude::*;
 use xlstm_manifests::manifest::{Input, Manifest};
 use xlstm_manifests::merkle::MerkleTree;
-use xlstm_manifests::packed::tokens_leaf;
 use xlstm_manifests::{Dataset, Sha256Digest};
 
 use super::{DocumentTrace, Excerpt, InputTrace, RowTrace, SourceTrace, TokenTrace, TraceArgs, TraceReport};
@@ -98,7 +97,7 @@ fn trace_row(
 
 /// The row with its leaf, and whether the shard's rows give the root that the manifest has.
 fn prove_row(dataset: &Dataset, row: u64) -> Result<RowTrace, CommandError> {
-    let tokens = dataset.row(row)?.tokens();
+    let tokens = dataset.row(row)?.length as u64;
     let manifest = dataset.manifest();
     let (first_row, shard) = dataset
         .shards()
@@ -107,7 +106,7 @@ fn prove_row(dataset: &Dataset, row: u64) -> Result<RowTrace, CommandError> {
         .ok_or_else(|| CommandError::Usage(format!("row {row} is in no shard")))?;
     let leaves: Vec<Sha256Digest> = (first_row..first_row + shard.file.records)
         .into_par_iter()
-        .map(|row| Ok(tokens_leaf(dataset.row(row)?.tokens())))
+        .map(|row| dataset.leaf(row))
         .collect::<Result<_, xlstm_manifests::Error>>()?;
     let mut tree = MerkleTree::new();
     leaves.iter().for_each(|&leaf| tree.push(leaf));
@@ -116,9 +115,9 @@ fn prove_row(dataset: &Dataset, row: u64) -> Result<RowTrace, CommandError> {
         shard: shard.file.path.to_string(),
         shard_sha256: shard.file.sha256,
         row_in_shard: row - first_row,
-        tokens: tokens.len() as u64,
+        tokens,
         first_position: row * u64::from(manifest.packing.row_length),
-        leaf: tokens_leaf(tokens),
+        leaf: dataset.leaf(row)?,
         tokens_root: shard.tokens_root,
         proved: tree.root() == shard.tokens_root,
     })

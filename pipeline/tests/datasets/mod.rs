@@ -195,6 +195,7 @@ pub(crate) fn build(recipe: &Recipe) -> Built {
     let (shards, tokens_root) = match recipe.layout {
         Layout::Packed => write_packed(&built.split(), recipe, &prepared),
         Layout::Documents => write_documents(&built.split(), recipe, &prepared),
+        Layout::Examples => panic!("these sources are text"),
     };
     let mut documents = MerkleTree::new();
     for p in &prepared {
@@ -322,7 +323,7 @@ fn manifest(recipe: &Recipe, inputs: Vec<Input>, sets: Vec<SetTotals>, shards: V
     let sum = |get: fn(&InputCounts) -> u64| inputs.iter().map(|input| get(&input.counts)).sum();
     Manifest {
         format: FORMAT.into(),
-        version: VERSION,
+        version: recipe.layout.version(),
         root: Sha256Digest::of(b""),
         split: "train".into(),
         layout: recipe.layout,

@@ -20,6 +20,12 @@ use xlstm_manifests::{Dataset, Error as ContractError};
 use super::results::Protocol;
 use crate::error::{Result, TrainError};
 
+/// What text is stored as, where its next tokens are to be predicted.
+pub(super) const TEXT_LAYOUTS: &str = "text: layout `packed` or `documents`";
+/// What to do about a split of examples in its place.
+pub(super) const TEXT_HINT: &str =
+    "the targets of examples are stored, not the next token: score them with `xlstm-eval accuracy`";
+
 /// Positions in the context are counted in groups of powers of two: 0, 1, 2 to 3, 4 to 7, …
 #[must_use]
 pub fn position_group(position: usize) -> usize {
@@ -155,7 +161,7 @@ impl Corpus {
         let separator = manifest.tokenizer.end_of_text;
         let resets = match manifest.layout {
             Layout::Packed => cut.resets,
-            Layout::Documents => false,
+            Layout::Documents | Layout::Examples => false,
         };
         let mut corpus = Self {
             data: Data::Documents(Vec::new()),
@@ -184,6 +190,15 @@ impl Corpus {
                 corpus.data = Data::Packed(Box::new(dataset));
             }
             Layout::Documents => corpus.cut_documents(path, cut)?,
+            Layout::Examples => {
+                let file = Manifest::locate(path);
+                return Err(TrainError::file(
+                    &file,
+                    TEXT_LAYOUTS,
+                    format!("layout `{}`", Layout::Examples),
+                    TEXT_HINT,
+                ));
+            }
         }
         Ok(corpus)
     }

@@ -7,7 +7,7 @@ use xlstm_manifests::atomic::FolderLock;
 use xlstm_manifests::manifest::Layout;
 use xlstm_manifests::{Manifest, Sha256Digest};
 
-use super::corpus::{Corpus, Cut};
+use super::corpus::{Corpus, Cut, TEXT_HINT, TEXT_LAYOUTS};
 use super::open::{EvaluationPrecision, OpenedModel, check_dataset, find_split, link_dataset, open_model};
 use super::results::{
     DatasetLink, Effort, Mark, MarkKind, ModelLink, Protocol, REPORT_FORMAT, REPORT_NAME, REPORT_VERSION,
@@ -89,11 +89,7 @@ pub fn evaluate(
 ) -> Result<Outcome> {
     let path = find_split(&options.manifest, "validation")?;
     let manifest = Manifest::load(&path)?;
-    if kind == Kind::Paloma && manifest.layout != Layout::Documents {
-        let hint =
-            "prepare it with `xlstm-data prepare paloma`; for a packed split use `xlstm-eval perplexity`";
-        return Err(TrainError::file(&path, "a split stored by document", "packed rows", hint));
-    }
+    check_layout(kind, &path, manifest.layout)?;
     together(communicator, || check_dataset(&path))?;
     let mut opened = open_model(&options.model, options.step, options.precision, device)?;
     let dataset = link_dataset(&path, &manifest, &mut opened)?;
@@ -108,7 +104,7 @@ pub fn evaluate(
         context_length: u64::from(corpus.context_length),
         precision: opened.precision.name().into(),
         device: device.name.clone(),
-        reset_at_document_boundaries: cut.resets && manifest.layout == Layout::Packed,
+        reset_at_document_boundaries: cut.resets && is_packed(manifest.layout),
         first: options.first,
     };
     let plan = plan_of(kind.name(), &opened.link, Some(&dataset), &setting);
@@ -135,6 +131,29 @@ pub fn evaluate(
     Ok(Outcome::Finished(Box::new(report), folder))
 }
 
+/// Whether text is cut by rows. Splits of examples were refused before.
+fn is_packed(layout: Layout) -> bool {
+    match layout {
+        Layout::Packed => true,
+        Layout::Documents | Layout::Examples => false,
+    }
+}
+
+/// Refuses a split that this evaluation has no figures for.
+fn check_layout(kind: Kind, path: &Path, layout: Layout) -> Result<()> {
+    let (expected, hint) = match (kind, layout) {
+        (Kind::Perplexity, Layout::Packed | Layout::Documents) | (Kind::Paloma, Layout::Documents) => {
+            return Ok(());
+        }
+        (_, Layout::Examples) => (TEXT_LAYOUTS, TEXT_HINT),
+        (Kind::Paloma, Layout::Packed) => (
+            "layout `documents`",
+            "prepare it with `xlstm-data prepare paloma`; for a packed split use `xlstm-eval perplexity`",
+        ),
+    };
+    Err(TrainError::file(&Manifest::locate(path), expected, format!("layout `{layout}`"), hint))
+}
+
 /// Does something on the first rank only; where it fails there, it fails on all.
 fn together<T>(communicator: &dyn Communicator, work: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
     let result = if communicator.rank() == 0 { work().map(Some) } else { Ok(None) };
@@ -149,7 +168,7 @@ fn together<T>(communicator: &dyn Communicator, work: impl FnOnce() -> Result<T>
 
 fn cut_of(manifest: &Manifest, opened: &OpenedModel, options: &EvaluateOptions) -> Cut {
     let training = opened.recipe.as_ref().map(|recipe| &recipe.training);
-    let packed = manifest.layout == Layout::Packed;
+    let packed = is_packed(manifest.layout);
     // Rows are cut as in training; documents have the windows that they were prepared with.
     let trained = training.and_then(|training| u32::try_from(training.context_length).ok());
     let trained =
@@ -265,7 +284,7 @@ fn data_marks(corpus: &Corpus, first: Option<u64>) -> Vec<Mark> {
     let scored: u64 = corpus.parts.iter().map(|part| u64::from(part.tokens)).sum();
     if scored < manifest.totals.tokens {
         let (first, all) = (first.unwrap_or(0), manifest.totals.tokens);
-        let unit = if manifest.layout == Layout::Packed { "rows" } else { "documents" };
+        let unit = if is_packed(manifest.layout) { "rows" } else { "documents" };
         let text = format!("only the first {first} {unit} were evaluated: {scored} of {all} tokens");
         mark(MarkKind::Partial, text);
     }

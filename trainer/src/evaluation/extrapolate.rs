@@ -20,7 +20,7 @@ use xlstm_manifests::manifest::Layout;
 use xlstm_manifests::rows::{Sequences, shift};
 use xlstm_manifests::{Dataset, Manifest, Sha256Digest};
 
-use super::corpus::{position_group, positions_of};
+use super::corpus::{TEXT_HINT, TEXT_LAYOUTS, position_group, positions_of};
 use super::evaluate::{default_folder, plan_of};
 use super::open::{EvaluationPrecision, check_dataset, find_split, link_dataset, open_model};
 use super::output;
@@ -211,6 +211,15 @@ pub fn stretches(
                     }
                 }
             }
+        }
+        (_, Layout::Examples) => {
+            let file = Manifest::locate(path);
+            return Err(TrainError::file(
+                &file,
+                TEXT_LAYOUTS,
+                format!("layout `{}`", Layout::Examples),
+                TEXT_HINT,
+            ));
         }
         (ExtrapolationText::Stream, Layout::Documents) => {
             let hint = "a split stored by document has no stream: leave --text stream out";

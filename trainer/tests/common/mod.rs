@@ -99,7 +99,7 @@ fn manifest(
     let nothing = Sha256Digest::of(b"");
     Manifest {
         format: FORMAT.into(),
-        version: VERSION,
+        version: Layout::Packed.version(),
         root: nothing,
         split: split.into(),
         layout: Layout::Packed,
