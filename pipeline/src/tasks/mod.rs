@@ -9,10 +9,19 @@
 //! shift them. The model never sees an answer token: the first one is predicted at the last token of the prompt,
 //! the others at paddings. Splits cannot meet: see [`Split`].
 
+mod formal;
+mod list_operations;
+pub mod neighbor;
+mod parameters;
+mod random;
+mod recall;
+
 use std::fmt;
 use std::str::FromStr;
 
 use serde_json::Value;
+
+pub use parameters::{Parameters, Range, Ties};
 
 /// Padding, and the filler of MQAR, in every task.
 pub const PAD: u16 = 0;
@@ -131,7 +140,7 @@ pub enum TaskError {
         /// The sample.
         number: u64,
         /// How many prompts were drawn.
-        attempts: u32,
+        attempts: u64,
     },
 }
 
@@ -147,9 +156,82 @@ pub trait Task: Send + Sync {
     /// Positions in a row.
     fn row_length(&self) -> u32;
 
+    /// The accuracy of a guess, as numerator and denominator: the paper's `s_rand`. Scaled accuracy is
+    /// (accuracy − s_rand) / (1 − s_rand).
+    fn random_accuracy(&self) -> (u32, u32);
+
+    /// An id as people write it.
+    fn symbol(&self, id: u16) -> String;
+
+    /// How many different prompts `split` has, or a number that is not above it.
+    fn distinct(&self, split: Split) -> f64;
+
+    /// Mean of [`Example::length`] over `split`.
+    fn mean_length(&self, split: Split) -> f64;
+
     /// Makes sample `number` of `split`, in place of what `out` holds.
     ///
     /// # Errors
     /// When the split has no such sample ([`TaskError::NoPrompt`]).
     fn example(&self, split: Split, number: u64, out: &mut Example) -> Result<(), TaskError>;
+}
+
+/// Names of all tasks that [`by_name`] knows.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    formal::names().chain([recall::NAME, list_operations::NAME])
+}
+
+/// The task `name`, with defaults where `parameters` says nothing.
+///
+/// # Errors
+/// When no task has the name, or it cannot have these parameters.
+pub fn by_name(name: &str, seed: u64, parameters: &Parameters) -> Result<Box<dyn Task>, TaskError> {
+    if let Some(task) = formal::FormalTask::new(name, seed, parameters) {
+        return Ok(Box::new(task?));
+    }
+    match name {
+        recall::NAME => Ok(Box::new(recall::Recall::new(seed, parameters)?)),
+        list_operations::NAME => Ok(Box::new(list_operations::ListOperations::new(seed, parameters)?)),
+        _ => {
+            Err(TaskError::UnknownTask { found: name.into(), known: names().collect::<Vec<_>>().join(", ") })
+        }
+    }
+}
+
+/// The task that [`Task::spec`] describes.
+///
+/// # Errors
+/// When it is not a spec, or of another version of the generator, whose samples would differ.
+pub fn from_spec(spec: &Value) -> Result<Box<dyn Task>, TaskError> {
+    let fail =
+        |what: &str| TaskError::Parameter(format!("expected the spec of a task, found {spec}: {what}"));
+    let name = spec["task"].as_str().ok_or_else(|| fail("`task` is no text"))?;
+    let seed = spec["seed"].as_u64().ok_or_else(|| fail("`seed` is no number"))?;
+    let parameters =
+        serde_json::from_value(spec["parameters"].clone()).map_err(|error| fail(&error.to_string()))?;
+    let task = by_name(name, seed, &parameters)?;
+    if task.spec() == *spec {
+        Ok(task)
+    } else {
+        Err(fail(&format!("this program makes {}; use the version of xlstm-data that wrote it", task.spec())))
+    }
+}
+
+/// Refuses a split without samples, and one with more than there are.
+///
+/// # Errors
+/// As said.
+pub fn check_examples(task: &dyn Task, split: Split, examples: u64) -> Result<(), TaskError> {
+    let name = task.spec()["task"].as_str().unwrap_or_default().to_owned();
+    if examples == 0 {
+        return Err(TaskError::Parameter(format!("{name}, {split}: expected at least one example, found 0")));
+    }
+    let distinct = task.distinct(split);
+    if examples as f64 > distinct {
+        return Err(TaskError::Parameter(format!(
+            "{name}, {split}: {examples} examples were asked for and only {distinct:.0} different ones are sure to exist: \
+             ask for fewer or longer ones"
+        )));
+    }
+    Ok(())
 }

@@ -1,0 +1,313 @@
+//! Generated tasks: an independent checker solves every sample; wrong rules are caught; distributions are as published.
+
+mod checker;
+mod distributions;
+
+use std::collections::HashSet;
+
+use xlstm_pipeline::tasks::neighbor::{NearestNeighbor, VectorExample};
+use xlstm_pipeline::tasks::{self, Example, Parameters, Range, Split, Task};
+
+const RECALL_SIZES: [(u32, u32); 15] = [
+    (64, 4),
+    (128, 8),
+    (256, 16),
+    (756, 48),
+    (756, 96),
+    (756, 256),
+    (1024, 48),
+    (1024, 96),
+    (1024, 256),
+    (2048, 48),
+    (2048, 96),
+    (2048, 256),
+    (4096, 256),
+    (6144, 256),
+    (8192, 256),
+];
+
+fn recall(context_length: u32, pairs: u32) -> Box<dyn Task> {
+    let parameters =
+        Parameters { context_length: Some(context_length), pairs: Some(pairs), ..Parameters::default() };
+    tasks::by_name("mqar", 0, &parameters).unwrap()
+}
+
+fn task(name: &str) -> Box<dyn Task> {
+    tasks::by_name(name, 0, &Parameters::default()).unwrap()
+}
+
+fn formal() -> impl Iterator<Item = &'static str> {
+    tasks::names().filter(|name| !["mqar", "listops"].contains(name))
+}
+
+fn samples(task: &dyn Task, split: Split, count: u64) -> impl Iterator<Item = Example> {
+    (0..count).map(move |number| {
+        let mut out = Example::default();
+        task.example(split, number, &mut out).unwrap();
+        out
+    })
+}
+
+/// A row as the specification writes it: a prompt and its answer.
+fn row(prompt: &[u16], answer: &[u16]) -> Example {
+    let mut row = Example::empty(256);
+    row.input_ids[..prompt.len()].copy_from_slice(prompt);
+    for (target, &id) in row.targets[prompt.len() - 1..].iter_mut().zip(answer) {
+        *target = Some(id);
+    }
+    row.length = prompt.len() + answer.len() - 1;
+    row
+}
+
+#[test]
+fn the_checker_agrees_with_the_papers_examples() {
+    let examples: [(&str, &[u16], &[u16]); 14] = [
+        ("bucket_sort", &[1, 4, 8, 6, 1], &[1, 1, 4, 6, 8]),
+        ("cycle_nav", &[1, 2, 3, 2, 1, 2, 2, 2, 3], &[7]),
+        ("even_pairs", &[1, 2, 2, 1, 1, 2, 1, 1], &[1]),
+        ("majority", &[1, 7, 6, 4, 3, 8, 1, 7, 2], &[1]),
+        ("majority_count", &[1, 7, 6, 4, 4, 8, 1, 7, 2], &[2]),
+        ("missing_duplicate", &[5, 9, 7, 3, 6, 5, 9, 7, 3, 1], &[6]),
+        ("mod_arithmetic", &[5, 2, 9, 1, 5, 2, 7, 4], &[9]),
+        ("mod_arithmetic_brackets", &[5, 5, 5, 9, 6, 3, 2, 9, 6, 2, 5, 2, 11, 2, 9, 6, 6, 4], &[9]),
+        ("odds_first", &[4, 9, 5, 4, 8, 11, 1], &[4, 5, 8, 9, 4, 11]),
+        ("parity", &[1, 2, 2, 1, 1, 2, 1], &[2]),
+        ("repetition", &[4, 6, 10, 8, 4, 1], &[4, 6, 10, 8, 4]),
+        ("reverse_string", &[4, 6, 10, 8, 4, 1], &[4, 8, 10, 6, 4]),
+        ("stack_manipulation", &[3, 3, 5, 2, 2, 9, 9, 1], &[3, 5, 5]),
+        ("solve_equation", &[5, 5, 11, 1, 9, 6, 2, 5, 2, 7, 6, 6, 4, 13, 8], &[11]),
+    ];
+    for (name, prompt, answer) in examples {
+        assert_eq!(checker::check(name, &row(prompt, answer)), Ok(()), "{name}");
+    }
+    assert_eq!(checker::check("set", &row(&[9, 7, 7, 4, 6, 5, 6, 4, 1], &[9, 7, 4, 6, 5])), Ok(()));
+    // [MAX 4 3 [MIN 2 3 ] 1 0 [MED 1 5 8 9 2 ] ]
+    let list = [12, 5, 4, 11, 3, 4, 15, 2, 1, 13, 2, 6, 9, 10, 3, 15, 15];
+    assert_eq!(checker::list_value(&list), Ok(5));
+    assert_eq!(checker::list_value(&[13, 2, 3, 15]), Ok(1), "[MED 1 2 ] is 1.5, cut to 1");
+}
+
+#[test]
+fn every_sample_of_every_formal_language_is_right() {
+    for name in formal() {
+        let task = task(name);
+        for split in Split::ALL {
+            for (number, sample) in samples(&*task, split, 2000).enumerate() {
+                assert_eq!(checker::check(name, &sample), Ok(()), "{name} {split} {number}");
+                let ids = sample.input_ids.iter().copied().chain(sample.targets.iter().flatten().copied());
+                assert!(ids.max().unwrap() < task.vocabulary_size() as u16, "{name}");
+                assert_eq!(sample.input_ids.len(), task.row_length() as usize);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_sample_of_recall_is_right_at_every_size_of_the_paper() {
+    for (context, pairs) in RECALL_SIZES {
+        let task = recall(context, pairs);
+        for split in [Split::Train, Split::Test] {
+            for sample in samples(&*task, split, 20) {
+                assert_eq!(checker::check("mqar", &sample), Ok(()), "({context}, {pairs})");
+                let asked = sample.targets.iter().flatten().count();
+                assert_eq!(asked, if (context, pairs) == (756, 256) { 122 } else { pairs as usize });
+            }
+        }
+    }
+}
+
+#[test]
+fn every_list_is_right() {
+    let task = task("listops");
+    for sample in samples(&*task, Split::Train, 300) {
+        assert_eq!(checker::check("listops", &sample), Ok(()));
+        assert!(sample.length > 500 && sample.length < 2000);
+    }
+}
+
+#[test]
+fn the_nearest_neighbor_is_the_one_at_the_smallest_distance() {
+    let task = NearestNeighbor::new(0, &Parameters::default()).unwrap();
+    let mut out = VectorExample::default();
+    for number in 0..500 {
+        task.example(Split::Validation, number, &mut out).unwrap();
+        let vectors: Vec<[f64; 3]> =
+            out.inputs.chunks(3).map(|v| [v[0], v[1], v[2]].map(f64::from)).take(out.length).collect();
+        assert_eq!(out.targets[0], None);
+        let distance = |v: &[f64; 3]| (v[0] - vectors[0][0]).hypot(v[1] - vectors[0][1]);
+        for t in 1..out.length {
+            let norm = vectors[t][0].hypot(vectors[t][1]);
+            assert!((norm - 1.0).abs() < 1e-6 && (0.0..1.0).contains(&vectors[t][2]));
+            let least = vectors[1..=t].iter().map(distance).fold(f64::INFINITY, f64::min);
+            let target = f64::from(out.targets[t].unwrap());
+            // Distances that differ by less than rounding can be either.
+            let near = vectors[1..=t].iter().any(|v| v[2] == target && distance(v) < least + 1e-7);
+            assert!(near, "sample {number}, position {t}");
+        }
+        assert!(out.targets[out.length..].iter().all(Option::is_none));
+        assert!(out.inputs[3 * out.length..].iter().all(|&number| number == 0.0));
+        assert!((2..=64).contains(&out.length));
+    }
+}
+
+/// A plausible mistake in each task's rule.
+fn wrong_answer(name: &str, prompt: &[u16], answer: &[u16]) -> Vec<u16> {
+    let string = &prompt[..prompt.len() - 1];
+    match name {
+        // Duplicates dropped.
+        "bucket_sort" => answer.chunk_by(|a, b| a == b).map(|run| run[0]).collect(),
+        // −1 as a machine's remainder would have it: not on the cycle.
+        "cycle_nav" => vec![4 + prompt.iter().map(|&id| [0, 1, 0][usize::from(id) - 1]).sum::<u16>() % 5],
+        "even_pairs" => vec![if prompt[0] == prompt[1] { 1 } else { 2 }],
+        "parity" => vec![if prompt.iter().filter(|&&id| id == 1).count() % 2 == 1 { 2 } else { 1 }],
+        "majority" => {
+            let most = checker::solve("majority_count", prompt).unwrap()[0];
+            let first =
+                prompt.iter().find(|id| prompt.iter().filter(|other| other == id).count() == most as usize);
+            vec![*first.unwrap()]
+        }
+        "majority_count" => vec![answer[0] + 1],
+        "missing_duplicate" => vec![prompt[0]],
+        // Operators from the left, without precedence.
+        "mod_arithmetic" => {
+            let mut value = u32::from(prompt[0] - 5);
+            for pair in prompt[1..prompt.len() - 1].chunks(2) {
+                let number = u32::from(pair[1] - 5);
+                value = [value + number, value + 5 - number, value * number][usize::from(pair[0]) - 1] % 5;
+            }
+            vec![5 + value as u16]
+        }
+        // Unary minus ignored.
+        "mod_arithmetic_brackets" | "mod_arithmetic_brackets_nomult" | "solve_equation" => {
+            let unary = |at: usize| prompt[at] == 2 && (at == 0 || [1, 2, 3, 5].contains(&prompt[at - 1]));
+            let plain: Vec<u16> = (0..prompt.len()).filter(|&at| !unary(at)).map(|at| prompt[at]).collect();
+            checker::solve(name, &plain).unwrap()
+        }
+        // Places counted from 0.
+        "odds_first" => string.iter().skip(1).step_by(2).chain(string.iter().step_by(2)).copied().collect(),
+        "repetition" => string.iter().rev().copied().collect(),
+        "reverse_string" => string.to_vec(),
+        // Top to bottom.
+        "stack_manipulation" => answer.iter().rev().copied().collect(),
+        "set" => {
+            let mut sorted = answer.to_vec();
+            sorted.sort_unstable();
+            sorted
+        }
+        _ => unreachable!("{name} has no wrong rule"),
+    }
+}
+
+#[test]
+fn a_wrong_rule_is_caught_in_every_task() {
+    for name in formal() {
+        let task = task(name);
+        let caught = samples(&*task, Split::Train, 200).filter(|sample| {
+            let (prompt, answer) = checker::prompt_and_answer(sample).unwrap();
+            checker::check(name, &row(prompt, &wrong_answer(name, prompt, &answer))).is_err()
+        });
+        assert!(caught.count() > 20, "{name}");
+    }
+    let mut sample = samples(&*recall(64, 4), Split::Train, 1).next().unwrap();
+    // Another pair's value.
+    let scored = sample.targets.iter().position(Option::is_some).unwrap();
+    let other =
+        (1..8).step_by(2).map(|at| sample.input_ids[at]).find(|&id| Some(id) != sample.targets[scored]);
+    sample.targets[scored] = other;
+    assert!(checker::check("mqar", &sample).is_err());
+    // The value one position late, as an unshifted label would stand.
+    let mut sample = samples(&*recall(64, 4), Split::Train, 1).next().unwrap();
+    sample.targets.rotate_right(1);
+    assert!(checker::check("mqar", &sample).is_err());
+    let mut sample = samples(&*task("listops"), Split::Train, 1).next().unwrap();
+    let last = sample.length - 1;
+    sample.targets[last] = sample.targets[last].map(|class| (class + 1) % 10);
+    assert!(checker::check("listops", &sample).is_err());
+}
+
+#[test]
+fn splits_cannot_meet() {
+    let every = formal().map(task).chain([recall(64, 4), task("listops")]);
+    for task in every {
+        let count = if task.spec()["task"] == "listops" { 100 } else { 1500 };
+        let prompts = |split| -> HashSet<Vec<u16>> {
+            samples(&*task, split, count).map(|sample| sample.input_ids).collect()
+        };
+        let [train, validation, test] = Split::ALL.map(prompts);
+        assert!(train.is_disjoint(&validation) && train.is_disjoint(&test) && validation.is_disjoint(&test));
+        assert!(validation.len() as u64 > count * 9 / 10, "{}: prompts repeat", task.spec());
+    }
+    // Where training lengths reach into the evaluated ones, prompts are shared out from there on.
+    let parameters = Parameters {
+        train_length: Some(Range { min: 3, max: 16 }),
+        evaluation_length: Some(Range { min: 13, max: 16 }),
+        ..Parameters::default()
+    };
+    let parity = tasks::by_name("parity", 1, &parameters).unwrap();
+    let train: HashSet<_> = samples(&*parity, Split::Train, 20_000).map(|s| s.input_ids).collect();
+    assert!(samples(&*parity, Split::Test, 20_000).all(|sample| !train.contains(&sample.input_ids)));
+}
+
+#[test]
+fn a_sample_depends_on_seed_split_and_number_and_on_nothing_else() {
+    for name in tasks::names() {
+        let [zero, one] = [0, 1].map(|seed| tasks::by_name(name, seed, &Parameters::default()).unwrap());
+        let mut out = Example::empty(7);
+        zero.example(Split::Train, 5, &mut out).unwrap();
+        let again = tasks::from_spec(&zero.spec()).unwrap();
+        let mut other = out.clone();
+        again.example(Split::Train, 6, &mut other).unwrap();
+        again.example(Split::Train, 5, &mut other).unwrap();
+        assert_eq!(out, other, "{name}: not a function of its number");
+        let ten = |task: &dyn Task, split| samples(task, split, 10).map(|s| s.input_ids).collect::<Vec<_>>();
+        assert_ne!(ten(&*zero, Split::Train), ten(&*one, Split::Train), "{name}: the seed changes nothing");
+        assert_ne!(ten(&*zero, Split::Train), ten(&*zero, Split::Validation), "{name}");
+    }
+}
+
+fn refusal(name: &str, parameters: Parameters) -> String {
+    match tasks::by_name(name, 0, &parameters) {
+        Ok(task) => panic!("{} was accepted", task.spec()),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn what_a_task_cannot_have_is_refused_by_name() {
+    let default = Parameters::default;
+    let length = |min, max| Some(Range { min, max });
+    let cases = [
+        ("no_such_task", default(), "there are bucket_sort"),
+        ("parity", Parameters { pairs: Some(4), ..default() }, "parity has no parameter `pairs`"),
+        ("mod_arithmetic", Parameters { train_length: length(4, 4), ..default() }, "no sample with a length"),
+        (
+            "bucket_sort",
+            Parameters { evaluation_length: length(41, 41), ..default() },
+            "no sample with a length",
+        ),
+        ("parity", Parameters { train_length: length(9, 3), ..default() }, "MIN ≤ MAX"),
+        ("parity", Parameters { evaluation_length: length(3, 9), ..default() }, "only 4 different prompts"),
+        ("parity", Parameters { row_length: Some(100), ..default() }, "a row of at least 255"),
+        ("mqar", Parameters { pairs: Some(32), ..default() }, "more than context_length 64"),
+        ("mqar", Parameters { pairs: Some(0), ..default() }, "at least one pair"),
+        ("mqar", Parameters { context_length: Some(65), ..default() }, "even context_length"),
+        ("mqar", Parameters { vocabulary: Some(8), ..default() }, "a vocabulary of at least 10"),
+        ("listops", Parameters { length: length(1, 3), ..default() }, "lengths of 4"),
+        ("listops", Parameters { length: length(500, 510), ..default() }, "so narrow"),
+    ];
+    for (name, parameters, expected) in cases {
+        let error = refusal(name, parameters);
+        assert!(error.contains(expected), "{name}: {error}");
+    }
+    assert!(NearestNeighbor::new(0, &Parameters { length: length(1, 9), ..default() }).is_err());
+    assert!(tasks::by_name("parity", 1 << 60, &default()).is_err(), "a seed without canonical form");
+    let short = Parameters { train_length: length(3, 4), ..default() };
+    let parity = tasks::by_name("parity", 0, &short).unwrap();
+    assert!(tasks::check_examples(&*parity, Split::Train, 12).is_ok());
+    let error = tasks::check_examples(&*parity, Split::Train, 13).unwrap_err().to_string();
+    assert!(error.contains("only 12 different"), "{error}");
+    assert!(tasks::check_examples(&*parity, Split::Train, 0).is_err());
+    let mut newer = parity.spec();
+    newer["version"] = 2.into();
+    assert!(tasks::from_spec(&newer).err().unwrap().to_string().contains("version"));
+}
