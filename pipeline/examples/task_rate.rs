@@ -1,17 +1,25 @@
 //! How fast samples are made: `task_rate [THREADS] [SECONDS]`, tokens a second of each task.
 //!
 //! Tokens are positions that count (`length`), not padding. Each thread makes samples of its own numbers for SECONDS.
+//! Seconds are those that the threads had a core (`/proc/thread-self/schedstat`), so that other programs on the machine
+//! do not count; where the system does not say them, those of the clock.
 #![expect(clippy::print_stdout, reason = "a program that prints its result")]
 
 use std::time::{Duration, Instant};
 
 use xlstm_pipeline::tasks::{self, Example, Parameters, Split, Task, TaskError};
 
+/// Seconds that this thread had a core.
+fn core_seconds() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    Some(text.split_whitespace().next()?.parse::<f64>().ok()? / 1e9)
+}
+
 /// Tokens and seconds of one thread.
 fn make(task: &dyn Task, split: Split, first: u64, seconds: f64) -> Result<(u64, f64), TaskError> {
     let mut out = Example::default();
     let (mut tokens, mut number) = (0, first);
-    let begin = Instant::now();
+    let (begin, begin_core) = (Instant::now(), core_seconds());
     let end = Duration::from_secs_f64(seconds);
     while begin.elapsed() < end {
         for _ in 0..16 {
@@ -20,7 +28,8 @@ fn make(task: &dyn Task, split: Split, first: u64, seconds: f64) -> Result<(u64,
             number += 1;
         }
     }
-    Ok((tokens, begin.elapsed().as_secs_f64()))
+    let core = core_seconds().zip(begin_core).map(|(end, begin)| end - begin);
+    Ok((tokens, core.unwrap_or_else(|| begin.elapsed().as_secs_f64())))
 }
 
 /// Tokens a second of `threads` threads together.
@@ -39,10 +48,9 @@ fn rate(task: &dyn Task, split: Split, threads: u64, seconds: f64) -> Result<f64
 
 fn main() -> Result<(), TaskError> {
     let mut arguments = std::env::args().skip(1);
-    let usage = |_| TaskError::Parameter("expected: task_rate [THREADS] [SECONDS]".into());
-    let threads: u64 = arguments.next().map_or(Ok(2), |text| text.parse()).map_err(usage)?;
-    let seconds: f64 =
-        arguments.next().map_or(Ok(1.0), |text| text.parse().map_err(|_| usage(String::new())))?;
+    let usage = || TaskError::Parameter("expected: task_rate [THREADS] [SECONDS]".into());
+    let threads: u64 = arguments.next().map_or(Ok(2), |text| text.parse()).map_err(|_| usage())?;
+    let seconds: f64 = arguments.next().map_or(Ok(1.0), |text| text.parse().map_err(|_| usage()))?;
     let mut cases = Vec::new();
     for name in tasks::names().filter(|name| *name != "mqar") {
         cases.push((name.to_owned(), tasks::by_name(name, 0, &Parameters::default())?));

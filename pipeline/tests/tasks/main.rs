@@ -5,6 +5,7 @@ mod distributions;
 
 use std::collections::HashSet;
 
+use xlstm_manifests::Sha256Digest;
 use xlstm_pipeline::tasks::neighbor::{NearestNeighbor, VectorExample};
 use xlstm_pipeline::tasks::{self, Example, Parameters, Range, Split, Task};
 
@@ -263,6 +264,56 @@ fn a_sample_depends_on_seed_split_and_number_and_on_nothing_else() {
         assert_ne!(ten(&*zero, Split::Train), ten(&*one, Split::Train), "{name}: the seed changes nothing");
         assert_ne!(ten(&*zero, Split::Train), ten(&*zero, Split::Validation), "{name}");
     }
+}
+
+/// Digests over ids, targets and lengths of the first 50 training and 20 test samples with seed 0: a change of them is
+/// another version of the generator.
+#[test]
+fn samples_are_pinned() {
+    let pinned: [(&str, u32); 19] = [
+        ("bucket_sort", 0x63c26f62),
+        ("majority", 0x2e569b0d),
+        ("majority_count", 0x131e8a0c),
+        ("missing_duplicate", 0xa030bc3c),
+        ("odds_first", 0x86daf1f5),
+        ("repetition", 0x2ff9e007),
+        ("reverse_string", 0x3d714e6f),
+        ("set", 0x05899399),
+        ("cycle_nav", 0x75770bdc),
+        ("even_pairs", 0xa4f85e09),
+        ("parity", 0xab05e828),
+        ("stack_manipulation", 0x82b7ff59),
+        ("mod_arithmetic", 0xa3c76241),
+        ("mod_arithmetic_brackets", 0xd4c81aee),
+        ("mod_arithmetic_brackets_nomult", 0x5e662a72),
+        ("solve_equation", 0x111974c0),
+        ("mqar", 0x4bf79051),
+        ("listops", 0x85f08331),
+        ("mqar (756, 256)", 0xee5cb8d3),
+    ];
+    let digest = |task: &dyn Task| {
+        let rows = samples(task, Split::Train, 50).chain(samples(task, Split::Test, 20));
+        let bytes: Vec<u8> = rows
+            .flat_map(|row| {
+                let targets = row.targets.iter().map(|target| target.unwrap_or(u16::MAX));
+                row.input_ids.iter().copied().chain(targets).chain([row.length as u16]).collect::<Vec<_>>()
+            })
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        let digest = Sha256Digest::of(&bytes).0;
+        u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
+    };
+    let found: Vec<(String, u32)> = tasks::names()
+        .map(|name| (name.to_owned(), digest(&*task(name))))
+        .chain([("mqar (756, 256)".to_owned(), digest(&*recall(756, 256)))])
+        .collect();
+    let pinned: Vec<_> = pinned.iter().map(|(name, digest)| ((*name).to_owned(), *digest)).collect();
+    assert_eq!(
+        found,
+        pinned,
+        "{}",
+        found.iter().map(|(n, d)| format!("(\"{n}\", {d:#010x}),\n")).collect::<String>()
+    );
 }
 
 fn refusal(name: &str, parameters: Parameters) -> String {
