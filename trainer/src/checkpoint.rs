@@ -22,6 +22,7 @@ use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::atomic::{sync_folder, write_atomic};
 
 use crate::error::{Result, TrainError};
+use crate::guard::guarded;
 use crate::tensor_file;
 
 /// The parameters' file.
@@ -99,11 +100,16 @@ pub fn list(checkpoints: &Path) -> Result<Vec<u64>> {
     for entry in fs_err::read_dir(checkpoints)? {
         let path = entry?.path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let step = name.strip_prefix("step-").and_then(|number| number.parse::<u64>().ok());
-        steps.extend(step.filter(|_| path.join(DONE_NAME).is_file()));
+        steps.extend(step_of(&name).filter(|_| path.join(DONE_NAME).is_file()));
     }
     steps.sort_unstable();
     Ok(steps)
+}
+
+/// The step of a folder with exactly the name that [`folder_of`] gives it: `step-9` is somebody else's.
+fn step_of(name: &str) -> Option<u64> {
+    let step = name.strip_prefix("step-")?.parse().ok()?;
+    (folder_of(Path::new(""), step) == Path::new(name)).then_some(step)
 }
 
 /// Whether a folder is a checkpoint's: whether it has a state.
@@ -141,20 +147,26 @@ pub fn open(folder: &Path) -> Result<State> {
 /// # Errors
 /// When a file was altered.
 pub fn verify(folder: &Path, state: &State) -> Result<()> {
-    for (name, expected) in &state.files {
-        let file = folder.join(name);
-        let (_, sha256) = xlstm_manifests::digest::digest_file(&file)?;
-        if sha256 != expected.sha256 {
-            let hint = "the file was altered after it was written: go on from another checkpoint";
-            return Err(TrainError::file(
-                &file,
-                format!("SHA-256 {}", expected.sha256),
-                sha256.to_string(),
-                hint,
-            ));
-        }
+    state.files.keys().try_for_each(|name| verify_file(folder, state, name))
+}
+
+/// Checks the digest of one of a checkpoint's files.
+///
+/// # Errors
+/// When the file was altered, or the state does not know it.
+pub fn verify_file(folder: &Path, state: &State, name: &str) -> Result<()> {
+    let file = folder.join(name);
+    let hint = "the file was altered after it was written: go on from another checkpoint";
+    let expected = state
+        .files
+        .get(name)
+        .ok_or_else(|| TrainError::file(&file, "a file that the checkpoint lists", "none", hint))?;
+    let (_, sha256) = xlstm_manifests::digest::digest_file(&file)?;
+    if sha256 == expected.sha256 {
+        return Ok(());
     }
-    Ok(())
+    let expected = format!("SHA-256 {}", expected.sha256);
+    Err(TrainError::file(&file, expected, sha256.to_string(), hint))
 }
 
 /// Writes a checkpoint, marks it, and removes what the rule does not keep.
@@ -224,8 +236,9 @@ pub fn clean(checkpoints: &Path) -> Result<()> {
     }
     for entry in fs_err::read_dir(checkpoints)? {
         let path = entry?.path();
-        let unmarked = path.is_dir() && !path.join(DONE_NAME).is_file();
-        if unmarked && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-")) {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let ours = step_of(name.strip_suffix(PARTIAL).unwrap_or(&name)).is_some();
+        if ours && path.is_dir() && !path.join(DONE_NAME).is_file() {
             fs_err::remove_dir_all(&path)?;
         }
     }
@@ -260,7 +273,8 @@ impl Writer {
     pub fn begin(&mut self, snapshot: Snapshot) -> Result<()> {
         let before = self.finish();
         let (checkpoints, retention) = (self.checkpoints.clone(), self.retention);
-        self.running = Some(std::thread::spawn(move || write(&checkpoints, &snapshot, retention)));
+        self.running =
+            Some(std::thread::spawn(move || guarded(|| write(&checkpoints, &snapshot, retention))));
         before
     }
 
@@ -272,9 +286,7 @@ impl Writer {
         let Some(running) = self.running.take() else { return Ok(()) };
         match running.join() {
             Ok(result) => result.map(|_| ()),
-            Err(_) => {
-                Err(TrainError::Io(std::io::Error::other("the thread that writes checkpoints panicked")))
-            }
+            Err(_) => Err(TrainError::Internal("the thread that writes checkpoints ended".into())),
         }
     }
 }
@@ -308,6 +320,23 @@ mod tests {
         let state = open(&newest).unwrap();
         assert_eq!((state.step, state.tokens), (50, 500));
         verify(&newest, &state).unwrap();
+    }
+
+    #[test]
+    fn folders_with_other_names_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        for step in [1, 123_456_789] {
+            write(folder.path(), &snapshot(step), Retention { keep_last: 5, keep_every: 0 }).unwrap();
+        }
+        for name in ["step-9", "step-000000009", "step-notes"] {
+            fs_err::create_dir(folder.path().join(name)).unwrap();
+        }
+        fs_err::write(folder.path().join("step-9/DONE"), "9\n").unwrap();
+        fs_err::create_dir(folder.path().join("step-00000002.partial")).unwrap();
+        clean(folder.path()).unwrap();
+        assert_eq!(list(folder.path()).unwrap(), [1, 123_456_789]);
+        assert!(folder.path().join("step-notes").is_dir() && folder.path().join("step-9").is_dir());
+        assert!(!folder.path().join("step-00000002.partial").exists());
     }
 
     #[test]

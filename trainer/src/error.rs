@@ -104,6 +104,17 @@ pub enum TrainError {
     /// Something that the user asked for cannot be done.
     #[error("{0}")]
     Usage(String),
+    /// More memory than there is: what was asked and had, and what to lower.
+    #[error("{shortage}; {advice}")]
+    OutOfMemory {
+        /// What libtorch asked for, and what there was.
+        shortage: String,
+        /// Which setting to lower.
+        advice: &'static str,
+    },
+    /// Something that never happens unless this program has a fault.
+    #[error("{0}; this is a fault of the program, please report it")]
+    Internal(String),
     /// The loader's thread ended.
     #[error("the data loader stopped without saying why; this is a fault of the program, please report it")]
     LoaderGone,
@@ -120,29 +131,157 @@ impl TrainError {
         Self::File { path: path.into(), expected: expected.into(), found: found.into(), hint: hint.into() }
     }
 
-    /// What to do about an error of libtorch that is the machine's and not the program's: no memory.
-    #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
-        let text = match self {
-            Self::Kernel(error) => error.to_string(),
-            Self::Bridge(error) => error.to_string(),
-            Self::Torch(error) => error.to_string(),
-            _ => return None,
-        };
-        let known = ["allocate memory", "out of memory", "bad_alloc"].iter().any(|part| text.contains(part));
-        known.then_some(
-            "there is not enough memory: lower training.micro_batch_rows or training.context_length, set \
-             training.activation_checkpointing=true, or choose a smaller recipe",
-        )
+    /// The text of an error of libtorch, if it is one.
+    fn libtorch(&self) -> Option<String> {
+        match self {
+            Self::Kernel(error) => Some(error.to_string()),
+            Self::Bridge(error) => Some(error.to_string()),
+            Self::Torch(error) => Some(error.to_string()),
+            _ => None,
+        }
     }
 
-    /// Exit code: 1 for the user's input or data, 2 for a fault of ours.
+    /// Whether libtorch or the system had no more memory.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::OutOfMemory { .. })
+            || self.libtorch().is_some_and(|text| memory::is_shortage(&text))
+    }
+
+    /// A shortage of memory with what to do about it; every other error as it is.
+    #[must_use]
+    pub fn advise_on_memory(self, advice: &'static str) -> Self {
+        match self.libtorch().filter(|text| memory::is_shortage(text)) {
+            Some(text) => Self::OutOfMemory { shortage: memory::shortage(&text), advice },
+            None => self,
+        }
+    }
+
+    /// The error in words, without the C++ stack that libtorch puts behind its own.
+    #[must_use]
+    pub fn message(&self) -> String {
+        match self.libtorch() {
+            Some(text) if memory::is_shortage(&text) => memory::shortage(&text),
+            Some(text) => memory::without_stack(&text).to_owned(),
+            None => self.to_string(),
+        }
+    }
+
+    /// Exit code: 1 for the user's input or data or a machine that is too small, 2 for a fault of ours.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            _ if self.hint().is_some() => 1,
-            Self::Kernel(_) | Self::Bridge(_) | Self::Torch(_) | Self::LoaderGone => 2,
-            _ => 1,
+            _ if self.is_out_of_memory() => 1,
+            Self::Recipe(_)
+            | Self::Data(_)
+            | Self::Io(_)
+            | Self::File { .. }
+            | Self::Parameters { .. }
+            | Self::NotFinite { .. }
+            | Self::RankLost { .. }
+            | Self::Disagree { .. }
+            | Self::Usage(_)
+            | Self::OutOfMemory { .. } => 1,
+            Self::Kernel(_) | Self::Bridge(_) | Self::Torch(_) | Self::Internal(_) | Self::LoaderGone => 2,
+        }
+    }
+}
+
+/// The exit code of an error of any kind: 1 for the user's input, data or machine, 2 for whatever is not known to be
+/// that.
+#[must_use]
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let known = error.chain().find_map(|cause| {
+        let cause: &(dyn std::error::Error + 'static) = cause;
+        if let Some(error) = cause.downcast_ref::<TrainError>() {
+            return Some(error.exit_code());
+        }
+        let users =
+            cause.is::<RecipeError>() || cause.is::<xlstm_manifests::Error>() || cause.is::<std::io::Error>();
+        users.then_some(1)
+    });
+    known.unwrap_or(2)
+}
+
+/// What libtorch says when there is no memory, in this program's words.
+mod memory {
+    /// Whether this text of libtorch is about memory.
+    pub(super) fn is_shortage(text: &str) -> bool {
+        ["allocate memory", "not enough memory", "out of memory", "bad_alloc"]
+            .iter()
+            .any(|part| text.contains(part))
+    }
+
+    /// `not enough memory on GPU 0: asked for 20.00 GiB, found 5.56 GiB free of 79.11 GiB`.
+    pub(super) fn shortage(text: &str) -> String {
+        let asked =
+            after(text, "ried to allocate ").map_or_else(|| "more than there is".to_owned(), readable);
+        if text.contains("CUDA") {
+            let gpu = after(text, "GPU ").and_then(|rest| rest.split([' ', ';']).next()).unwrap_or("?");
+            let free = after(text, "of which ").and_then(|rest| rest.split(" is free").next());
+            let total = after(text, "total capacity of ").and_then(|rest| rest.split(" of which").next());
+            let found = match (free, total) {
+                (Some(free), Some(total)) => format!("{free} free of {total}"),
+                _ => "less".to_owned(),
+            };
+            return format!("not enough memory on GPU {gpu}: asked for {asked}, found {found}");
+        }
+        let found =
+            available().map_or_else(|| "less".to_owned(), |bytes| format!("{} available", size(bytes)));
+        format!("not enough memory: asked for {asked}, found {found}")
+    }
+
+    /// The text before the C++ frames.
+    pub(super) fn without_stack(text: &str) -> &str {
+        let end = ["\nException raised from", "\nframe #"].iter().filter_map(|mark| text.find(mark)).min();
+        text[..end.unwrap_or(text.len())].trim_end()
+    }
+
+    fn after<'a>(text: &'a str, mark: &str) -> Option<&'a str> {
+        text.split_once(mark).map(|(_, rest)| rest)
+    }
+
+    /// `20.00 GiB` or `80000000000 bytes` at the head of a text, as a size.
+    fn readable(rest: &str) -> String {
+        let mut words = rest.split([' ', '\n']);
+        let (number, unit) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        match number.parse::<u64>() {
+            Ok(bytes) if unit.starts_with("bytes") => size(bytes),
+            _ => format!("{number} {}", unit.trim_end_matches('.')),
+        }
+    }
+
+    fn size(bytes: u64) -> String {
+        format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+    }
+
+    /// Bytes that the system says it can still give.
+    fn available() -> Option<u64> {
+        let text = fs_err::read_to_string("/proc/meminfo").ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        Some(line.trim().split(' ').next()?.parse::<u64>().ok()? * 1024)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn what_was_asked_and_had_is_taken_from_libtorchs_own_texts() {
+            let gpu = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which \
+                       5.56 GiB is free. Including non-PyTorch memory, this process has 73.5 GiB memory in use.\n\
+                       Exception raised from malloc at CUDACachingAllocator.cpp:1";
+            assert!(is_shortage(gpu));
+            assert_eq!(
+                shortage(gpu),
+                "not enough memory on GPU 0: asked for 20.00 GiB, found 5.56 GiB free of 79.11 GiB"
+            );
+            let cpu = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried \
+                       to allocate 4294967296 bytes. Error code 12 (Cannot allocate memory)";
+            assert!(is_shortage(cpu));
+            let text = shortage(cpu);
+            assert!(text.starts_with("not enough memory: asked for 4.00 GiB, found "), "{text}");
+            assert_eq!(without_stack("a\nb\nException raised from f\nframe #0"), "a\nb");
         }
     }
 }

@@ -7,5 +7,5 @@ mod eval_cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    xlstm_trainer::command_line::exit(eval_cli::run())
+    xlstm_trainer::command_line::run_program(eval_cli::run)
 }

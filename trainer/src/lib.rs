@@ -19,6 +19,7 @@
 //! | [`serve`] | checkpoints behind the completions protocol |
 //! | [`communicator`], [`launch`] | several ranks |
 //! | [`device`], [`environment`], [`signals`] | where and what runs, and what stops it |
+//! | [`guard`] | panics of libtorch's operations as errors |
 //! | [`command_line`] | what the programs' command lines have in common |
 
 pub mod chain;
@@ -29,6 +30,7 @@ pub mod device;
 pub mod environment;
 pub mod error;
 pub mod evaluation;
+pub mod guard;
 pub mod launch;
 pub mod loader;
 pub mod metrics;

@@ -7,5 +7,5 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    xlstm_trainer::command_line::exit(cli::run())
+    xlstm_trainer::command_line::run_program(cli::run)
 }

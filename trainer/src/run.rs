@@ -7,6 +7,7 @@ use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, RECIPE_NAME, RUN_NAME};
 
 use crate::checkpoint::{self, MODEL_NAME};
 use crate::error::{Result, TrainError};
+use crate::model::{Model, Placement, import};
 
 /// The parameters' file for a path that names a run's folder, a checkpoint's folder, or the file.
 ///
@@ -45,6 +46,33 @@ pub fn find_parameters(path: &Path, step: Option<u64>) -> Result<PathBuf> {
     Ok(folder.join(MODEL_NAME))
 }
 
+/// The model for a path as in [`find_parameters`], and its file. What every command that uses a checkpoint goes through:
+/// a file that is not what the checkpoint recorded, and parameters that are no numbers, are refused.
+///
+/// # Errors
+/// When there is no such file, it was altered or describes no model, or a parameter is not finite.
+pub fn load_model(path: &Path, step: Option<u64>, placement: Placement) -> Result<(Model, PathBuf)> {
+    let file = find_parameters(path, step)?;
+    let folder = file.parent().unwrap_or(Path::new("."));
+    if file.file_name().is_some_and(|name| name == MODEL_NAME) && checkpoint::is_checkpoint(folder) {
+        checkpoint::verify_file(folder, &checkpoint::open(folder)?, MODEL_NAME)?;
+    }
+    let model = import(&file, placement)?;
+    check_finite(&model, &file)?;
+    Ok((model, file))
+}
+
+/// Refuses a model of which a parameter is not a number.
+///
+/// # Errors
+/// Naming the first such parameter.
+pub fn check_finite(model: &Model, file: &Path) -> Result<()> {
+    let Some(name) = model.first_not_finite()? else { return Ok(()) };
+    let hint =
+        "the model overflowed in training, or the file was damaged: use an earlier checkpoint (--step N)";
+    Err(TrainError::file(file, format!("finite numbers in `{name}`"), "NaN or infinity", hint))
+}
+
 /// The recipe of the run that `path` names or lies in; `None` for a file by itself.
 ///
 /// # Errors
@@ -52,7 +80,7 @@ pub fn find_parameters(path: &Path, step: Option<u64>) -> Result<PathBuf> {
 pub fn recipe_of(path: &Path) -> Result<Option<Recipe>> {
     for folder in path.ancestors().take(4) {
         let file = folder.join(RECIPE_NAME);
-        if file.is_file() {
+        if file.is_file() && folder.join(RUN_NAME).is_file() {
             return Ok(Some(recipe::load(&file.display().to_string(), &[])?));
         }
     }

@@ -1,11 +1,13 @@
 //! The completions protocol over HTTP, as lm-evaluation-harness speaks it, against log-likelihoods computed here.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::cell::{Cell, RefCell};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 use xlstm_manifests::recipe::{ModelConfig, Precision};
@@ -181,12 +183,18 @@ fn what_cannot_be_answered_is_refused_with_a_reason() {
         (json!({"prompt": ""}), "at least one token"),
         (json!({"prompt": [60_000]}), "found 60000"),
         (json!({"prompt": [-1]}), "found -1"),
-        (json!({"prompt": "a", "n": 2}), "`n` is 1"),
+        (json!({"prompt": "a", "n": 2}), "it is 1 here"),
+        (json!({"prompt": "a", "n": "2"}), "`n`"),
+        (json!({"prompt": "a", "max_tokens": "2"}), "`max_tokens`: expected a whole number"),
+        (json!({"prompt": ["a", 1]}), "`prompt`: expected text, ids, or a list of either"),
+        (json!({"prompt": "a", "seed": 0.5}), "`seed`"),
+        (json!({"prompt": "a", "something": 1}), "`something` is not known here"),
         (json!({"prompt": "a", "stream": true}), "`stream` is not supported"),
         (json!({"prompt": "a", "temperature": -1}), "`temperature`"),
         (json!({"prompt": "a", "top_p": 0}), "`top_p`"),
         (json!({"prompt": "a", "logprobs": 1000}), "`logprobs`"),
-        (json!({"prompt": "a", "max_tokens": 10_000_000}), "at most 131072 tokens"),
+        (json!({"prompt": "a", "max_tokens": 10_000_000}), "from 0 to 131072"),
+        (json!({"prompt": "a b c", "max_tokens": 131_072}), "at most 131072 tokens"),
         (json!({"nothing": 1}), "prompt"),
     ] {
         let (status, answer) = server.post("/v1/completions", &body);
@@ -207,6 +215,346 @@ fn what_cannot_be_answered_is_refused_with_a_reason() {
     let told = Command::new("kill").arg(server.child.id().to_string()).status().unwrap();
     assert!(told.success());
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
+}
+
+/// A body that was sent to servers of this protocol.
+fn case(name: &str) -> Value {
+    let path = format!("{}/tests/requests/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap()
+}
+
+/// A copy of a body with other values for some keys.
+fn with(body: &Value, changes: &Value) -> Value {
+    let mut body = body.clone();
+    let object = body.as_object_mut().unwrap();
+    object.extend(changes.as_object().unwrap().clone());
+    body
+}
+
+#[test]
+fn every_option_is_obeyed_or_refused() {
+    let (_folder, _model, server) = setup();
+    // Each of these would change the answer elsewhere: it is refused alone, and named.
+    let ignored = case("ignored_options");
+    for (key, value) in ignored.as_object().unwrap() {
+        if ["prompt", "temperature", "max_tokens"].contains(&key.as_str()) {
+            continue;
+        }
+        let body = json!({"prompt": "a", "max_tokens": 1, key: value});
+        let (status, answer) = server.post("/v1/completions", &body);
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(status == 400 && message.contains(&format!("`{key}`")), "{body}: {status} {message}");
+    }
+    assert_eq!(server.post("/v1/completions", &ignored).0, 400);
+    // At the values that change nothing they are what clients send of themselves.
+    let neutral = json!({
+        "model": "m", "user": "u", "n": 1, "best_of": 1, "stream": false, "suffix": "", "logit_bias": {}, "min_p": 0,
+        "frequency_penalty": 0, "presence_penalty": 0.0, "repetition_penalty": 1.0, "stop_token_ids": [], "echo": false,
+    });
+    server.complete(&with(&neutral, &json!({"prompt": "a", "max_tokens": 1})));
+    // A single most likely token leaves nothing to draw.
+    let top_k = case("top_k");
+    let text =
+        |seed: u64| server.complete(&with(&top_k, &json!({"seed": seed})))["choices"][0]["text"].clone();
+    let greedy = server.complete(&with(&top_k, &json!({"temperature": 0})))["choices"][0]["text"].clone();
+    assert!((0..6).all(|seed| text(seed) == greedy));
+    // What the protocol calls nullable stands for a key that was left out.
+    let nulls = server.complete(&with(&case("nulls"), &json!({"temperature": 0, "logprobs": null})));
+    let short = server.complete(&json!({"prompt": "a", "temperature": 0}));
+    assert_eq!(nulls["choices"], short["choices"]);
+    assert_eq!(nulls["usage"]["completion_tokens"], 16);
+}
+
+#[test]
+fn a_stop_holds_with_log_probabilities_as_without() {
+    let (_folder, _model, server) = setup();
+    let body = case("stop_with_logprobs");
+    let free = server.complete(&with(&body, &json!({"stop": null})));
+    let first = free["choices"][0]["text"].as_str().unwrap().to_owned();
+    assert!(!first.is_empty());
+    let stopped = with(&body, &json!({"stop": [first]}));
+    let with_logs = &server.complete(&stopped)["choices"][0];
+    let without = &server.complete(&with(&stopped, &json!({"logprobs": null})))["choices"][0];
+    for choice in [with_logs, without] {
+        assert_eq!((choice["text"].as_str(), choice["finish_reason"].as_str()), (Some(""), Some("stop")));
+    }
+    // Nothing is returned of the token that stopped it, and nothing said of it.
+    assert_eq!(with_logs["logprobs"]["tokens"], json!([]));
+    assert!(without["logprobs"].is_null());
+}
+
+#[test]
+fn offsets_count_characters_of_the_text_that_is_returned() {
+    let (_folder, _model, server) = setup();
+    let body = case("text_offset");
+    let choice = &server.complete(&body)["choices"][0];
+    let text: Vec<char> = choice["text"].as_str().unwrap().chars().collect();
+    assert_eq!(text.iter().collect::<String>(), body["prompt"].as_str().unwrap());
+    let tokens = choice["logprobs"]["tokens"].as_array().unwrap();
+    let offsets = choice["logprobs"]["text_offset"].as_array().unwrap();
+    // Worked out from the tokens' own bytes: the character that each begins in.
+    let mut at = 0;
+    for (token, offset) in tokens.iter().zip(offsets) {
+        let whole: String = text.iter().collect();
+        let inside = (0..text.len()).rfind(|&n| text[..n].iter().map(|c| c.len_utf8()).sum::<usize>() <= at);
+        assert_eq!(offset.as_u64().unwrap() as usize, inside.unwrap(), "{token} of {whole}");
+        let token = token.as_str().unwrap();
+        at += token.strip_prefix("bytes:").map_or(token.len(), |bytes| bytes.matches("\\x").count());
+    }
+    assert_eq!(at, body["prompt"].as_str().unwrap().len());
+    assert!(tokens.iter().any(|token| token.as_str().unwrap().starts_with("bytes:")), "no shared character");
+    // The end is at the end, though tokens before it share characters.
+    let end = offsets.last().unwrap().as_u64().unwrap() as usize;
+    assert_eq!(text[end..].iter().collect::<String>(), " end");
+}
+
+#[test]
+fn without_a_seed_each_text_is_drawn_anew_and_each_reply_has_its_own_name() {
+    let (_folder, _model, server) = setup();
+    let body = case("no_seed");
+    let replies: Vec<Value> = (0..4).map(|_| server.complete(&body)).collect();
+    let distinct = |key: fn(&Value) -> &Value| {
+        replies.iter().map(|reply| key(reply).to_string()).collect::<std::collections::BTreeSet<_>>().len()
+    };
+    assert_eq!(distinct(|reply| &reply["choices"][0]["text"]), 4);
+    assert_eq!(distinct(|reply| &reply["id"]), 4);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    for reply in &replies {
+        assert!(reply["id"].as_str().unwrap().starts_with("cmpl-"));
+        assert!(now.abs_diff(reply["created"].as_u64().unwrap()) < 600);
+        assert!(reply["model"].as_str().unwrap().ends_with("model.safetensors"));
+    }
+    let seeded = with(&body, &json!({"seed": 3}));
+    assert_eq!(server.complete(&seeded)["choices"], server.complete(&seeded)["choices"]);
+}
+
+/// A connection that many requests go through.
+struct Connection {
+    stream: BufReader<TcpStream>,
+    host: String,
+}
+
+impl Connection {
+    fn new(server: &Server) -> Self {
+        let stream = TcpStream::connect(&server.address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream: BufReader::new(stream), host: server.address.clone() }
+    }
+
+    fn post(&mut self, path: &str, body: &[u8]) -> (u16, Value) {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            self.host,
+            body.len()
+        );
+        let request = [head.as_bytes(), body].concat();
+        self.stream.get_mut().write_all(&request).unwrap();
+        let (mut status, mut length) = (0, 0);
+        loop {
+            let mut line = String::new();
+            assert!(self.stream.read_line(&mut line).unwrap() > 0, "the server closed the connection");
+            let line = line.trim_end().to_ascii_lowercase();
+            if let Some(rest) = line.strip_prefix("http/1.1 ") {
+                status = rest.split(' ').next().unwrap().parse().unwrap();
+            } else if let Some(rest) = line.strip_prefix("content-length: ") {
+                length = rest.parse().unwrap();
+            } else if line.is_empty() {
+                break;
+            }
+        }
+        let mut answer = vec![0; length];
+        self.stream.read_exact(&mut answer).unwrap();
+        (status, serde_json::from_slice(&answer).unwrap())
+    }
+}
+
+/// Values of every kind, most of them wrong somewhere.
+fn any_value() -> impl Strategy<Value = Value> + Clone {
+    let number = prop_oneof![
+        (-3_i64..4).prop_map(|n| json!(n)),
+        Just(json!(100)),
+        Just(json!(101)),
+        Just(json!(131_073)),
+        Just(json!(u64::MAX)),
+        Just(json!(i64::MIN)),
+        Just(json!(0.5)),
+        Just(json!(1.0)),
+        Just(json!(-0.0)),
+        Just(json!(1e300)),
+    ];
+    let text = prop_oneof![
+        Just(json!("")),
+        Just(json!("a")),
+        Just(json!(" b\n")),
+        Just(json!("2")),
+        Just(json!("naïve 日本 😀")),
+        Just(json!("\u{0}\u{1b}[2J\u{202e}")),
+        Just(json!("<|endoftext|>")),
+    ];
+    let flat = prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::from), number, text];
+    let list = prop::collection::vec(flat.clone(), 0..4).prop_map(Value::from);
+    let lists = prop::collection::vec(list.clone(), 0..3).prop_map(Value::from);
+    let ids = prop::collection::vec(prop_oneof![0_i64..50_257, Just(50_303), Just(50_304)], 0..4);
+    prop_oneof![5 => flat, 1 => list, 1 => lists, 2 => ids.prop_map(|ids| json!(ids)), 1 => Just(json!({})), 1 => Just(json!({"a": 1}))]
+}
+
+const KEYS: [&str; 36] = [
+    "prompt",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "logprobs",
+    "echo",
+    "stop",
+    "seed",
+    "model",
+    "user",
+    "n",
+    "best_of",
+    "stream",
+    "stream_options",
+    "suffix",
+    "logit_bias",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "length_penalty",
+    "min_p",
+    "min_tokens",
+    "max_completion_tokens",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "stop_token_ids",
+    "truncate_prompt_tokens",
+    "prompt_logprobs",
+    "use_beam_search",
+    "add_special_tokens",
+    "tokens",
+    "messages",
+    "typical_p",
+    "Prompt",
+    "",
+];
+
+/// Whether a completion's body says only what is done: the rules once more, written apart from the server's.
+fn may_be_answered(body: &Value) -> bool {
+    let Some(body) = body.as_object() else { return false };
+    let whole =
+        |value: &Value, low: i64, high: i64| value.as_i64().is_some_and(|n| (low..=high).contains(&n));
+    let number = |value: &Value, neutral: f64| value.is_number() && value.as_f64() == Some(neutral);
+    let texts = |value: &Value| value.as_array().is_some_and(|items| items.iter().all(Value::is_string));
+    let ids = |value: &Value| {
+        value.as_array().is_some_and(|ids| !ids.is_empty() && ids.iter().all(|id| whole(id, 0, 50_303)))
+    };
+    let empty = |value: &Value| [json!(""), json!([]), json!({})].contains(value);
+    let prompt = body.get("prompt").unwrap_or(&Value::Null);
+    let filled = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
+    let several = prompt
+        .as_array()
+        .is_some_and(|items| !items.is_empty() && (items.iter().all(filled) || items.iter().all(ids)));
+    (filled(prompt) || ids(prompt) || several)
+        && body.iter().filter(|(_, value)| !value.is_null()).all(|(key, value)| match key.as_str() {
+            "prompt" => true,
+            "max_tokens" => whole(value, 0, 131_000),
+            "temperature" => value.as_f64().is_some_and(|number| number >= 0.0),
+            "top_p" => value.as_f64().is_some_and(|number| number > 0.0 && number <= 1.0),
+            "top_k" => whole(value, -1, i64::MAX),
+            "logprobs" => whole(value, 0, 100),
+            "echo" | "add_special_tokens" => value.is_boolean(),
+            "stop" => value.is_string() || texts(value),
+            "seed" => value.is_i64() || value.is_u64(),
+            "model" | "user" => value.is_string(),
+            "n" | "best_of" | "repetition_penalty" | "length_penalty" => number(value, 1.0),
+            "frequency_penalty" | "presence_penalty" | "min_p" | "min_tokens" => number(value, 0.0),
+            "stream" | "ignore_eos" | "include_stop_str_in_output" | "use_beam_search" => {
+                *value == json!(false)
+            }
+            "suffix" | "logit_bias" | "stop_token_ids" => empty(value),
+            _ => false,
+        })
+}
+
+/// JSON of a body, and for some of them bytes that are none.
+fn bodies() -> impl Strategy<Value = (Vec<u8>, Option<Value>)> {
+    let prompt = prop_oneof![4 => Just(json!("a b")), 1 => any_value()];
+    let tokens = prop_oneof![3 => (0_i64..3).prop_map(|n| json!(n)), 1 => any_value()];
+    let temperature = prop_oneof![9 => Just(json!(0)), 1 => any_value()];
+    let others = prop::collection::vec((prop::sample::select(&KEYS[3..]), any_value()), 0..3);
+    let object = (prompt, tokens, temperature, others).prop_map(|(prompt, tokens, temperature, others)| {
+        let mut object = serde_json::Map::new();
+        object.insert("temperature".to_owned(), temperature);
+        object.insert("prompt".to_owned(), prompt);
+        object.insert("max_tokens".to_owned(), tokens);
+        object.extend(others.into_iter().map(|(key, value)| (key.to_owned(), value)));
+        Value::from(object)
+    });
+    let whole = object.clone().prop_map(|body| (body.to_string().into_bytes(), Some(body)));
+    let damaged =
+        (object, any::<prop::sample::Index>(), any::<u8>(), 0..4_u8).prop_map(|(body, place, byte, how)| {
+            let mut bytes = body.to_string().into_bytes();
+            let place = place.index(bytes.len());
+            match how {
+                0 => bytes.truncate(place),
+                1 => bytes[place] = byte,
+                2 => bytes.insert(place, byte),
+                _ => bytes.extend_from_slice(b", {}"),
+            }
+            let body = serde_json::from_slice(&bytes).ok();
+            (bytes, body)
+        });
+    prop_oneof![8 => whole, 2 => damaged]
+}
+
+#[test]
+fn ten_thousand_bodies_are_answered_as_they_say_or_refused() {
+    // Nested strategies take more stack than a test's thread has in a build without optimization.
+    let thread = std::thread::Builder::new().stack_size(64 << 20).spawn(ten_thousand_bodies).unwrap();
+    thread.join().unwrap();
+}
+
+fn ten_thousand_bodies() {
+    let (_folder, _model, server) = setup();
+    let connection = RefCell::new(Connection::new(&server));
+    let config = ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() };
+    let (answered, refused) = (Cell::new(0), Cell::new(0));
+    proptest::test_runner::TestRunner::new(config)
+        .run(&bodies(), |(bytes, body)| {
+            let (status, answer) = connection.borrow_mut().post("/v1/completions", &bytes);
+            let message = answer["error"]["message"].as_str();
+            if message.is_some_and(|message| message.contains("found twice")) {
+                // A damaged key may be that of another; a parsed object no longer shows it.
+                return Ok(());
+            }
+            let expected = if body.as_ref().is_some_and(may_be_answered) { 200 } else { 400 };
+            prop_assert_eq!(status, expected, "{}", answer);
+            let counter = if status == 200 { &answered } else { &refused };
+            counter.set(counter.get() + 1);
+            prop_assert_eq!(message.is_none_or(str::is_empty), status == 200);
+            prop_assert_eq!(answer["choices"].is_array(), status == 200);
+            // The tokenizer's endpoints stand the same bodies.
+            let path = if bytes.len().is_multiple_of(2) { "/tokenize" } else { "/detokenize" };
+            let (status, answer) = connection.borrow_mut().post(path, &bytes);
+            prop_assert!([200, 400].contains(&status), "{}: {}", status, answer);
+            Ok(())
+        })
+        .unwrap();
+    // Both kinds were there.
+    assert!(answered.get() > 1000 && refused.get() > 1000, "{answered:?} answered, {refused:?} refused");
+    assert_eq!(server.get("/health").0, 200);
+}
+
+#[test]
+fn a_key_that_occurs_twice_is_refused() {
+    let (_folder, _model, server) = setup();
+    let mut connection = Connection::new(&server);
+    for path in ["/v1/completions", "/tokenize"] {
+        let (status, answer) = connection.post(path, br#"{"prompt": "a", "prompt": "b"}"#);
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(status == 400 && message.contains("`prompt`: expected once, found twice"), "{message}");
+    }
+    let (status, answer) = connection.post("/detokenize", br#"{"tokens": [464, 60000]}"#);
+    assert!(status == 400 && answer.to_string().contains("found 60000"), "{answer}");
 }
 
 #[test]

@@ -311,9 +311,7 @@ impl Recipe {
             })
         };
         if context > row_length {
-            let expected = format!(
-                "at most {row_length}, the row length of the dataset (prepare it again with longer rows for more)"
-            );
+            let expected = format!("at most {row_length}, the length of the dataset's rows");
             return fail("training.context_length", expected, context);
         }
         if !row_length.is_multiple_of(context) {

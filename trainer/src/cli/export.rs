@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use xlstm_trainer::model::{Placement, export, import};
-use xlstm_trainer::run::{find_parameters, recipe_of};
+use xlstm_trainer::model::{Placement, export};
+use xlstm_trainer::run::{load_model, recipe_of};
 
 use super::{DeviceArguments, say};
 
@@ -27,9 +27,8 @@ pub(super) struct ExportArguments {
 /// Writes the file; returns the exit code.
 pub(super) fn run(arguments: &ExportArguments) -> anyhow::Result<u8> {
     arguments.device.start()?;
-    let file = find_parameters(&arguments.run, arguments.step)?;
     let placement = Placement::new(tch::Device::Cpu, xlstm_manifests::recipe::Precision::Float32, false);
-    let model = import(&file, placement)?;
+    let (model, file) = load_model(&arguments.run, arguments.step, placement)?;
     let context = recipe_of(&arguments.run)?.map_or(2048, |recipe| recipe.training.context_length);
     export(&model, &arguments.output, context)?;
     say(&format!(

@@ -8,7 +8,10 @@ mod selfcheck;
 mod train;
 
 use clap::{Parser, Subcommand};
-use xlstm_trainer::command_line::{DeviceArguments, GenerateArguments, print, say};
+use xlstm_trainer::command_line::{
+    DeviceArguments, GENERATION_MEMORY, GenerateArguments, LOADING_MEMORY, TRAINING_MEMORY, advise, print,
+    say,
+};
 
 /// Train xLSTM models on shards that `xlstm-data` prepared
 #[derive(Debug, Parser)]
@@ -42,14 +45,14 @@ enum Command {
 pub(crate) fn run() -> anyhow::Result<u8> {
     let cli = Cli::parse();
     match cli.command {
-        None => train::run(&cli.train),
+        None => advise(TRAINING_MEMORY, train::run(&cli.train)),
         Some(Command::Doctor(arguments)) => doctor::run(&arguments),
         Some(Command::Recipes) => recipes(),
         Some(Command::Selfcheck(arguments)) => selfcheck::run(&arguments),
         Some(Command::Plot(arguments)) => plot::run(&arguments),
         Some(Command::Chain(arguments)) => chain::run(&arguments),
-        Some(Command::Sample(arguments)) => arguments.run(),
-        Some(Command::Export(arguments)) => export::run(&arguments),
+        Some(Command::Sample(arguments)) => advise(GENERATION_MEMORY, arguments.run()),
+        Some(Command::Export(arguments)) => advise(LOADING_MEMORY, export::run(&arguments)),
     }
 }
 

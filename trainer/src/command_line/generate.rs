@@ -10,8 +10,8 @@ use xlstm_pipeline::tokenizer::Gpt2Tokenizer;
 
 use super::{DeviceArguments, print};
 use crate::error::{Result, TrainError};
-use crate::model::{Generation, Model, Placement, Sampling, import};
-use crate::run::find_parameters;
+use crate::model::{Generation, Model, Placement, Sampling};
+use crate::run::load_model;
 
 /// Text from a run's newest checkpoint.
 #[derive(Debug, Args)]
@@ -57,8 +57,8 @@ impl GenerateArguments {
     /// When there are no such parameters, they are no model of GPT-2's tokens, or libtorch fails.
     pub fn run(&self) -> anyhow::Result<u8> {
         let device = self.device.start()?;
-        let file = find_parameters(&self.run, self.step)?;
-        let model = import(&file, Placement::new(device.device, Precision::Float32, false))?;
+        let placement = Placement::new(device.device, Precision::Float32, false);
+        let (model, file) = load_model(&self.run, self.step, placement)?;
         let asked = if self.prompt.is_empty() { vec![String::new()] } else { self.prompt.clone() };
         let prompts: Vec<&str> =
             asked.iter().flat_map(|text| std::iter::repeat_n(text.as_str(), self.samples)).collect();
@@ -90,12 +90,12 @@ pub fn complete(model: &Model, prompts: &[&str], sampling: Sampling, tokens: usi
             "expected a model of GPT-2's {needed} tokens or more, found {found}: it cannot write text"
         )));
     }
-    let tokenizer = Gpt2Tokenizer::new().map_err(|error| TrainError::Usage(error.to_string()))?;
+    let tokenizer = Gpt2Tokenizer::new().map_err(|error| TrainError::Internal(error.to_string()))?;
     let mut starts = Vec::with_capacity(prompts.len());
     for text in prompts {
         // As in training, a document begins after a separator.
         let mut ids = vec![i64::from(END_OF_TEXT)];
-        let encoded = tokenizer.encode(text).map_err(|error| TrainError::Usage(error.to_string()))?;
+        let encoded = tokenizer.encode(text).map_err(|error| TrainError::Internal(error.to_string()))?;
         ids.extend(encoded.into_iter().map(i64::from));
         starts.push(ids);
     }

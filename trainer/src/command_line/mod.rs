@@ -10,7 +10,8 @@ use xlstm_bridge::runtime;
 
 use crate::communicator::Communicator;
 use crate::device::{self, DeviceInfo};
-use crate::error::TrainError;
+use crate::error::{self, TrainError};
+use crate::guard::guarded_any;
 use crate::launch::{self, Place};
 
 pub use generate::{GenerateArguments, complete};
@@ -75,7 +76,7 @@ pub fn on_ranks(
     }
     let device = device.start()?;
     let launch::Connection { communicator, membership } = launch::connect(options, device.device)?;
-    let result = work(&device, communicator);
+    let result = guarded_any(|| work(&device, communicator));
     membership.leave(result.as_ref().map(|_| ()).map_err(AsRef::as_ref));
     result
 }
@@ -97,28 +98,44 @@ pub fn say(text: &str) {
     eprintln!("{text}");
 }
 
-/// The exit code of a command that ended so; an error is told on stderr, with what to do about it.
+/// Runs a program's command line; its exit code. An error is told on stderr, with what to do about it; a panic, be
+/// it ours or an exception of libtorch, is an error like any other.
 #[must_use]
-pub fn exit(result: anyhow::Result<u8>) -> ExitCode {
-    match result {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            let prefix = launch::error_prefix();
-            let known = error.downcast_ref::<TrainError>();
-            match known {
-                // These say everything in one text; others are a chain.
-                Some(error) => say(&format!("{prefix}error: {error}")),
-                None => say(&format!("{prefix}error: {error:#}")),
-            }
-            if let Some(hint) = known.and_then(TrainError::hint) {
-                say(&format!("{prefix}hint: {hint}"));
-            }
-            let code = known.map_or(1, TrainError::exit_code);
-            if matches!(Place::here(), Ok(Some(_))) {
-                // Threads of libtorch may still wait for a rank that never answers.
-                runtime::exit_at_once(i32::from(code));
-            }
-            ExitCode::from(code)
-        }
+pub fn run_program(command: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
+    let error = match guarded_any(command) {
+        Ok(code) => return ExitCode::from(code),
+        Err(error) => error,
+    };
+    let prefix = launch::error_prefix();
+    let text = match error.downcast_ref::<TrainError>() {
+        // These say everything in one text; others are a chain.
+        Some(error) => error.message(),
+        None => format!("{error:#}"),
+    };
+    say(&format!("{prefix}error: {text}"));
+    let code = error::exit_code(&error);
+    if matches!(Place::here(), Ok(Some(_))) {
+        // Threads of libtorch may still wait for a rank that never answers.
+        runtime::exit_at_once(i32::from(code));
     }
+    ExitCode::from(code)
+}
+
+/// What to lower where training has too little memory.
+pub const TRAINING_MEMORY: &str = "lower training.micro_batch_rows or training.context_length, set \
+                                   training.activation_checkpointing=true, or choose a smaller recipe";
+/// What to lower where generation has too little memory.
+pub const GENERATION_MEMORY: &str = "lower --samples, give fewer or shorter prompts, or use --device cpu";
+/// What to do where a model alone does not fit.
+pub const LOADING_MEMORY: &str = "the parameters alone need this much: use a machine with more memory";
+
+/// The error of a command; a shortage of memory says which of the command's settings to lower.
+///
+/// # Errors
+/// That of `result`.
+pub fn advise<T>(advice: &'static str, result: anyhow::Result<T>) -> anyhow::Result<T> {
+    result.map_err(|error| match error.downcast::<TrainError>() {
+        Ok(error) => error.advise_on_memory(advice).into(),
+        Err(error) => error,
+    })
 }

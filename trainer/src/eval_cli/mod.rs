@@ -9,7 +9,10 @@ mod throughput;
 mod verify;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use xlstm_trainer::command_line::{GenerateArguments, print};
+use xlstm_trainer::command_line::{GENERATION_MEMORY, GenerateArguments, LOADING_MEMORY, advise, print};
+
+const EVALUATION_MEMORY: &str = "lower --batch-tokens, or --context-length if the windows may be shorter";
+const EXTRAPOLATION_MEMORY: &str = "lower --chunk, leave --full out, or lower --lengths";
 
 /// Evaluate models that `xlstm-train` made, on data that `xlstm-data` prepared
 #[derive(Debug, Parser)]
@@ -53,16 +56,16 @@ enum Command {
 /// Parses the command line and runs the command; returns the exit code.
 pub(crate) fn run() -> anyhow::Result<u8> {
     match Cli::parse().command {
-        Command::Perplexity(arguments) => evaluate::perplexity(&arguments),
-        Command::Paloma(arguments) => evaluate::paloma(&arguments),
-        Command::Extrapolate(arguments) => extrapolate::run(&arguments),
-        Command::Throughput(arguments) => throughput::run(&arguments),
-        Command::Generate(arguments) => arguments.run(),
+        Command::Perplexity(arguments) => advise(EVALUATION_MEMORY, evaluate::perplexity(&arguments)),
+        Command::Paloma(arguments) => advise(EVALUATION_MEMORY, evaluate::paloma(&arguments)),
+        Command::Extrapolate(arguments) => advise(EXTRAPOLATION_MEMORY, extrapolate::run(&arguments)),
+        Command::Throughput(arguments) => advise("lower --batches or --prefill", throughput::run(&arguments)),
+        Command::Generate(arguments) => advise(GENERATION_MEMORY, arguments.run()),
         Command::Report(arguments) => arguments.run(),
         Command::Compare(arguments) => arguments.run(),
         Command::Page(arguments) => arguments.run(),
-        Command::Verify(arguments) => arguments.run(),
-        Command::Serve(arguments) => arguments.run(),
+        Command::Verify(arguments) => advise(LOADING_MEMORY, arguments.run()),
+        Command::Serve(arguments) => advise(LOADING_MEMORY, arguments.run()),
         Command::Reproduce(arguments) => arguments.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use xlstm_manifests::recipe::Precision;
 use xlstm_trainer::command_line::{DeviceArguments, say};
-use xlstm_trainer::model::{Placement, import};
-use xlstm_trainer::run::find_parameters;
+use xlstm_trainer::model::Placement;
+use xlstm_trainer::run::load_model;
 use xlstm_trainer::serve::{Engine, Server, serve};
 use xlstm_trainer::signals::Signals;
 
@@ -45,12 +45,12 @@ impl ServeArguments {
     pub(super) fn run(&self) -> anyhow::Result<u8> {
         let device = self.device.start()?;
         let signals = Signals::listen()?;
-        let file = find_parameters(&self.run, self.step)?;
         let precision = match self.precision {
             Products::Float32 => Precision::Float32,
             Products::Bfloat16 => Precision::Bfloat16,
         };
-        let model = import(&file, Placement::new(device.device, precision, false))?;
+        let placement = Placement::new(device.device, precision, false);
+        let (model, file) = load_model(&self.run, self.step, placement)?;
         let engine = Engine::new(file.display().to_string(), model)?;
         say(&format!("serving {}; Ctrl-C ends it", file.display()));
         serve(engine, Server { address: SocketAddr::new(self.host, self.port) }, &signals)?;

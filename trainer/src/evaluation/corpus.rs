@@ -375,7 +375,7 @@ impl Corpus {
                     ))
                 })
             }
-            _ => Err(TrainError::Usage("expected a sequence of this split, found one of another".into())),
+            _ => Err(TrainError::Internal("expected a sequence of this split, found one of another".into())),
         }
     }
 

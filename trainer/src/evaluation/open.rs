@@ -17,7 +17,7 @@ use crate::checkpoint::{self, FileDigest};
 use crate::device::DeviceInfo;
 use crate::error::{Result, TrainError};
 use crate::model::{Model, Placement, import};
-use crate::run::{find_parameters, recipe_of};
+use crate::run::{check_finite, find_parameters, recipe_of};
 
 /// Findings of an audit that are listed in full.
 const SHOWN: usize = 8;
@@ -86,10 +86,7 @@ pub fn open_model(
         _ => EvaluationPrecision::Float32,
     });
     let model = import(&file, precision.placement(device.device))?;
-    if let Some(name) = model.first_not_finite()? {
-        let hint = "a model that overflowed in training: evaluate an earlier checkpoint (--step N)";
-        return Err(TrainError::file(&file, format!("finite numbers in `{name}`"), "NaN or infinity", hint));
-    }
+    check_finite(&model, &file)?;
     let run = run_link(&file)?;
     let mut marks = Vec::new();
     if run.is_none() {

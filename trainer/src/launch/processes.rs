@@ -117,7 +117,7 @@ impl Communicator for Processes {
     fn explain(&self, error: TrainError) -> TrainError {
         match error {
             // A gradient that did not arrive comes out of the backward pass as an error of libtorch.
-            TrainError::Bridge(_) | TrainError::Torch(_) if error.hint().is_none() => {
+            TrainError::Bridge(_) | TrainError::Torch(_) if !error.is_out_of_memory() => {
                 self.group.abandon();
                 self.shared.diagnose(error)
             }

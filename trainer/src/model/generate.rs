@@ -181,7 +181,11 @@ fn concatenate(states: &[ModelState]) -> Result<ModelState> {
             (Some(matrix), Some(normalizer), Some(maximum), None) => {
                 CellState::Mlstm(MlstmState { matrix, normalizer, maximum })
             }
-            _ => return Err(TrainError::Usage("expected states of one model, found different ones".into())),
+            _ => {
+                return Err(TrainError::Internal(
+                    "expected states of one model, found different ones".into(),
+                ));
+            }
         };
         blocks.push(BlockState { convolution, cell });
     }

@@ -297,7 +297,7 @@ impl Model {
                 .into_iter();
                 match (outputs.next(), outputs.next()) {
                     (Some(x), Some(delta)) => (x, delta),
-                    _ => return Err(TrainError::Usage("a block gave fewer than two outputs".into())),
+                    _ => return Err(TrainError::Internal("a block gave fewer than two outputs".into())),
                 }
             } else {
                 lock(block).forward_card(&x_BTC, delta_BTC.as_ref())?

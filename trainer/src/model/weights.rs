@@ -20,7 +20,7 @@ use crate::tensor_file::{self, TensorFile};
 /// # Errors
 /// When the architecture has no TOML form; every one has.
 pub(crate) fn metadata(model: &ModelConfig, context_length: u64) -> Result<BTreeMap<String, String>> {
-    let own = toml::to_string(model).map_err(|error| TrainError::Usage(error.to_string()))?;
+    let own = toml::to_string(model).map_err(|error| TrainError::Internal(error.to_string()))?;
     let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned()), ("model".to_owned(), own)]);
     if is_official(model) {
         metadata.insert("config".to_owned(), config_to_json(model, context_length).to_string());

@@ -1,14 +1,19 @@
 //! The model and its tokenizer behind the protocol: requests in, answers out, no HTTP.
 
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde_json::{Value, json};
 use xlstm_manifests::END_OF_TEXT;
 use xlstm_pipeline::tokenizer::Gpt2Tokenizer;
 
 use super::protocol::{
-    CompletionRequest, DetokenizeRequest, MOST_TOKENS, MOST_TOKENS_TOGETHER, Prompts, TokenizeRequest,
+    CompletionRequest, DetokenizeRequest, MAX_TOKENS, MAX_TOKENS_TOGETHER, Prompts, TokenizeRequest, failure,
 };
 use super::score::{Score, score};
 use crate::error::{Result, TrainError};
+use crate::guard::guarded;
 use crate::model::{Generation, Model, Sampling};
 
 /// The separator's name. As a whole text it stands for the separator, as the harness asks for it; inside a text it is
@@ -20,19 +25,28 @@ pub struct Engine {
     name: String,
     model: Model,
     tokenizer: Gpt2Tokenizer,
+    /// Requests so far: a part of each answer's id.
+    answered: AtomicU64,
 }
 
-/// Why a request has no answer: the client's fault (400) or ours (500).
-pub(super) enum Refusal {
+/// Why a request has no answer.
+enum Refusal {
+    /// The client's fault (400).
     Client(String),
+    /// More than fits into memory (413).
+    TooLarge(String),
+    /// Ours (500).
     Server(String),
 }
 
 impl From<TrainError> for Refusal {
     fn from(error: TrainError) -> Self {
-        match error {
-            TrainError::Usage(text) => Self::Client(text),
-            other => Self::Server(other.to_string()),
+        match &error {
+            TrainError::Usage(text) => Self::Client(text.clone()),
+            _ if error.is_out_of_memory() => {
+                Self::TooLarge(format!("{}; send fewer or shorter prompts", error.message()))
+            }
+            _ => Self::Server(error.message()),
         }
     }
 }
@@ -52,11 +66,21 @@ struct Completion {
     reason: &'static str,
 }
 
+impl Completion {
+    fn new(ids: Vec<i64>) -> Self {
+        Self { prompt: ids.len(), ids, text: String::new(), reason: "length" }
+    }
+
+    fn ended(&self) -> bool {
+        self.reason == "stop"
+    }
+}
+
 impl Engine {
     /// An engine for a model of GPT-2's tokens, known to clients by this name.
     ///
     /// # Errors
-    /// When the model has fewer tokens than GPT-2.
+    /// When the model has fewer tokens than GPT-2, or a parameter is not a finite number.
     pub fn new(name: String, model: Model) -> Result<Self> {
         let (needed, found) = (u64::from(END_OF_TEXT) + 1, model.config().vocabulary_size);
         if found < needed {
@@ -64,8 +88,8 @@ impl Engine {
                 "expected a model of GPT-2's {needed} tokens or more, found {found}: text cannot be scored with it"
             )));
         }
-        let tokenizer = Gpt2Tokenizer::new().map_err(|error| TrainError::Usage(error.to_string()))?;
-        Ok(Self { name, model, tokenizer })
+        let tokenizer = Gpt2Tokenizer::new().map_err(|error| TrainError::Internal(error.to_string()))?;
+        Ok(Self { name, model, tokenizer, answered: AtomicU64::new(0) })
     }
 
     /// Answers a request: the path after the host, the method, the body.
@@ -80,16 +104,28 @@ impl Engine {
                 "bos_token": END_OF_TEXT_NAME, "eos_token": END_OF_TEXT_NAME, "pad_token": END_OF_TEXT_NAME,
                 "chat_template": null,
             })),
-            ("POST", "/tokenize") => parse(body).and_then(|request| self.tokenize(&request)),
-            ("POST", "/detokenize") => parse(body).and_then(|request| self.detokenize(&request)),
-            ("POST", "/v1/completions") => parse(body).and_then(|request| self.complete(&request)),
+            ("POST", "/tokenize") => {
+                TokenizeRequest::parse(body).or_else(client).and_then(|request| self.tokenize(&request))
+            }
+            ("POST", "/detokenize") => {
+                DetokenizeRequest::parse(body).or_else(client).and_then(|request| self.detokenize(&request))
+            }
+            ("POST", "/v1/completions") => {
+                CompletionRequest::parse(body).or_else(client).and_then(|request| self.guarded(&request))
+            }
             _ => return (404, failure("not_found", &format!("nothing answers {method} {path}"))),
         };
         match answer {
             Ok(value) => (200, value),
             Err(Refusal::Client(text)) => (400, failure("invalid_request_error", &text)),
+            Err(Refusal::TooLarge(text)) => (413, failure("invalid_request_error", &text)),
             Err(Refusal::Server(text)) => (500, failure("server_error", &text)),
         }
+    }
+
+    /// Completes; one request that fails does not end the thread that owns the model.
+    fn guarded(&self, request: &CompletionRequest) -> Answer {
+        guarded(|| Ok(self.complete(request)))?
     }
 
     fn encode(&self, text: &str) -> Answer<Vec<i64>> {
@@ -120,15 +156,18 @@ impl Engine {
 
     fn tokenize(&self, request: &TokenizeRequest) -> Answer {
         let tokens = self.encode(&request.prompt)?;
-        Ok(json!({"count": tokens.len(), "max_model_len": MOST_TOKENS, "tokens": tokens}))
+        Ok(json!({"count": tokens.len(), "max_model_len": MAX_TOKENS, "tokens": tokens}))
     }
 
     fn detokenize(&self, request: &DetokenizeRequest) -> Answer {
+        let known = 0..=i64::from(END_OF_TEXT);
+        if let Some(id) = request.tokens.iter().find(|id| !known.contains(id)) {
+            return client(format!("`tokens`: expected ids from 0 to {END_OF_TEXT}, found {id}"));
+        }
         Ok(json!({"prompt": self.decode(&request.tokens)}))
     }
 
     fn complete(&self, request: &CompletionRequest) -> Answer {
-        request.check().or_else(client)?;
         let prompts = self.prompts(request)?;
         let wanted = request.logprobs.is_some();
         // The commonest request of the harness: the prompt scored, and one token that one forward pass gives too.
@@ -150,10 +189,8 @@ impl Engine {
 
     fn prompts(&self, request: &CompletionRequest) -> Answer<Vec<Vec<i64>>> {
         let prompts = match &request.prompt {
-            Prompts::Text(text) => vec![self.encode(text)?],
             Prompts::Texts(texts) => texts.iter().map(|text| self.encode(text)).collect::<Answer<_>>()?,
-            Prompts::Ids(ids) => vec![ids.clone()],
-            Prompts::IdLists(lists) => lists.clone(),
+            Prompts::Ids(lists) => lists.clone(),
         };
         let vocabulary = i64::try_from(self.model.config().vocabulary_size).unwrap_or(i64::MAX);
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
@@ -165,65 +202,61 @@ impl Engine {
         if let Some(id) = prompts.iter().flatten().find(|&&id| !(0..vocabulary).contains(&id)) {
             return client(format!("`prompt`: expected ids from 0 to {}, found {id}", vocabulary - 1));
         }
-        if longest.saturating_add(request.max_tokens) > MOST_TOKENS {
-            return client(format!("expected at most {MOST_TOKENS} tokens of a prompt and its completion"));
+        if longest.saturating_add(request.max_tokens) > MAX_TOKENS {
+            return client(format!("expected at most {MAX_TOKENS} tokens of a prompt and its completion"));
         }
-        if longest * prompts.len() > MOST_TOKENS_TOGETHER {
+        if longest * prompts.len() > MAX_TOKENS_TOGETHER {
             return client(format!(
-                "expected at most {MOST_TOKENS_TOGETHER} tokens in a request: send fewer prompts"
+                "expected at most {MAX_TOKENS_TOGETHER} tokens in a request: send fewer prompts"
             ));
         }
         Ok(prompts)
     }
 
     /// At most one token after a prompt, from its score.
-    fn next(&self, mut ids: Vec<i64>, score: &Score, request: &CompletionRequest) -> Completion {
-        let prompt = ids.len();
-        let best = score.likely.last().and_then(|likely| likely.first()).map(|&(id, _)| id);
-        ids.extend(best.filter(|_| request.max_tokens == 1));
-        let ended = ids.get(prompt) == Some(&i64::from(END_OF_TEXT));
-        let text = if ended { String::new() } else { self.decode(&ids[prompt..]) };
-        Completion { ids, prompt, text, reason: if ended { "stop" } else { "length" } }
+    fn next(&self, ids: Vec<i64>, score: &Score, request: &CompletionRequest) -> Completion {
+        let mut completion = Completion::new(ids);
+        if let Some(best) = score.best.last().filter(|_| request.max_tokens == 1) {
+            self.push(&mut completion, *best, &request.stop);
+        }
+        completion
+    }
+
+    /// Takes a token into a completion, which ends with the separator or with a text that stops it.
+    fn push(&self, completion: &mut Completion, token: i64, stops: &[String]) {
+        completion.ids.push(token);
+        if token == i64::from(END_OF_TEXT) {
+            completion.reason = "stop";
+            return;
+        }
+        completion.text = self.decode(&completion.ids[completion.prompt..]);
+        let ends = stops.iter().filter_map(|stop| completion.text.find(stop.as_str()));
+        if let Some(end) = ends.min() {
+            completion.text.truncate(end);
+            completion.reason = "stop";
+        }
     }
 
     fn generate(&self, prompts: Vec<Vec<i64>>, request: &CompletionRequest) -> Answer<Vec<Completion>> {
         let sampling = Sampling {
             temperature: request.temperature,
-            top_k: 0,
+            top_k: request.top_k,
             top_p: request.top_p,
-            seed: request.seed.unwrap_or(0),
+            // Without a seed each request draws for itself.
+            seed: request.seed.unwrap_or_else(|| RandomState::new().hash_one(0)),
         };
-        let stops = request.stops();
-        let mut completions: Vec<Completion> = prompts
-            .iter()
-            .map(|ids| Completion {
-                ids: ids.clone(),
-                prompt: ids.len(),
-                text: String::new(),
-                reason: "length",
-            })
-            .collect();
         if request.max_tokens == 0 {
-            return Ok(completions);
+            return Ok(prompts.into_iter().map(Completion::new).collect());
         }
         let mut generation = Generation::new(&self.model, &prompts, sampling)?;
+        let mut completions: Vec<Completion> = prompts.into_iter().map(Completion::new).collect();
         for _ in 0..request.max_tokens {
             for (one, token) in completions.iter_mut().zip(generation.next_tokens()?) {
-                if one.reason == "stop" {
-                    continue;
-                }
-                one.ids.push(token);
-                if token == i64::from(END_OF_TEXT) {
-                    one.reason = "stop";
-                    continue;
-                }
-                one.text = self.decode(&one.ids[one.prompt..]);
-                if let Some(end) = stops.iter().filter_map(|stop| one.text.find(stop)).min() {
-                    one.text.truncate(end);
-                    one.reason = "stop";
+                if !one.ended() {
+                    self.push(one, token, &request.stop);
                 }
             }
-            if completions.iter().all(|one| one.reason == "stop") {
+            if completions.iter().all(Completion::ended) {
                 break;
             }
         }
@@ -252,45 +285,76 @@ impl Engine {
             .collect();
         let prompt: usize = completions.iter().map(|one| one.prompt).sum();
         let all: usize = completions.iter().map(|one| one.ids.len()).sum();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let number = self.answered.fetch_add(1, Ordering::Relaxed);
         json!({
+            "id": format!("cmpl-{:x}-{number}", now.as_nanos()),
             "object": "text_completion",
+            "created": now.as_secs(),
             "model": self.name,
             "choices": choices,
             "usage": {"prompt_tokens": prompt, "completion_tokens": all - prompt, "total_tokens": all},
         })
     }
 
-    /// Log-probabilities of the returned tokens. The very first token has none: nothing comes before it.
+    /// Log-probabilities of the returned tokens. The very first token has none: nothing comes before it. Tokens after
+    /// a text that stopped the completion are not returned.
     fn logprobs(&self, request: &CompletionRequest, one: &Completion, score: &Score) -> Value {
         let first = if request.echo { 0 } else { one.prompt };
-        let (mut tokens, mut logs, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
-        let mut offset = 0;
-        for (place, &id) in one.ids.iter().enumerate().skip(first) {
-            let likely = place.checked_sub(1).and_then(|before| score.likely.get(before));
+        let echoed = self.decode(&one.ids[first..one.prompt]).chars().count();
+        // The two texts are decoded apart, and put one after the other.
+        let mut offsets = self.offsets(&one.ids[first..one.prompt]);
+        offsets.extend(self.offsets(&one.ids[one.prompt..]).iter().map(|offset| echoed + offset));
+        let end = echoed + one.text.chars().count();
+        let stopped = one.ended() && one.ids.last() != Some(&i64::from(END_OF_TEXT));
+        let (mut tokens, mut logs, mut tops, mut starts) = (vec![], vec![], vec![], vec![]);
+        for (place, (&id, offset)) in one.ids[first..].iter().zip(offsets).enumerate() {
+            let place = first + place;
+            if stopped && place >= one.prompt && offset >= end {
+                break;
+            }
+            let before = place.checked_sub(1);
+            let log = before.and_then(|before| score.tokens.get(before).copied());
             // A token that was taken from the score itself is the most likely one at its place.
-            let log = place.checked_sub(1).and_then(|before| score.tokens.get(before).copied());
-            let log = log.or_else(|| Some(likely?.first()?.1)).filter(|_| place > 0);
-            let top = likely.map(|likely| {
+            let log = log.or_else(|| before.and_then(|before| score.best_log.get(before).copied()));
+            let top = before.and_then(|before| score.likely.get(before)).map(|likely| {
                 let some = likely.iter().take(request.logprobs.unwrap_or(0));
                 some.map(|&(id, log)| (self.token(id), json!(log))).collect::<serde_json::Map<_, _>>()
             });
-            let text = self.token(id);
-            offsets.push(offset);
-            offset += text.chars().count();
-            tokens.push(text);
+            tokens.push(self.token(id));
             logs.push(log);
             tops.push(top);
+            starts.push(offset);
         }
-        json!({"tokens": tokens, "token_logprobs": logs, "top_logprobs": tops, "text_offset": offsets})
+        json!({"tokens": tokens, "token_logprobs": logs, "top_logprobs": tops, "text_offset": starts})
     }
-}
 
-fn parse<T: serde::de::DeserializeOwned>(body: &[u8]) -> Answer<T> {
-    serde_json::from_slice(body)
-        .or_else(|error| client(format!("the body is not the JSON that was expected: {error}")))
-}
-
-/// An error as the protocol writes it.
-pub(super) fn failure(kind: &str, message: &str) -> Value {
-    json!({"error": {"type": kind, "message": message}})
+    /// For each token the character of their text, counted from 0, that its first byte belongs to. Tokens that share a
+    /// character have the same; bytes that are no UTF-8 are one U+FFFD, as in the text.
+    fn offsets(&self, ids: &[i64]) -> Vec<usize> {
+        let bytes: Vec<&[u8]> = ids
+            .iter()
+            .map(|&id| {
+                u16::try_from(id).ok().and_then(|id| self.tokenizer.token_bytes(id)).unwrap_or_default()
+            })
+            .collect();
+        let text = bytes.concat();
+        let (mut starts, mut position) = (Vec::new(), 0);
+        for chunk in text.utf8_chunks() {
+            starts.extend(chunk.valid().char_indices().map(|(index, _)| position + index));
+            position += chunk.valid().len();
+            if !chunk.invalid().is_empty() {
+                starts.push(position);
+                position += chunk.invalid().len();
+            }
+        }
+        let mut begin = 0;
+        let offset = |token: &&[u8]| {
+            let at = begin;
+            begin += token.len();
+            // The last character that begins here or before; past the end, the number of characters.
+            if at == text.len() { starts.len() } else { starts.partition_point(|&start| start <= at) - 1 }
+        };
+        bytes.iter().map(offset).collect()
+    }
 }

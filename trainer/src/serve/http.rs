@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::Engine;
-use super::engine::failure;
+use super::protocol::failure;
 use crate::error::{Result, TrainError};
 use crate::signals::Signals;
 
@@ -56,9 +56,7 @@ pub fn serve(engine: Engine, server: Server, signals: &Signals) -> Result<()> {
     let served = runtime.block_on(listen(server, jobs, signals));
     runtime.shutdown_background();
     // With the runtime gone the queue has no sender left; a request that is being computed is finished first.
-    worker
-        .join()
-        .map_err(|_| TrainError::Io(std::io::Error::other("the thread that owns the model panicked")))?;
+    worker.join().map_err(|_| TrainError::Internal("the thread that owns the model ended".into()))?;
     served
 }
 
@@ -108,9 +106,16 @@ async fn answer(
         ));
     }
     let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
-    let Ok(body) = Limited::new(request.into_body(), LARGEST_BODY).collect().await else {
-        let text = format!("the body is larger than {LARGEST_BODY} bytes, or ended early");
-        return Ok(respond(413, &failure("invalid_request_error", &text)));
+    let body = match Limited::new(request.into_body(), LARGEST_BODY).collect().await {
+        Ok(body) => body,
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            let text = format!("expected a body of at most {LARGEST_BODY} bytes, found a larger one");
+            return Ok(respond(413, &failure("invalid_request_error", &text)));
+        }
+        Err(error) => {
+            let text = format!("the body ended early: {error}");
+            return Ok(respond(400, &failure("invalid_request_error", &text)));
+        }
     };
     let (sender, receiver) = oneshot::channel();
     let gone = || respond(503, &failure("server_error", "the server is stopping"));

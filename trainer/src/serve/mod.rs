@@ -18,5 +18,5 @@ mod score;
 
 pub use engine::Engine;
 pub use http::{Server, serve};
-pub use protocol::{CompletionRequest, Prompts, Stop};
+pub use protocol::{CompletionRequest, Prompts};
 pub use score::{Score, score};

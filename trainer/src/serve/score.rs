@@ -12,12 +12,16 @@ use crate::model::Model;
 const POSITIONS: i64 = 512;
 
 /// What the model makes of one sequence.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Score {
     /// Log-probability (nats) of each token but the first, given all before it.
     pub tokens: Vec<f32>,
     /// The most likely tokens at each place from the second on, and after the last: id and log-probability, best first.
     pub likely: Vec<Vec<(i64, f32)>>,
+    /// The most likely token at each of these places; of several, the one with the smallest id, as in generation.
+    pub best: Vec<i64>,
+    /// Log-probability of each of them.
+    pub best_log: Vec<f32>,
 }
 
 /// Scores sequences together, padded at their ends (a causal model does not see what comes later), with the `likely`
@@ -28,7 +32,7 @@ pub struct Score {
 pub fn score(model: &Model, sequences: &[Vec<i64>], likely: usize) -> Result<Vec<Score>> {
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
     if longest == 0 {
-        return Ok(sequences.iter().map(|_| Score { tokens: vec![], likely: vec![] }).collect());
+        return Ok(sequences.iter().map(|_| Score::default()).collect());
     }
     let padded: Vec<i64> = sequences
         .iter()
@@ -45,7 +49,7 @@ pub fn score(model: &Model, sequences: &[Vec<i64>], likely: usize) -> Result<Vec
 }
 
 fn score_one(model: &Model, hidden_TC: &Tensor, ids: &[i64], likely: usize) -> Result<Score> {
-    let mut score = Score { tokens: Vec::with_capacity(ids.len()), likely: Vec::with_capacity(ids.len()) };
+    let mut score = Score::default();
     let likely =
         signed(likely.max(1)).min(signed(usize::try_from(model.config().vocabulary_size).unwrap_or(1)));
     let length = signed(ids.len());
@@ -54,7 +58,15 @@ fn score_one(model: &Model, hidden_TC: &Tensor, ids: &[i64], likely: usize) -> R
         let size = POSITIONS.min(length - start);
         let logits_TV = model.logits(&hidden_TC.f_narrow(0, start, size)?)?.f_to_kind(Kind::Float)?;
         let logs_TV = logits_TV.f_log_softmax(-1, Kind::Float)?;
-        let (values, indices) = logs_TV.f_topk(likely, -1, true, true)?;
+        // By logits: rounding makes equal logarithms of unequal logits.
+        let (_, indices) = logits_TV.f_topk(likely, -1, true, true)?;
+        let values = logs_TV.f_gather(-1, &indices, false)?;
+        let best_T1 = logits_TV.f_argmax(-1, true)?;
+        let best_log_T1 = logs_TV.f_gather(-1, &best_T1, false)?;
+        score.best.extend(Vec::<i64>::try_from(best_T1.f_to_device(tch::Device::Cpu)?.f_reshape([-1])?)?);
+        score
+            .best_log
+            .extend(Vec::<f32>::try_from(best_log_T1.f_to_device(tch::Device::Cpu)?.f_reshape([-1])?)?);
         let values = Vec::<f32>::try_from(values.f_to_device(tch::Device::Cpu)?.f_reshape([-1])?)?;
         let indices = Vec::<i64>::try_from(indices.f_to_device(tch::Device::Cpu)?.f_reshape([-1])?)?;
         let width = usize::try_from(likely).unwrap_or(1);

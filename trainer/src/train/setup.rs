@@ -26,6 +26,7 @@ use crate::loader::Shape;
 use crate::metrics::{Progress, RowLog, peak_operations};
 use crate::model::{Model, Placement};
 use crate::optimizer::AdamW;
+use crate::run::check_finite;
 use crate::signals::Signals;
 use crate::tensor_file::TensorFile;
 
@@ -358,6 +359,7 @@ fn load_newest(
         return Err(TrainError::file(&folder, expected, found, hint));
     }
     model.load(&TensorFile::open(&folder.join(MODEL_NAME))?, "")?;
+    check_finite(model, &folder.join(MODEL_NAME))?;
     optimizer.load(&TensorFile::open(&folder.join(OPTIMIZER_NAME))?, state.step)?;
     Ok((state.step, state.tokens))
 }

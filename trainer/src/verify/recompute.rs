@@ -12,7 +12,8 @@ use crate::communicator::SingleProcess;
 use crate::error::Result;
 use crate::loader::Shape;
 use crate::metrics::{Line, read_lines};
-use crate::model::{Placement, import};
+use crate::model::Placement;
+use crate::run::load_model;
 use crate::signals::Signals;
 use crate::train::measure;
 
@@ -71,7 +72,8 @@ impl Chain {
 }
 
 fn again(parameters: &Path, data: &Dataset, figure: &Line, recipe: &Recipe) -> Result<f64> {
-    let model = import(parameters, Placement::new(tch::Device::Cpu, Precision::Float32, false))?;
+    let placement = Placement::new(tch::Device::Cpu, Precision::Float32, false);
+    let (model, _) = load_model(parameters, None, placement)?;
     let shape = Shape {
         rows: 1,
         context: usize::try_from(recipe.training.context_length).unwrap_or(1),
