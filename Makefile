@@ -66,8 +66,8 @@ test-docs: fetch libtorch ## every link of the documents, and every command that
 	$(CARGO) build --release --locked -p xlstm-pipeline -p xlstm-trainer
 	$(PYTHON) tools/check_docs.py
 
-kernels: fetch nvrtc ## compile every CUDA kernel for every size (no card needed); report in target/kernels/
-	$(CARGO) test --release --locked -p xlstm-cuda --test compile
+kernels: fetch nvrtc ## compile every CUDA kernel for every size and compute capability (no GPU needed); report in target/kernels/
+	XLSTM_KERNELS_EVERYTHING=1 $(CARGO) test --release --locked -p xlstm-cuda --test compile
 
 lint: setup tools ## formatting, clippy, documentation, licences and sources of dependencies
 	$(CARGO) fmt --all --check

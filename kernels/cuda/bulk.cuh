@@ -5,7 +5,8 @@
 #pragma once
 #include "common.cuh"
 
-#if __CUDA_ARCH__ >= 900
+// Later GPUs have clusters and the copy engine too, but no `wgmma`: they take the way of sm_80.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define BULK 1
 #else
 #define BULK 0

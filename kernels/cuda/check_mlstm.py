@@ -1,6 +1,8 @@
 """Checks and times the chunkwise mLSTM kernels on a card.
 
     python3 check_mlstm.py check [--raw FILE]     errors against float64, determinism, odd and extreme inputs
+    python3 check_mlstm.py boundaries [--raw FILE]  resets anywhere, states in and out, against float64 document by document;
+                                                  what resets cost
     python3 check_mlstm.py bench [--raw FILE]     forward and backward beside TFLA's, where mlstm_kernels is there
     python3 check_mlstm.py profile                milliseconds of every kernel at the paper's shapes
 
@@ -17,14 +19,20 @@ import torch
 from harness import HERE, compile_all, emit, machine, median_milliseconds, resources, script_parser, start_card
 
 P, I64 = ctypes.c_void_p, ctypes.c_longlong
-TENSORS = ["query", "key", "value", "input_gate", "forget_gate", "output", "log_forget_sum", "exponent",
+TENSORS = ["query", "key", "value", "input_gate", "forget_gate", "output", "resets", "initial_matrix", "initial_norm",
+           "initial_maximum", "final_matrix", "final_norm", "final_maximum", "final_matrix_gradient", "final_norm_gradient",
+           "initial_matrix_gradient", "initial_norm_gradient", "log_forget_sum", "exponent",
            "local_maximum", "maximum", "carry", "keep", "chunk_forget", "chunk_maximum", "decay", "state_weight",
+           "segment_start",
            "states", "norm_states", "scores", "row_sums", "query_norm", "output_rest",
            "inverse_denominator", "output_gradient", "divided_gradient", "gradient_scale", "query_gradient", "key_gradient",
            "value_gradient", "input_gate_gradient", "forget_gate_gradient", "norm_gradient", "gradient_weight", "gradient_column", "output_dot", "state_gradients",
            "norm_state_gradients",
            "score_gradients", "query_dot", "key_carry_dot", "key_dot", "decay_gradient"]
 
+
+# Null unless a check sets them; without `output_dot` the kernels divide dh and form dh . h themselves.
+OPTIONAL = ["output_dot", "resets", "segment_start"] + [n for n in TENSORS if n.startswith(("initial_", "final_"))]
 
 # Tensors that the copy engine reads; activations as [B, H, T, size], the others as [1, B * H * N, rows, columns].
 MAPPED = ["query", "key", "value", "output_gradient", "divided_gradient", "states", "state_gradients", "scores", "score_gradients"]
@@ -57,7 +65,8 @@ class Specialised:
         self.driver, self.cubins = driver, cubins
         self.dqk, self.dv, self.chunk, self.block_k, self.stages = shape
         tile = 128 * self.block_k * 2
-        ring = lambda extra: 1024 + self.stages * (2 * tile + extra + 16)
+        bulk = self.block_k == 64
+        ring = lambda extra: (1024 if bulk else 0) + self.stages * (2 * tile + extra + (16 if bulk else 0))
         self.shared = {"gates": 0, "states": ring(4 * self.block_k), "scores": ring(0), "outputs": ring(0)}
         self.k_tiles, self.v_tiles = -(-self.dqk // 128), -(-self.dv // 128)
         self.row_tiles = self.chunk // 128
@@ -108,8 +117,8 @@ class Layer:
                 setattr(self.parameters, f"{name}_{axis}", stride)
         assert k.stride() == q.stride() and i.stride() == f.stride() and q.stride(3) == v.stride(3) == 1
         for name in TENSORS:
-            if name == "output_dot":
-                continue  # null: the kernels divide dh and form dh . h themselves
+            if name in OPTIONAL:
+                continue
             setattr(self.parameters, name, self.tensors[name].data_ptr())
         for name in MAPPED:
             self.map(name)
@@ -119,6 +128,17 @@ class Layer:
         if name.startswith(("state", "score")):
             tensor = tensor.flatten(0, 1)[None]
         getattr(self.parameters, f"{name}_map")[:] = self.kernels.driver.tensor_map(tensor)
+
+    def set(self, **tensors):
+        """Optional tensors, dense."""
+        for name, tensor in tensors.items():
+            assert tensor.is_contiguous()
+            self.tensors[name] = tensor
+            setattr(self.parameters, name, tensor.data_ptr())
+
+    def set_resets(self, resets):
+        self.set(resets=resets, segment_start=torch.full((self.batch_heads, self.chunks * self.kernels.chunk), -7,
+                                                         dtype=torch.int32, device="cuda"))
 
     def set_output_gradient(self, gradient):
         assert gradient.stride() == self.tensors["value"].stride()
@@ -165,6 +185,53 @@ def composition(q, k, v, i, f, matrix_type):
     scores = (q @ (k * k.shape[-1] ** -0.5).transpose(-1, -2)) * torch.exp(exponents - m)
     norm = torch.maximum(scores.sum(-1, keepdim=True).abs(), torch.exp(-m)) + 1e-6
     return (scores / norm).to(matrix_type) @ v
+
+
+def one_document(q, k, v, i, f, state, matrix_type):
+    """The parallel form of one document that goes on from a state (C, n, m) or none, and the state after it."""
+    gate_type = torch.float64 if matrix_type == torch.float64 else torch.float32
+    q, k, v = (x.to(matrix_type) for x in (q, k, v))
+    i, f = i.to(gate_type), f.to(gate_type)
+    tokens, k = q.shape[2], k * k.shape[-1] ** -0.5
+    total = torch.nn.functional.logsigmoid(f).cumsum(-1)
+    exponents = total[..., :, None] - total[..., None, :] + i[..., None, :]
+    exponents = exponents.masked_fill(~torch.ones(tokens, tokens, device=q.device, dtype=torch.bool).tril(), -torch.inf)
+    m = exponents.max(-1, keepdim=True).values.detach()
+    if state is not None:
+        matrix, norm_state, before = (x.to(gate_type) for x in state)
+        entering = total + before[..., None]
+        m = torch.maximum(m, entering[..., None].detach())
+        carry = torch.exp(entering[..., None] - m)
+    scores = (q @ k.transpose(-1, -2)) * torch.exp(exponents - m)
+    norm, top = scores.sum(-1, keepdim=True), scores.to(matrix_type) @ v
+    left = torch.exp(exponents[..., -1, :] - m[..., -1, :])[..., None]
+    last_matrix = (k * left).to(matrix_type).transpose(-1, -2) @ v
+    last_norm = (k * left).sum(-2)
+    if state is not None:
+        norm = norm + carry * (q.to(gate_type) @ norm_state[..., None])
+        top = top + carry * (q @ matrix.to(matrix_type))
+        last_matrix = last_matrix + carry[..., -1:, :] * matrix
+        last_norm = last_norm + carry[..., -1, :] * norm_state
+    h = top / (torch.maximum(norm.abs(), torch.exp(-m)) + 1e-6)
+    return h, (last_matrix, last_norm, m[..., -1, 0])
+
+
+def by_documents(q, k, v, i, f, state, resets, matrix_type):
+    """Every sequence and document by itself: h and the state after the last token."""
+    rows, states = [], []
+    for row in range(q.shape[0]):
+        starts = sorted({0, *torch.nonzero(resets[row]).flatten().tolist()})
+        parts = []
+        for start, end in zip(starts, [*starts[1:], q.shape[2]]):
+            own = [x[row : row + 1, :, start:end] for x in (q, k, v, i, f)]
+            before = None
+            if state is not None and start == 0 and not resets[row, 0]:
+                before = [x[row : row + 1] for x in state]
+            h, last = one_document(*own, before, matrix_type)
+            parts.append(h)
+        rows.append(torch.cat(parts, 2))
+        states.append(last)
+    return torch.cat(rows), [torch.cat(x) for x in zip(*states)]
 
 
 def well_conditioned(q, k, v, i, f):
@@ -281,6 +348,125 @@ def check(driver, raw, block, cases):
     return failures
 
 
+def drawn_resets(kind, batch, tokens, chunk):
+    resets = torch.zeros(batch, tokens, dtype=torch.bool, device="cuda")
+    if kind == "every":
+        resets[:] = True
+    elif kind == "edges":
+        for at in (0, chunk - 1, chunk, chunk + 1, 2 * chunk, tokens - 1):
+            resets[at % batch, at % tokens] = True
+            resets[:, (at + chunk) % tokens] |= torch.arange(batch, device="cuda") % 2 == 0
+    elif kind == "some":
+        resets = torch.rand(batch, tokens, device="cuda") < 1 / 90
+    return resets
+
+
+BOUNDARIES = [
+    # batch, heads, tokens, K, V, chunk, resets, state
+    (2, 2, 300, 64, 128, 128, "none", False), (2, 2, 300, 64, 128, 128, "every", False), (2, 2, 300, 64, 128, 128, "edges", True),
+    (3, 2, 1000, 128, 128, 128, "some", False), (3, 2, 1000, 128, 256, 256, "some", True), (1, 2, 1, 64, 64, 128, "none", True),
+    (2, 2, 700, 384, 384, 256, "edges", True), (2, 2, 700, 384, 384, 256, "none", True), (2, 1, 1100, 512, 512, 512, "some", True),
+    (1, 1, 600, 1024, 1024, 512, "edges", True), (1, 1, 600, 1280, 1280, 512, "some", True), (2, 2, 128, 72, 40, 128, "edges", True),
+]
+
+
+def boundary_case(table, block, case, seed):
+    batch, heads, tokens, dqk, dv, chunk, kind, with_state = case
+    torch.manual_seed(seed)
+    (q, k, v, i, f), dh = draw(batch, heads, tokens, dqk, dv, "plain", seed % 2 == 0, seed)
+    q, k = q.abs(), k.abs()  # sums of scores do not cancel: every row's denominator is one that bf16 determines
+    resets = drawn_resets(kind, batch, tokens, chunk)
+    state = [torch.randn(batch, heads, dqk, dv, device="cuda") * 0.2, torch.rand(batch, heads, dqk, device="cuda"),
+             torch.randn(batch, heads, device="cuda")] if with_state else None
+    upstream = [dh, torch.randn(batch, heads, dqk, dv, device="cuda"), torch.randn(batch, heads, dqk, device="cuda")]
+
+    def composed(matrix_type):
+        double = matrix_type == torch.float64
+        to = lambda x: (x.double() if double else x).detach().requires_grad_()
+        leaves = [to(x) for x in (q, k, v, i, f)]
+        own = [to(x) for x in state] if with_state else None
+        h, last = by_documents(*leaves, own, resets, matrix_type)
+        outputs = [h, *last[:2]] if with_state else [h]
+        wanted = leaves + (own[:2] if with_state else [])
+        got = torch.autograd.grad(outputs, wanted, [u.to(o.dtype) for u, o in zip(upstream, outputs)], allow_unused=True)
+        names = ["h", *(["C", "n"] if with_state else []), "dq", "dk", "dv", "di", "df", *(["dC", "dn"] if with_state else [])]
+        got = [torch.zeros_like(w) if g is None else g for g, w in zip(got, wanted)]
+        return dict(zip(names, [x.detach() for x in [*outputs, *got]])), last[2].detach()
+
+    # Rows near the kink of the denominator say nothing: n . q / den is 1 beyond it.
+    with torch.no_grad():
+        ones = torch.ones_like(v[..., :1]).double()
+        own = [state[1][..., None].double(), state[1].double(), state[2].double()] if with_state else None
+        share, _ = by_documents(q.double(), k.double(), ones, i.double(), f.double(), own, resets, torch.float64)
+        fine = ((share > 0.9999) | (share < 0.9)).expand_as(v)
+    dh.mul_(fine)
+    (exact, last_maximum), (plain, _) = composed(torch.float64), composed(torch.bfloat16)
+    runs = []
+    for _ in range(2):
+        layer = Layer(table[(dqk, dv, chunk, *block)], q, k, v, i, f)
+        layer.set_output_gradient(dh)
+        if kind != "none":
+            layer.set_resets(resets)
+        if with_state:
+            nan = lambda x: torch.full_like(x, float("nan"))
+            layer.set(initial_matrix=state[0], initial_norm=state[1], initial_maximum=state[2], final_matrix=nan(state[0]),
+                      final_norm=nan(state[1]), final_maximum=nan(state[2]), final_matrix_gradient=upstream[1],
+                      final_norm_gradient=upstream[2], initial_matrix_gradient=nan(state[0]), initial_norm_gradient=nan(state[1]))
+        layer.run()
+        layer.run(backward=True)
+        torch.cuda.synchronize()
+        own = dict(layer.results())
+        if with_state:
+            t = layer.tensors
+            own |= {"C": t["final_matrix"], "n": t["final_norm"], "dC": t["initial_matrix_gradient"], "dn": t["initial_norm_gradient"]}
+            shift = torch.exp((t["final_maximum"].double() - last_maximum))
+            own["C"], own["n"] = own["C"] * shift[..., None, None], own["n"] * shift[..., None]
+        runs.append(own)
+    equal = all(torch.equal(runs[0][n], runs[1][n]) for n in runs[0])
+    keep = lambda n, x: x * fine if n == "h" else x
+    return {n: (relative(keep(n, runs[0][n]), keep(n, exact[n])), relative(keep(n, plain[n]), keep(n, exact[n]))) for n in exact}, equal
+
+
+def boundaries(driver, raw, block):
+    emit({"machine": machine(), "command": " ".join(sys.argv)}, raw)
+    table = specialise(driver, [(c[3], c[4], c[5], *block) for c in BOUNDARIES] + [(384, 384, 256, *block)])
+    failures = 0
+    for number, case in enumerate(BOUNDARIES):
+        drawn, equal = {}, True
+        for seed in range(8):
+            errors, same = boundary_case(table, block, case, 100 * number + seed)
+            equal = equal and same
+            for n, pair in errors.items():
+                drawn.setdefault(n, []).append(pair)
+        square = lambda values: (sum(x * x for x in values) / len(values)) ** 0.5
+        errors = {n: [square(s) for s in zip(*pairs)] for n, pairs in drawn.items()}
+        bad = [n for n, (ours, theirs) in errors.items() if not ours <= max(2 * theirs, 2**-8)]
+        failures += bool(bad) or not equal
+        emit({"case": "{}x{}x{} {}x{} chunk {} resets {} state {}".format(*case), "draws": 8,
+              "errors (ours, libtorch bf16)": {n: [float(f"{x:.3g}") for x in e] for n, e in errors.items()},
+              "bit-equal": equal, "failed": bad}, raw)
+    for shape in PAPER[:2]:
+        inputs, dh = draw(*shape, "plain", False, seed=7)
+        chunk = 256
+        own = specialise(driver, [(shape[3], shape[4], chunk, *block)])[(shape[3], shape[4], chunk, *block)]
+        times = {}
+        for kind in ("none", "some"):
+            layer = Layer(own, *inputs, poison=False)
+            layer.set_output_gradient(dh)
+            if kind != "none":
+                layer.set_resets(torch.rand(shape[0], shape[2], device="cuda") < 1 / 500)
+
+            def both():
+                layer.run()
+                layer.run(backward=True, recompute=False)
+
+            times[f"resets {kind}, forward + backward ms"] = median_milliseconds(both)
+            del layer
+        emit({"head": f"{shape[3]}x{shape[4]}", "batch": shape[0], "tokens": shape[2], **times}, raw)
+    print("FAILED" if failures else "passed", f"{len(BOUNDARIES) - failures} of {len(BOUNDARIES)}")
+    return failures
+
+
 def peers(inputs, dh):
     """Name, chunks, forward of `leaves` and a chunk. TFLA is the peer; the others are lines of reference: the later cell
     with a sigmoid input gate and no maximum, and causal attention over the same width in heads of 128."""
@@ -375,7 +561,7 @@ def profile(driver, raw, block, chunks, shapes):
 
 
 def main():
-    parser = script_parser(__doc__, ["check", "bench", "profile"])
+    parser = script_parser(__doc__, ["check", "boundaries", "bench", "profile"])
     parser.add_argument("--blocks", default="64x3", help="BLOCK_K x STAGES, comma separated")
     parser.add_argument("--chunks", default="256")
     parser.add_argument("--shapes", default="", help="indices into PAPER, comma separated")
@@ -389,6 +575,8 @@ def main():
     if arguments.what == "check":
         cases = [c for c in CASES if not arguments.small or c[2] <= 700]
         sys.exit(1 if check(driver, arguments.raw, blocks[0], cases) else 0)
+    elif arguments.what == "boundaries":
+        sys.exit(1 if boundaries(driver, arguments.raw, blocks[0]) else 0)
     elif arguments.what == "bench":
         bench(driver, arguments.raw, blocks, chunks, not arguments.no_peer, shapes)
     else:

@@ -18,11 +18,17 @@
 // the second of two products), so that a result's elements are the lane's own four channels again. `movmatrix` turns
 // operands for the sums over tokens. fp32 weights enter as two bf16 parts whose sum has 16 bits.
 //
+// With BOUNDARIES a sequence may begin anew at any token (`resets`), where the convolution sees zeros before, and may go
+// on from the three inputs before it (`window`). Everything else stands for itself at each token.
+//
 // Legend: N = B T tokens of B sequences, D width (a multiple of 8), G gates of all heads (at most 8).
 #include "vector.cuh"
 
 #ifndef GATES
 #define GATES 8
+#endif
+#ifndef BOUNDARIES
+#define BOUNDARIES 0
 #endif
 static_assert(GATES % 2 == 0 && GATES <= 8, "an input and a forget gate a head, at most four heads");
 static constexpr int TAPS = 4, FORWARD_WARPS = 8, BACKWARD_WARPS = 4, GROUP = 16, RUNS = 8;
@@ -44,6 +50,9 @@ struct InnerParameters {
     const float* gate_gradient;                                  // dg: [N, G]
     bf16* input_gradient;                                        // da: [N, D], laid out as a
     float* partial;  // [parts, (12 + 2 G + 5) D]: dWq, dWk, dWv, dM, then taps and bias of each channel
+    const unsigned char* resets;  // [B, T], nonzero: zeros stand before this token; or null
+    const bf16* window;           // [B, 3, D], the inputs before the first token, or null for zeros
+    bf16* window_gradient;        // as `window`, or null
 };
 
 DEVICE u32 transposed(u32 value) {
@@ -87,7 +96,7 @@ DEVICE void transposed_fragment(u32 (&a)[4], const uint2 (&x)[2]) {
 
 // Where a lane stands: its channels, and its run of tokens in a sequence.
 struct Lane {
-    int g, t, group, channel, first, last;  // tokens `first` to before `last`; none where there is no such run
+    int g, t, group, channel, sequence, first, last;  // tokens `first` to before `last`; none where there is no such run
     i64 row;                                // of the sequence's token 0
     bool wide;                              // its channels exist
     DEVICE Lane(const InnerParameters& p, int group, int run_index) : group(group) {
@@ -95,7 +104,8 @@ struct Lane {
         t = threadIdx.x & 3;
         channel = group * GROUP + t * 4;
         wide = channel < p.width;
-        const int runs = (p.tokens + p.run - 1) / p.run, index = run_index + g, sequence = index / runs;
+        const int runs = (p.tokens + p.run - 1) / p.run, index = run_index + g;
+        sequence = index / runs;
         first = (index - sequence * runs) * p.run;
         last = sequence < p.batch ? min(first + p.run, p.tokens) : 0;
         row = (i64)sequence * p.tokens;
@@ -150,10 +160,59 @@ struct Taps {
     }
 };
 
-// A token's four channels; zeros before and after the run's sequence.
+// Which tokens from two before a run on, at most 72, begin anew. The four lanes of a run read every fourth each.
+struct Resets {
+    u64 first, second;  // tokens 0 to 63, tokens 32 to 95
+    DEVICE void load(const InnerParameters& p, const Lane& at, int count) {
+        u32 words[3] = {0, 0, 0};
+        const unsigned char* flags = p.resets + at.row;
+#pragma unroll
+        for (int four = 0; four < 18; four++) {
+            const int token = at.first - 2 + 4 * four + at.t;
+            if (4 * four >= count || at.last == 0 || token < 0 || token >= p.tokens) continue;
+            if (flags[token] != 0) words[four >> 3] |= 1u << (4 * (four & 7) + at.t);
+        }
+#pragma unroll
+        for (int word = 0; word < 3; word++) {
+            words[word] |= __shfl_xor_sync(0xffffffffu, words[word], 1);
+            words[word] |= __shfl_xor_sync(0xffffffffu, words[word], 2);
+        }
+        first = words[0] | (u64)words[1] << 32;
+        second = words[1] | (u64)words[2] << 32;
+    }
+    DEVICE void clear() { first = second = 0; }
+    // The flags from a token on, in the lowest bits.
+    DEVICE u32 from(int token) const { return (u32)(token < 32 ? first >> token : second >> (token - 32)); }
+};
+
+// A token's four channels; before the run's sequence those of the window, or zeros; after it zeros.
 DEVICE uint2 load_token(const InnerParameters& p, const Lane& at, int token, int last) {
+    if (BOUNDARIES && token < 0 && last > 0 && at.wide && p.window != nullptr)
+        return load_8(p.window + ((i64)at.sequence * (TAPS - 1) + token + TAPS - 1) * p.width + at.channel);
     if (!at.wide || token < 0 || token >= last) return make_uint2(0, 0);
     return load_8(p.input + (at.row + token) * p.input_stride + at.channel);
+}
+
+// What the convolution sees before a pair's tokens: nothing that came before one that begins anew (`begins`, a bit each).
+struct Seen {
+    float first[3], second[3];
+    DEVICE Seen(const float (&window)[TAPS - 1][4], const float (&x0)[4], int e, u32 begins) {
+#pragma unroll
+        for (int tap = 0; tap < TAPS - 1; tap++)
+            first[tap] = BOUNDARIES && (begins & 1) != 0 ? 0.0f : window[tap][e];
+        second[0] = BOUNDARIES && (begins & 2) != 0 ? 0.0f : first[1];
+        second[1] = BOUNDARIES && (begins & 2) != 0 ? 0.0f : first[2];
+        second[2] = BOUNDARIES && (begins & 2) != 0 ? 0.0f : x0[e];
+    }
+};
+
+// The same for the three inputs before a run, of which the last two may begin anew.
+DEVICE void cut_window(float (&window)[TAPS - 1][4], u32 begins) {
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        if ((begins & 3) != 0) window[0][e] = 0.0f;
+        if ((begins & 2) != 0) window[1][e] = 0.0f;
+    }
 }
 
 // A block takes the same RUNS runs with all its warps, each of which walks over its share of the channels and sums
@@ -163,6 +222,9 @@ extern "C" __global__ void __launch_bounds__(FORWARD_WARPS* WARP, 2)
     __shared__ float4 gate_sums[FORWARD_WARPS][LONGEST_RUN / 2][WARP];
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, pairs = p.run / 2;
     for (int pair = 0; pair < pairs; pair++) gate_sums[warp][pair][lane] = make_float4(0, 0, 0, 0);
+    Resets resets;
+    resets.clear();
+    if (BOUNDARIES && p.resets != nullptr) resets.load(p, Lane(p, 0, blockIdx.x * RUNS), LONGEST_RUN + 2);
     for (int group = warp; group * GROUP < p.width; group += FORWARD_WARPS) {
         const Lane at(p, group, blockIdx.x * RUNS);
         Taps taps;
@@ -183,6 +245,7 @@ extern "C" __global__ void __launch_bounds__(FORWARD_WARPS* WARP, 2)
         float window[TAPS - 1][4];
 #pragma unroll
         for (int tap = 0; tap < TAPS - 1; tap++) unpack(window[tap], load_token(p, at, at.first - TAPS + 1 + tap, at.last));
+        if (BOUNDARIES) cut_window(window, resets.from(0));
         uint2 a[2], next[2];
         next[0] = load_token(p, at, at.first, at.last);
         next[1] = load_token(p, at, at.first + 1, at.last);
@@ -196,14 +259,16 @@ extern "C" __global__ void __launch_bounds__(FORWARD_WARPS* WARP, 2)
             float x0[4], x1[4], c0[4], c1[4];
             unpack(x0, a[0]);
             unpack(x1, a[1]);
+            const u32 begins = BOUNDARIES ? resets.from(2 + 2 * pair) : 0;
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                const float before0 = taps.before_silu(e, window[0][e], window[1][e], window[2][e], x0[e]);
-                const float before1 = taps.before_silu(e, window[1][e], window[2][e], x0[e], x1[e]);
+                const Seen seen(window, x0, e, begins);
+                const float before0 = taps.before_silu(e, seen.first[0], seen.first[1], seen.first[2], x0[e]);
+                const float before1 = taps.before_silu(e, seen.second[0], seen.second[1], seen.second[2], x1[e]);
                 c0[e] = before0 * fast_sigmoid(before0);
                 c1[e] = before1 * fast_sigmoid(before1);
-                window[0][e] = window[2][e];
-                window[1][e] = x0[e];
+                window[0][e] = seen.second[1];
+                window[1][e] = seen.second[2];
                 window[2][e] = x1[e];
             }
             const uint2 c[2] = {make_uint2(pack_bf16(c0[0], c0[1]), pack_bf16(c0[2], c0[3])),
@@ -276,6 +341,7 @@ struct Walk {
     float query_sum[2][4], key_sum[2][4], value_sum[2][4], gate_sum[2][4];
     float tap_sum[TAPS + 1][4];
     float window[TAPS - 1][4], slope[TAPS - 1][4], direct[TAPS - 1][4];  // a, dp, and da but for the convolution
+    Resets resets;
 
     DEVICE Walk(const InnerParameters& p, int group, Ring& ring) : p(p), at(p, group, blockIdx.y * RUNS), ring(ring) {
         taps.load(p, at);
@@ -306,6 +372,9 @@ struct Walk {
 #pragma unroll
         for (int tap = 0; tap < TAPS - 1; tap++)
             unpack(window[tap], load_token(p, at, at.first - TAPS + 1 + tap, at.last));
+        resets.clear();
+        if (BOUNDARIES && p.resets != nullptr) resets.load(p, at, 72);
+        if (BOUNDARIES) cut_window(window, resets.from(0));
     }
 
     // Starts the copies of a pair of tokens; those after the run's end are the next run's, up to the sequence's end.
@@ -349,10 +418,13 @@ struct Walk {
         float x[2][4], c[2][4], silu_slope[2][4];
         unpack(x[0], a[0]);
         unpack(x[1], a[1]);
+        // Of the two tokens before this pair and of the pair, which begin anew.
+        const u32 begins = BOUNDARIES ? resets.from(token - at.first) : 0;
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            const float before[2] = {taps.before_silu(e, window[0][e], window[1][e], window[2][e], x[0][e]),
-                                     taps.before_silu(e, window[1][e], window[2][e], x[0][e], x[1][e])};
+            const Seen seen(window, x[0], e, begins >> 2);
+            const float before[2] = {taps.before_silu(e, seen.first[0], seen.first[1], seen.first[2], x[0][e]),
+                                     taps.before_silu(e, seen.second[0], seen.second[1], seen.second[2], x[1][e])};
 #pragma unroll
             for (int second = 0; second < 2; second++) {
                 const float opened = fast_sigmoid(before[second]);
@@ -412,10 +484,12 @@ struct Walk {
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             const float dp0 = element(dc, 0, e) * silu_slope[0][e], dp1 = element(dc, 1, e) * silu_slope[1][e];
+            const Seen seen(window, x[0], e, begins >> 2);
             if (OWN) {
-                const float inputs[TAPS + 1] = {window[0][e], window[1][e], window[2][e], x[0][e], x[1][e]};
+                const float first[TAPS] = {seen.first[0], seen.first[1], seen.first[2], x[0][e]};
+                const float second[TAPS] = {seen.second[0], seen.second[1], seen.second[2], x[1][e]};
 #pragma unroll
-                for (int tap = 0; tap < TAPS; tap++) tap_sum[tap][e] += dp0 * inputs[tap] + dp1 * inputs[tap + 1];
+                for (int tap = 0; tap < TAPS; tap++) tap_sum[tap][e] += dp0 * first[tap] + dp1 * second[tap];
                 tap_sum[TAPS][e] += dp0 + dp1;
             }
             const float later[TAPS + 1] = {slope[0][e], slope[1][e], slope[2][e], dp0, dp1};
@@ -423,11 +497,15 @@ struct Walk {
             for (int second = 0; second < 2; second++) {
                 float sum = direct[second][e];
 #pragma unroll
-                for (int tap = 0; tap < TAPS; tap++) sum += taps.weight[TAPS - 1 - tap][e] * later[second + tap];
+                for (int tap = 0; tap < TAPS; tap++) {
+                    // What a token's input is seen by ends where a later one begins anew.
+                    const bool sees = !BOUNDARIES || (begins & ((1u << tap) - 1) << second) == 0;
+                    sum += sees ? taps.weight[TAPS - 1 - tap][e] * later[second + tap] : 0.0f;
+                }
                 dx[second][e] = sum;
             }
-            window[0][e] = window[2][e];
-            window[1][e] = x[0][e];
+            window[0][e] = seen.second[1];
+            window[1][e] = seen.second[2];
             window[2][e] = x[1][e];
             slope[0][e] = slope[2][e];
             slope[1][e] = dp0;
@@ -439,9 +517,12 @@ struct Walk {
 #pragma unroll
         for (int second = 0; second < 2; second++) {
             const int done = token - TAPS + 1 + second;
+            const uint2 result = make_uint2(pack_bf16(dx[second][0], dx[second][1]), pack_bf16(dx[second][2], dx[second][3]));
             if (at.wide && done >= at.first && done < at.last)
-                *reinterpret_cast<uint2*>(p.input_gradient + (at.row + done) * p.input_stride + at.channel) =
-                    make_uint2(pack_bf16(dx[second][0], dx[second][1]), pack_bf16(dx[second][2], dx[second][3]));
+                *reinterpret_cast<uint2*>(p.input_gradient + (at.row + done) * p.input_stride + at.channel) = result;
+            if (BOUNDARIES && at.wide && done < 0 && at.last > 0 && p.window_gradient != nullptr)
+                *reinterpret_cast<uint2*>(p.window_gradient +
+                                          ((i64)at.sequence * (TAPS - 1) + done + TAPS - 1) * p.width + at.channel) = result;
         }
     }
 

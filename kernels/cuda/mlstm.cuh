@@ -11,6 +11,14 @@
 // All are at most 1, and all follow from the gates alone: one cheap scan fixes every stabiliser
 // before any matrix product starts, so that no kernel needs an online maximum.
 //
+// A reset at token r (a document begins there) cuts the chunk into segments: b starts anew at r, M_t is the maximum of u
+// from r on, and no weight above passes r: pairs (t, j) count where j is not before t's segment, `carry` is 0 for all but
+// the segment that the chunk began in, `keep` for all but the last. `segment_start` says where a token's segment starts,
+// counted from the chunk's first token, -1 where that is before the chunk.
+//
+// States that enter the first chunk and leave the last one are fp32, by the convention of the Rust side: the matrix is
+// k v^T / sqrt(K) divided by exp(maximum). In here it is without the 1 / sqrt(K) (`key_scale`), which goes with q.
+//
 // Legend: B batch, H heads, T tokens, N chunks, L tokens per chunk, P = N * L, K and V head sizes of
 // queries/keys and of values. Per-token arrays are [B * H, P]; padding tokens have u = -infinity.
 #pragma once
@@ -47,13 +55,20 @@ struct MlstmParameters {
     const bf16 *query, *key, *value;  // [B, H, T, K], [B, H, T, K], [B, H, T, V] in any stride order
     const float *input_gate, *forget_gate;  // [B, H, T] in any stride order, before exp and before log sigmoid
     bf16* output;                           // [B, H, T, V]
+    const unsigned char* resets;            // [B, T], nonzero: everything before this token is forgotten; or null
+    // The state before the first token, or null: [B * H, K, V], [B * H, K], [B * H].
+    const float *initial_matrix, *initial_norm, *initial_maximum;
+    float *final_matrix, *final_norm, *final_maximum;  // the state after the last token, likewise, or null
+    const float *final_matrix_gradient, *final_norm_gradient;  // d loss / d final state, or null; its maximum has none
+    float *initial_matrix_gradient, *initial_norm_gradient;    // d loss / d initial state, or null
     // From the gates.
     float *log_forget_sum, *exponent, *local_maximum;  // b, u, running maximum of u: [B * H, P]
     float *maximum, *carry, *keep;                     // M, carry, keep: [B * H, P]
     float *chunk_forget, *chunk_maximum, *decay;       // [B * H, N]
     bf16* state_weight;                                // keep as bf16: [B * H, P]
+    int* segment_start;                                // [B * H, P]; null without resets: -1 everywhere
     // Forward.
-    bf16* states;        // state entering each chunk, [B * H, N, K, V]; chunk 0's is zero and never read
+    bf16* states;        // state entering each chunk, [B * H, N, K, V]; chunk 0's is read with an initial state only
     float* norm_states;  // [B * H, N, K]
     bf16* scores;        // [B * H, N, L, L], lower triangle of tiles
     float* row_sums;     // per column tile of the chunk: [ROW_TILES, B * H, P]
@@ -96,6 +111,10 @@ struct MlstmParameters {
     }
     DEVICE i64 norm_index(int batch_head, int chunk) const { return ((i64)batch_head * chunks + chunk) * DQK; }
 
+    // Whether a state enters the chunk, and whether a gradient comes back from the one that leaves it.
+    DEVICE bool entered(int chunk) const { return chunk > 0 || initial_matrix != nullptr; }
+    DEVICE bool left(int chunk) const { return chunk + 1 < chunks || final_matrix_gradient != nullptr; }
+    DEVICE int segment(i64 token) const { return segment_start == nullptr ? -1 : segment_start[token]; }
     DEVICE float scale_of_gradient(i64 row) const { return gradient_scale == nullptr ? 1.0f : gradient_scale[row]; }
 
     // Operands of the products.

@@ -47,7 +47,7 @@ struct Result {
         // Queries meet the columns up to their own tile, keys and values the rows from their own tile on;
         // tiles past the last token hold nothing.
         const int tiles_inside = min(ROW_TILES, (p.tokens - chunk_token + TILE - 1) / TILE);
-        with_state = BY_QUERY ? chunk > 0 : chunk + 1 < p.chunks;
+        with_state = BY_QUERY ? p.entered(chunk) : p.left(chunk);
         state_steps = with_state ? (DEPTH + BLOCK_K - 1) / BLOCK_K : 0;
         between = BULK && MODE == KEY_GRADIENT && with_state ? 1 : 0;
         sum_first = BY_QUERY ? 0 : row_tile * TILE;

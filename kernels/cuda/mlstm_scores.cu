@@ -3,6 +3,7 @@
 //   forward     S_ij = s q_i . k_j exp(u_j - M_i)                        and its row sums, n . q
 //   gradient    G_ij = (dh_i . v_j / den_i + d(n.q)_i) s exp(u_j - M_i)  for query and key gradients
 //
+// and zero for j after i or before i's segment.
 // They are stored in bf16: L values a token and head beside K + V, and each is used by K / 128 or V / 128
 // blocks that would otherwise compute it again. Tiles above the diagonal are neither computed nor read.
 // Tried and slower at every size but 128 x 256 (where it was even): a block that keeps its strip of scores in
@@ -42,6 +43,7 @@ DEVICE void store_scores(const MlstmParameters& p, const Accumulator& c, float (
             const int row = at.row(m, half);
             const i64 row_at = token + row_tile * TILE + row;
             const float maximum = p.maximum[row_at];
+            const int first_column = p.segment(row_at) - column_tile * TILE;
             const float scale = MODE == GRADIENT ? p.scale_of_gradient(row_at) : 1.0f;
             const float added = MODE == GRADIENT ? p.norm_gradient[row_at] : 0.0f;
 #pragma unroll
@@ -53,8 +55,9 @@ DEVICE void store_scores(const MlstmParameters& p, const Accumulator& c, float (
                     float value[2];
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
-                        const bool below = row_tile > column_tile || at.column(fragment) + e <= row;
-                        const float gate = below ? __expf(exponent[fragment][e] - maximum) * p.key_scale : 0.0f;
+                        const int column = at.column(fragment) + e;
+                        const bool counts = (row_tile > column_tile || column <= row) && column >= first_column;
+                        const float gate = counts ? __expf(exponent[fragment][e] - maximum) * p.key_scale : 0.0f;
                         value[e] = c.value[m][fragment][2 * half + e];
                         value[e] = MODE == GRADIENT ? (value[e] * scale + added) * gate : value[e] * gate;
                     }
@@ -83,7 +86,7 @@ DEVICE void scores(const MlstmParameters& p) {
     const Operand b_source = MODE == GRADIENT ? p.of_values(p.value_map, p.value, batch_head)
                                               : p.of_keys(p.key_map, p.key, batch_head);
     const Place at;
-    const bool with_norm = MODE == FORWARD && column_tile == 0 && chunk > 0 && at.warp_column == 0;
+    const bool with_norm = MODE == FORWARD && column_tile == 0 && p.entered(chunk) && at.warp_column == 0;
 
     auto issue = [&](int step, const Slot& slot) {
         copy_tile<FIRST, ALONG_K, CHECK_DEPTH>(slot.tiles, a_source, row_token, step * BLOCK_K, slot.barrier);

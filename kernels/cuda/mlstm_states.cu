@@ -9,11 +9,57 @@
 // The normaliser is one more column of B, ones forward, d(n . q) den backward: four (two) more `mma` for the
 // blocks of the first column tile. Running one block over the sequence needs no second pass over states
 // and keeps the accumulator in fp32 throughout; with H heads of K x V there are B H K V / 16384 blocks.
-// Only stored states are rounded, to bf16.
+// Only stored states are rounded, to bf16; those that the caller gives or asks for are fp32, and so is what is carried
+// through the sequence.
 #include "mlstm.cuh"
 
 static constexpr int VECTOR_BYTES = BLOCK_K * 2;
 static constexpr int STEPS_PER_CHUNK = CHUNK / BLOCK_K;
+
+// This block's part of a state of fp32 that the caller gives or asks for, times `factor`.
+struct OuterState {
+    const Place& at;
+    int batch_head, first_row, first_column;
+    bool with_norm;
+
+    DEVICE i64 line(int row) const { return ((i64)batch_head * DQK + first_row + row) * DV + first_column; }
+    DEVICE i64 norm_at(int row) const { return (i64)batch_head * DQK + first_row + row; }
+    DEVICE void read(const float* matrix, const float* norm_state, float factor, Accumulator& c,
+                     float (&norm)[FRAGMENT_ROWS][4]) const {
+#pragma unroll
+        for (int m = 0; m < FRAGMENT_ROWS; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int row = at.row(m, half);
+                if (row >= DQK - first_row) continue;
+#pragma unroll
+                for (int n = 0; n < FRAGMENT_COLUMNS; n++) {
+                    if (at.column(n) >= DV - first_column) continue;
+                    const float2 pair = *reinterpret_cast<const float2*>(matrix + line(row) + at.column(n));
+                    c.value[m][n][2 * half] = pair.x * factor;
+                    c.value[m][n][2 * half + 1] = pair.y * factor;
+                }
+                // Every lane of a row holds its sum.
+                if (with_norm) norm[m][2 * half] = norm_state[norm_at(row)] * factor;
+            }
+    }
+    DEVICE void write(float* matrix, float* norm_state, float factor, const Accumulator& c,
+                      const float (&norm)[FRAGMENT_ROWS][4]) const {
+#pragma unroll
+        for (int m = 0; m < FRAGMENT_ROWS; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int row = at.row(m, half);
+                if (row >= DQK - first_row) continue;
+#pragma unroll
+                for (int n = 0; n < FRAGMENT_COLUMNS; n++)
+                    if (at.column(n) < DV - first_column)
+                        *reinterpret_cast<float2*>(matrix + line(row) + at.column(n)) =
+                            make_float2(c.value[m][n][2 * half] * factor, c.value[m][n][2 * half + 1] * factor);
+                if (with_norm && (at.lane & 3) == 0) norm_state[norm_at(row)] = norm[m][2 * half] * factor;
+            }
+    }
+};
 
 template <bool BACKWARD>
 DEVICE void states(const MlstmParameters& p) {
@@ -33,16 +79,22 @@ DEVICE void states(const MlstmParameters& p) {
     c.clear();
     float norm[FRAGMENT_ROWS][4] = {};
 
-    // Backward, a chunk's steps are followed by one that brings the state before it, where there is one (and weights that
-    // nobody reads, because every step of a ring counts the same bytes).
+    // Chunks that are summed over: forward all but the last, which only a final state needs; backward all but the first,
+    // which only an initial state needs.
+    const bool started = BACKWARD ? p.final_matrix_gradient != nullptr : p.initial_matrix != nullptr;
+    const bool whole = BACKWARD ? p.initial_matrix != nullptr : p.final_matrix != nullptr;
+    const int count = whole ? p.chunks : p.chunks - 1;
+    // Backward, a chunk's steps begin with one that brings the state before it, where the gradient of the state after it is
+    // there already (and weights that nobody reads, because every step of a ring counts the same bytes).
     constexpr bool BRING = BACKWARD && BULK;
     constexpr int PERIOD = STEPS_PER_CHUNK + (BRING ? 1 : 0);
+    const int skipped = BRING && !started ? 1 : 0;
     auto chunk_of = [&](int index) { return BACKWARD ? p.chunks - 1 - index : index; };
     auto issue = [&](int step, const Slot& slot) {
-        const int chunk = chunk_of(step / PERIOD), within = step % PERIOD;
-        const int token = chunk * CHUNK + (BRING && within == STEPS_PER_CHUNK ? 0 : within) * BLOCK_K;
-        if (BRING && within == STEPS_PER_CHUNK) {
-            const Operand state = p.state(p.states_map, p.states, batch_head, chunk - 1);
+        const int chunk = chunk_of((step + skipped) / PERIOD), within = (step + skipped) % PERIOD - (BRING ? 1 : 0);
+        const int token = chunk * CHUNK + max(within, 0) * BLOCK_K;
+        if (BRING && within < 0) {
+            const Operand state = p.state(p.states_map, p.states, batch_head, chunk);
             copy_tile<FIRST, ALONG_K, false>(slot.tiles, state, k_tile * TILE, v_tile * TILE, slot.barrier);
             copy_tile<SECOND, ALONG_K, false>(slot.second(), state, k_tile * TILE, v_tile * TILE + BOX_COLUMNS, slot.barrier);
         } else {
@@ -62,7 +114,7 @@ DEVICE void states(const MlstmParameters& p) {
         }
 #endif
     };
-    const int total = (p.chunks - 1) * PERIOD - (BRING ? 1 : 0);
+    const int total = count * PERIOD - skipped;
     Ring<VECTOR_BYTES*(BACKWARD ? 2 : 1), decltype(issue)> ring(shared_address(shared), total, issue);
 
     auto decay_by = [&](float decay) {
@@ -100,11 +152,14 @@ DEVICE void states(const MlstmParameters& p) {
         }
         finish_products(a);
     };
-    // d loss / d log decay of chunk `next`: what its entering state passes on to its leaving state.
-    auto add_decay_gradient = [&](int next, i64 state, i64 norm_at) {
+    // d loss / d log decay of a chunk: what its entering state passes on to its leaving state.
+    auto add_decay_gradient = [&](int chunk) {
         float dot = 0.0f;
+        const i64 norm_at = p.norm_index(batch_head, chunk) + k_tile * TILE;
 #if BULK
         const Slot slot = ring.next();
+#else
+        const i64 state = p.state_index(batch_head, chunk) + (i64)k_tile * TILE * DV + v_tile * TILE;
 #endif
 #pragma unroll
         for (int m = 0; m < FRAGMENT_ROWS; m++)
@@ -124,21 +179,15 @@ DEVICE void states(const MlstmParameters& p) {
         __syncthreads();
         if (at.lane == 0) partial[threadIdx.x >> 5] = dot;
         __syncthreads();
-        const i64 chunk_at = (i64)batch_head * p.chunks + next;
+        const i64 chunk_at = (i64)batch_head * p.chunks + chunk;
         if (threadIdx.x == 0)
             p.decay_gradient[(i64)blockIdx.x * p.batch_heads * p.chunks + chunk_at] =
                 (partial[0] + partial[1] + partial[2] + partial[3]) * p.decay[chunk_at];
     };
-
-    for (int index = 0; index < p.chunks - 1; index++) {
-        const int chunk = chunk_of(index), next = BACKWARD ? chunk - 1 : chunk + 1;
-        if (index > 0) decay_by(p.decay[(i64)batch_head * p.chunks + chunk]);
-        for (int within = 0; within < STEPS_PER_CHUNK; within++) {
-            add_tokens(ring.next());
-            ring.template recycle<0>();
-        }
-        const i64 state = p.state_index(batch_head, next) + (i64)k_tile * TILE * DV + v_tile * TILE;
-        const i64 norm_at = p.norm_index(batch_head, next) + k_tile * TILE;
+    // The state (gradient) that enters (leaves) a chunk, as the other kernels read it.
+    auto store_for = [&](int chunk) {
+        const i64 state = p.state_index(batch_head, chunk) + (i64)k_tile * TILE * DV + v_tile * TILE;
+        const i64 norm_at = p.norm_index(batch_head, chunk) + k_tile * TILE;
         store_tile<(DV % TILE != 0)>(stored + state, DV, k_left, v_left, c, at);
         if (with_norm && (at.lane & 3) == 0)
 #pragma unroll
@@ -146,7 +195,29 @@ DEVICE void states(const MlstmParameters& p) {
 #pragma unroll
                 for (int half = 0; half < 2; half++)
                     if (at.row(m, half) < k_left) norm_stored[norm_at + at.row(m, half)] = norm[m][2 * half];
-        if (BACKWARD && next > 0) add_decay_gradient(next, state, norm_at);
+    };
+    const OuterState outer = {at, batch_head, k_tile * TILE, v_tile * TILE, with_norm};
+    const float given = BACKWARD ? p.key_scale : 1.0f / p.key_scale, asked = 1.0f / given;
+    if (started) {
+        outer.read(BACKWARD ? p.final_matrix_gradient : p.initial_matrix, BACKWARD ? p.final_norm_gradient : p.initial_norm,
+                   given, c, norm);
+        store_for(BACKWARD ? p.chunks - 1 : 0);
+    }
+    for (int index = 0; index < count; index++) {
+        const int chunk = chunk_of(index), next = BACKWARD ? chunk - 1 : chunk + 1;
+        if (index > 0 || started) {
+            if (BACKWARD) add_decay_gradient(chunk);
+            decay_by(p.decay[(i64)batch_head * p.chunks + chunk]);
+        }
+        for (int within = 0; within < STEPS_PER_CHUNK; within++) {
+            add_tokens(ring.next());
+            ring.template recycle<0>();
+        }
+        if (next >= 0 && next < p.chunks)
+            store_for(next);
+        else if (!BACKWARD || p.initial_matrix_gradient != nullptr)
+            outer.write(BACKWARD ? p.initial_matrix_gradient : p.final_matrix,
+                        BACKWARD ? p.initial_norm_gradient : p.final_norm, asked, c, norm);
     }
 }
 

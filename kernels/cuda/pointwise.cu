@@ -29,6 +29,17 @@ struct ConvParameters {
     const bf16* added;  // [B, T, D] or null: what else the input's gradient is the sum of
     bf16* input_gradient;
     float* partial;  // [B * runs, D * 5]: per channel four weights, then the bias
+    const unsigned char* resets;  // [B, T], nonzero: zeros stand before this token; or null
+    const bf16* window;           // [B, 3, D], the inputs before the first token, or null for zeros
+    bf16* window_gradient;        // as `window`, or null
+
+    // Whether nothing before the token counts for it and for those after it.
+    DEVICE bool begins(int t) const {
+        return resets != nullptr && t >= 0 && t < tokens && resets[(i64)blockIdx.z * tokens + t] != 0;
+    }
+    DEVICE i64 window_at(int t, int channel) const {
+        return ((i64)blockIdx.z * (TAPS - 1) + t + TAPS - 1) * width + channel;
+    }
 };
 
 template <class Vector>
@@ -46,12 +57,18 @@ struct ConvThread {
         }
         bias.load(p.bias + channel);
     }
-    // Shifts token t's input in; before and after the sequence there are zeros.
-    DEVICE void take(const ConvParameters& p, const bf16* input, int t) {
+    // Shifts token t's input in; before the sequence there is its window, or zeros; after it there are zeros.
+    DEVICE void take(const ConvParameters& p, const bf16* input, int t, int channel) {
+        const bool begins = p.begins(t);
 #pragma unroll
-        for (int tap = 0; tap < TAPS - 1; tap++) window[tap] = window[tap + 1];
+        for (int tap = 0; tap < TAPS - 1; tap++) {
+            window[tap] = window[tap + 1];
+            if (begins) window[tap].clear();
+        }
         if (t >= 0 && t < p.tokens)
             window[TAPS - 1].load(input + (i64)t * p.input_stride);
+        else if (t < 0 && p.window != nullptr)
+            window[TAPS - 1].load(p.window + p.window_at(t, channel));
         else
             window[TAPS - 1].clear();
     }
@@ -70,11 +87,11 @@ extern "C" __global__ void __launch_bounds__(64) conv_silu(const __grid_constant
     const i64 input_offset = (i64)blockIdx.z * p.tokens * p.input_stride + channel;
     ConvThread<Eight> thread;
     thread.load_parameters(p, channel);
-    for (int t = first - TAPS + 1; t < first; t++) thread.take(p, p.input + input_offset, t);
+    for (int t = first - TAPS + 1; t < first; t++) thread.take(p, p.input + input_offset, t, channel);
     const int end = min(first + RUN, p.tokens);
 #pragma unroll 4
     for (int t = first; t < end; t++) {
-        thread.take(p, p.input + input_offset, t);
+        thread.take(p, p.input + input_offset, t, channel);
         Eight y;
 #pragma unroll
         for (int e = 0; e < 8; e++) {
@@ -99,10 +116,12 @@ extern "C" __global__ void __launch_bounds__(128) conv_silu_backward(const __gri
     for (int tap = 0; tap < TAPS; tap++) slope[tap].clear();
 #pragma unroll
     for (int tap = 0; tap <= TAPS; tap++) sums[tap].clear();
-    for (int t = first - TAPS + 1; t < first; t++) thread.take(p, p.input + input_offset, t);
+    for (int t = first - TAPS + 1; t < first; t++) thread.take(p, p.input + input_offset, t, channel);
+    u32 begun = 0;  // bit k: whether token t - k begins anew
 #pragma unroll 4
     for (int t = first; t < first + RUN + TAPS - 1; t++) {
-        thread.take(p, p.input + input_offset, t);
+        begun = begun << 1 | (p.begins(t) ? 1u : 0u);
+        thread.take(p, p.input + input_offset, t, channel);
         Four gradient;
         gradient.clear();
         if (t < p.tokens) gradient.load(p.output_gradient + offset + (i64)t * p.width);
@@ -120,9 +139,14 @@ extern "C" __global__ void __launch_bounds__(128) conv_silu_backward(const __gri
             sums[TAPS].value[e] += counted;
             dx.value[e] = 0.0f;
 #pragma unroll
-            for (int tap = 0; tap < TAPS; tap++) dx.value[e] += thread.weight[tap][e] * slope[TAPS - 1 - tap].value[e];
+            for (int tap = 0; tap < TAPS; tap++) {
+                // Token s + 3 - tap sees s unless it or one between begins anew.
+                const bool sees = (begun & (7u & ~((1u << tap) - 1))) == 0 || tap == TAPS - 1;
+                dx.value[e] += sees ? thread.weight[tap][e] * slope[TAPS - 1 - tap].value[e] : 0.0f;
+            }
         }
         const int s = t - TAPS + 1;
+        if (s < 0 && p.window_gradient != nullptr) dx.store(p.window_gradient + p.window_at(s, channel));
         if (s < first || s >= p.tokens) continue;
         if (p.added != nullptr) {
             Four added;

@@ -54,6 +54,12 @@ pub fn causal_conv_silu(input: &ConvInput<'_>) -> Result<ConvOutput, KernelError
     Ok(ConvOutput { y_BTD: y_BTD.to_kind(input.x_BTD.kind()), state })
 }
 
+/// The state alone: the last W−1 inputs, zeros before a reset.
+pub(crate) fn last_inputs(input: &ConvInput<'_>) -> Result<Tensor, KernelError> {
+    let taps = check(input)?;
+    Ok(next_state(input, taps))
+}
+
 /// Returns the number of taps.
 fn check(input: &ConvInput<'_>) -> Result<i64, KernelError> {
     const NAME: &str = "causal_conv_silu";
@@ -89,7 +95,7 @@ fn segments(resets_BT: &Tensor, taps: i64) -> Tensor {
 }
 
 /// One shifted product for each tap, differentiated by libtorch.
-fn reference(input: &ConvInput<'_>, taps: i64, kind: Kind) -> Tensor {
+pub(crate) fn reference(input: &ConvInput<'_>, taps: i64, kind: Kind) -> Tensor {
     let time = input.x_BTD.size()[1];
     let padded_BPD = padded(input, taps).to_kind(kind);
     let segments_BP = input.resets_BT.map(|resets_BT| segments(resets_BT, taps));

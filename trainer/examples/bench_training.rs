@@ -4,7 +4,8 @@
 //! cargo run --release -p xlstm-trainer --example bench_training -- RECIPE[:ROWS] … [--repeats N] [--profile]
 //! ```
 //! Random tokens in rows of the recipe's context; one micro-batch a step, of ROWS rows or of as many as the plan says
-//! fit. The first two steps are not counted. One JSON line for each recipe: tokens a second (median, least, most),
+//! fit. `--set` changes the recipe: its precision (bfloat16 unless set), resets at document boundaries (drawn, one token
+//! in 500), checkpointing; `--gpu-architecture 8.0` has the kernels of an older GPU. The first two steps are not counted. One JSON line for each recipe: tokens a second (median, least, most),
 //! model FLOP/s utilization, peak memory and the plan's. With `--profile`, where one step's time goes, a line for
 //! each kernel and for what libtorch runs between two of them.
 #![allow(clippy::print_stdout, reason = "its output is data")]
@@ -14,7 +15,7 @@ use std::time::Instant;
 use serde_json::json;
 use tch::{Kind, Tensor};
 use xlstm_bridge::{autograd, lists, runtime};
-use xlstm_kernels::cuda::{Card, profile};
+use xlstm_kernels::cuda::{Architecture, Card, profile};
 use xlstm_manifests::recipe::{self, ModelSize, Precision};
 use xlstm_trainer::device::{self, DeviceInfo};
 use xlstm_trainer::metrics::peak_operations;
@@ -25,11 +26,17 @@ use xlstm_trainer::train::{memory_estimate, micro_batch_rows};
 fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut arguments = std::env::args().skip(1);
     let (mut recipes, mut repeats, mut with_profile, mut overrides) = (Vec::new(), 5, false, Vec::new());
+    let mut architecture = "as the GPU".to_owned();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--repeats" => repeats = arguments.next().ok_or("expected a number after --repeats")?.parse()?,
             "--set" => overrides.push(arguments.next().ok_or("expected KEY=VALUE after --set")?),
             "--profile" => with_profile = true,
+            "--gpu-architecture" => {
+                let name = arguments.next().ok_or("expected 8.0 or 8.6 after --gpu-architecture")?;
+                xlstm_kernels::cuda::force_architecture(Architecture::forced(&name)?);
+                architecture = name;
+            }
             _ => recipes.push(argument),
         }
     }
@@ -41,7 +48,10 @@ fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
             None => (text, None),
         };
         match measure(&device, &name, rows, repeats, with_profile, &overrides) {
-            Ok(line) => println!("{line}"),
+            Ok(mut line) => {
+                line["gpu architecture"] = json!(architecture);
+                println!("{line}");
+            }
             Err(error) => println!("{}", json!({"recipe": name, "rows": rows, "failed": error.to_string()})),
         }
     }
@@ -57,24 +67,29 @@ fn measure(
     overrides: &[String],
 ) -> Result<serde_json::Value, Box<dyn std::error::Error + Send + Sync>> {
     let mut recipe = recipe::load(name, overrides)?;
-    recipe.training.precision = Precision::Bfloat16;
+    if !overrides.iter().any(|text| text.starts_with("training.precision")) {
+        recipe.training.precision = Precision::Bfloat16;
+    }
+    let precision = recipe.training.precision;
     let context = recipe.training.context_length;
     let rows = match rows {
         Some(rows) => rows,
         None => micro_batch_rows(&recipe, 64, context, device)?,
     };
     let checkpointing = recipe.training.activation_checkpointing;
-    let model =
-        Model::new(&recipe.model, Placement::new(device.device, Precision::Bfloat16, checkpointing), 1)?;
+    let model = Model::new(&recipe.model, Placement::new(device.device, precision, checkpointing), 1)?;
     let mut optimizer = AdamW::new(&model, &recipe.optimizer)?;
     let (shape, options) = ([rows as i64, context as i64], (Kind::Int64, device.device));
     let draw = || Tensor::f_randint(recipe.model.vocabulary_size as i64, shape, options);
     let (inputs, targets) = (draw()?, draw()?);
     let count = shape[0] * shape[1];
+    let with_resets = recipe.training.reset_at_document_boundaries;
+    let flags = Tensor::f_rand(shape, (Kind::Float, device.device))?.f_lt(1.0 / 500.0)?;
+    let resets = with_resets.then_some(&flags);
     let mut step = || -> Result<f64, Box<dyn std::error::Error + Send + Sync>> {
         let begin = Instant::now();
         optimizer.begin_step(false)?;
-        let loss = model.loss_of_counted(&inputs, &targets, None, Some(count))?.loss;
+        let loss = model.loss_of_counted(&inputs, &targets, resets, Some(count))?.loss;
         autograd::backward(&[&loss], &[None], false)?;
         let norm = optimizer.gradient_norm()?;
         optimizer.update(1e-4, 1.0 / norm.max(1.0))?;
@@ -113,7 +128,9 @@ fn measure(
         "rows": rows,
         "context": context,
         "activation checkpointing": checkpointing,
-        "kernels of this program": model.fits_card()?,
+        "precision": format!("{precision:?}"),
+        "resets": with_resets,
+        "kernels of this program": model.fits_card(with_resets)?,
         "tokens a second": median.round(),
         "least, most": [speed(seconds[seconds.len() - 1]).round(), speed(seconds[0]).round()],
         "repeats": repeats,

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
 
 /// Whether every tensor of every case is within the limit.
 fn check() -> Result<bool, CudaError> {
-    let (driver, nvrtc, cache) = (Driver::open(0)?, Nvrtc::open()?, Cache::of_user());
+    let (driver, nvrtc, cache) = (Driver::open(0, None)?, Nvrtc::open()?, Cache::of_user());
     let mut failures = 0;
     for (number, (key, value, chunk, shape, gate_scale)) in [
         (64, 64, 128, [1, 1, 5], 1.0),

@@ -1,7 +1,7 @@
 //! Machine code on disk, found by what decides it.
 //!
 //! The key is a SHA-256 over the source, all headers, the options (sizes, architecture) and NVRTC's version. An
-//! entry is two files: `<key>.cubin` and `<key>.txt`, the resource report. Each is written under a temporary name,
+//! entry is two files: `<key>.cubin` (an ELF image, or PTX) and `<key>.txt`, the resource report. Each is written under a temporary name,
 //! synced and renamed, the report last: an entry without a report does not exist. Two processes that compile the same
 //! kernel at once write the same bytes.
 
@@ -70,14 +70,14 @@ impl Cache {
             (self.folder.join(format!("{key}.cubin")), self.folder.join(format!("{key}.txt")));
         if let Some(text) = read_if_there(&report)?
             && let Some(report) = ResourceReport::from_text(&String::from_utf8_lossy(&text))
-            && let Some(cubin) = read_if_there(&code)?
+            && let Some(image) = read_if_there(&code)?
         {
-            return Ok(Compiled { cubin, report });
+            return Ok(Compiled { image, report });
         }
         let compiled = nvrtc.compile(wanted)?;
         std::fs::create_dir_all(&self.folder)
             .map_err(|cause| CudaError::Cache { path: self.folder.clone(), cause })?;
-        self.store(&code, &compiled.cubin)?;
+        self.store(&code, &compiled.image)?;
         self.store(&report, compiled.report.to_text().as_bytes())?;
         Ok(compiled)
     }

@@ -118,13 +118,13 @@ unsafe impl Send for Driver {}
 unsafe impl Sync for Driver {}
 
 impl Driver {
-    /// Opens the driver and the card of this number (as `CUDA_VISIBLE_DEVICES` leaves them), and makes its context
-    /// current on this thread.
+    /// Opens the driver and the GPU of this number (as `CUDA_VISIBLE_DEVICES` leaves them), and makes its context
+    /// current on this thread. `forced` is what to compile for instead of the GPU's own compute capability.
     ///
     /// # Errors
-    /// [`CudaError::NoDriver`] where there is no driver or card, [`CudaError::Card`] for a card that the kernels do not
+    /// [`CudaError::NoDriver`] where there is no driver or GPU, [`CudaError::Gpu`] for one that the kernels do not
     /// know, [`CudaError::Driver`] for any call that fails.
-    pub fn open(ordinal: u32) -> Result<Self, CudaError> {
+    pub fn open(ordinal: u32, forced: Option<Architecture>) -> Result<Self, CudaError> {
         let library =
             Library::open(Path::new("libcuda.so.1")).map_err(|message| CudaError::NoDriver { message })?;
         // SAFETY: the types are those of the declarations in cuda.h, version 13; `_v2` names are what its macros expand to.
@@ -165,11 +165,9 @@ impl Driver {
             driver.check("cuDevicePrimaryCtxRetain", retain(&raw mut context, device))?;
             driver.context = context;
             driver.make_current()?;
-            driver.architecture = match capability {
-                [9, 0] => Architecture::Sm90a,
-                [8, _] => Architecture::Sm80,
-                [major, minor] => return Err(CudaError::Card { major, minor }),
-            };
+            let [major, minor] = capability;
+            let own = Architecture::of_capability(major, minor).ok_or(CudaError::Gpu { major, minor })?;
+            driver.architecture = forced.unwrap_or(own);
             Ok(driver)
         }
     }
@@ -186,25 +184,25 @@ impl Driver {
         self.architecture
     }
 
-    /// Loads machine code and finds one kernel in it; a launch may then ask for `shared_bytes` of dynamic shared memory
-    /// and for clusters of any size.
+    /// Loads an ELF image or PTX and finds one kernel in it; a launch may then ask for `shared_bytes` of dynamic shared
+    /// memory and for clusters of any size.
     ///
     /// # Errors
-    /// [`CudaError::Driver`] if the code is not for this card or holds no such kernel.
-    pub fn load(&self, cubin: &[u8], name: &str, shared_bytes: u32) -> Result<Kernel, CudaError> {
+    /// [`CudaError::Driver`] if the code is not for this GPU or holds no such kernel.
+    pub fn load(&self, image: &[u8], name: &str, shared_bytes: u32) -> Result<Kernel, CudaError> {
         let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
         let c_name = CString::new(name).unwrap_or_default();
         self.make_current()?;
-        // SAFETY: the image is a whole ELF file, copied by the driver; the name is NUL-terminated.
+        // SAFETY: the image is a whole ELF file or PTX ending in a NUL, copied by the driver; the name is NUL-terminated.
         unsafe {
-            self.check("cuModuleLoadData", (self.module_load)(&raw mut module, cubin.as_ptr().cast()))?;
+            self.check("cuModuleLoadData", (self.module_load)(&raw mut module, image.as_ptr().cast()))?;
             self.check(
                 "cuModuleGetFunction",
                 (self.module_function)(&raw mut function, module, c_name.as_ptr()),
             )?;
             let bytes = c_int::try_from(shared_bytes).unwrap_or(c_int::MAX);
             self.check("cuFuncSetAttribute", (self.set_attribute)(function, MAX_DYNAMIC_SHARED, bytes))?;
-            if self.architecture == Architecture::Sm90a {
+            if self.architecture.has_clusters() {
                 self.check("cuFuncSetAttribute", (self.set_attribute)(function, LARGE_CLUSTERS, 1))?;
             }
         }

@@ -55,9 +55,11 @@ pub enum CudaError {
         /// What the loader said.
         message: String,
     },
-    /// The card is none of those that the kernels are written for.
-    #[error("the card has compute capability {major}.{minor}; the kernels are written for 8.x and 9.0")]
-    Card {
+    /// The GPU is none of those that the kernels are written for.
+    #[error(
+        "the GPU has compute capability {major}.{minor}; the kernels are written for 8.0 to 8.9, 9.0, 10.x and 12.x"
+    )]
+    Gpu {
         /// Major number.
         major: i32,
         /// Minor number.

@@ -46,6 +46,9 @@ pub struct ConvParameters {
     pub added: u64,
     pub input_gradient: u64,
     pub partial: u64,
+    pub resets: u64,
+    pub window: u64,
+    pub window_gradient: u64,
 }
 
 impl ConvParameters {
@@ -163,6 +166,9 @@ pub struct InnerParameters {
     pub gate_gradient: u64,
     pub input_gradient: u64,
     pub partial: u64,
+    pub resets: u64,
+    pub window: u64,
+    pub window_gradient: u64,
 }
 
 impl InnerParameters {

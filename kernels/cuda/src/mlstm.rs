@@ -48,6 +48,29 @@ pub struct MlstmTensors {
     pub forget_gate_gradient: u64,
     /// dh / den · h of every token and head, `(B, T, H)` fp32, where dh comes divided; otherwise 0.
     pub output_dot: u64,
+    /// `(B, T)`, one byte each, nonzero where everything before the token is forgotten; where the plan says that there are
+    /// resets, otherwise 0.
+    pub resets: u64,
+    /// The state before the first token, or zeros.
+    pub initial: StateAddresses,
+    /// Where the state after the last token goes, in a forward pass, or zeros.
+    pub last: StateAddresses,
+    /// Gradient of the state after the last token, or zeros.
+    pub last_gradient: StateAddresses,
+    /// Where the gradient of the state before the first token goes, or zeros.
+    pub initial_gradient: StateAddresses,
+}
+
+/// Device addresses of a state of every sequence and head, fp32: `k vᵀ / √K` summed and divided by exp(maximum).
+/// Gradients have no maximum: the state is the same whatever it was divided by.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StateAddresses {
+    /// `(B, H, K, V)`.
+    pub matrix: u64,
+    /// `(B, H, K)`.
+    pub normalizer: u64,
+    /// `(B, H)`, −∞ for a state that remembers nothing; 0 for a gradient.
+    pub maximum: u64,
 }
 
 /// `MlstmParameters` of `mlstm.cuh`, field by field, but for what the copy engine must know.
@@ -69,6 +92,17 @@ pub struct MlstmParameters {
     input_gate: u64,
     forget_gate: u64,
     output: u64,
+    resets: u64,
+    initial_matrix: u64,
+    initial_norm: u64,
+    initial_maximum: u64,
+    final_matrix: u64,
+    final_norm: u64,
+    final_maximum: u64,
+    final_matrix_gradient: u64,
+    final_norm_gradient: u64,
+    initial_matrix_gradient: u64,
+    initial_norm_gradient: u64,
     log_forget_sum: u64,
     exponent: u64,
     local_maximum: u64,
@@ -79,6 +113,7 @@ pub struct MlstmParameters {
     chunk_maximum: u64,
     decay: u64,
     state_weight: u64,
+    segment_start: u64,
     states: u64,
     norm_states: u64,
     scores: u64,
@@ -161,6 +196,8 @@ pub struct MlstmPlan {
     pub keep: bool,
     /// Whether the backward pass is given dh / den and its dots, rather than dh.
     pub divided: bool,
+    /// Whether the tensors say where everything is forgotten.
+    pub resets: bool,
 }
 
 impl MlstmPlan {
@@ -209,6 +246,9 @@ impl MlstmPlan {
             *field = kept.take(4 * per_token);
         }
         p.state_weight = kept.take(2 * per_token);
+        if self.resets {
+            p.segment_start = kept.take(4 * per_token);
+        }
         for field in [&mut p.chunk_forget, &mut p.chunk_maximum, &mut p.decay] {
             *field = kept.take(4 * per_chunk);
         }
@@ -289,6 +329,17 @@ impl MlstmPlan {
             input_gate_gradient: tensors.input_gate_gradient,
             forget_gate_gradient: tensors.forget_gate_gradient,
             output_dot: tensors.output_dot,
+            resets: tensors.resets,
+            initial_matrix: tensors.initial.matrix,
+            initial_norm: tensors.initial.normalizer,
+            initial_maximum: tensors.initial.maximum,
+            final_matrix: tensors.last.matrix,
+            final_norm: tensors.last.normalizer,
+            final_maximum: tensors.last.maximum,
+            final_matrix_gradient: tensors.last_gradient.matrix,
+            final_norm_gradient: tensors.last_gradient.normalizer,
+            initial_matrix_gradient: tensors.initial_gradient.matrix,
+            initial_norm_gradient: tensors.initial_gradient.normalizer,
             ..MlstmParameters::default()
         };
         self.place(&mut p, saved, scratch);
@@ -308,7 +359,7 @@ impl MlstmPlan {
         parameters: MlstmParameters,
     ) -> Result<MlstmArguments, CudaError> {
         let mut arguments = MlstmArguments { parameters, maps: [TensorMap::default(); 9] };
-        if self.architecture == Architecture::Sm90a {
+        if self.architecture.has_wgmma() {
             for (map, tensor) in arguments.maps.iter_mut().zip(self.boxed_tensors(&parameters)) {
                 if tensor.address != 0 {
                     *map = driver.tensor_map(&tensor)?;
@@ -393,11 +444,13 @@ impl MlstmPlan {
         Launch { source: Source::MlstmGates, kernel, shape }
     }
 
-    /// A ring of two operand tiles a stage, 128 by `block_k` bf16, and two barriers; a swizzled tile lies on a boundary of
-    /// 1024 bytes.
+    /// A ring of two operand tiles a stage, 128 by `block_k` bf16. Those of the copy engine lie swizzled, on a boundary of
+    /// 1024 bytes, with two barriers each.
     fn ring_bytes(&self, extra: u32) -> u32 {
         let (block_k, stages) = MlstmSizes::tiles(self.architecture);
-        1024 + stages * (2 * 128 * block_k * 2 + extra * block_k + 16)
+        let bulk = self.architecture.has_wgmma();
+        let (before, barriers) = if bulk { (1024, 16) } else { (0, 0) };
+        before + stages * (2 * 128 * block_k * 2 + extra * block_k + barriers)
     }
 
     fn by_state(&self, kernel: &'static str) -> Launch {
@@ -432,6 +485,7 @@ mod tests {
             tokens: 1000,
             keep: false,
             divided: false,
+            resets: false,
         }
     }
 
@@ -478,8 +532,14 @@ mod tests {
         assert_eq!(keeping.backward().len() + 2, plan.backward().len());
         for launch in plan.forward().into_iter().chain(plan.backward()).chain(keeping.backward()) {
             assert!(launch.source.kernels().contains(&launch.kernel), "{}", launch.kernel);
-            // Two blocks fit a multiprocessor of 228 KiB, one KiB of each being the system's.
-            assert!(2 * (launch.shape.shared_bytes + 2048) <= 228 * 1024, "{}", launch.kernel);
+            for architecture in Architecture::NATIVE {
+                // Two blocks fit a multiprocessor, with their static memory (cuda-resources.txt) and a KiB of the system's.
+                for launch in (MlstmPlan { architecture, ..keeping }).backward() {
+                    let fixed = if launch.source == Source::MlstmStates { 64 } else { 1024 };
+                    let block = launch.shape.shared_bytes + fixed + 1024;
+                    assert!(2 * block <= architecture.shared_kibibytes() * 1024, "{architecture} {launch:?}");
+                }
+            }
         }
         let output = plan.forward()[4];
         assert_eq!(output.shape.grid, [2 * 4, 4, 12]);

@@ -29,8 +29,8 @@ type Version = unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int;
 /// The machine code of one specialisation and the assembler's report on it.
 #[derive(Debug, Clone)]
 pub struct Compiled {
-    /// An ELF image that the driver loads (`cuModuleLoadData`).
-    pub cubin: Vec<u8>,
+    /// What the driver loads (`cuModuleLoadData`): an ELF image, or PTX ending in a NUL.
+    pub image: Vec<u8>,
     /// Registers, shared memory and spills of each kernel in it.
     pub report: ResourceReport,
 }
@@ -45,6 +45,8 @@ pub struct Nvrtc {
     log: GetBytes,
     cubin_size: GetSize,
     cubin: GetBytes,
+    ptx_size: GetSize,
+    ptx: GetBytes,
     destroy: DestroyProgram,
 }
 
@@ -87,6 +89,8 @@ impl Nvrtc {
                 log: library.function(c"nvrtcGetProgramLog")?,
                 cubin_size: library.function(c"nvrtcGetCUBINSize")?,
                 cubin: library.function(c"nvrtcGetCUBIN")?,
+                ptx_size: library.function(c"nvrtcGetPTXSize")?,
+                ptx: library.function(c"nvrtcGetPTX")?,
                 destroy: library.function(c"nvrtcDestroyProgram")?,
             }
         };
@@ -136,8 +140,13 @@ impl Nvrtc {
                 log,
             });
         }
-        let cubin = program.bytes("nvrtcGetCUBIN", self.cubin_size, self.cubin)?;
-        Ok(Compiled { cubin, report: ResourceReport::parse(&log) })
+        if wanted.architecture.is_ptx() {
+            // The assembler has not run: the kernels' names are all that the report can say.
+            let image = program.bytes("nvrtcGetPTX", self.ptx_size, self.ptx)?;
+            return Ok(Compiled { image, report: ResourceReport::of_names(wanted.source.kernels()) });
+        }
+        let image = program.bytes("nvrtcGetCUBIN", self.cubin_size, self.cubin)?;
+        Ok(Compiled { image, report: ResourceReport::parse(&log) })
     }
 }
 

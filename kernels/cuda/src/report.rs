@@ -65,6 +65,13 @@ impl ResourceReport {
         Self { kernels }
     }
 
+    /// A report that knows no more than the kernels' names: of code that the driver will assemble.
+    #[must_use]
+    pub fn of_names(names: &[&str]) -> Self {
+        let named = |name: &&str| KernelResources { name: (*name).to_owned(), ..KernelResources::default() };
+        Self { kernels: names.iter().map(named).collect() }
+    }
+
     /// The report as text, one kernel a line; [`ResourceReport::from_text`] reads it back.
     #[must_use]
     pub fn to_text(&self) -> String {

@@ -204,6 +204,7 @@ fn run(
         tokens,
         keep: false,
         divided: false,
+        resets: false,
     };
     let half = |values: &[f64]| values.iter().flat_map(|x| to_bf16(*x).to_le_bytes()).collect::<Vec<u8>>();
     let single = |values: &[f64]| values.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect::<Vec<u8>>();
@@ -233,7 +234,7 @@ fn run(
         value_gradient: made[3].address(),
         input_gate_gradient: made[4].address(),
         forget_gate_gradient: made[5].address(),
-        output_dot: 0,
+        ..MlstmTensors::default()
     };
     let strides = [case.sizes.key, case.sizes.value, 1]
         .map(|width| Strides::token_major(i64::from(tokens), i64::from(heads), i64::from(width)));
@@ -242,7 +243,7 @@ fn run(
     for launch in plan.forward().into_iter().chain(plan.backward()) {
         let wanted = plan.specialisation(launch.source);
         let compiled = cache.get(nvrtc, &wanted)?;
-        let kernel = driver.load(&compiled.cubin, launch.kernel, launch.shape.shared_bytes)?;
+        let kernel = driver.load(&compiled.image, launch.kernel, launch.shape.shared_bytes)?;
         // SAFETY: the structure is the kernels' own, and every room is device memory of the plan's size, alive until the
         // downloads below, which wait for all launches.
         unsafe { driver.launch(kernel, launch.shape, &arguments, std::ptr::null_mut())? };

@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn every_choice_fits_a_multiprocessor_and_is_compiled_by_the_test_of_all() {
-        let compiled = crate::paper_specialisations();
+        let compiled = crate::paper_specialisations(false);
         for units in [192, 256, 384, 512] {
             for batch in [1, 16, 64, 256] {
                 for direction in [Direction::Forward, Direction::Backward] {

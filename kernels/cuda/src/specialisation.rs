@@ -14,22 +14,101 @@ pub(crate) const HEADERS: [(&str, &str); 5] = [
     ("mlstm.cuh", include_str!("../mlstm.cuh")),
 ];
 
-/// What machine code is made for.
+/// What machine code is made for: a compute capability, and whether it may use what only that one has.
+///
+/// Kernels come in two kinds: with `wgmma` and the copy engine (9.0 alone, whose `wgmma` no later GPU has), and with
+/// `mma.sync` and `cp.async` (all others). What else differs is the shared memory of a multiprocessor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Architecture {
-    /// Compute capability 8.0 (A100): `mma.sync` and `cp.async`; 163 KiB of shared memory a block.
+    /// Compute capability 8.0 (A100): 164 KiB of shared memory a multiprocessor.
     Sm80,
-    /// Compute capability 9.0 with its own instructions (H100, H200): `wgmma`, clusters and the copy engine; 227 KiB.
+    /// 8.6 and 8.7 (RTX 30, A10, A40): 100 KiB.
+    Sm86,
+    /// 8.9 (RTX 40, L4, L40): 100 KiB.
+    Sm89,
+    /// 9.0 with its own instructions (H100, H200): `wgmma`, clusters and the copy engine; 228 KiB.
     Sm90a,
+    /// 10.0 and 10.3 (B200, B300): 228 KiB.
+    Sm100,
+    /// 12.0 and 12.1 (RTX 50, RTX PRO): 100 KiB.
+    Sm120,
+    /// The code of 8.0 as PTX, which the driver of any later GPU assembles: to test that path, and its speed.
+    Ptx80,
+    /// The code of 8.6 as PTX, with the tiles that its shared memory allows.
+    Ptx86,
 }
 
 impl Architecture {
-    /// The name that NVRTC and the driver use.
+    /// All that machine code is made for, in the order of their compute capability.
+    pub const NATIVE: [Self; 6] = [Self::Sm80, Self::Sm86, Self::Sm89, Self::Sm90a, Self::Sm100, Self::Sm120];
+
+    /// The name that NVRTC uses.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Sm80 => "sm_80",
+            Self::Sm86 => "sm_86",
+            Self::Sm89 => "sm_89",
             Self::Sm90a => "sm_90a",
+            Self::Sm100 => "sm_100",
+            Self::Sm120 => "sm_120",
+            Self::Ptx80 => "compute_80",
+            Self::Ptx86 => "compute_86",
+        }
+    }
+
+    /// What a GPU of this compute capability runs; `None` for one that the kernels do not know. Machine code runs on
+    /// later minor versions of its major version too.
+    #[must_use]
+    pub fn of_capability(major: i32, minor: i32) -> Option<Self> {
+        match (major, minor) {
+            (8, 0) => Some(Self::Sm80),
+            (8, 6..=8) => Some(Self::Sm86),
+            (8, 9) => Some(Self::Sm89),
+            (9, 0) => Some(Self::Sm90a),
+            (10, _) => Some(Self::Sm100),
+            (12, _) => Some(Self::Sm120),
+            _ => None,
+        }
+    }
+
+    /// What `--gpu-architecture` asks for: `8.0` or `8.6`, as PTX.
+    ///
+    /// # Errors
+    /// The names it knows, where `name` is none of them.
+    pub fn forced(name: &str) -> Result<Self, String> {
+        match name {
+            "8.0" => Ok(Self::Ptx80),
+            "8.6" => Ok(Self::Ptx86),
+            _ => Err(format!("expected 8.0 or 8.6, found `{name}`")),
+        }
+    }
+
+    /// Whether the code is PTX, which the driver assembles.
+    #[must_use]
+    pub fn is_ptx(self) -> bool {
+        matches!(self, Self::Ptx80 | Self::Ptx86)
+    }
+
+    /// Whether products are `wgmma` on tiles that the copy engine brings (`BULK` in `bulk.cuh`).
+    #[must_use]
+    pub fn has_wgmma(self) -> bool {
+        self == Self::Sm90a
+    }
+
+    /// Whether blocks of a kernel can share memory as a cluster.
+    #[must_use]
+    pub fn has_clusters(self) -> bool {
+        matches!(self, Self::Sm90a | Self::Sm100 | Self::Sm120)
+    }
+
+    /// Shared memory of a multiprocessor in KiB, one of them the system's for each block that runs on it.
+    #[must_use]
+    pub fn shared_kibibytes(self) -> u32 {
+        match self {
+            Self::Sm80 | Self::Ptx80 => 164,
+            Self::Sm86 | Self::Sm89 | Self::Sm120 | Self::Ptx86 => 100,
+            Self::Sm90a | Self::Sm100 => 228,
         }
     }
 }
@@ -139,9 +218,9 @@ impl Source {
 /// Head sizes of an mLSTM layer and how it is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MlstmSizes {
-    /// Width of a head's queries and keys: a multiple of 8, up to 1024.
+    /// Width of a head's queries and keys: a multiple of 8, up to 1280.
     pub key: u32,
-    /// Width of a head's values: a multiple of 8, up to 1024.
+    /// Width of a head's values: a multiple of 8, up to 1280.
     pub value: u32,
     /// Tokens of a chunk: 128, 256 or 512.
     pub chunk: u32,
@@ -160,13 +239,15 @@ impl MlstmSizes {
         Self { key, value, chunk }
     }
 
-    /// Operand tiles: steps of the products and copies in flight. 64 × 3 was the fastest at every size on an H100
-    /// (docs/benchmarks); a block then takes 96 KiB, two fit a multiprocessor. sm_80 has 164 KiB: 32 × 4 takes 64.
+    /// Operand tiles: steps of the products and copies in flight, so that two blocks fit a multiprocessor. With `wgmma`,
+    /// 64 × 3 was the fastest at every size on an H100 (docs/benchmarks): 96 KiB a block. Without, 32 × 4 takes 64 KiB,
+    /// and 32 × 3 takes the 48 KiB that 100 KiB a multiprocessor leave.
     #[must_use]
     pub fn tiles(architecture: Architecture) -> (u32, u32) {
-        match architecture {
-            Architecture::Sm80 => (32, 4),
-            Architecture::Sm90a => (64, 3),
+        match architecture.shared_kibibytes() {
+            _ if architecture.has_wgmma() => (64, 3),
+            100 => (32, 3),
+            _ => (32, 4),
         }
     }
 }
@@ -221,16 +302,18 @@ impl Specialisation {
         Self { source: Source::Slstm, architecture: Architecture::Sm90a, defines }
     }
 
-    /// Convolution, norms and gates for heads of `head` units (a multiple of 8, up to 1024).
+    /// Convolution, norms and gates for heads of `head` units (a multiple of 8, up to 1280).
     #[must_use]
     pub fn pointwise(architecture: Architecture, head: u32) -> Self {
         Self { source: Source::Pointwise, architecture, defines: vec![("HEAD", head)] }
     }
 
-    /// Convolution, queries, keys and values beside so many gates (two for each head, at most 8).
+    /// Convolution, queries, keys and values beside so many gates (two for each head, at most 8). `boundaries`: sequences
+    /// may begin anew within, or go on from what came before.
     #[must_use]
-    pub fn inner(architecture: Architecture, gates: u32) -> Self {
-        Self { source: Source::Inner, architecture, defines: vec![("GATES", gates)] }
+    pub fn inner(architecture: Architecture, gates: u32, boundaries: bool) -> Self {
+        let defines = vec![("GATES", gates), ("BOUNDARIES", boundaries.into())];
+        Self { source: Source::Inner, architecture, defines }
     }
 
     /// Residual stream and layer norm of this width (a multiple of 4, up to 4096).
@@ -254,11 +337,10 @@ impl Specialisation {
     /// NVRTC's options, in a fixed order.
     #[must_use]
     pub fn options(&self) -> Vec<String> {
-        let mut options = vec![
-            format!("--gpu-architecture={}", self.architecture),
-            "--std=c++17".to_owned(),
-            "--ptxas-options=-v".to_owned(),
-        ];
+        let mut options = vec![format!("--gpu-architecture={}", self.architecture), "--std=c++17".to_owned()];
+        if !self.architecture.is_ptx() {
+            options.push("--ptxas-options=-v".to_owned());
+        }
         options.extend(self.defines.iter().map(|(name, value)| format!("-D{name}={value}")));
         options
     }
@@ -271,11 +353,12 @@ impl fmt::Display for Specialisation {
     }
 }
 
-/// Every compilation that a model of the paper needs: mLSTM heads of 384 to 1024 (125M to 1.3B) and 64 and 128
-/// (synthetic tasks), 128 × 256 (the published kernels' benchmark), sLSTM heads of 192 to 512.
+/// Every compilation that a model of the paper needs: mLSTM heads of 384 to 1280 (125M to 2.7B) and 64 and 128
+/// (synthetic tasks), 128 × 256 (the published kernels' benchmark), sLSTM heads of 192 to 512. `everything`: all of it for
+/// every compute capability; otherwise the whole list for 8.0 and 9.0, and the smallest, a middle and the largest size for
+/// the others, which have the sources of 8.0.
 #[must_use]
-pub fn paper_specialisations() -> Vec<Specialisation> {
-    let mlstm = [(64, 64), (128, 128), (128, 256), (384, 384), (512, 512), (768, 768), (1024, 1024)];
+pub fn paper_specialisations(everything: bool) -> Vec<Specialisation> {
     let slstm = [
         (192, 3, 1, 2),
         (192, 6, 1, 1),
@@ -290,13 +373,30 @@ pub fn paper_specialisations() -> Vec<Specialisation> {
         (512, 16, 2, 2),
     ];
     let mut all = Vec::new();
-    for architecture in [Architecture::Sm80, Architecture::Sm90a] {
-        all.extend([64, 192, 384, 512, 768, 1024].map(|head| Specialisation::pointwise(architecture, head)));
-        all.extend([768, 1024, 1536, 2048, 2560].map(|width| Specialisation::stream(architecture, width)));
-        all.push(Specialisation::inner(architecture, 8));
+    for architecture in Architecture::NATIVE {
+        let whole = everything || matches!(architecture, Architecture::Sm80 | Architecture::Sm90a);
+        let heads: &[u32] = if whole { &[64, 192, 384, 512, 768, 1024, 1280] } else { &[64, 384, 1280] };
+        let widths: &[u32] = if whole { &[768, 1024, 1536, 2048, 2560] } else { &[768] };
+        let mlstm: &[(u32, u32)] = if whole {
+            &[
+                (64, 64),
+                (128, 128),
+                (128, 256),
+                (384, 384),
+                (512, 512),
+                (768, 768),
+                (1024, 1024),
+                (1280, 1280),
+            ]
+        } else {
+            &[(64, 64), (384, 384), (1280, 1280)]
+        };
+        all.extend(heads.iter().map(|&head| Specialisation::pointwise(architecture, head)));
+        all.extend(widths.iter().map(|&width| Specialisation::stream(architecture, width)));
+        all.extend([false, true].map(|boundaries| Specialisation::inner(architecture, 8, boundaries)));
         all.push(Specialisation::cross_entropy(architecture, 50304));
         all.push(Specialisation::sums(architecture));
-        for (key, value) in mlstm {
+        for &(key, value) in mlstm {
             let sizes = MlstmSizes::fastest(key, value, 2048);
             all.extend(Source::MLSTM.map(|source| Specialisation::mlstm(source, architecture, sizes)));
         }

@@ -1,5 +1,6 @@
-//! Every kernel, for every size of the paper and both architectures, compiles on a machine with no card, fits its
-//! registers, and its resource report is kept in `target/kernels/`.
+//! Every kernel, for the sizes of the paper and six compute capabilities, compiles on a machine without a GPU, fits its
+//! registers, and its resource report is kept in `target/kernels/`. `make kernels` compiles every size for every one
+//! (`XLSTM_KERNELS_EVERYTHING`); without, the rarer ones have three sizes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -30,7 +31,7 @@ fn compile_all(wanted: &[Specialisation]) -> Vec<ResourceReport> {
             scope.spawn(|| {
                 while let Some(one) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let compiled = cache.get(&nvrtc, one).unwrap_or_else(|error| panic!("{one}: {error}"));
-                    assert!(compiled.cubin.starts_with(b"\x7fELF"), "{one}: not an ELF image");
+                    assert!(compiled.image.starts_with(b"\x7fELF"), "{one}: not an ELF image");
                     let index = wanted.iter().position(|other| other == one).expect("it is in the list");
                     reports.lock().expect("no thread failed")[index] = compiled.report;
                 }
@@ -42,7 +43,7 @@ fn compile_all(wanted: &[Specialisation]) -> Vec<ResourceReport> {
 
 #[test]
 fn every_kernel_compiles_for_every_size_and_architecture() {
-    let wanted = paper_specialisations();
+    let wanted = paper_specialisations(std::env::var_os("XLSTM_KERNELS_EVERYTHING").is_some());
     let reports = compile_all(&wanted);
     let mut text = String::new();
     for (one, report) in wanted.iter().zip(&reports) {
@@ -52,7 +53,12 @@ fn every_kernel_compiles_for_every_size_and_architecture() {
         for kernel in &report.kernels {
             // The matrix kernels may lose a few bytes outside their loops; the sLSTM's largest heads hold all of R that
             // 128 registers take, and lose what the report shows.
-            let allowed = if one.source == Source::Slstm { 256 } else { 32 };
+            let allowed = match one.source {
+                Source::Slstm => 256,
+                // Heads of 1280: ten numbers of each of six tensors and the sums' in a lane.
+                Source::Pointwise => 96,
+                _ => 32,
+            };
             assert!(kernel.spill_stores <= allowed, "{one}: {kernel}");
         }
     }

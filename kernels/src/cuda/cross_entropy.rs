@@ -5,8 +5,9 @@
 //! differentiated the logits are fp32 and the loss has their precision.
 
 use tch::{Kind, Tensor};
-use xlstm_bridge::autograd::{Forward, custom_function};
-use xlstm_bridge::{BoxError, BridgeError};
+use xlstm_bridge::autograd::node;
+use xlstm_bridge::named::Output;
+use xlstm_bridge::{BoxError, BridgeError, named_tensors};
 
 use super::launch;
 use crate::KernelError;
@@ -38,25 +39,33 @@ pub fn projected_cross_entropy(
     expect_device(NAME, "targets_N", targets_N, hidden_ND)?;
     let hidden_ND = hidden_ND.f_to_kind(Kind::BFloat16)?.f_contiguous()?;
     let mut losses_N = None;
-    let mut outputs = custom_function(
+    let Output { y: loss } = node(
         NAME,
-        &[Some(&hidden_ND), Some(weight_VD)],
+        Inputs { hidden: Some(&hidden_ND), weight: Some(weight_VD) },
         |recorded| {
             let pass = Pass { hidden: &hidden_ND, weight: weight_VD, targets: targets_N, ignore, count };
             let (losses, saved) = pass.run(recorded)?;
             let loss = losses.f_sum(Kind::Double)?.f_div_scalar(count.max(1))?.f_to_kind(Kind::Float)?;
             losses_N = Some(losses);
-            Ok(Forward { outputs: vec![loss], saved })
+            Ok((Output { y: loss }, saved))
         },
-        |context| {
-            let upstream = context.gradients.first().and_then(Option::as_ref).ok_or("no gradient")?;
-            let scaled = |saved: &Tensor| saved.f_mul(&upstream.f_to_kind(saved.kind())?);
-            context.saved.iter().map(|saved| Ok(Some(scaled(saved)?))).collect()
+        |saved: Inputs<Option<Tensor>>, upstream: Output<Option<Tensor>>, _| {
+            let upstream = upstream.gradient()?;
+            let scaled = |saved: Option<Tensor>| -> Result<Option<Tensor>, BoxError> {
+                let Some(saved) = saved else { return Ok(None) };
+                Ok(Some(saved.f_mul(&upstream.f_to_kind(saved.kind())?)?))
+            };
+            Ok(Inputs { hidden: scaled(saved.hidden)?, weight: scaled(saved.weight)? })
         },
     )?;
     let missing = || BridgeError::Contract { name: NAME, expected: "losses".into(), found: "none".into() };
     let token_losses_N = losses_N.ok_or_else(missing)?;
-    Ok(CrossEntropyOutput { loss: outputs.swap_remove(0), token_losses_N, count })
+    Ok(CrossEntropyOutput { loss, token_losses_N, count })
+}
+
+named_tensors! {
+    /// What is differentiated; its gradients, up to a factor, are also all that the backward pass needs.
+    struct Inputs<T> { hidden: T, weight: T }
 }
 
 struct Pass<'a> {
@@ -69,13 +78,13 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     /// The losses, and gradients of hidden values and weight where they are wanted.
-    fn run(&self, recorded: bool) -> Result<(Tensor, Vec<Tensor>), BoxError> {
+    fn run(&self, recorded: bool) -> Result<(Tensor, Inputs<Option<Tensor>>), BoxError> {
         let (rows, vocabulary) = (self.hidden.size()[0], self.weight.size()[0]);
         let weight = self.weight.f_to_kind(Kind::BFloat16)?;
         let targets = self.targets.f_contiguous()?;
         let losses = super::make(&[rows], Kind::Float, self.hidden)?;
         let chunk = (CHUNK_BYTES / (if recorded { 2 } else { 4 } * vocabulary)).clamp(1, rows);
-        let room = recorded
+        let scratch = recorded
             .then(|| {
                 let logits = super::make(&[chunk, vocabulary], Kind::BFloat16, self.hidden)?;
                 Ok::<_, BoxError>((logits, self.hidden.f_empty_like()?, self.weight.f_zeros_like()?))
@@ -86,20 +95,23 @@ impl Pass<'_> {
             let length = chunk.min(rows - start);
             let part = |tensor: &Tensor| tensor.f_narrow(0, start, length);
             let hidden = part(self.hidden)?;
-            let logits = match &room {
+            let logits = match &scratch {
                 Some((logits, ..)) => hidden.f_mm_out(&logits.f_narrow(0, 0, length)?, &weight.f_tr()?)?,
                 None => hidden.f_mm_dtype(&weight.f_tr()?, Kind::Float)?,
             };
             let scale = 1.0 / self.count.max(1) as f64;
             launch::cross_entropy(&logits, &part(&targets)?, &part(&losses)?, (self.ignore, scale))?;
-            if let Some((_, hidden_gradient, weight_gradient)) = &room {
+            if let Some((_, hidden_gradient, weight_gradient)) = &scratch {
                 let _ = logits.f_mm_out(&part(hidden_gradient)?, &weight)?;
                 let product = logits.f_tr()?.f_mm_dtype(&hidden, Kind::Float)?;
                 let _ = weight_gradient.shallow_clone().f_add_(&product)?;
             }
             start += length;
         }
-        let saved = room.map_or_else(Vec::new, |(_, hidden, weight)| vec![hidden, weight]);
-        Ok((losses, saved))
+        let (hidden, weight) = match scratch {
+            Some((_, hidden, weight)) => (Some(hidden), Some(weight)),
+            None => (None, None),
+        };
+        Ok((losses, Inputs { hidden, weight }))
     }
 }

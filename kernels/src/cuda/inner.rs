@@ -12,17 +12,20 @@
 //! made by the caller in fp32, where libtorch differentiates it.
 
 use tch::{Kind, Tensor};
-use xlstm_bridge::BoxError;
-use xlstm_bridge::autograd::{Backward, Forward, custom_function};
+use xlstm_bridge::autograd::node;
+use xlstm_bridge::named::{Named as _, Output};
+use xlstm_bridge::{BoxError, named_tensors};
 
+use super::MAX_HEAD;
 use super::launch::{
-    Division, Gated, InnerUpstream, InnerWeights, NormTarget, inner_backward, inner_forward, norm_backward,
-    norm_forward,
+    Boundaries, Division, Gated, InnerTarget, InnerUpstream, InnerWeights, NormTarget, inner_backward,
+    inner_forward, norm_backward, norm_forward,
 };
-use super::mlstm::{Cell, Gates};
+use super::mlstm::{Cell, CellOutput, CellUpstream, Gates};
 use crate::KernelError;
 use crate::gates::GateWeights;
-use crate::shape::{dimensions, expect_shape};
+use crate::mlstm::MlstmState;
+use crate::shape::{dimensions, expect_resets, expect_shape};
 
 const NAME: &str = "mlstm_inner (CUDA)";
 
@@ -52,6 +55,74 @@ pub struct InnerInput<'a> {
     /// Whether the cell's states between chunks and scores stay for the backward pass, which computes them again
     /// otherwise.
     pub keep: bool,
+    /// Tokens before which everything is forgotten, `(B, T)`, boolean.
+    pub resets_BT: Option<&'a Tensor>,
+    /// What stands before the first token.
+    pub state: Option<&'a InnerState>,
+    /// Whether the state after the last token is wanted.
+    pub with_state: bool,
+}
+
+/// What an mLSTM block remembers.
+#[derive(Debug)]
+pub struct InnerState {
+    /// The last three inputs of the convolution, oldest first, `(B, 3, D)`, bf16.
+    pub window: Tensor,
+    /// The cell's, fp32.
+    pub cell: MlstmState,
+}
+
+/// Of [`mlstm_inner`].
+#[derive(Debug)]
+pub struct InnerOutput {
+    /// What enters the down-projection, `(B, T, D)`, bf16.
+    pub y_BTD: Tensor,
+    /// The state after the last token, where it was asked for. No gradient flows back from it.
+    pub state: Option<InnerState>,
+}
+
+named_tensors! {
+    struct Inputs<T> {
+        up: T,
+        conv: T,
+        conv_bias: T,
+        query: T,
+        key: T,
+        value: T,
+        gates: T,
+        gate_bias: T,
+        norm: T,
+        skip: T,
+    }
+
+    struct Saved {
+        inputs: Inputs<Tensor>,
+        branch: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gates: Tensor,
+        hidden: Tensor,
+        bytes: Tensor,
+        statistics: Tensor,
+        resets: Option<Tensor>,
+        window: Option<Tensor>,
+        matrix: Option<Tensor>,
+        normalizer: Option<Tensor>,
+        maximum: Option<Tensor>,
+    }
+}
+
+impl Saved {
+    fn initial(&self) -> Option<MlstmState> {
+        let [matrix, normalizer, maximum] = [&self.matrix, &self.normalizer, &self.maximum]
+            .map(|tensor| tensor.as_ref().map(Tensor::shallow_clone));
+        Some(MlstmState { matrix: matrix?, normalizer: normalizer?, maximum: maximum? })
+    }
+
+    fn boundaries(&self) -> Boundaries<'_> {
+        Boundaries { resets: self.resets.as_ref(), window: self.window.as_ref() }
+    }
 }
 
 /// M and the gates' biases from the weights of gates and projections, in fp32 and differentiable: with G the gates'
@@ -77,51 +148,108 @@ pub fn gate_weights(
     Ok((Tensor::f_stack(&[conv_GD, through(2, value_NOI)?], 0)?, bias_G))
 }
 
-/// Whether [`mlstm_inner`] has kernels for a block of this width: heads of a multiple of 8 up to 1024, at most 4 of
+/// Whether [`mlstm_inner`] has kernels for a block of this width: heads of a multiple of 8 up to 1280, at most 4 of
 /// them, 4 taps, blocks of 4.
 pub fn inner_fits(width: i64, heads: i64, taps: i64, block: i64) -> bool {
     let head = width / heads.max(1);
     (1..=4).contains(&heads)
         && head * heads == width
         && head % 8 == 0
-        && head <= 1024
+        && head <= MAX_HEAD
         && taps == 4
         && block == 4
 }
 
-/// What enters the down-projection, `(B, T, D)`, bf16. Gradients flow to all arguments.
+/// What enters the down-projection. Gradients flow to all tensors but the states: what stands before the first token is a
+/// number to this pass, as in truncated backpropagation.
 ///
 /// # Errors
-/// [`KernelError`] when a shape or type does not fit, or the card fails.
-pub fn mlstm_inner(input: &InnerInput<'_>, epsilon: f64) -> Result<Tensor, KernelError> {
+/// [`KernelError`] when a shape or type does not fit, or the GPU fails.
+pub fn mlstm_inner(input: &InnerInput<'_>, epsilon: f64) -> Result<InnerOutput, KernelError> {
     let [batch, time, double] = dimensions(NAME, "up_BTF", input.up_BTF)?;
     let width = double / 2;
     let [_, gates, _] = dimensions(NAME, "gate_weight_2GD", input.gate_weight_2GD)?;
     expect_shape(NAME, "gate_weight_2GD", input.gate_weight_2GD, &[2, gates, width])?;
     expect_shape(NAME, "gate_bias_G", input.gate_bias_G, &[gates])?;
     expect_shape(NAME, "skip_D", input.skip_D, &[width])?;
+    expect_resets(NAME, input.resets_BT, batch, time)?;
     let sizes = Sizes { batch, time, width, heads: gates / 2, epsilon, keep: input.keep };
     let up_NF = input.up_BTF.f_reshape([batch * time, double])?;
     let gate_weight = input.gate_weight_2GD.contiguous();
-    let inputs = [
-        &up_NF,
-        input.conv_weight_D1W,
-        input.conv_bias_D,
-        input.query_NOI,
-        input.key_NOI,
-        input.value_NOI,
-        &gate_weight,
-        input.gate_bias_G,
-        input.norm_weight_D,
-        input.skip_D,
-    ];
-    let mut outputs = custom_function(
+    let past = Past::of(input, sizes)?;
+    let inputs = Inputs {
+        up: &up_NF,
+        conv: input.conv_weight_D1W,
+        conv_bias: input.conv_bias_D,
+        query: input.query_NOI,
+        key: input.key_NOI,
+        value: input.value_NOI,
+        gates: &gate_weight,
+        gate_bias: input.gate_bias_G,
+        norm: input.norm_weight_D,
+        skip: input.skip_D,
+    };
+    let mut last = None;
+    let Output { y } = node(
         NAME,
-        &inputs.map(Some),
-        |_| forward(&inputs, sizes),
-        move |context| backward(context, sizes),
+        inputs.map(Some),
+        |_| {
+            let (y, state, saved) = forward(inputs, past, sizes, input.with_state)?;
+            last = state;
+            Ok((Output { y }, saved))
+        },
+        move |saved, upstream: Output<Option<Tensor>>, _| backward(&saved, &upstream.gradient()?, sizes),
     )?;
-    Ok(outputs.swap_remove(0).f_view([batch, time, width])?)
+    let state = match last {
+        Some(cell) => Some(InnerState { window: next_window(input, sizes)?, cell }),
+        None => None,
+    };
+    Ok(InnerOutput { y_BTD: y.f_view([batch, time, width])?, state })
+}
+
+/// The last three inputs of the convolution, zeros before a reset: the state for the next call.
+fn next_window(input: &InnerInput<'_>, sizes: Sizes) -> Result<Tensor, KernelError> {
+    let a_BTD = input.up_BTF.detach().f_narrow(2, 0, sizes.width)?;
+    Ok(crate::conv::last_inputs(&crate::conv::ConvInput {
+        x_BTD: &a_BTD,
+        weight_D1W: input.conv_weight_D1W,
+        bias_D: None,
+        state: input.state.map(|state| &state.window),
+        resets_BT: input.resets_BT,
+    })?
+    .f_contiguous()?)
+}
+
+/// What stands before the tokens, dense and checked.
+struct Past {
+    resets: Option<Tensor>,
+    window: Option<Tensor>,
+    cell: Option<MlstmState>,
+}
+
+impl Past {
+    fn of(input: &InnerInput<'_>, sizes: Sizes) -> Result<Self, KernelError> {
+        let Sizes { batch, width, heads, .. } = sizes;
+        let head = width / heads.max(1);
+        let resets = input.resets_BT.map(Tensor::contiguous);
+        let Some(InnerState { window, cell }) = input.state else {
+            return Ok(Self { resets, window: None, cell: None });
+        };
+        expect_shape(NAME, "state.window", window, &[batch, 3, width])?;
+        expect_shape(NAME, "state.cell.matrix", &cell.matrix, &[batch, heads, head, head])?;
+        expect_shape(NAME, "state.cell.normalizer", &cell.normalizer, &[batch, heads, head])?;
+        expect_shape(NAME, "state.cell.maximum", &cell.maximum, &[batch, heads])?;
+        let dense = |tensor: &Tensor| tensor.detach().to_kind(Kind::Float).contiguous();
+        Ok(Self {
+            resets,
+            window: Some(window.detach().to_kind(Kind::BFloat16).contiguous()),
+            cell: Some(MlstmState {
+                matrix: dense(&cell.matrix),
+                normalizer: dense(&cell.normalizer),
+                maximum: dense(&cell.maximum),
+            }),
+        })
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -144,89 +272,127 @@ impl Sizes {
         Ok(tensor.f_view([self.batch, self.time, self.heads, self.width / self.heads])?)
     }
 
-    fn cell<'a>(self, [query, key, value]: [&'a Tensor; 3], gates_NG: &Tensor) -> Result<Cell<'a>, BoxError> {
-        let gates = Gates::together(gates_NG, self.time)?;
-        Ok(Cell { query, key, value, gates, keep: self.keep })
-    }
-
     fn rows_by_head(self, tensor: &Tensor) -> Result<Tensor, BoxError> {
         Ok(tensor.f_view([self.batch * self.time, self.heads, self.width / self.heads])?)
     }
 }
 
-/// The parameters among the arguments, in their order after `up`.
-fn weights<'a>(conv: &'a Tensor, conv_bias: &'a Tensor, rest: [&'a Tensor; 5]) -> InnerWeights<'a> {
-    let [query, key, value, gates, gate_bias] = rest;
-    InnerWeights { conv, conv_bias, blocks: [query, key, value], gates, gate_bias }
+fn weights<'a>(inputs: &Inputs<&'a Tensor>) -> InnerWeights<'a> {
+    InnerWeights {
+        conv: inputs.conv,
+        conv_bias: inputs.conv_bias,
+        blocks: [inputs.query, inputs.key, inputs.value],
+        gates: inputs.gates,
+        gate_bias: inputs.gate_bias,
+    }
 }
 
-fn forward(inputs: &[&Tensor; 10], sizes: Sizes) -> Result<Forward, BoxError> {
-    let [up_NF, conv, conv_bias, query, key, value, gate_weight, gate_bias, norm_weight, skip] = *inputs;
-    let (a_ND, z_ND) = sizes.halves(up_NF)?;
-    let weights = weights(conv, conv_bias, [query, key, value, gate_weight, gate_bias]);
-    let made = inner_forward(&a_ND, weights, sizes.batch)?;
-    let (q, k, v) = (sizes.by_head(&made.query)?, sizes.by_head(&made.key)?, sizes.by_head(&made.value)?);
-    let cell = sizes.cell([&q, &k, &v], &made.gates)?;
-    let (h, kept) = cell.forward()?;
-    let gated = Gated { skip, branch: &made.conv, gate: &z_ND };
+/// What leaves, the cell's last state where it is wanted, and what the backward pass needs.
+fn forward(
+    inputs: Inputs<&Tensor>,
+    past: Past,
+    sizes: Sizes,
+    with_state: bool,
+) -> Result<(Tensor, Option<MlstmState>, Saved), BoxError> {
+    let (a_ND, z_ND) = sizes.halves(inputs.up)?;
+    let boundaries = Boundaries { resets: past.resets.as_ref(), window: past.window.as_ref() };
+    let outputs = inner_forward(&a_ND, weights(&inputs), sizes.batch, boundaries)?;
+    let (q, k) = (sizes.by_head(&outputs.query)?, sizes.by_head(&outputs.key)?);
+    let v = sizes.by_head(&outputs.value)?;
+    let cell = Cell {
+        query: &q,
+        key: &k,
+        value: &v,
+        gates: Gates::together(&outputs.gates, sizes.time)?,
+        keep: sizes.keep,
+        resets: past.resets.as_ref(),
+        initial: past.cell.as_ref(),
+    };
+    let CellOutput { hidden, bytes, last } = cell.forward(with_state)?;
+    let gated = Gated { skip: inputs.skip, branch: &outputs.conv, gate: &z_ND };
     let (out_ND, statistics) =
-        norm_forward(&sizes.rows_by_head(&h)?, norm_weight, Some(gated), sizes.epsilon)?;
-    let mut saved: Vec<Tensor> = inputs.iter().map(|tensor| tensor.shallow_clone()).collect();
-    saved.extend([made.conv, q, k, v, made.gates, h, kept, statistics]);
-    Ok(Forward { outputs: vec![out_ND], saved })
+        norm_forward(&sizes.rows_by_head(&hidden)?, inputs.norm, Some(gated), sizes.epsilon)?;
+    let (matrix, normalizer, maximum) = match past.cell {
+        Some(MlstmState { matrix, normalizer, maximum }) => (Some(matrix), Some(normalizer), Some(maximum)),
+        None => (None, None, None),
+    };
+    let saved = Saved {
+        inputs: inputs.map(Tensor::shallow_clone),
+        branch: outputs.conv,
+        q,
+        k,
+        v,
+        gates: outputs.gates,
+        hidden,
+        bytes,
+        statistics,
+        resets: past.resets,
+        window: past.window,
+        matrix,
+        normalizer,
+        maximum,
+    };
+    Ok((out_ND, last, saved))
 }
 
-fn backward(context: &Backward, sizes: Sizes) -> Result<Vec<Option<Tensor>>, BoxError> {
-    let [up_NF, conv, conv_bias, query, key, value, gate_weight, gate_bias, norm_weight, skip, rest @ ..] =
-        context.saved.as_slice()
-    else {
-        return Err(format!("{} saved tensors, expected 18", context.saved.len()).into());
-    };
-    let [conv_ND, q, k, v, gates_NG, h, kept, statistics] = rest else {
-        return Err(format!("{} saved tensors, expected 18", context.saved.len()).into());
-    };
-    let Some(Some(gradient_ND)) = context.gradients.first() else {
-        return Ok((0..10).map(|_| None).collect());
-    };
-    let gradient_ND = gradient_ND.f_to_kind(Kind::BFloat16)?.f_contiguous()?;
-    let (a_ND, z_ND) = sizes.halves(up_NF)?;
-    let up_gradient = up_NF.f_empty_like()?;
+fn backward(saved: &Saved, upstream_ND: &Tensor, sizes: Sizes) -> Result<Inputs<Option<Tensor>>, BoxError> {
+    let inputs = references(&saved.inputs);
+    let upstream_ND = upstream_ND.f_to_kind(Kind::BFloat16)?.f_contiguous()?;
+    let (a_ND, z_ND) = sizes.halves(inputs.up)?;
+    let up_gradient = inputs.up.f_empty_like()?;
     let (a_gradient, z_gradient) = sizes.halves(&up_gradient)?;
 
-    let cell = sizes.cell([q, k, v], gates_NG)?;
-    let gated = Gated { skip, branch: conv_ND, gate: &z_ND };
-    let rows = sizes.rows_by_head(h)?;
-    let (rest, inverse_denominator) = (cell.rest(kept)?, cell.inverse_denominator(kept)?);
+    let initial = saved.initial();
+    let cell = Cell {
+        query: &saved.q,
+        key: &saved.k,
+        value: &saved.v,
+        gates: Gates::together(&saved.gates, sizes.time)?,
+        keep: sizes.keep,
+        resets: saved.resets.as_ref(),
+        initial: initial.as_ref(),
+    };
+    let gated = Gated { skip: inputs.skip, branch: &saved.branch, gate: &z_ND };
+    let rows = sizes.rows_by_head(&saved.hidden)?;
+    let (rest, inverse_denominator) = (cell.rest(&saved.bytes)?, cell.inverse_denominator(&saved.bytes)?);
     let division = Division { rest: &rest, inverse_denominator: &inverse_denominator };
     let target = NormTarget { gate: Some(&z_gradient), division: Some(division) };
-    let norm = norm_backward((&rows, norm_weight, statistics), Some(gated), &gradient_ND, target)?;
+    let norm = norm_backward((&rows, inputs.norm, &saved.statistics), Some(gated), &upstream_ND, target)?;
     let (skip_gradient, by_skip_ND) = norm.skip_and_branch.ok_or("no gradient of the skip")?;
 
-    let gate_gradient = gates_NG.f_empty_like()?;
-    let targets = Gates::together(&gate_gradient, sizes.time)?;
-    let [dq, dk, dv] = cell.backward(h, kept, &norm.h, norm.dots.as_ref(), targets)?;
+    let gate_gradient = saved.gates.f_empty_like()?;
+    let gradients = cell.backward(&CellUpstream {
+        output: &saved.hidden,
+        bytes: &saved.bytes,
+        hidden: &norm.h,
+        dots: norm.dots.as_ref(),
+        last: [None, None],
+        gates: Gates::together(&gate_gradient, sizes.time)?,
+    })?;
     let flat = |tensor: &Tensor| tensor.f_view([sizes.batch * sizes.time, sizes.width]);
-    let (dq, dk, dv) = (flat(&dq)?, flat(&dk)?, flat(&dv)?);
+    let (dq, dk, dv) = (flat(&gradients.query)?, flat(&gradients.key)?, flat(&gradients.value)?);
     let upstream = InnerUpstream { projected: [&dq, &dk, &dv], gates: &gate_gradient, added: &by_skip_ND };
-    let weights = weights(conv, conv_bias, [query, key, value, gate_weight, gate_bias]);
-    let inner = inner_backward(&a_ND, weights, sizes.batch, upstream, &a_gradient)?;
-    let gate_bias_gradient = gate_gradient.f_sum_dim_intlist(0, false, None::<Kind>)?;
+    let target = InnerTarget { input: &a_gradient, window: None };
+    let inner = inner_backward(&a_ND, weights(&inputs), sizes.batch, saved.boundaries(), upstream, target)?;
     let block = |index: i64| inner.blocks.f_select(0, index);
-    Ok([
-        up_gradient,
-        inner.conv.shallow_clone(),
-        inner.conv_bias.shallow_clone(),
-        block(0)?,
-        block(1)?,
-        block(2)?,
-        inner.gates.shallow_clone(),
-        gate_bias_gradient,
-        norm.weight,
-        skip_gradient,
-    ]
-    .into_iter()
-    .map(Some)
-    .collect())
+    Ok(Inputs {
+        up: up_gradient,
+        conv: inner.conv.shallow_clone(),
+        conv_bias: inner.conv_bias.shallow_clone(),
+        query: block(0)?,
+        key: block(1)?,
+        value: block(2)?,
+        gates: inner.gates.shallow_clone(),
+        gate_bias: gate_gradient.f_sum_dim_intlist(0, false, None::<Kind>)?,
+        norm: norm.weight,
+        skip: skip_gradient,
+    }
+    .map(Some))
+}
+
+fn references(inputs: &Inputs<Tensor>) -> Inputs<&Tensor> {
+    let Inputs { up, conv, conv_bias, query, key, value, gates, gate_bias, norm, skip } = inputs;
+    Inputs { up, conv, conv_bias, query, key, value, gates, gate_bias, norm, skip }
 }
 
 #[cfg(test)]

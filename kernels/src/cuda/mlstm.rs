@@ -1,29 +1,128 @@
-//! The chunkwise mLSTM on the card, inside libtorch's autograd.
+//! The chunkwise mLSTM on the GPU, inside libtorch's autograd.
 //!
-//! For training: the state before the first step is empty, the one after the last is not computed, and there are no
-//! resets. Queries, keys and values are read as bf16 whatever they come as, gates as fp32; products have bf16 operands
-//! and fp32 sums. Between the passes it keeps its inputs, its output and about 40 bytes a step and head.
+//! Queries, keys and values are read as bf16 whatever they come as, gates as fp32; products have bf16 operands and fp32
+//! sums. A sequence may begin anew at any token (`resets_BT`), may go on from a state and may leave one: states are fp32,
+//! and gradients flow to the one and from the other. The maximum that a state is divided by is a number like any other to
+//! the state that leaves (it has no gradient), and what that division means for the state that enters is in the gradient
+//! of its maximum. Between the passes it keeps its inputs, its output and about 40 bytes a step and head.
 
 use tch::{Device, Kind, Tensor};
-use xlstm_bridge::BoxError;
-use xlstm_bridge::autograd::{Backward, Forward, custom_function};
+use xlstm_bridge::autograd::node;
+use xlstm_bridge::{BoxError, named_tensors};
 use xlstm_cuda::MlstmSizes;
 use xlstm_cuda::layers::LayerLaunch;
-use xlstm_cuda::mlstm::{Launch, MlstmParameters, MlstmPlan, MlstmTensors, Strides};
+use xlstm_cuda::mlstm::{Launch, MlstmParameters, MlstmPlan, MlstmTensors, StateAddresses, Strides};
 
-use super::{Card, address, optional_address, room};
+use super::{Card, MAX_HEAD, address, expect, optional_address, scratch};
 use crate::KernelError;
-use crate::mlstm::MlstmInput;
-use crate::shape::{dimensions, expect_device, expect_shape};
+use crate::mlstm::{MlstmInput, MlstmOutput, MlstmState};
+use crate::shape::{dimensions, expect_device, expect_resets, expect_shape};
 
 const NAME: &str = "mlstm (CUDA)";
 
-/// mLSTM over a whole sequence on the card: `h_BTHV`, in the type of `v_BTHV`. Gradients flow to the five tensors.
+named_tensors! {
+    struct Inputs<T> {
+        query: T,
+        key: T,
+        value: T,
+        input_gate: T,
+        forget_gate: T,
+        matrix: T,
+        normalizer: T,
+        maximum: T,
+    }
+
+    struct Outputs<T> { hidden: T, matrix: T, normalizer: T, maximum: T }
+
+    struct Saved {
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        input_gate: Tensor,
+        forget_gate: Tensor,
+        hidden: Tensor,
+        bytes: Tensor,
+        resets: Option<Tensor>,
+        matrix: Option<Tensor>,
+        normalizer: Option<Tensor>,
+        maximum: Option<Tensor>,
+    }
+}
+
+impl Saved {
+    /// The state before the first token.
+    fn initial(&self) -> Option<MlstmState> {
+        let [matrix, normalizer, maximum] = [&self.matrix, &self.normalizer, &self.maximum]
+            .map(|tensor| tensor.as_ref().map(Tensor::shallow_clone));
+        Some(MlstmState { matrix: matrix?, normalizer: normalizer?, maximum: maximum? })
+    }
+}
+
+/// mLSTM over a whole sequence on the GPU: `h_BTHV`, in the type of `v_BTHV`, and the state after it, fp32. Gradients flow
+/// to the five tensors and to the state before it.
 ///
 /// # Errors
 /// [`KernelError`] names the first argument that does not fit: shape, device, or head sizes that are no multiples of 8
-/// up to 1024; a state or resets, which this version does not know.
-pub fn mlstm(input: &MlstmInput<'_>) -> Result<Tensor, KernelError> {
+/// up to 1280.
+pub fn mlstm(input: &MlstmInput<'_>) -> Result<MlstmOutput, KernelError> {
+    check(input)?;
+    let half = |tensor: &Tensor| tensor.to_kind(Kind::BFloat16).contiguous();
+    let single = |tensor: &Tensor| tensor.to_kind(Kind::Float).contiguous();
+    let (query, key, value) = (half(input.q_BTHK), half(input.k_BTHK), half(input.v_BTHV));
+    let (input_gate, forget_gate) = (single(input.i_BTH), single(input.f_BTH));
+    let resets = input.resets_BT.map(Tensor::contiguous);
+    let initial = input.state.map(|state| MlstmState {
+        matrix: single(&state.matrix),
+        normalizer: single(&state.normalizer),
+        maximum: single(&state.maximum),
+    });
+    let inputs = Inputs {
+        query: Some(&query),
+        key: Some(&key),
+        value: Some(&value),
+        input_gate: Some(&input_gate),
+        forget_gate: Some(&forget_gate),
+        matrix: initial.as_ref().map(|state| &state.matrix),
+        normalizer: initial.as_ref().map(|state| &state.normalizer),
+        maximum: initial.as_ref().map(|state| &state.maximum),
+    };
+    let Outputs { hidden, matrix, normalizer, maximum } = node(
+        NAME,
+        inputs,
+        |_| {
+            let saved = Saved {
+                query: query.shallow_clone(),
+                key: key.shallow_clone(),
+                value: value.shallow_clone(),
+                input_gate: input_gate.shallow_clone(),
+                forget_gate: forget_gate.shallow_clone(),
+                hidden: value.f_empty_like()?,
+                bytes: Tensor::new(),
+                resets: resets.as_ref().map(Tensor::shallow_clone),
+                matrix: inputs.matrix.map(Tensor::shallow_clone),
+                normalizer: inputs.normalizer.map(Tensor::shallow_clone),
+                maximum: inputs.maximum.map(Tensor::shallow_clone),
+            };
+            let initial = initial.as_ref();
+            let CellOutput { hidden, bytes, last } = cell(&saved, initial)?.forward(true)?;
+            let last = last.ok_or("no state")?;
+            let outputs = Outputs {
+                hidden: hidden.shallow_clone(),
+                matrix: last.matrix,
+                normalizer: last.normalizer,
+                maximum: last.maximum,
+            };
+            Ok((outputs, Saved { hidden, bytes, ..saved }))
+        },
+        |saved, upstream, _| backward(&saved, &upstream),
+    )?;
+    Ok(MlstmOutput {
+        h_BTHV: hidden.to_kind(input.v_BTHV.kind()),
+        state: MlstmState { matrix, normalizer, maximum: maximum.detach() },
+    })
+}
+
+fn check(input: &MlstmInput<'_>) -> Result<(), KernelError> {
     let [batch, tokens, heads, key] = dimensions(NAME, "q_BTHK", input.q_BTHK)?;
     let [.., value] = dimensions::<4>(NAME, "v_BTHV", input.v_BTHV)?;
     expect_shape(NAME, "k_BTHK", input.k_BTHK, &[batch, tokens, heads, key])?;
@@ -34,19 +133,24 @@ pub fn mlstm(input: &MlstmInput<'_>) -> Result<Tensor, KernelError> {
     }
     expect_device(NAME, "k_BTHK", input.k_BTHK, input.q_BTHK)?;
     expect_device(NAME, "v_BTHV", input.v_BTHV, input.q_BTHK)?;
+    expect_resets(NAME, input.resets_BT, batch, tokens)?;
+    if let Some(resets_BT) = input.resets_BT {
+        expect_device(NAME, "resets_BT", resets_BT, input.q_BTHK)?;
+    }
+    if let Some(state) = input.state {
+        expect_shape(NAME, "state.matrix", &state.matrix, &[batch, heads, key, value])?;
+        expect_shape(NAME, "state.normalizer", &state.normalizer, &[batch, heads, key])?;
+        expect_shape(NAME, "state.maximum", &state.maximum, &[batch, heads])?;
+        expect_device(NAME, "state.matrix", &state.matrix, input.q_BTHK)?;
+    }
     let found = input.q_BTHK.device();
     if !matches!(found, Device::Cuda(_)) {
         let expected = "a CUDA device".to_owned();
         return Err(KernelError::Device { function: NAME, argument: "q_BTHK", expected, found });
     }
-    if input.state.is_some() || input.resets_BT.is_some() {
-        let (option, expected) =
-            ("state or resets_BT", "none (this version starts empty and never forgets at a step)");
-        return Err(KernelError::Option { function: NAME, option, expected, found: "some".to_owned() });
-    }
     for size in [key, value] {
-        if size % 8 != 0 || !(8..=1024).contains(&size) {
-            let expected = "a multiple of 8 up to 1024";
+        if size % 8 != 0 || !(8..=MAX_HEAD).contains(&size) {
+            let expected = "a multiple of 8 up to 1280";
             return Err(KernelError::Option {
                 function: NAME,
                 option: "head size",
@@ -55,44 +159,51 @@ pub fn mlstm(input: &MlstmInput<'_>) -> Result<Tensor, KernelError> {
             });
         }
     }
-    let half = |tensor: &Tensor| tensor.to_kind(Kind::BFloat16).contiguous();
-    let single = |tensor: &Tensor| tensor.to_kind(Kind::Float).contiguous();
-    let inputs = [
-        half(input.q_BTHK),
-        half(input.k_BTHK),
-        half(input.v_BTHV),
-        single(input.i_BTH),
-        single(input.f_BTH),
-    ];
-    let mut outputs = custom_function(
-        NAME,
-        &inputs.each_ref().map(Some),
-        |_| {
-            let [query, key, value, input_gate, forget_gate] = inputs.each_ref();
-            let cell = Cell { query, key, value, gates: Gates::apart(input_gate, forget_gate)?, keep: false };
-            let (output, saved) = cell.forward()?;
-            let mut kept: Vec<Tensor> = inputs.iter().map(Tensor::shallow_clone).collect();
-            kept.extend([output.shallow_clone(), saved]);
-            Ok(Forward { outputs: vec![output], saved: kept })
-        },
-        backward,
-    )?;
-    Ok(outputs.swap_remove(0).to_kind(input.v_BTHV.kind()))
+    Ok(())
 }
 
-fn backward(context: &Backward) -> Result<Vec<Option<Tensor>>, BoxError> {
-    let [query, key, value, input_gate, forget_gate, output, saved] = context.saved.as_slice() else {
-        return Err(format!("{} saved tensors, expected 7", context.saved.len()).into());
+fn cell<'a>(saved: &'a Saved, initial: Option<&'a MlstmState>) -> Result<Cell<'a>, BoxError> {
+    Ok(Cell {
+        query: &saved.query,
+        key: &saved.key,
+        value: &saved.value,
+        gates: Gates::apart(&saved.input_gate, &saved.forget_gate)?,
+        keep: false,
+        resets: saved.resets.as_ref(),
+        initial,
+    })
+}
+
+fn backward(saved: &Saved, upstream: &Outputs<Option<Tensor>>) -> Result<Inputs<Option<Tensor>>, BoxError> {
+    let hidden = match &upstream.hidden {
+        Some(gradient) => gradient.f_to_kind(Kind::BFloat16)?.f_contiguous()?,
+        None => saved.hidden.f_zeros_like()?,
     };
-    let Some(Some(gradient)) = context.gradients.first() else {
-        return Ok((0..5).map(|_| None).collect());
+    let gates = (saved.input_gate.f_empty_like()?, saved.forget_gate.f_empty_like()?);
+    let initial = saved.initial();
+    let cell = cell(saved, initial.as_ref())?;
+    let gradients = cell.backward(&CellUpstream {
+        output: &saved.hidden,
+        bytes: &saved.bytes,
+        hidden: &hidden,
+        dots: None,
+        last: [upstream.matrix.as_ref(), upstream.normalizer.as_ref()],
+        gates: Gates::apart(&gates.0, &gates.1)?,
+    })?;
+    let (matrix, normalizer, maximum) = match gradients.initial {
+        Some(MlstmState { matrix, normalizer, maximum }) => (Some(matrix), Some(normalizer), Some(maximum)),
+        None => (None, None, None),
     };
-    let gradient = gradient.to_kind(Kind::BFloat16).contiguous();
-    let gate_gradients = [input_gate.f_empty_like()?, forget_gate.f_empty_like()?];
-    let cell = Cell { query, key, value, gates: Gates::apart(input_gate, forget_gate)?, keep: false };
-    let targets = Gates::apart(&gate_gradients[0], &gate_gradients[1])?;
-    let made = cell.backward(output, saved, &gradient, None, targets)?;
-    Ok(made.into_iter().chain(gate_gradients).map(Some).collect())
+    Ok(Inputs {
+        query: Some(gradients.query),
+        key: Some(gradients.key),
+        value: Some(gradients.value),
+        input_gate: Some(gates.0),
+        forget_gate: Some(gates.1),
+        matrix,
+        normalizer,
+        maximum,
+    })
 }
 
 /// Where the gates (or their gradients) lie: fp32 `(B, T, H)`, in one tensor or in two.
@@ -130,6 +241,40 @@ pub(super) struct Cell<'a> {
     pub(super) gates: Gates,
     /// Whether states between chunks and scores stay for the backward pass.
     pub(super) keep: bool,
+    /// `(B, T)`, boolean and dense.
+    pub(super) resets: Option<&'a Tensor>,
+    /// The state before the first token, fp32 and dense.
+    pub(super) initial: Option<&'a MlstmState>,
+}
+
+/// Of [`Cell::forward`].
+pub(super) struct CellOutput {
+    pub(super) hidden: Tensor,
+    /// What the backward pass needs besides.
+    pub(super) bytes: Tensor,
+    pub(super) last: Option<MlstmState>,
+}
+
+/// What [`Cell::backward`] is given.
+pub(super) struct CellUpstream<'a> {
+    /// h, as the forward pass left it.
+    pub(super) output: &'a Tensor,
+    pub(super) bytes: &'a Tensor,
+    /// Gradient of h; with `dots` it comes divided by den, and they are its products with the unrounded h, `(B·T, H)`.
+    pub(super) hidden: &'a Tensor,
+    pub(super) dots: Option<&'a Tensor>,
+    /// Gradients of the last state's matrix and normalizer.
+    pub(super) last: [Option<&'a Tensor>; 2],
+    /// Where the gradients of the gates go, laid out as these.
+    pub(super) gates: Gates,
+}
+
+/// Of [`Cell::backward`].
+pub(super) struct CellGradients {
+    pub(super) query: Tensor,
+    pub(super) key: Tensor,
+    pub(super) value: Tensor,
+    pub(super) initial: Option<MlstmState>,
 }
 
 impl Cell<'_> {
@@ -145,18 +290,24 @@ impl Cell<'_> {
             tokens,
             keep: self.keep,
             divided: true,
+            resets: self.resets.is_some(),
         })
     }
 
-    fn tensors(&self) -> MlstmTensors {
-        MlstmTensors {
+    fn tensors(&self) -> Result<MlstmTensors, BoxError> {
+        if let Some(resets) = self.resets {
+            expect("mlstm: resets", resets, Kind::Bool)?;
+        }
+        Ok(MlstmTensors {
             query: address(self.query),
             key: address(self.key),
             value: address(self.value),
             input_gate: self.gates.input,
             forget_gate: self.gates.forget,
+            resets: optional_address(self.resets),
+            initial: self.initial.map(state_addresses).transpose()?.unwrap_or_default(),
             ..MlstmTensors::default()
-        }
+        })
     }
 
     fn strides(&self, plan: &MlstmPlan) -> [Strides; 3] {
@@ -164,63 +315,127 @@ impl Cell<'_> {
         [dense(plan.sizes.key), dense(plan.sizes.value), self.gates.strides]
     }
 
-    /// h, and the bytes that the backward pass needs.
-    pub(super) fn forward(&self) -> Result<(Tensor, Tensor), BoxError> {
+    /// A state of this cell's sizes, not yet written.
+    fn new_state(&self) -> Result<MlstmState, BoxError> {
+        let [batch, _, heads, key] = dimensions::<4>(NAME, "q_BTHK", self.query)?;
+        let [.., value] = dimensions::<4>(NAME, "v_BTHV", self.value)?;
+        let new = |shape: &[i64]| super::make(shape, Kind::Float, self.query);
+        Ok(MlstmState {
+            matrix: new(&[batch, heads, key, value])?,
+            normalizer: new(&[batch, heads, key])?,
+            maximum: new(&[batch, heads])?,
+        })
+    }
+
+    /// h, the bytes that the backward pass needs, and, where asked for, the state after the last token.
+    pub(super) fn forward(&self, with_state: bool) -> Result<CellOutput, BoxError> {
         let card = Card::of(self.query)?;
         let plan = self.plan(card)?;
         let (saved_bytes, scratch_bytes) = plan.bytes();
         let device = self.query.device();
-        let (saved, scratch) = (room(saved_bytes, device)?, room(scratch_bytes, device)?);
-        let output = self.value.f_empty_like()?;
-        let tensors = MlstmTensors { output: address(&output), ..self.tensors() };
-        let parameters = plan.parameters(&tensors, self.strides(&plan), address(&saved), address(&scratch));
+        let (bytes, scratch) = (scratch(saved_bytes, device)?, scratch(scratch_bytes, device)?);
+        let hidden = self.value.f_empty_like()?;
+        let last = with_state.then(|| self.new_state()).transpose()?;
+        let tensors = MlstmTensors {
+            output: address(&hidden),
+            last: last.as_ref().map(state_addresses).transpose()?.unwrap_or_default(),
+            ..self.tensors()?
+        };
+        let parameters = plan.parameters(&tensors, self.strides(&plan), address(&bytes), address(&scratch));
         launch(card, &plan, &plan.forward(), &parameters)?;
-        Ok((output, saved))
+        Ok(CellOutput { hidden, bytes, last })
     }
 
-    /// What rounding took from h, in the bytes that [`Cell::forward`] kept.
-    pub(super) fn rest(&self, saved: &Tensor) -> Result<Tensor, BoxError> {
+    /// What rounding took from h, in the bytes that [`Cell::forward`] left.
+    pub(super) fn rest(&self, bytes: &Tensor) -> Result<Tensor, BoxError> {
         let offset = self.plan(Card::of(self.query)?)?.rest_offset();
-        Ok(saved.f_narrow(0, i64::try_from(offset)?, i64::try_from(self.value.numel())?)?)
+        Ok(bytes.f_narrow(0, i64::try_from(offset)?, i64::try_from(self.value.numel())?)?)
     }
 
-    /// 1 / den of every token and head, `(B·T, H)` fp32, in the bytes that [`Cell::forward`] kept.
-    pub(super) fn inverse_denominator(&self, saved: &Tensor) -> Result<Tensor, BoxError> {
+    /// 1 / den of every token and head, `(B·T, H)` fp32, in the bytes that [`Cell::forward`] left.
+    pub(super) fn inverse_denominator(&self, bytes: &Tensor) -> Result<Tensor, BoxError> {
         let offset = self.plan(Card::of(self.query)?)?.inverse_denominator_offset();
         let [batch, tokens, heads, _] = dimensions::<4>(NAME, "q_BTHK", self.query)?;
-        let bytes = saved.f_narrow(0, i64::try_from(offset)?, 4 * batch * tokens * heads)?;
-        Ok(bytes.f_view_dtype(Kind::Float)?.f_view([batch * tokens, heads])?)
+        let part = bytes.f_narrow(0, i64::try_from(offset)?, 4 * batch * tokens * heads)?;
+        Ok(part.f_view_dtype(Kind::Float)?.f_view([batch * tokens, heads])?)
     }
 
-    /// Gradients of queries, keys and values, from that of h; those of the gates go to `gate_gradients`, laid out as the
-    /// gates. With `dots`, the gradient comes divided by den, and they are its products with the unrounded h, `(B·T, H)`.
-    pub(super) fn backward(
-        &self,
-        output: &Tensor,
-        saved: &Tensor,
-        gradient: &Tensor,
-        dots: Option<&Tensor>,
-        gate_gradients: Gates,
-    ) -> Result<[Tensor; 3], BoxError> {
+    /// Gradients of queries, keys, values and of the state before the first token; those of the gates go where `upstream`
+    /// says.
+    pub(super) fn backward(&self, upstream: &CellUpstream<'_>) -> Result<CellGradients, BoxError> {
         let card = Card::of(self.query)?;
-        let plan = MlstmPlan { divided: dots.is_some(), ..self.plan(card)? };
-        let scratch = room(plan.bytes().1, self.query.device())?;
-        let made = [self.query.f_empty_like()?, self.key.f_empty_like()?, self.value.f_empty_like()?];
-        let tensors = MlstmTensors {
-            output: address(output),
-            output_gradient: address(gradient),
-            query_gradient: address(&made[0]),
-            key_gradient: address(&made[1]),
-            value_gradient: address(&made[2]),
-            input_gate_gradient: gate_gradients.input,
-            forget_gate_gradient: gate_gradients.forget,
-            output_dot: optional_address(dots),
-            ..self.tensors()
+        let plan = MlstmPlan { divided: upstream.dots.is_some(), ..self.plan(card)? };
+        let scratch = scratch(plan.bytes().1, self.query.device())?;
+        let (query, key) = (self.query.f_empty_like()?, self.key.f_empty_like()?);
+        let value = self.value.f_empty_like()?;
+        let last = self.last_gradient(upstream.last)?;
+        let initial = self.initial.map(|_| self.new_state()).transpose()?;
+        let gradient_addresses = |state: &MlstmState| StateAddresses {
+            matrix: address(&state.matrix),
+            normalizer: address(&state.normalizer),
+            maximum: 0,
         };
-        let parameters = plan.parameters(&tensors, self.strides(&plan), address(saved), address(&scratch));
+        let tensors = MlstmTensors {
+            output: address(upstream.output),
+            output_gradient: address(upstream.hidden),
+            query_gradient: address(&query),
+            key_gradient: address(&key),
+            value_gradient: address(&value),
+            input_gate_gradient: upstream.gates.input,
+            forget_gate_gradient: upstream.gates.forget,
+            output_dot: optional_address(upstream.dots),
+            last_gradient: last.as_ref().map(gradient_addresses).unwrap_or_default(),
+            initial_gradient: initial.as_ref().map(gradient_addresses).unwrap_or_default(),
+            ..self.tensors()?
+        };
+        let bytes = address(upstream.bytes);
+        let parameters = plan.parameters(&tensors, self.strides(&plan), bytes, address(&scratch));
         launch(card, &plan, &plan.backward(), &parameters)?;
-        Ok(made)
+        let initial = self.initial.zip(initial).map(|(state, gradient)| state_gradient(state, gradient));
+        Ok(CellGradients { query, key, value, initial: initial.transpose()? })
     }
+
+    /// Both gradients of the last state, dense and fp32, zeros for one that nothing depends on; none without either.
+    fn last_gradient(
+        &self,
+        [matrix, normalizer]: [Option<&Tensor>; 2],
+    ) -> Result<Option<MlstmState>, BoxError> {
+        if matrix.is_none() && normalizer.is_none() {
+            return Ok(None);
+        }
+        let empty = self.new_state()?;
+        let or_zeros = |gradient: Option<&Tensor>, like: &Tensor| match gradient {
+            Some(gradient) => gradient.f_to_kind(Kind::Float)?.f_contiguous(),
+            None => like.f_zeros_like(),
+        };
+        Ok(Some(MlstmState {
+            matrix: or_zeros(matrix, &empty.matrix)?,
+            normalizer: or_zeros(normalizer, &empty.normalizer)?,
+            maximum: empty.maximum,
+        }))
+    }
+}
+
+/// The gradient of a state whose maximum is a variable too: C and n are the state divided by exp(m), and nothing depends on
+/// m but through their products with exp(m).
+fn state_gradient(state: &MlstmState, gradient: MlstmState) -> Result<MlstmState, BoxError> {
+    let MlstmState { matrix, normalizer, .. } = gradient;
+    let by_matrix = (&matrix * &state.matrix).f_sum_dim_intlist([2, 3].as_slice(), false, None::<Kind>)?;
+    let by_normalizer = (&normalizer * &state.normalizer).f_sum_dim_intlist(2, false, None::<Kind>)?;
+    Ok(MlstmState { matrix, normalizer, maximum: by_matrix.f_add(&by_normalizer)? })
+}
+
+fn state_addresses(state: &MlstmState) -> Result<StateAddresses, BoxError> {
+    for tensor in [&state.matrix, &state.normalizer, &state.maximum] {
+        if tensor.kind() != Kind::Float || !tensor.is_contiguous() {
+            return Err(format!("{NAME}: expected a dense state of Float, found {:?}", tensor.kind()).into());
+        }
+    }
+    Ok(StateAddresses {
+        matrix: address(&state.matrix),
+        normalizer: address(&state.normalizer),
+        maximum: address(&state.maximum),
+    })
 }
 
 fn launch(

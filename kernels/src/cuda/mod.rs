@@ -29,7 +29,7 @@ mod stream;
 mod wrapped;
 
 pub use cross_entropy::projected_cross_entropy;
-pub use inner::{InnerInput, gate_weights, inner_fits, mlstm_inner};
+pub use inner::{InnerInput, InnerOutput, InnerState, gate_weights, inner_fits, mlstm_inner};
 pub use mlstm::mlstm;
 pub use slstm::{slstm, slstm_fits};
 pub use stream::{add_layer_norm, stream_fits};
@@ -42,9 +42,13 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::BoxError;
+pub use xlstm_cuda::Architecture;
 use xlstm_cuda::driver::{Driver, Kernel};
 use xlstm_cuda::layers::LayerLaunch;
-use xlstm_cuda::{Architecture, Cache, Nvrtc, Specialisation};
+use xlstm_cuda::{Cache, Nvrtc, Specialisation};
+
+/// The widest head that there are kernels for: that of the paper's 2.7B model.
+const MAX_HEAD: i64 = 1280;
 
 /// More cards than a machine has.
 const CARDS: usize = 16;
@@ -61,6 +65,15 @@ pub fn enabled(device: Device) -> bool {
     matches!(device, Device::Cuda(_)) && !ONLY_LIBTORCH.load(Ordering::Relaxed)
 }
 
+/// What `--gpu-architecture` asked for.
+static FORCED: OnceLock<Architecture> = OnceLock::new();
+
+/// Compiles for `architecture` instead of the GPU's own from now on: an older one, as PTX. For this process; the first call
+/// counts, and it must come before the first kernel.
+pub fn force_architecture(architecture: Architecture) {
+    FORCED.get_or_init(|| architecture);
+}
+
 /// Driver, compiler, cache and everything loaded so far, for one card.
 pub struct Card {
     driver: Driver,
@@ -71,7 +84,7 @@ pub struct Card {
 
 impl Card {
     fn open(number: usize) -> Result<Self, xlstm_cuda::CudaError> {
-        let driver = Driver::open(u32::try_from(number).unwrap_or(u32::MAX))?;
+        let driver = Driver::open(u32::try_from(number).unwrap_or(u32::MAX), FORCED.get().copied())?;
         let nvrtc = Nvrtc::open_in(&nvrtc_folders())?;
         Ok(Self { driver, nvrtc, cache: Cache::of_user(), loaded: Mutex::default() })
     }
@@ -157,7 +170,7 @@ impl Card {
             return Ok(*kernel);
         }
         let compiled = self.cache.get(&self.nvrtc, &key.0)?;
-        let kernel = self.driver.load(&compiled.cubin, name, shared_bytes)?;
+        let kernel = self.driver.load(&compiled.image, name, shared_bytes)?;
         loaded.insert(key, kernel);
         Ok(kernel)
     }
@@ -182,7 +195,7 @@ fn nvrtc_folders() -> Vec<PathBuf> {
 }
 
 /// Device memory of so many bytes.
-fn room(bytes: u64, device: Device) -> Result<Tensor, BoxError> {
+fn scratch(bytes: u64, device: Device) -> Result<Tensor, BoxError> {
     Ok(Tensor::f_empty([i64::try_from(bytes)?], (Kind::Uint8, device))?)
 }
 

@@ -10,7 +10,7 @@ use xlstm_cuda::layers::LayerLaunch;
 use xlstm_cuda::slstm::{Direction, SlstmPlan, SlstmTensors};
 use xlstm_cuda::{Architecture, SlstmSizes};
 
-use super::{Card, address, expect, room};
+use super::{Card, address, expect, scratch};
 use crate::KernelError;
 use crate::shape::{dimensions, expect_shape};
 
@@ -82,7 +82,7 @@ fn forward(input: &Tensor, recurrent: &Tensor, recorded: bool) -> Result<Forward
     let [batch, tokens, _, heads, units] = dimensions::<5>(NAME, "x_BTGHE", input)?;
     let output = super::make(&[batch, tokens, heads, units], Kind::BFloat16, input)?;
     let (gate_bytes, state_bytes) = if recorded { plan.saved_bytes() } else { (0, 0) };
-    let (gates, states) = (room(gate_bytes, input.device())?, room(state_bytes, input.device())?);
+    let (gates, states) = (scratch(gate_bytes, input.device())?, scratch(state_bytes, input.device())?);
     let tensors = SlstmTensors {
         input: address(input),
         recurrent: address(recurrent),

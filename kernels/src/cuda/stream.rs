@@ -1,8 +1,9 @@
 //! The residual stream on the card: what a block gave is added, and the sum normed, in one pass each way.
 
 use tch::{Kind, Tensor};
-use xlstm_bridge::BoxError;
-use xlstm_bridge::autograd::{Backward, Forward, custom_function};
+use xlstm_bridge::autograd::node;
+use xlstm_bridge::named::Output;
+use xlstm_bridge::{BoxError, named_tensors};
 
 use super::launch::{stream_backward, stream_forward};
 use crate::KernelError;
@@ -34,36 +35,60 @@ pub fn add_layer_norm(
     let rows = |tensor: &Tensor| tensor.f_reshape([-1, width]);
     let x_ND = rows(x_D)?;
     let delta_ND = delta_D.map(rows).transpose()?;
-    let with_delta = delta_ND.is_some();
-    let mut outputs = custom_function(
-        NAME,
-        &[Some(&x_ND), delta_ND.as_ref(), Some(weight_D)],
-        |_| {
-            let normed = stream_forward(&x_ND, delta_ND.as_ref(), weight_D, epsilon)?;
-            let sum = normed.sum.as_ref().unwrap_or(&x_ND).shallow_clone();
-            let saved = vec![sum, weight_D.shallow_clone(), normed.statistics];
-            let outputs = [Some(normed.output), normed.sum].into_iter().flatten().collect();
-            Ok(Forward { outputs, saved })
-        },
-        move |context| backward(context, with_delta),
-    )?;
-    let sum = if with_delta { outputs.pop().unwrap_or(x_ND) } else { x_ND };
-    let output = outputs.swap_remove(0);
+    let inputs = Inputs { x: Some(&x_ND), delta: delta_ND.as_ref(), weight: Some(weight_D) };
+    let weight = weight_D.shallow_clone();
+    let (sum, output) = if delta_ND.is_some() {
+        let Outputs { output, sum } = node(
+            NAME,
+            inputs,
+            |_| {
+                let normed = stream_forward(&x_ND, delta_ND.as_ref(), weight_D, epsilon)?;
+                let sum = normed.sum.ok_or("no sum")?;
+                let saved = Saved { sum: sum.shallow_clone(), weight, statistics: normed.statistics };
+                Ok((Outputs { output: normed.output, sum }, saved))
+            },
+            |saved, upstream, _| backward(&saved, upstream, true),
+        )?;
+        (sum, output)
+    } else {
+        let Output { y } = node(
+            NAME,
+            inputs,
+            |_| {
+                let normed = stream_forward(&x_ND, None, weight_D, epsilon)?;
+                let saved = Saved { sum: x_ND.shallow_clone(), weight, statistics: normed.statistics };
+                Ok((Output { y: normed.output }, saved))
+            },
+            |saved, upstream: Output<Option<Tensor>>, _| {
+                backward(&saved, Outputs { output: upstream.y, sum: None }, false)
+            },
+        )?;
+        (x_ND, y)
+    };
     Ok((sum.f_view(size.as_slice())?, output.f_view(size.as_slice())?))
 }
 
-fn backward(context: &Backward, with_delta: bool) -> Result<Vec<Option<Tensor>>, BoxError> {
-    let [sum, weight, statistics] = context.saved.as_slice() else {
-        return Err(format!("{} saved tensors, expected 3", context.saved.len()).into());
-    };
-    let gradient = |index: usize| context.gradients.get(index).and_then(Option::as_ref);
-    let sum_gradient = gradient(1).map(Tensor::f_contiguous).transpose()?;
-    let Some(output_gradient) = gradient(0) else {
+named_tensors! {
+    struct Inputs<T> { x: T, delta: T, weight: T }
+
+    struct Outputs<T> { output: T, sum: T }
+
+    struct Saved { sum: Tensor, weight: Tensor, statistics: Tensor }
+}
+
+fn backward(
+    saved: &Saved,
+    upstream: Outputs<Option<Tensor>>,
+    with_delta: bool,
+) -> Result<Inputs<Option<Tensor>>, BoxError> {
+    let sum_gradient = upstream.sum.map(|gradient| gradient.f_contiguous()).transpose()?;
+    let Some(output_gradient) = upstream.output else {
         let delta = sum_gradient.as_ref().map(|gradient| gradient.f_to_kind(Kind::BFloat16)).transpose()?;
-        return Ok(vec![sum_gradient, delta, None]);
+        return Ok(Inputs { x: sum_gradient, delta, weight: None });
     };
     let output_gradient = output_gradient.f_to_kind(Kind::BFloat16)?.f_contiguous()?;
+    let Saved { sum, weight, statistics } = saved;
     let (x, delta, weight) =
         stream_backward((sum, weight, statistics), &output_gradient, sum_gradient.as_ref(), with_delta)?;
-    Ok(vec![Some(x), delta, Some(weight)])
+    Ok(Inputs { x: Some(x), delta, weight: Some(weight) })
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use xlstm_bridge::runtime;
+use xlstm_kernels::cuda::Architecture;
 
 use crate::communicator::Communicator;
 use crate::device::{self, DeviceInfo};
@@ -28,6 +29,9 @@ pub struct DeviceArguments {
     /// On a card: `auto` uses this program's kernels where there is one, `libtorch` none of them
     #[arg(long, value_enum, default_value_t = Kernels::Auto)]
     pub kernels: Kernels,
+    /// Compile the kernels as for an older GPU, `8.0` or `8.6`, to test what these run
+    #[arg(long, value_parser = Architecture::forced)]
+    pub gpu_architecture: Option<Architecture>,
 }
 
 /// What computes on a card.
@@ -51,6 +55,9 @@ impl DeviceArguments {
         let share = (cores / usize::try_from(sharing).unwrap_or(1)).max(1);
         let runtime = runtime::initialize(Some(self.threads.unwrap_or(share)))?;
         xlstm_kernels::cuda::use_only_libtorch(self.kernels == Kernels::Libtorch);
+        if let Some(architecture) = self.gpu_architecture {
+            xlstm_kernels::cuda::force_architecture(architecture);
+        }
         // Before rayon's pool starts, whose threads inherit the arithmetic mode.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(runtime.threads).build_global();
         Ok(match place {

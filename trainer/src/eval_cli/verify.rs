@@ -28,7 +28,13 @@ impl VerifyArguments {
     pub(super) fn run(&self) -> anyhow::Result<u8> {
         let depth = Depth { deep: self.deep, inputs: self.inputs.clone() };
         if self.deep {
-            DeviceArguments { device: "cpu".into(), threads: None, kernels: Kernels::Auto }.start()?;
+            DeviceArguments {
+                device: "cpu".into(),
+                threads: None,
+                kernels: Kernels::Auto,
+                gpu_architecture: None,
+            }
+            .start()?;
         }
         let mut chain = Chain::default();
         for path in &self.paths {

@@ -142,6 +142,7 @@ impl MlstmBlock {
         &self,
         x_BTC: &Tensor,
         delta_BTC: Option<&Tensor>,
+        resets_BT: Option<&Tensor>,
     ) -> Result<(Tensor, Tensor)> {
         let Kindred::Pre { up, convolution: Some((conv_weight, conv_bias)), query, key, value, skip } =
             &self.kind
@@ -163,8 +164,11 @@ impl MlstmBlock {
             norm_weight_D: &self.outnorm,
             skip_D: skip,
             keep: true,
+            resets_BT,
+            state: None,
+            with_state: false,
         };
-        let h_BTD = cuda::mlstm_inner(&input, NORM_EPSILON)?;
+        let h_BTD = cuda::mlstm_inner(&input, NORM_EPSILON)?.y_BTD;
         Ok((x_BTC, product(&h_BTD, &self.down, Some(Kind::BFloat16))?))
     }
 

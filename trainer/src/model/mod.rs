@@ -91,17 +91,22 @@ impl Block {
         }
     }
 
-    fn fits_card(&self) -> Result<bool> {
+    fn fits_card(&self, resets: bool) -> Result<bool> {
         match self {
             Self::Mlstm(block) => Ok(block.fits_card()),
-            Self::Slstm(block) => block.fits_card(),
+            Self::Slstm(block) => Ok(!resets && block.fits_card()?),
         }
     }
 
     /// The stream with what came before added, and what this block gives.
-    fn forward_card(&self, x_BTC: &Tensor, delta_BTC: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+    fn forward_card(
+        &self,
+        x_BTC: &Tensor,
+        delta_BTC: Option<&Tensor>,
+        resets_BT: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
         match self {
-            Self::Mlstm(block) => block.forward_card(x_BTC, delta_BTC),
+            Self::Mlstm(block) => block.forward_card(x_BTC, delta_BTC, resets_BT),
             Self::Slstm(block) => block.forward_card(x_BTC, delta_BTC),
         }
     }
@@ -231,8 +236,8 @@ impl Model {
         resets_BT: Option<&Tensor>,
         count: Option<i64>,
     ) -> Result<CrossEntropyOutput> {
-        if resets_BT.is_none() && self.fits_card()? {
-            return self.loss_card(tokens_BT, targets_BT, count);
+        if self.fits_card(resets_BT.is_some())? {
+            return self.loss_card(tokens_BT, targets_BT, resets_BT, count);
         }
         let hidden_BTC = if self.placement.activation_checkpointing {
             self.forward_checkpointed(tokens_BT, resets_BT)?
@@ -248,12 +253,12 @@ impl Model {
         Ok(projected_cross_entropy(&hidden_NC, &output, &targets_BT.f_reshape([-1])?, &options)?)
     }
 
-    /// Whether [`loss`](Self::loss) is computed by the kernels of the card: bf16 products, and sizes that every block
-    /// has kernels for. Otherwise libtorch's operations compute.
+    /// Whether [`loss`](Self::loss), with resets or without, is computed by the kernels of the card: bf16 products, and
+    /// sizes that every block has kernels for. Otherwise libtorch's operations compute.
     ///
     /// # Errors
     /// When the card cannot be opened.
-    pub fn fits_card(&self) -> Result<bool> {
+    pub fn fits_card(&self, resets: bool) -> Result<bool> {
         let Placement { device, kind, products, .. } = self.placement;
         let fits = cuda::enabled(device)
             && kind == Kind::Float
@@ -264,7 +269,7 @@ impl Model {
             return Ok(false);
         }
         for block in &self.blocks {
-            if !lock(block).fits_card()? {
+            if !lock(block).fits_card(resets)? {
                 return Ok(false);
             }
         }
@@ -275,6 +280,7 @@ impl Model {
         &self,
         tokens_BT: &Tensor,
         targets_BT: &Tensor,
+        resets_BT: Option<&Tensor>,
         count: Option<i64>,
     ) -> Result<CrossEntropyOutput> {
         let targets_N = targets_BT.f_reshape([-1])?;
@@ -286,10 +292,10 @@ impl Model {
         let mut delta_BTC: Option<Tensor> = None;
         for block in &self.blocks {
             let (x, delta) = if self.placement.activation_checkpointing {
-                let block = Arc::clone(block);
+                let (block, resets) = (Arc::clone(block), resets_BT.map(Tensor::shallow_clone));
                 let inputs: Vec<&Tensor> = std::iter::once(&x_BTC).chain(&delta_BTC).collect();
                 let mut outputs = xlstm_bridge::autograd::checkpoint("block", &inputs, move |inputs| {
-                    let (x, delta) = lock(&block).forward_card(&inputs[0], inputs.get(1))?;
+                    let (x, delta) = lock(&block).forward_card(&inputs[0], inputs.get(1), resets.as_ref())?;
                     // The first block's stream is its input, and an output must be a tensor of its own.
                     let x = if inputs.len() == 1 { x.f_mul_scalar(1.0)? } else { x };
                     Ok(vec![x, delta])
@@ -300,7 +306,7 @@ impl Model {
                     _ => return Err(TrainError::Internal("a block gave fewer than two outputs".into())),
                 }
             } else {
-                lock(block).forward_card(&x_BTC, delta_BTC.as_ref())?
+                lock(block).forward_card(&x_BTC, delta_BTC.as_ref(), resets_BT)?
             };
             (x_BTC, delta_BTC) = (x, Some(delta));
         }

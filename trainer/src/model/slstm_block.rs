@@ -148,7 +148,13 @@ impl SlstmBlock {
         let precision = Some(Kind::BFloat16);
         let (x_BTD, y_BTD) = cuda::add_layer_norm(x_BTD, delta_BTD, &self.norm, NORM_EPSILON)?;
         let c_BTD = match &self.convolution {
-            Some((weight, bias)) => cuda::conv_silu(&y_BTD, weight, bias)?,
+            Some((weight, bias)) => cuda::conv_silu(&conv::ConvInput {
+                x_BTD: &y_BTD,
+                weight_D1W: weight,
+                bias_D: Some(bias),
+                state: None,
+                resets_BT: None,
+            })?,
             None => y_BTD.shallow_clone(),
         };
         let size = y_BTD.size();

@@ -43,7 +43,7 @@ pub fn micro_batch_rows(recipe: &Recipe, rows: u64, row_length: u64, device: &De
 pub fn memory_estimate(recipe: &Recipe, tokens: u64, device: &DeviceInfo) -> MemoryEstimate {
     let kernels = xlstm_kernels::cuda::enabled(device.device)
         && recipe.training.precision == Precision::Bfloat16
-        && !recipe.training.reset_at_document_boundaries;
+        && (!recipe.training.reset_at_document_boundaries || recipe.model.slstm_at.is_empty());
     if kernels { MemoryEstimate::on_card(recipe, tokens) } else { MemoryEstimate::of(recipe, tokens) }
 }
 

@@ -105,7 +105,8 @@ impl Trainer {
             if self.step > 0 { format!("\nfrom             step {}", self.step) } else { String::new() };
         let world = self.communicator.world_size();
         let ranks = if world > 1 { format!("\nranks            {world}") } else { String::new() };
-        let kernels = match (self.model.placement().device, self.model.fits_card()?) {
+        let resets = self.recipe.training.reset_at_document_boundaries;
+        let kernels = match (self.model.placement().device, self.model.fits_card(resets)?) {
             (tch::Device::Cuda(_), true) => "\nkernels          of this program, for this card",
             (tch::Device::Cuda(_), false) => {
                 "\nkernels          libtorch's operations (float32, or sizes without a kernel)"

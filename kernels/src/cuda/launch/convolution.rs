@@ -5,17 +5,21 @@ use xlstm_bridge::BoxError;
 use xlstm_cuda::layers::ConvParameters;
 
 use super::super::{Card, address, expect, make, optional_address};
-use super::{any_head, dense, int, matrix, partial_sums, sum_columns};
+use super::{Boundaries, any_head, dense, int, matrix, partial_sums, sum_columns};
 
 /// `SiLU(conv(x))` of `x` `(B·T, D)`, weight `(D, 1, 4)`, bias `(D)`; B sequences.
 ///
 /// # Errors
-/// When a tensor does not fit, or the card fails.
-pub fn conv_forward(x: &Tensor, weight: &Tensor, bias: &Tensor, batch: i64) -> Result<Tensor, BoxError> {
+/// When a tensor does not fit, or the GPU fails.
+pub fn conv_forward(
+    (x, weight, bias): (&Tensor, &Tensor, &Tensor),
+    batch: i64,
+    boundaries: Boundaries<'_>,
+) -> Result<Tensor, BoxError> {
     let card = Card::of(x)?;
     let ([rows, width], stride) = matrix("conv: x", x)?;
     let y = make(&[rows, width], Kind::BFloat16, x)?;
-    let mut parameters = conv_parameters(x, weight, bias, batch)?;
+    let mut parameters = conv_parameters((x, weight, bias), batch, boundaries)?;
     parameters.input_stride = stride;
     parameters.output = address(&y);
     let [b, t, d] = [batch, rows / batch, width].map(u32::try_from);
@@ -26,10 +30,9 @@ pub fn conv_forward(x: &Tensor, weight: &Tensor, bias: &Tensor, batch: i64) -> R
 }
 
 fn conv_parameters(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
+    (x, weight, bias): (&Tensor, &Tensor, &Tensor),
     batch: i64,
+    boundaries: Boundaries<'_>,
 ) -> Result<ConvParameters, BoxError> {
     let ([rows, width], stride) = matrix("conv: x", x)?;
     expect("conv: weight", weight, Kind::Float)?;
@@ -45,6 +48,7 @@ fn conv_parameters(
         )
         .into());
     }
+    boundaries.check("conv", [batch, rows / batch, width])?;
     Ok(ConvParameters {
         batch: int(batch)?,
         tokens: int(rows / batch)?,
@@ -53,41 +57,64 @@ fn conv_parameters(
         input: address(x),
         weight: address(weight),
         bias: address(bias),
+        resets: optional_address(boundaries.resets),
+        window: optional_address(boundaries.window),
         ..ConvParameters::default()
     })
 }
 
-/// Gradients of weight `(D, 4)` and bias `(D)`; that of `x`, plus `added`, goes to `x_gradient`, laid out as `x`.
+/// What [`conv_backward`] is given.
+#[derive(Debug, Clone, Copy)]
+pub struct ConvUpstream<'a> {
+    /// Gradient of y, `(B·T, D)`.
+    pub y: &'a Tensor,
+    /// Added to x's gradient, `(B·T, D)`.
+    pub added: Option<&'a Tensor>,
+}
+
+/// Where [`conv_backward`] writes gradients.
+#[derive(Debug, Clone, Copy)]
+pub struct ConvTarget<'a> {
+    /// Of x, laid out as x.
+    pub x: &'a Tensor,
+    /// Of the window, `(B, 3, D)`.
+    pub window: Option<&'a Tensor>,
+}
+
+/// Gradients of weight `(D, 4)` and bias `(D)`; those of x and of the window go to `target`.
 ///
 /// # Errors
-/// When a tensor does not fit, or the card fails.
+/// When a tensor does not fit, or the GPU fails.
 pub fn conv_backward(
     (x, weight, bias): (&Tensor, &Tensor, &Tensor),
     batch: i64,
-    y_gradient: &Tensor,
-    added: Option<&Tensor>,
-    x_gradient: &Tensor,
+    boundaries: Boundaries<'_>,
+    upstream: ConvUpstream<'_>,
+    target: ConvTarget<'_>,
 ) -> Result<(Tensor, Tensor), BoxError> {
     let card = Card::of(x)?;
     let ([rows, width], stride) = matrix("conv: x", x)?;
-    let same = dense("conv: gradient", y_gradient)? == [rows, width]
-        && matrix("conv: gradient of x", x_gradient)? == ([rows, width], stride)
-        && added
+    let same = dense("conv: gradient", upstream.y)? == [rows, width]
+        && matrix("conv: gradient of x", target.x)? == ([rows, width], stride)
+        && upstream
+            .added
             .map(|added| dense("conv: added", added))
             .transpose()?
             .is_none_or(|shape| shape == [rows, width]);
     if !same {
         return Err("conv: gradients of other shapes than what they belong to".into());
     }
+    Boundaries { resets: None, window: target.window }.check("conv: gradient", [batch, 0, width])?;
     let [b, t, d] = [batch, rows / batch, width].map(u32::try_from);
     let launch = ConvParameters::launch(b?, t?, d?, true);
     let partial = partial_sums(&launch, width * i64::from(ConvParameters::PARTIAL), x)?;
     let parameters = ConvParameters {
-        output_gradient: address(y_gradient),
-        added: optional_address(added),
-        input_gradient: address(x_gradient),
+        output_gradient: address(upstream.y),
+        added: optional_address(upstream.added),
+        input_gradient: address(target.x),
+        window_gradient: optional_address(target.window),
         partial: address(&partial),
-        ..conv_parameters(x, weight, bias, batch)?
+        ..conv_parameters((x, weight, bias), batch, boundaries)?
     };
     // SAFETY: checked above.
     unsafe { card.launch(any_head(card), launch, &parameters)? };

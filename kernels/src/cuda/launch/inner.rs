@@ -5,8 +5,8 @@ use xlstm_bridge::BoxError;
 use xlstm_cuda::Specialisation;
 use xlstm_cuda::layers::InnerParameters;
 
-use super::super::{Card, address, expect, make};
-use super::{dense, int, matrix, partial_sums, sum_columns};
+use super::super::{Card, address, expect, make, optional_address};
+use super::{Boundaries, dense, int, matrix, partial_sums, sum_columns};
 
 /// Everything between the up-projection and the cell that is learnt, fp32.
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +49,13 @@ struct Checked {
     gates: u32,
 }
 
-fn checked(card: &Card, input: &Tensor, weights: InnerWeights<'_>, batch: i64) -> Result<Checked, BoxError> {
+fn checked(
+    card: &Card,
+    input: &Tensor,
+    weights: InnerWeights<'_>,
+    batch: i64,
+    boundaries: Boundaries<'_>,
+) -> Result<Checked, BoxError> {
     let (shape, stride) = matrix("inner: a", input)?;
     let [rows, width] = shape;
     let gates = weights.gate_bias.size().first().copied().unwrap_or(0);
@@ -75,6 +81,7 @@ fn checked(card: &Card, input: &Tensor, weights: InnerWeights<'_>, batch: i64) -
         )
         .into());
     }
+    boundaries.check("inner", [batch, rows / batch, width])?;
     let parameters = InnerParameters {
         batch: int(batch)?,
         tokens: int(rows / batch)?,
@@ -88,11 +95,13 @@ fn checked(card: &Card, input: &Tensor, weights: InnerWeights<'_>, batch: i64) -
         value_weight: address(weights.blocks[2]),
         gate_weight: address(weights.gates),
         gate_bias: address(weights.gate_bias),
+        resets: optional_address(boundaries.resets),
+        window: optional_address(boundaries.window),
         ..InnerParameters::default()
     };
     let [batch, tokens, width, gates] = [batch, rows / batch, width, gates].map(u32::try_from);
     let gates = gates?;
-    let specialisation = Specialisation::inner(card.architecture(), gates);
+    let specialisation = Specialisation::inner(card.architecture(), gates, boundaries.any());
     Ok(Checked { parameters, specialisation, shape, batch: batch?, tokens: tokens?, width: width?, gates })
 }
 
@@ -104,11 +113,12 @@ pub fn inner_forward(
     input: &Tensor,
     weights: InnerWeights<'_>,
     batch: i64,
+    boundaries: Boundaries<'_>,
 ) -> Result<InnerOutputs, BoxError> {
     let card = Card::of(input)?;
-    let all = checked(card, input, weights, batch)?;
+    let all = checked(card, input, weights, batch, boundaries)?;
     let activation = || make(&all.shape, Kind::BFloat16, input);
-    let made = InnerOutputs {
+    let outputs = InnerOutputs {
         conv: activation()?,
         query: activation()?,
         key: activation()?,
@@ -117,17 +127,17 @@ pub fn inner_forward(
     };
     let parameters = InnerParameters {
         run: i32::try_from(InnerParameters::run(all.batch, all.tokens, false))?,
-        conv: address(&made.conv),
-        query: address(&made.query),
-        key: address(&made.key),
-        value: address(&made.value),
-        gates: address(&made.gates),
+        conv: address(&outputs.conv),
+        query: address(&outputs.query),
+        key: address(&outputs.key),
+        value: address(&outputs.value),
+        gates: address(&outputs.gates),
         ..all.parameters
     };
     let launch = InnerParameters::launch(all.batch, all.tokens, all.width, false);
-    // SAFETY: checked above; what is written was made above.
+    // SAFETY: checked above; what is written was allocated above.
     unsafe { card.launch(all.specialisation, launch, &parameters)? };
-    Ok(made)
+    Ok(outputs)
 }
 
 /// What arrives at q, k, v, at the gates and, by the skip branch, at c.
@@ -154,7 +164,16 @@ pub struct InnerGradients {
     pub gates: Tensor,
 }
 
-/// Backward of [`inner_forward`]; the gradient of a goes to `input_gradient`, laid out as a.
+/// Where [`inner_backward`] writes gradients.
+#[derive(Debug, Clone, Copy)]
+pub struct InnerTarget<'a> {
+    /// Of a, laid out as a.
+    pub input: &'a Tensor,
+    /// Of the window, `(B, 3, D)`, bf16.
+    pub window: Option<&'a Tensor>,
+}
+
+/// Backward of [`inner_forward`]; the gradients of a and of the window go to `target`.
 ///
 /// # Errors
 /// When a tensor does not fit, or the card fails.
@@ -162,11 +181,13 @@ pub fn inner_backward(
     input: &Tensor,
     weights: InnerWeights<'_>,
     batch: i64,
+    boundaries: Boundaries<'_>,
     upstream: InnerUpstream<'_>,
-    input_gradient: &Tensor,
+    target: InnerTarget<'_>,
 ) -> Result<InnerGradients, BoxError> {
     let card = Card::of(input)?;
-    let all = checked(card, input, weights, batch)?;
+    let all = checked(card, input, weights, batch, boundaries)?;
+    Boundaries { resets: None, window: target.window }.check("inner: gradient", [batch, 0, all.shape[1]])?;
     for gradient in upstream.projected.into_iter().chain([upstream.added]) {
         if dense("inner: gradient", gradient)? != all.shape {
             return Err("inner: a gradient of another shape than a".into());
@@ -177,7 +198,7 @@ pub fn inner_backward(
     expect("inner: gradient of the gates", upstream.gates, Kind::Float)?;
     if upstream.gates.size() != [rows, gates]
         || !upstream.gates.is_contiguous()
-        || matrix("inner: gradient of a", input_gradient)? != (all.shape, all.parameters.input_stride)
+        || matrix("inner: gradient of a", target.input)? != (all.shape, all.parameters.input_stride)
     {
         return Err("inner: gradients of other shapes than what they belong to".into());
     }
@@ -191,7 +212,8 @@ pub fn inner_backward(
         value_gradient: address(upstream.projected[2]),
         added: address(upstream.added),
         gate_gradient: address(upstream.gates),
-        input_gradient: address(input_gradient),
+        input_gradient: address(target.input),
+        window_gradient: optional_address(target.window),
         partial: address(&partial),
         ..all.parameters
     };

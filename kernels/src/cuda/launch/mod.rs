@@ -8,8 +8,10 @@ mod inner;
 mod loss;
 mod norms;
 
-pub use convolution::{conv_backward, conv_forward};
-pub use inner::{InnerGradients, InnerOutputs, InnerUpstream, InnerWeights, inner_backward, inner_forward};
+pub use convolution::{ConvTarget, ConvUpstream, conv_backward, conv_forward};
+pub use inner::{
+    InnerGradients, InnerOutputs, InnerTarget, InnerUpstream, InnerWeights, inner_backward, inner_forward,
+};
 pub use loss::{cross_entropy, gelu};
 pub use norms::{
     Division, Gated, NormGradients, NormTarget, Normed, norm_backward, norm_forward, stream_backward,
@@ -22,6 +24,41 @@ use xlstm_cuda::Specialisation;
 use xlstm_cuda::layers::{ColumnParameters, LayerLaunch};
 
 use super::{Card, address, expect, make};
+
+/// Where sequences begin anew, and what stands before their first token.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Boundaries<'a> {
+    /// `(B, T)`, boolean: zeros stand before these tokens.
+    pub resets: Option<&'a Tensor>,
+    /// The three inputs of the convolution before the first token, oldest first, `(B, 3, D)`, bf16; `None` for zeros.
+    pub window: Option<&'a Tensor>,
+}
+
+impl Boundaries<'_> {
+    /// Whether there are any.
+    fn any(&self) -> bool {
+        self.resets.is_some() || self.window.is_some()
+    }
+
+    /// Checks both for B sequences of T tokens and D channels.
+    fn check(&self, name: &str, [batch, tokens, width]: [i64; 3]) -> Result<(), BoxError> {
+        let wanted = [
+            (self.resets, Kind::Bool, vec![batch, tokens]),
+            (self.window, Kind::BFloat16, vec![batch, 3, width]),
+        ];
+        for (tensor, kind, size) in wanted {
+            let Some(tensor) = tensor else { continue };
+            if tensor.kind() != kind || tensor.size() != size || !tensor.is_contiguous() {
+                let (found, kind_found) = (tensor.size(), tensor.kind());
+                return Err(format!(
+                    "{name}: expected {kind:?} {size:?}, dense, found {kind_found:?} {found:?}"
+                )
+                .into());
+            }
+        }
+        Ok(())
+    }
+}
 
 fn int(value: i64) -> Result<i32, BoxError> {
     Ok(i32::try_from(value)?)

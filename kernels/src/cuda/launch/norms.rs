@@ -5,7 +5,7 @@ use xlstm_bridge::BoxError;
 use xlstm_cuda::Specialisation;
 use xlstm_cuda::layers::{NormParameters, StreamParameters};
 
-use super::super::{Card, address, expect, make, optional_address};
+use super::super::{Card, MAX_HEAD, address, expect, make, optional_address};
 use super::{dense, int, matrix, partial_sums, sum_columns};
 
 /// What stands beside the norm in an mLSTM block.
@@ -53,11 +53,14 @@ fn norm_parameters(
     expect("head norm: h", h, Kind::BFloat16)?;
     expect("head norm: weight", weight, Kind::Float)?;
     let [rows, heads, width] = <[i64; 3]>::try_from(h.size().as_slice())?;
-    let fits = h.is_contiguous() && weight.numel() as i64 == heads * width && width % 8 == 0 && width <= 1024;
+    let fits =
+        h.is_contiguous() && weight.numel() as i64 == heads * width && width % 8 == 0 && width <= MAX_HEAD;
     if !fits {
-        return Err(
-            format!("head norm: expected heads of a multiple of 8 up to 1024, found {:?}", h.size()).into()
-        );
+        return Err(format!(
+            "head norm: expected heads of a multiple of 8 up to {MAX_HEAD}, found {:?}",
+            h.size()
+        )
+        .into());
     }
     let mut parameters = NormParameters {
         heads: int(heads)?,

@@ -6,9 +6,9 @@ use xlstm_bridge::autograd::{Forward, custom_function};
 use xlstm_cuda::slstm::Direction;
 use xlstm_cuda::{Architecture, MlstmSizes, SlstmSizes, Source, Specialisation};
 
-use super::super::launch::{self, Gated, InnerUpstream, InnerWeights, NormTarget};
+use super::super::launch::{self, Boundaries, Gated, InnerTarget, InnerUpstream, InnerWeights, NormTarget};
 use super::super::{self as cuda, Card};
-use super::{Check, Subject, plain};
+use super::{Check, PRECISE, ROUNDING, Subject, plain};
 use crate::conv::{ConvInput, causal_conv_silu};
 use crate::{KernelError, gates, norm};
 
@@ -50,8 +50,9 @@ pub(super) fn compile(device: Device) -> Result<(), KernelError> {
     let architecture = card.architecture();
     let mut wanted = vec![
         Specialisation::sums(architecture),
-        Specialisation::inner(architecture, 4),
-        Specialisation::inner(architecture, 8),
+        Specialisation::inner(architecture, 4, false),
+        Specialisation::inner(architecture, 8, false),
+        Specialisation::inner(architecture, 4, true),
         Specialisation::cross_entropy(architecture, VOCABULARY as u32),
     ];
     wanted.extend([64, 96, 192, 384, 1024].map(|head| Specialisation::pointwise(architecture, head)));
@@ -87,12 +88,17 @@ pub(super) fn pointwise(device: Device, take: &mut dyn FnMut(Check)) -> Result<(
                 ("bias", normal(&[width], device)),
             ],
             outputs: &["y"],
-            ours: &|x| Ok(vec![cuda::conv_silu(&x[0], &x[1], &x[2])?]),
+            ours: &|x| {
+                let (weight_D1W, bias_D) = (&x[1], Some(&x[2]));
+                let input = ConvInput { x_BTD: &x[0], weight_D1W, bias_D, state: None, resets_BT: None };
+                Ok(vec![cuda::conv_silu(&input)?])
+            },
             libtorch: &|x| {
                 let (weight_D1W, bias_D) = (&x[1], Some(&x[2]));
                 let input = ConvInput { x_BTD: &x[0], weight_D1W, bias_D, state: None, resets_BT: None };
                 Ok(vec![causal_conv_silu(&input)?.y_BTD])
             },
+            rounding: ROUNDING,
             mask: None,
         };
         take(subject.check()?);
@@ -108,6 +114,7 @@ pub(super) fn pointwise(device: Device, take: &mut dyn FnMut(Check)) -> Result<(
             outputs: &["y"],
             ours: &|x| Ok(vec![cuda::head_norm(&x[0], &x[1], EPSILON)?]),
             libtorch: &|x| Ok(vec![norm::head_norm(&x[0], &x[1], EPSILON)?]),
+            rounding: ROUNDING,
             mask: None,
         };
         take(subject.check()?);
@@ -121,6 +128,7 @@ pub(super) fn pointwise(device: Device, take: &mut dyn FnMut(Check)) -> Result<(
             outputs: &["y"],
             ours: &|x| Ok(vec![cuda::gelu_gate(&x[0])?]),
             libtorch: &|x| Ok(vec![gates::gelu_gate(&x[0])?]),
+            rounding: ROUNDING,
             mask: None,
         };
         take(subject.check()?);
@@ -144,6 +152,7 @@ pub(super) fn pointwise(device: Device, take: &mut dyn FnMut(Check)) -> Result<(
                 let output = norm::layer_norm(&sum, &x[2], EPSILON)?.to_kind(x[1].kind());
                 Ok(vec![sum, output])
             },
+            rounding: ROUNDING,
             mask: None,
         };
         take(subject.check()?);
@@ -204,6 +213,7 @@ fn head_norm_gate(device: Device, time: i64, heads: i64, width: i64) -> Result<C
         outputs: &["y"],
         ours: &ours,
         libtorch: &libtorch,
+        rounding: ROUNDING,
         mask: None,
     };
     subject.check()
@@ -222,7 +232,8 @@ fn inner(device: Device, batch: i64, time: i64, width: i64, gates: i64) -> Resul
             "conv_projections",
             &inputs,
             |_| {
-                let made = launch::inner_forward(&half_of(&x[0])?, weights(x), batch)?;
+                let none = Boundaries::default();
+                let made = launch::inner_forward(&half_of(&x[0])?, weights(x), batch, none)?;
                 let outputs = vec![made.conv, made.query, made.key, made.value, made.gates];
                 Ok(Forward { outputs, saved: x.iter().map(Tensor::shallow_clone).collect() })
             },
@@ -235,7 +246,9 @@ fn inner(device: Device, batch: i64, time: i64, width: i64, gates: i64) -> Resul
                 let upstream = InnerUpstream { projected: [&q, &k, &v], gates: &g, added: &c };
                 let up = saved[0].f_zeros_like()?;
                 let (a, target) = (half_of(&saved[0])?, half_of(&up)?);
-                let made = launch::inner_backward(&a, weights(saved), batch, upstream, &target)?;
+                let target = InnerTarget { input: &target, window: None };
+                let none = Boundaries::default();
+                let made = launch::inner_backward(&a, weights(saved), batch, none, upstream, target)?;
                 let bias = g.f_sum_dim_intlist(0, false, None::<Kind>)?;
                 let blocks = made.blocks.f_unbind(0)?;
                 let all = [up, made.conv, made.conv_bias].into_iter().chain(blocks);
@@ -277,6 +290,7 @@ fn inner(device: Device, batch: i64, time: i64, width: i64, gates: i64) -> Resul
         outputs: &["c", "q", "k", "v", "gates"],
         ours: &ours,
         libtorch: &libtorch,
+        rounding: ROUNDING,
         mask: None,
     };
     subject.check()
@@ -286,24 +300,28 @@ fn inner(device: Device, batch: i64, time: i64, width: i64, gates: i64) -> Resul
 /// them, so that "both runs agree" says that both ways give the same bits.
 pub(super) fn mlstm_inner(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
     for sizes in [(2, 300, 4, 64), (3, 129, 2, 192), (1, 530, 4, 384)] {
-        take(Check::over_draws(|| inner_case(device, sizes))?);
+        take(Check::over_draws(|| inner_case(device, sizes, "nowhere"))?);
     }
+    take(Check::over_draws(|| inner_case(device, (2, 300, 2, 64), "anywhere"))?);
     Ok(())
 }
 
 fn inner_case(
     device: Device,
     (batch, time, heads, head): (i64, i64, i64, i64),
+    kind: &str,
 ) -> Result<Check, KernelError> {
     let width = heads * head;
+    let flags = drawn_resets(batch, time, kind);
+    let resets = (kind != "nowhere").then(|| plain::resets_tensor(&flags, device));
+    let zeros = Tensor::zeros([batch, 3, width], (Kind::BFloat16, device));
     let split = |x: &Tensor| x.f_chunk(2, -1);
     let by_head = |x: &Tensor| x.f_view([batch, time, heads, head]);
     // c, then what goes into the cell, with products in the type of `up`.
     let cell = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
         let a = &split(&x[0])?[0];
-        let (weight_D1W, bias_D) = (&x[1], Some(&x[2]));
-        let input = ConvInput { x_BTD: a, weight_D1W, bias_D, state: None, resets_BT: None };
-        let c = causal_conv_silu(&input)?.y_BTD;
+        let window = zeros.to_kind(a.kind());
+        let c = plain::conv_silu_by_documents([a, &x[1], &x[2], &window], &flags);
         let wide = |x: &Tensor| {
             if x.kind() == Kind::Double { x.shallow_clone() } else { x.to_kind(Kind::Float) }
         };
@@ -318,7 +336,8 @@ fn inner_case(
     };
     let libtorch = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
         let (z, made) = (split(&x[0])?.swap_remove(1), cell(x)?);
-        let h = plain::mlstm([&made[1], &made[2], &made[3], &made[4], &made[5]]);
+        let [h, ..] =
+            plain::mlstm_by_documents([&made[1], &made[2], &made[3], &made[4], &made[5]], None, &flags);
         let normal = norm::head_norm(&h, &x[8], EPSILON)?;
         Ok(vec![((normal + &x[9] * &made[0]) * z.silu()).to_kind(z.kind())])
     };
@@ -337,8 +356,11 @@ fn inner_case(
             norm_weight_D: &x[8],
             skip_D: &x[9],
             keep: calls.get() % 2 == 0,
+            resets_BT: resets.as_ref(),
+            state: None,
+            with_state: false,
         };
-        Ok(vec![cuda::mlstm_inner(&input, EPSILON)?])
+        Ok(vec![cuda::mlstm_inner(&input, EPSILON)?.y_BTD])
     };
     let gates = 2 * heads;
     let block = || normal(&[width / 4, 4, 4], device) * 0.5;
@@ -358,15 +380,16 @@ fn inner_case(
     ];
     let exact: Vec<Tensor> = inputs.iter().map(|(_, tensor)| tensor.to_kind(Kind::Double)).collect();
     let made = cell(&exact)?;
-    let fine = plain::well_conditioned(&made[1], &made[2], &made[4], &made[5]);
+    let fine = plain::well_conditioned_by_documents([&made[1], &made[2], &made[4], &made[5]], &flags);
     let mask = fine.f_expand([batch, time, heads, head], false)?.f_reshape([batch, time, width])?;
     let subject = Subject {
         kernel: "mlstm_inner",
-        case: format!("{batch}x{time}x{heads}x{head}"),
+        case: format!("{batch}x{time}x{heads}x{head}, anew {kind}"),
         inputs,
         outputs: &["y"],
         ours: &ours,
         libtorch: &libtorch,
+        rounding: ROUNDING,
         mask: Some(mask),
     };
     subject.check()
@@ -415,10 +438,155 @@ fn mlstm_case(
                 state: None,
                 resets_BT: None,
             };
-            Ok(vec![cuda::mlstm(&input)?])
+            Ok(vec![cuda::mlstm(&input)?.h_BTHV])
         },
         libtorch: &|x| Ok(vec![plain::mlstm([&x[0], &x[1], &x[2], &x[3], &x[4]])]),
+        rounding: ROUNDING,
         mask: Some(mask),
+    };
+    subject.check()
+}
+
+/// batch, tokens, heads, head, where sequences begin anew. Chunks of these sizes are 128 (64) and 256 tokens.
+const BOUNDARIES: [(i64, i64, i64, i64, &str); 6] = [
+    (2, 300, 2, 64, "nowhere"),
+    (2, 300, 2, 64, "everywhere"),
+    (3, 300, 2, 64, "at the edges of chunks"),
+    (4, 300, 2, 64, "anywhere"),
+    (2, 700, 2, 384, "at the edges of chunks"),
+    (2, 700, 2, 384, "anywhere"),
+];
+
+/// The same for the cell in float32.
+const FLOAT32: [(i64, i64, i64, i64, &str); 7] = [
+    (2, 1, 1, 8, "nowhere"),
+    (3, 16, 4, 32, "anywhere"),
+    (2, 300, 2, 64, "everywhere"),
+    (3, 300, 2, 72, "at the edges of chunks"),
+    (2, 700, 2, 384, "anywhere"),
+    (1, 512, 1, 384, "nowhere"),
+    (1, 130, 1, 1280, "anywhere"),
+];
+
+/// Flags for sequences that begin anew `kind`.
+fn drawn_resets(batch: i64, time: i64, kind: &str) -> Vec<Vec<bool>> {
+    let random = Tensor::rand([batch, time], (Kind::Float, Device::Cpu));
+    (0..batch)
+        .map(|row| {
+            (0..time)
+                .map(|token| match kind {
+                    "everywhere" => true,
+                    "anywhere" => random.double_value(&[row, token]) < 0.02,
+                    "at the edges of chunks" => (token + row) % 128 == 0 || token + 1 == time,
+                    _ => false,
+                })
+                .collect()
+        })
+        .collect()
+}
+
+/// The cell and the convolution with resets and states in and out, against every document by itself.
+pub(super) fn boundaries(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
+    for case in BOUNDARIES {
+        take(Check::over_draws(|| mlstm_boundary_case(device, case, false))?);
+    }
+    for case in FLOAT32 {
+        take(Check::over_draws(|| mlstm_boundary_case(device, case, true))?);
+    }
+    for (batch, time, width, kind) in
+        [(3, 130, 384, "anywhere"), (2, 67, 64, "everywhere"), (2, 2, 8, "nowhere")]
+    {
+        take(conv_boundary_case(device, (batch, time, width), kind)?);
+    }
+    Ok(())
+}
+
+fn mlstm_boundary_case(
+    device: Device,
+    (batch, time, heads, head, kind): (i64, i64, i64, i64, &str),
+    float32: bool,
+) -> Result<Check, KernelError> {
+    let flags = drawn_resets(batch, time, kind);
+    let resets = plain::resets_tensor(&flags, device);
+    let half = |shape: &[i64], device| if float32 { normal(shape, device) } else { half(shape, device) };
+    // Sums of scores that do not cancel: every row's denominator is one that bf16 determines.
+    let positive = || half(&[batch, time, heads, head], device).abs();
+    let inputs = vec![
+        ("q", positive()),
+        ("k", positive()),
+        ("v", half(&[batch, time, heads, head], device)),
+        ("i", normal(&[batch, time, heads], device)),
+        ("f", normal(&[batch, time, heads], device) + 3.0),
+        ("matrix", normal(&[batch, heads, head, head], device) * 0.2),
+        ("normalizer", normal(&[batch, heads, head], device).abs()),
+    ];
+    let maximum = normal(&[batch, heads], device);
+    let after = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
+        let state = crate::mlstm::MlstmState {
+            matrix: x[5].shallow_clone(),
+            normalizer: x[6].shallow_clone(),
+            maximum: maximum.shallow_clone(),
+        };
+        let input = crate::mlstm::MlstmInput {
+            q_BTHK: &x[0],
+            k_BTHK: &x[1],
+            v_BTHV: &x[2],
+            i_BTH: &x[3],
+            f_BTH: &x[4],
+            state: Some(&state),
+            resets_BT: Some(&resets),
+        };
+        let output = if float32 {
+            crate::mlstm::mlstm(&input, &crate::mlstm::MlstmOptions::default())?
+        } else {
+            cuda::mlstm(&input)?
+        };
+        Ok(vec![output.h_BTHV, output.state.matrix, output.state.normalizer])
+    };
+    let libtorch = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
+        let state = [&x[5], &x[6], &maximum.to_kind(x[5].kind())];
+        let [h, matrix, normalizer, _] =
+            plain::mlstm_by_documents([&x[0], &x[1], &x[2], &x[3], &x[4]], Some(state), &flags);
+        Ok(vec![h, matrix, normalizer])
+    };
+    let subject = Subject {
+        kernel: if float32 { "mlstm float32" } else { "mlstm" },
+        case: format!("{batch}x{time}x{heads}, heads of {head} after a state, anew {kind}"),
+        inputs,
+        outputs: &["h", "matrix", "normalizer"],
+        ours: &after,
+        libtorch: &libtorch,
+        rounding: if float32 { PRECISE } else { ROUNDING },
+        mask: None,
+    };
+    subject.check()
+}
+
+fn conv_boundary_case(
+    device: Device,
+    (batch, time, width): (i64, i64, i64),
+    kind: &str,
+) -> Result<Check, KernelError> {
+    let flags = drawn_resets(batch, time, kind);
+    let resets = plain::resets_tensor(&flags, device);
+    let subject = Subject {
+        kernel: "conv_silu",
+        case: format!("{batch}x{time}x{width} after a window, anew {kind}"),
+        inputs: vec![
+            ("x", half(&[batch, time, width], device)),
+            ("weight", normal(&[width, 1, 4], device)),
+            ("bias", normal(&[width], device)),
+            ("window", half(&[batch, 3, width], device)),
+        ],
+        outputs: &["y"],
+        ours: &|x| {
+            let (weight_D1W, bias_D, state) = (&x[1], Some(&x[2]), Some(&x[3]));
+            let input = ConvInput { x_BTD: &x[0], weight_D1W, bias_D, state, resets_BT: Some(&resets) };
+            Ok(vec![cuda::conv_silu(&input)?])
+        },
+        libtorch: &|x| Ok(vec![plain::conv_silu_by_documents([&x[0], &x[1], &x[2], &x[3]], &flags)]),
+        rounding: ROUNDING,
+        mask: None,
     };
     subject.check()
 }
@@ -474,6 +642,7 @@ pub(super) fn cross_entropy(device: Device, take: &mut dyn FnMut(Check)) -> Resu
                 let none = None::<&Tensor>;
                 Ok(vec![logits.cross_entropy_loss(&targets, none, tch::Reduction::Mean, -100, 0.0)])
             },
+            rounding: ROUNDING,
             mask: None,
         };
         take(subject.check()?);

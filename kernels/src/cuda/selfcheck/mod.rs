@@ -1,8 +1,8 @@
 //! Every kernel of the card against float64, and against libtorch's own operations in the same precision.
 //!
-//! Each check draws inputs, runs the kernel forward and backward twice, and computes the same in float64 and in bf16
-//! with libtorch, on the same card. A tensor passes when its error ‖x − exact‖ / ‖exact‖ is at most twice that of
-//! libtorch, or at most 2⁻⁸, the rounding of the result itself; a kernel when all its tensors do and both runs gave
+//! Each check draws inputs, runs the kernel forward and backward twice, and computes the same in float64 and in its
+//! own precision with libtorch, on the same card. A tensor passes when its error ‖x − exact‖ / ‖exact‖ is at most twice that of
+//! libtorch, or at most 2⁻⁸, the rounding of the result itself (2⁻¹⁶ for kernels of float32); a kernel when all its tensors do and both runs gave
 //! the same bits. Sizes are odd on purpose, gates saturated in some cases.
 //!
 //! The gradient of a forget gate is a running sum and that of a gate's bias a sum over all tokens: their error in one draw
@@ -19,6 +19,8 @@ use crate::KernelError;
 
 /// What rounding a result to bf16 may cost.
 const ROUNDING: f64 = 1.0 / 256.0;
+/// What sums in float32 may cost.
+const PRECISE: f64 = 1.0 / 65536.0;
 
 /// Draws of inputs that a cell is judged by.
 const DRAWS: usize = 8;
@@ -32,12 +34,14 @@ pub struct CheckedTensor {
     pub error: f64,
     /// Relative error of libtorch's operations in the same precision.
     pub libtorch: f64,
+    /// What rounding in this precision may cost whatever libtorch's error is.
+    pub rounding: f64,
 }
 
 impl CheckedTensor {
     /// Whether the error is small enough.
     pub fn passed(&self) -> bool {
-        self.error <= (2.0 * self.libtorch).max(ROUNDING)
+        self.error <= (2.0 * self.libtorch).max(self.rounding)
     }
 }
 
@@ -97,6 +101,8 @@ struct Subject<'a> {
     ours: &'a Function<'a>,
     /// The same by libtorch: in `Double` for double inputs, otherwise with products in bf16.
     libtorch: &'a Function<'a>,
+    /// What rounding may cost.
+    rounding: f64,
     /// What outputs and their gradients are multiplied with, where some rows say nothing about any implementation.
     mask: Option<Tensor>,
 }
@@ -116,12 +122,13 @@ impl Subject<'_> {
         });
         let (ours, exact, plain) = (self.masked(ours), self.masked(exact), self.masked(plain));
         let outputs = self.outputs.iter().map(|name| (*name).to_owned());
+        let rounding = self.rounding;
         let names = outputs.chain(self.inputs.iter().map(|(name, _)| format!("gradient of {name}")));
         let tensors =
             names.zip(ours).zip(exact.iter().zip(&plain)).filter_map(|((name, ours), (exact, plain))| {
                 let exact = exact.as_ref()?;
                 let of = |tensor: Option<&Tensor>| tensor.map_or(f64::NAN, |tensor| relative(tensor, exact));
-                Some(CheckedTensor { name, error: of(ours.as_ref()), libtorch: of(plain.as_ref()) })
+                Some(CheckedTensor { name, error: of(ours.as_ref()), libtorch: of(plain.as_ref()), rounding })
             });
         Ok(Check { kernel: self.kernel, case: self.case, tensors: tensors.collect(), repeatable })
     }
@@ -188,6 +195,7 @@ pub fn run(device: Device, each: &mut dyn FnMut(&Check)) -> Result<Vec<Check>, K
     cases::pointwise(device, &mut take)?;
     cases::mlstm(device, &mut take)?;
     cases::mlstm_inner(device, &mut take)?;
+    cases::boundaries(device, &mut take)?;
     cases::slstm(device, &mut take)?;
     cases::cross_entropy(device, &mut take)?;
     Ok(all)
@@ -210,6 +218,7 @@ mod tests {
             outputs: &["y"],
             ours: &square(factor),
             libtorch: &square(1.0),
+            rounding: ROUNDING,
             mask: None,
         };
         subject.check().unwrap()
@@ -233,7 +242,8 @@ mod tests {
             let mut errors = std::iter::repeat_n(0.01, DRAWS - 1).chain([last]);
             let draw = || {
                 let error = errors.next().unwrap();
-                let tensors = vec![CheckedTensor { name: "y".into(), error, libtorch: 0.01 }];
+                let tensors =
+                    vec![CheckedTensor { name: "y".into(), error, libtorch: 0.01, rounding: ROUNDING }];
                 Ok(Check { kernel: "k", case: "c".into(), tensors, repeatable: true })
             };
             Check::over_draws(draw).unwrap()

@@ -3,6 +3,7 @@
 
 use tch::{Kind, Tensor};
 
+use crate::conv::ConvInput;
 use crate::mlstm::EPSILON;
 
 /// The type of everything but the products.
@@ -34,6 +35,97 @@ pub(super) fn mlstm([q, k, v, i, f]: [&Tensor; 5]) -> Tensor {
     (scores / norm).to_kind(kind).matmul(&heads_first(v)).transpose(1, 2)
 }
 
+/// Where each document of a sequence begins and ends.
+fn documents(resets: &[bool]) -> Vec<(i64, i64)> {
+    let time = resets.len();
+    let mut starts = vec![0];
+    starts.extend((1..time).filter(|&token| resets[token]));
+    let ends = starts.iter().skip(1).copied().chain([time]);
+    starts.iter().zip(ends).map(|(&start, end)| (start as i64, end as i64)).collect()
+}
+
+/// One document by the parallel form, after a state (C, n, m) or after nothing: h, and the C, n and m after it.
+fn document([q, k, v, i, f]: [&Tensor; 5], state: Option<[&Tensor; 3]>) -> [Tensor; 4] {
+    let (kind, wide) = (q.kind(), wide(q.kind()));
+    let heads_first = |tensor: &Tensor| tensor.transpose(1, 2);
+    let (exponents, mut maximum) = logarithms(&i.to_kind(wide), &f.to_kind(wide));
+    let total = heads_first(&f.to_kind(wide)).log_sigmoid().cumsum(-1, None).unsqueeze(-1);
+    let (q, k, v) = (heads_first(q), heads_first(k) * (q.size()[3] as f64).powf(-0.5), heads_first(v));
+    let entering = state.map(|[.., before]| total + before.unsqueeze(-1).unsqueeze(-1));
+    if let Some(entering) = &entering {
+        maximum = maximum.maximum(&entering.detach());
+    }
+    let scores = q.matmul(&k.transpose(-1, -2)) * (&exponents - &maximum).exp();
+    let mut norm = scores.sum_dim_intlist(-1, true, None::<Kind>);
+    let mut top = scores.to_kind(kind).matmul(&v).to_kind(wide);
+    let last = exponents.size()[2] - 1;
+    let left = (exponents.select(2, last) - maximum.select(2, last)).exp().unsqueeze(-1);
+    let written = (&k * left).to_kind(kind);
+    let mut matrix = written.transpose(-1, -2).matmul(&v).to_kind(wide);
+    let mut normalizer = written.to_kind(wide).sum_dim_intlist(2, false, None::<Kind>);
+    if let (Some([before_matrix, before_norm, _]), Some(entering)) = (state, entering) {
+        let carry = (entering - &maximum).exp();
+        norm += &carry * q.to_kind(wide).matmul(&before_norm.to_kind(wide).unsqueeze(-1));
+        top += &carry * q.matmul(&before_matrix.to_kind(kind)).to_kind(wide);
+        let through = carry.select(2, last);
+        matrix += through.unsqueeze(-1) * before_matrix.to_kind(wide);
+        normalizer += through * before_norm.to_kind(wide);
+    }
+    let norm = norm.abs().maximum(&(-&maximum).exp()) + EPSILON;
+    let h = (top / norm).to_kind(kind).transpose(1, 2);
+    [h, matrix, normalizer, maximum.select(2, last).squeeze_dim(-1)]
+}
+
+/// The cell document by document: h `(B, T, H, V)`, and C, n and m after the last token.
+pub(super) fn mlstm_by_documents(
+    inputs: [&Tensor; 5],
+    state: Option<[&Tensor; 3]>,
+    resets: &[Vec<bool>],
+) -> [Tensor; 4] {
+    let mut rows: [Vec<Tensor>; 4] = Default::default();
+    for (row, resets) in resets.iter().enumerate() {
+        let row = row as i64;
+        let mut parts = Vec::new();
+        let mut last = None;
+        for (start, end) in documents(resets) {
+            let own = inputs.map(|tensor| tensor.narrow(0, row, 1).narrow(1, start, end - start));
+            let before = state.filter(|_| start == 0 && !resets[0]);
+            let before = before.map(|state| state.map(|tensor| tensor.narrow(0, row, 1)));
+            let borrowed = before.as_ref().map(|state| state.each_ref());
+            let [h, matrix, normalizer, maximum] = document(own.each_ref(), borrowed);
+            parts.push(h);
+            last = Some([matrix, normalizer, maximum]);
+        }
+        rows[0].push(Tensor::cat(&parts, 1));
+        for (rows, tensor) in rows[1..].iter_mut().zip(last.into_iter().flatten()) {
+            rows.push(tensor);
+        }
+    }
+    rows.map(|rows| Tensor::cat(&rows, 0))
+}
+
+/// The convolution document by document, the first after the three inputs of `window`: `(B, T, D)`.
+pub(super) fn conv_silu_by_documents(
+    [x, weight, bias, window]: [&Tensor; 4],
+    resets: &[Vec<bool>],
+) -> Tensor {
+    let mut rows = Vec::new();
+    for (row, resets) in resets.iter().enumerate() {
+        let row = row as i64;
+        let mut parts = Vec::new();
+        for (start, end) in documents(resets) {
+            let own = x.narrow(0, row, 1).narrow(1, start, end - start);
+            let state = window.narrow(0, row, 1);
+            let state = (start == 0 && !resets[0]).then_some(&state);
+            let input =
+                ConvInput { x_BTD: &own, weight_D1W: weight, bias_D: Some(bias), state, resets_BT: None };
+            parts.push(crate::conv::reference(&input, 4, wide(x.kind())).to_kind(x.kind()));
+        }
+        rows.push(Tensor::cat(&parts, 1));
+    }
+    Tensor::cat(&rows, 0)
+}
+
 /// Where bf16 products determine a gradient, `(B, T, H, 1)`: not where the denominator has its kink nearby, and not
 /// where the sum of scores cancels to a twentieth of its terms; there any rounding decides sign and size, in every
 /// implementation, and one such row outweighs all others in the norm of the error.
@@ -47,6 +139,24 @@ pub(super) fn well_conditioned(q: &Tensor, k: &Tensor, i: &Tensor, f: &Tensor) -
     let larger = norm.maximum(&floor);
     let far = (&norm - &floor).abs().gt_tensor(&(&larger * 0.1));
     far.logical_and(&larger.gt_tensor(&(size * 0.05))).transpose(1, 2).unsqueeze(-1)
+}
+
+/// Flags of every sequence as a tensor `(B, T)`.
+pub(super) fn resets_tensor(flags: &[Vec<bool>], device: tch::Device) -> Tensor {
+    let rows: Vec<Tensor> = flags.iter().map(|row| Tensor::from_slice(row)).collect();
+    Tensor::stack(&rows, 0).to_device(device)
+}
+
+/// As [`well_conditioned`], document by document.
+pub(super) fn well_conditioned_by_documents(inputs: [&Tensor; 4], resets: &[Vec<bool>]) -> Tensor {
+    let rows = resets.iter().enumerate().map(|(row, resets)| {
+        let parts = documents(resets).into_iter().map(|(start, end)| {
+            let own = inputs.map(|tensor| tensor.narrow(0, row as i64, 1).narrow(1, start, end - start));
+            well_conditioned(&own[0], &own[1], &own[2], &own[3])
+        });
+        Tensor::cat(&parts.collect::<Vec<_>>(), 1)
+    });
+    Tensor::cat(&rows.collect::<Vec<_>>(), 0)
 }
 
 /// The recurrence step by step: `x (B, T, 4, H, E)` with biases, R `(H, E in, 4, E out)`.
@@ -93,6 +203,32 @@ pub(super) fn tests_against_references() {
     let difference = mlstm([&q, &k, &v, &i, &f]) - expected;
     assert!(difference.abs().max().double_value(&[]) < 1e-10);
     assert_eq!(well_conditioned(&q, &k, &i, &f).size(), [2, 9, 3, 1]);
+
+    // Document by document, after a state, as the reference has it with resets.
+    let state = [normal(&[2, 3, 4, 5]), normal(&[2, 3, 4]), normal(&[2, 3])];
+    let flags: Vec<Vec<bool>> = vec![
+        (0..9).map(|token| token == 4 || token == 8).collect(),
+        (0..9).map(|token| token == 0 || token == 1).collect(),
+    ];
+    let given = crate::mlstm::MlstmState {
+        matrix: state[0].shallow_clone(),
+        normalizer: state[1].shallow_clone(),
+        maximum: state[2].shallow_clone(),
+    };
+    let resets = resets_tensor(&flags, Device::Cpu);
+    let input = MlstmInput { state: Some(&given), resets_BT: Some(&resets), ..input };
+    let expected = crate::mlstm::mlstm(&input, &options).unwrap();
+    let [h, matrix, normalizer, maximum] =
+        mlstm_by_documents([&q, &k, &v, &i, &f], Some(state.each_ref()), &flags);
+    let state = expected.state;
+    for (found, expected) in [
+        (h, expected.h_BTHV),
+        (matrix, state.matrix),
+        (normalizer, state.normalizer),
+        (maximum, state.maximum),
+    ] {
+        assert!((found - expected).abs().max().double_value(&[]) < 1e-10);
+    }
 
     let (x, recurrent) = (normal(&[2, 7, 4, 3, 5]), normal(&[3, 5, 4, 5]));
     let input = SlstmInput {
