@@ -611,6 +611,7 @@ pub(super) fn slstm(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), K
                 outputs: &["y"],
                 ours: &|x| Ok(vec![cuda::slstm(&x[0], &x[1])?]),
                 libtorch: &|x| Ok(vec![plain::slstm(&x[0], &x[1])]),
+                rounding: ROUNDING,
                 mask: None,
             };
             take(subject.check()?);
