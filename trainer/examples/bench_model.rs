@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::{autograd, runtime};
 use xlstm_kernels::linear::linear;
-use xlstm_manifests::recipe::{self, MemoryEstimate, ModelSize};
+use xlstm_manifests::recipe::{self, ComputePath, MemoryEstimate, ModelSize};
 use xlstm_trainer::model::{Model, Placement};
 use xlstm_trainer::optimizer::AdamW;
 
@@ -47,7 +47,7 @@ fn main() -> Result<(), AnyError> {
     let placement = Placement::new(Device::Cpu, training.precision, training.activation_checkpointing);
     let model = Model::new(&recipe.model, placement, training.seed)?;
     let mut optimizer = AdamW::new(&model, &recipe.optimizer)?;
-    let vocabulary = i64::try_from(recipe.model.vocabulary_size)?;
+    let vocabulary = i64::try_from(recipe.model.vocabulary_size())?;
     let tokens = || Tensor::randint(vocabulary, [1, context], (Kind::Int64, Device::Cpu));
     let (inputs, targets) = (tokens(), tokens());
     let size = ModelSize::of(&recipe.model);
@@ -57,8 +57,8 @@ fn main() -> Result<(), AnyError> {
             "recipe": recipe.name,
             "overrides": overrides,
             "parameters": size.parameters,
-            "operations_per_token": size.operations_per_token(),
-            "memory_estimate": MemoryEstimate::of(&recipe, context.cast_unsigned()).total(),
+            "operations_per_token": recipe.operations_per_token(),
+            "memory_estimate": MemoryEstimate::of(&recipe, context.cast_unsigned(), ComputePath::CpuKernels).total(),
             "threads": threads,
             "instruction_set": xlstm_kernels::cpu::instruction_set(),
             "libtorch": runtime::LIBTORCH_VERSION,

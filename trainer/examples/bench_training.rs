@@ -16,10 +16,10 @@ use serde_json::json;
 use tch::{Kind, Tensor};
 use xlstm_bridge::{autograd, lists, runtime};
 use xlstm_kernels::cuda::{Architecture, Card, profile};
-use xlstm_manifests::recipe::{self, ModelSize, Precision};
+use xlstm_manifests::recipe::{self, ComputePath, Precision};
 use xlstm_trainer::device::{self, DeviceInfo};
 use xlstm_trainer::metrics::peak_operations;
-use xlstm_trainer::model::{Model, Placement};
+use xlstm_trainer::model::{Model, Need, Placement};
 use xlstm_trainer::optimizer::AdamW;
 use xlstm_trainer::train::{memory_estimate, micro_batch_rows};
 
@@ -80,16 +80,17 @@ fn measure(
     let model = Model::new(&recipe.model, Placement::new(device.device, precision, checkpointing), 1)?;
     let mut optimizer = AdamW::new(&model, &recipe.optimizer)?;
     let (shape, options) = ([rows as i64, context as i64], (Kind::Int64, device.device));
-    let draw = || Tensor::f_randint(recipe.model.vocabulary_size as i64, shape, options);
+    let draw = || Tensor::f_randint(recipe.model.vocabulary_size() as i64, shape, options);
     let (inputs, targets) = (draw()?, draw()?);
     let count = shape[0] * shape[1];
     let with_resets = recipe.training.reset_at_document_boundaries;
+    let need = Need { resets: with_resets, states: false };
     let flags = Tensor::f_rand(shape, (Kind::Float, device.device))?.f_lt(1.0 / 500.0)?;
     let resets = with_resets.then_some(&flags);
     let mut step = || -> Result<f64, Box<dyn std::error::Error + Send + Sync>> {
         let begin = Instant::now();
         optimizer.begin_step(false)?;
-        let loss = model.loss_of_counted(&inputs, &targets, resets, Some(count))?.loss;
+        let loss = model.loss_with_count(&inputs, &targets, resets, Some(count))?.loss;
         autograd::backward(&[&loss], &[None], false)?;
         let norm = optimizer.gradient_norm()?;
         optimizer.update(1e-4, 1.0 / norm.max(1.0))?;
@@ -121,7 +122,7 @@ fn measure(
     let peak = lists::device_peak(0, true)?;
     let speed = |seconds: f64| count as f64 / seconds;
     let median = speed(seconds[seconds.len() / 2]);
-    let operations = ModelSize::of(&recipe.model).operations_per_token() as f64;
+    let operations = recipe.operations_per_token() as f64;
     Ok(json!({
         "recipe": name,
         "card": device.name,
@@ -130,7 +131,7 @@ fn measure(
         "activation checkpointing": checkpointing,
         "precision": format!("{precision:?}"),
         "resets": with_resets,
-        "kernels of this program": model.fits_card(with_resets)?,
+        "kernels of this program": model.compute_path(need)?.path == ComputePath::FusedGpu,
         "tokens a second": median.round(),
         "least, most": [speed(seconds[seconds.len() - 1]).round(), speed(seconds[0]).round()],
         "repeats": repeats,
@@ -138,6 +139,6 @@ fn measure(
         "model FLOP/s utilization": peak_operations(&device.name).map(|peak| median * operations / peak),
         "peak GiB": peak.allocated as f64 / f64::from(1 << 30),
         "reserved GiB": peak.reserved as f64 / f64::from(1 << 30),
-        "plan GiB": memory_estimate(&recipe, rows * context, device).total() as f64 / f64::from(1 << 30),
+        "plan GiB": memory_estimate(&recipe, rows * context, device)?.total() as f64 / f64::from(1 << 30),
     }))
 }

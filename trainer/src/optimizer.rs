@@ -4,8 +4,8 @@
 //! m ← β1 m + (1 - β1) g        v ← β2 v + (1 - β2) g²        p ← p (1 - lr·wd)
 //! p ← p - lr / (1 - β1ᵗ) · m / (√v / √(1 - β2ᵗ) + ε)          g is the gradient times the clipping factor
 //! ```
-//! On the CPU one pass over each parameter does all of it, in pieces that all cores share; a piece's bounds do not
-//! depend on the number of threads, so neither does any result. On a card libtorch's fused operation updates all
+//! On the CPU one pass over each parameter does all of it, in chunks that all cores share; a chunk's bounds do not
+//! depend on the number of threads, so neither does any result. On a GPU libtorch's fused operation updates all
 //! parameters in a few launches, and the norm is one number that is waited for once.
 
 use rayon::prelude::*;
@@ -17,10 +17,10 @@ use crate::error::{Result, TrainError};
 use crate::model::{Model, copy_to_cpu};
 use crate::tensor_file::TensorFile;
 
-/// Numbers that one thread takes at a time.
-const PIECE: usize = 1 << 15;
+/// Numbers that one thread updates at a time.
+const CHUNK: usize = 1 << 15;
 
-struct Slot {
+struct ParameterState {
     name: String,
     parameter: Tensor,
     first: Tensor,
@@ -31,7 +31,7 @@ struct Slot {
 /// AdamW over a model's trainable parameters.
 pub struct AdamW {
     options: Optimizer,
-    slots: Vec<Slot>,
+    states: Vec<ParameterState>,
     step: u64,
 }
 
@@ -41,18 +41,18 @@ impl AdamW {
     /// # Errors
     /// When there is no memory for them.
     pub fn new(model: &Model, options: &Optimizer) -> Result<Self> {
-        let mut slots = Vec::new();
+        let mut states = Vec::new();
         for parameter in model.parameters().iter().filter(|parameter| parameter.trainable) {
             let tensor = parameter.tensor.shallow_clone();
-            slots.push(Slot {
+            states.push(ParameterState {
                 name: parameter.name.clone(),
                 first: tensor.detach().f_zeros_like()?,
                 second: tensor.detach().f_zeros_like()?,
                 parameter: tensor,
-                decays: parameter.decays(),
+                decays: parameter.decays,
             });
         }
-        Ok(Self { options: options.clone(), slots, step: 0 })
+        Ok(Self { options: options.clone(), states, step: 0 })
     }
 
     /// Updates done so far.
@@ -63,8 +63,8 @@ impl AdamW {
 
     /// Sets all gradients to none.
     pub fn zero_gradients(&self) {
-        for slot in &self.slots {
-            let mut gradient = slot.parameter.grad();
+        for state in &self.states {
+            let mut gradient = state.parameter.grad();
             if gradient.defined() {
                 // Kept and cleared: fresh large buffers cost page faults.
                 let _ = gradient.zero_();
@@ -72,14 +72,14 @@ impl AdamW {
         }
     }
 
-    /// Before the first micro-batch of a step: gradients are zero or, on a card, none at all, which spares clearing them
+    /// Before the first micro-batch of a step: gradients are zero or, on a GPU, none at all, which spares clearing them
     /// and adding to zeros (16 bytes a parameter, and two launches for each). `shared` gradients, views of what is
     /// reduced over ranks, stay.
     ///
     /// # Errors
     /// When libtorch fails.
     pub fn begin_step(&self, shared: bool) -> Result<()> {
-        if shared || !self.on_card() {
+        if shared || !self.on_gpu() {
             self.zero_gradients();
             return Ok(());
         }
@@ -89,7 +89,7 @@ impl AdamW {
     /// The trained parameters, for reductions over ranks.
     #[must_use]
     pub fn tensors(&self) -> Vec<Tensor> {
-        self.slots.iter().map(|slot| slot.parameter.shallow_clone()).collect()
+        self.states.iter().map(|state| state.parameter.shallow_clone()).collect()
     }
 
     /// Euclidean norm of all gradients together, before clipping.
@@ -97,17 +97,17 @@ impl AdamW {
     /// # Errors
     /// When libtorch fails.
     pub fn gradient_norm(&self) -> Result<f64> {
-        if self.on_card() {
+        if self.on_gpu() {
             let gradients: Vec<Tensor> =
-                self.slots.iter().map(|slot| slot.parameter.grad()).filter(Tensor::defined).collect();
+                self.states.iter().map(|state| state.parameter.grad()).filter(Tensor::defined).collect();
             if gradients.is_empty() {
                 return Ok(0.0);
             }
             return Ok(f64::try_from(lists::norm(&gradients)?.f_to_kind(Kind::Double)?)?);
         }
         let mut total = 0.0;
-        for slot in &self.slots {
-            let gradient = slot.parameter.grad();
+        for state in &self.states {
+            let gradient = state.parameter.grad();
             if !gradient.defined() {
                 continue;
             }
@@ -125,8 +125,8 @@ impl AdamW {
     /// When libtorch fails.
     pub fn update(&mut self, learning_rate: f64, factor: f64) -> Result<()> {
         self.step += 1;
-        if self.on_card() {
-            return self.update_on_card(learning_rate, factor);
+        if self.on_gpu() {
+            return self.update_on_gpu(learning_rate, factor);
         }
         let exponent = i32::try_from(self.step).unwrap_or(i32::MAX);
         let options = &self.options;
@@ -134,46 +134,49 @@ impl AdamW {
             factor: factor as f32,
             beta1: options.beta1 as f32,
             beta2: options.beta2 as f32,
-            gain1: (1.0 - options.beta1) as f32,
-            gain2: (1.0 - options.beta2) as f32,
+            one_minus_beta1: (1.0 - options.beta1) as f32,
+            one_minus_beta2: (1.0 - options.beta2) as f32,
             epsilon: options.epsilon as f32,
             step_size: (learning_rate / (1.0 - options.beta1.powi(exponent))) as f32,
             root_correction: (1.0 - options.beta2.powi(exponent)).sqrt() as f32,
             keep: 1.0,
         };
-        for slot in &mut self.slots {
-            let gradient = slot.parameter.grad();
+        for state in &mut self.states {
+            let gradient = state.parameter.grad();
             if !gradient.defined() {
                 continue;
             }
-            let decay = if slot.decays { options.weight_decay } else { 0.0 };
+            let decay = if state.decays { options.weight_decay } else { 0.0 };
             let constants = Constants { keep: (1.0 - learning_rate * decay) as f32, ..common };
-            tch::no_grad(|| slot.update(&gradient, &constants))?;
+            tch::no_grad(|| state.update(&gradient, &constants))?;
         }
         Ok(())
     }
 
-    /// Whether all parameters are fp32 on a card.
-    fn on_card(&self) -> bool {
-        let on_card = |slot: &Slot| {
-            matches!(slot.parameter.device(), Device::Cuda(_)) && slot.parameter.kind() == Kind::Float
+    /// Whether all parameters are fp32 on a GPU.
+    fn on_gpu(&self) -> bool {
+        let on_gpu = |state: &ParameterState| {
+            matches!(state.parameter.device(), Device::Cuda(_)) && state.parameter.kind() == Kind::Float
         };
-        !self.slots.is_empty() && self.slots.iter().all(on_card)
+        !self.states.is_empty() && self.states.iter().all(on_gpu)
     }
 
-    fn update_on_card(&self, learning_rate: f64, factor: f64) -> Result<()> {
-        let number = |value: f64| Tensor::f_full([1], value, (Kind::Float, self.slots[0].parameter.device()));
+    fn update_on_gpu(&self, learning_rate: f64, factor: f64) -> Result<()> {
+        let number =
+            |value: f64| Tensor::f_full([1], value, (Kind::Float, self.states[0].parameter.device()));
         let (step, scale) = (number(self.step as f64)?, number(1.0 / factor)?);
         for decays in [true, false] {
-            let slots = self.slots.iter().filter(|slot| slot.decays == decays);
-            let slots: Vec<&Slot> = slots.filter(|slot| slot.parameter.grad().defined()).collect();
-            let list =
-                |tensor: fn(&Slot) -> Tensor| slots.iter().map(|slot| tensor(slot)).collect::<Vec<_>>();
+            let states = self.states.iter().filter(|state| state.decays == decays);
+            let states: Vec<&ParameterState> =
+                states.filter(|state| state.parameter.grad().defined()).collect();
+            let list = |tensor: fn(&ParameterState) -> Tensor| {
+                states.iter().map(|state| tensor(state)).collect::<Vec<_>>()
+            };
             let tensors = lists::AdamWTensors {
-                parameters: &list(|slot| slot.parameter.detach()),
-                gradients: &list(|slot| slot.parameter.grad()),
-                first: &list(|slot| slot.first.shallow_clone()),
-                second: &list(|slot| slot.second.shallow_clone()),
+                parameters: &list(|state| state.parameter.detach()),
+                gradients: &list(|state| state.parameter.grad()),
+                first: &list(|state| state.first.shallow_clone()),
+                second: &list(|state| state.second.shallow_clone()),
                 step: &step,
                 scale: &scale,
             };
@@ -194,10 +197,10 @@ impl AdamW {
     /// # Errors
     /// When there is no memory for them.
     pub fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
-        let mut tensors = Vec::with_capacity(2 * self.slots.len());
-        for slot in &self.slots {
-            tensors.push((format!("first.{}", slot.name), copy_to_cpu(&slot.first)?));
-            tensors.push((format!("second.{}", slot.name), copy_to_cpu(&slot.second)?));
+        let mut tensors = Vec::with_capacity(2 * self.states.len());
+        for state in &self.states {
+            tensors.push((format!("first.{}", state.name), copy_to_cpu(&state.first)?));
+            tensors.push((format!("second.{}", state.name), copy_to_cpu(&state.second)?));
         }
         Ok(tensors)
     }
@@ -208,9 +211,9 @@ impl AdamW {
     /// When a moment is missing or has another shape: all are named.
     pub fn load(&mut self, file: &TensorFile, step: u64) -> Result<()> {
         let mut problems = Vec::new();
-        for slot in &mut self.slots {
-            for (prefix, target) in [("first", &mut slot.first), ("second", &mut slot.second)] {
-                let name = format!("{prefix}.{}", slot.name);
+        for state in &mut self.states {
+            for (prefix, target) in [("first", &mut state.first), ("second", &mut state.second)] {
+                let name = format!("{prefix}.{}", state.name);
                 match file.tensor(&name)? {
                     Some(tensor) if tensor.size() == target.size() => target.f_copy_(&tensor)?,
                     Some(tensor) => {
@@ -239,8 +242,8 @@ struct Constants {
     beta1: f32,
     beta2: f32,
     /// 1 - β1 and 1 - β2, rounded once: the difference of rounded numbers would be off by several units.
-    gain1: f32,
-    gain2: f32,
+    one_minus_beta1: f32,
+    one_minus_beta2: f32,
     epsilon: f32,
     step_size: f32,
     root_correction: f32,
@@ -248,22 +251,24 @@ struct Constants {
     keep: f32,
 }
 
-impl Slot {
+impl ParameterState {
     fn update(&mut self, gradient: &Tensor, constants: &Constants) -> Result<()> {
         let handles = [&self.parameter, &self.first, &self.second].map(Tensor::shallow_clone);
         let [parameter, first, second] = handles;
         if let (Some(p), Some(m), Some(v), Some(g)) =
             (floats_mut(&parameter), floats_mut(&first), floats_mut(&second), floats(gradient))
         {
-            let pieces = p.par_chunks_mut(PIECE).zip(m.par_chunks_mut(PIECE)).zip(v.par_chunks_mut(PIECE));
-            pieces.zip(g.par_chunks(PIECE)).for_each(|(((p, m), v), g)| piece(p, m, v, g, constants));
+            let chunks = p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
+            chunks.zip(g.par_chunks(CHUNK)).for_each(|(((p, m), v), g)| update_chunk(p, m, v, g, constants));
             return Ok(());
         }
         let c = constants.map_f64();
         let gradient = gradient.f_mul_scalar(c.factor)?;
         let (mut parameter, mut first, mut second) = (parameter, first, second);
-        let _ = first.f_mul_scalar_(c.beta1)?.f_add_(&gradient.f_mul_scalar(c.gain1)?)?;
-        let _ = second.f_mul_scalar_(c.beta2)?.f_addcmul_(&gradient, &gradient.f_mul_scalar(c.gain2)?)?;
+        let _ = first.f_mul_scalar_(c.beta1)?.f_add_(&gradient.f_mul_scalar(c.one_minus_beta1)?)?;
+        let _ = second
+            .f_mul_scalar_(c.beta2)?
+            .f_addcmul_(&gradient, &gradient.f_mul_scalar(c.one_minus_beta2)?)?;
         let _ = parameter.f_mul_scalar_(c.keep)?;
         let denominator = second.f_sqrt()?.f_div_scalar(c.root_correction)?.f_add_scalar(c.epsilon)?;
         let _ = parameter.f_addcdiv_(&first.f_mul_scalar(-c.step_size)?, &denominator)?;
@@ -271,12 +276,12 @@ impl Slot {
     }
 }
 
-struct Wide {
+struct ConstantsF64 {
     factor: f64,
     beta1: f64,
     beta2: f64,
-    gain1: f64,
-    gain2: f64,
+    one_minus_beta1: f64,
+    one_minus_beta2: f64,
     epsilon: f64,
     step_size: f64,
     root_correction: f64,
@@ -284,13 +289,13 @@ struct Wide {
 }
 
 impl Constants {
-    fn map_f64(self) -> Wide {
-        Wide {
+    fn map_f64(self) -> ConstantsF64 {
+        ConstantsF64 {
             factor: f64::from(self.factor),
             beta1: f64::from(self.beta1),
             beta2: f64::from(self.beta2),
-            gain1: f64::from(self.gain1),
-            gain2: f64::from(self.gain2),
+            one_minus_beta1: f64::from(self.one_minus_beta1),
+            one_minus_beta2: f64::from(self.one_minus_beta2),
             epsilon: f64::from(self.epsilon),
             step_size: f64::from(self.step_size),
             root_correction: f64::from(self.root_correction),
@@ -299,18 +304,18 @@ impl Constants {
     }
 }
 
-fn piece(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: &Constants) {
+fn update_chunk(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: &Constants) {
     for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
         let g = g * c.factor;
-        *m = c.beta1 * *m + c.gain1 * g;
-        *v = c.beta2 * *v + c.gain2 * g * g;
+        *m = c.beta1 * *m + c.one_minus_beta1 * g;
+        *v = c.beta2 * *v + c.one_minus_beta2 * g * g;
         *p = *p * c.keep - c.step_size * (*m / (v.sqrt() / c.root_correction + c.epsilon));
     }
 }
 
 /// Sum of squares in double precision, in an order that does not depend on the number of threads.
 fn squares(values: &[f32]) -> f64 {
-    let piece = |values: &[f32]| -> f64 {
+    let sum_of_chunk = |values: &[f32]| -> f64 {
         let mut sums = [0.0_f64; 8];
         for group in values.chunks(8) {
             for (sum, value) in sums.iter_mut().zip(group) {
@@ -319,8 +324,8 @@ fn squares(values: &[f32]) -> f64 {
         }
         sums.iter().sum()
     };
-    let pieces: Vec<f64> = values.par_chunks(PIECE).map(piece).collect();
-    pieces.iter().sum()
+    let sums: Vec<f64> = values.par_chunks(CHUNK).map(sum_of_chunk).collect();
+    sums.iter().sum()
 }
 
 fn is_plain(tensor: &Tensor) -> bool {
@@ -358,23 +363,23 @@ mod tests {
     fn both_paths_agree() {
         let values = || Tensor::from_slice(&(0..100).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>());
         let gradient = Tensor::from_slice(&(0..100).map(|i| (i as f32 * 0.11).cos()).collect::<Vec<_>>());
-        let slot = |kind: Kind| {
+        let state = |kind: Kind| {
             let parameter = values().to_kind(kind);
             let (first, second) = (parameter.zeros_like(), parameter.zeros_like());
-            Slot { name: "w".into(), parameter, first, second, decays: true }
+            ParameterState { name: "w".into(), parameter, first, second, decays: true }
         };
         let constants = Constants {
             factor: 0.5,
             beta1: 0.9,
             beta2: 0.95,
-            gain1: 0.1,
-            gain2: 0.05,
+            one_minus_beta1: 0.1,
+            one_minus_beta2: 0.05,
             epsilon: 1e-5,
             step_size: 0.01,
             root_correction: 0.3,
             keep: 0.999,
         };
-        let (mut plain, mut libtorch) = (slot(Kind::Float), slot(Kind::Double));
+        let (mut plain, mut libtorch) = (state(Kind::Float), state(Kind::Double));
         for _ in 0..3 {
             plain.update(&gradient, &constants).unwrap();
             libtorch.update(&gradient.to_kind(Kind::Double), &constants).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! The text is printed by `xlstm-eval reproduce` from the built-in recipes and from the evaluation reports under a
 //! folder of results; nothing in it is typed by hand but the list of the paper's experiments below. A recipe whose run
-//! has no report gets its cost: operations a token (`xlstm_manifests::recipe::ModelSize`) × tokens ÷ a
+//! has no report gets its cost: operations a token (`xlstm_manifests::recipe::Architecture`) × tokens ÷ a
 //! published rate.
 
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ struct Rate {
 impl Rate {
     fn operations_per_second(&self) -> Result<f64> {
         let recipe = recipe::load(self.recipe, &[])?;
-        Ok(self.tokens_per_second * ModelSize::of(&recipe.model).operations_per_token() as f64)
+        Ok(self.tokens_per_second * recipe.operations_per_token() as f64)
     }
 }
 
@@ -309,7 +309,7 @@ fn tokens(recipe: &Recipe) -> f64 {
 }
 
 fn days(recipe: &Recipe, rate: f64) -> f64 {
-    ModelSize::of(&recipe.model).operations_per_token() as f64 * tokens(recipe) / rate / 86_400.0
+    recipe.operations_per_token() as f64 * tokens(recipe) / rate / 86_400.0
 }
 
 /// Two digits, or whole days.

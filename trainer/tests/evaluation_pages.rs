@@ -130,7 +130,7 @@ fn report(model: &Path) -> Report {
             tokens: None,
             files: BTreeMap::from([("model.safetensors".to_owned(), FileDigest { size, sha256 })]),
             parameters: 163_690_928,
-            architecture: "xLSTM[11:1], 24 blocks, width 768".into(),
+            architecture: "xLSTM[7:1], 24 blocks (sLSTM at 3, 20), width 768".into(),
             vocabulary_size: 50_304,
         },
         run: None,

@@ -3,20 +3,20 @@
 
 use tch::{Device, Kind, Tensor};
 use xlstm_manifests::recipe::{
-    BlockKind, ForgetGate, GateWeights, InputBias, ModelConfig, ModelSize, Precision, RecurrentInit,
-    SlstmBias, WeightInit,
+    BlockKind, ForgetGate, GateWeights, InputBias, Precision, RecurrentInit, SlstmBias, WeightInit,
+    XlstmConfig,
 };
 use xlstm_trainer::TrainError;
 use xlstm_trainer::model::{Generation, Model, ModelState, Placement, Sampling, export, import};
 use xlstm_trainer::tensor_file;
 
-fn config() -> ModelConfig {
-    let mut config = ModelConfig {
+fn config() -> XlstmConfig {
+    let mut config = XlstmConfig {
         vocabulary_size: 40,
         embedding_dim: 16,
         blocks: 3,
         slstm_at: vec![1],
-        ..ModelConfig::default()
+        ..XlstmConfig::default()
     };
     config.slstm.recurrent_init = RecurrentInit::Standard;
     config
@@ -28,7 +28,7 @@ fn placement() -> Placement {
 }
 
 fn model() -> Model {
-    Model::new(&config(), placement(), 3).unwrap()
+    Model::new(&config().into(), placement(), 3).unwrap()
 }
 
 fn tokens(batch: i64, time: i64) -> Tensor {
@@ -117,22 +117,22 @@ fn files_round_trip_and_what_does_not_fit_is_listed() {
     let mut own = config();
     own.slstm.forget_gate = ForgetGate::Exponential;
     let own_path = folder.path().join("own.safetensors");
-    let own = Model::new(&own, placement(), 3).unwrap();
+    let own = Model::new(&own.into(), placement(), 3).unwrap();
     export(&own, &own_path, 32).unwrap();
     assert!(!tensor_file::TensorFile::open(&own_path).unwrap().metadata().contains_key("xlstm_config"));
     let same = import(&own_path, placement()).unwrap();
     assert_close(&hidden(&same, &text, None).0, &hidden(&own, &text, None).0);
 
-    let wider = ModelConfig { embedding_dim: 32, ..config() };
+    let wider = XlstmConfig { embedding_dim: 32, ..config() };
     let file = tensor_file::TensorFile::open(&path).unwrap();
-    let error = Model::new(&wider, placement(), 0).unwrap().load(&file, "").unwrap_err();
+    let error = Model::new(&wider.into(), placement(), 0).unwrap().load(&file, "").unwrap_err();
     let TrainError::Parameters { count, ref list, .. } = error else { panic!("{error}") };
     assert!(
         count > 10 && list.contains("token_embedding.weight: expected [40, 32], found [40, 16]"),
         "{list}"
     );
-    let more = ModelConfig { blocks: 4, ..config() };
-    let error = Model::new(&more, placement(), 0).unwrap().load(&file, "").unwrap_err().to_string();
+    let more = XlstmConfig { blocks: 4, ..config() };
+    let error = Model::new(&more.into(), placement(), 0).unwrap().load(&file, "").unwrap_err().to_string();
     assert!(error.contains("blocks.3.xlstm.proj_up.weight: expected [128, 16], found none"), "{error}");
 }
 
@@ -166,9 +166,28 @@ fn both_slstm_layouts_are_read() {
     assert_close(&hidden(&again, &text, None).0, &hidden(&model, &text, None).0);
 }
 
+/// The official package's rule for weight decay: by names, and never the token embedding.
+fn official_decay(name: &str) -> bool {
+    name.contains("weight") && !name.contains("norm") && name != "token_embedding.weight"
+}
+
+#[test]
+fn weight_decay_follows_the_official_package() {
+    for block in [BlockKind::PreUpProjection, BlockKind::PostUpProjection] {
+        let mut config = config();
+        config.mlstm.block = block;
+        let model = Model::new(&config.into(), placement(), 1).unwrap();
+        for parameter in model.parameters() {
+            assert_eq!(parameter.decays, official_decay(&parameter.name), "{}", parameter.name);
+        }
+        let decaying = model.parameters().iter().filter(|parameter| parameter.decays).count();
+        assert!(decaying > 20 && decaying < model.parameters().len() - 10);
+    }
+}
+
 #[test]
 fn every_variant_trains_and_has_the_counted_size() {
-    let variants: [fn(&mut ModelConfig); 9] = [
+    let variants: [fn(&mut XlstmConfig); 9] = [
         |_| {},
         |c| c.mlstm.block = BlockKind::PostUpProjection,
         |c| (c.mlstm.convolution, c.slstm.convolution) = (0, 0),
@@ -186,8 +205,8 @@ fn every_variant_trains_and_has_the_counted_size() {
     for (number, change) in variants.into_iter().enumerate() {
         let mut config = config();
         change(&mut config);
-        let model = Model::new(&config, placement(), 1).unwrap();
-        assert_eq!(model.parameter_count(), ModelSize::of(&config).parameters, "variant {number}");
+        let model = Model::new(&config.into(), placement(), 1).unwrap();
+        assert_eq!(model.parameter_count(), model.config().size().parameters, "variant {number}");
         let text = tokens(2, 17);
         let output = model.loss(&text.narrow(1, 0, 16), &text.narrow(1, 1, 16).contiguous(), None).unwrap();
         xlstm_bridge::autograd::backward(&[&output.loss], &[None], false).unwrap();
@@ -201,8 +220,9 @@ fn every_variant_trains_and_has_the_counted_size() {
 
 #[test]
 fn first_values_are_the_published_ones() {
-    let config = ModelConfig { embedding_dim: 64, blocks: 4, slstm_at: vec![0, 3], ..ModelConfig::default() };
-    let model = Model::new(&config, Placement::new(Device::Cpu, Precision::Float32, false), 7).unwrap();
+    let config = XlstmConfig { embedding_dim: 64, blocks: 4, slstm_at: vec![0, 3], ..XlstmConfig::default() };
+    let model =
+        Model::new(&config.into(), Placement::new(Device::Cpu, Precision::Float32, false), 7).unwrap();
     let get = |name: &str| {
         let found = model.parameters().iter().find(|parameter| parameter.name.ends_with(name));
         found.unwrap_or_else(|| panic!("no {name}")).tensor.detach().to_kind(Kind::Double)

@@ -10,13 +10,13 @@ use std::process::{Child, Command, Stdio};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
-use xlstm_manifests::recipe::{ModelConfig, Precision};
+use xlstm_manifests::recipe::{Precision, XlstmConfig};
 use xlstm_trainer::model::{Model, Placement, export};
 
 /// A small model of GPT-2's tokens, with both kinds of block.
 fn model() -> Model {
-    let config = ModelConfig { embedding_dim: 16, blocks: 2, slstm_at: vec![1], ..ModelConfig::default() };
-    Model::new(&config, Placement::new(tch::Device::Cpu, Precision::Float32, false), 7).unwrap()
+    let config = XlstmConfig { embedding_dim: 16, blocks: 2, slstm_at: vec![1], ..XlstmConfig::default() };
+    Model::new(&config.into(), Placement::new(tch::Device::Cpu, Precision::Float32, false), 7).unwrap()
 }
 
 struct Server {
@@ -560,14 +560,15 @@ fn a_key_that_occurs_twice_is_refused() {
 #[test]
 fn a_model_of_other_tokens_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let config = ModelConfig {
+    let config = XlstmConfig {
         vocabulary_size: 64,
         embedding_dim: 16,
         blocks: 1,
         slstm_at: vec![],
-        ..ModelConfig::default()
+        ..XlstmConfig::default()
     };
-    let small = Model::new(&config, Placement::new(tch::Device::Cpu, Precision::Float32, false), 1).unwrap();
+    let small =
+        Model::new(&config.into(), Placement::new(tch::Device::Cpu, Precision::Float32, false), 1).unwrap();
     let path = folder.path().join("small.safetensors");
     export(&small, &path, 32).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_xlstm-eval"))

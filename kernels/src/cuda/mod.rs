@@ -26,6 +26,7 @@ pub mod profile;
 pub mod selfcheck;
 mod slstm;
 mod stream;
+mod supports;
 mod wrapped;
 
 pub use cross_entropy::projected_cross_entropy;
@@ -33,6 +34,7 @@ pub use inner::{InnerInput, InnerOutput, InnerState, gate_weights, inner_fits, m
 pub use mlstm::mlstm;
 pub use slstm::{slstm, slstm_fits};
 pub use stream::{add_layer_norm, stream_fits};
+pub use supports::{FusedCell, Request, supports};
 pub use wrapped::{conv_silu, gelu_gate, head_norm};
 
 use std::collections::HashMap;

@@ -9,22 +9,27 @@
 //! ```
 //! A file may hold variants, `[variant."7to1"]` with any of the keys: an experiment of the paper is one file, and
 //! each of its rows is a variant, named `experiment/variant` on the command line.
+//!
+//! Which keys `[model]` has depends on `model.architecture` (module [`architecture`]). A layer that names another
+//! architecture than the layers below it starts from that architecture's defaults.
 
+pub mod architecture;
 mod auto;
 mod builtin;
-mod model;
+mod compute_path;
+mod memory;
 mod parse;
-mod size;
 mod validate;
 
+pub use architecture::{
+    BlockKind, ForgetGate, GateWeights, InputBias, MlstmConfig, ModelConfig, ModelSize, RecurrentInit,
+    SlstmBias, SlstmConfig, WeightInit, XlstmConfig,
+};
 pub use auto::{Accelerator, choose};
 pub use builtin::{Builtin, builtins};
-pub use model::{
-    BlockKind, ForgetGate, GateWeights, InputBias, MlstmConfig, ModelConfig, RecurrentInit, SlstmBias,
-    SlstmConfig, WeightInit,
-};
+pub use compute_path::ComputePath;
+pub use memory::MemoryEstimate;
 pub use parse::{load, nearest, resolve};
-pub use size::{MemoryEstimate, ModelSize};
 
 use serde::{Deserialize, Serialize};
 
@@ -136,6 +141,17 @@ pub enum Precision {
     Float32,
     /// Products in bfloat16, the residual stream, norms, states and parameters in float32.
     Bfloat16,
+}
+
+impl Precision {
+    /// Its name in run manifests.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Bfloat16 => "bfloat16",
+        }
+    }
 }
 
 /// AdamW (paper, B.2): weight decay on matrices of the model but the token embedding.
@@ -329,6 +345,12 @@ impl Recipe {
             );
         }
         Ok(tokens / row_length)
+    }
+
+    /// Operations of forward and backward pass for one token in this recipe's contexts.
+    #[must_use]
+    pub fn operations_per_token(&self) -> u64 {
+        self.model.operations_per_token(self.training.context_length)
     }
 
     /// The recipe as TOML, every key spelled out.

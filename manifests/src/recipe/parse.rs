@@ -4,6 +4,7 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
+use super::architecture::{ARCHITECTURE_KEY, ModelConfig};
 use super::{Recipe, RecipeError, Result, builtin};
 
 /// A recipe by built-in name or file, with variant (`NAME/VARIANT`, `FILE.toml/VARIANT`) and overrides applied.
@@ -62,14 +63,13 @@ fn resolve_table(
     overrides: &[String],
 ) -> Result<Recipe> {
     let mut resolved = to_table(&Recipe::default())?;
-    let known = dotted_keys(&resolved, "");
     let variants = match table.remove("variant") {
         None => Table::new(),
         Some(Value::Table(variants)) => variants,
         Some(other) => return Err(value_error(name, "variant", "a table of variants", &other)),
     };
     resolved.insert("name".into(), Value::String(stem.into()));
-    merge(name, &mut resolved, table, "", &known)?;
+    add_layer(name, &mut resolved, table)?;
     if let Some(variant) = variant {
         let layer = match variants.get(variant) {
             Some(Value::Table(layer)) => layer.clone(),
@@ -81,10 +81,16 @@ fn resolve_table(
             }
         };
         resolved.insert("name".into(), Value::String(format!("{stem}/{variant}")));
-        merge(name, &mut resolved, layer, "", &known)?;
+        add_layer(name, &mut resolved, layer)?;
     }
+    let mut layers = Vec::with_capacity(overrides.len());
     for text in overrides {
-        merge(&format!("--set {text}"), &mut resolved, parse_override(text)?, "", &known)?;
+        layers.push((text, parse_override(text)?));
+    }
+    // An architecture brings its own defaults, so it goes first, wherever it stands.
+    layers.sort_by_key(|(_, layer)| architecture_of(layer).is_none());
+    for (text, layer) in layers {
+        add_layer(&format!("--set {text}"), &mut resolved, layer)?;
     }
     let recipe: Recipe = resolved.try_into().map_err(|error: toml::de::Error| RecipeError::Syntax {
         name: name.into(),
@@ -92,6 +98,27 @@ fn resolve_table(
     })?;
     super::validate::check(&recipe)?;
     Ok(recipe)
+}
+
+/// Puts a layer on top. Where it names another architecture, `[model]` begins anew with that one's defaults.
+fn add_layer(name: &str, resolved: &mut Table, layer: Table) -> Result<()> {
+    if let Some(wanted) = architecture_of(&layer).filter(|wanted| Some(*wanted) != architecture_of(resolved))
+    {
+        let model = wanted.as_str().and_then(ModelConfig::default_of).ok_or_else(|| {
+            let expected = format!("one of {}", ModelConfig::ARCHITECTURES.join(", "));
+            value_error(name, "model.architecture", &expected, wanted)
+        })?;
+        let table = Table::try_from(&model)
+            .map_err(|error| RecipeError::Syntax { name: name.into(), reason: error.to_string() })?;
+        resolved.insert("model".into(), Value::Table(table));
+    }
+    let known = dotted_keys(resolved, "");
+    merge(name, resolved, layer, "", &known)
+}
+
+/// What a layer says of `model.architecture`.
+fn architecture_of(layer: &Table) -> Option<&Value> {
+    layer.get("model").and_then(Value::as_table).and_then(|model| model.get(ARCHITECTURE_KEY))
 }
 
 /// `a.b=value` as a table. A value that is no TOML is taken as a string: `--set training.precision=float32`.
@@ -209,6 +236,7 @@ fn edits(left: &str, right: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::XlstmConfig;
     use super::*;
 
     fn set(overrides: &[&str]) -> Result<Recipe> {
@@ -228,7 +256,8 @@ mod tests {
         ])
         .unwrap();
         assert_eq!((recipe.training.steps, recipe.optimizer.learning_rate), (10, 1.0));
-        assert_eq!(recipe.model.slstm_at, [0, 2]);
+        let expected = XlstmConfig { slstm_at: vec![0, 2], ..XlstmConfig::default() };
+        assert_eq!(recipe.model, ModelConfig::Xlstm(expected));
         let again: Recipe = toml::from_str(&recipe.to_toml().unwrap()).unwrap();
         assert_eq!(again, recipe, "a printed recipe is a recipe");
     }
@@ -246,6 +275,12 @@ mod tests {
         }
         let error = set(&["zzzzzz=1"]).unwrap_err().to_string();
         assert!(!error.contains("did you mean"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_architecture_is_named() {
+        let error = set(&["model.architecture=lstmx"]).unwrap_err().to_string();
+        assert!(error.contains("`model.architecture` expected one of xlstm"), "{error}");
     }
 
     #[test]
@@ -267,7 +302,7 @@ mod tests {
         assert_eq!(load(&name, &[]).unwrap().name, "mine");
         let recipe = load(&format!("{name}/small"), &[]).unwrap();
         assert_eq!(
-            (recipe.name.as_str(), recipe.model.embedding_dim, recipe.training.steps),
+            (recipe.name.as_str(), recipe.model.embedding_dim(), recipe.training.steps),
             ("mine/small", 64, 900)
         );
         let error = load(&format!("{name}/smal"), &[]).unwrap_err().to_string();

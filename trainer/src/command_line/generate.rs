@@ -84,7 +84,7 @@ impl GenerateArguments {
 /// # Errors
 /// When the model has fewer tokens than GPT-2, the options have no meaning, or libtorch fails.
 pub fn complete(model: &Model, prompts: &[&str], sampling: Sampling, tokens: usize) -> Result<Vec<String>> {
-    let (needed, found) = (u64::from(END_OF_TEXT) + 1, model.config().vocabulary_size);
+    let (needed, found) = (u64::from(END_OF_TEXT) + 1, model.config().vocabulary_size());
     if found < needed {
         return Err(TrainError::Usage(format!(
             "expected a model of GPT-2's {needed} tokens or more, found {found}: it cannot write text"

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tch::Kind;
 use xlstm_manifests::digest::digest_file;
-use xlstm_manifests::recipe::{ModelConfig, Precision, Recipe};
+use xlstm_manifests::recipe::{Precision, Recipe};
 use xlstm_manifests::run_manifest::{RUN_NAME, RunManifest};
 use xlstm_manifests::{Manifest, identity};
 use xlstm_pipeline::audit::{AuditArgs, audit, splits_at};
@@ -101,8 +101,8 @@ pub fn open_model(
         tokens,
         files,
         parameters: model.parameter_count(),
-        architecture: architecture(model.config()),
-        vocabulary_size: model.config().vocabulary_size,
+        architecture: model.config().label(),
+        vocabulary_size: model.config().vocabulary_size(),
     };
     Ok(OpenedModel { model, link, run, recipe, precision, marks })
 }
@@ -132,19 +132,6 @@ fn run_link(file: &Path) -> Result<Option<RunLink>> {
     let manifest = RunManifest::load(path)?;
     let (_, manifest_sha256) = digest_file(&path.join(RUN_NAME))?;
     Ok(Some(RunLink { path: path.into(), manifest_sha256, recipe: manifest.recipe, train: manifest.train }))
-}
-
-/// The paper's way to name an architecture.
-fn architecture(config: &ModelConfig) -> String {
-    let scalar = config.slstm_at.len() as u64;
-    let matrix = config.blocks - scalar;
-    let (mut a, mut b) = (matrix, scalar);
-    while b > 0 {
-        (a, b) = (b, a % b);
-    }
-    let divisor = a.max(1);
-    let (matrix, scalar) = (matrix / divisor, scalar / divisor);
-    format!("xLSTM[{matrix}:{scalar}], {} blocks, width {}", config.blocks, config.embedding_dim)
 }
 
 /// The split to evaluate for a path that names a split, its manifest, or a dataset with `split` in it.

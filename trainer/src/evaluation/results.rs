@@ -74,7 +74,7 @@ pub struct ModelLink {
     pub files: BTreeMap<String, FileDigest>,
     /// Trainable numbers.
     pub parameters: u64,
-    /// In the paper's terms: `xLSTM[7:1], 48 blocks, width 2048`.
+    /// In the paper's terms: `xLSTM[7:1], 24 blocks (sLSTM at 3, 20), width 768`.
     pub architecture: String,
     /// Rows of the embedding.
     pub vocabulary_size: u64,

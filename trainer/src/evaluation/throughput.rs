@@ -62,7 +62,7 @@ pub fn measure(model: &Model, options: &ThroughputOptions) -> Result<Throughput>
 
 /// Seconds since the prompts were handed over, at each of these numbers of generated tokens.
 fn run(model: &Model, batch: usize, prefill: usize, lengths: &[usize]) -> Result<Vec<f64>> {
-    let vocabulary = i64::try_from(model.config().vocabulary_size).unwrap_or(i64::MAX);
+    let vocabulary = i64::try_from(model.config().vocabulary_size()).unwrap_or(i64::MAX);
     let prompt = |row: usize| (0..prefill).map(|index| (row * 31 + index * 7) as i64 % vocabulary).collect();
     let prompts: Vec<Vec<i64>> = (0..batch).map(prompt).collect();
     let greedy = Sampling { temperature: 0.0, ..Sampling::default() };

@@ -1,12 +1,9 @@
 //! Model FLOP utilisation: which operations are counted, and against which peak.
 //!
-//! Operations of a token, forward and backward: `6·P + 12·M` (see `xlstm_manifests::recipe::ModelSize`), where `P`
-//! counts the parameters in matrix products (all matrices but the token embedding) and `M` the cells of the matrix
-//! memories. Peaks are the makers' dense bfloat16 figures. A device that is not listed has no utilisation: a guess
+//! Operations of a token, forward and backward, are the architecture's (`Architecture::operations_per_token`, with its
+//! formula by name). For xLSTM they are `6·P + 12·M`: `P` counts the parameters in matrix products (all matrices but the
+//! token embedding) and `M` the cells of the matrix memories. Peaks are the makers' dense bfloat16 figures. A device that is not listed has no utilisation: a guess
 //! would be worse than none.
-
-/// The formula's name, for reports.
-pub const FORMULA: &str = "6P+12M";
 
 /// Dense bf16 peak in operations a second, by a part of the device's name; the first match counts.
 const PEAKS: &[(&str, f64)] = &[

@@ -43,7 +43,7 @@ pub struct Line {
     /// Share of the time that training waited for data, since the last line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_wait_share: Option<f64>,
-    /// Operations by [`FORMULA`](super::FORMULA) over the device's dense bf16 peak, where that
+    /// Operations by the architecture's formula over the device's dense bf16 peak, where that
     /// is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flop_utilization: Option<f64>,

@@ -6,7 +6,7 @@ mod progress;
 mod rows;
 mod tensorboard;
 
-pub use flops::{FORMULA, peak_operations};
+pub use flops::peak_operations;
 pub use lines::{Line, Lines, read_lines};
 pub use progress::Progress;
 pub(crate) use rows::RowLog;

@@ -1,13 +1,11 @@
-//! Text generation with constant memory: the state after the prompt, then one token at a time.
+//! Text generation: the state after the prompt, then one token at a time.
 //!
 //! Prompts of a batch may differ in length: each is read on its own, and the states are put together afterwards, so a
 //! sequence does not depend on its neighbours. Each sequence draws from its own generator, keyed by seed and number.
 
 use tch::{Kind, Tensor};
-use xlstm_kernels::mlstm::MlstmState;
-use xlstm_kernels::slstm::SlstmState;
 
-use super::{BlockState, CellState, Model, ModelState, signed};
+use super::{Model, ModelState, signed};
 use crate::error::{Result, TrainError};
 
 /// How the next token is drawn.
@@ -71,7 +69,7 @@ impl<'a> Generation<'a> {
             }
             let draws = (0..prompts.len() as u64).map(|index| Draws(sampling.seed ^ (index << 40))).collect();
             let logits_BV = Tensor::f_cat(&logits, 0)?;
-            Ok(Self { model, sampling, draws, state: concatenate(&states)?, logits_BV })
+            Ok(Self { model, sampling, draws, state: model.join(&states)?, logits_BV })
         })
     }
 
@@ -109,7 +107,7 @@ fn check(model: &Model, prompts: &[Vec<i64>], sampling: &Sampling) -> Result<()>
     if prompts.is_empty() || prompts.iter().any(Vec::is_empty) {
         return fail("expected prompts of at least one token each, found an empty one".into());
     }
-    let size = signed(model.config().vocabulary_size);
+    let size = signed(model.config().vocabulary_size());
     if let Some(id) = prompts.iter().flatten().find(|&&id| id < 0 || id >= size) {
         return fail(format!("expected token ids below {size}, the model's vocabulary, found {id}"));
     }
@@ -152,44 +150,6 @@ fn draw(logits: &[f32], sampling: &Sampling, draws: &mut Draws) -> i64 {
         }
     }
     signed(order[weights.len() - 1] as u64)
-}
-
-/// States of single sequences as the state of a batch.
-fn concatenate(states: &[ModelState]) -> Result<ModelState> {
-    let join = |get: &dyn Fn(&ModelState) -> Option<Tensor>| -> Result<Option<Tensor>> {
-        let parts: Option<Vec<Tensor>> = states.iter().map(get).collect();
-        Ok(parts.map(|parts| Tensor::f_cat(&parts, 0)).transpose()?)
-    };
-    let mut blocks = Vec::new();
-    for index in 0..states.first().map_or(0, |state| state.blocks.len()) {
-        let convolution = join(&|state| state.blocks[index].convolution.as_ref().map(Tensor::shallow_clone))?;
-        let part = |number: usize| {
-            join(&|state: &ModelState| {
-                let tensors = match &state.blocks[index].cell {
-                    CellState::Mlstm(state) => vec![&state.matrix, &state.normalizer, &state.maximum],
-                    CellState::Slstm(state) => {
-                        vec![&state.hidden, &state.cell, &state.normalizer, &state.maximum]
-                    }
-                };
-                tensors.get(number).map(|tensor| tensor.shallow_clone())
-            })
-        };
-        let cell = match (part(0)?, part(1)?, part(2)?, part(3)?) {
-            (Some(hidden), Some(cell), Some(normalizer), Some(maximum)) => {
-                CellState::Slstm(SlstmState { hidden, cell, normalizer, maximum })
-            }
-            (Some(matrix), Some(normalizer), Some(maximum), None) => {
-                CellState::Mlstm(MlstmState { matrix, normalizer, maximum })
-            }
-            _ => {
-                return Err(TrainError::Internal(
-                    "expected states of one model, found different ones".into(),
-                ));
-            }
-        };
-        blocks.push(BlockState { convolution, cell });
-    }
-    Ok(ModelState { blocks })
 }
 
 #[cfg(test)]

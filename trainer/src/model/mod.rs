@@ -1,46 +1,54 @@
-//! xLSTM\[a:b\] language models, parameter by parameter as the official package has them.
+//! Language models of residual blocks, parameter by parameter as their authors' code has them.
 //!
 //! ```text
-//! tokens ─► token_embedding ─► blocks (mLSTM | sLSTM, pre-norm, residual) ─► post_blocks_norm ─► lm_head (untied)
+//! mod         Model: embedding ─► blocks ─► norm ─► output projection; loss, logits; the one loop over blocks
+//! network     what an architecture gives: its parts, its files elsewhere; the one match over architectures
+//! block       one block: a call, a state by name, the plain and the fused form
+//! path        who computes: fused GPU kernels, CPU kernels, libtorch's operations
+//! state       what is remembered between two calls
+//! generate    text, one token at a time      scoring   log-likelihoods of single tokens
+//! weights     parameters in and out of files
+//! xlstm/      mLSTM and sLSTM blocks, and the official package's form of files
 //! ```
-//! No positional encoding, no dropout. Norm weights are stored as residuals (scale `1 + w`). Everything takes any
-//! length, a state to go on from, and resets at document boundaries. Matrix products run in the recipe's precision;
-//! the residual stream, norms, gates and states stay in float32.
+//! Everything takes any length, a state to go on from, and resets at document boundaries. Matrix products run in the
+//! recipe's precision; the residual, norms, gates and states stay in float32.
 //!
-//! Shape letters: B batch, T time, C or D width of the stream, D inner width of an mLSTM block, F feed-forward,
-//! H heads, E head width, N = B·T, V vocabulary.
+//! Shape letters, here and in all modules below: B batch, T time, C width of the residual, D inner width of a block,
+//! F width of a feed-forward, H heads, E width of a head, G gates, N = B·T, V vocabulary, W taps of a convolution.
 #![allow(non_snake_case, reason = "shape suffixes are capitals")]
 
-mod config_json;
+mod block;
 mod generate;
-mod mlstm_block;
+mod network;
+mod normalization;
 mod parameters;
+mod path;
 mod scoring;
-mod slstm_block;
 mod state;
 mod weights;
+mod xlstm;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tch::{Device, Kind, Tensor};
 use xlstm_kernels::cross_entropy::{CrossEntropyOptions, CrossEntropyOutput, projected_cross_entropy};
-use xlstm_kernels::{cuda, linear, norm};
-use xlstm_manifests::recipe::{ModelConfig, Precision};
+use xlstm_kernels::{cuda, linear};
+use xlstm_manifests::recipe::{ComputePath, ModelConfig, Precision, Recipe};
 
 use crate::error::{Result, TrainError};
-use mlstm_block::MlstmBlock;
-use parameters::{Builder, Init, small_init};
-use slstm_block::SlstmBlock;
+use block::{BlockCall, Residual, SharedBlock};
+use network::{Parts, network};
+use normalization::Norm;
+use parameters::Builder;
 
-pub use config_json::{config_from_json, config_to_json, official_config};
+pub use block::BlockState;
 pub use generate::{Generation, Sampling};
-pub use parameters::{OUTPUT_PROJECTION, Parameter, TOKEN_EMBEDDING};
-pub use state::{BlockState, CellState, ModelState};
+pub use parameters::Parameter;
+pub use path::{Decision, Need, choose};
+pub use state::ModelState;
 pub(crate) use weights::{copy_to_cpu, metadata};
 pub use weights::{export, import};
-
-/// All norms.
-const NORM_EPSILON: f64 = 1e-5;
+pub use xlstm::official::{config_from_json, config_to_json, official_config};
 
 /// A target that counts for nothing.
 pub const IGNORE_TARGET: i64 = -100;
@@ -68,47 +76,11 @@ impl Placement {
         };
         Self { device, kind: Kind::Float, products, activation_checkpointing }
     }
-}
 
-/// What one pass through a block is given besides its input.
-struct Call<'a> {
-    precision: Option<Kind>,
-    state: Option<&'a BlockState>,
-    resets: Option<&'a Tensor>,
-}
-
-#[derive(Debug)]
-enum Block {
-    Mlstm(MlstmBlock),
-    Slstm(SlstmBlock),
-}
-
-impl Block {
-    fn forward(&self, x_BTC: &Tensor, call: &Call<'_>) -> Result<(Tensor, BlockState)> {
-        match self {
-            Self::Mlstm(block) => block.forward(x_BTC, call),
-            Self::Slstm(block) => block.forward(x_BTC, call),
-        }
-    }
-
-    fn fits_card(&self, resets: bool) -> Result<bool> {
-        match self {
-            Self::Mlstm(block) => Ok(block.fits_card()),
-            Self::Slstm(block) => Ok(!resets && block.fits_card()?),
-        }
-    }
-
-    /// The stream with what came before added, and what this block gives.
-    fn forward_card(
-        &self,
-        x_BTC: &Tensor,
-        delta_BTC: Option<&Tensor>,
-        resets_BT: Option<&Tensor>,
-    ) -> Result<(Tensor, Tensor)> {
-        match self {
-            Self::Mlstm(block) => block.forward_card(x_BTC, delta_BTC, resets_BT),
-            Self::Slstm(block) => block.forward_card(x_BTC, delta_BTC),
-        }
+    /// As the recipe has it.
+    #[must_use]
+    pub fn of(recipe: &Recipe, device: Device) -> Self {
+        Self::new(device, recipe.training.precision, recipe.training.activation_checkpointing)
     }
 }
 
@@ -119,10 +91,25 @@ pub struct Model {
     placement: Placement,
     parameters: Vec<Parameter>,
     embedding: Tensor,
+    position_embedding: Option<Tensor>,
+    embedding_norm: Option<Norm>,
     /// Locked for the time of a call: a checkpointed block is computed again on whichever thread goes backward.
-    blocks: Vec<Arc<Mutex<Block>>>,
-    post_norm: Tensor,
+    blocks: Vec<SharedBlock>,
+    norm: Norm,
     output: Tensor,
+    positional: bool,
+}
+
+/// How the blocks are gone through.
+#[derive(Debug, Clone, Copy)]
+struct Pass<'a> {
+    path: ComputePath,
+    /// Keep only each block's input for the backward pass.
+    checkpointed: bool,
+    /// Give the state after the last token; else each block's is dropped at once.
+    keep_state: bool,
+    state: Option<&'a ModelState>,
+    resets_BT: Option<&'a Tensor>,
 }
 
 impl Model {
@@ -132,24 +119,20 @@ impl Model {
     /// When libtorch cannot make a tensor (no memory, no such device).
     pub fn new(config: &ModelConfig, placement: Placement, seed: u64) -> Result<Self> {
         let mut builder = Builder::new(placement.device, placement.kind, seed);
-        let (width, vocabulary) = (signed(config.embedding_dim), signed(config.vocabulary_size));
-        let small = small_init(config.embedding_dim);
-        let embedding = builder.add(TOKEN_EMBEDDING.into(), &[vocabulary, width], &small)?;
-        let mut blocks = Vec::new();
-        for index in 0..config.blocks {
-            let prefix = format!("xlstm_block_stack.blocks.{index}");
-            let block = if config.is_slstm(index) {
-                Block::Slstm(SlstmBlock::new(&mut builder, config, &prefix, index)?)
-            } else {
-                Block::Mlstm(MlstmBlock::new(&mut builder, config, &prefix)?)
-            };
-            blocks.push(Arc::new(Mutex::new(block)));
-        }
-        let name = "xlstm_block_stack.post_blocks_norm.weight".into();
-        let post_norm = builder.add(name, &[width], &Init::Constant(0.0))?;
-        let output = builder.add(OUTPUT_PROJECTION.into(), &[vocabulary, width], &small)?;
-        let parameters = builder.parameters;
-        Ok(Self { config: config.clone(), placement, parameters, embedding, blocks, post_norm, output })
+        let parts = network(config).build(&mut builder)?;
+        let Parts { embedding, position_embedding, embedding_norm, blocks, norm, output, positional } = parts;
+        Ok(Self {
+            config: config.clone(),
+            placement,
+            parameters: builder.parameters,
+            embedding,
+            positional: positional || position_embedding.is_some(),
+            position_embedding,
+            embedding_norm,
+            blocks: blocks.into_iter().map(|block| Arc::new(Mutex::new(block))).collect(),
+            norm,
+            output,
+        })
     }
 
     /// The architecture.
@@ -162,6 +145,14 @@ impl Model {
     #[must_use]
     pub fn placement(&self) -> Placement {
         self.placement
+    }
+
+    /// Who computes a forward pass.
+    ///
+    /// # Errors
+    /// When the GPU cannot be opened.
+    pub fn compute_path(&self, need: Need) -> Result<Decision> {
+        choose(&self.config, self.placement, need)
     }
 
     /// All parameters, in a fixed order.
@@ -187,20 +178,56 @@ impl Model {
         state: Option<&ModelState>,
         resets_BT: Option<&Tensor>,
     ) -> Result<(Tensor, ModelState)> {
-        let mut x_BTC = self.embed(tokens_BT)?;
-        let mut blocks = Vec::with_capacity(self.blocks.len());
-        for (index, block) in self.blocks.iter().enumerate() {
-            let state = state.and_then(|state| state.blocks.get(index));
-            let call = Call { precision: self.placement.products, state, resets: resets_BT };
-            let (output, next) = lock(block).forward(&x_BTC, &call)?;
-            x_BTC = output;
-            blocks.push(next);
-        }
-        Ok((norm::layer_norm(&x_BTC, &self.post_norm, NORM_EPSILON)?, ModelState { blocks }))
+        let path = self.compute_path(Need { resets: resets_BT.is_some(), states: true })?.path;
+        let pass = Pass { path, checkpointed: false, keep_state: true, state, resets_BT };
+        self.hidden(tokens_BT, &pass)
     }
 
-    fn embed(&self, tokens_BT: &Tensor) -> Result<Tensor> {
-        Ok(Tensor::f_embedding(&self.embedding, tokens_BT, -1, false, false)?)
+    /// Through all blocks and the last norm; the state is empty unless it is to be kept.
+    fn hidden(&self, tokens_BT: &Tensor, pass: &Pass<'_>) -> Result<(Tensor, ModelState)> {
+        let positions_BT = if self.positional { Some(positions(tokens_BT, pass)?) } else { None };
+        let mut residual =
+            Residual::new(self.embed(tokens_BT, positions_BT.as_ref(), pass.state.is_some())?);
+        let mut blocks = Vec::with_capacity(if pass.keep_state { self.blocks.len() } else { 0 });
+        for (index, block) in self.blocks.iter().enumerate() {
+            let call = BlockCall {
+                precision: self.placement.products,
+                state: pass.state.and_then(|state| state.blocks.get(index)),
+                resets_BT: pass.resets_BT,
+                positions_BT: positions_BT.as_ref(),
+            };
+            if pass.checkpointed {
+                residual = residual.through_checkpointed(block, pass.path, &call)?;
+                continue;
+            }
+            let (next, state) = residual.through(block, pass.path, &call)?;
+            residual = next;
+            if pass.keep_state {
+                blocks.push(state);
+            }
+        }
+        let hidden_BTC = self.norm.of_residual(&residual, pass.path)?;
+        let next = |positions_BT: &Tensor| -> Result<Tensor> {
+            let next_B = positions_BT.f_select(1, -1)?.f_add_scalar(1)?;
+            Ok(next_B.f_expand([tokens_BT.size()[0]], false)?)
+        };
+        let positions_B = positions_BT.as_ref().filter(|_| pass.keep_state).map(next).transpose()?;
+        Ok((hidden_BTC, ModelState { blocks, positions_B }))
+    }
+
+    fn embed(&self, tokens_BT: &Tensor, positions_BT: Option<&Tensor>, goes_on: bool) -> Result<Tensor> {
+        let mut x_BTC = Tensor::f_embedding(&self.embedding, tokens_BT, -1, false, false)?;
+        if let (Some(table), Some(positions_BT)) = (&self.position_embedding, positions_BT) {
+            // Without a state, positions are below the number of tokens: a GPU need not be waited for.
+            if goes_on || positions_BT.size()[1] > table.size()[0] {
+                check_positions(table.size()[0], positions_BT)?;
+            }
+            x_BTC = x_BTC.f_add(&Tensor::f_embedding(table, positions_BT, -1, false, false)?)?;
+        }
+        match &self.embedding_norm {
+            Some(norm) => norm.apply(&x_BTC),
+            None => Ok(x_BTC),
+        }
     }
 
     /// Logits, `(B, T, V)`, of hidden values.
@@ -221,117 +248,100 @@ impl Model {
         targets_BT: &Tensor,
         resets_BT: Option<&Tensor>,
     ) -> Result<CrossEntropyOutput> {
-        self.loss_of_counted(tokens_BT, targets_BT, resets_BT, None)
+        self.loss_with_count(tokens_BT, targets_BT, resets_BT, None)
     }
 
-    /// As [`loss`](Self::loss), for a caller that knows how many targets count: on a card nothing waits for the
-    /// device then, and targets outside the vocabulary are no error but a loss of NaN.
+    /// As [`loss`](Self::loss), for a caller that knows how many targets count: with fused kernels nothing waits for the
+    /// GPU then, and targets outside the vocabulary are no error but a loss of NaN.
     ///
     /// # Errors
     /// As [`loss`](Self::loss).
-    pub fn loss_of_counted(
+    pub fn loss_with_count(
         &self,
         tokens_BT: &Tensor,
         targets_BT: &Tensor,
         resets_BT: Option<&Tensor>,
         count: Option<i64>,
     ) -> Result<CrossEntropyOutput> {
-        if self.fits_card(resets_BT.is_some())? {
-            return self.loss_card(tokens_BT, targets_BT, resets_BT, count);
+        let path = self.compute_path(Need { resets: resets_BT.is_some(), states: false })?.path;
+        let checkpointed = self.placement.activation_checkpointing;
+        let pass = Pass { path, checkpointed, keep_state: false, state: None, resets_BT };
+        let (hidden_BTC, _) = self.hidden(tokens_BT, &pass)?;
+        let hidden_NC = hidden_BTC.f_view([-1, signed(self.config.embedding_dim())])?;
+        self.cross_entropy(&hidden_NC, &targets_BT.f_reshape([-1])?, count, path)
+    }
+
+    /// Cross-entropy of targets after hidden values, `(N, C)`, by the output projection.
+    fn cross_entropy(
+        &self,
+        hidden_NC: &Tensor,
+        targets_N: &Tensor,
+        count: Option<i64>,
+        path: ComputePath,
+    ) -> Result<CrossEntropyOutput> {
+        if path == ComputePath::FusedGpu {
+            let count = match count {
+                Some(count) => count,
+                None => i64::try_from(targets_N.f_ne(IGNORE_TARGET)?.f_sum(Kind::Int64)?)?,
+            };
+            return Ok(cuda::projected_cross_entropy(
+                hidden_NC,
+                &self.output,
+                targets_N,
+                IGNORE_TARGET,
+                count,
+            )?);
         }
-        let hidden_BTC = if self.placement.activation_checkpointing {
-            self.forward_checkpointed(tokens_BT, resets_BT)?
-        } else {
-            self.forward(tokens_BT, None, resets_BT)?.0
-        };
-        let hidden_NC = hidden_BTC.f_view([-1, signed(self.config.embedding_dim)])?;
         let (hidden_NC, output) = match self.placement.products {
             Some(kind) => (hidden_NC.f_to_kind(kind)?, self.output.f_to_kind(kind)?),
-            None => (hidden_NC, self.output.shallow_clone()),
+            None => (hidden_NC.shallow_clone(), self.output.shallow_clone()),
         };
         let options = CrossEntropyOptions { ignore_index: IGNORE_TARGET, ..CrossEntropyOptions::default() };
-        Ok(projected_cross_entropy(&hidden_NC, &output, &targets_BT.f_reshape([-1])?, &options)?)
+        Ok(projected_cross_entropy(&hidden_NC, &output, targets_N, &options)?)
     }
 
-    /// Whether [`loss`](Self::loss), with resets or without, is computed by the kernels of the card: bf16 products, and
-    /// sizes that every block has kernels for. Otherwise libtorch's operations compute.
-    ///
-    /// # Errors
-    /// When the card cannot be opened.
-    pub fn fits_card(&self, resets: bool) -> Result<bool> {
-        let Placement { device, kind, products, .. } = self.placement;
-        let fits = cuda::enabled(device)
-            && kind == Kind::Float
-            && products == Some(Kind::BFloat16)
-            && cuda::stream_fits(signed(self.config.embedding_dim))
-            && self.config.vocabulary_size.is_multiple_of(8);
-        if !fits {
-            return Ok(false);
+    /// States of single sequences as the state of a batch.
+    fn join(&self, states: &[ModelState]) -> Result<ModelState> {
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for (index, block) in self.blocks.iter().enumerate() {
+            let own: Vec<&BlockState> = states.iter().filter_map(|state| state.blocks.get(index)).collect();
+            blocks.push(block::lock(block).join(&own)?);
         }
-        for block in &self.blocks {
-            if !lock(block).fits_card(resets)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    fn loss_card(
-        &self,
-        tokens_BT: &Tensor,
-        targets_BT: &Tensor,
-        resets_BT: Option<&Tensor>,
-        count: Option<i64>,
-    ) -> Result<CrossEntropyOutput> {
-        let targets_N = targets_BT.f_reshape([-1])?;
-        let count = match count {
-            Some(count) => count,
-            None => i64::try_from(targets_N.f_ne(IGNORE_TARGET)?.f_sum(Kind::Int64)?)?,
-        };
-        let mut x_BTC = self.embed(tokens_BT)?;
-        let mut delta_BTC: Option<Tensor> = None;
-        for block in &self.blocks {
-            let (x, delta) = if self.placement.activation_checkpointing {
-                let (block, resets) = (Arc::clone(block), resets_BT.map(Tensor::shallow_clone));
-                let inputs: Vec<&Tensor> = std::iter::once(&x_BTC).chain(&delta_BTC).collect();
-                let mut outputs = xlstm_bridge::autograd::checkpoint("block", &inputs, move |inputs| {
-                    let (x, delta) = lock(&block).forward_card(&inputs[0], inputs.get(1), resets.as_ref())?;
-                    // The first block's stream is its input, and an output must be a tensor of its own.
-                    let x = if inputs.len() == 1 { x.f_mul_scalar(1.0)? } else { x };
-                    Ok(vec![x, delta])
-                })?
-                .into_iter();
-                match (outputs.next(), outputs.next()) {
-                    (Some(x), Some(delta)) => (x, delta),
-                    _ => return Err(TrainError::Internal("a block gave fewer than two outputs".into())),
-                }
-            } else {
-                lock(block).forward_card(&x_BTC, delta_BTC.as_ref(), resets_BT)?
-            };
-            (x_BTC, delta_BTC) = (x, Some(delta));
-        }
-        let (_, y_BTC) = cuda::add_layer_norm(&x_BTC, delta_BTC.as_ref(), &self.post_norm, NORM_EPSILON)?;
-        let hidden_NC = y_BTC.f_view([-1, signed(self.config.embedding_dim)])?;
-        Ok(cuda::projected_cross_entropy(&hidden_NC, &self.output, &targets_N, IGNORE_TARGET, count)?)
-    }
-
-    fn forward_checkpointed(&self, tokens_BT: &Tensor, resets_BT: Option<&Tensor>) -> Result<Tensor> {
-        let mut x_BTC = self.embed(tokens_BT)?;
-        let precision = self.placement.products;
-        for block in &self.blocks {
-            let (block, resets) = (Arc::clone(block), resets_BT.map(Tensor::shallow_clone));
-            let mut outputs = xlstm_bridge::autograd::checkpoint("block", &[&x_BTC], move |inputs| {
-                let call = Call { precision, state: None, resets: resets.as_ref() };
-                Ok(vec![lock(&block).forward(&inputs[0], &call)?.0])
-            })?;
-            x_BTC = outputs.swap_remove(0);
-        }
-        Ok(norm::layer_norm(&x_BTC, &self.post_norm, NORM_EPSILON)?)
+        let positions: Vec<&Tensor> = states.iter().filter_map(|state| state.positions_B.as_ref()).collect();
+        let positions_B = if positions.is_empty() { None } else { Some(Tensor::f_cat(&positions, 0)?) };
+        Ok(ModelState { blocks, positions_B })
     }
 }
 
-fn lock(block: &Mutex<Block>) -> std::sync::MutexGuard<'_, Block> {
-    block.lock().unwrap_or_else(PoisonError::into_inner)
+/// Refuses positions beyond the ones that a model has learned.
+fn check_positions(learned: i64, positions_BT: &Tensor) -> Result<()> {
+    let last = i64::try_from(positions_BT.f_max()?)?;
+    if last < learned {
+        return Ok(());
+    }
+    Err(TrainError::Usage(format!(
+        "expected texts of at most {learned} tokens, the positions that this model has learned, found one of {}: choose \
+         shorter contexts",
+        last + 1
+    )))
+}
+
+/// Each token's place in its document, `(1 or B, T)`: it goes on from the state's, and begins at 0 where a document does.
+fn positions(tokens_BT: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+    let time = tokens_BT.size()[1];
+    let index_T = Tensor::f_arange(time, (Kind::Int64, tokens_BT.device()))?;
+    let index_BT = index_T.f_unsqueeze(0)?;
+    let start = pass.state.and_then(|state| state.positions_B.as_ref());
+    let carried_BT = match start {
+        Some(start_B) => start_B.f_unsqueeze(1)?.f_add(&index_BT)?,
+        None => index_BT.shallow_clone(),
+    };
+    let Some(resets_BT) = pass.resets_BT else { return Ok(carried_BT) };
+    // The newest document's first token; -1 before any.
+    let none = index_BT.f_full_like(-1)?;
+    let (first_BT, _) = index_BT.f_where_self(resets_BT, &none)?.f_cummax(1)?;
+    let own_BT = index_BT.f_sub(&first_BT)?;
+    Ok(own_BT.f_where_self(&first_BT.f_ge(0)?, &carried_BT)?)
 }
 
 /// `x Wᵀ` in the given type.
@@ -341,17 +351,6 @@ fn product(x: &Tensor, weight: &Tensor, precision: Option<Kind>) -> Result<Tenso
         if tensor.kind() == kind { Ok(tensor.shallow_clone()) } else { tensor.f_to_kind(kind) }
     };
     Ok(linear::linear(&convert(x)?, &convert(weight)?, None)?)
-}
-
-/// Weight `(width, 1, taps)` and bias of a causal convolution, with PyTorch's initial values; none for 0 taps.
-fn convolution(builder: &mut Builder, name: &str, width: i64, taps: u64) -> Result<Option<(Tensor, Tensor)>> {
-    if taps == 0 {
-        return Ok(None);
-    }
-    let init = Init::Uniform((taps as f64).powf(-0.5));
-    let weight = builder.add(format!("{name}.conv.weight"), &[width, 1, signed(taps)], &init)?;
-    let bias = builder.add(format!("{name}.conv.bias"), &[width], &init)?;
-    Ok(Some((weight, bias)))
 }
 
 /// Sizes are validated to be far below 2^63.

@@ -1,17 +1,20 @@
 //! Parameters by their official names, in a fixed order, with their initial values.
 //!
 //! Initial values are drawn on the CPU from one generator, in the order of the list, and moved to the device
-//! afterwards: a seed means the same model everywhere. Which parameters decay follows the official package: those
-//! with `weight` and without `norm` in their name, but not the token embedding.
+//! afterwards: a seed means the same model everywhere. A parameter says itself whether weight decay applies to it.
 
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 
-/// Name of the token embedding.
-pub const TOKEN_EMBEDDING: &str = "token_embedding.weight";
-/// Name of the output projection.
-pub const OUTPUT_PROJECTION: &str = "lm_head.weight";
+/// Whether weight decay applies to a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Decay {
+    /// It does: matrices.
+    Yes,
+    /// It does not: embeddings, norms, biases, and what the authors of an architecture leave out.
+    No,
+}
 
 /// How a parameter begins.
 #[derive(Debug, Clone)]
@@ -35,14 +38,8 @@ pub struct Parameter {
     pub tensor: Tensor,
     /// Whether it is trained (the gates of some ablations are not).
     pub trainable: bool,
-}
-
-impl Parameter {
     /// Whether weight decay applies.
-    #[must_use]
-    pub fn decays(&self) -> bool {
-        self.name.contains("weight") && !self.name.contains("norm") && self.name != TOKEN_EMBEDDING
-    }
+    pub decays: bool,
 }
 
 /// Collects parameters while a model is built.
@@ -61,8 +58,8 @@ impl Builder {
     }
 
     /// A trained parameter.
-    pub(super) fn add(&mut self, name: String, shape: &[i64], init: &Init) -> Result<Tensor> {
-        self.add_with(name, shape, init, true)
+    pub(super) fn add(&mut self, name: String, shape: &[i64], init: &Init, decay: Decay) -> Result<Tensor> {
+        self.add_with(name, shape, init, decay, true)
     }
 
     /// A parameter that is trained or stays as it is.
@@ -71,6 +68,7 @@ impl Builder {
         name: String,
         shape: &[i64],
         init: &Init,
+        decay: Decay,
         trainable: bool,
     ) -> Result<Tensor> {
         let options = (Kind::Float, Device::Cpu);
@@ -81,7 +79,8 @@ impl Builder {
             Init::Values(values) => Tensor::f_from_slice(values)?.f_reshape(shape)?,
         };
         let tensor = values.f_to_device(self.device)?.f_to_kind(self.kind)?.f_set_requires_grad(trainable)?;
-        self.parameters.push(Parameter { name, tensor: tensor.shallow_clone(), trainable });
+        let decays = decay == Decay::Yes;
+        self.parameters.push(Parameter { name, tensor: tensor.shallow_clone(), trainable, decays });
         Ok(tensor)
     }
 }

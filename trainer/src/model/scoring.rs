@@ -2,10 +2,9 @@
 //! positions whose target counts.
 
 use tch::{Kind, Tensor};
-use xlstm_kernels::cross_entropy::{CrossEntropyOptions, projected_cross_entropy};
-use xlstm_kernels::norm;
+use xlstm_manifests::recipe::ComputePath;
 
-use super::{Call, IGNORE_TARGET, Model, ModelState, NORM_EPSILON, lock, signed};
+use super::{IGNORE_TARGET, Model, ModelState, Need, Pass, signed};
 use crate::error::Result;
 
 impl Model {
@@ -22,13 +21,16 @@ impl Model {
         resets_BT: Option<&Tensor>,
     ) -> Result<(Vec<f64>, ModelState)> {
         tch::no_grad(|| {
-            let (hidden_BTC, state) = self.forward(tokens_BT, state, resets_BT)?;
-            Ok((self.losses_of(&hidden_BTC, targets_BT)?, state))
+            let path = self.compute_path(Need { resets: resets_BT.is_some(), states: true })?.path;
+            let pass = Pass { path, checkpointed: false, keep_state: true, state, resets_BT };
+            let (hidden_BTC, state) = self.hidden(tokens_BT, &pass)?;
+            Ok((self.losses_of(&hidden_BTC, targets_BT, path)?, state))
         })
     }
 
     /// As [`token_losses`](Self::token_losses) from a fresh state, of which nothing is kept: the states of all blocks
-    /// together are many times larger than what one block needs.
+    /// together are many times larger than what one block needs. It is computed by what computes
+    /// [`loss`](Self::loss) in training and validation.
     ///
     /// # Errors
     /// As [`token_losses`](Self::token_losses).
@@ -39,34 +41,27 @@ impl Model {
         resets_BT: Option<&Tensor>,
     ) -> Result<Vec<f64>> {
         tch::no_grad(|| {
-            let mut x_BTC = self.embed(tokens_BT)?;
-            for block in &self.blocks {
-                let call = Call { precision: self.placement.products, state: None, resets: resets_BT };
-                x_BTC = lock(block).forward(&x_BTC, &call)?.0;
-            }
-            self.losses_of(&norm::layer_norm(&x_BTC, &self.post_norm, NORM_EPSILON)?, targets_BT)
+            let path = self.compute_path(Need { resets: resets_BT.is_some(), states: false })?.path;
+            let pass = Pass { path, checkpointed: false, keep_state: false, state: None, resets_BT };
+            let (hidden_BTC, _) = self.hidden(tokens_BT, &pass)?;
+            self.losses_of(&hidden_BTC, targets_BT, path)
         })
     }
 
-    fn losses_of(&self, hidden_BTC: &Tensor, targets_BT: &Tensor) -> Result<Vec<f64>> {
+    fn losses_of(&self, hidden_BTC: &Tensor, targets_BT: &Tensor, path: ComputePath) -> Result<Vec<f64>> {
         let targets_N = targets_BT.f_reshape([-1])?;
         let counting_M = targets_N.f_ne(IGNORE_TARGET)?.f_nonzero()?.f_squeeze_dim(1)?;
         let count = counting_M.size()[0];
         if count == 0 {
             return Ok(Vec::new());
         }
-        let mut hidden_NC = hidden_BTC.f_view([-1, signed(self.config.embedding_dim)])?;
+        let mut hidden_NC = hidden_BTC.f_view([-1, signed(self.config.embedding_dim())])?;
         let mut targets_M = targets_N;
         if count < targets_M.size()[0] {
             hidden_NC = hidden_NC.f_index_select(0, &counting_M)?;
             targets_M = targets_M.f_index_select(0, &counting_M)?;
         }
-        let (hidden_NC, output) = match self.placement.products {
-            Some(kind) => (hidden_NC.f_to_kind(kind)?, self.output.f_to_kind(kind)?),
-            None => (hidden_NC, self.output.shallow_clone()),
-        };
-        let options = CrossEntropyOptions { ignore_index: IGNORE_TARGET, ..CrossEntropyOptions::default() };
-        let losses = projected_cross_entropy(&hidden_NC, &output, &targets_M, &options)?;
+        let losses = self.cross_entropy(&hidden_NC, &targets_M, Some(count), path)?;
         let losses_M = losses.token_losses_N.f_to_kind(Kind::Double)?.f_to_device(tch::Device::Cpu)?;
         Ok(Vec::<f64>::try_from(losses_M)?)
     }

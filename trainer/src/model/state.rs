@@ -1,100 +1,59 @@
-//! What a model remembers between two calls: constant in size, whatever the text's length.
+//! What a model remembers between two calls: each block's state, and how far the text has come.
 
 use tch::Tensor;
-use xlstm_kernels::mlstm::MlstmState;
-use xlstm_kernels::slstm::SlstmState;
 
-/// State of one block.
-#[derive(Debug)]
-pub struct BlockState {
-    /// The last inputs of the convolution, `(B, taps - 1, D)`; `None` without one.
-    pub convolution: Option<Tensor>,
-    /// The cell.
-    pub cell: CellState,
-}
+use super::BlockState;
 
-/// State of one cell.
-#[derive(Debug)]
-pub enum CellState {
-    /// Matrix memory.
-    Mlstm(MlstmState),
-    /// Scalar memories.
-    Slstm(SlstmState),
-}
+/// The name under which positions are saved.
+const POSITIONS: &str = "positions";
 
-/// State of a whole model, one entry for each block.
+/// State of a whole model.
 #[derive(Debug)]
 pub struct ModelState {
     /// In block order.
     pub blocks: Vec<BlockState>,
+    /// `(B,)`, Int64: the next token's place in its document. `None` for models that know no positions.
+    pub positions_B: Option<Tensor>,
 }
 
 impl ModelState {
     /// The same values without their history.
     #[must_use]
     pub fn detach(&self) -> Self {
-        let block = |block: &BlockState| BlockState {
-            convolution: block.convolution.as_ref().map(Tensor::detach),
-            cell: match &block.cell {
-                CellState::Mlstm(state) => CellState::Mlstm(state.detach()),
-                CellState::Slstm(state) => CellState::Slstm(state.detach()),
-            },
-        };
-        Self { blocks: self.blocks.iter().map(block).collect() }
+        Self {
+            blocks: self.blocks.iter().map(BlockState::detach).collect(),
+            positions_B: self.positions_B.as_ref().map(Tensor::detach),
+        }
     }
 
-    /// Every tensor with a name, for saving.
+    /// Every tensor with a name, for saving: `blocks.0.mlstm.matrix`.
     #[must_use]
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         let mut all = Vec::new();
         for (index, block) in self.blocks.iter().enumerate() {
-            let mut push = |name: &str, tensor: &Tensor| {
-                all.push((format!("blocks.{index}.{name}"), tensor.shallow_clone()));
-            };
-            if let Some(convolution) = &block.convolution {
-                push("convolution", convolution);
-            }
-            match &block.cell {
-                CellState::Mlstm(state) => {
-                    push("mlstm.matrix", &state.matrix);
-                    push("mlstm.normalizer", &state.normalizer);
-                    push("mlstm.maximum", &state.maximum);
-                }
-                CellState::Slstm(state) => {
-                    push("slstm.hidden", &state.hidden);
-                    push("slstm.cell", &state.cell);
-                    push("slstm.normalizer", &state.normalizer);
-                    push("slstm.maximum", &state.maximum);
-                }
-            }
+            let named =
+                |(name, tensor): (&str, &Tensor)| (format!("blocks.{index}.{name}"), tensor.shallow_clone());
+            all.extend(block.iter().map(named));
         }
+        all.extend(self.positions_B.as_ref().map(|tensor| (POSITIONS.to_owned(), tensor.shallow_clone())));
         all
     }
 
-    /// The state whose [`tensors`](Self::tensors) these are; `None` when a block's are incomplete.
+    /// The state whose [`tensors`](Self::tensors) these are; `None` when there is nothing of one of the blocks.
     #[must_use]
     pub fn from_tensors(tensors: &[(String, Tensor)], blocks: usize) -> Option<Self> {
-        let get = |index: usize, name: &str| {
-            let wanted = format!("blocks.{index}.{name}");
-            tensors.iter().find(|(name, _)| *name == wanted).map(|(_, tensor)| tensor.shallow_clone())
-        };
         let block = |index: usize| {
-            let cell = if let Some(matrix) = get(index, "mlstm.matrix") {
-                CellState::Mlstm(MlstmState {
-                    matrix,
-                    normalizer: get(index, "mlstm.normalizer")?,
-                    maximum: get(index, "mlstm.maximum")?,
-                })
-            } else {
-                CellState::Slstm(SlstmState {
-                    hidden: get(index, "slstm.hidden")?,
-                    cell: get(index, "slstm.cell")?,
-                    normalizer: get(index, "slstm.normalizer")?,
-                    maximum: get(index, "slstm.maximum")?,
-                })
-            };
-            Some(BlockState { convolution: get(index, "convolution"), cell })
+            let prefix = format!("blocks.{index}.");
+            let own = tensors.iter().filter_map(|(name, tensor)| {
+                Some((name.strip_prefix(&prefix)?.to_owned(), tensor.shallow_clone()))
+            });
+            let own: Vec<_> = own.collect();
+            (!own.is_empty()).then(|| BlockState::from_named(own))
         };
-        Some(Self { blocks: (0..blocks).map(block).collect::<Option<_>>()? })
+        let positions = tensors.iter().find(|(name, _)| name == POSITIONS);
+        Some(Self {
+            blocks: (0..blocks).map(block).collect::<Option<_>>()?,
+            positions_B: positions.map(|(_, tensor)| tensor.shallow_clone()),
+        })
     }
 }

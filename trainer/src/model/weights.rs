@@ -1,44 +1,32 @@
-//! Parameters in and out of files that the official package reads and writes.
+//! Parameters in and out of files.
 //!
-//! Names and layouts are the official package's `vanilla` ones. On import the `cuda` layout of sLSTM weights is
-//! recognised by the shape of `_recurrent_kernel_`, `(H, E, 4·E)` where `vanilla` has `(H, 4·E, E)`, and the bias of
-//! the same cell is then taken to be in that layout too. The metadata says what the model is: see `config_json`.
+//! Names and layouts are those of the architecture's own code. The metadata says what the model is: `model` is this
+//! project's TOML; architectures with a package of their own add what that package reads (`Network::foreign_metadata`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::{Kind, Tensor};
-use xlstm_kernels::slstm::{SlstmLayout, canonical_bias, canonical_recurrent};
-use xlstm_manifests::recipe::{BlockKind, ForgetGate, GateWeights, ModelConfig};
+use xlstm_manifests::recipe::ModelConfig;
 
-use super::{Model, Placement, config_from_json, config_to_json, official_config, signed};
+use super::network::network;
+use super::{Model, Placement, config_from_json};
 use crate::error::{Result, TrainError};
 use crate::tensor_file::{self, TensorFile};
 
-/// Metadata that lets the official package, and [`import`], rebuild the model.
+/// Metadata by which [`import`], and the architecture's own package where there is one, rebuild the model.
 ///
 /// # Errors
-/// When the architecture has no TOML form; every one has.
+/// Never in practice: every architecture has a TOML form.
 pub(crate) fn metadata(model: &ModelConfig, context_length: u64) -> Result<BTreeMap<String, String>> {
     let own = toml::to_string(model).map_err(|error| TrainError::Internal(error.to_string()))?;
-    let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned()), ("model".to_owned(), own)]);
-    if is_official(model) {
-        metadata.insert("config".to_owned(), config_to_json(model, context_length).to_string());
-        metadata.insert("xlstm_config".to_owned(), official_config(model, context_length).to_string());
-    }
+    let mut metadata = network(model).foreign_metadata(context_length);
+    metadata.insert("format".to_owned(), "pt".to_owned());
+    metadata.insert("model".to_owned(), own);
     Ok(metadata)
 }
 
-/// Whether the official package can compute this model. Where it cannot, a file must not say how to build one there:
-/// the logits would differ without a word.
-fn is_official(model: &ModelConfig) -> bool {
-    let (mlstm, slstm) = (&model.mlstm, &model.slstm);
-    let only_slstm = model.slstm_at.len() as u64 == model.blocks;
-    let plain_slstm = slstm.gate_weights == GateWeights::Headwise && slstm.forget_gate == ForgetGate::Sigmoid;
-    (only_slstm || mlstm.block == BlockKind::PreUpProjection) && (model.slstm_at.is_empty() || plain_slstm)
-}
-
-/// Writes the model's parameters to `path` for the official package.
+/// Writes the model's parameters to `path`, also for the architecture's own package where there is one.
 ///
 /// # Errors
 /// When writing fails.
@@ -98,7 +86,7 @@ impl Model {
             match file.tensor(&name)? {
                 None => problems.push(format!("  {name}: expected {expected:?}, found none")),
                 Some(tensor) => {
-                    let tensor = self.to_vanilla(file, prefix, &parameter.name, tensor)?;
+                    let tensor = network(self.config()).canonical(file, prefix, &parameter.name, tensor)?;
                     if tensor.size() == expected {
                         found.push(tensor);
                     } else {
@@ -123,25 +111,6 @@ impl Model {
             }
             Ok(())
         })
-    }
-
-    /// A tensor of an sLSTM cell in the vanilla layout; others as they are.
-    fn to_vanilla(&self, file: &TensorFile, prefix: &str, name: &str, tensor: Tensor) -> Result<Tensor> {
-        let Some(cell) = name.strip_suffix("_recurrent_kernel_").or_else(|| name.strip_suffix("_bias_"))
-        else {
-            return Ok(tensor);
-        };
-        let kernel = match file.tensor(&format!("{prefix}{cell}_recurrent_kernel_"))? {
-            Some(kernel) if kernel.dim() == 3 && kernel.size()[2] == 4 * kernel.size()[1] => kernel,
-            _ => return Ok(tensor),
-        };
-        if name.ends_with("_bias_") {
-            let heads = signed(self.config().slstm.heads);
-            return Ok(canonical_bias(&tensor, heads, SlstmLayout::Cuda)?.f_contiguous()?.f_view([-1])?);
-        }
-        let size = kernel.size();
-        let canonical = canonical_recurrent(&kernel, SlstmLayout::Cuda)?;
-        Ok(canonical.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_view([size[0], size[2], size[1]])?)
     }
 
     /// Copies of all parameters on the CPU, by name.

@@ -1,11 +1,13 @@
 //! What a run told step by step: loss, learning rate, gradient norm, speed, waiting, memory; validations.
 
+use std::collections::BTreeSet;
+
 use xlstm_pipeline::report::axis::label;
 use xlstm_pipeline::report::{Cell, Curves, Page, Series, Table, bytes, duration, percent};
 
 use super::RunView;
 use super::view::median;
-use crate::metrics::{FORMULA, Line};
+use crate::metrics::Line;
 
 const TOKENS: &str = "training tokens";
 
@@ -131,14 +133,16 @@ pub(super) fn write_speed(page: &mut Page, runs: &[RunView]) {
         ]);
     }
     page.table(&table);
+    let formulas: BTreeSet<_> = runs.iter().map(|run| run.recipe.model.formula()).collect();
+    let formulas = formulas.into_iter().collect::<Vec<_>>().join(" or ");
     if runs.iter().all(|run| run.steps.values().all(|line| line.flop_utilization.is_none())) {
         page.paragraph(&format!(
-            "The use of the device's peak ({FORMULA} operations a token over the dense bfloat16 peak) is not given: \
+            "The use of the device's peak ({formulas} operations a token over the dense bfloat16 peak) is not given: \
              the peak of this device is not known."
         ));
     } else {
         page.paragraph(&format!(
-            "Use of the peak: {FORMULA} operations a token, forward and backward, over the device's dense bfloat16 peak."
+            "Use of the peak: {formulas} operations a token, forward and backward, over the device's dense bfloat16 peak."
         ));
     }
     plot(page, runs, "Speed over all ranks", "tokens a second", (true, false), |line| line.tokens_per_second);

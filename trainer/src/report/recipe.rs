@@ -1,6 +1,6 @@
 //! Recipes side by side: which keys differ from the defaults, and which between runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use xlstm_manifests::recipe::Recipe;
 use xlstm_pipeline::report::{Cell, Page, Table};
@@ -10,6 +10,9 @@ use crate::error::Result;
 
 /// Keys that say what a recipe is, not what it does.
 const NAMES: [&str; 3] = ["name", "description", "paper"];
+
+/// A key, its default, and its value in each run; empty where a recipe's architecture does not have the key.
+type Row<'a> = (&'a String, String, Vec<String>);
 
 /// Every key of a recipe by its dotted name.
 fn keys(recipe: &Recipe) -> Result<BTreeMap<String, String>> {
@@ -46,12 +49,14 @@ pub(super) fn write(page: &mut Page, runs: &[RunView]) -> Result<()> {
     let defaults = keys(&Recipe::default())?;
     let recipes = runs.iter().map(|run| keys(&run.recipe)).collect::<Result<Vec<_>>>()?;
     let value = |keys: &BTreeMap<String, String>, key: &str| keys.get(key).cloned().unwrap_or_default();
-    let rows: Vec<(&String, &String, Vec<String>)> = defaults
-        .iter()
-        .filter(|(key, _)| !NAMES.contains(&key.as_str()))
-        .map(|(key, default)| (key, default, recipes.iter().map(|keys| value(keys, key)).collect()))
+    // Each architecture has keys of its own.
+    let all: BTreeSet<&String> = defaults.keys().chain(recipes.iter().flat_map(BTreeMap::keys)).collect();
+    let rows: Vec<Row<'_>> = all
+        .into_iter()
+        .filter(|key| !NAMES.contains(&key.as_str()))
+        .map(|key| (key, value(&defaults, key), recipes.iter().map(|keys| value(keys, key)).collect()))
         .collect();
-    let differs = |row: &&(&String, &String, Vec<String>)| row.2.iter().any(|value| value != row.1);
+    let differs = |row: &&Row<'_>| row.2.iter().any(|value| *value != row.1);
     table(
         page,
         "What differs from the defaults, which are the paper's 350M set-up on 15B tokens",
@@ -62,12 +67,7 @@ pub(super) fn write(page: &mut Page, runs: &[RunView]) -> Result<()> {
     Ok(())
 }
 
-fn table<'a>(
-    page: &mut Page,
-    caption: &str,
-    runs: &[RunView],
-    rows: impl Iterator<Item = &'a (&'a String, &'a String, Vec<String>)>,
-) {
+fn table<'a>(page: &mut Page, caption: &str, runs: &[RunView], rows: impl Iterator<Item = &'a Row<'a>>) {
     let several = runs.len() > 1;
     let mut columns = vec!["Key", "Default"];
     columns.extend(runs.iter().map(|run| run.name.as_str()));

@@ -1,6 +1,5 @@
 //! The page of one run or of several side by side.
 
-use xlstm_manifests::recipe::ModelSize;
 use xlstm_pipeline::report::axis::label;
 use xlstm_pipeline::report::{Cell, Page, Table, count, duration};
 
@@ -54,13 +53,13 @@ fn head(page: &mut Page, runs: &[RunView]) {
         let figure = run.figure();
         let loss = figure.and_then(|line| line.loss);
         let tokens = (run.last_step() * run.tokens_per_step()) as f64;
-        let operations = ModelSize::of(&run.recipe.model).operations_per_token() as f64;
+        let operations = run.recipe.operations_per_token() as f64;
         let linked = |cell: Cell| cell.link(&chain::id(index));
         let root = run.manifest.train.root.to_string();
         table.cells(vec![
             Cell::text(&run.name),
             Cell::text(&run.recipe.name),
-            Cell::text(&architecture(run)),
+            Cell::text(&run.recipe.model.label()),
             Cell::count(run.manifest.parameters),
             Cell::number(operations, &label(operations)),
             Cell::count(run.last_step()),
@@ -108,18 +107,4 @@ fn verdict(page: &mut Page, several: bool, run: &RunView) {
         format!("{name}stopped after step {} of {}.", count(done), count(planned))
     };
     page.verdict(done >= planned, &word, &sentence);
-}
-
-/// `xLSTM[3:1], 4 blocks, width 128`.
-fn architecture(run: &RunView) -> String {
-    let model = &run.recipe.model;
-    let slstm = (0..model.blocks).filter(|&index| model.is_slstm(index)).count() as u64;
-    let mlstm = model.blocks - slstm;
-    let ratio = match (mlstm, slstm) {
-        (_, 0) => "1:0".to_owned(),
-        (0, _) => "0:1".to_owned(),
-        (m, s) if m % s == 0 => format!("{}:1", m / s),
-        (m, s) => format!("{m}:{s}"),
-    };
-    format!("xLSTM[{ratio}], {} blocks, width {}", model.blocks, model.embedding_dim)
 }

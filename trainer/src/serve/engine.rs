@@ -82,7 +82,7 @@ impl Engine {
     /// # Errors
     /// When the model has fewer tokens than GPT-2, or a parameter is not a finite number.
     pub fn new(name: String, model: Model) -> Result<Self> {
-        let (needed, found) = (u64::from(END_OF_TEXT) + 1, model.config().vocabulary_size);
+        let (needed, found) = (u64::from(END_OF_TEXT) + 1, model.config().vocabulary_size());
         if found < needed {
             return Err(TrainError::Usage(format!(
                 "expected a model of GPT-2's {needed} tokens or more, found {found}: text cannot be scored with it"
@@ -192,7 +192,7 @@ impl Engine {
             Prompts::Texts(texts) => texts.iter().map(|text| self.encode(text)).collect::<Answer<_>>()?,
             Prompts::Ids(lists) => lists.clone(),
         };
-        let vocabulary = i64::try_from(self.model.config().vocabulary_size).unwrap_or(i64::MAX);
+        let vocabulary = i64::try_from(self.model.config().vocabulary_size()).unwrap_or(i64::MAX);
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         if prompts.iter().any(Vec::is_empty) || prompts.is_empty() {
             return client(

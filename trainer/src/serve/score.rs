@@ -51,7 +51,7 @@ pub fn score(model: &Model, sequences: &[Vec<i64>], likely: usize) -> Result<Vec
 fn score_one(model: &Model, hidden_TC: &Tensor, ids: &[i64], likely: usize) -> Result<Score> {
     let mut score = Score::default();
     let likely =
-        signed(likely.max(1)).min(signed(usize::try_from(model.config().vocabulary_size).unwrap_or(1)));
+        signed(likely.max(1)).min(signed(usize::try_from(model.config().vocabulary_size()).unwrap_or(1)));
     let length = signed(ids.len());
     let mut start = 0;
     while start < length {

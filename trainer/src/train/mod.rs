@@ -13,7 +13,7 @@ mod setup;
 mod trainer;
 mod validate;
 
-pub use plan::{describe, memory_estimate, micro_batch_rows};
+pub use plan::{compute_path, describe, memory_estimate, micro_batch_rows};
 pub use setup::{TrainOptions, resolve_recipe, setup};
 pub use trainer::{Outcome, Trainer};
 pub use validate::{Measurement, measure};

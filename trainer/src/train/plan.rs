@@ -1,11 +1,12 @@
 //! What a run would take: parameters, memory by part, tokens, time. `--dry-run` prints it.
 
-use xlstm_manifests::recipe::{MemoryEstimate, ModelSize, Precision, Recipe};
+use xlstm_manifests::recipe::{MemoryEstimate, ModelSize, Recipe};
 use xlstm_manifests::run_manifest::DatasetRef;
 
 use crate::device::{DeviceInfo, measured_rate};
 use crate::error::{Result, TrainError};
-use crate::metrics::{FORMULA, peak_operations};
+use crate::metrics::peak_operations;
+use crate::model::{Decision, Need, Placement, choose};
 
 /// Share of a device's memory that is planned with.
 const USABLE: f64 = 0.8;
@@ -15,7 +16,8 @@ const USABLE: f64 = 0.8;
 /// # Errors
 /// When parameters, gradients and moments alone do not fit.
 pub fn micro_batch_rows(recipe: &Recipe, rows: u64, row_length: u64, device: &DeviceInfo) -> Result<u64> {
-    let estimate = |rows: u64| memory_estimate(recipe, rows * row_length, device);
+    let path = compute_path(recipe, device)?.path;
+    let estimate = |rows: u64| MemoryEstimate::of(recipe, rows * row_length, path);
     let budget = device.memory.map_or(u64::MAX, |memory| (memory as f64 * USABLE) as u64);
     let least = estimate(1);
     let fixed = least.parameters + least.gradients + least.optimizer;
@@ -39,12 +41,21 @@ pub fn micro_batch_rows(recipe: &Recipe, rows: u64, row_length: u64, device: &De
     Ok(rows.max(1).div_ceil(count))
 }
 
+/// Who computes the steps of this recipe on this device.
+///
+/// # Errors
+/// When a GPU cannot be opened.
+pub fn compute_path(recipe: &Recipe, device: &DeviceInfo) -> Result<Decision> {
+    let need = Need { resets: recipe.training.reset_at_document_boundaries, states: false };
+    choose(&recipe.model, Placement::of(recipe, device.device), need)
+}
+
 /// The memory of a micro-batch of `tokens` tokens on this device.
-pub fn memory_estimate(recipe: &Recipe, tokens: u64, device: &DeviceInfo) -> MemoryEstimate {
-    let kernels = xlstm_kernels::cuda::enabled(device.device)
-        && recipe.training.precision == Precision::Bfloat16
-        && (!recipe.training.reset_at_document_boundaries || recipe.model.slstm_at.is_empty());
-    if kernels { MemoryEstimate::on_card(recipe, tokens) } else { MemoryEstimate::of(recipe, tokens) }
+///
+/// # Errors
+/// When a GPU cannot be opened.
+pub fn memory_estimate(recipe: &Recipe, tokens: u64, device: &DeviceInfo) -> Result<MemoryEstimate> {
+    Ok(MemoryEstimate::of(recipe, tokens, compute_path(recipe, device)?.path))
 }
 
 /// Bytes as GiB.
@@ -60,9 +71,10 @@ pub fn describe(recipe: &Recipe, train: &DatasetRef, row_length: u64, device: &D
     let size = ModelSize::of(&recipe.model);
     let rows = recipe.rows_per_step(row_length)?;
     let micro = micro_batch_rows(recipe, rows, row_length, device)?;
-    let memory = memory_estimate(recipe, micro * row_length, device);
+    let decision = compute_path(recipe, device)?;
+    let memory = MemoryEstimate::of(recipe, micro * row_length, decision.path);
     let tokens = recipe.training.tokens_per_step * recipe.training.steps;
-    let operations = size.operations_per_token() as f64 * tokens as f64;
+    let operations = recipe.operations_per_token() as f64 * tokens as f64;
     let (rate, source) = match peak_operations(&device.name) {
         Some(peak) => (peak * 0.4, "40 % of the device's bf16 peak".to_owned()),
         None => {
@@ -72,7 +84,9 @@ pub fn describe(recipe: &Recipe, train: &DatasetRef, row_length: u64, device: &D
     };
     let lines = [
         format!("recipe           {}", recipe.name),
+        format!("model            {}", recipe.model.label()),
         format!("device           {}", device.name),
+        format!("kernels          {decision}"),
         format!(
             "data             {} ({}), {} tokens, root {}",
             train.profile, train.split, train.tokens, train.root
@@ -90,7 +104,7 @@ pub fn describe(recipe: &Recipe, train: &DatasetRef, row_length: u64, device: &D
         format!("  moments        {}", gibibytes(memory.optimizer)),
         format!("  activations    {}", gibibytes(memory.activations)),
         format!("  logits         {}", gibibytes(memory.logits)),
-        format!("operations       {operations:.3e} ({FORMULA})"),
+        format!("operations       {operations:.3e} ({})", recipe.model.formula()),
         format!("time             {} at {source}", duration(operations / rate)),
     ];
     Ok(lines.join("\n"))

@@ -123,7 +123,7 @@ fn beside(path: Option<&Path>, split: &str) -> Option<PathBuf> {
 
 fn check_vocabulary(recipe: &Recipe, dataset: &Dataset, path: &Path) -> Result<()> {
     let (needed, found) =
-        (u64::from(dataset.manifest().tokenizer.vocabulary_size), recipe.model.vocabulary_size);
+        (u64::from(dataset.manifest().tokenizer.vocabulary_size), recipe.model.vocabulary_size());
     if found >= needed {
         return Ok(());
     }
@@ -224,7 +224,7 @@ pub fn setup(
         store_run(&run, existing.map(|run| run.manifest), &recipe, references, &order, session)?;
     }
     let peak = peak_operations(&device.name).map(|peak| peak * world as f64);
-    let utilization = peak.map(|peak| ModelSize::of(&recipe.model).operations_per_token() as f64 / peak);
+    let utilization = peak.map(|peak| recipe.operations_per_token() as f64 / peak);
     let progress = Progress::new(recipe.training.steps, step, first_rank);
     let mut report = Report::new(&run, first_rank, recipe.logging.tensorboard, progress, utilization)?;
     if let tch::Device::Cuda(number) = device.device {

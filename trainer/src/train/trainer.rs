@@ -70,7 +70,7 @@ pub struct Trainer {
 }
 
 /// What one step gave.
-enum Stepped {
+enum StepEnd {
     Done,
     Stop,
 }
@@ -105,15 +105,7 @@ impl Trainer {
             if self.step > 0 { format!("\nfrom             step {}", self.step) } else { String::new() };
         let world = self.communicator.world_size();
         let ranks = if world > 1 { format!("\nranks            {world}") } else { String::new() };
-        let resets = self.recipe.training.reset_at_document_boundaries;
-        let kernels = match (self.model.placement().device, self.model.fits_card(resets)?) {
-            (tch::Device::Cuda(_), true) => "\nkernels          of this program, for this card",
-            (tch::Device::Cuda(_), false) => {
-                "\nkernels          libtorch's operations (float32, or sizes without a kernel)"
-            }
-            _ => "",
-        };
-        Ok(format!("{plan}{kernels}{ranks}\nrun              {}{from}", self.run.display()))
+        Ok(format!("{plan}{ranks}\nrun              {}{from}", self.run.display()))
     }
 
     /// Steps done.
@@ -155,8 +147,8 @@ impl Trainer {
         self.report.restart_clock();
         while self.step < steps {
             match self.one_step(&mut loader)? {
-                Stepped::Stop => return self.stop(),
-                Stepped::Done => {}
+                StepEnd::Stop => return self.stop(),
+                StepEnd::Done => {}
             }
             let step = self.step;
             let due = |every: u64| every > 0 && step.is_multiple_of(every);
@@ -186,7 +178,7 @@ impl Trainer {
         Ok(Outcome::Stopped { signal: self.signals.received().unwrap_or(15), step })
     }
 
-    fn one_step(&mut self, loader: &mut Loader) -> Result<Stepped> {
+    fn one_step(&mut self, loader: &mut Loader) -> Result<StepEnd> {
         let step = self.step + 1;
         let (rank, world) = (self.communicator.rank(), self.communicator.world_size());
         let tokens = self.order.tokens_of_step(step);
@@ -198,7 +190,7 @@ impl Trainer {
         let total = Tensor::f_zeros([], (Kind::Double, device))?;
         for round in 0..rounds {
             if self.any_flags()? & flags::STOP != 0 {
-                return Ok(Stepped::Stop);
+                return Ok(StepEnd::Stop);
             }
             if round + own < rounds {
                 continue;
@@ -209,7 +201,7 @@ impl Trainer {
             }
             let (inputs, targets, resets) = batch.tensors(device)?;
             let count = i64::try_from(batch.tokens).ok();
-            let output = self.model.loss_of_counted(&inputs, &targets, resets.as_ref(), count)?;
+            let output = self.model.loss_with_count(&inputs, &targets, resets.as_ref(), count)?;
             let share = batch.tokens as f64 / tokens as f64;
             // A step of one micro-batch needs no scaling, which spares a pass over the largest gradients.
             let scaled = if share == 1.0 { output.loss } else { output.loss.f_mul_scalar(share)? };
@@ -239,7 +231,7 @@ impl Trainer {
                 tokens,
             })?;
         }
-        Ok(Stepped::Done)
+        Ok(StepEnd::Done)
     }
 
     fn any_flags(&self) -> Result<u64> {

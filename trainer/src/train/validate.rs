@@ -43,7 +43,7 @@ pub fn measure(
     let mut batches = own.chunks(shape.rows.max(1));
     let rounds = rows.div_ceil(world).div_ceil(shape.rows.max(1) as u64);
     // Negative log-likelihood, tokens, then how often each id is a target.
-    let vocabulary = usize::try_from(model.config().vocabulary_size).unwrap_or_default();
+    let vocabulary = usize::try_from(model.config().vocabulary_size()).unwrap_or_default();
     let mut sums = vec![0.0; 2 + vocabulary];
     // Added up on the device, and waited for once.
     let total = Tensor::f_zeros([], (Kind::Double, model.placement().device))?;
@@ -56,7 +56,7 @@ pub fn measure(
         let batch = MicroBatch::read(dataset, rows, shape)?;
         let (inputs, targets, resets) = batch.tensors(model.placement().device)?;
         let count = i64::try_from(batch.tokens).ok();
-        let output = tch::no_grad(|| model.loss_of_counted(&inputs, &targets, resets.as_ref(), count))?;
+        let output = tch::no_grad(|| model.loss_with_count(&inputs, &targets, resets.as_ref(), count))?;
         let _ = total.shallow_clone().f_add_(&output.token_losses_N.f_sum(Kind::Double)?)?;
         sums[1] += batch.tokens as f64;
         for id in batch.targets.iter().filter(|&&target| target != IGNORE_TARGET) {

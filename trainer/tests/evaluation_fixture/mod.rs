@@ -233,12 +233,12 @@ impl Fixture {
 
     /// An untrained model of 64 ids.
     pub(crate) fn small_model(&self) -> PathBuf {
-        let config = xlstm_manifests::recipe::ModelConfig {
+        let config = xlstm_manifests::recipe::XlstmConfig {
             vocabulary_size: 64,
             embedding_dim: 16,
             blocks: 1,
             slstm_at: vec![],
-            ..self.model().config().clone()
+            ..xlstm_manifests::recipe::XlstmConfig::default()
         };
         let placement = Placement {
             device: Device::Cpu,
@@ -247,7 +247,7 @@ impl Fixture {
             activation_checkpointing: false,
         };
         let path = self.path("small.safetensors");
-        export(&Model::new(&config, placement, 1).unwrap(), &path, 2048).unwrap();
+        export(&Model::new(&config.into(), placement, 1).unwrap(), &path, 2048).unwrap();
         path
     }
 

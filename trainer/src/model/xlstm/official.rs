@@ -4,16 +4,36 @@
 //! `xlstm_config`, the nested form that `dacite.from_dict(xLSTMLMModelConfig, …)` takes. Variants of the ablations
 //! that the official package does not have are kept in a third, `model`, this project's own TOML.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use xlstm_manifests::recipe::{MlstmConfig, ModelConfig, SlstmConfig};
+use xlstm_manifests::recipe::{
+    BlockKind, ForgetGate, GateWeights, MlstmConfig, ModelConfig, SlstmConfig, XlstmConfig,
+};
 
 use crate::error::{Result, TrainError};
 
+/// Both forms, where the official package can compute this model. Where it cannot, a file must not say how to build one
+/// there: the logits would differ without a word.
+pub(super) fn metadata(model: &XlstmConfig, context_length: u64) -> BTreeMap<String, String> {
+    let (mlstm, slstm) = (&model.mlstm, &model.slstm);
+    let only_slstm = model.slstm_at.len() as u64 == model.blocks;
+    let plain_slstm = slstm.gate_weights == GateWeights::Headwise && slstm.forget_gate == ForgetGate::Sigmoid;
+    let known = (only_slstm || mlstm.block == BlockKind::PreUpProjection)
+        && (model.slstm_at.is_empty() || plain_slstm);
+    if !known {
+        return BTreeMap::new();
+    }
+    BTreeMap::from([
+        ("config".to_owned(), config_to_json(model, context_length).to_string()),
+        ("xlstm_config".to_owned(), official_config(model, context_length).to_string()),
+    ])
+}
+
 /// The flat form.
 #[must_use]
-pub fn config_to_json(model: &ModelConfig, context_length: u64) -> Value {
+pub fn config_to_json(model: &XlstmConfig, context_length: u64) -> Value {
     json!({
         "embedding_dim": model.embedding_dim,
         "num_blocks": model.blocks,
@@ -35,7 +55,7 @@ pub fn config_to_json(model: &ModelConfig, context_length: u64) -> Value {
 
 /// The nested form of the official package.
 #[must_use]
-pub fn official_config(model: &ModelConfig, context_length: u64) -> Value {
+pub fn official_config(model: &XlstmConfig, context_length: u64) -> Value {
     let mut config = json!({
         "vocab_size": model.vocabulary_size,
         "embedding_dim": model.embedding_dim,
@@ -100,7 +120,7 @@ pub fn config_from_json(path: &Path, text: &str) -> Result<ModelConfig> {
         Some(other) => return Err(fail("a list in `slstm_at`", other.to_string())),
     };
     let (heads, convolution) = (size("num_heads", Some(4))?, size("conv1d_kernel_size", Some(4))?);
-    Ok(ModelConfig {
+    let config = XlstmConfig {
         vocabulary_size: size("vocab_size", None)?,
         embedding_dim: size("embedding_dim", None)?,
         blocks: size("num_blocks", None)?,
@@ -118,7 +138,8 @@ pub fn config_from_json(path: &Path, text: &str) -> Result<ModelConfig> {
             feed_forward_factor: factor("ffn_proj_factor", 1.3),
             ..SlstmConfig::default()
         },
-    })
+    };
+    Ok(config.into())
 }
 
 #[cfg(test)]
@@ -128,9 +149,9 @@ mod tests {
     #[test]
     fn the_flat_form_round_trips_and_foreign_models_are_refused() {
         let path = Path::new("x.safetensors");
-        let model = ModelConfig { embedding_dim: 64, blocks: 2, slstm_at: vec![1], ..ModelConfig::default() };
+        let model = XlstmConfig { embedding_dim: 64, blocks: 2, slstm_at: vec![1], ..XlstmConfig::default() };
         let mut value = config_to_json(&model, 32);
-        assert_eq!(config_from_json(path, &value.to_string()).unwrap(), model);
+        assert_eq!(config_from_json(path, &value.to_string()).unwrap(), model.into());
         value["tie_weights"] = json!(true);
         let error = config_from_json(path, &value.to_string()).unwrap_err().to_string();
         assert!(error.contains("`tie_weights` = false"), "{error}");

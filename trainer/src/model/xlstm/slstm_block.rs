@@ -6,17 +6,26 @@
 //! ```
 //! Two names of the official package are swapped for compatibility with old weights: `fgate.weight` feeds the input
 //! gate and `igate.weight` the forget gate. Without a convolution, c = y. Recurrent weights and biases are kept in
-//! the `vanilla` layout; see `xlstm_kernels::slstm` for both.
+//! the `vanilla` layout; see `xlstm_kernels::slstm` for both. Files may have the `cuda` layout: it is recognized by the
+//! shape of `_recurrent_kernel_`, `(H, E, 4·E)` where `vanilla` has `(H, 4·E, E)`, and the bias of the same cell is then
+//! taken to be in that layout too.
 
 use tch::{Kind, Tensor};
-use xlstm_kernels::slstm::{self, SlstmInput, SlstmLayout, SlstmOptions};
+use xlstm_kernels::slstm::{self, SlstmInput, SlstmLayout, SlstmOptions, SlstmState};
 use xlstm_kernels::{conv, cuda, gates, norm};
-use xlstm_manifests::recipe::{ForgetGate, GateWeights, ModelConfig, RecurrentInit, SlstmBias, WeightInit};
+use xlstm_manifests::recipe::{ForgetGate, GateWeights, RecurrentInit, SlstmBias, WeightInit, XlstmConfig};
 
-use super::parameters::{Builder, Init, linspace, small_init, wang_init};
-use super::state::{BlockState, CellState};
-use super::{Call, NORM_EPSILON, product, signed};
+use super::{BlockState, CONVOLUTION, NORM_EPSILON, norm_weight, product, signed};
 use crate::error::Result;
+use crate::model::block::{Block, BlockCall, FusedBlock, Residual};
+use crate::model::parameters::{Builder, Decay, Init, linspace, small_init, wang_init};
+use crate::tensor_file::TensorFile;
+
+/// Names of the cell's state.
+const HIDDEN: &str = "slstm.hidden";
+const CELL: &str = "slstm.cell";
+const NORMALIZER: &str = "slstm.normalizer";
+const MAXIMUM: &str = "slstm.maximum";
 
 /// An sLSTM block with its feed-forward.
 #[derive(Debug)]
@@ -37,12 +46,11 @@ pub(super) struct SlstmBlock {
 }
 
 impl SlstmBlock {
-    pub(super) fn new(builder: &mut Builder, model: &ModelConfig, prefix: &str, index: u64) -> Result<Self> {
+    pub(super) fn new(builder: &mut Builder, model: &XlstmConfig, prefix: &str, index: u64) -> Result<Self> {
         let (config, d) = (&model.slstm, model.embedding_dim);
         let (width, heads) = (signed(d), signed(config.heads));
-        let zero = Init::Constant(0.0);
         let name = |part: &str| format!("{prefix}.xlstm.{part}");
-        let norm = builder.add(format!("{prefix}.xlstm_norm.weight"), &[width], &zero)?;
+        let norm = norm_weight(builder, format!("{prefix}.xlstm_norm.weight"), width)?;
         let convolution = super::convolution(builder, &name("conv1d"), width, config.convolution)?;
         let (shape, fan_in) = match config.gate_weights {
             GateWeights::Headwise => (vec![heads, width / heads, width / heads], d / config.heads),
@@ -52,7 +60,7 @@ impl SlstmBlock {
             WeightInit::Small => small_init(d),
             WeightInit::Standard => Init::Uniform((fan_in as f64).powf(-0.5)),
         };
-        let mut gate = |part: &str| builder.add(name(part), &shape, &init);
+        let mut gate = |part: &str| builder.add(name(part), &shape, &init, Decay::Yes);
         let weights = [
             gate("fgate.weight")?, // the input gate: see above
             gate("igate.weight")?, // the forget gate
@@ -60,20 +68,21 @@ impl SlstmBlock {
             gate("ogate.weight")?,
         ];
         let recurrent_init = match config.recurrent_init {
-            RecurrentInit::Zeros => zero.clone(),
+            RecurrentInit::Zeros => Init::Constant(0.0),
             RecurrentInit::Standard => Init::Uniform((d as f64).powf(-0.5)),
         };
         let recurrent_shape = [heads, 4 * (width / heads), width / heads];
-        let recurrent =
-            builder.add(name("slstm_cell._recurrent_kernel_"), &recurrent_shape, &recurrent_init)?;
-        let bias = builder.add(name("slstm_cell._bias_"), &[4 * width], &bias_init(model, index))?;
-        let group_norm = builder.add(name("group_norm.weight"), &[width], &zero)?;
+        let recurrent_name = name("slstm_cell._recurrent_kernel_");
+        let recurrent = builder.add(recurrent_name, &recurrent_shape, &recurrent_init, Decay::No)?;
+        let bias_init = bias_init(model, index);
+        let bias = builder.add(name("slstm_cell._bias_"), &[4 * width], &bias_init, Decay::No)?;
+        let group_norm = norm_weight(builder, name("group_norm.weight"), width)?;
         let feed = signed(model.feed_forward_dim());
-        let feed_norm = builder.add(format!("{prefix}.ffn_norm.weight"), &[width], &zero)?;
-        let feed_up =
-            builder.add(format!("{prefix}.ffn.proj_up.weight"), &[2 * feed, width], &small_init(d))?;
-        let down = wang_init(d, model.blocks);
-        let feed_down = builder.add(format!("{prefix}.ffn.proj_down.weight"), &[width, feed], &down)?;
+        let feed_norm = norm_weight(builder, format!("{prefix}.ffn_norm.weight"), width)?;
+        let up_name = format!("{prefix}.ffn.proj_up.weight");
+        let feed_up = builder.add(up_name, &[2 * feed, width], &small_init(d), Decay::Yes)?;
+        let (down_name, down) = (format!("{prefix}.ffn.proj_down.weight"), wang_init(d, model.blocks));
+        let feed_down = builder.add(down_name, &[width, feed], &down, Decay::Yes)?;
         let clip = config.recurrent_gradient_clip;
         let gradient_clip = (clip > 0.0).then_some(clip);
         Ok(Self {
@@ -92,7 +101,21 @@ impl SlstmBlock {
         })
     }
 
-    pub(super) fn forward(&self, x_BTD: &Tensor, call: &Call<'_>) -> Result<(Tensor, BlockState)> {
+    fn convolve(&self, y_BTD: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, Option<Tensor>)> {
+        let Some((weight, bias)) = &self.convolution else { return Ok((y_BTD.shallow_clone(), None)) };
+        let output = conv::causal_conv_silu(&conv::ConvInput {
+            x_BTD: y_BTD,
+            weight_D1W: weight,
+            bias_D: Some(bias),
+            state: call.state.and_then(|state| state.get(CONVOLUTION)),
+            resets_BT: call.resets_BT,
+        })?;
+        Ok((output.y_BTD, Some(output.state)))
+    }
+}
+
+impl Block for SlstmBlock {
+    fn forward(&self, x_BTD: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
         let y_BTD = norm::layer_norm(x_BTD, &self.norm, NORM_EPSILON)?;
         let (c_BTD, window) = self.convolve(&y_BTD, call)?;
         let size = y_BTD.size();
@@ -106,16 +129,13 @@ impl SlstmBlock {
             });
         }
         let x_BTGHE = Tensor::f_stack(&raw, 2)?.f_view([batch, time, 4, self.heads, width / self.heads])?;
-        let state = call.state.and_then(|state| match &state.cell {
-            CellState::Slstm(state) => Some(state),
-            CellState::Mlstm(_) => None,
-        });
+        let state = call.state.map(cell_state).transpose()?;
         let input = SlstmInput {
             x_BTGHE: &x_BTGHE,
             recurrent_HEGE: &slstm::canonical_recurrent(&self.recurrent, SlstmLayout::Vanilla)?,
             bias_GHE: &slstm::canonical_bias(&self.bias, self.heads, SlstmLayout::Vanilla)?,
-            state,
-            resets_BT: call.resets,
+            state: state.as_ref(),
+            resets_BT: call.resets_BT,
         };
         let options = SlstmOptions {
             gradient_clip: self.gradient_clip,
@@ -127,26 +147,23 @@ impl SlstmBlock {
         let y_BTD = norm::layer_norm(&x_BTD, &self.feed_norm, NORM_EPSILON)?;
         let gated_BTF = gates::gelu_gate(&product(&y_BTD, &self.feed_up, call.precision)?)?;
         let x_BTD = x_BTD + product(&gated_BTF, &self.feed_down, call.precision)?;
-        Ok((x_BTD, BlockState { convolution: window, cell: CellState::Slstm(output.state) }))
+        let SlstmState { hidden, cell, normalizer, maximum } = output.state;
+        let cell = [(HIDDEN, hidden), (CELL, cell), (NORMALIZER, normalizer), (MAXIMUM, maximum)];
+        let window = window.map(|window| (CONVOLUTION, window));
+        Ok((x_BTD, BlockState::new(window.into_iter().chain(cell))))
     }
 
-    /// Whether the card's kernels know this block's sizes.
-    pub(super) fn fits_card(&self) -> Result<bool> {
-        let width = self.norm.size()[0];
-        let convolved = self.convolution.as_ref().is_none_or(|(taps, _)| taps.size()[2] == 4);
-        let feed = self.feed_up.size()[0] / 2;
-        let sizes = convolved && feed % 8 == 0 && self.gradient_clip.is_none() && !self.exponential_forget;
-        Ok(sizes && cuda::slstm_fits(width / self.heads, &self.norm)?)
+    fn fused(&self) -> Option<&dyn FusedBlock> {
+        Some(self)
     }
+}
 
-    /// By the card's kernels, in bf16; as `MlstmBlock::forward_card`.
-    pub(super) fn forward_card(
-        &self,
-        x_BTD: &Tensor,
-        delta_BTD: Option<&Tensor>,
-    ) -> Result<(Tensor, Tensor)> {
+impl FusedBlock for SlstmBlock {
+    /// bf16 throughout, but for the residual.
+    fn forward(&self, residual: &Residual, _call: &BlockCall<'_>) -> Result<(Residual, BlockState)> {
+        let delta = residual.delta_BTC.as_ref();
         let precision = Some(Kind::BFloat16);
-        let (x_BTD, y_BTD) = cuda::add_layer_norm(x_BTD, delta_BTD, &self.norm, NORM_EPSILON)?;
+        let (x_BTD, y_BTD) = cuda::add_layer_norm(&residual.x_BTC, delta, &self.norm, NORM_EPSILON)?;
         let c_BTD = match &self.convolution {
             Some((weight, bias)) => cuda::conv_silu(&conv::ConvInput {
                 x_BTD: &y_BTD,
@@ -180,24 +197,46 @@ impl SlstmBlock {
         let s_BTD = cuda::head_norm(&y_BTHE, &self.group_norm, NORM_EPSILON)?;
         let (x_BTD, y_BTD) = cuda::add_layer_norm(&x_BTD, Some(&s_BTD), &self.feed_norm, NORM_EPSILON)?;
         let gated_BTF = cuda::gelu_gate(&product(&y_BTD, &self.feed_up, precision)?)?;
-        Ok((x_BTD, product(&gated_BTF, &self.feed_down, precision)?))
-    }
-
-    fn convolve(&self, y_BTD: &Tensor, call: &Call<'_>) -> Result<(Tensor, Option<Tensor>)> {
-        let Some((weight, bias)) = &self.convolution else { return Ok((y_BTD.shallow_clone(), None)) };
-        let output = conv::causal_conv_silu(&conv::ConvInput {
-            x_BTD: y_BTD,
-            weight_D1W: weight,
-            bias_D: Some(bias),
-            state: call.state.and_then(|state| state.convolution.as_ref()),
-            resets_BT: call.resets,
-        })?;
-        Ok((output.y_BTD, Some(output.state)))
+        let delta_BTC = Some(product(&gated_BTF, &self.feed_down, precision)?);
+        Ok((Residual { x_BTC: x_BTD, delta_BTC }, BlockState::default()))
     }
 }
 
+/// A tensor of an sLSTM cell in the vanilla layout; others as they are.
+pub(super) fn to_vanilla(
+    file: &TensorFile,
+    prefix: &str,
+    name: &str,
+    tensor: Tensor,
+    heads: i64,
+) -> Result<Tensor> {
+    let Some(cell) = name.strip_suffix("_recurrent_kernel_").or_else(|| name.strip_suffix("_bias_")) else {
+        return Ok(tensor);
+    };
+    let kernel = match file.tensor(&format!("{prefix}{cell}_recurrent_kernel_"))? {
+        Some(kernel) if kernel.dim() == 3 && kernel.size()[2] == 4 * kernel.size()[1] => kernel,
+        _ => return Ok(tensor),
+    };
+    if name.ends_with("_bias_") {
+        let bias = slstm::canonical_bias(&tensor, heads, SlstmLayout::Cuda)?;
+        return Ok(bias.f_contiguous()?.f_view([-1])?);
+    }
+    let size = kernel.size();
+    let canonical = slstm::canonical_recurrent(&kernel, SlstmLayout::Cuda)?;
+    Ok(canonical.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_view([size[0], size[2], size[1]])?)
+}
+
+fn cell_state(state: &BlockState) -> Result<SlstmState> {
+    Ok(SlstmState {
+        hidden: state.need(HIDDEN)?,
+        cell: state.need(CELL)?,
+        normalizer: state.need(NORMALIZER)?,
+        maximum: state.need(MAXIMUM)?,
+    })
+}
+
 /// First values of the biases in the vanilla layout, `[gate][head][unit]`, gates in the order i, f, z, o.
-fn bias_init(model: &ModelConfig, index: u64) -> Init {
+fn bias_init(model: &XlstmConfig, index: u64) -> Init {
     let (heads, d) = (model.slstm.heads, model.embedding_dim);
     let unit = d / heads;
     let forget = match model.slstm.bias_init {

@@ -1,11 +1,16 @@
-//! The architecture's part of a recipe (paper, section 2 and figures 10 and 11; options of tables 2 and 8).
+//! xLSTM's part of a recipe (paper, section 2 and figures 10 and 11; options of tables 2 and 8).
+//!
+//! The defaults are the paper's xLSTM\[7:1\] with 350M parameters. What follows from these options by arithmetic
+//! (sizes, operations, memory, contradictions) is in `arithmetic`.
+
+mod arithmetic;
 
 use serde::{Deserialize, Serialize};
 
 /// Architecture and initial values of an xLSTM language model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ModelConfig {
+pub struct XlstmConfig {
     /// Rows of the embedding and of the output projection; the paper pads GPT-2's 50257 to a multiple of 64.
     pub vocabulary_size: u64,
     /// Width of the residual stream.
@@ -149,7 +154,7 @@ pub enum WeightInit {
     Standard,
 }
 
-impl Default for ModelConfig {
+impl Default for XlstmConfig {
     fn default() -> Self {
         Self {
             vocabulary_size: 50304,
@@ -197,7 +202,7 @@ impl Default for SlstmConfig {
     }
 }
 
-impl ModelConfig {
+impl XlstmConfig {
     /// Whether block `index` is an sLSTM block.
     #[must_use]
     pub fn is_slstm(&self, index: u64) -> bool {

@@ -1,0 +1,69 @@
+//! What the trainer asks of an architecture: its parts, and how its files look elsewhere.
+//!
+//! [`network`] is the only place of this crate that tells architectures apart.
+
+use std::collections::BTreeMap;
+
+use tch::{Device, Tensor};
+use xlstm_kernels::cuda::Request;
+use xlstm_manifests::recipe::ModelConfig;
+
+use super::block::Block;
+use super::normalization::Norm;
+use super::parameters::Builder;
+use crate::error::Result;
+use crate::tensor_file::TensorFile;
+
+/// A language model in pieces.
+///
+/// ```text
+/// tokens ─► embedding (+ position_embedding) (─► embedding_norm) ─► blocks ─► norm ─► output
+/// ```
+#[derive(Debug)]
+pub(super) struct Parts {
+    /// `(V, C)`.
+    pub(super) embedding: Tensor,
+    /// Added to the embedding by position, `(P, C)`: no text can be longer than P.
+    pub(super) position_embedding: Option<Tensor>,
+    /// Normalizes the embedding.
+    pub(super) embedding_norm: Option<Norm>,
+    /// In order.
+    pub(super) blocks: Vec<Box<dyn Block>>,
+    /// Before the output projection.
+    pub(super) norm: Norm,
+    /// `(V, C)`; the embedding itself where the two are tied.
+    pub(super) output: Tensor,
+    /// Whether blocks ask for positions.
+    pub(super) positional: bool,
+}
+
+/// An architecture as the trainer sees it, implemented by its part of a recipe.
+pub(super) trait Network {
+    /// Adds all parameters, in the order in which initial values are drawn, and puts them together.
+    fn build(&self, builder: &mut Builder) -> Result<Parts>;
+
+    /// What keeps the fused kernels from computing what is asked for with a model of these sizes; `None`: nothing.
+    fn fused_obstacle(&self, device: Device, request: &Request) -> Result<Option<String>> {
+        let _ = (device, request);
+        Ok(Some("no fused kernels for this architecture".into()))
+    }
+
+    /// Metadata by which other programs can build this model, beside this project's own.
+    fn foreign_metadata(&self, context_length: u64) -> BTreeMap<String, String> {
+        let _ = context_length;
+        BTreeMap::new()
+    }
+
+    /// The parameter `name` as this program has it, from `tensor` as the file has it under `prefix` + `name`.
+    fn canonical(&self, file: &TensorFile, prefix: &str, name: &str, tensor: Tensor) -> Result<Tensor> {
+        let _ = (file, prefix, name);
+        Ok(tensor)
+    }
+}
+
+/// The network of an architecture.
+pub(super) fn network(config: &ModelConfig) -> &dyn Network {
+    match config {
+        ModelConfig::Xlstm(config) => config,
+    }
+}

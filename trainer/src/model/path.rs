@@ -1,0 +1,132 @@
+//! Who computes: the one place that decides.
+//!
+//! Loss, validation, evaluation, the plan of memory and the first lines of a run all ask here, so that they cannot
+//! disagree. The answer is a query of what the fused kernels can do (`xlstm_kernels::cuda::supports`, and each
+//! network's sizes): it changes when they learn more.
+//!
+//! | path | device | asked for |
+//! |---|---|---|
+//! | fused GPU kernels | CUDA | bf16 products, and nothing that these kernels lack |
+//! | CPU kernels | CPU | float32 |
+//! | libtorch's operations | any | everything else |
+
+use std::fmt;
+
+use tch::{Device, Kind};
+use xlstm_kernels::cuda;
+use xlstm_manifests::recipe::{ComputePath, ModelConfig};
+
+use super::Placement;
+use super::network::network;
+use crate::error::Result;
+
+/// What a forward pass asks for besides its result.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Need {
+    /// Documents are told apart: states are cleared where one begins.
+    pub resets: bool,
+    /// A state goes in or comes out.
+    pub states: bool,
+}
+
+/// The decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Who computes.
+    pub path: ComputePath,
+    /// On a GPU, why it is not the fused kernels.
+    pub obstacle: Option<String>,
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.path, &self.obstacle) {
+            (ComputePath::FusedGpu, _) => write!(f, "fused GPU kernels"),
+            (ComputePath::CpuKernels, _) => write!(f, "CPU kernels"),
+            (ComputePath::Operations, Some(obstacle)) => write!(f, "libtorch's operations ({obstacle})"),
+            (ComputePath::Operations, None) => write!(f, "libtorch's operations"),
+        }
+    }
+}
+
+/// Who computes this model here.
+///
+/// # Errors
+/// When a GPU cannot be opened.
+pub fn choose(config: &ModelConfig, placement: Placement, need: Need) -> Result<Decision> {
+    let Placement { device, kind, products, .. } = placement;
+    let operations = |obstacle| Ok(Decision { path: ComputePath::Operations, obstacle });
+    match device {
+        Device::Cpu if kind == Kind::Float && products.is_none() => {
+            Ok(Decision { path: ComputePath::CpuKernels, obstacle: None })
+        }
+        Device::Cuda(_) => match fused_obstacle(config, placement, need)? {
+            None => Ok(Decision { path: ComputePath::FusedGpu, obstacle: None }),
+            obstacle => operations(obstacle),
+        },
+        _ => operations(None),
+    }
+}
+
+fn fused_obstacle(config: &ModelConfig, placement: Placement, need: Need) -> Result<Option<String>> {
+    let request = cuda::Request {
+        parameters: placement.kind,
+        products: placement.products,
+        resets: need.resets,
+        states: need.states,
+    };
+    network(config).fused_obstacle(placement.device, &request)
+}
+
+#[cfg(test)]
+mod tests {
+    use xlstm_kernels::cuda::FusedCell;
+    use xlstm_manifests::recipe::{Precision, XlstmConfig};
+
+    use super::*;
+
+    fn decide(model: &ModelConfig, device: Device, precision: Precision, need: Need) -> Decision {
+        choose(model, Placement::new(device, precision, false), need).unwrap()
+    }
+
+    #[test]
+    fn on_a_cpu_the_type_decides() {
+        let model = ModelConfig::default();
+        let need = Need { resets: true, states: true };
+        let path = |precision| decide(&model, Device::Cpu, precision, need).path;
+        assert_eq!(path(Precision::Float32), ComputePath::CpuKernels);
+        assert_eq!(path(Precision::Bfloat16), ComputePath::Operations);
+    }
+
+    /// What was asked for decides before the GPU is opened, so there need not be one.
+    #[test]
+    fn what_the_fused_kernels_lack_is_computed_by_libtorch_and_said() {
+        let scalar = XlstmConfig { blocks: 2, slstm_at: vec![0, 1], ..XlstmConfig::default() };
+        let matrix = XlstmConfig { blocks: 2, slstm_at: vec![], ..XlstmConfig::default() };
+        for (model, cell) in [(scalar, FusedCell::Slstm), (matrix, FusedCell::Mlstm)] {
+            let model = ModelConfig::from(model);
+            for (precision, resets, states) in [
+                (Precision::Bfloat16, true, false),
+                (Precision::Bfloat16, false, true),
+                (Precision::Float32, false, false),
+            ] {
+                let placement = Placement::new(Device::Cuda(0), precision, false);
+                let Placement { kind: parameters, products, .. } = placement;
+                let request = cuda::Request { parameters, products, resets, states };
+                let Err(obstacle) = cuda::supports(placement.device, cell, &request) else { continue };
+                let found = decide(&model, Device::Cuda(0), precision, Need { resets, states });
+                assert_eq!(found.path, ComputePath::Operations);
+                assert_eq!(found.to_string(), format!("libtorch's operations ({obstacle})"));
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_mlstm_can_is_asked_of_it_alone() {
+        let need = Need { resets: true, states: false };
+        let model = ModelConfig::from(XlstmConfig { slstm_at: vec![], ..XlstmConfig::default() });
+        let path = |model: &ModelConfig| decide(model, Device::Cuda(0), Precision::Bfloat16, need).path;
+        assert_eq!(path(&model), ComputePath::FusedGpu);
+        assert_eq!(path(&ModelConfig::default()), ComputePath::Operations, "sLSTM blocks keep it from it");
+    }
+}

@@ -1,0 +1,336 @@
+//! mLSTM blocks: pre up-projection (figure 11) and, for table 8, post up-projection.
+//!
+//! ```text
+//! y = LN(x);  (a, z) = W_up y;  c = SiLU(conv(a));  q, k = blocks(c);  v = blocks(a);  gates from [q; k; v]
+//! x + W_down((GroupNorm(mLSTM(q, k, v)) + skip ⊙ c) ⊙ SiLU(z))
+//! ```
+//! Output gate as released: SiLU, not the paper's
+//! sigmoid. Without a convolution, c = SiLU(a).
+
+use tch::{Kind, Tensor};
+use xlstm_kernels::mlstm::MlstmState;
+use xlstm_kernels::{conv, cuda, gates, mlstm, norm, projections};
+use xlstm_manifests::recipe::{BlockKind, InputBias, XlstmConfig};
+
+use super::{BlockState, CONVOLUTION, NORM_EPSILON, norm_weight, product, signed};
+use crate::error::{Result, TrainError};
+use crate::model::block::{Block, BlockCall, FusedBlock, Residual};
+use crate::model::parameters::{Builder, Decay, Init, linspace, small_init, wang_init};
+
+/// Names of the cell's state.
+const MATRIX: &str = "mlstm.matrix";
+const NORMALIZER: &str = "mlstm.normalizer";
+const MAXIMUM: &str = "mlstm.maximum";
+
+/// An mLSTM block of either kind.
+#[derive(Debug)]
+pub(super) struct MlstmBlock {
+    norm: Tensor,
+    heads: i64,
+    gates: Gates,
+    outnorm: Tensor,
+    down: Tensor,
+    projection: Projection,
+}
+
+#[derive(Debug)]
+struct Gates {
+    input_weight: Tensor,
+    input_bias: Tensor,
+    forget_weight: Tensor,
+    forget_bias: Tensor,
+}
+
+/// What the two kinds of block do not share.
+#[derive(Debug)]
+enum Projection {
+    Pre(PreUpProjection),
+    Post(PostUpProjection),
+}
+
+#[derive(Debug)]
+struct PreUpProjection {
+    up: Tensor,
+    convolution: Option<(Tensor, Tensor)>,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    skip: Tensor,
+}
+
+#[derive(Debug)]
+struct PostUpProjection {
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output_gate: Tensor,
+    feed_norm: Tensor,
+    feed_up: Tensor,
+    feed_down: Tensor,
+}
+
+impl MlstmBlock {
+    pub(super) fn new(builder: &mut Builder, model: &XlstmConfig, prefix: &str) -> Result<Self> {
+        let (width, inner) = (signed(model.embedding_dim), signed(model.inner_dim()));
+        let norm = norm_weight(builder, format!("{prefix}.xlstm_norm.weight"), width)?;
+        let name = |part: &str| format!("{prefix}.xlstm.{part}");
+        let projection = match model.mlstm.block {
+            BlockKind::PreUpProjection => Projection::Pre(PreUpProjection::new(builder, model, prefix)?),
+            BlockKind::PostUpProjection => Projection::Post(PostUpProjection::new(builder, model, prefix)?),
+        };
+        let gates = Gates::new(builder, model, &name("mlstm_cell"))?;
+        let outnorm = norm_weight(builder, name("mlstm_cell.outnorm.weight"), inner)?;
+        let init = wang_init(model.embedding_dim, model.blocks);
+        let down = builder.add(name("proj_down.weight"), &[width, inner], &init, Decay::Yes)?;
+        Ok(Self { norm, heads: signed(model.mlstm.heads), gates, outnorm, down, projection })
+    }
+
+    fn forward_pre(
+        &self,
+        x_BTC: &Tensor,
+        parts: &PreUpProjection,
+        call: &BlockCall<'_>,
+    ) -> Result<(Tensor, BlockState)> {
+        let y_BTC = norm::layer_norm(x_BTC, &self.norm, NORM_EPSILON)?;
+        let up_BTF = product(&y_BTC, &parts.up, call.precision)?;
+        // One cut into two: its backward pass writes both halves once.
+        let mut halves = up_BTF.f_chunk(2, -1)?;
+        let (z_BTD, a_BTD) = (halves.swap_remove(1), halves.swap_remove(0));
+        let (c_BTD, window) = convolve(&a_BTD, parts.convolution.as_ref(), call)?;
+        let projections = projections::mlstm_projections(&projections::ProjectionsInput {
+            c_BTD: &c_BTD,
+            a_BTD: &a_BTD,
+            blocks_NOI: [&parts.query, &parts.key, &parts.value],
+            gates: self.gates.weights(),
+        })?;
+        let projections::Projections { qkv_BTD: [q_BTD, k_BTD, v_BTD], i_BTH, f_BTH } = projections;
+        let (h_BTHE, cell) = self.cell([&q_BTD, &k_BTD, &v_BTD], &i_BTH, &f_BTH, call)?;
+        let input = gates::MlstmOutputInput {
+            h_BTHE: &h_BTHE,
+            norm_weight_D: &self.outnorm,
+            skip_D: &parts.skip,
+            conv_BTD: &c_BTD,
+            z_BTD: &z_BTD,
+        };
+        let h_BTD = gates::mlstm_output(&input, NORM_EPSILON)?;
+        let x_BTC = x_BTC + product(&h_BTD, &self.down, call.precision)?;
+        Ok((x_BTC, block_state(window, cell)))
+    }
+
+    /// `x + W_o(GroupNorm(mLSTM) ⊙ σ(W_g y))`, then `x + W_down relu(W_up LN(x))²`.
+    fn forward_post(
+        &self,
+        x_BTC: &Tensor,
+        parts: &PostUpProjection,
+        call: &BlockCall<'_>,
+    ) -> Result<(Tensor, BlockState)> {
+        let y_BTC = norm::layer_norm(x_BTC, &self.norm, NORM_EPSILON)?;
+        let q_BTD = product(&y_BTC, &parts.query, call.precision)?;
+        let k_BTD = product(&y_BTC, &parts.key, call.precision)?;
+        let v_BTD = product(&y_BTC, &parts.value, call.precision)?;
+        let (i_BTH, f_BTH) = self.gates.of_residual(&y_BTC)?;
+        let (h_BTHE, cell) = self.cell([&q_BTD, &k_BTD, &v_BTD], &i_BTH, &f_BTH, call)?;
+        let gate_BTD = product(&y_BTC, &parts.output_gate, call.precision)?.sigmoid();
+        let h_BTD = norm::head_norm(&h_BTHE, &self.outnorm, NORM_EPSILON)? * gate_BTD;
+        let x_BTC = x_BTC + product(&h_BTD, &self.down, call.precision)?;
+        let y_BTC = norm::layer_norm(&x_BTC, &parts.feed_norm, NORM_EPSILON)?;
+        let up_BTF = product(&y_BTC, &parts.feed_up, call.precision)?.relu().square();
+        let x_BTC = x_BTC + product(&up_BTF, &parts.feed_down, call.precision)?;
+        Ok((x_BTC, block_state(None, cell)))
+    }
+
+    fn cell(
+        &self,
+        qkv_BTD: [&Tensor; 3],
+        i_BTH: &Tensor,
+        f_BTH: &Tensor,
+        call: &BlockCall<'_>,
+    ) -> Result<(Tensor, MlstmState)> {
+        let by_head = |tensor: &Tensor| -> Result<Tensor> {
+            let size = tensor.size();
+            Ok(tensor.f_view([size[0], size[1], self.heads, size[2] / self.heads])?)
+        };
+        let [q_BTD, k_BTD, v_BTD] = qkv_BTD;
+        let state = call.state.map(cell_state).transpose()?;
+        let input = mlstm::MlstmInput {
+            q_BTHK: &by_head(q_BTD)?,
+            k_BTHK: &by_head(k_BTD)?,
+            v_BTHV: &by_head(v_BTD)?,
+            i_BTH,
+            f_BTH,
+            state: state.as_ref(),
+            resets_BT: call.resets_BT,
+        };
+        let output = mlstm::mlstm(&input, &mlstm::MlstmOptions::default())?;
+        Ok((output.h_BTHV, output.state))
+    }
+}
+
+impl Block for MlstmBlock {
+    fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
+        match &self.projection {
+            Projection::Pre(parts) => self.forward_pre(x_BTC, parts, call),
+            Projection::Post(parts) => self.forward_post(x_BTC, parts, call),
+        }
+    }
+
+    fn fused(&self) -> Option<&dyn FusedBlock> {
+        matches!(self.projection, Projection::Pre(_)).then_some(self as &dyn FusedBlock)
+    }
+}
+
+impl FusedBlock for MlstmBlock {
+    /// bf16 throughout, but for the residual.
+    fn forward(&self, residual: &Residual, call: &BlockCall<'_>) -> Result<(Residual, BlockState)> {
+        let Projection::Pre(parts) = &self.projection else {
+            return Err(TrainError::Internal("expected a pre up-projection block, found another".into()));
+        };
+        let Some((conv_weight, conv_bias)) = &parts.convolution else {
+            return Err(TrainError::Internal(
+                "expected a block with a convolution, found one without".into(),
+            ));
+        };
+        let delta = residual.delta_BTC.as_ref();
+        let (x_BTC, y_BTC) = cuda::add_layer_norm(&residual.x_BTC, delta, &self.norm, NORM_EPSILON)?;
+        let up_BTF = product(&y_BTC, &parts.up, Some(Kind::BFloat16))?;
+        let qkv = [&parts.query, &parts.key, &parts.value];
+        let (gate_weight, gate_bias) = cuda::gate_weights(&self.gates.weights(), qkv)?;
+        let input = cuda::InnerInput {
+            up_BTF: &up_BTF,
+            conv_weight_D1W: conv_weight,
+            conv_bias_D: conv_bias,
+            query_NOI: &parts.query,
+            key_NOI: &parts.key,
+            value_NOI: &parts.value,
+            gate_weight_2GD: &gate_weight,
+            gate_bias_G: &gate_bias,
+            norm_weight_D: &self.outnorm,
+            skip_D: &parts.skip,
+            keep: true,
+            resets_BT: call.resets_BT,
+            state: None,
+            with_state: false,
+        };
+        let h_BTD = cuda::mlstm_inner(&input, NORM_EPSILON)?.y_BTD;
+        let delta_BTC = Some(product(&h_BTD, &self.down, Some(Kind::BFloat16))?);
+        Ok((Residual { x_BTC, delta_BTC }, BlockState::default()))
+    }
+}
+
+impl PreUpProjection {
+    fn new(builder: &mut Builder, model: &XlstmConfig, prefix: &str) -> Result<Self> {
+        let (width, inner) = (signed(model.embedding_dim), signed(model.inner_dim()));
+        let small = small_init(model.embedding_dim);
+        let name = |part: &str| format!("{prefix}.xlstm.{part}");
+        let skip = builder.add(name("learnable_skip"), &[inner], &Init::Constant(1.0), Decay::No)?;
+        let up = builder.add(name("proj_up.weight"), &[2 * inner, width], &small, Decay::Yes)?;
+        let size = signed(model.mlstm.qkv_block_size);
+        let shape = [inner / size, size, size];
+        let query = builder.add(name("q_proj.weight"), &shape, &small, Decay::Yes)?;
+        let key = builder.add(name("k_proj.weight"), &shape, &small, Decay::Yes)?;
+        let value = builder.add(name("v_proj.weight"), &shape, &small, Decay::Yes)?;
+        let convolution = super::convolution(builder, &name("conv1d"), inner, model.mlstm.convolution)?;
+        Ok(Self { up, convolution, query, key, value, skip })
+    }
+}
+
+impl PostUpProjection {
+    fn new(builder: &mut Builder, model: &XlstmConfig, prefix: &str) -> Result<Self> {
+        let width = signed(model.embedding_dim);
+        let (small, square) = (small_init(model.embedding_dim), [width, width]);
+        let name = |part: &str| format!("{prefix}.xlstm.{part}");
+        let query = builder.add(name("q_proj.weight"), &square, &small, Decay::Yes)?;
+        let key = builder.add(name("k_proj.weight"), &square, &small, Decay::Yes)?;
+        let value = builder.add(name("v_proj.weight"), &square, &small, Decay::Yes)?;
+        let output_gate = builder.add(name("ogate.weight"), &square, &small, Decay::Yes)?;
+        let feed = signed(model.mlstm_feed_forward_dim());
+        let feed_norm = norm_weight(builder, format!("{prefix}.ffn_norm.weight"), width)?;
+        let up = format!("{prefix}.ffn.proj_up.weight");
+        let feed_up = builder.add(up, &[feed, width], &small, Decay::Yes)?;
+        let (down, init) =
+            (format!("{prefix}.ffn.proj_down.weight"), wang_init(model.embedding_dim, model.blocks));
+        let feed_down = builder.add(down, &[width, feed], &init, Decay::Yes)?;
+        Ok(Self { query, key, value, output_gate, feed_norm, feed_up, feed_down })
+    }
+}
+
+fn block_state(window: Option<Tensor>, cell: MlstmState) -> BlockState {
+    let MlstmState { matrix, normalizer, maximum } = cell;
+    let window = window.map(|window| (CONVOLUTION, window));
+    let cell = [(MATRIX, matrix), (NORMALIZER, normalizer), (MAXIMUM, maximum)];
+    BlockState::new(window.into_iter().chain(cell))
+}
+
+fn cell_state(state: &BlockState) -> Result<MlstmState> {
+    Ok(MlstmState {
+        matrix: state.need(MATRIX)?,
+        normalizer: state.need(NORMALIZER)?,
+        maximum: state.need(MAXIMUM)?,
+    })
+}
+
+/// `SiLU(conv(a))` with the window to carry on with; `SiLU(a)` where there is no convolution.
+fn convolve(
+    a_BTD: &Tensor,
+    convolution: Option<&(Tensor, Tensor)>,
+    call: &BlockCall<'_>,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let Some((weight, bias)) = convolution else { return Ok((a_BTD.f_silu()?, None)) };
+    let output = conv::causal_conv_silu(&conv::ConvInput {
+        x_BTD: a_BTD,
+        weight_D1W: weight,
+        bias_D: Some(bias),
+        state: call.state.and_then(|state| state.get(CONVOLUTION)),
+        resets_BT: call.resets_BT,
+    })?;
+    Ok((output.y_BTD, Some(output.state)))
+}
+
+impl Gates {
+    fn new(builder: &mut Builder, model: &XlstmConfig, prefix: &str) -> Result<Self> {
+        let config = &model.mlstm;
+        let heads = signed(config.heads);
+        let width = match config.block {
+            BlockKind::PreUpProjection => 3 * signed(model.inner_dim()),
+            BlockKind::PostUpProjection => signed(model.embedding_dim),
+        };
+        let zero = Init::Constant(0.0);
+        let input_bias = match config.input_gate_bias {
+            InputBias::Normal => Init::Normal(0.1),
+            InputBias::Zero => zero.clone(),
+        };
+        let [first, last] = config.forget_gate_bias;
+        let forget_bias = Init::Values(linspace(first, last, config.heads));
+        let mut add = |name: &str, shape: &[i64], init: &Init, trainable: bool| {
+            let decay = if name.ends_with("weight") { Decay::Yes } else { Decay::No };
+            builder.add_with(format!("{prefix}.{name}"), shape, init, decay, trainable)
+        };
+        Ok(Self {
+            input_weight: add("igate.weight", &[heads, width], &zero, config.input_gate_input_dependent)?,
+            input_bias: add("igate.bias", &[heads], &input_bias, config.input_gate_bias_learnable)?,
+            forget_weight: add("fgate.weight", &[heads, width], &zero, config.forget_gate_input_dependent)?,
+            forget_bias: add("fgate.bias", &[heads], &forget_bias, config.forget_gate_bias_learnable)?,
+        })
+    }
+
+    fn weights(&self) -> gates::GateWeights<'_> {
+        gates::GateWeights {
+            input_weight: &self.input_weight,
+            input_bias: &self.input_bias,
+            forget_weight: &self.forget_weight,
+            forget_bias: &self.forget_bias,
+        }
+    }
+
+    fn of_residual(&self, y_BTC: &Tensor) -> Result<(Tensor, Tensor)> {
+        let y_BTC = if y_BTC.kind() == Kind::Double {
+            y_BTC.shallow_clone()
+        } else {
+            y_BTC.f_to_kind(Kind::Float)?
+        };
+        Ok((
+            y_BTC.f_linear(&self.input_weight, Some(&self.input_bias))?,
+            y_BTC.f_linear(&self.forget_weight, Some(&self.forget_bias))?,
+        ))
+    }
+}
