@@ -20,8 +20,8 @@ pub(super) struct Report {
     waited: f64,
     /// Operations a token over the peak of all ranks; `None` where the peak is not known.
     utilization: Option<f64>,
-    /// The card that computes, whose memory is reported then.
-    pub(super) card: Option<usize>,
+    /// The GPU that computes, whose memory is reported then.
+    gpu: Option<usize>,
 }
 
 /// Numbers of one step.
@@ -63,8 +63,14 @@ impl Report {
             tokens: 0,
             waited: 0.0,
             utilization,
-            card: None,
+            gpu: None,
         })
+    }
+
+    /// For a run that computes on `device`.
+    pub(super) fn on(self, device: tch::Device) -> Self {
+        let gpu = if let tch::Device::Cuda(number) = device { Some(number) } else { None };
+        Self { gpu, ..self }
     }
 
     /// The program starts, or starts again, after `step` steps.
@@ -95,7 +101,7 @@ impl Report {
             tokens_per_second: Some(speed),
             data_wait_share: Some(self.waited / elapsed),
             flop_utilization: self.utilization.map(|factor| factor * speed),
-            memory_peak_bytes: Some(match self.card {
+            memory_peak_bytes: Some(match self.gpu {
                 Some(card) => xlstm_bridge::lists::device_peak(card, false)?.allocated,
                 None => runtime::memory().peak_resident,
             }),

@@ -1,5 +1,11 @@
-//! From arguments to a trainer that is ready to run. Everything that can be refused is refused here, before the first
-//! file of a new run is written.
+//! From arguments to a trainer that is ready to run.
+//!
+//! ```text
+//! open_data ─► agree ─► build ─► resume ─► assemble
+//! recipe,      ranks     model,    newest     Trainer
+//! splits, run  alike     moments   checkpoint
+//! ```
+//! Everything that can be refused is refused before the first file of a new run is written.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -144,10 +150,57 @@ pub fn setup(
     communicator: Box<dyn Communicator>,
     signals: Signals,
 ) -> Result<Trainer> {
+    let ranks = communicator.as_ref();
+    let opened = open_data(options, device, ranks.world_size())?;
+    let agreed = agree(&opened, options, device, ranks)?;
+    let mut built = build(&opened.recipe, device)?;
+    let resumed = resume(&opened, options, &mut built, ranks)?;
+    if ranks.rank() == 0 {
+        store_run(&opened, resumed.step + 1, ranks.world_size(), device)?;
+    }
+    assemble(opened, agreed, built, &resumed, (device, communicator, signals))
+}
+
+/// Everything that is read before a file of the run is written.
+struct Opened {
+    recipe: Recipe,
+    train: Dataset,
+    train_path: PathBuf,
+    validation: Option<(Dataset, PathBuf)>,
+    /// The run as it was found.
+    existing: Option<Existing>,
+    /// The run's folder.
+    run: PathBuf,
+    order: Order,
+    /// Rows of a step, over all ranks.
+    rows: u64,
+}
+
+/// What holds for all ranks.
+struct Agreed {
+    /// Rows that a rank computes at a time.
+    micro_batch_rows: u64,
+    /// Holds the run's folder, on the first rank.
+    lock: Option<FolderLock>,
+}
+
+struct Built {
+    model: Model,
+    optimizer: AdamW,
+}
+
+/// How far a run has come.
+#[derive(Default)]
+struct Resumed {
+    step: u64,
+    tokens: u64,
+}
+
+/// Opens recipe, splits and run, and refuses what contradicts itself.
+fn open_data(options: &TrainOptions, device: &DeviceInfo, world: u64) -> Result<Opened> {
     let (recipe, train, train_path) = resolve_recipe(options, device)?;
     let row_length = u64::from(train.manifest().packing.row_length);
     let rows = recipe.rows_per_step(row_length)?;
-    let world = communicator.world_size();
     if rows < world {
         return Err(TrainError::Usage(format!(
             "expected at least one row for each of {world} ranks, found {rows} rows in a step: raise \
@@ -155,89 +208,118 @@ pub fn setup(
         )));
     }
     let existing = options.existing()?;
-    let known = existing.as_ref().and_then(|run| run.manifest.validation.as_ref());
-    let validation_path = options
+    let validation = open_validation(options, existing.as_ref(), row_length)?;
+    let run = options.out.clone().unwrap_or_else(|| default_folder(&recipe, &train.manifest().root));
+    let order = Order::new(train.manifest(), recipe.training.seed, rows);
+    check_folder(&run, options.resume)?;
+    if let Some(existing) = &existing {
+        check_same_run(existing, &recipe, &order)?;
+        existing.manifest.train.check(train.manifest(), &train_path)?;
+        if let (Some(known), Some((now, path))) = (&existing.manifest.validation, &validation) {
+            known.check(now.manifest(), path)?;
+        }
+    }
+    Ok(Opened { recipe, train, train_path, validation, existing, run, order, rows })
+}
+
+/// The validation split: the one that is named, else the run's, else the one beside the training split.
+fn open_validation(
+    options: &TrainOptions,
+    existing: Option<&Existing>,
+    row_length: u64,
+) -> Result<Option<(Dataset, PathBuf)>> {
+    let known = existing.and_then(|run| run.manifest.validation.as_ref());
+    let path = options
         .validation
         .clone()
         .map(|path| split_folder(path, "validation"))
         .or_else(|| known.map(|data| data.path.clone()))
         .or_else(|| beside(options.manifest.as_deref(), "validation"));
-    let validation = validation_path.as_deref().map(Dataset::open).transpose()?;
-    if let (Some(validation), Some(path)) = (&validation, &validation_path) {
-        check_validation(validation, path, row_length)?;
-    }
-    let run = options.out.clone().unwrap_or_else(|| default_folder(&recipe, &train.manifest().root));
-    let order = Order::new(train.manifest(), recipe.training.seed, rows);
-    let first_rank = communicator.rank() == 0;
-    check_folder(&run, options.resume)?;
-    if let Some(existing) = &existing {
-        check_same_run(existing, &recipe, &order)?;
-        existing.manifest.train.check(train.manifest(), &train_path)?;
-        if let (Some(known), Some(now), Some(path)) =
-            (&existing.manifest.validation, &validation, &validation_path)
-        {
-            known.check(now.manifest(), path)?;
-        }
-    }
-    communicator.run_is_in(&run);
+    let Some(path) = path else { return Ok(None) };
+    let validation = Dataset::open(&path)?;
+    check_validation(&validation, &path, row_length)?;
+    Ok(Some((validation, path)))
+}
+
+/// Compares what the ranks have opened, and makes the run's folder.
+fn agree(
+    opened: &Opened,
+    options: &TrainOptions,
+    device: &DeviceInfo,
+    ranks: &dyn Communicator,
+) -> Result<Agreed> {
+    let Opened { recipe, train, run, .. } = opened;
+    ranks.run_is_in(run);
     let step = if options.resume { checkpoint::list(&run.join(CHECKPOINTS_NAME))?.pop() } else { None };
-    communicator.agree(&[
-        (
-            "program",
-            environment::program().binary_sha256.map_or_else(String::new, |sha256| sha256.to_string()),
-        ),
+    let program = environment::program().binary_sha256;
+    let validation = opened.validation.as_ref().map(|(data, _)| data.manifest().root.to_string());
+    ranks.agree(&[
+        ("program", program.map_or_else(String::new, |sha256| sha256.to_string())),
         ("recipe", recipe.to_toml()?),
         ("training split's root", train.manifest().root.to_string()),
-        (
-            "validation split's root",
-            validation.as_ref().map_or_else(|| "none".into(), |data| data.manifest().root.to_string()),
-        ),
+        ("validation split's root", validation.unwrap_or_else(|| "none".into())),
         ("step to go on from", step.unwrap_or(0).to_string()),
         ("run's folder", run.display().to_string()),
     ])?;
+    let row_length = u64::from(train.manifest().packing.row_length);
+    let own = micro_batch_rows(recipe, opened.rows.div_ceil(ranks.world_size()), row_length, device)?;
     // Ranks that see different amounts of free memory still cut a step alike.
-    let micro = micro_batch_rows(&recipe, rows.div_ceil(world), row_length, device)?;
-    let micro = communicator.gather(micro as f64)?.into_iter().fold(micro as f64, f64::min) as u64;
-    let lock = if first_rank { Some(prepare_folder(&run)?) } else { None };
-    communicator.barrier()?;
+    let all = ranks.gather(own as f64)?;
+    let micro_batch_rows = all.into_iter().fold(own as f64, f64::min) as u64;
+    let lock = if ranks.rank() == 0 { Some(prepare_folder(run)?) } else { None };
+    ranks.barrier()?;
+    Ok(Agreed { micro_batch_rows, lock })
+}
 
-    let placement =
-        Placement::new(device.device, recipe.training.precision, recipe.training.activation_checkpointing);
-    let model = Model::new(&recipe.model, placement, recipe.training.seed)?;
-    let mut optimizer = AdamW::new(&model, &recipe.optimizer)?;
-    let checkpoints = run.join(CHECKPOINTS_NAME);
-    let (step, tokens) =
-        if options.resume { load_newest(&checkpoints, &model, &mut optimizer, &order)? } else { (0, 0) };
+/// The model with first values, and fresh moments.
+fn build(recipe: &Recipe, device: &DeviceInfo) -> Result<Built> {
+    let model = Model::new(&recipe.model, Placement::of(recipe, device.device), recipe.training.seed)?;
+    let optimizer = AdamW::new(&model, &recipe.optimizer)?;
+    Ok(Built { model, optimizer })
+}
+
+/// Loads the newest checkpoint of a run that goes on, and gives all ranks the same parameters.
+fn resume(
+    opened: &Opened,
+    options: &TrainOptions,
+    built: &mut Built,
+    ranks: &dyn Communicator,
+) -> Result<Resumed> {
+    let Built { model, optimizer } = built;
+    let resumed = if options.resume {
+        load_newest(&opened.run.join(CHECKPOINTS_NAME), model, optimizer, &opened.order)?
+    } else {
+        Resumed::default()
+    };
     let tensors: Vec<_> =
         model.parameters().iter().map(|parameter| parameter.tensor.shallow_clone()).collect();
-    communicator.broadcast(&tensors)?;
-    communicator.sum_gradients_of(&optimizer.tensors())?;
-    if first_rank {
-        let references = (
-            DatasetRef::new(train.manifest(), &train_path),
-            validation
-                .as_ref()
-                .zip(validation_path.as_deref())
-                .map(|(data, path)| DatasetRef::new(data.manifest(), path)),
-        );
-        let session = (step + 1, world, device);
-        store_run(&run, existing.map(|run| run.manifest), &recipe, references, &order, session)?;
-    }
+    ranks.broadcast(&tensors)?;
+    ranks.sum_gradients_of(&optimizer.tensors())?;
+    Ok(resumed)
+}
+
+/// Puts the trainer together.
+fn assemble(
+    opened: Opened,
+    agreed: Agreed,
+    built: Built,
+    resumed: &Resumed,
+    (device, communicator, signals): (&DeviceInfo, Box<dyn Communicator>, Signals),
+) -> Result<Trainer> {
+    let Opened { recipe, run, train, validation, order, .. } = opened;
+    let (rank, world) = (communicator.rank(), communicator.world_size());
     let peak = peak_operations(&device.name).map(|peak| peak * world as f64);
     let utilization = peak.map(|peak| recipe.operations_per_token() as f64 / peak);
-    let progress = Progress::new(recipe.training.steps, step, first_rank);
-    let mut report = Report::new(&run, first_rank, recipe.logging.tensorboard, progress, utilization)?;
-    if let tch::Device::Cuda(number) = device.device {
-        report.card = Some(number);
-    }
-    let rank = communicator.rank();
-    let rows = recipe.logging.rows.then(|| RowLog::append(&run, rank, world)).transpose()?;
+    let progress = Progress::new(recipe.training.steps, resumed.step, rank == 0);
+    let report = Report::new(&run, rank == 0, recipe.logging.tensorboard, progress, utilization)?;
+    let log = recipe.logging.rows.then(|| RowLog::append(&run, rank, world)).transpose()?;
     let retention = Retention {
         keep_last: usize::try_from(recipe.checkpoint.keep_last).unwrap_or(usize::MAX),
         keep_every: recipe.checkpoint.keep_every_steps,
     };
+    let writer = (rank == 0).then(|| Writer::new(run.join(CHECKPOINTS_NAME), retention));
     let shape = Shape {
-        rows: usize::try_from(micro).unwrap_or(1),
+        rows: usize::try_from(agreed.micro_batch_rows).unwrap_or(1),
         context: usize::try_from(recipe.training.context_length).unwrap_or(1),
         resets: recipe.training.reset_at_document_boundaries,
     };
@@ -245,21 +327,21 @@ pub fn setup(
         recipe,
         run,
         train: Arc::new(train),
-        validation,
+        validation: validation.map(|(data, _)| data),
         order,
         shape,
-        model,
-        optimizer,
+        model: built.model,
+        optimizer: built.optimizer,
         communicator,
         signals,
-        writer: first_rank.then(|| Writer::new(checkpoints, retention)),
-        report,
-        step,
-        tokens,
-        saved: (step > 0).then_some(step),
+        writer,
+        report: report.on(device.device),
+        step: resumed.step,
+        tokens: resumed.tokens,
+        saved: (resumed.step > 0).then_some(resumed.step),
         last_validation: None,
-        rows,
-        _lock: lock,
+        rows: log,
+        _lock: agreed.lock,
     })
 }
 
@@ -342,14 +424,9 @@ fn prepare_folder(run: &Path) -> Result<FolderLock> {
     Ok(lock)
 }
 
-/// Loads the newest checkpoint; returns its step and tokens, or zeros where there is none yet.
-fn load_newest(
-    checkpoints: &Path,
-    model: &Model,
-    optimizer: &mut AdamW,
-    order: &Order,
-) -> Result<(u64, u64)> {
-    let Some(step) = checkpoint::list(checkpoints)?.pop() else { return Ok((0, 0)) };
+/// Loads the newest checkpoint; there may be none yet.
+fn load_newest(checkpoints: &Path, model: &Model, optimizer: &mut AdamW, order: &Order) -> Result<Resumed> {
+    let Some(step) = checkpoint::list(checkpoints)?.pop() else { return Ok(Resumed::default()) };
     let folder = checkpoint::folder_of(checkpoints, step);
     let state = checkpoint::open(&folder)?;
     checkpoint::verify(&folder, &state)?;
@@ -361,46 +438,43 @@ fn load_newest(
     model.load(&TensorFile::open(&folder.join(MODEL_NAME))?, "")?;
     check_finite(model, &folder.join(MODEL_NAME))?;
     optimizer.load(&TensorFile::open(&folder.join(OPTIMIZER_NAME))?, state.step)?;
-    Ok((state.step, state.tokens))
+    Ok(Resumed { step: state.step, tokens: state.tokens })
 }
 
-fn store_run(
-    run: &Path,
-    existing: Option<RunManifest>,
-    recipe: &Recipe,
-    (train, validation): (DatasetRef, Option<DatasetRef>),
-    order: &Order,
-    (first_step, world, device): (u64, u64, &DeviceInfo),
-) -> Result<()> {
+/// Writes the run manifest, with a session more.
+fn store_run(opened: &Opened, first_step: u64, world: u64, device: &DeviceInfo) -> Result<()> {
+    let Opened { recipe, run, .. } = opened;
     let program = environment::program();
-    let session = Session {
-        first_step,
-        world,
-        device: device.name.clone(),
-        precision: format!("{:?}", recipe.training.precision).to_lowercase(),
-        started_at: now() as u64,
-        program: program.clone(),
-    };
-    let mut manifest = match existing {
-        Some(manifest) => manifest,
+    let mut manifest = match &opened.existing {
+        Some(existing) => existing.manifest.clone(),
         None => {
             let text = recipe.to_toml()?;
             write_atomic(&run.join(RECIPE_NAME), text.as_bytes())?;
             RunManifest {
                 format: RUN_FORMAT.into(),
                 version: RUN_VERSION,
-                train,
-                validation,
+                train: DatasetRef::new(opened.train.manifest(), &opened.train_path),
+                validation: opened
+                    .validation
+                    .as_ref()
+                    .map(|(data, path)| DatasetRef::new(data.manifest(), path)),
                 recipe: RecipeRef { name: recipe.name.clone(), sha256: Sha256Digest::of(text.as_bytes()) },
-                order: order.clone(),
+                order: opened.order.clone(),
                 initialization_seed: recipe.training.seed,
                 parameters: ModelSize::of(&recipe.model).parameters,
-                program,
+                program: program.clone(),
                 sessions: Vec::new(),
             }
         }
     };
-    manifest.sessions.push(session);
+    manifest.sessions.push(Session {
+        first_step,
+        world,
+        device: device.name.clone(),
+        precision: recipe.training.precision.name().into(),
+        started_at: now() as u64,
+        program,
+    });
     manifest.store(run)?;
     Ok(())
 }
