@@ -1,13 +1,16 @@
-//! Parity with the official package over every language model in `XLSTM_GOLDEN_DIR` (default `tests/golden`):
-//! logits to 1e-5; loss, every gradient and ten optimizer steps to 1e-4, relative to the largest value.
+//! Parity with the official package over every language model in `XLSTM_GOLDEN_DIR` (default `tests/golden`), and with the
+//! authors' code of the baselines over every file of its folder `baselines`: logits to 1e-5; loss, every gradient and ten
+//! optimizer steps to 1e-4, relative to the largest value.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
-use xlstm_manifests::recipe::{Optimizer, Precision};
-use xlstm_trainer::model::{Model, Placement, config_from_json};
+use xlstm_manifests::recipe::architecture::LlamaConfig;
+use xlstm_manifests::recipe::{ModelConfig, Optimizer, Precision};
+use xlstm_trainer::model::{Model, Parameter, Placement, config_from_json};
 use xlstm_trainer::optimizer::AdamW;
 use xlstm_trainer::tensor_file::TensorFile;
 
@@ -17,9 +20,13 @@ fn folder() -> PathBuf {
 }
 
 fn language_models() -> Vec<TensorFile> {
+    models_in(&folder())
+}
+
+fn models_in(folder: &Path) -> Vec<TensorFile> {
     xlstm_bridge::runtime::initialize(Some(1)).unwrap();
     let mut files = Vec::new();
-    for entry in fs_err::read_dir(folder()).unwrap() {
+    for entry in fs_err::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "safetensors") {
             let file = TensorFile::open(&path).unwrap();
@@ -28,7 +35,7 @@ fn language_models() -> Vec<TensorFile> {
             }
         }
     }
-    assert!(!files.is_empty(), "no language models in {}", folder().display());
+    assert!(!files.is_empty(), "no language models in {}", folder.display());
     files
 }
 
@@ -46,10 +53,31 @@ fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
     (found.detach() - expected).abs().max().to_kind(Kind::Double).double_value(&[]) / scale
 }
 
+/// The model that a file describes: the official package's form, or a baseline's `method` with its sizes.
+fn config_of(file: &TensorFile) -> ModelConfig {
+    let text = &file.metadata()["config"];
+    let value: serde_json::Value = serde_json::from_str(text).unwrap();
+    let Some(method) = value["method"].as_str() else { return config_from_json(file.path(), text).unwrap() };
+    let size = |key: &str| value[key].as_u64().unwrap_or_else(|| panic!("{key} in {text}"));
+    let number = |key: &str| value[key].as_f64().unwrap_or_else(|| panic!("{key} in {text}"));
+    match method {
+        "llama" => ModelConfig::Llama(LlamaConfig {
+            vocabulary_size: size("vocab"),
+            embedding_dim: size("d"),
+            blocks: size("layers"),
+            heads: size("heads"),
+            feed_forward_dim: size("ffn"),
+            rotary_base: number("rope_base"),
+            norm_epsilon: number("eps"),
+            ..LlamaConfig::default()
+        }),
+        other => panic!("{}: no architecture for {other}", file.path().display()),
+    }
+}
+
 fn model_of(file: &TensorFile, checkpointing: bool) -> Model {
-    let config = config_from_json(file.path(), &file.metadata()["config"]).unwrap();
     let placement = Placement::new(Device::Cpu, Precision::Float32, checkpointing);
-    let model = Model::new(&config, placement, 1).unwrap();
+    let model = Model::new(&config_of(file), placement, 1).unwrap();
     // The files hold `param.*` beside inputs and gradients; the loader leaves other names alone.
     model.load(file, "param.").unwrap();
     model
@@ -91,9 +119,66 @@ fn golden_loss_and_gradients() {
     }
 }
 
+/// A gradient and what it should be: all of it, or every so manieth number of it (`tests/python/sample_golden.py`).
+fn gradients(file: &TensorFile, parameter: &Parameter) -> (Tensor, Tensor) {
+    let found = parameter.tensor.grad();
+    if let Some(expected) = file.tensor(&format!("grad.{}", parameter.name)).unwrap() {
+        return (found, expected);
+    }
+    let strides: BTreeMap<String, i64> = serde_json::from_str(&file.metadata()["grad_stride"]).unwrap();
+    let expected = tensor(file, &format!("grad_sample.{}", parameter.name));
+    (found.reshape([-1]).slice(0, 0, None, strides[&parameter.name]), expected)
+}
+
+#[test]
+fn baselines_agree_with_their_authors_code() {
+    for file in models_in(&folder().join("baselines")) {
+        let name = file.path().file_stem().unwrap().to_string_lossy().into_owned();
+        let no_decay: Vec<String> = serde_json::from_str(&file.metadata()["no_decay"]).unwrap();
+        for checkpointing in [false, true] {
+            let model = model_of(&file, checkpointing);
+            let (inputs, targets) = (tensor(&file, "inputs"), tensor(&file, "targets"));
+            let (hidden, _) = tch::no_grad(|| model.forward(&inputs, None, None)).unwrap();
+            let logits = relative_error(&model.logits(&hidden).unwrap(), &tensor(&file, "logits"));
+            let output = model.loss(&inputs, &targets, None).unwrap();
+            let expected = values(&file, "loss")[0];
+            let loss = (output.loss.double_value(&[]) - expected).abs() / expected;
+            xlstm_bridge::autograd::backward(&[&output.loss], &[None], false).unwrap();
+            let mut worst = (0.0, String::new());
+            for parameter in model.parameters() {
+                assert_eq!(
+                    parameter.decays,
+                    !no_decay.contains(&parameter.name),
+                    "{name}: {}",
+                    parameter.name
+                );
+                let (found, expected) = gradients(&file, parameter);
+                let error = relative_error(&found, &expected);
+                if error >= worst.0 {
+                    worst = (error, parameter.name.clone());
+                }
+            }
+            println!(
+                "{name}: logits {logits:.1e}, loss {loss:.1e}, worst gradient {:.1e} ({})",
+                worst.0, worst.1
+            );
+            assert!(
+                logits <= 1e-5 && loss <= 1e-5 && worst.0 <= 1e-4,
+                "{name}: {logits:e}, {loss:e}, {worst:?}"
+            );
+        }
+        let (losses, norms) = train(&file, Kind::Double);
+        assert_eq!(losses.len(), values(&file, "train.losses").len());
+        let loss = worst(&losses, &values(&file, "train.losses"));
+        let norm = worst(&norms, &values(&file, "train.grad_norms"));
+        println!("{name}: ten steps: losses {loss:.1e}, norms {norm:.1e}");
+        assert!(loss <= 1e-4 && norm <= 1e-4, "{name}: losses {losses:?}, norms {norms:?}");
+    }
+}
+
 /// Losses before each of ten AdamW steps, and gradient norms before clipping.
 fn train(file: &TensorFile, kind: Kind) -> (Vec<f64>, Vec<f64>) {
-    let config = config_from_json(file.path(), &file.metadata()["config"]).unwrap();
+    let config = config_of(file);
     let placement = Placement { kind, ..Placement::new(Device::Cpu, Precision::Float32, false) };
     let model = Model::new(&config, placement, 1).unwrap();
     model.load(file, "param.").unwrap();

@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use tch::{Device, Kind, Tensor};
+use xlstm_manifests::recipe::architecture::LlamaConfig;
 use xlstm_manifests::recipe::{
-    BlockKind, ForgetGate, GateWeights, InputBias, Precision, RecurrentInit, SlstmBias, WeightInit,
-    XlstmConfig,
+    BlockKind, ForgetGate, GateWeights, InputBias, ModelConfig, Precision, RecurrentInit, SlstmBias,
+    WeightInit, XlstmConfig,
 };
 use xlstm_trainer::TrainError;
 use xlstm_trainer::model::{Generation, Model, ModelState, Placement, Sampling, export, import};
@@ -31,6 +32,16 @@ fn model() -> Model {
     Model::new(&config().into(), placement(), 3).unwrap()
 }
 
+/// A small model of each architecture.
+fn every_model() -> Vec<Model> {
+    let llama =
+        LlamaConfig { vocabulary_size: 40, embedding_dim: 16, blocks: 2, heads: 2, ..LlamaConfig::default() };
+    let configs: Vec<ModelConfig> = vec![config().into(), llama.into()];
+    let names: Vec<&str> = configs.iter().map(ModelConfig::architecture_name).collect();
+    assert_eq!(names, ModelConfig::ARCHITECTURES, "an architecture without a test");
+    configs.iter().map(|config| Model::new(config, placement(), 3).unwrap()).collect()
+}
+
 fn tokens(batch: i64, time: i64) -> Tensor {
     let ids: Vec<i64> = (0..batch * time).map(|i| (i * 7 + i / 5) % 40).collect();
     Tensor::from_slice(&ids).view([batch, time])
@@ -48,24 +59,30 @@ fn assert_close(found: &Tensor, expected: &Tensor) {
 
 #[test]
 fn a_text_in_pieces_is_the_text() {
-    let model = model();
+    every_model().iter().for_each(check_in_pieces);
+}
+
+fn check_in_pieces(model: &Model) {
     let text = tokens(2, 23);
-    let (whole, _) = hidden(&model, &text, None);
+    let (whole, _) = hidden(model, &text, None);
     let mut state: Option<ModelState> = None;
     let mut pieces = Vec::new();
     for (start, length) in [(0, 1), (1, 9), (10, 2), (12, 11)] {
-        let (piece, next) = hidden(&model, &text.narrow(1, start, length), state.as_ref());
+        let (piece, next) = hidden(model, &text.narrow(1, start, length), state.as_ref());
         pieces.push(piece);
         // Through names and back, as a saved state goes.
         let names = next.tensors();
-        state = ModelState::from_tensors(&names, 3);
+        state = ModelState::from_tensors(&names, next.blocks.len());
     }
     assert_close(&Tensor::cat(&pieces, 1), &whole);
 }
 
 #[test]
 fn a_reset_forgets_everything_before() {
-    let model = model();
+    every_model().iter().for_each(check_resets);
+}
+
+fn check_resets(model: &Model) {
     let text = tokens(1, 20);
     let mut flags = vec![false; 20];
     flags[8] = true;
@@ -73,22 +90,25 @@ fn a_reset_forgets_everything_before() {
     let resets = Tensor::from_slice(&flags).view([1, 20]);
     let (found, _) = tch::no_grad(|| model.forward(&text, None, Some(&resets))).unwrap();
     let parts = [(0, 8), (8, 5), (13, 7)]
-        .map(|(start, length)| hidden(&model, &text.narrow(1, start, length), None).0);
+        .map(|(start, length)| hidden(model, &text.narrow(1, start, length), None).0);
     assert_close(&found, &Tensor::cat(&parts, 1));
 }
 
 #[test]
 fn generation_takes_the_most_likely_token_and_no_neighbour_matters() {
-    let model = model();
+    every_model().iter().for_each(check_generation);
+}
+
+fn check_generation(model: &Model) {
     let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
     let prompts = [vec![1, 2, 3], vec![9]];
-    let mut batch = Generation::new(&model, &prompts, greedy).unwrap();
+    let mut batch = Generation::new(model, &prompts, greedy).unwrap();
     let together: Vec<Vec<i64>> = (0..6).map(|_| batch.next_tokens().unwrap()).collect();
     for (index, prompt) in prompts.iter().enumerate() {
         let mut text = prompt.clone();
         for step in &together {
             let input = Tensor::from_slice(&text).unsqueeze(0);
-            let logits = tch::no_grad(|| model.logits(&hidden(&model, &input, None).0)).unwrap();
+            let logits = tch::no_grad(|| model.logits(&hidden(model, &input, None).0)).unwrap();
             let expected = logits.select(1, -1).argmax(-1, false).int64_value(&[0]);
             assert_eq!(step[index], expected);
             text.push(expected);
@@ -96,12 +116,12 @@ fn generation_takes_the_most_likely_token_and_no_neighbour_matters() {
     }
     let sampling = Sampling { seed: 5, ..Sampling::default() };
     let draw = || {
-        let mut generation = Generation::new(&model, &prompts, sampling).unwrap();
+        let mut generation = Generation::new(model, &prompts, sampling).unwrap();
         (0..10).map(|_| generation.next_tokens().unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(draw(), draw(), "a seed is a text");
-    assert!(Generation::new(&model, &[vec![40]], greedy).is_err());
-    assert!(Generation::new(&model, &[vec![]], greedy).is_err());
+    assert!(Generation::new(model, &[vec![40]], greedy).is_err());
+    assert!(Generation::new(model, &[vec![]], greedy).is_err());
 }
 
 #[test]
@@ -134,6 +154,42 @@ fn files_round_trip_and_what_does_not_fit_is_listed() {
     let more = XlstmConfig { blocks: 4, ..config() };
     let error = Model::new(&more.into(), placement(), 0).unwrap().load(&file, "").unwrap_err().to_string();
     assert!(error.contains("blocks.3.xlstm.proj_up.weight: expected [128, 16], found none"), "{error}");
+}
+
+#[test]
+fn a_reset_after_a_state_forgets_the_state() {
+    for model in every_model() {
+        let text = tokens(2, 20);
+        let (_, state) = hidden(&model, &text.narrow(1, 0, 9), None);
+        // The first row goes on from the state, and forgets it at its fourth token; the second goes on to the end.
+        let flags: Vec<bool> = (0..22).map(|index| index == 3).collect();
+        let resets = Tensor::from_slice(&flags).view([2, 11]);
+        let rest = text.narrow(1, 9, 11);
+        let (found, after) = tch::no_grad(|| model.forward(&rest, Some(&state), Some(&resets))).unwrap();
+        let (whole, _) = hidden(&model, &text, None);
+        let (fresh, fresh_after) = hidden(&model, &text.narrow(0, 0, 1).narrow(1, 12, 8), None);
+        assert_close(&found.get(0).narrow(0, 0, 3), &whole.get(0).narrow(0, 9, 3));
+        assert_close(&found.narrow(0, 0, 1).narrow(1, 3, 8), &fresh);
+        assert_close(&found.get(1), &whole.get(1).narrow(0, 9, 11));
+        // What comes next depends on the new document alone.
+        let more = tokens(2, 5);
+        let next = hidden(&model, &more, Some(&after)).0;
+        assert_close(&next.get(0), &hidden(&model, &more.narrow(0, 0, 1), Some(&fresh_after)).0.get(0));
+    }
+}
+
+#[test]
+fn every_architecture_has_its_counted_size_and_comes_back_from_files() {
+    let folder = tempfile::tempdir().unwrap();
+    for model in every_model() {
+        let name = model.config().architecture_name();
+        assert_eq!(model.parameter_count(), model.config().size().parameters, "{name}");
+        let path = folder.path().join(name);
+        export(&model, &path, 32).unwrap();
+        let again = import(&path, placement()).unwrap();
+        assert_eq!(again.config(), model.config());
+        assert_close(&hidden(&again, &tokens(1, 9), None).0, &hidden(&model, &tokens(1, 9), None).0);
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! state       what is remembered between two calls
 //! generate    text, one token at a time      scoring   log-likelihoods of single tokens
 //! weights     parameters in and out of files
+//! llama, attention     Llama's blocks; attention with its key-value cache, rotary positions
 //! xlstm/      mLSTM and sLSTM blocks, and the official package's form of files
 //! ```
 //! Everything takes any length, a state to go on from, and resets at document boundaries. Matrix products run in the
@@ -17,8 +18,10 @@
 //! F width of a feed-forward, H heads, E width of a head, G gates, N = B·T, V vocabulary, W taps of a convolution.
 #![allow(non_snake_case, reason = "shape suffixes are capitals")]
 
+mod attention;
 mod block;
 mod generate;
+mod llama;
 mod network;
 mod normalization;
 mod parameters;

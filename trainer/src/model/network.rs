@@ -65,5 +65,6 @@ pub(super) trait Network {
 pub(super) fn network(config: &ModelConfig) -> &dyn Network {
     match config {
         ModelConfig::Xlstm(config) => config,
+        ModelConfig::Llama(config) => config,
     }
 }

@@ -17,6 +17,13 @@ pub(super) enum Norm {
         /// Added to the variance.
         epsilon: f64,
     },
+    /// `x / sqrt(mean(x²) + epsilon) · weight`.
+    Rms {
+        /// The scale.
+        weight: Tensor,
+        /// Added to the mean square.
+        epsilon: f64,
+    },
 }
 
 impl Norm {
@@ -24,6 +31,7 @@ impl Norm {
     pub(super) fn apply(&self, x_C: &Tensor) -> Result<Tensor> {
         match self {
             Self::ResidualWeight { weight, epsilon } => Ok(norm::layer_norm(x_C, weight, *epsilon)?),
+            Self::Rms { weight, epsilon } => Ok(x_C.f_rms_norm(weight.size(), Some(weight), *epsilon)?),
         }
     }
 

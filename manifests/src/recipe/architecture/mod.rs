@@ -12,9 +12,11 @@
 //! [`ModelConfig`], which dereferences to the architecture's arithmetic.
 
 mod checker;
+mod llama;
 mod xlstm;
 
 pub use checker::Checker;
+pub use llama::{LlamaConfig, LlamaInit};
 pub use xlstm::{
     BlockKind, ForgetGate, GateWeights, InputBias, MlstmConfig, RecurrentInit, SlstmBias, SlstmConfig,
     WeightInit, XlstmConfig,
@@ -167,6 +169,8 @@ macro_rules! architectures {
 architectures! {
     /// xLSTM\[a:b\]: mLSTM and sLSTM blocks (the paper's own).
     Xlstm(XlstmConfig) = "xlstm",
+    /// Llama: the paper's main Transformer baseline.
+    Llama(LlamaConfig) = "llama",
 }
 
 impl Default for ModelConfig {
