@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
-use xlstm_manifests::recipe::architecture::LlamaConfig;
+use xlstm_manifests::recipe::architecture::{Gpt2Config, LlamaConfig};
 use xlstm_manifests::recipe::{ModelConfig, Optimizer, Precision};
 use xlstm_trainer::model::{Model, Parameter, Placement, config_from_json};
 use xlstm_trainer::optimizer::AdamW;
@@ -70,6 +70,14 @@ fn config_of(file: &TensorFile) -> ModelConfig {
             rotary_base: number("rope_base"),
             norm_epsilon: number("eps"),
             ..LlamaConfig::default()
+        }),
+        "gpt3" => ModelConfig::Gpt2(Gpt2Config {
+            vocabulary_size: size("vocab"),
+            embedding_dim: size("d"),
+            blocks: size("layers"),
+            heads: size("heads"),
+            positions: size("positions"),
+            ..Gpt2Config::default()
         }),
         other => panic!("{}: no architecture for {other}", file.path().display()),
     }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use tch::{Device, Kind, Tensor};
-use xlstm_manifests::recipe::architecture::LlamaConfig;
+use xlstm_manifests::recipe::architecture::{Gpt2Config, LlamaConfig};
 use xlstm_manifests::recipe::{
     BlockKind, ForgetGate, GateWeights, InputBias, ModelConfig, Precision, RecurrentInit, SlstmBias,
     WeightInit, XlstmConfig,
@@ -36,7 +36,15 @@ fn model() -> Model {
 fn every_model() -> Vec<Model> {
     let llama =
         LlamaConfig { vocabulary_size: 40, embedding_dim: 16, blocks: 2, heads: 2, ..LlamaConfig::default() };
-    let configs: Vec<ModelConfig> = vec![config().into(), llama.into()];
+    let gpt2 = Gpt2Config {
+        vocabulary_size: 40,
+        embedding_dim: 16,
+        blocks: 2,
+        heads: 2,
+        positions: 24,
+        ..Gpt2Config::default()
+    };
+    let configs: Vec<ModelConfig> = vec![config().into(), llama.into(), gpt2.into()];
     let names: Vec<&str> = configs.iter().map(ModelConfig::architecture_name).collect();
     assert_eq!(names, ModelConfig::ARCHITECTURES, "an architecture without a test");
     configs.iter().map(|config| Model::new(config, placement(), 3).unwrap()).collect()

@@ -8,7 +8,7 @@
 //! state       what is remembered between two calls
 //! generate    text, one token at a time      scoring   log-likelihoods of single tokens
 //! weights     parameters in and out of files
-//! llama, attention     Llama's blocks; attention with its key-value cache, rotary positions
+//! llama, gpt2          Transformers      attention  causal attention with its key-value cache, rotary positions
 //! xlstm/      mLSTM and sLSTM blocks, and the official package's form of files
 //! ```
 //! Everything takes any length, a state to go on from, and resets at document boundaries. Matrix products run in the
@@ -21,6 +21,7 @@
 mod attention;
 mod block;
 mod generate;
+mod gpt2;
 mod llama;
 mod network;
 mod normalization;

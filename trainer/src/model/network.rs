@@ -66,5 +66,6 @@ pub(super) fn network(config: &ModelConfig) -> &dyn Network {
     match config {
         ModelConfig::Xlstm(config) => config,
         ModelConfig::Llama(config) => config,
+        ModelConfig::Gpt2(config) => config,
     }
 }

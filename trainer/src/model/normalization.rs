@@ -5,6 +5,7 @@ use xlstm_kernels::{cuda, norm};
 use xlstm_manifests::recipe::ComputePath;
 
 use super::block::Residual;
+use super::parameters::{Builder, Decay, Init};
 use crate::error::Result;
 
 /// One norm with its parameters, `(C,)` each.
@@ -14,6 +15,15 @@ pub(super) enum Norm {
     ResidualWeight {
         /// The scale less one.
         weight: Tensor,
+        /// Added to the variance.
+        epsilon: f64,
+    },
+    /// Layer norm with weight and bias.
+    Layer {
+        /// The scale.
+        weight: Tensor,
+        /// Added after it.
+        bias: Tensor,
         /// Added to the variance.
         epsilon: f64,
     },
@@ -27,10 +37,21 @@ pub(super) enum Norm {
 }
 
 impl Norm {
+    /// A layer norm with a fresh `NAME.weight` and `NAME.bias`; neither decays.
+    pub(super) fn layer(builder: &mut Builder, name: &str, width: i64, epsilon: f64) -> Result<Self> {
+        let (one, zero) = (Init::Constant(1.0), Init::Constant(0.0));
+        let weight = builder.add(format!("{name}.weight"), &[width], &one, Decay::No)?;
+        let bias = builder.add(format!("{name}.bias"), &[width], &zero, Decay::No)?;
+        Ok(Self::Layer { weight, bias, epsilon })
+    }
+
     /// `(…, C)` in, `(…, C)` out.
     pub(super) fn apply(&self, x_C: &Tensor) -> Result<Tensor> {
         match self {
             Self::ResidualWeight { weight, epsilon } => Ok(norm::layer_norm(x_C, weight, *epsilon)?),
+            Self::Layer { weight, bias, epsilon } => {
+                Ok(x_C.f_layer_norm(weight.size(), Some(weight), Some(bias), *epsilon, true)?)
+            }
             Self::Rms { weight, epsilon } => Ok(x_C.f_rms_norm(weight.size(), Some(weight), *epsilon)?),
         }
     }

@@ -12,10 +12,12 @@
 //! [`ModelConfig`], which dereferences to the architecture's arithmetic.
 
 mod checker;
+mod gpt2;
 mod llama;
 mod xlstm;
 
 pub use checker::Checker;
+pub use gpt2::{Gelu, Gpt2Config};
 pub use llama::{LlamaConfig, LlamaInit};
 pub use xlstm::{
     BlockKind, ForgetGate, GateWeights, InputBias, MlstmConfig, RecurrentInit, SlstmBias, SlstmConfig,
@@ -171,6 +173,8 @@ architectures! {
     Xlstm(XlstmConfig) = "xlstm",
     /// Llama: the paper's main Transformer baseline.
     Llama(LlamaConfig) = "llama",
+    /// GPT-2, which the paper calls GPT-3.
+    Gpt2(Gpt2Config) = "gpt2",
 }
 
 impl Default for ModelConfig {
