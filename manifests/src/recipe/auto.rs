@@ -1,30 +1,30 @@
-//! The recipe that is taken where none is named: what the device can train on this corpus in reasonable time.
+//! The default recipe: the largest model that the device can train on this corpus in reasonable time.
 
 use super::{Precision, Recipe, Result, load};
 
 /// What a recipe is chosen for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
-    /// No card.
+    /// No GPU.
     Cpu,
-    /// A card with this much memory, in bytes, that computes in bfloat16.
+    /// A GPU with this much memory that computes in bfloat16.
     Gpu {
         /// Bytes of memory.
         memory: u64,
     },
 }
 
-/// Passes over a small corpus after which training longer only memorises.
+/// Passes over a small corpus after which further training only memorizes.
 const MAX_EPOCHS: u64 = 4;
 
 /// The recipe for a device and a corpus of `tokens` tokens in rows of `row_length`.
 ///
-/// On a CPU: `small-cpu`. On a card: the largest `[7:1]` model of the paper whose parameters take a third of the memory
-/// and which sees at least 20 tokens for each parameter in four passes, but at least the 125M one. The number of
-/// steps is at most four passes over the corpus.
+/// On a CPU: `small-cpu`. On a GPU: the largest `[7:1]` model of the paper whose parameters, gradients and moments fit into
+/// a third of the memory and which sees at least 20 tokens per parameter in four passes, or else the 125M model. A run
+/// makes at most four passes over the corpus.
 ///
 /// # Errors
-/// When a built-in recipe does not resolve; none does.
+/// Never in practice: all built-in recipes resolve.
 pub fn choose(accelerator: Accelerator, tokens: u64, row_length: u64) -> Result<Recipe> {
     let mut recipe = match accelerator {
         Accelerator::Cpu => load("small-cpu", &[])?,

@@ -1,4 +1,4 @@
-//! Recipes: everything that decides a training run but the data, as TOML.
+//! Recipes: everything that decides a training run except the data, as TOML.
 //!
 //! A recipe file sets what differs from the defaults below, which are the paper's (350M parameters, 15B tokens).
 //! `--set key=value` changes single values by their dotted names. The resolved recipe, every key spelled out, is
@@ -129,7 +129,7 @@ pub struct Training {
     pub precision: Precision,
     /// Keep only each block's input, and compute the block again in the backward pass.
     pub activation_checkpointing: bool,
-    /// Clear all states where a document begins (the paper does not).
+    /// Clear all states at the start of each document (the paper does not).
     pub reset_at_document_boundaries: bool,
 }
 
@@ -139,7 +139,7 @@ pub struct Training {
 pub enum Precision {
     /// IEEE single precision throughout.
     Float32,
-    /// Products in bfloat16, the residual stream, norms, states and parameters in float32.
+    /// Products in bfloat16; the residual, norms, states and parameters in float32.
     Bfloat16,
 }
 
@@ -356,7 +356,7 @@ impl Recipe {
     /// The recipe as TOML, every key spelled out.
     ///
     /// # Errors
-    /// When a value has no TOML form; none has.
+    /// Never in practice: every recipe has a TOML form.
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(self)
             .map_err(|error| RecipeError::Syntax { name: self.name.clone(), reason: error.to_string() })

@@ -87,7 +87,7 @@ fn resolve_table(
     for text in overrides {
         layers.push((text, parse_override(text)?));
     }
-    // An architecture brings its own defaults, so it goes first, wherever it stands.
+    // An architecture replaces all of `[model]`, so its override is applied first, whatever the order.
     layers.sort_by_key(|(_, layer)| architecture_of(layer).is_none());
     for (text, layer) in layers {
         add_layer(&format!("--set {text}"), &mut resolved, layer)?;
@@ -100,7 +100,7 @@ fn resolve_table(
     Ok(recipe)
 }
 
-/// Puts a layer on top. Where it names another architecture, `[model]` begins anew with that one's defaults.
+/// Adds a layer. If it names another architecture, `[model]` starts over from that architecture's defaults.
 fn add_layer(name: &str, resolved: &mut Table, layer: Table) -> Result<()> {
     if let Some(wanted) = architecture_of(&layer).filter(|wanted| Some(*wanted) != architecture_of(resolved))
     {

@@ -54,7 +54,7 @@ pub(crate) use weights::{copy_to_cpu, metadata};
 pub use weights::{export, import};
 pub use xlstm::official::{config_from_json, config_to_json, official_config};
 
-/// A target that counts for nothing.
+/// The target of a position that is not scored.
 pub const IGNORE_TARGET: i64 = -100;
 
 /// Where and how a model computes.
@@ -242,7 +242,8 @@ impl Model {
         product(hidden_BTC, &self.output, self.placement.products)
     }
 
-    /// Mean cross-entropy of `targets` after `tokens`, both `(B, T)` (Int64); [`IGNORE_TARGET`] counts for nothing.
+    /// Mean cross-entropy of `targets` after `tokens`, both `(B, T)` (Int64); positions with
+    /// [`IGNORE_TARGET`] are left out.
     ///
     /// # Errors
     /// When shapes do not fit, no target counts, or libtorch fails.
@@ -255,8 +256,8 @@ impl Model {
         self.loss_with_count(tokens_BT, targets_BT, resets_BT, None)
     }
 
-    /// As [`loss`](Self::loss), for a caller that knows how many targets count: with fused kernels nothing waits for the
-    /// GPU then, and targets outside the vocabulary are no error but a loss of NaN.
+    /// As [`loss`](Self::loss), for a caller that knows how many positions are scored. With fused kernels nothing waits for
+    /// the GPU then, and a target outside the vocabulary gives a loss of NaN instead of an error.
     ///
     /// # Errors
     /// As [`loss`](Self::loss).
@@ -357,7 +358,7 @@ fn product(x: &Tensor, weight: &Tensor, precision: Option<Kind>) -> Result<Tenso
     Ok(linear::linear(&convert(x)?, &convert(weight)?, None)?)
 }
 
-/// Sizes are validated to be far below 2^63.
+/// A size as libtorch takes it; recipes allow none near 2^63.
 fn signed(size: u64) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! What a run would take: parameters, memory by part, tokens, time. `--dry-run` prints it.
+//! What a run needs: parameters, memory by part, tokens, time, and who computes. `--dry-run` prints it.
 
 use xlstm_manifests::recipe::{MemoryEstimate, ModelSize, Recipe};
 use xlstm_manifests::run_manifest::DatasetRef;
@@ -33,10 +33,10 @@ pub fn micro_batch_rows(recipe: &Recipe, rows: u64, row_length: u64, device: &De
     if recipe.training.micro_batch_rows > 0 {
         return Ok(recipe.training.micro_batch_rows.min(rows.max(1)));
     }
-    // Beyond a few rows a CPU gains nothing, and large buffers cost page faults.
-    let most = if matches!(device.device, tch::Device::Cpu) { 2 } else { 64 };
-    let fits = (1..=rows.clamp(1, most)).rev().find(|&rows| estimate(rows).total() <= budget);
-    // As few micro-batches as that needs, of about equal size.
+    // More rows do not speed up a CPU, and large buffers cost page faults.
+    let max_rows = if matches!(device.device, tch::Device::Cpu) { 2 } else { 64 };
+    let fits = (1..=rows.clamp(1, max_rows)).rev().find(|&rows| estimate(rows).total() <= budget);
+    // The fewest micro-batches that fit, of about equal size.
     let count = rows.max(1).div_ceil(fits.unwrap_or(1));
     Ok(rows.max(1).div_ceil(count))
 }

@@ -386,7 +386,7 @@ fn check_folder(run: &Path, resume: bool) -> Result<()> {
     }
 }
 
-/// A resumed run may change how it is watched, saved and cut into micro-batches; nothing else.
+/// A resumed run may change its logging, validation, checkpoints and micro-batches, and nothing else.
 fn check_same_run(existing: &Existing, recipe: &Recipe, order: &Order) -> Result<()> {
     let mut same = recipe.clone();
     same.name.clone_from(&existing.recipe.name);

@@ -69,7 +69,7 @@ pub struct Trainer {
     pub(super) _lock: Option<xlstm_manifests::atomic::FolderLock>,
 }
 
-/// What one step gave.
+/// How a step ended.
 enum StepEnd {
     Done,
     Stop,
@@ -122,7 +122,7 @@ impl Trainer {
         let outcome = self.run_steps();
         outcome.map_err(|error| {
             if let Some(writer) = &mut self.writer {
-                // So that the message names the newest step; the error at hand is the one to report.
+                // Finishes the checkpoint, so that the message names the newest step. The first error is the one to report.
                 let _ = writer.finish();
             }
             self.communicator.explain(error)

@@ -17,13 +17,13 @@ use crate::recipe::Result;
 pub struct Gpt2Config {
     /// Rows of the embedding, which is the output projection too.
     pub vocabulary_size: u64,
-    /// Width of the residual stream.
+    /// Width of the residual.
     pub embedding_dim: u64,
     /// Blocks, each attention and feed-forward.
     pub blocks: u64,
     /// Attention heads.
     pub heads: u64,
-    /// Width of the feed-forward; 0: 4 of the stream.
+    /// Width of the feed-forward; 0: four times the residual's.
     pub feed_forward_dim: u64,
     /// Learned positions: no context can be longer.
     pub positions: u64,

@@ -18,13 +18,13 @@ use crate::recipe::Result;
 pub struct LlamaConfig {
     /// Rows of the embedding and of the output projection.
     pub vocabulary_size: u64,
-    /// Width of the residual stream.
+    /// Width of the residual.
     pub embedding_dim: u64,
     /// Blocks, each attention and feed-forward.
     pub blocks: u64,
     /// Attention heads; each has its own keys and values.
     pub heads: u64,
-    /// Width of the feed-forward; 0: 8/3 of the stream, rounded up to a multiple of 64.
+    /// Width of the feed-forward; 0: 8/3 of the residual's, rounded up to a multiple of 64.
     pub feed_forward_dim: u64,
     /// Base of the rotary angles.
     pub rotary_base: f64,

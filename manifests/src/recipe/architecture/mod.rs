@@ -70,7 +70,7 @@ pub trait Architecture {
     /// Rows of the token embedding and of the output projection.
     fn vocabulary_size(&self) -> u64;
 
-    /// Width of the residual stream.
+    /// Width of the residual.
     fn embedding_dim(&self) -> u64;
 
     /// Residual blocks.

@@ -101,10 +101,10 @@ impl SlstmBlock {
         })
     }
 
-    fn convolve(&self, y_BTD: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, Option<Tensor>)> {
-        let Some((weight, bias)) = &self.convolution else { return Ok((y_BTD.shallow_clone(), None)) };
+    fn convolve(&self, y_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, Option<Tensor>)> {
+        let Some((weight, bias)) = &self.convolution else { return Ok((y_BTC.shallow_clone(), None)) };
         let output = conv::causal_conv_silu(&conv::ConvInput {
-            x_BTD: y_BTD,
+            x_BTD: y_BTC,
             weight_D1W: weight,
             bias_D: Some(bias),
             state: call.state.and_then(|state| state.get(CONVOLUTION)),
@@ -115,12 +115,12 @@ impl SlstmBlock {
 }
 
 impl Block for SlstmBlock {
-    fn forward(&self, x_BTD: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
-        let y_BTD = norm::layer_norm(x_BTD, &self.norm, NORM_EPSILON)?;
-        let (c_BTD, window) = self.convolve(&y_BTD, call)?;
-        let size = y_BTD.size();
+    fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
+        let y_BTC = norm::layer_norm(x_BTC, &self.norm, NORM_EPSILON)?;
+        let (c_BTC, window) = self.convolve(&y_BTC, call)?;
+        let size = y_BTC.size();
         let (batch, time, width) = (size[0], size[1], size[2]);
-        let inputs = [&c_BTD, &c_BTD, &y_BTD, &y_BTD];
+        let inputs = [&c_BTC, &c_BTC, &y_BTC, &y_BTC];
         let mut raw = Vec::with_capacity(4);
         for (input, weight) in inputs.into_iter().zip(&self.weights) {
             raw.push(match weight.dim() {
@@ -143,14 +143,14 @@ impl Block for SlstmBlock {
             ..SlstmOptions::default()
         };
         let output = slstm::slstm(&input, &options)?;
-        let x_BTD = x_BTD + norm::head_norm(&output.y_BTHE, &self.group_norm, NORM_EPSILON)?;
-        let y_BTD = norm::layer_norm(&x_BTD, &self.feed_norm, NORM_EPSILON)?;
-        let gated_BTF = gates::gelu_gate(&product(&y_BTD, &self.feed_up, call.precision)?)?;
-        let x_BTD = x_BTD + product(&gated_BTF, &self.feed_down, call.precision)?;
+        let x_BTC = x_BTC + norm::head_norm(&output.y_BTHE, &self.group_norm, NORM_EPSILON)?;
+        let y_BTC = norm::layer_norm(&x_BTC, &self.feed_norm, NORM_EPSILON)?;
+        let gated_BTF = gates::gelu_gate(&product(&y_BTC, &self.feed_up, call.precision)?)?;
+        let x_BTC = x_BTC + product(&gated_BTF, &self.feed_down, call.precision)?;
         let SlstmState { hidden, cell, normalizer, maximum } = output.state;
         let cell = [(HIDDEN, hidden), (CELL, cell), (NORMALIZER, normalizer), (MAXIMUM, maximum)];
         let window = window.map(|window| (CONVOLUTION, window));
-        Ok((x_BTD, BlockState::new(window.into_iter().chain(cell))))
+        Ok((x_BTC, BlockState::new(window.into_iter().chain(cell))))
     }
 
     fn fused(&self) -> Option<&dyn FusedBlock> {
@@ -166,19 +166,19 @@ impl FusedBlock for SlstmBlock {
         let (x_BTD, y_BTD) = cuda::add_layer_norm(&residual.x_BTC, delta, &self.norm, NORM_EPSILON)?;
         let c_BTD = match &self.convolution {
             Some((weight, bias)) => cuda::conv_silu(&conv::ConvInput {
-                x_BTD: &y_BTD,
+                x_BTD: &y_BTC,
                 weight_D1W: weight,
                 bias_D: Some(bias),
                 state: None,
                 resets_BT: None,
             })?,
-            None => y_BTD.shallow_clone(),
+            None => y_BTC.shallow_clone(),
         };
-        let size = y_BTD.size();
+        let size = y_BTC.size();
         let (batch, time, width) = (size[0], size[1], size[2]);
         let unit = width / self.heads;
         let mut raw = Vec::with_capacity(4);
-        for (input, weight) in [&c_BTD, &c_BTD, &y_BTD, &y_BTD].into_iter().zip(&self.weights) {
+        for (input, weight) in [&c_BTC, &c_BTC, &y_BTC, &y_BTC].into_iter().zip(&self.weights) {
             raw.push(match weight.dim() {
                 2 => product(input, weight, precision)?.f_view([batch * time, self.heads, unit])?,
                 _ => {
@@ -194,11 +194,11 @@ impl FusedBlock for SlstmBlock {
         let x_NGHE = (x_NGHE + bias_GHE).f_to_kind(Kind::BFloat16)?;
         let recurrent_HEGE = slstm::canonical_recurrent(&self.recurrent, SlstmLayout::Vanilla)?;
         let y_BTHE = cuda::slstm(&x_NGHE.f_view([batch, time, 4, self.heads, unit])?, &recurrent_HEGE)?;
-        let s_BTD = cuda::head_norm(&y_BTHE, &self.group_norm, NORM_EPSILON)?;
-        let (x_BTD, y_BTD) = cuda::add_layer_norm(&x_BTD, Some(&s_BTD), &self.feed_norm, NORM_EPSILON)?;
-        let gated_BTF = cuda::gelu_gate(&product(&y_BTD, &self.feed_up, precision)?)?;
+        let s_BTC = cuda::head_norm(&y_BTHE, &self.group_norm, NORM_EPSILON)?;
+        let (x_BTC, y_BTC) = cuda::add_layer_norm(&x_BTC, Some(&s_BTC), &self.feed_norm, NORM_EPSILON)?;
+        let gated_BTF = cuda::gelu_gate(&product(&y_BTC, &self.feed_up, precision)?)?;
         let delta_BTC = Some(product(&gated_BTF, &self.feed_down, precision)?);
-        Ok((Residual { x_BTC: x_BTD, delta_BTC }, BlockState::default()))
+        Ok((Residual { x_BTC, delta_BTC }, BlockState::default()))
     }
 }
 

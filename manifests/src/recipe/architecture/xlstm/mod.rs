@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub struct XlstmConfig {
     /// Rows of the embedding and of the output projection; the paper pads GPT-2's 50257 to a multiple of 64.
     pub vocabulary_size: u64,
-    /// Width of the residual stream.
+    /// Width of the residual.
     pub embedding_dim: u64,
     /// Blocks.
     pub blocks: u64,
@@ -25,13 +25,13 @@ pub struct XlstmConfig {
     pub slstm: SlstmConfig,
 }
 
-/// Where an mLSTM block widens the stream (table 8).
+/// Where an mLSTM block projects up (table 8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BlockKind {
     /// Before the cell: figure 11.
     PreUpProjection,
-    /// After it: dense projections at stream width, sigmoid output gate, then a feed-forward with squared ReLU.
+    /// After it: dense projections of the residual's width, sigmoid output gate, then a feed-forward with squared ReLU.
     PostUpProjection,
 }
 
@@ -41,15 +41,15 @@ pub enum BlockKind {
 pub struct MlstmConfig {
     /// Heads.
     pub heads: u64,
-    /// Where the block widens the stream.
+    /// Where the block projects up.
     pub block: BlockKind,
-    /// Inner width over stream width.
+    /// Inner width, as a multiple of the residual's.
     pub projection_factor: f64,
     /// Taps of the causal convolution; 0: none.
     pub convolution: u64,
     /// Size of the diagonal blocks of the query, key and value projections.
     pub qkv_block_size: u64,
-    /// Width of a post-up-projection block's feed-forward, over stream width.
+    /// Width of a post-up-projection block's feed-forward, as a multiple of the residual's.
     pub feed_forward_factor: f64,
     /// Whether the input gate sees the input, or is its bias alone.
     pub input_gate_input_dependent: bool,
@@ -85,7 +85,7 @@ pub struct SlstmConfig {
     pub convolution: u64,
     /// Shape of the gates' input weights.
     pub gate_weights: GateWeights,
-    /// Width of the feed-forward over stream width, rounded up to a multiple of 64.
+    /// Width of the feed-forward, as a multiple of the residual's, rounded up to a multiple of 64.
     pub feed_forward_factor: f64,
     /// Forget gate: the paper allows both, the released code and the published runs have the sigmoid.
     pub forget_gate: ForgetGate,
@@ -126,7 +126,7 @@ pub enum GateWeights {
 pub enum RecurrentInit {
     /// Zero.
     Zeros,
-    /// Uniform within one over the root of the stream width.
+    /// Uniform within one over the root of the residual's width.
     Standard,
 }
 
@@ -138,7 +138,7 @@ pub enum SlstmBias {
     PowerlawBlockdependent,
     /// Forget bias from 3 to 6 within each head; others 0.
     SmallInit,
-    /// Uniform within one over the root of the stream width.
+    /// Uniform within one over the root of the residual's width.
     Standard,
     /// Zero.
     Zeros,
