@@ -230,6 +230,26 @@ fn both_slstm_layouts_are_read() {
     assert_close(&hidden(&again, &text, None).0, &hidden(&model, &text, None).0);
 }
 
+#[test]
+fn evaluation_and_validation_give_the_same_digits() {
+    for model in every_model() {
+        let plain = Placement { kind: Kind::Float, ..placement() };
+        let model = Model::new(model.config(), plain, 3).unwrap();
+        let text = tokens(3, 21);
+        let (inputs, targets) = (text.narrow(1, 0, 20), text.narrow(1, 1, 20).contiguous());
+        let flags: Vec<bool> = (0..60).map(|index| index % 9 == 4).collect();
+        let flags = Tensor::from_slice(&flags).view([3, 20]);
+        for resets in [None, Some(&flags)] {
+            // As `train::measure` and as `evaluation::score` compute.
+            let validation =
+                tch::no_grad(|| model.loss_with_count(&inputs, &targets, resets, Some(60))).unwrap();
+            let validation = validation.token_losses_N.to_kind(Kind::Double);
+            let evaluation = model.sequence_losses(&inputs, &targets, resets).unwrap();
+            assert_eq!(Vec::<f64>::try_from(validation).unwrap(), evaluation);
+        }
+    }
+}
+
 /// The official package's rule for weight decay: by names, and never the token embedding.
 fn official_decay(name: &str) -> bool {
     name.contains("weight") && !name.contains("norm") && name != "token_embedding.weight"
