@@ -41,7 +41,7 @@ fn every_model() -> Vec<Model> {
         embedding_dim: 16,
         blocks: 2,
         heads: 2,
-        positions: 24,
+        positions: 32,
         ..Gpt2Config::default()
     };
     let configs: Vec<ModelConfig> = vec![config().into(), llama.into(), gpt2.into()];
