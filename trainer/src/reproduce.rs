@@ -101,7 +101,7 @@ const EXPERIMENTS: &[Experiment] = &[
         recipes: &["table1-15b"],
         kind: "perplexity",
         commands: &[SLIMPAJAMA_15B, PERPLEXITY],
-        without: "the other twelve architectures",
+        without: "architectures without a recipe below",
     },
     Experiment {
         place: "Table 2, top",
@@ -125,7 +125,7 @@ const EXPERIMENTS: &[Experiment] = &[
         recipes: &["figure6-scaling-15b"],
         kind: "perplexity",
         commands: &[SLIMPAJAMA_15B, PERPLEXITY],
-        without: "the other architectures; the figure's values are not printed",
+        without: "architectures without a recipe below; the figure's values are not printed",
     },
     Experiment {
         place: "Table 8",
@@ -141,7 +141,7 @@ const EXPERIMENTS: &[Experiment] = &[
         recipes: &["table3-300b"],
         kind: "perplexity",
         commands: &[SLIMPAJAMA, PERPLEXITY],
-        without: "the other architectures",
+        without: "architectures without a recipe below",
     },
     Experiment {
         place: "Table 3, downstream",
@@ -200,7 +200,7 @@ pub fn reproduce(results: &Path) -> Result<String> {
          output of `xlstm-eval reproduce`; a test compares it.\n\n\
          A figure of ours comes from an evaluation report under `docs/results`, which names checkpoint, run and data by digest \
          (`xlstm-eval verify` follows them). Where there is none, the page gives the cost of training: operations a token \
-         (6·P + 12·M, forward and backward, see `xlstm-train --recipe NAME --dry-run`) times tokens, over ",
+         (forward and backward; `xlstm-train --recipe NAME --dry-run` prints number and formula) times tokens, over ",
     );
     // Writing to a String cannot fail.
     let _ = writeln!(

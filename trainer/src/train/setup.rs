@@ -11,15 +11,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use xlstm_manifests::atomic::{FolderLock, write_atomic};
-use xlstm_manifests::manifest::MANIFEST_NAME;
 use xlstm_manifests::order::Order;
-use xlstm_manifests::recipe::{self, ModelSize, Recipe};
+use xlstm_manifests::recipe::{ModelSize, Recipe};
 use xlstm_manifests::run_manifest::{
     CHECKPOINTS_NAME, DatasetRef, RECIPE_NAME, RUN_FORMAT, RUN_NAME, RUN_VERSION, RecipeRef, RunManifest,
     Session,
 };
 use xlstm_manifests::{Dataset, Sha256Digest};
 
+use super::options::{Existing, TrainOptions, beside, resolve_recipe, split_folder};
 use super::plan::micro_batch_rows;
 use super::report::{Report, now};
 use super::trainer::Trainer;
@@ -35,110 +35,6 @@ use crate::optimizer::AdamW;
 use crate::run::check_finite;
 use crate::signals::Signals;
 use crate::tensor_file::TensorFile;
-
-/// What the command line asks for.
-#[derive(Debug, Clone, Default)]
-pub struct TrainOptions {
-    /// The training split; on a resume, the run knows it.
-    pub manifest: Option<PathBuf>,
-    /// The validation split.
-    pub validation: Option<PathBuf>,
-    /// A recipe by name or file; none: one is chosen, or the run's on a resume.
-    pub recipe: Option<String>,
-    /// `key=value` on top of it.
-    pub overrides: Vec<String>,
-    /// The run's folder; none: `runs/RECIPE-ROOT`.
-    pub out: Option<PathBuf>,
-    /// Go on with the run in that folder.
-    pub resume: bool,
-}
-
-/// A run's folder as it was found.
-struct Existing {
-    manifest: RunManifest,
-    recipe: Recipe,
-}
-
-impl TrainOptions {
-    fn existing(&self) -> Result<Option<Existing>> {
-        let Some(out) = self.out.as_deref().filter(|_| self.resume) else { return Ok(None) };
-        if !out.join(RUN_NAME).is_file() {
-            return Ok(None);
-        }
-        let manifest = RunManifest::load(out)?;
-        let path = out.join(RECIPE_NAME);
-        let (_, sha256) = xlstm_manifests::digest::digest_file(&path)?;
-        if sha256 != manifest.recipe.sha256 {
-            let hint = "a run goes on with the recipe that it began with: restore the file";
-            return Err(TrainError::file(
-                &path,
-                manifest.recipe.sha256.to_string(),
-                sha256.to_string(),
-                hint,
-            ));
-        }
-        let mut recipe = recipe::load(&path.display().to_string(), &[])?;
-        recipe.name.clone_from(&manifest.recipe.name);
-        Ok(Some(Existing { manifest, recipe }))
-    }
-}
-
-/// The recipe that these options mean on this device, with the training split.
-///
-/// # Errors
-/// When no dataset is named, it cannot be opened, or the recipe does not resolve.
-pub fn resolve_recipe(options: &TrainOptions, device: &DeviceInfo) -> Result<(Recipe, Dataset, PathBuf)> {
-    let existing = options.existing()?;
-    let known = existing.as_ref().map(|existing| existing.manifest.train.path.clone());
-    let path = options.manifest.clone().or(known).ok_or_else(|| {
-        TrainError::Usage(
-            "expected --manifest DIR, the training split that `xlstm-data prepare` made (or --resume with --out RUN)"
-                .into(),
-        )
-    })?;
-    let path = split_folder(path, "train");
-    let train = Dataset::open(&path)?;
-    let recipe = match (&options.recipe, existing) {
-        (Some(name), _) => recipe::load(name, &options.overrides)?,
-        (None, Some(existing)) => recipe::resolve(&existing.recipe, &options.overrides)?,
-        (None, None) => {
-            let manifest = train.manifest();
-            let row_length = u64::from(manifest.packing.row_length);
-            let chosen = recipe::choose(device.accelerator(), manifest.totals.tokens, row_length)?;
-            recipe::resolve(&chosen, &options.overrides)?
-        }
-    };
-    check_vocabulary(&recipe, &train, &path)?;
-    recipe.rows_per_step(u64::from(train.manifest().packing.row_length))?;
-    Ok((recipe, train, path))
-}
-
-/// The folder of `split` where `path` names a whole dataset, else `path` itself.
-fn split_folder(path: PathBuf, split: &str) -> PathBuf {
-    let inside = path.join(split);
-    let whole = !path.join(MANIFEST_NAME).exists() && inside.join(MANIFEST_NAME).is_file();
-    if whole { inside } else { path }
-}
-
-/// The folder of `split` where `path` names a whole dataset that has it.
-fn beside(path: Option<&Path>, split: &str) -> Option<PathBuf> {
-    path.map(|path| (path, split_folder(path.into(), split)))
-        .filter(|(path, found)| found != path)
-        .map(|(_, found)| found)
-}
-
-fn check_vocabulary(recipe: &Recipe, dataset: &Dataset, path: &Path) -> Result<()> {
-    let (needed, found) =
-        (u64::from(dataset.manifest().tokenizer.vocabulary_size), recipe.model.vocabulary_size());
-    if found >= needed {
-        return Ok(());
-    }
-    Err(TrainError::Usage(format!(
-        "recipe `{}`: `model.vocabulary_size` expected at least {needed}, the ids of `{}`, found {found}",
-        recipe.name,
-        path.display()
-    )))
-}
 
 /// A trainer for these options.
 ///
