@@ -90,7 +90,7 @@ impl Gpt2Block {
     fn new(builder: &mut Builder, config: &Gpt2Config, prefix: &str) -> Result<Self> {
         let (d, feed) = (signed(config.embedding_dim), signed(config.feed_forward()));
         // A block has two residual branches.
-        let last = DEVIATION / (2.0 * config.blocks as f64).sqrt();
+        let last = DEVIATION / f64::sqrt(2.0 * config.blocks as f64);
         let name = |part: &str| format!("{prefix}.{part}");
         Ok(Self {
             heads: signed(config.heads),
