@@ -28,7 +28,7 @@ const DEVIATION: f64 = 0.02;
 impl Network for Gpt2Config {
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         let width = signed(self.embedding_dim);
-        let mut table = |builder: &mut Builder, name: &str, rows: u64| {
+        let table = |builder: &mut Builder, name: &str, rows: u64| {
             builder.add(name.into(), &[signed(rows), width], &Init::Normal(DEVIATION), Decay::No)
         };
         let embedding = table(builder, "transformer.wte.weight", self.vocabulary_size)?;

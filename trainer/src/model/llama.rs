@@ -23,7 +23,7 @@ impl Network for LlamaConfig {
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         let (width, vocabulary) = (signed(self.embedding_dim), signed(self.vocabulary_size));
         let Inits { inner, .. } = Inits::new(self);
-        let mut matrix = |builder: &mut Builder, name: &str, decay| {
+        let matrix = |builder: &mut Builder, name: &str, decay| {
             builder.add(name.into(), &[vocabulary, width], &inner, decay)
         };
         let embedding = matrix(builder, "model.embed_tokens.weight", Decay::No)?;
