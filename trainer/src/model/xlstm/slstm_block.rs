@@ -163,8 +163,8 @@ impl FusedBlock for SlstmBlock {
     fn forward(&self, residual: &Residual, _call: &BlockCall<'_>) -> Result<(Residual, BlockState)> {
         let delta = residual.delta_BTC.as_ref();
         let precision = Some(Kind::BFloat16);
-        let (x_BTD, y_BTD) = cuda::add_layer_norm(&residual.x_BTC, delta, &self.norm, NORM_EPSILON)?;
-        let c_BTD = match &self.convolution {
+        let (x_BTC, y_BTC) = cuda::add_layer_norm(&residual.x_BTC, delta, &self.norm, NORM_EPSILON)?;
+        let c_BTC = match &self.convolution {
             Some((weight, bias)) => cuda::conv_silu(&conv::ConvInput {
                 x_BTD: &y_BTC,
                 weight_D1W: weight,
