@@ -127,6 +127,9 @@ pub struct Source {
     pub resolved_revision: Option<String>,
     /// What is said about the licence, and by whom. Statements can contradict each other: all are kept.
     pub licences: Vec<Licence>,
+    /// Of generated data: name, version, parameters and seed of the generator, which stand for source files.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub generator: Option<serde_json::Value>,
 }
 
 /// One statement about a licence.

@@ -14,6 +14,7 @@ const COMMANDS: &[&[&str]] = &[
     &["prepare", "paloma"],
     &["prepare", "crates"],
     &["prepare", "local"],
+    &["prepare", "task"],
     &["plan"],
     &["merge"],
     &["audit"],

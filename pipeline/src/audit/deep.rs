@@ -67,6 +67,9 @@ pub(super) fn check(
 ) -> Result<DeepReport, CommandError> {
     let corpus = Corpus::open(folder)?;
     let manifest = corpus.manifest();
+    if manifest.source.generator.is_some() {
+        return Ok(super::generated::check(&corpus, amount, seed, findings));
+    }
     let tokenizer = Gpt2Tokenizer::new()?;
     if !same_tokenizer(manifest, &tokenizer, findings)? {
         return Ok(DeepReport { of: corpus.documents(), ..DeepReport::default() });

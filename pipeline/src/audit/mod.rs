@@ -16,6 +16,7 @@ mod deep;
 mod duplicates;
 mod finding;
 mod folder;
+mod generated;
 mod html;
 pub(crate) mod locate;
 pub(crate) mod progress;

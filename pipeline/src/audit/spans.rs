@@ -182,7 +182,7 @@ pub(super) fn scan_documents(
             let expected = format!("ids below {vocabulary_size} in document {index}");
             found.findings.differ(place.file, Check::Ids, expected, highest);
         }
-        if !place.append_end_of_text && document.ids.iter().any(|&id| id == end_of_text) {
+        if !place.append_end_of_text && document.ids.contains(&end_of_text) {
             let expected = format!("no separator inside document {index}");
             found.findings.differ(place.file, Check::Separators, expected, end_of_text);
         }

@@ -82,6 +82,8 @@ pub(super) enum DatasetArgs {
         #[command(flatten)]
         common: CommonArgs,
     },
+    /// Examples of a generated task of the paper's Section 4.1: formal languages, associative recall, ListOps
+    Task(Box<super::task::TaskArgs>),
 }
 
 /// Options of datasets on the Hub.
@@ -162,7 +164,7 @@ pub(super) struct MergeArgs {
 }
 
 /// `15B`, `300M`, `20k`, `2_000_000`.
-fn parse_count(text: &str) -> Result<u64, String> {
+pub(super) fn parse_count(text: &str) -> Result<u64, String> {
     let plain: String = text.chars().filter(|c| *c != '_').collect();
     let (digits, scale) = match plain.char_indices().last() {
         Some((at, 'k' | 'K')) => (&plain[..at], 1_000),
@@ -180,7 +182,7 @@ fn parse_count(text: &str) -> Result<u64, String> {
 }
 
 /// `3/7`.
-fn parse_task(text: &str) -> Result<Task, String> {
+pub(super) fn parse_task(text: &str) -> Result<Task, String> {
     let fail = || format!("expected I/N with 1 ≤ I ≤ N, such as 3/7, found `{text}`");
     let (index, count) = text.split_once('/').ok_or_else(fail)?;
     let (index, count) = (index.parse().map_err(|_| fail())?, count.parse().map_err(|_| fail())?);

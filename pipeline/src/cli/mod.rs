@@ -6,6 +6,7 @@
 
 mod args;
 mod prepare;
+mod task;
 
 use std::io::Write as _;
 use std::process::ExitCode;

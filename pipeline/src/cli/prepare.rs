@@ -27,6 +27,9 @@ struct Resolved {
 }
 
 pub(super) fn prepare(args: PrepareArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    if let DatasetArgs::Task(args) = &args.dataset {
+        return super::task::prepare(args, out);
+    }
     let resolved = resolve(args)?;
     if resolved.dry_run {
         return show_plan(&resolved, out);
@@ -49,6 +52,9 @@ pub(super) fn prepare(args: PrepareArgs, out: &mut dyn Write) -> anyhow::Result<
 }
 
 pub(super) fn plan(args: PrepareArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    if let DatasetArgs::Task(args) = &args.dataset {
+        return super::task::plan(args, out);
+    }
     show_plan(&resolve(args)?, out)
 }
 
@@ -82,6 +88,7 @@ fn resolve(args: PrepareArgs) -> anyhow::Result<Resolved> {
             let request = LocalRequest { paths, text_field, set_field, id_field, holdout, split };
             (DatasetRequest::Local(request), None, common)
         }
+        DatasetArgs::Task(_) => bail!("`task` is not read from files: this is a fault of the program"),
     };
     let (dry_run, json, quiet) = (common.dry_run, common.json, common.quiet);
     Ok(Resolved { request, common: resolve_common(common, hub)?, dry_run, json, quiet })
@@ -132,7 +139,7 @@ fn context(resolved: &Resolved) -> anyhow::Result<Context> {
     Ok(Context { tokenizer: Gpt2Tokenizer::new()?, hub })
 }
 
-fn summary(prepared: &Prepared) -> serde_json::Value {
+pub(super) fn summary(prepared: &Prepared) -> serde_json::Value {
     let manifest = &prepared.manifest;
     json!({
         "split": manifest.split,
@@ -148,7 +155,7 @@ fn summary(prepared: &Prepared) -> serde_json::Value {
     })
 }
 
-fn describe(prepared: &Prepared) -> String {
+pub(super) fn describe(prepared: &Prepared) -> String {
     let Manifest { split, root, totals, inputs, shards, .. } = &prepared.manifest;
     let was = if prepared.was_finished { " (was finished before)" } else { "" };
     let left_out: u64 = totals.left_out.values().sum();

@@ -174,6 +174,7 @@ fn plan(
                 requested_revision: Some(files.requested.clone()),
                 resolved_revision: files.revision.as_ref().map(|revision| revision.sha.clone()),
                 licences: licences(profile, files),
+                generator: None,
             },
             selection: Selection {
                 text_field: Some(profile.text_field.clone()),

@@ -83,6 +83,7 @@ impl OnThisMachine {
                     requested_revision: None,
                     resolved_revision: None,
                     licences: vec![self.licence.clone()],
+                    generator: None,
                 },
                 selection: Selection {
                     text_field: self.text_field.clone(),

@@ -28,7 +28,7 @@ pub use request::{
 use crate::engine::{self, EngineOptions, Filter, OnBadRecord};
 use crate::hub::Hub;
 use crate::plan::{InputFolders, Plan, is_compressed};
-use crate::split::{Opened, SplitBuilder};
+use crate::split::{Opened, SplitBuilder, SplitSpec};
 use crate::tokenizer::Gpt2Tokenizer;
 
 /// What a prepare run did with one split.
@@ -117,10 +117,16 @@ fn cap_inputs(mut plan: Plan) -> anyhow::Result<Plan> {
 /// The folder of a plan's split (of its part, for a task).
 #[must_use]
 pub fn split_folder(out: &Path, plan: &Plan) -> PathBuf {
-    match &plan.spec.part {
-        None => out.join(&plan.spec.split),
+    folder_of(out, &plan.spec)
+}
+
+/// As [`split_folder`], of what a split says of itself.
+#[must_use]
+pub fn folder_of(out: &Path, spec: &SplitSpec) -> PathBuf {
+    match &spec.part {
+        None => out.join(&spec.split),
         Some(part) => {
-            out.join("parts").join(format!("{:05}-of-{:05}", part.index, part.count)).join(&plan.spec.split)
+            out.join("parts").join(format!("{:05}-of-{:05}", part.index, part.count)).join(&spec.split)
         }
     }
 }

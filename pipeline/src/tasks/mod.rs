@@ -15,6 +15,7 @@ pub mod neighbor;
 mod parameters;
 mod random;
 mod recall;
+pub mod written;
 
 use std::fmt;
 use std::str::FromStr;
@@ -215,6 +216,18 @@ pub fn from_spec(spec: &Value) -> Result<Box<dyn Task>, TaskError> {
     } else {
         Err(fail(&format!("this program makes {}; use the version of xlstm-data that wrote it", task.spec())))
     }
+}
+
+/// How many examples the paper has: the formal languages' 100,000 steps of 256 (Appendix B.1.1), MQAR's 100,000 and 3,000
+/// (B.1.2), the published ListOps' 96,000 and 2,000.
+#[must_use]
+pub fn paper_examples(name: &str, split: Split) -> u64 {
+    let [train, others] = match name {
+        recall::NAME => [100_000, 3_000],
+        list_operations::NAME => [96_000, 2_000],
+        _ => [25_600_000, 8_192],
+    };
+    if split == Split::Train { train } else { others }
 }
 
 /// Refuses a split without samples, and one with more than there are.

@@ -26,12 +26,17 @@ pub(super) fn trace(args: &TraceArgs) -> Result<TraceReport, CommandError> {
         row: None,
         documents: Vec::new(),
         token: None,
+        sample: None,
         problems: Vec::new(),
     };
     match (args.row, args.document) {
         (Some(row), _) => trace_row(args, &corpus, row, &mut report)?,
         (None, Some(document)) => trace_document(args, &corpus, document, &mut report)?,
         (None, None) => return Err(CommandError::Usage("expected --row R or --document N".into())),
+    }
+    report.sample = super::generated::sample(&corpus, &report)?;
+    if report.sample.as_ref().is_some_and(|sample| !sample.agrees) {
+        report.problems.push("the stored row is not the sample that the generator makes".into());
     }
     if let Some(TokenTrace { source: SourceTrace::Differs { problem }, .. }) = &report.token {
         report.problems.push(problem.clone());

@@ -9,12 +9,14 @@
 //! record read again, and the same place shown in it.
 
 mod find;
+mod generated;
 pub mod step;
 mod text;
 
 use std::io::Write;
 use std::path::PathBuf;
 
+pub use generated::SampleTrace;
 use serde::Serialize;
 use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::manifest::Declared;
@@ -70,6 +72,9 @@ pub struct TraceReport {
     pub documents: Vec<DocumentTrace>,
     /// The token, when one was asked for.
     pub token: Option<TokenTrace>,
+    /// Of a generated split: the sample with its solution.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample: Option<SampleTrace>,
     /// What was found to be wrong on the way.
     pub problems: Vec<String>,
 }

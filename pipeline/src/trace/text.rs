@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::{DocumentTrace, Excerpt, SourceTrace, TokenTrace, TraceReport};
+use super::{DocumentTrace, Excerpt, SampleTrace, SourceTrace, TokenTrace, TraceReport};
 use crate::report::{bytes, count};
 
 pub(super) fn write(out: &mut dyn Write, report: &TraceReport) -> io::Result<()> {
@@ -26,6 +26,9 @@ pub(super) fn write(out: &mut dyn Write, report: &TraceReport) -> io::Result<()>
     }
     if let Some(token) = &report.token {
         write_token(out, token)?;
+    }
+    if let Some(sample) = &report.sample {
+        write_sample(out, sample)?;
     }
     for problem in &report.problems {
         writeln!(out, "✗ {problem}")?;
@@ -67,6 +70,15 @@ fn write_document(out: &mut dyn Write, document: &DocumentTrace) -> io::Result<(
         writeln!(out, "  licence {licence}")?;
     }
     Ok(())
+}
+
+/// Symbols of the sample and of its solution.
+fn write_sample(out: &mut dyn Write, sample: &SampleTrace) -> io::Result<()> {
+    writeln!(out, "sample of {}", sample.generator)?;
+    writeln!(out, "  inputs  {}", sample.inputs.join(" "))?;
+    let said: Vec<String> = sample.targets.iter().map(|(at, symbol)| format!("{symbol} at {at}")).collect();
+    writeln!(out, "  targets {}", said.join(", "))?;
+    writeln!(out, "  stored  {}", if sample.agrees { "the same row" } else { "another row" })
 }
 
 fn write_token(out: &mut dyn Write, token: &TokenTrace) -> io::Result<()> {

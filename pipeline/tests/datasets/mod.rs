@@ -337,6 +337,7 @@ fn manifest(recipe: &Recipe, inputs: Vec<Input>, sets: Vec<SetTotals>, shards: V
                 statement: "made up for tests".into(),
                 spdx: Some("CC0-1.0".into()),
             }],
+            generator: None,
         },
         selection: Selection {
             text_field: Some("text".into()),

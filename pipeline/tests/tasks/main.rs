@@ -4,6 +4,7 @@
 
 mod checker;
 mod distributions;
+mod written;
 
 use std::collections::HashSet;
 

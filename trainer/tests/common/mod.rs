@@ -109,6 +109,7 @@ fn manifest(
             requested_revision: None,
             resolved_revision: None,
             licences: vec![],
+            generator: None,
         },
         selection: Selection {
             text_field: None,

@@ -1,0 +1,320 @@
+//! A task's samples as a dataset: `prepare task`.
+//!
+//! ```text
+//! split = shares of 65,536 samples │ one share: an input of the manifest; its digest is over spec, split and numbers
+//! pool of threads ─► blocks of examples, in order ─► this thread ─► SplitBuilder ─► shards, manifest
+//! ```
+//! No file is read: what stands for the source file is the canonical JSON of everything that decides the samples, so
+//! datasets of other parameters or seeds never have the same root. Blocks are taken in order, so the number of threads
+//! decides no byte; parts are runs of whole shares, so that `merge` puts the same inputs together.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use crossbeam_channel::{Receiver, Sender};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use xlstm_manifests::examples::Example as Row;
+use xlstm_manifests::manifest::{Layout, Manifest, Part, Selection, Source, Tokenizer};
+use xlstm_manifests::safe_path::SafePath;
+use xlstm_manifests::{Sha256Digest, canonical};
+
+use super::{Example, Split, Task, check_examples};
+use crate::prepare::{Prepared, packing_of_examples};
+use crate::split::{Cursor, InputMeta, Opened, SplitBuilder, SplitSpec, TokenizedDocument};
+
+/// Samples of an input.
+const SHARE: u64 = 1 << 16;
+/// Samples that a thread makes at a time.
+const BLOCK: u64 = 512;
+/// Blocks of a thread that wait to be written.
+const WAITING: u64 = 4;
+/// How inputs of such datasets are read.
+pub const FORMAT: &str = "generated";
+
+/// Consecutive samples of a split: one input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Number of the first sample.
+    pub first: u64,
+    /// How many there are.
+    pub examples: u64,
+}
+
+/// One split to be written.
+pub struct TaskPlan<'a> {
+    task: &'a dyn Task,
+    split: Split,
+    spec: SplitSpec,
+    shares: Vec<Share>,
+}
+
+impl<'a> TaskPlan<'a> {
+    /// `examples` samples of `task` as `split`.
+    ///
+    /// # Errors
+    /// When there are no or not so many different samples, or a row is longer than the format stores.
+    pub fn new(task: &'a dyn Task, split: Split, examples: u64, rows_per_shard: u64) -> anyhow::Result<Self> {
+        check_examples(task, split, examples)?;
+        let shares: Vec<Share> = (0..examples.div_ceil(SHARE))
+            .map(|share| share * SHARE)
+            .map(|first| Share { first, examples: SHARE.min(examples - first) })
+            .collect();
+        let mut spec = spec(task, split, rows_per_shard);
+        let described: Vec<Value> = shares.iter().map(|share| described(task, split, *share)).collect();
+        spec.plan = spec.plan_digest(&described)?;
+        Ok(Self { task, split, spec, shares })
+    }
+
+    /// The part `index` (from 1) of `count`: whole shares, in order.
+    #[must_use]
+    pub fn part(mut self, index: u32, count: u32) -> Self {
+        let all = self.shares.len() as u64;
+        let cut = |part: u32| (all * u64::from(part) / u64::from(count)) as usize;
+        self.shares = self.shares[cut(index - 1)..cut(index)].to_vec();
+        self.spec.part = Some(Part { index, count, plan: self.spec.plan, not_planned: 0 });
+        self
+    }
+
+    /// The folder of the split, or of its part, below `out`.
+    #[must_use]
+    pub fn folder(&self, out: &Path) -> PathBuf {
+        crate::prepare::folder_of(out, &self.spec)
+    }
+
+    /// What would be written: samples, positions, tokens that count, bytes.
+    #[must_use]
+    pub fn preview(&self, out: &Path) -> Value {
+        let examples: u64 = self.shares.iter().map(|share| share.examples).sum();
+        let row_length = u64::from(self.spec.packing.row_length);
+        let tokens = (examples as f64 * self.task.mean_length(self.split)).round() as u64;
+        // Two bytes an id and a target, a bit whether there is one, two bytes a length; spans have some 130 a sample.
+        let bytes = examples * (4 * row_length + row_length.div_ceil(8) + 2 + 130);
+        json!({
+            "split": self.split.name(), "folder": self.folder(out).display().to_string(), "examples": examples,
+            "row_length": row_length, "positions": examples * row_length, "tokens": tokens, "bytes": bytes,
+            "inputs": self.shares.len(), "vocabulary_size": self.task.vocabulary_size(), "generator": self.task.spec(),
+        })
+    }
+
+    /// Makes and writes the split, going on from what an earlier run left.
+    ///
+    /// # Errors
+    /// When the folder holds something else, or cannot be written.
+    pub fn execute(&self, out: &Path, threads: usize, restart: bool) -> anyhow::Result<Prepared> {
+        let folder = self.folder(out);
+        let builder = match SplitBuilder::open(&folder, self.spec.clone(), restart)? {
+            Opened::Finished(manifest) => {
+                return Ok(Prepared { folder, manifest: *manifest, was_finished: true });
+            }
+            Opened::Building(builder) => *builder,
+        };
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .context("the threads that make samples could not be started")?;
+        let cursor = builder.cursor();
+        let (sender, blocks) = crossbeam_channel::bounded(2);
+        let manifest = std::thread::scope(|scope| {
+            // The sender goes with the thread: when it ends, whoever waits for a block hears of it.
+            scope.spawn(move || pool.install(|| self.make(cursor, threads as u64, &sender)));
+            let manifest = self.write(builder, cursor, &blocks);
+            drop(blocks);
+            manifest
+        })?;
+        Ok(Prepared { folder, manifest, was_finished: false })
+    }
+
+    /// Shares from the cursor's on, each from the sample on that is wanted.
+    fn wanted(&self, cursor: Cursor) -> impl Iterator<Item = (Share, u64)> {
+        let first = cursor.input as usize;
+        let skipped = move |at: usize| if at == first { cursor.record } else { 0 };
+        self.shares.iter().enumerate().skip(first).map(move |(at, share)| (*share, skipped(at)))
+    }
+
+    /// Sends all samples that are wanted, in order, until nobody takes them.
+    fn make(&self, cursor: Cursor, threads: u64, sender: &Sender<anyhow::Result<Block>>) {
+        for (share, skipped) in self.wanted(cursor) {
+            let starts: Vec<u64> = (skipped..share.examples).step_by(BLOCK as usize).collect();
+            for together in starts.chunks((threads * WAITING) as usize) {
+                let blocks: Vec<_> = together.par_iter().map(|&start| self.block(share, start)).collect();
+                for block in blocks {
+                    if sender.send(block).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn block(&self, share: Share, start: u64) -> anyhow::Result<Block> {
+        let end = share.examples.min(start + BLOCK);
+        let samples = (start..end).map(|record| {
+            let mut example = Example::default();
+            self.task.example(self.split, share.first + record, &mut example)?;
+            let digest = row(&example).digest();
+            anyhow::Ok((example, digest))
+        });
+        Ok(Block { start, samples: samples.collect::<anyhow::Result<_>>()? })
+    }
+
+    fn write(
+        &self,
+        mut builder: SplitBuilder,
+        cursor: Cursor,
+        blocks: &Receiver<anyhow::Result<Block>>,
+    ) -> anyhow::Result<Manifest> {
+        for (share, skipped) in self.wanted(cursor) {
+            builder.begin_input(input(self.task, self.split, share)?)?;
+            let mut written = skipped;
+            while written < share.examples {
+                let block = blocks.recv().context("a thread that makes samples ended early")??;
+                for (record, (example, digest)) in (block.start..).zip(&block.samples) {
+                    builder.document(&document(record, row(example), *digest))?;
+                }
+                written += block.samples.len() as u64;
+            }
+            builder.end_input();
+        }
+        Ok(builder.finish()?)
+    }
+}
+
+/// Consecutive samples of a share.
+struct Block {
+    start: u64,
+    samples: Vec<(Example, Sha256Digest)>,
+}
+
+/// A sample as the format has it. Rows that are too long for it are refused before the first sample.
+fn row(example: &Example) -> Row<'_> {
+    Row { input_ids: &example.input_ids, targets: &example.targets, length: example.length as u16 }
+}
+
+/// As [`TokenizedDocument::of_example`], with the digest that another thread has computed.
+fn document<'a>(record: u64, example: Row<'a>, digest: Sha256Digest) -> TokenizedDocument<'a> {
+    TokenizedDocument {
+        record,
+        ids: example.input_ids,
+        bytes: 0,
+        chars: 0,
+        words: 0,
+        digest,
+        set: None,
+        id: None,
+        truncated: false,
+        example: Some(example),
+    }
+}
+
+/// All that decides the samples of a share.
+fn described(task: &dyn Task, split: Split, share: Share) -> Value {
+    json!({
+        "generator": task.spec(), "split": split.name(), "first": share.first, "examples": share.examples,
+    })
+}
+
+/// A share as an input of the manifest.
+fn input(task: &dyn Task, split: Split, share: Share) -> anyhow::Result<InputMeta> {
+    let bytes = canonical::to_canonical_bytes(&described(task, split, share))?;
+    Ok(InputMeta {
+        path: SafePath::new(format!("{}/{split}/{:012}", name(task), share.first))?,
+        format: FORMAT.into(),
+        size: bytes.len() as u64,
+        sha256: Sha256Digest::of(&bytes),
+        declared: None,
+        licence: None,
+    })
+}
+
+fn name(task: &dyn Task) -> String {
+    task.spec()["task"].as_str().unwrap_or_default().to_owned()
+}
+
+/// What the split will say of itself.
+fn spec(task: &dyn Task, split: Split, rows_per_shard: u64) -> SplitSpec {
+    let generator = task.spec();
+    let probe = Sha256Digest::of(generator.to_string().as_bytes());
+    SplitSpec {
+        split: split.name().into(),
+        layout: Layout::Examples,
+        source: Source {
+            profile: format!("task/{}", name(task)),
+            repository: None,
+            requested_revision: None,
+            resolved_revision: None,
+            licences: Vec::new(),
+            generator: Some(generator),
+        },
+        selection: Selection {
+            text_field: None,
+            set_field: None,
+            exclude_sets: Vec::new(),
+            max_tokens: None,
+            holdout: None,
+            on_bad_record: "fail".into(),
+        },
+        tokenizer: Tokenizer {
+            name: "none".into(),
+            engine: "xlstm-data".into(),
+            engine_version: env!("CARGO_PKG_VERSION").into(),
+            files: std::collections::BTreeMap::new(),
+            vocabulary_size: task.vocabulary_size(),
+            end_of_text: super::PAD,
+            special_tokens: "none".into(),
+            probe_sha256: probe,
+        },
+        packing: packing_of_examples(task.row_length(), rows_per_shard),
+        part: None,
+        plan: Sha256Digest::of(b""),
+    }
+}
+
+/// The samples of `manifest`, to be made again: the task, its split, and the first sample of each input.
+///
+/// # Errors
+/// When the manifest names no generator, or one that this program does not have; and when an input is not the one that
+/// the generator's spec stands for.
+pub fn generated(manifest: &Manifest) -> anyhow::Result<Generated> {
+    let spec = manifest.source.generator.as_ref();
+    let spec = spec.context("expected `source.generator` in the manifest: its rows are not generated")?;
+    let task = super::from_spec(spec)?;
+    let split: Split = manifest.split.parse()?;
+    let mut firsts = Vec::with_capacity(manifest.inputs.len());
+    for found in &manifest.inputs {
+        let first = found.path.as_str().rsplit('/').next().and_then(|number| number.parse().ok());
+        let first =
+            first.with_context(|| format!("input `{}` does not end in a sample's number", found.path))?;
+        let expected = input(&*task, split, Share { first, examples: found.counts.documents })?;
+        anyhow::ensure!(
+            expected.path == found.path && expected.sha256 == found.sha256,
+            "input `{}`: expected SHA-256 {} for samples {first} to {} of the generator, found {}",
+            found.path,
+            expected.sha256,
+            first + found.counts.documents,
+            found.sha256
+        );
+        firsts.push(first);
+    }
+    Ok(Generated { task, split, firsts })
+}
+
+/// What makes the rows of a generated split again.
+pub struct Generated {
+    /// The task.
+    pub task: Box<dyn Task>,
+    /// Its split.
+    pub split: Split,
+    firsts: Vec<u64>,
+}
+
+impl Generated {
+    /// Makes record `record` of input `input` again.
+    ///
+    /// # Errors
+    /// When there is no such input, or no such sample.
+    pub fn example(&self, input: u32, record: u64, out: &mut Example) -> anyhow::Result<()> {
+        let first = self.firsts.get(input as usize).context("the manifest has no such input")?;
+        Ok(self.task.example(self.split, first + record, out)?)
+    }
+}
