@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use serde_json::json;
 use tch::{Kind, Tensor};
-use xlstm_bridge::{autograd, lists, runtime};
+use xlstm_bridge::{autograd, memory, runtime};
 use xlstm_kernels::cuda::{Architecture, Card, profile};
 use xlstm_manifests::recipe::{self, ComputePath, Precision};
 use xlstm_trainer::device::{self, DeviceInfo};
@@ -119,7 +119,7 @@ fn measure(
         }
     }
     seconds.sort_by(f64::total_cmp);
-    let peak = lists::device_peak(0, true)?;
+    let peak = memory::device_peak(0, true)?;
     let speed = |seconds: f64| count as f64 / seconds;
     let median = speed(seconds[seconds.len() / 2]);
     let operations = recipe.operations_per_token() as f64;

@@ -78,7 +78,7 @@ impl MicroBatch {
             }
             // From memory that the card reads itself, so that nothing waits for the copy.
             let kind = tensor.kind();
-            Ok(xlstm_bridge::lists::pinned(&tensor)?.f_to_device_(device, kind, true, false)?)
+            Ok(xlstm_bridge::memory::pinned(&tensor)?.f_to_device_(device, kind, true, false)?)
         };
         let inputs = on_device(Tensor::f_from_slice(&self.inputs)?)?;
         let targets = on_device(Tensor::f_from_slice(&self.targets)?)?;

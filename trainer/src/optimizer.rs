@@ -10,7 +10,7 @@
 
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
-use xlstm_bridge::lists;
+use xlstm_bridge::multi_tensor;
 use xlstm_manifests::recipe::Optimizer;
 
 use crate::error::{Result, TrainError};
@@ -83,7 +83,7 @@ impl AdamW {
             self.zero_gradients();
             return Ok(());
         }
-        Ok(lists::drop_gradients(&self.tensors())?)
+        Ok(multi_tensor::drop_gradients(&self.tensors())?)
     }
 
     /// The trained parameters, for reductions over ranks.
@@ -103,7 +103,7 @@ impl AdamW {
             if gradients.is_empty() {
                 return Ok(0.0);
             }
-            return Ok(f64::try_from(lists::norm(&gradients)?.f_to_kind(Kind::Double)?)?);
+            return Ok(f64::try_from(multi_tensor::norm(&gradients)?.f_to_kind(Kind::Double)?)?);
         }
         let mut total = 0.0;
         for state in &self.states {
@@ -172,7 +172,7 @@ impl AdamW {
             let list = |tensor: fn(&ParameterState) -> Tensor| {
                 states.iter().map(|state| tensor(state)).collect::<Vec<_>>()
             };
-            let tensors = lists::AdamWTensors {
+            let tensors = multi_tensor::AdamWTensors {
                 parameters: &list(|state| state.parameter.detach()),
                 gradients: &list(|state| state.parameter.grad()),
                 first: &list(|state| state.first.shallow_clone()),
@@ -180,14 +180,14 @@ impl AdamW {
                 step: &step,
                 scale: &scale,
             };
-            let constants = lists::AdamWConstants {
+            let constants = multi_tensor::AdamWConstants {
                 learning_rate,
                 beta1: self.options.beta1,
                 beta2: self.options.beta2,
                 weight_decay: if decays { self.options.weight_decay } else { 0.0 },
                 epsilon: self.options.epsilon,
             };
-            lists::adamw(&tensors, &constants)?;
+            multi_tensor::adamw(&tensors, &constants)?;
         }
         Ok(())
     }
@@ -255,9 +255,10 @@ impl ParameterState {
     fn update(&mut self, gradient: &Tensor, constants: &Constants) -> Result<()> {
         let handles = [&self.parameter, &self.first, &self.second].map(Tensor::shallow_clone);
         let [parameter, first, second] = handles;
-        if let (Some(p), Some(m), Some(v), Some(g)) =
-            (floats_mut(&parameter), floats_mut(&first), floats_mut(&second), floats(gradient))
-        {
+        // SAFETY: parameter and moments are three different tensors, and nothing else reads or writes them while the
+        // optimizer runs.
+        let changed = unsafe { (floats_mut(&parameter), floats_mut(&first), floats_mut(&second)) };
+        if let ((Some(p), Some(m), Some(v)), Some(g)) = (changed, floats(gradient)) {
             let chunks = p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
             chunks.zip(g.par_chunks(CHUNK)).for_each(|(((p, m), v), g)| update_chunk(p, m, v, g, constants));
             return Ok(());
@@ -337,20 +338,19 @@ fn is_plain(tensor: &Tensor) -> bool {
 
 /// The numbers of a contiguous float32 tensor on the CPU.
 fn floats(tensor: &Tensor) -> Option<&[f32]> {
-    // SAFETY: such a tensor owns `numel` initialised floats at `data_ptr`, and the borrow keeps it alive.
+    // SAFETY: such a tensor owns `numel` initialized floats at `data_ptr`, and the borrow keeps it alive.
     is_plain(tensor).then(|| unsafe {
         std::slice::from_raw_parts(tensor.data_ptr().cast::<f32>().cast_const(), tensor.numel())
     })
 }
 
 /// The numbers of a contiguous float32 tensor on the CPU, to be changed.
-#[expect(
-    clippy::mut_from_ref,
-    reason = "a tensor is a handle; each caller holds the only slice of its tensor"
-)]
-fn floats_mut(tensor: &Tensor) -> Option<&mut [f32]> {
-    // SAFETY: as above; parameter and moments are three different tensors, and nothing else reads or writes them
-    // while the optimizer runs.
+///
+/// # Safety
+/// While the slice lives, nothing else reads or writes the tensor's memory: a tensor is a handle, and others may share it.
+#[expect(clippy::mut_from_ref, reason = "a tensor is a handle; the caller vouches for the only slice")]
+unsafe fn floats_mut(tensor: &Tensor) -> Option<&mut [f32]> {
+    // SAFETY: as above, and by this function's contract.
     is_plain(tensor)
         .then(|| unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) })
 }

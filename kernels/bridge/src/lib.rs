@@ -6,7 +6,8 @@
 //! | [`named`] | tensors by name: inputs, outputs and saved tensors of a node as structs | none |
 //! | [`distributed`] | a table shared by processes, collective operations, gradients summed during the backward pass | `cpp/store.cpp`, `cpp/process_group.cpp`, `cpp/reducer.cpp` |
 //! | [`runtime`] | denormals, threads, versions, memory | `cpp/runtime.cpp` |
-//! | [`lists`] | AdamW and norms over many tensors in a few launches; memory of a card | `cpp/lists.cpp` |
+//! | [`multi_tensor`] | AdamW and norms over many tensors in a few launches | `cpp/lists.cpp` |
+//! | [`memory`] | pinned memory, the peak of a GPU | `cpp/lists.cpp` |
 //! | [`cuda`] | opens libtorch's CUDA half at run time, where there is a driver | none: `dlopen` |
 //!
 //! The program links only the CPU half of libtorch. Everything crosses the border as plain C (`cpp/abi.h`): C++
@@ -18,7 +19,8 @@ pub mod cuda;
 pub mod distributed;
 mod error;
 mod ffi;
-pub mod lists;
+pub mod memory;
+pub mod multi_tensor;
 pub mod named;
 pub mod runtime;
 

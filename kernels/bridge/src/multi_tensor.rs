@@ -1,6 +1,7 @@
-//! Operations over lists of tensors in a few launches, and what a card's memory is used for.
-
-use std::ffi::c_int;
+//! Operations over many tensors in a few launches: AdamW, a norm, dropping gradients.
+//!
+//! On a GPU the arithmetic of one small tensor takes less time than its launch; libtorch's `_foreach` and fused
+//! operations take hundreds of tensors at once.
 
 use tch::Tensor;
 
@@ -40,8 +41,8 @@ pub struct AdamWConstants {
 /// When the lists differ in length, or libtorch fails.
 pub fn adamw(tensors: &AdamWTensors<'_>, constants: &AdamWConstants) -> Result<(), BridgeError> {
     let count = tensors.parameters.len();
-    let lists = [tensors.parameters, tensors.gradients, tensors.first, tensors.second];
-    if let Some(other) = lists.iter().find(|list| list.len() != count) {
+    let all = [tensors.parameters, tensors.gradients, tensors.first, tensors.second];
+    if let Some(other) = all.iter().find(|list| list.len() != count) {
         return Err(BridgeError::Contract {
             name: "adamw",
             expected: format!("{count} tensors in each list"),
@@ -51,7 +52,7 @@ pub fn adamw(tensors: &AdamWTensors<'_>, constants: &AdamWConstants) -> Result<(
     if count == 0 {
         return Ok(());
     }
-    let [parameters, gradients, first, second] = lists.map(|list| ffi::handles(list.iter().map(Some)));
+    let [parameters, gradients, first, second] = all.map(|list| ffi::handles(list.iter().map(Some)));
     // SAFETY: four lists of `count` live tensors, and two more.
     unsafe {
         ffi::check(ffi::xlstm_optimizer_adamw(
@@ -81,20 +82,6 @@ pub fn drop_gradients(tensors: &[Tensor]) -> Result<(), BridgeError> {
     unsafe { ffi::check(ffi::xlstm_optimizer_drop_gradients(handles.as_ptr(), handles.len())) }
 }
 
-/// The same numbers in memory that a card reads itself, so that a copy to it need not be waited for.
-///
-/// # Errors
-/// When there is no card, or no memory.
-pub fn pinned(tensor: &Tensor) -> Result<Tensor, BridgeError> {
-    let mut out = std::ptr::null_mut();
-    // SAFETY: a live tensor, and a place for the result, which is ours.
-    let made = unsafe {
-        ffi::check(ffi::xlstm_pin_memory(tensor.as_ptr().cast(), &raw mut out))?;
-        ffi::own(out)
-    };
-    made.ok_or_else(|| missing("pinned"))
-}
-
 fn missing(name: &'static str) -> BridgeError {
     BridgeError::Contract { name, expected: "a result".into(), found: "none".into() }
 }
@@ -107,39 +94,11 @@ pub fn norm(tensors: &[Tensor]) -> Result<Tensor, BridgeError> {
     let handles = ffi::handles(tensors.iter().map(Some));
     let mut out = std::ptr::null_mut();
     // SAFETY: live tensors, and a place for the result, which is ours.
-    let made = unsafe {
+    let result = unsafe {
         ffi::check(ffi::xlstm_optimizer_norm(handles.as_ptr(), handles.len(), &raw mut out))?;
         ffi::own(out)
     };
-    made.ok_or_else(|| missing("norm"))
-}
-
-/// The most memory that a card gave at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct DevicePeak {
-    /// Bytes of live tensors.
-    pub allocated: u64,
-    /// Bytes that libtorch held for them.
-    pub reserved: u64,
-}
-
-/// The peak since the last call that reset it.
-///
-/// # Errors
-/// When libtorch has no such card.
-pub fn device_peak(card: usize, reset: bool) -> Result<DevicePeak, BridgeError> {
-    let mut peak = DevicePeak::default();
-    let card = c_int::try_from(card).unwrap_or(c_int::MAX);
-    // SAFETY: two places for numbers, valid for the call.
-    unsafe {
-        ffi::check(ffi::xlstm_device_memory(
-            card,
-            c_int::from(reset),
-            &raw mut peak.allocated,
-            &raw mut peak.reserved,
-        ))?;
-    }
-    Ok(peak)
+    result.ok_or_else(|| missing("norm"))
 }
 
 #[cfg(test)]

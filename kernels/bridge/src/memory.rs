@@ -1,0 +1,57 @@
+//! Memory that a GPU reads by itself, and how much of a GPU's own memory was in use.
+
+use std::ffi::c_int;
+
+use tch::Tensor;
+
+use crate::{BridgeError, ffi};
+
+/// A copy in pinned memory, which a GPU reads by itself: a transfer from it need not be waited for.
+///
+/// # Errors
+/// When there is no GPU, or no memory.
+pub fn pinned(tensor: &Tensor) -> Result<Tensor, BridgeError> {
+    let mut out = std::ptr::null_mut();
+    // SAFETY: a live tensor, and a place for the result, which is ours.
+    let result = unsafe {
+        ffi::check(ffi::xlstm_pin_memory(tensor.as_ptr().cast(), &raw mut out))?;
+        ffi::own(out)
+    };
+    result.ok_or_else(|| BridgeError::Contract {
+        name: "pinned",
+        expected: "a result".into(),
+        found: "none".into(),
+    })
+}
+
+/// The most memory of a GPU that was in use at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DevicePeak {
+    /// Bytes of live tensors.
+    pub allocated: u64,
+    /// Bytes that libtorch held for them.
+    pub reserved: u64,
+}
+
+/// The peak since the last call that reset it.
+///
+/// # Errors
+/// When libtorch has no such GPU.
+pub fn device_peak(index: usize, reset: bool) -> Result<DevicePeak, BridgeError> {
+    let mut peak = DevicePeak::default();
+    let device = c_int::try_from(index).map_err(|_| BridgeError::Contract {
+        name: "device_peak",
+        expected: "the number of a GPU".into(),
+        found: index.to_string(),
+    })?;
+    // SAFETY: two places for numbers, valid for the call.
+    unsafe {
+        ffi::check(ffi::xlstm_device_memory(
+            device,
+            c_int::from(reset),
+            &raw mut peak.allocated,
+            &raw mut peak.reserved,
+        ))?;
+    }
+    Ok(peak)
+}
