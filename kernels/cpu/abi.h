@@ -223,6 +223,110 @@ struct OutputGradients {
   T* z;  // (rows, heads * width), dense
 };
 
+// Gated linear attention. A decay lies at b * decay_batch + t * decay_time + h * decay_head + k * decay_key: strides of
+// 0 are for what is shared.
+template <typename T>
+struct LinearAttentionProblem {
+  int64_t batch, time, heads, key, value;
+  int64_t decay_batch, decay_time, decay_head, decay_key;
+  T scale;
+  const T* q;  // (B, T, H, K)
+  const T* k;  // (B, T, H, K)
+  const T* v;  // (B, T, H, V)
+  const T* decay;  // exp(g)
+  const T* bonus;  // (H, K); null where the state is read after the update
+  const uint8_t* resets;  // (B, T)
+  const T* initial;  // (B, H, K, V)
+  T* o;  // (B, T, H, V)
+  T* last;  // (B, H, K, V): the final state
+};
+
+template <typename T>
+struct LinearAttentionGradients {
+  const T* o;
+  const T* last;  // may be null
+  T* q;
+  T* k;
+  T* v;
+  T* decay;  // of g, for each token whatever is shared: (B, T, H, K); null when not wanted
+  T* bonus;  // (B, H, K): sums over time; null when there is no bonus
+  T* initial;  // null when there was no initial state
+};
+
+// h_t = a_t h_{t-1} + x_t
+template <typename T>
+struct LinearScanProblem {
+  int64_t batch, time, width;
+  const T* a;  // (B, T, D)
+  const T* x;  // (B, T, D)
+  const T* initial;  // (B, D)
+  const uint8_t* resets;  // (B, T)
+  T* h;  // (B, T, D)
+};
+
+template <typename T>
+struct LinearScanGradients {
+  const T* h;
+  T* a;
+  T* x;
+  T* initial;  // null when there was no initial state
+};
+
+// Mamba's scan; N states a channel.
+template <typename T>
+struct SelectiveScanProblem {
+  int64_t batch, time, width, states;
+  const T* u;  // (B, T, D)
+  const T* step;  // (B, T, D): Δ
+  const T* a;  // (D, N): A
+  const T* write;  // (B, T, N): B
+  const T* read;  // (B, T, N): C
+  const T* initial;  // (B, D, N)
+  const uint8_t* resets;  // (B, T)
+  T* y;  // (B, T, D)
+  T* last;  // (B, D, N): the final state
+  T* saved;  // (B, chunks, N, D): the states that the backward pass begins with; null when there will be none
+};
+
+template <typename T>
+struct SelectiveScanGradients {
+  int64_t groups;  // channels are shared out into so many
+  const T* y;
+  const T* last;  // may be null
+  T* u;
+  T* step;
+  T* a;  // (B, D, N): sums over time
+  T* write;  // (B, groups, T, N): sums over a group's channels
+  T* read;  // likewise
+  T* initial;  // null when there was no initial state
+};
+
+// RWKV-4's wkv; arrays of states are numerator, denominator and maximum.
+template <typename T>
+struct WkvProblem {
+  int64_t batch, time, width;
+  const T* omega;  // (D)
+  const T* bonus;  // (D)
+  const T* k;  // (B, T, D)
+  const T* v;  // (B, T, D)
+  const T* initial[3];  // (B, D)
+  const uint8_t* resets;  // (B, T)
+  T* y;  // (B, T, D)
+  T* last[3];  // (B, D)
+  T* saved[3];  // (B, chunks, D)
+};
+
+template <typename T>
+struct WkvGradients {
+  const T* y;
+  const T* last[2];  // may be null
+  T* omega;  // (B, D): sums over time, as the next
+  T* bonus;
+  T* k;
+  T* v;
+  T* initial[2];
+};
+
 struct KernelTable {
   const char* name;
   void (*mlstm_forward_f32)(const MlstmProblem<float>*);
@@ -253,4 +357,20 @@ struct KernelTable {
   void (*output_forward_f64)(const OutputProblem<double>*);
   void (*output_backward_f32)(const OutputProblem<float>*, const OutputGradients<float>*);
   void (*output_backward_f64)(const OutputProblem<double>*, const OutputGradients<double>*);
+  void (*linear_attention_forward_f32)(const LinearAttentionProblem<float>*);
+  void (*linear_attention_forward_f64)(const LinearAttentionProblem<double>*);
+  void (*linear_attention_backward_f32)(const LinearAttentionProblem<float>*, const LinearAttentionGradients<float>*);
+  void (*linear_attention_backward_f64)(const LinearAttentionProblem<double>*, const LinearAttentionGradients<double>*);
+  void (*linear_scan_forward_f32)(const LinearScanProblem<float>*);
+  void (*linear_scan_forward_f64)(const LinearScanProblem<double>*);
+  void (*linear_scan_backward_f32)(const LinearScanProblem<float>*, const LinearScanGradients<float>*);
+  void (*linear_scan_backward_f64)(const LinearScanProblem<double>*, const LinearScanGradients<double>*);
+  void (*selective_scan_forward_f32)(const SelectiveScanProblem<float>*);
+  void (*selective_scan_forward_f64)(const SelectiveScanProblem<double>*);
+  void (*selective_scan_backward_f32)(const SelectiveScanProblem<float>*, const SelectiveScanGradients<float>*);
+  void (*selective_scan_backward_f64)(const SelectiveScanProblem<double>*, const SelectiveScanGradients<double>*);
+  void (*wkv_forward_f32)(const WkvProblem<float>*);
+  void (*wkv_forward_f64)(const WkvProblem<double>*);
+  void (*wkv_backward_f32)(const WkvProblem<float>*, const WkvGradients<float>*);
+  void (*wkv_backward_f64)(const WkvProblem<double>*, const WkvGradients<double>*);
 };

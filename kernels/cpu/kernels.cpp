@@ -2,10 +2,12 @@
 
 #include "cross_entropy.h"
 #include "gemm_parallel.h"
+#include "linear_attention.h"
 #include "mlstm_backward.h"
 #include "mlstm_forward.h"
 #include "pointwise.h"
 #include "projections.h"
+#include "scan.h"
 #include "slstm.h"
 
 #define XLSTM_TEXT_(name) #name
@@ -45,6 +47,22 @@ extern "C" const KernelTable* XLSTM_JOIN(xlstm_cpu_table_, XLSTM_ISA)() {
       output_forward<double>,
       output_backward<float>,
       output_backward<double>,
+      linear_attention_forward<float>,
+      linear_attention_forward<double>,
+      linear_attention_backward<float>,
+      linear_attention_backward<double>,
+      linear_scan_forward<float>,
+      linear_scan_forward<double>,
+      linear_scan_backward<float>,
+      linear_scan_backward<double>,
+      selective_scan_forward<float>,
+      selective_scan_forward<double>,
+      selective_scan_backward<float>,
+      selective_scan_backward<double>,
+      wkv_forward<float>,
+      wkv_forward<double>,
+      wkv_backward<float>,
+      wkv_backward<double>,
   };
   return &table;
 }

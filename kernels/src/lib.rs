@@ -1,4 +1,5 @@
-//! sLSTM, mLSTM and the operations around them: one reference and the fast versions of each, one function in front.
+//! sLSTM, mLSTM, the cells of the methods they are compared with, and the operations around them: one reference and the
+//! fast versions of each, one function in front.
 //!
 //! | function | paper | versions |
 //! |---|---|---|
@@ -10,16 +11,23 @@
 //! | [`projections::mlstm_projections`] | fig. 11 | composed, fused |
 //! | [`linear::linear`] | – | libtorch, own product |
 //! | [`cross_entropy::projected_cross_entropy`] | – | composed, fused |
+//! | [`linear_attention::linear_attention`] | GLA, HGRN2, RetNet, RWKV-5, RWKV-6 | step loop, chunks, fused loop |
+//! | [`scan::linear_scan`], [`scan::selective_scan`], [`scan::wkv`] | HGRN, Mamba, RWKV-4 | step loop, doubling, fused loop |
+//! | [`long_convolution::long_convolution`] | H3, Hyena | libtorch |
 //!
 //! Names of tensors end in their shape: `x_BTD` has dimensions batch, time, width. The letters, everywhere:
 //!
 //! ```text
-//! B  batch           T  time (tokens)     D  width of the stream    H  heads
-//! K  width of a head's keys and queries   V  width of a head's values (sLSTM: D per head is written E)
-//! G  the four gates of sLSTM, in the order input, forget, cell input (z), output
+//! B  batch                                D  width of what an operation takes (a head's share of it: E)
+//! T  time (tokens)                        F  twice D, or the inner width of a feed-forward part
+//! H  heads                                G  gates: of sLSTM input, forget, cell input (z), output
+//! K  width of a head's keys and queries   W  taps of a convolution; L of a long one
+//! V  width of a head's values, and the vocabulary where there are no heads
+//! N  rows (batch and time as one), blocks of a block-diagonal map, states of a channel: the function says which
+//! O, I  outputs and inputs of a map       M  chunks, where a function says so
 //! ```
 //!
-//! Everything is laid out as the stream is, batch and time first: `q_BTHK` is a plain view of a `(B, T, H·K)`
+//! Everything is laid out as the residual stream is, batch and time first: `q_BTHK` is a plain view of a `(B, T, H·K)`
 //! tensor, and no function needs a transposed copy. Each function takes any length (also 1), initial states where
 //! it has any, and optional `resets_BT` (boolean: forget everything *before* this step, for document boundaries).
 //! `Float` and `Double` are computed as they are; `BFloat16` and `Half` are computed in `Float` and rounded once at
@@ -33,9 +41,12 @@ pub mod cuda;
 mod error;
 pub mod gates;
 pub mod linear;
+pub mod linear_attention;
+pub mod long_convolution;
 pub mod mlstm;
 pub mod norm;
 pub mod projections;
+pub mod scan;
 mod shape;
 pub mod slstm;
 

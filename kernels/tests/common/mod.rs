@@ -4,6 +4,7 @@
 #![allow(missing_docs, non_snake_case, reason = "a module of test programs")]
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod cells;
 pub mod mlstm;
 pub mod projections;
 pub mod sets;

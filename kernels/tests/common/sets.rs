@@ -9,6 +9,12 @@ use xlstm_kernels::cpu::{InstructionSet, instruction_set, limit_instruction_set}
 use xlstm_kernels::cross_entropy::{CrossEntropyOptions, projected_cross_entropy};
 use xlstm_kernels::gates::block_linear;
 use xlstm_kernels::linear::linear;
+use xlstm_kernels::linear_attention::{
+    LinearAttentionInput, LinearAttentionKernel, LinearAttentionOptions, LogDecay, linear_attention,
+};
+use xlstm_kernels::scan::{
+    LinearScanInput, ScanKernel, SelectiveScanInput, WkvInput, linear_scan, selective_scan, wkv,
+};
 use xlstm_kernels::slstm::{SlstmInput, SlstmKernel, SlstmOptions, slstm};
 
 /// Keep to `set`, check that no `forbidden` one is chosen, and compare every kernel with plain libtorch.
@@ -24,6 +30,54 @@ pub fn check(set: InstructionSet, forbidden: &str) {
     products_agree();
     pointwise_agrees();
     projections::agree(3, [2, 37], 80, 4);
+    other_cells_agree();
+}
+
+fn other_cells_agree() {
+    let [q, k, v, g] = [1, 2, 3, 4].map(|seed| random(seed, &[2, 21, 2, 19], Kind::Float));
+    let (decay, log_decay) = (g.sigmoid(), g.log_sigmoid());
+    let attend = |kernel| {
+        let input = LinearAttentionInput {
+            q_BTHK: &q,
+            k_BTHK: &k,
+            v_BTHV: &v,
+            log_decay: LogDecay::Token(&log_decay),
+            bonus_HK: None,
+            scale: 1.0,
+            state_BHKV: None,
+            resets_BT: None,
+        };
+        let options = LinearAttentionOptions { kernel, chunk: None };
+        linear_attention(&input, &options).unwrap().o_BTHV
+    };
+    let expected = attend(LinearAttentionKernel::Reference);
+    assert_close("linear attention", &attend(LinearAttentionKernel::Fused), &expected, 1e-5);
+    let flat = |tensor: &Tensor| tensor.view([2, 21, 38]);
+    let (a, x, k, v) = (flat(&decay), flat(&q), flat(&k), flat(&v));
+    let (a_DN, w) = (-random(5, &[38, 3], Kind::Float).exp(), random(6, &[38], Kind::Float));
+    let [b, c] = [7, 8].map(|seed| random(seed, &[2, 21, 3], Kind::Float));
+    let scans = |kernel: ScanKernel| {
+        let (state_BD, state_BDN, resets_BT) = (None, None, None);
+        let linear = LinearScanInput { decay_BTD: &a, x_BTD: &x, state_BD, resets_BT };
+        let selective = SelectiveScanInput {
+            u_BTD: &x,
+            step_BTD: &a,
+            a_DN: &a_DN,
+            write_BTN: &b,
+            read_BTN: &c,
+            state_BDN,
+            resets_BT,
+        };
+        let mean = WkvInput { decay_D: &w, bonus_D: &w, k_BTD: &k, v_BTD: &v, state: None, resets_BT };
+        [
+            linear_scan(&linear, kernel).unwrap().h_BTD,
+            selective_scan(&selective, kernel).unwrap().y_BTD,
+            wkv(&mean, kernel).unwrap().y_BTD,
+        ]
+    };
+    for (found, expected) in scans(ScanKernel::Fused).iter().zip(&scans(ScanKernel::Reference)) {
+        assert_close("scan", found, expected, 1e-5);
+    }
 }
 
 fn slstm_agrees() {
