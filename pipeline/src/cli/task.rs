@@ -43,6 +43,9 @@ pub(super) struct TaskArgs {
     /// Rows in a shard; decides no token
     #[arg(long, default_value_t = 65_536, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     rows_per_shard: u64,
+    /// Keep no shards: only the manifest, the same as if they were written; training makes rows when it wants them
+    #[arg(long, conflicts_with = "task")]
+    stream: bool,
     /// Discard what an earlier run left in the split's folder
     #[arg(long)]
     restart: bool,
@@ -135,6 +138,7 @@ impl TaskArgs {
             let plan = TaskPlan::new(task, split, examples, self.rows_per_shard)?;
             Ok(match self.task {
                 Some(part) => plan.part(part.index, part.count),
+                None if self.stream => plan.streamed(),
                 None => plan,
             })
         };

@@ -312,6 +312,12 @@ impl SplitBuilder {
         self.cursor.stored_tokens.is_some()
     }
 
+    /// Finished shards so far.
+    #[must_use]
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
     /// Totals so far.
     #[must_use]
     pub fn tally(&self) -> &Tally {

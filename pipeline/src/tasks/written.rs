@@ -10,15 +10,16 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use crossbeam_channel::{Receiver, Sender};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use xlstm_manifests::examples::Example as Row;
-use xlstm_manifests::manifest::{Layout, Manifest, Part, Selection, Source, Tokenizer};
+use xlstm_manifests::manifest::{Layout, MANIFEST_NAME, Manifest, Part, Selection, Shard, Source, Tokenizer};
 use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::{Sha256Digest, canonical};
 
+use super::streamed::has_no_shards;
 use super::{Example, Split, Task, check_examples};
 use crate::prepare::{Prepared, packing_of_examples};
 use crate::split::{Cursor, InputMeta, Opened, SplitBuilder, SplitSpec, TokenizedDocument};
@@ -47,6 +48,8 @@ pub struct TaskPlan<'a> {
     split: Split,
     spec: SplitSpec,
     shares: Vec<Share>,
+    /// Whether shards are removed once they are digested (module `streamed`).
+    stream: bool,
 }
 
 impl<'a> TaskPlan<'a> {
@@ -63,7 +66,7 @@ impl<'a> TaskPlan<'a> {
         let mut spec = spec(task, split, rows_per_shard);
         let described: Vec<Value> = shares.iter().map(|share| described(task, split, *share)).collect();
         spec.plan = spec.plan_digest(&described)?;
-        Ok(Self { task, split, spec, shares })
+        Ok(Self { task, split, spec, shares, stream: false })
     }
 
     /// The part `index` (from 1) of `count`: whole shares, in order.
@@ -74,6 +77,12 @@ impl<'a> TaskPlan<'a> {
         self.shares = self.shares[cut(index - 1)..cut(index)].to_vec();
         self.spec.part = Some(Part { index, count, plan: self.spec.plan, not_planned: 0 });
         self
+    }
+
+    /// The same with no shards kept: rows are made when they are wanted (module [`streamed`](super::streamed)).
+    #[must_use]
+    pub fn streamed(self) -> Self {
+        Self { stream: true, ..self }
     }
 
     /// The folder of the split, or of its part, below `out`.
@@ -103,8 +112,17 @@ impl<'a> TaskPlan<'a> {
     /// When the folder holds something else, or cannot be written.
     pub fn execute(&self, out: &Path, threads: usize, restart: bool) -> anyhow::Result<Prepared> {
         let folder = self.folder(out);
+        // What a killed run of this kind left cannot be gone on from: its shards are gone.
+        let restart = restart || (self.stream && !folder.join(MANIFEST_NAME).exists());
         let builder = match SplitBuilder::open(&folder, self.spec.clone(), restart)? {
             Opened::Finished(manifest) => {
+                if !self.stream && has_no_shards(&folder, &manifest) {
+                    bail!(
+                        "`{}` was prepared with --stream and has no shards: add --restart to write them, or --stream to keep \
+                         it so",
+                        folder.display()
+                    );
+                }
                 return Ok(Prepared { folder, manifest: *manifest, was_finished: true });
             }
             Opened::Building(builder) => *builder,
@@ -118,7 +136,7 @@ impl<'a> TaskPlan<'a> {
         let manifest = std::thread::scope(|scope| {
             // The sender goes with the thread: when it ends, whoever waits for a block hears of it.
             scope.spawn(move || pool.install(|| self.make(cursor, threads as u64, &sender)));
-            let manifest = self.write(builder, cursor, &blocks);
+            let manifest = self.write(builder, &folder, cursor, &blocks);
             drop(blocks);
             manifest
         })?;
@@ -161,6 +179,7 @@ impl<'a> TaskPlan<'a> {
     fn write(
         &self,
         mut builder: SplitBuilder,
+        folder: &Path,
         cursor: Cursor,
         blocks: &Receiver<anyhow::Result<Block>>,
     ) -> anyhow::Result<Manifest> {
@@ -173,10 +192,29 @@ impl<'a> TaskPlan<'a> {
                     builder.document(&document(record, row(example), *digest))?;
                 }
                 written += block.samples.len() as u64;
+                self.remove_shards(builder.shards(), folder)?;
             }
             builder.end_input();
         }
-        Ok(builder.finish()?)
+        let manifest = builder.finish()?;
+        self.remove_shards(&manifest.shards, folder)?;
+        Ok(manifest)
+    }
+
+    /// Removes finished shards where rows are streamed.
+    fn remove_shards(&self, shards: &[Shard], folder: &Path) -> anyhow::Result<()> {
+        if !self.stream {
+            return Ok(());
+        }
+        // The newest first: those before it were removed when they were the newest.
+        for shard in shards.iter().rev() {
+            let files = [&shard.file, &shard.companion].map(|file| file.path.under(folder));
+            if !files[0].exists() {
+                break;
+            }
+            files.iter().try_for_each(fs_err::remove_file)?;
+        }
+        Ok(())
     }
 }
 

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
+use xlstm_manifests::rows::{Rows, Sequences};
 use xlstm_manifests::{Dataset, Manifest};
 use xlstm_pipeline::audit::{Amount, AuditArgs, audit};
 use xlstm_pipeline::tasks::written::TaskPlan;
-use xlstm_pipeline::tasks::{self, Example, Parameters, Range, Split, Task, TaskError};
+use xlstm_pipeline::tasks::{self, Example, Parameters, Range, Split, Task, TaskError, streamed};
 
 use crate::checker;
 
@@ -209,4 +210,40 @@ fn a_plan_says_what_is_written_then() {
     let lengths: u64 = (0..2000).map(|row| u64::from(dataset.example(row).unwrap().unwrap().length)).sum();
     let tokens = plan["tokens"].as_u64().unwrap();
     assert!(tokens.abs_diff(lengths) < lengths / 20, "planned {tokens} tokens, found {lengths}");
+}
+
+#[test]
+fn a_streamed_split_has_the_manifest_and_the_rows_of_a_written_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let task = small(5);
+    let plan = || TaskPlan::new(&*task, Split::Train, 1200, 500).unwrap();
+    plan().execute(&at("written"), 2, false).unwrap();
+    plan().streamed().execute(&at("streamed"), 2, false).unwrap();
+    let files = bytes(&at("streamed/train"));
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["manifest-sha256.txt", "manifest.json"]);
+    assert!(files["manifest.json"] == bytes(&at("written/train"))["manifest.json"]);
+    let [written, streamed] =
+        ["written/train", "streamed/train"].map(|name| streamed::open(&at(name)).unwrap());
+    assert_eq!(written.rows(), streamed.rows());
+    for row in [0, 1, 499, 500, 1199] {
+        let read = |rows: &dyn Rows| {
+            let mut into = Sequences::default();
+            rows.read(row, true, &mut into).unwrap();
+            (into, rows.targets_in(row).unwrap(), rows.documents_in_row(row).unwrap())
+        };
+        assert_eq!(read(&*written), read(&*streamed), "row {row}");
+    }
+    assert!(streamed.read(1200, false, &mut Sequences::default()).is_err());
+    let error = plan().execute(&at("streamed"), 1, false).err().unwrap().to_string();
+    assert!(error.contains("--stream"), "{error}");
+    assert!(plan().streamed().execute(&at("streamed"), 1, false).unwrap().was_finished);
+    // A split that lost one shard is damaged, and one that is not what its manifest says is refused.
+    std::fs::remove_file(at("written/train/shard-00001.arrow")).unwrap();
+    assert!(!streamed::is_streamed(&at("written/train")).unwrap());
+    let mut manifest = Manifest::load(&at("streamed/train")).unwrap();
+    manifest.shards[0].tokens_root = manifest.shards[1].tokens_root;
+    std::fs::write(at("streamed/train/manifest.json"), manifest.to_bytes().unwrap()).unwrap();
+    let error = streamed::open(&at("streamed/train")).err().unwrap().to_string();
+    assert!(error.contains("tokens_root"), "{error}");
 }
