@@ -137,6 +137,12 @@ class Driver:
                   strides, box, ones, 0, 3, 3, 0)
         return ctypes.string_at(aligned, 128)
 
+    def launch_cooperative(self, function, grid, threads, shared_bytes, parameters, stream):
+        """All blocks run at once, or the launch is refused."""
+        array = (ctypes.c_void_p * 1)(ctypes.addressof(parameters))
+        self.call("cuLaunchCooperativeKernel", function, *[ctypes.c_uint(g) for g in grid], ctypes.c_uint(threads), 1, 1,
+                  ctypes.c_uint(shared_bytes), ctypes.c_void_p(stream), array)
+
     def launch(self, function, grid, threads, shared_bytes, parameters, stream):
         array = (ctypes.c_void_p * 1)(ctypes.addressof(parameters))
         self.call("cuLaunchKernel", function, *[ctypes.c_uint(g) for g in grid], ctypes.c_uint(threads), 1, 1,

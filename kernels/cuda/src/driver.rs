@@ -37,23 +37,32 @@ type Launch = unsafe extern "C" fn(
     Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void,
 ) -> c_int;
 
+#[rustfmt::skip]
+type LaunchCooperative = unsafe extern "C" fn(
+    Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void,
+) -> c_int;
+
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
 const MAX_DYNAMIC_SHARED: c_int = 8;
 /// `CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED`.
 const LARGE_CLUSTERS: c_int = 14;
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
 const CAPABILITY: [c_int; 2] = [75, 76];
+/// `CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT`.
+const MULTIPROCESSORS: c_int = 16;
 
 /// The driver and the primary context of one card.
 #[derive(Debug)]
 pub struct Driver {
     architecture: Architecture,
+    multiprocessors: u32,
     context: Handle,
     set_current: OneHandle,
     module_load: ModuleLoad,
     module_function: ModuleFunction,
     set_attribute: SetAttribute,
     launch: Launch,
+    launch_cooperative: LaunchCooperative,
     synchronize: Call0,
     allocate: Allocate,
     free: Free,
@@ -135,12 +144,14 @@ impl Driver {
             let retain: Retain = library.function(c"cuDevicePrimaryCtxRetain")?;
             let mut driver = Self {
                 architecture: Architecture::Sm80,
+                multiprocessors: 0,
                 context: std::ptr::null_mut(),
                 set_current: library.function(c"cuCtxSetCurrent")?,
                 module_load: library.function(c"cuModuleLoadData")?,
                 module_function: library.function(c"cuModuleGetFunction")?,
                 set_attribute: library.function(c"cuFuncSetAttribute")?,
                 launch: library.function(c"cuLaunchKernel")?,
+                launch_cooperative: library.function(c"cuLaunchCooperativeKernel")?,
                 synchronize: library.function(c"cuCtxSynchronize")?,
                 allocate: library.function(c"cuMemAlloc_v2")?,
                 free: library.function(c"cuMemFree_v2")?,
@@ -162,6 +173,9 @@ impl Driver {
             for (value, name) in capability.iter_mut().zip(CAPABILITY) {
                 driver.check("cuDeviceGetAttribute", attribute(value, name, device))?;
             }
+            let mut count = 0;
+            driver.check("cuDeviceGetAttribute", attribute(&raw mut count, MULTIPROCESSORS, device))?;
+            driver.multiprocessors = u32::try_from(count).unwrap_or(1);
             driver.check("cuDevicePrimaryCtxRetain", retain(&raw mut context, device))?;
             driver.context = context;
             driver.make_current()?;
@@ -182,6 +196,12 @@ impl Driver {
     #[must_use]
     pub fn architecture(&self) -> Architecture {
         self.architecture
+    }
+
+    /// How many blocks run at once, of those that take a multiprocessor each.
+    #[must_use]
+    pub fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
     }
 
     /// Loads an ELF image or PTX and finds one kernel in it; a launch may then ask for `shared_bytes` of dynamic shared
@@ -282,6 +302,30 @@ impl Driver {
             )
         };
         self.check("cuLaunchKernel", code)
+    }
+
+    /// As [`launch`](Self::launch), for a kernel whose blocks wait for each other: all of them run at once.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`], also when the GPU cannot run so many blocks at once.
+    ///
+    /// # Safety
+    /// As [`launch`](Self::launch).
+    pub unsafe fn launch_cooperative<P: Copy>(
+        &self,
+        kernel: Kernel,
+        shape: Shape,
+        parameters: &P,
+        stream: *mut c_void,
+    ) -> Result<(), CudaError> {
+        let mut arguments = [std::ptr::from_ref(parameters).cast_mut().cast::<c_void>()];
+        let ([x, y, z], threads, bytes) = (shape.grid, shape.threads, shape.shared_bytes);
+        self.make_current()?;
+        let arguments = arguments.as_mut_ptr();
+        // SAFETY: one argument, copied by the driver before the call returns; the rest is the caller's word.
+        let code =
+            unsafe { (self.launch_cooperative)(kernel.function, x, y, z, threads, 1, 1, bytes, stream, arguments) };
+        self.check("cuLaunchCooperativeKernel", code)
     }
 
     /// Waits for all work of the context.

@@ -5,6 +5,9 @@
 
 use std::fmt;
 
+use crate::recurrent::{Cell, RecurrentSizes};
+use crate::slstm::Direction;
+
 /// Headers that sources include, by the name they are included under.
 pub(crate) const HEADERS: [(&str, &str); 5] = [
     ("common.cuh", include_str!("../common.cuh")),
@@ -102,6 +105,12 @@ impl Architecture {
         matches!(self, Self::Sm90a | Self::Sm100 | Self::Sm120)
     }
 
+    /// Whether clusters of up to 16 blocks hold an sLSTM head; those of 12.0 have 8 blocks, of less memory.
+    #[must_use]
+    pub fn has_large_clusters(self) -> bool {
+        matches!(self, Self::Sm90a | Self::Sm100)
+    }
+
     /// Shared memory of a multiprocessor in KiB, one of them the system's for each block that runs on it.
     #[must_use]
     pub fn shared_kibibytes(self) -> u32 {
@@ -130,8 +139,10 @@ pub enum Source {
     MlstmScores,
     /// Output and gradients of queries, keys and values.
     MlstmOutputs,
-    /// The sLSTM, forward and backward.
+    /// The bf16 sLSTM, forward and backward.
     Slstm,
+    /// sLSTM and LSTM in float32.
+    Recurrent,
     /// Convolution, norms and gates between the matrix products.
     Pointwise,
     /// Convolution, queries, keys, values and gates of an mLSTM block.
@@ -157,6 +168,7 @@ impl Source {
             Self::MlstmScores => "mlstm_scores.cu",
             Self::MlstmOutputs => "mlstm_outputs.cu",
             Self::Slstm => "slstm.cu",
+            Self::Recurrent => "recurrent.cu",
             Self::Pointwise => "pointwise.cu",
             Self::Inner => "inner.cu",
             Self::Stream => "stream.cu",
@@ -174,6 +186,7 @@ impl Source {
             Self::MlstmScores => include_str!("../mlstm_scores.cu"),
             Self::MlstmOutputs => include_str!("../mlstm_outputs.cu"),
             Self::Slstm => include_str!("../slstm.cu"),
+            Self::Recurrent => include_str!("../recurrent.cu"),
             Self::Pointwise => include_str!("../pointwise.cu"),
             Self::Inner => include_str!("../inner.cu"),
             Self::Stream => include_str!("../stream.cu"),
@@ -199,6 +212,7 @@ impl Source {
                 &["mlstm_key_gradient", "mlstm_output", "mlstm_query_gradient", "mlstm_value_gradient"]
             }
             Self::Slstm => &["slstm_backward", "slstm_forward"],
+            Self::Recurrent => &["recurrent_backward", "recurrent_forward", "recurrent_weights"],
             Self::Pointwise => &[
                 "conv_silu",
                 "conv_silu_backward",
@@ -252,17 +266,19 @@ impl MlstmSizes {
     }
 }
 
-/// Head size of an sLSTM layer and how it is spread.
+/// Head size of a bf16 sLSTM layer and how it is spread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SlstmSizes {
     /// Units of a head.
     pub units: u32,
-    /// Blocks that share a head: `units / cluster` is 32 or 64. Above 8 the launch must allow it.
-    pub cluster: u32,
+    /// Blocks that share a head: `units / group` is 32 or 64.
+    pub group: u32,
     /// Warps that share one sum.
     pub split: u32,
     /// Rows of the batch in a block, in sixteens.
     pub batch_tiles: u32,
+    /// Whether the group is a cluster of blocks (of up to 16; above 8 the launch must allow it) or meets in device memory.
+    pub clustered: bool,
 }
 
 /// One compilation.
@@ -290,16 +306,23 @@ impl Specialisation {
         Self { source, architecture, defines }
     }
 
-    /// The sLSTM for these sizes; it needs clusters, hence compute capability 9.0.
+    /// The bf16 sLSTM for these sizes.
     #[must_use]
-    pub fn slstm(sizes: SlstmSizes) -> Self {
+    pub fn slstm(architecture: Architecture, sizes: SlstmSizes) -> Self {
         let defines = vec![
             ("UNITS", sizes.units),
-            ("CLUSTER", sizes.cluster),
+            ("GROUP", sizes.group),
             ("SPLIT", sizes.split),
             ("BATCH_TILES", sizes.batch_tiles),
+            ("CLUSTERED", sizes.clustered.into()),
         ];
-        Self { source: Source::Slstm, architecture: Architecture::Sm90a, defines }
+        Self { source: Source::Slstm, architecture, defines }
+    }
+
+    /// sLSTM or LSTM in float32.
+    #[must_use]
+    pub fn recurrent(architecture: Architecture, sizes: RecurrentSizes) -> Self {
+        Self { source: Source::Recurrent, architecture, defines: sizes.defines() }
     }
 
     /// Convolution, norms and gates for heads of `head` units (a multiple of 8, up to 1280).
@@ -354,24 +377,12 @@ impl fmt::Display for Specialisation {
 }
 
 /// Every compilation that a model of the paper needs: mLSTM heads of 384 to 1280 (125M to 2.7B) and 64 and 128
-/// (synthetic tasks), 128 × 256 (the published kernels' benchmark), sLSTM heads of 192 to 512. `everything`: all of it for
+/// (synthetic tasks), 128 × 256 (the published kernels' benchmark), sLSTM heads of 192 to
+/// 640 in bf16 and of 8 to 512 in float32, LSTMs of 128 and 512 units. `everything`: all of it for
 /// every compute capability; otherwise the whole list for 8.0 and 9.0, and the smallest, a middle and the largest size for
 /// the others, which have the sources of 8.0.
 #[must_use]
 pub fn paper_specialisations(everything: bool) -> Vec<Specialisation> {
-    let slstm = [
-        (192, 3, 1, 2),
-        (192, 6, 1, 1),
-        (192, 6, 2, 1),
-        (256, 4, 1, 1),
-        (256, 8, 1, 1),
-        (256, 8, 2, 1),
-        (384, 6, 2, 1),
-        (384, 12, 1, 1),
-        (384, 12, 2, 1),
-        (512, 16, 2, 1),
-        (512, 16, 2, 2),
-    ];
     let mut all = Vec::new();
     for architecture in Architecture::NATIVE {
         let whole = everything || matches!(architecture, Architecture::Sm80 | Architecture::Sm90a);
@@ -396,13 +407,36 @@ pub fn paper_specialisations(everything: bool) -> Vec<Specialisation> {
         all.extend([false, true].map(|boundaries| Specialisation::inner(architecture, 8, boundaries)));
         all.push(Specialisation::cross_entropy(architecture, 50304));
         all.push(Specialisation::sums(architecture));
+        all.extend(slstm_specialisations(architecture, whole));
         for &(key, value) in mlstm {
             let sizes = MlstmSizes::fastest(key, value, 2048);
             all.extend(Source::MLSTM.map(|source| Specialisation::mlstm(source, architecture, sizes)));
         }
     }
-    all.extend(slstm.map(|(units, cluster, split, batch_tiles)| {
-        Specialisation::slstm(SlstmSizes { units, cluster, split, batch_tiles })
-    }));
     all
+}
+
+/// The sLSTM of the paper's models in bf16 at every batch, and of its small ones in float32; the smallest and the largest
+/// unless `whole`.
+fn slstm_specialisations(architecture: Architecture, whole: bool) -> Vec<Specialisation> {
+    let half: &[u32] = if whole { &[192, 256, 384, 512, 640] } else { &[192, 640] };
+    let single: &[u32] = if whole { &[8, 16, 24, 32, 64, 128, 192, 256, 512] } else { &[8, 128, 512] };
+    let mut all: Vec<Specialisation> = Vec::new();
+    for (&units, batch) in half.iter().flat_map(|units| [16, 32, 64, 256].map(|batch| (units, batch))) {
+        for direction in [Direction::Forward, Direction::Backward] {
+            let sizes = SlstmSizes::fastest(architecture, units, batch, direction);
+            all.extend(sizes.map(|sizes| Specialisation::slstm(architecture, sizes)));
+        }
+    }
+    let lstm = [32, 128, 512].map(|units| (units, Cell::Lstm));
+    let sizes = single.iter().map(|&units| (units, Cell::Slstm)).chain(lstm);
+    let sizes = sizes.filter_map(|(units, cell)| RecurrentSizes::new(units, cell));
+    all.extend(sizes.map(|sizes| Specialisation::recurrent(architecture, sizes)));
+    let mut once = Vec::new();
+    for one in all {
+        if !once.contains(&one) {
+            once.push(one);
+        }
+    }
+    once
 }

@@ -10,7 +10,8 @@
 //! | [`add_layer_norm`] | residual stream and layer norm | `stream.cu` |
 //! | [`mlstm_inner`] | an mLSTM block between its two big products | `inner.cu`, `mlstm_*.cu`, `pointwise.cu` |
 //! | [`mlstm`] | the mLSTM cell alone | `mlstm_*.cu` |
-//! | [`slstm`] | the sLSTM cell | `slstm.cu` |
+//! | [`slstm`], [`slstm_from`] | the sLSTM cell in bf16 | `slstm.cu` |
+//! | [`recurrent()`] | sLSTM and LSTM cells in float32 | `recurrent.cu` |
 //! | [`conv_silu`], [`head_norm`], [`gelu_gate`] | what stands around the sLSTM | `pointwise.cu` |
 //! | [`projected_cross_entropy`] | vocabulary projection and loss | `cross_entropy.cu` |
 //!
@@ -23,6 +24,7 @@ mod inner;
 pub mod launch;
 mod mlstm;
 pub mod profile;
+mod recurrent;
 pub mod selfcheck;
 mod slstm;
 mod stream;
@@ -32,7 +34,8 @@ mod wrapped;
 pub use cross_entropy::projected_cross_entropy;
 pub use inner::{InnerInput, InnerOutput, InnerState, gate_weights, inner_fits, mlstm_inner};
 pub use mlstm::mlstm;
-pub use slstm::{slstm, slstm_fits};
+pub use recurrent::{RecurrentInput, recurrent, recurrent_fits};
+pub use slstm::{SlstmSequence, slstm, slstm_fits, slstm_from};
 pub use stream::{add_layer_norm, stream_fits};
 pub use supports::{FusedCell, Request, supports};
 pub use wrapped::{conv_silu, gelu_gate, head_norm};
@@ -45,6 +48,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::BoxError;
 pub use xlstm_cuda::Architecture;
+pub use xlstm_cuda::recurrent::Cell;
 use xlstm_cuda::driver::{Driver, Kernel};
 use xlstm_cuda::layers::LayerLaunch;
 use xlstm_cuda::{Cache, Nvrtc, Specialisation};
@@ -130,11 +134,39 @@ impl Card {
         launch: LayerLaunch,
         parameters: &P,
     ) -> Result<(), BoxError> {
-        let kernel = self.kernel(wanted, launch.kernel, launch.shape.shared_bytes)?;
-        let begin = profile::begin(&self.driver)?;
         // SAFETY: the caller's word. libtorch's allocator gives a tensor's memory to no later work of this stream
         // before this launch has run.
-        unsafe { self.driver.launch(kernel, launch.shape, parameters, std::ptr::null_mut())? };
+        let start =
+            |kernel| unsafe { self.driver.launch(kernel, launch.shape, parameters, std::ptr::null_mut()) };
+        self.launched(wanted, launch, start)
+    }
+
+    /// As [`launch`](Self::launch), for blocks that wait for each other.
+    ///
+    /// # Safety
+    /// As [`launch`](Self::launch).
+    unsafe fn launch_cooperative<P: Copy>(
+        &self,
+        wanted: Specialisation,
+        launch: LayerLaunch,
+        parameters: &P,
+    ) -> Result<(), BoxError> {
+        // SAFETY: as in `launch`.
+        let start = |kernel| unsafe {
+            self.driver.launch_cooperative(kernel, launch.shape, parameters, std::ptr::null_mut())
+        };
+        self.launched(wanted, launch, start)
+    }
+
+    fn launched(
+        &self,
+        wanted: Specialisation,
+        launch: LayerLaunch,
+        start: impl FnOnce(Kernel) -> Result<(), xlstm_cuda::CudaError>,
+    ) -> Result<(), BoxError> {
+        let kernel = self.kernel(wanted, launch.kernel, launch.shape.shared_bytes)?;
+        let begin = profile::begin(&self.driver)?;
+        start(kernel)?;
         profile::end(&self.driver, launch.kernel, begin)?;
         Ok(())
     }

@@ -20,9 +20,11 @@
 //! | cuda | `(H, E in, G·E out)` | flat `(H·G·E)` |
 //!
 //! The ladder: [`SlstmKernel::Reference`], a loop of libtorch calls over time, differentiated by libtorch; and
-//! [`SlstmKernel::Fused`], the whole loop in one call with a backward pass by hand.
+//! [`SlstmKernel::Fused`], the whole loop in one call with a backward pass by hand. On a GPU, [`SlstmKernel::Auto`] is the
+//! kernel of [`crate::cuda`] for float32.
 
 mod fused;
+mod on_gpu;
 mod reference;
 
 use crate::KernelError;
@@ -215,6 +217,7 @@ pub fn slstm(input: &SlstmInput<'_>, options: &SlstmOptions) -> Result<SlstmOutp
                 found: device,
             });
         }
+        SlstmKernel::Auto if on_gpu::fits(input, options, kind) => on_gpu::slstm(&converted, options)?,
         SlstmKernel::Auto if device != Device::Cpu => reference::slstm(&converted, &state, sizes, clip)?,
         SlstmKernel::Reference => reference::slstm(&converted, &state, sizes, clip)?,
         SlstmKernel::Auto | SlstmKernel::Fused => fused::slstm(&converted, &state, sizes, clip)?,

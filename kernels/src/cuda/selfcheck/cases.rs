@@ -3,8 +3,7 @@
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::BridgeError;
 use xlstm_bridge::autograd::{Forward, custom_function};
-use xlstm_cuda::slstm::Direction;
-use xlstm_cuda::{Architecture, MlstmSizes, SlstmSizes, Source, Specialisation};
+use xlstm_cuda::{MlstmSizes, Source, Specialisation};
 
 use super::super::launch::{self, Boundaries, Gated, InnerTarget, InnerUpstream, InnerWeights, NormTarget};
 use super::super::{self as cuda, Card};
@@ -28,8 +27,6 @@ const MLSTM: [(i64, i64, i64, i64, i64, &str); 9] = [
     (1, 600, 2, 768, 768, "plain"),
     (1, 520, 2, 1024, 1024, "plain"),
 ];
-/// Units of a head.
-const SLSTM: [i64; 4] = [192, 256, 384, 512];
 
 fn normal(shape: &[i64], device: Device) -> Tensor {
     Tensor::randn(shape, (Kind::Float, device))
@@ -62,17 +59,7 @@ pub(super) fn compile(device: Device) -> Result<(), KernelError> {
         let sizes = MlstmSizes { key: key as u32, value: value as u32, chunk };
         wanted.extend(Source::MLSTM.map(|source| Specialisation::mlstm(source, architecture, sizes)));
     }
-    if architecture == Architecture::Sm90a {
-        for units in SLSTM {
-            for direction in [Direction::Forward, Direction::Backward] {
-                for batch in [5, 40] {
-                    wanted.extend(
-                        SlstmSizes::fastest(units as u32, batch, direction).map(Specialisation::slstm),
-                    );
-                }
-            }
-        }
-    }
+    wanted.extend(super::recurrent::specialisations(architecture));
     card.compile_all(&wanted).map_err(failed("selfcheck"))
 }
 
@@ -589,35 +576,6 @@ fn conv_boundary_case(
         mask: None,
     };
     subject.check()
-}
-
-/// The sLSTM cell, where the card has clusters.
-pub(super) fn slstm(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
-    for units in SLSTM {
-        if !cuda::slstm_fits(units, &Tensor::zeros([1], (Kind::Float, device)))? {
-            continue;
-        }
-        for (batch, time, scale) in [(16, 65, 1.0), (5, 33, 15.0), (20, 1, 1.0), (40, 40, 1.0)] {
-            let heads = 4;
-            let x = normal(&[batch, time, 4, heads, units], device);
-            let _ = x.narrow(2, 0, 2).g_mul_scalar_(scale);
-            let _ = x.narrow(2, 1, 1).g_add_scalar_(2.0);
-            let share = if scale > 1.0 { 0.3 } else { 0.7 };
-            let recurrent = normal(&[heads, units, 4, units], device) * ((units as f64).powf(-0.5) * share);
-            let subject = Subject {
-                kernel: "slstm",
-                case: format!("{batch}x{time}x{heads}x{units}, gates times {scale}"),
-                inputs: vec![("x", x.to_kind(Kind::BFloat16)), ("R", recurrent.to_kind(Kind::BFloat16))],
-                outputs: &["y"],
-                ours: &|x| Ok(vec![cuda::slstm(&x[0], &x[1])?]),
-                libtorch: &|x| Ok(vec![plain::slstm(&x[0], &x[1])]),
-                rounding: ROUNDING,
-                mask: None,
-            };
-            take(subject.check()?);
-        }
-    }
-    Ok(())
 }
 
 /// The loss, with targets that count for nothing.

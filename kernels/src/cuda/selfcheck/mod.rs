@@ -11,6 +11,7 @@
 
 mod cases;
 mod plain;
+mod recurrent;
 
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::autograd::gradients;
@@ -196,7 +197,8 @@ pub fn run(device: Device, each: &mut dyn FnMut(&Check)) -> Result<Vec<Check>, K
     cases::mlstm(device, &mut take)?;
     cases::mlstm_inner(device, &mut take)?;
     cases::boundaries(device, &mut take)?;
-    cases::slstm(device, &mut take)?;
+    recurrent::half(device, &mut take)?;
+    recurrent::single(device, &mut take)?;
     cases::cross_entropy(device, &mut take)?;
     Ok(all)
 }

@@ -159,32 +159,76 @@ pub(super) fn well_conditioned_by_documents(inputs: [&Tensor; 4], resets: &[Vec<
     Tensor::cat(&rows.collect::<Vec<_>>(), 0)
 }
 
-/// The recurrence step by step: `x (B, T, 4, H, E)` with biases, R `(H, E in, 4, E out)`.
-pub(super) fn slstm(x: &Tensor, recurrent: &Tensor) -> Tensor {
+/// The recurrence step by step: `x (B, T, 4, H, E)` with biases, R `(H, E in, 4, E out)`, from a state `(4, B, H, E)`, with
+/// resets `(B, T)`.
+pub(super) fn slstm(
+    x: &Tensor,
+    recurrent: &Tensor,
+    state: Option<&Tensor>,
+    resets: Option<&Tensor>,
+) -> Tensor {
     let kind = x.kind();
     let size = x.size();
     let (batch, time, heads, units) = (size[0], size[1], size[3], size[4]);
     let weight_HEF = recurrent.reshape([heads, units, 4 * units]).to_kind(kind);
-    let zeros = |kind: Kind| Tensor::zeros([batch, heads, units], (kind, x.device()));
-    let (mut hidden, mut cell) = (zeros(kind), zeros(wide(kind)));
-    let (mut norm, mut maximum) = (zeros(wide(kind)), zeros(wide(kind)));
+    let mut parts: [Tensor; 4] = std::array::from_fn(|part| match state {
+        Some(state) => state.select(0, part as i64).to_kind(wide(kind)),
+        None => Tensor::zeros([batch, heads, units], (wide(kind), x.device())),
+    });
     let mut outputs = Vec::new();
     for step in 0..time {
-        let mixed_HBF = hidden.transpose(0, 1).matmul(&weight_HEF);
+        parts = forgotten(parts, resets, step);
+        let [hidden, mut cell, mut norm, mut maximum] = parts;
+        let mixed_HBF = hidden.to_kind(kind).transpose(0, 1).matmul(&weight_HEF);
         let mixed = mixed_HBF.view([heads, batch, 4, units]).permute([1, 2, 0, 3]).to_kind(wide(kind));
         let raw = x.select(1, step).to_kind(wide(kind)) + mixed;
         let gate = |index: i64| raw.select(1, index);
         let carried = &maximum + gate(1).log_sigmoid();
-        let next = if step == 0 { gate(0) } else { gate(0).maximum(&carried) }.detach();
+        let empty = norm.eq(0.0);
+        let next = gate(0).where_self(&empty, &gate(0).maximum(&carried)).detach();
         let input = (gate(0) - &next).exp();
-        let kept = if step == 0 { input.zeros_like() } else { (carried - &next).exp() };
-        cell = &kept * cell + &input * gate(2).tanh();
-        norm = kept * norm + input;
+        let forget = (carried - &next).clamp_max(0.0).exp().masked_fill(&empty, 0.0);
+        cell = &forget * cell + &input * gate(2).tanh();
+        norm = forget * norm + input;
         maximum = next;
-        hidden = (gate(3).sigmoid() * &cell / &norm).to_kind(kind);
+        let hidden = (gate(3).sigmoid() * &cell / &norm).to_kind(kind);
         outputs.push(hidden.shallow_clone());
+        parts = [hidden.to_kind(wide(kind)), cell, norm, maximum];
     }
     Tensor::stack(&outputs, 1)
+}
+
+/// Zeros where the step is a reset.
+fn forgotten<const N: usize>(parts: [Tensor; N], resets: Option<&Tensor>, step: i64) -> [Tensor; N] {
+    let Some(resets) = resets else { return parts };
+    let reset_B11 = resets.select(1, step).view([-1, 1, 1]);
+    parts.map(|part| part.masked_fill(&reset_B11, 0.0))
+}
+
+/// LSTM step by step, everything in the inputs' type: `x (B, T, 4, H, E)`, R `(H, E in, 4, E out)`, bias `(4, H, E)`, and
+/// where there is one a state `(2, B, H, E)`: h of all steps, and h and c after the last.
+pub(super) fn lstm(inputs: &[Tensor], resets: Option<&Tensor>) -> [Tensor; 2] {
+    let (x, recurrent, bias) = (&inputs[0], &inputs[1], &inputs[2]);
+    let size = x.size();
+    let (batch, time, heads, units) = (size[0], size[1], size[3], size[4]);
+    let weight_HEF = recurrent.reshape([heads, units, 4 * units]);
+    let mut parts: [Tensor; 2] = std::array::from_fn(|part| match inputs.get(3) {
+        Some(state) => state.select(0, part as i64),
+        None => Tensor::zeros([batch, heads, units], (x.kind(), x.device())),
+    });
+    let mut outputs = Vec::new();
+    for step in 0..time {
+        let [hidden, cell] = forgotten(parts, resets, step);
+        let mixed_HBF = hidden.transpose(0, 1).matmul(&weight_HEF);
+        let mixed = mixed_HBF.view([heads, batch, 4, units]).permute([1, 2, 0, 3]);
+        let raw = x.select(1, step) + mixed + bias;
+        let gate = |index: i64| raw.select(1, index);
+        let cell = gate(1).sigmoid() * cell + gate(0).sigmoid() * gate(2).tanh();
+        let hidden = gate(3).sigmoid() * cell.tanh();
+        outputs.push(hidden.shallow_clone());
+        parts = [hidden, cell];
+    }
+    [Tensor::stack(&outputs, 1), Tensor::stack(&parts, 0)]
 }
 
 /// Called by the module's tests: on double inputs both are the references.
@@ -231,15 +275,44 @@ pub(super) fn tests_against_references() {
     }
 
     let (x, recurrent) = (normal(&[2, 7, 4, 3, 5]), normal(&[3, 5, 4, 5]));
-    let input = SlstmInput {
-        x_BTGHE: &x,
-        recurrent_HEGE: &recurrent,
-        bias_GHE: &Tensor::zeros([4, 3, 5], (Kind::Double, Device::Cpu)),
-        state: None,
-        resets_BT: None,
-    };
     let options =
         SlstmOptions { kernel: SlstmKernel::Reference, gradient_clip: None, exponential_forget: false };
-    let expected = crate::slstm::slstm(&input, &options).unwrap().y_BTHE;
-    assert!((slstm(&x, &recurrent) - expected).abs().max().double_value(&[]) < 1e-10);
+    let resets = Tensor::from_slice(&[3_i64, 0])
+        .unsqueeze(1)
+        .eq_tensor(&Tensor::arange(7, (Kind::Int64, Device::Cpu)));
+    let before = normal(&[4, 2, 3, 5]).abs();
+    let part = |index: i64| before.select(0, index);
+    let state =
+        crate::slstm::SlstmState { hidden: part(0), cell: part(1), normalizer: part(2), maximum: part(3) };
+    for bounded in [false, true] {
+        let (resets, given) = (bounded.then_some(&resets), bounded.then_some(&state));
+        let input = SlstmInput {
+            x_BTGHE: &x,
+            recurrent_HEGE: &recurrent,
+            bias_GHE: &Tensor::zeros([4, 3, 5], (Kind::Double, Device::Cpu)),
+            state: given,
+            resets_BT: resets,
+        };
+        let expected = crate::slstm::slstm(&input, &options).unwrap().y_BTHE;
+        let found = slstm(&x, &recurrent, bounded.then_some(&before), resets);
+        assert!((found - expected).abs().max().double_value(&[]) < 1e-10, "resets and a state: {bounded}");
+    }
+    lstm_agrees_with_libtorch();
+}
+
+#[cfg(test)]
+fn lstm_agrees_with_libtorch() {
+    use tch::Device;
+    let normal = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
+    let input_BTC = normal(&[2, 7, 3]);
+    let weights = [normal(&[20, 3]), normal(&[20, 5]), normal(&[20]), normal(&[20])];
+    let before = normal(&[2, 2, 1, 5]);
+    let start =
+        [before.select(0, 0).transpose(0, 1), before.select(0, 1).transpose(0, 1)].map(|x| x.contiguous());
+    let (expected, ..) = input_BTC.lstm(&start, &weights, true, 1, 0.0, false, false, true);
+    let x_BTGHE = input_BTC.matmul(&weights[0].tr()).view([2, 7, 4, 1, 5]);
+    let recurrent_HEGE = weights[1].view([4, 5, 5]).permute([2, 0, 1]).unsqueeze(0);
+    let bias_GHE = (&weights[2] + &weights[3]).view([4, 1, 5]);
+    let [found, _] = lstm(&[x_BTGHE, recurrent_HEGE, bias_GHE, before], None);
+    assert!((found.squeeze_dim(2) - expected).abs().max().double_value(&[]) < 1e-10);
 }
