@@ -323,8 +323,9 @@ impl Driver {
         self.make_current()?;
         let arguments = arguments.as_mut_ptr();
         // SAFETY: one argument, copied by the driver before the call returns; the rest is the caller's word.
-        let code =
-            unsafe { (self.launch_cooperative)(kernel.function, x, y, z, threads, 1, 1, bytes, stream, arguments) };
+        let code = unsafe {
+            (self.launch_cooperative)(kernel.function, x, y, z, threads, 1, 1, bytes, stream, arguments)
+        };
         self.check("cuLaunchCooperativeKernel", code)
     }
 

@@ -15,9 +15,9 @@
 //! | [`conv_silu`], [`head_norm`], [`gelu_gate`] | what stands around the sLSTM | `pointwise.cu` |
 //! | [`projected_cross_entropy`] | vocabulary projection and loss | `cross_entropy.cu` |
 //!
-//! All are for training in bf16 mixed precision: activations bf16, parameters and the residual stream fp32, sequences
-//! that start empty and never forget at a document's border. Everything else on a card (float32, states in and out,
-//! resets, sizes without a kernel) is computed by libtorch's operations in the modules beside this one.
+//! All but [`recurrent()`] are for training in bf16 mixed precision: activations bf16, parameters and the residual stream
+//! fp32; sequences may begin anew within, at a document's border. Everything else on a GPU (float32 around the sLSTM, states
+//! of whole blocks, sizes without a kernel) is computed by libtorch's operations in the modules beside this one.
 
 mod cross_entropy;
 mod inner;
@@ -48,9 +48,9 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::BoxError;
 pub use xlstm_cuda::Architecture;
-pub use xlstm_cuda::recurrent::Cell;
 use xlstm_cuda::driver::{Driver, Kernel};
 use xlstm_cuda::layers::LayerLaunch;
+pub use xlstm_cuda::recurrent::Cell;
 use xlstm_cuda::{Cache, Nvrtc, Specialisation};
 
 /// The widest head that there are kernels for: that of the paper's 2.7B model.

@@ -27,11 +27,11 @@ pub enum FusedCell {
     Slstm,
 }
 
-/// Whether these kernels may compute what is asked of a block with this cell, on this device.
+/// Whether these kernels may compute what is asked of a block with this cell, on this device. Today both cells can the same.
 ///
 /// # Errors
 /// What they lack, in words that fit into "libtorch's operations (…)".
-pub fn supports(device: Device, cell: FusedCell, request: &Request) -> Result<(), &'static str> {
+pub fn supports(device: Device, _cell: FusedCell, request: &Request) -> Result<(), &'static str> {
     if !matches!(device, Device::Cuda(_)) {
         return Err("no GPU");
     }
@@ -40,9 +40,6 @@ pub fn supports(device: Device, cell: FusedCell, request: &Request) -> Result<()
     }
     if request.parameters != Kind::Float || request.products != Some(Kind::BFloat16) {
         return Err("the fused GPU kernels compute in bfloat16 over float32 parameters only");
-    }
-    if request.resets && cell == FusedCell::Slstm {
-        return Err("the fused sLSTM does not clear states at document boundaries");
     }
     if request.states {
         return Err("blocks on the fused GPU kernels take and give no states");

@@ -49,7 +49,14 @@ pub(super) fn run(arguments: &DoctorArguments) -> anyhow::Result<u8> {
         ("memory to use", memory),
         ("matrix products", format!("{:.0} GFLOP/s in float32, measured now", rate / 1e9)),
         ("process groups", process_groups(&status)),
-        ("kernels", "CPU; CUDA for bf16 training (`xlstm-train selfcheck`); libtorch elsewhere".to_owned()),
+        (
+            "kernels",
+            "CPU; GPU for bf16 training and the float32 sLSTM (`xlstm-train selfcheck`); libtorch elsewhere".to_owned(),
+        ),
+        (
+            "GPU kernels",
+            "run on compute capability 9.0; compiled for 8.0, 8.6, 8.9, 10.0 and 12.0, and not run on such GPUs".to_owned(),
+        ),
     ];
     if arguments.json {
         let map: serde_json::Map<String, serde_json::Value> =

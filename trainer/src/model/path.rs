@@ -121,12 +121,14 @@ mod tests {
         }
     }
 
+    /// Sizes of the sLSTM are asked of the GPU, which need not be there; what its blocks can is known without.
     #[test]
-    fn what_the_mlstm_can_is_asked_of_it_alone() {
+    fn document_boundaries_are_computed_by_the_fused_kernels() {
         let need = Need { resets: true, states: false };
         let model = ModelConfig::from(XlstmConfig { slstm_at: vec![], ..XlstmConfig::default() });
-        let path = |model: &ModelConfig| decide(model, Device::Cuda(0), Precision::Bfloat16, need).path;
-        assert_eq!(path(&model), ComputePath::FusedGpu);
-        assert_eq!(path(&ModelConfig::default()), ComputePath::Operations, "sLSTM blocks keep it from it");
+        assert_eq!(decide(&model, Device::Cuda(0), Precision::Bfloat16, need).path, ComputePath::FusedGpu);
+        let (parameters, products) = (Kind::Float, Some(Kind::BFloat16));
+        let request = cuda::Request { parameters, products, resets: true, states: false };
+        assert_eq!(cuda::supports(Device::Cuda(0), FusedCell::Slstm, &request), Ok(()));
     }
 }

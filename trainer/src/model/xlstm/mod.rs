@@ -79,10 +79,7 @@ impl Network for XlstmConfig {
             return Ok(Some("model.mlstm has sizes or options without a fused kernel".into()));
         }
         if scalar && !slstm_is_fused(self, device)? {
-            return Ok(Some(
-                "model.slstm has sizes or options without a fused kernel, or the GPU is older than compute capability 9.0"
-                    .into(),
-            ));
+            return Ok(Some("model.slstm has sizes or options without a fused kernel".into()));
         }
         Ok(None)
     }

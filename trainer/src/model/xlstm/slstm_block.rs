@@ -160,7 +160,7 @@ impl Block for SlstmBlock {
 
 impl FusedBlock for SlstmBlock {
     /// bf16 throughout, but for the residual.
-    fn forward(&self, residual: &Residual, _call: &BlockCall<'_>) -> Result<(Residual, BlockState)> {
+    fn forward(&self, residual: &Residual, call: &BlockCall<'_>) -> Result<(Residual, BlockState)> {
         let delta = residual.delta_BTC.as_ref();
         let precision = Some(Kind::BFloat16);
         let (x_BTC, y_BTC) = cuda::add_layer_norm(&residual.x_BTC, delta, &self.norm, NORM_EPSILON)?;
@@ -170,7 +170,7 @@ impl FusedBlock for SlstmBlock {
                 weight_D1W: weight,
                 bias_D: Some(bias),
                 state: None,
-                resets_BT: None,
+                resets_BT: call.resets_BT,
             })?,
             None => y_BTC.shallow_clone(),
         };
@@ -193,7 +193,12 @@ impl FusedBlock for SlstmBlock {
         let bias_GHE = slstm::canonical_bias(&self.bias, self.heads, SlstmLayout::Vanilla)?;
         let x_NGHE = (x_NGHE + bias_GHE).f_to_kind(Kind::BFloat16)?;
         let recurrent_HEGE = slstm::canonical_recurrent(&self.recurrent, SlstmLayout::Vanilla)?;
-        let y_BTHE = cuda::slstm(&x_NGHE.f_view([batch, time, 4, self.heads, unit])?, &recurrent_HEGE)?;
+        let (y_BTHE, _) = cuda::slstm_from(&cuda::SlstmSequence {
+            x_BTGHE: &x_NGHE.f_view([batch, time, 4, self.heads, unit])?,
+            recurrent_HEGE: &recurrent_HEGE,
+            state_SBHE: None,
+            resets_BT: call.resets_BT,
+        })?;
         let s_BTC = cuda::head_norm(&y_BTHE, &self.group_norm, NORM_EPSILON)?;
         let (x_BTC, y_BTC) = cuda::add_layer_norm(&x_BTC, Some(&s_BTC), &self.feed_norm, NORM_EPSILON)?;
         let gated_BTF = cuda::gelu_gate(&product(&y_BTC, &self.feed_up, precision)?)?;
