@@ -53,7 +53,7 @@ pub struct RecurrentInput<'a> {
     pub gradient_clip: Option<f64>,
 }
 
-/// Whether this tensor lies on a GPU and there is a kernel for heads of so many units: multiples of 8 up to 640.
+/// Whether this tensor lies on a GPU and there is a kernel for heads of so many units: [`RecurrentSizes::new`].
 pub fn recurrent_fits(units: i64, tensor: &Tensor) -> bool {
     let known = u32::try_from(units).is_ok_and(|units| RecurrentSizes::new(units, Cell::Slstm).is_some());
     known && matches!(tensor.device(), Device::Cuda(_))
@@ -114,7 +114,7 @@ fn plan(gpu: &Card, x_BTGHE: &Tensor, options: Options) -> Result<RecurrentPlan,
         );
     }
     let sizes = RecurrentSizes::new(u32::try_from(units)?, options.cell)
-        .ok_or_else(|| format!("{NAME}: expected heads of a multiple of 8 up to 640 units, found {units}"))?;
+        .ok_or_else(|| format!("{NAME}: expected heads of a multiple of 8 units up to 128, of 16 up to 256 or of 32 up to 640, found {units}"))?;
     Ok(RecurrentPlan {
         sizes,
         architecture: gpu.architecture(),

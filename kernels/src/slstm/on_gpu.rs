@@ -1,7 +1,7 @@
 //! The sLSTM on a GPU by the float32 kernels of [`crate::cuda`].
 //!
-//! They compute everything that the module beside this one promises, gradients of states included, for heads of a multiple of
-//! 8 units up to 640; the bf16 kernels, whose states get no gradients, are for whoever asks for them by name.
+//! They compute everything that the module beside this one promises, gradients of states included, for most sizes of
+//! heads up to 640 units; the bf16 kernels, whose states get no gradients, are for whoever asks for them by name.
 
 use tch::{Kind, Tensor};
 
