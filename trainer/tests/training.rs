@@ -214,7 +214,7 @@ fn bad_input_is_named() {
     let fixture = Fixture::new();
     for (set, expected) in [
         ("training.step=4", "did you mean `training.steps`?"),
-        ("training.context_length=64", "expected at most 32, the row length of the dataset"),
+        ("training.context_length=64", "expected at most 32, the length of the dataset's rows"),
         ("training.tokens_per_step=100", "expected a multiple of the row length 32"),
         ("model.vocabulary_size=63", "expected at least 64"),
         ("training.precision=half", "bfloat16"),
