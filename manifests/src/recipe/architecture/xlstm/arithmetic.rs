@@ -93,7 +93,7 @@ impl Architecture for XlstmConfig {
 
     /// With fused kernels, gradients alive at once, bf16, and those of states and scores.
     fn backward_bytes(&self, setup: &ActivationSetup) -> u64 {
-        if setup.path == ComputePath::FusedGpu { 44 * self.inner_dim() + self.fused_cells() } else { 0 }
+        if setup.path == ComputePath::FusedGpu { 16 * self.inner_dim() + self.fused_cells() } else { 0 }
     }
 }
 
