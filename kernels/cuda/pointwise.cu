@@ -5,9 +5,20 @@
 // sums over all tokens: each warp or thread sums its own tokens in registers, writes one row of partial sums, and
 // `column_sums` adds the rows in a fixed order. No atomics, so that two runs agree to the last bit.
 //
-// Legend: B batch, T tokens, D width, H heads, E = D / H. Activations bf16, parameters fp32. The two halves of an
+// Legend: B batch, T tokens, D width, H heads, E = D / H. Activations bf16 or, with FLOAT32, fp32; parameters fp32. The two halves of an
 // up-projection lie side by side in one tensor: what may be such a half has a stride from token to token.
 #include "vector.cuh"
+
+// What activations are: bf16, or float32 for runs in that precision.
+#ifndef FLOAT32
+#define FLOAT32 0
+#endif
+#if FLOAT32
+typedef float Element;
+#define fast_sigmoid sigmoid
+#else
+typedef bf16 Element;
+#endif
 
 DEVICE float silu_slope(float x, float gate) { return gate * (1.0f + x * (1.0f - gate)); }
 
@@ -21,17 +32,17 @@ static constexpr int TAPS = 4, RUN = 64;
 struct ConvParameters {
     int batch, tokens, width;
     i64 input_stride;     // of `input` and `input_gradient`, from token to token
-    const bf16* input;    // [B, T, D]
+    const Element* input;    // [B, T, D]
     const float* weight;  // [D, 4]
     const float* bias;    // [D]
-    bf16* output;
-    const bf16* output_gradient;
-    const bf16* added;  // [B, T, D] or null: what else the input's gradient is the sum of
-    bf16* input_gradient;
+    Element* output;
+    const Element* output_gradient;
+    const Element* added;  // [B, T, D] or null: what else the input's gradient is the sum of
+    Element* input_gradient;
     float* partial;  // [B * runs, D * 5]: per channel four weights, then the bias
     const unsigned char* resets;  // [B, T], nonzero: zeros stand before this token; or null
-    const bf16* window;           // [B, 3, D], the inputs before the first token, or null for zeros
-    bf16* window_gradient;        // as `window`, or null
+    const Element* window;           // [B, 3, D], the inputs before the first token, or null for zeros
+    Element* window_gradient;        // as `window`, or null
 
     // Whether nothing before the token counts for it and for those after it.
     DEVICE bool begins(int t) const {
@@ -58,7 +69,7 @@ struct ConvThread {
         bias.load(p.bias + channel);
     }
     // Shifts token t's input in; before the sequence there is its window, or zeros; after it there are zeros.
-    DEVICE void take(const ConvParameters& p, const bf16* input, int t, int channel) {
+    DEVICE void take(const ConvParameters& p, const Element* input, int t, int channel) {
         const bool begins = p.begins(t);
 #pragma unroll
         for (int tap = 0; tap < TAPS - 1; tap++) {
@@ -182,8 +193,13 @@ struct Choice<true> {
     typedef Eight Vector;
     typedef RawEight Raw;
 };
+#if FLOAT32
+typedef Four Vector;
+typedef RawFloats Raw;
+#else
 typedef Choice<HEAD % 256 == 0>::Vector Vector;
 typedef Choice<HEAD % 256 == 0>::Raw Raw;
+#endif
 static constexpr int W = Vector::SIZE, VECTORS = (HEAD / W + WARP - 1) / WARP, NORM_WARPS = 4;
 
 struct NormParameters {
@@ -191,14 +207,14 @@ struct NormParameters {
     i64 tokens;  // B * T
     float epsilon;
     i64 gate_stride;      // of `gate` and `gate_gradient`, from token to token
-    const bf16* input;    // h: [B * T, H, E]
+    const Element* input;    // h: [B * T, H, E]
     const float* weight;  // w: [D], the scale is 1 + w
     const float* skip;    // [D]
-    const bf16 *branch, *gate;  // c, z: [B * T, D], or both null
-    bf16* output;
+    const Element *branch, *gate;  // c, z: [B * T, D], or both null
+    Element* output;
     float* statistics;  // [B * T, H, 2]: mean, 1 / deviation
-    const bf16* output_gradient;
-    bf16 *input_gradient, *branch_gradient, *gate_gradient;
+    const Element* output_gradient;
+    Element *input_gradient, *branch_gradient, *gate_gradient;
     float* partial;  // [warps of a head, 2 * D]: weight, then skip
     // Backward before an mLSTM, else null: what rounding took from h (mlstm_outputs.cu), as h; 1 / den for every token and
     // head, by which dh is multiplied before it is rounded; and dh / den . h, of the rounded dh / den and the whole h, so
@@ -361,6 +377,7 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP, HEAD <= 192 ? 4 :
             for (int e = 0; e < W; e++)
                 slope[v].value[e] = (slope[v].value[e] - sum - normal[v].value[e] * product) * divided;
             slope[v].store(p.input_gradient + row * HEAD + (v * WARP + lane) * W);
+#if !FLOAT32
             if (p.dots == nullptr) continue;
 #pragma unroll
             for (int e = 0; e < W / 2; e++) {
@@ -368,6 +385,7 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP, HEAD <= 192 ? 4 :
                 const u32 bytes = raw.rest[v][e / 2] >> (e % 2 * 16);
                 dot += low_float(dh) * with_rest(h << 16, bytes) + high_float(dh) * with_rest(h & 0xffff0000u, bytes >> 8);
             }
+#endif
         }
         if (p.dots != nullptr) {
             dot = warp_sum(dot);
@@ -388,10 +406,10 @@ extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP, HEAD <= 192 ? 4 :
 struct GeluParameters {
     i64 rows;
     int width;              // of a half, a multiple of 8
-    const bf16* projected;  // [rows, 2 * width]: gate, up
-    bf16* output;           // [rows, width]
-    const bf16* output_gradient;
-    bf16* projected_gradient;
+    const Element* projected;  // [rows, 2 * width]: gate, up
+    Element* output;           // [rows, width]
+    const Element* output_gradient;
+    Element* projected_gradient;
 };
 
 DEVICE float gaussian_share(float x) { return 0.5f * (1.0f + erff(x * 0.70710678f)); }

@@ -117,3 +117,15 @@ struct RawFour {
         }
     }
 };
+
+// Four floats as they lie in memory.
+struct RawFloats {
+    uint4 words;
+    DEVICE void load(const float* source) { words = load_16(source); }
+    DEVICE void unpack(Four& x) const {
+        x.value[0] = __uint_as_float(words.x);
+        x.value[1] = __uint_as_float(words.y);
+        x.value[2] = __uint_as_float(words.z);
+        x.value[3] = __uint_as_float(words.w);
+    }
+};

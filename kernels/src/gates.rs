@@ -194,6 +194,10 @@ pub fn mlstm_output(input: &MlstmOutputInput<'_>, epsilon: f64) -> Result<Tensor
         expect_shape(NAME, "norm_weight_D", input.norm_weight_D, &[heads * width])?;
         return Ok(fused_output(input, epsilon, kind)?.to_kind(input.h_BTHE.kind()));
     }
+    let activations = [input.h_BTHE, input.conv_BTD, input.z_BTD];
+    if crate::cuda::float32_fits(&activations, width) && width <= crate::cuda::MAX_HEAD {
+        return crate::cuda::mlstm_output(input, epsilon);
+    }
     let normal_BTD = head_norm(input.h_BTHE, input.norm_weight_D, epsilon)?;
     Ok((normal_BTD + input.skip_D * input.conv_BTD) * input.z_BTD.silu())
 }

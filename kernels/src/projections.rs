@@ -49,12 +49,30 @@ pub fn mlstm_projections(input: &ProjectionsInput<'_>) -> Result<Projections, Ke
     if fits(input, width) {
         return fused(input, width);
     }
+    let of_four = input.blocks_NOI.iter().all(|blocks| blocks.size() == [width / 4, 4, 4]);
+    if of_four && crate::cuda::float32_fits(&[input.c_BTD, input.a_BTD, input.gates.input_weight], width) {
+        return on_gpu(input, width);
+    }
     let [query, key, value] = input.blocks_NOI;
     let q_BTD = block_linear(input.c_BTD, query)?;
     let k_BTD = block_linear(input.c_BTD, key)?;
     let v_BTD = block_linear(input.a_BTD, value)?;
     let (i_BTH, f_BTH) = mlstm_gates(&q_BTD, &k_BTD, &v_BTD, &input.gates)?;
     Ok(Projections { qkv_BTD: [q_BTD, k_BTD, v_BTD], i_BTH, f_BTH })
+}
+
+/// In float32 on a GPU: the maps in one pass, the gates from c and a, with both weights multiplied first.
+fn on_gpu(input: &ProjectionsInput<'_>, width: i64) -> Result<Projections, KernelError> {
+    let qkv_BTD = crate::cuda::block_projections([input.c_BTD, input.a_BTD], input.blocks_NOI)?;
+    let (weight_2GD, bias_G) = crate::cuda::gate_weights(&input.gates, input.blocks_NOI)?;
+    let [batch, time, _] = dimensions::<3>("mlstm_projections", "c_BTD", input.c_BTD)?;
+    let [_, gates, _] = dimensions::<3>("mlstm_projections", "gate weights", &weight_2GD)?;
+    let rows = |x_BTD: &Tensor| x_BTD.f_reshape([batch * time, width]);
+    let by_c = rows(input.c_BTD)?.f_linear(&weight_2GD.f_select(0, 0)?, Some(&bias_G))?;
+    let by_a = rows(input.a_BTD)?.f_linear(&weight_2GD.f_select(0, 1)?, None::<&Tensor>)?;
+    let sums_BTG = by_c.f_add(&by_a)?.f_view([batch, time, gates])?;
+    let half = |index: i64| sums_BTG.f_narrow(-1, index * gates / 2, gates / 2);
+    Ok(Projections { qkv_BTD, i_BTH: half(0)?, f_BTH: half(1)? })
 }
 
 /// Whether `cpu/projections.h` has a kernel for these sizes and types.

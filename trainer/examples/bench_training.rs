@@ -71,7 +71,10 @@ fn measure(
         recipe.training.precision = Precision::Bfloat16;
     }
     let precision = recipe.training.precision;
+    runtime::allow_tf32(precision == Precision::Tf32)?;
     let context = recipe.training.context_length;
+    // One micro-batch a step.
+    recipe.training.tokens_per_step = 0;
     let rows = match rows {
         Some(rows) => rows,
         None => micro_batch_rows(&recipe, 64, context, device)?,

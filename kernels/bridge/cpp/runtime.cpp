@@ -23,6 +23,11 @@ char* xlstm_runtime_full_sums() {
   return xlstm::guarded([] { at::globalContext().setAllowBF16ReductionCuBLAS(false); });
 }
 
+// Matrix products of float32 on a GPU round their operands to ten bits of mantissa where that is allowed.
+char* xlstm_runtime_allow_tf32(int allowed) {
+  return xlstm::guarded([&] { at::globalContext().setAllowTF32CuBLAS(allowed != 0); });
+}
+
 char* xlstm_runtime_set_threads(int threads) {
   return xlstm::guarded([&] { at::set_num_threads(threads); });
 }

@@ -78,6 +78,7 @@ unsafe extern "C" {
         out_allocated: *mut u64,
         out_reserved: *mut u64,
     ) -> *mut c_char;
+    pub(crate) fn xlstm_runtime_allow_tf32(allowed: c_int) -> *mut c_char;
     pub(crate) fn xlstm_runtime_flush_denormals(out_supported: *mut c_int) -> *mut c_char;
     pub(crate) fn xlstm_runtime_full_sums() -> *mut c_char;
     pub(crate) fn xlstm_runtime_set_threads(threads: c_int) -> *mut c_char;

@@ -43,6 +43,16 @@ pub fn initialize(threads: Option<usize>) -> Result<Runtime, BridgeError> {
     Ok(Runtime { threads: self::threads(), flushes_denormals, cuda })
 }
 
+/// Whether matrix products of float32 tensors on a GPU may be TF32 from now on: operands rounded to ten bits of mantissa,
+/// sums in float32. For this process; not unless asked for.
+///
+/// # Errors
+/// libtorch's complaint.
+pub fn allow_tf32(allowed: bool) -> Result<(), BridgeError> {
+    // SAFETY: sets a flag of libtorch's global context.
+    unsafe { ffi::check(ffi::xlstm_runtime_allow_tf32(allowed.into())) }
+}
+
 /// Flush denormal numbers to zero on this thread, on threads that it makes later, and on libtorch's pool as it is.
 /// Returns whether the processor can.
 ///

@@ -202,6 +202,52 @@ impl InnerParameters {
     }
 }
 
+/// Queries, keys and values in float32.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+#[allow(missing_docs, reason = "projections.cu says it")]
+pub struct ProjectionParameters {
+    pub tokens: i64,
+    pub a_stride: i64,
+    pub width: i32,
+    pub run: i32,
+    pub c: u64,
+    pub a: u64,
+    pub query_weight: u64,
+    pub key_weight: u64,
+    pub value_weight: u64,
+    pub query: u64,
+    pub key: u64,
+    pub value: u64,
+    pub query_gradient: u64,
+    pub key_gradient: u64,
+    pub value_gradient: u64,
+    pub c_gradient: u64,
+    pub a_gradient: u64,
+    pub partial: u64,
+}
+
+impl ProjectionParameters {
+    /// Tokens of a thread's run: enough blocks for every multiprocessor, weights loaded for as many tokens as that leaves.
+    #[must_use]
+    pub fn run(tokens: u64, width: u32) -> u32 {
+        let blocks = 8 * 132 / u64::from(width.div_ceil(512)).max(1);
+        narrow(tokens.div_ceil(blocks.max(1))).clamp(4, 64)
+    }
+
+    /// Forward or backward. A row of partial sums holds 12 numbers for each channel.
+    #[must_use]
+    pub fn launch(tokens: u64, width: u32, backward: bool) -> LayerLaunch {
+        let runs = narrow(tokens.div_ceil(u64::from(Self::run(tokens, width))));
+        let grid = [width.div_ceil(512), runs, 1];
+        if backward {
+            launch("block_projections_backward", grid, 128, runs)
+        } else {
+            launch("block_projections", grid, 128, 0)
+        }
+    }
+}
+
 /// Residual stream and layer norm.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -319,9 +365,11 @@ mod tests {
             (Source::Pointwise, "NormParameters", size_of::<NormParameters>()),
             (Source::Pointwise, "GeluParameters", size_of::<GeluParameters>()),
             (Source::Inner, "InnerParameters", size_of::<InnerParameters>()),
+            (Source::Projections, "ProjectionParameters", size_of::<ProjectionParameters>()),
             (Source::Stream, "StreamParameters", size_of::<StreamParameters>()),
             (Source::CrossEntropy, "CrossEntropyParameters", size_of::<CrossEntropyParameters>()),
             (Source::Sums, "ColumnParameters", size_of::<ColumnParameters>()),
+            (Source::MlstmPrecise, "PreciseParameters", size_of::<crate::precise::PreciseParameters>()),
         ];
         for (source, name, size) in pairs {
             assert_eq!(size_in_source(source, name), size, "{name}");

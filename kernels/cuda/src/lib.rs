@@ -16,6 +16,7 @@ pub mod layers;
 mod library;
 pub mod mlstm;
 mod nvrtc;
+pub mod precise;
 pub mod recurrent;
 mod report;
 pub mod selfcheck;

@@ -6,6 +6,7 @@
 //! are the gradients of, unless kept). The backward pass computes again what was not kept.
 
 use crate::driver::{BoxedTensor, Driver, Shape, TensorMap};
+use crate::precise::GateAddresses;
 use crate::{Architecture, CudaError, MlstmSizes, Source, Specialisation};
 
 /// Strides of an activation's first axes in elements; the last axis is contiguous.
@@ -148,6 +149,57 @@ pub struct MlstmParameters {
 pub struct MlstmArguments {
     parameters: MlstmParameters,
     maps: [TensorMap; 9],
+}
+
+impl MlstmParameters {
+    /// For the kernels of `mlstm_gates.cu` alone; sizes are B·H, H, T and N.
+    pub(crate) fn of_gates(
+        [batch_heads, heads, tokens, chunks]: [i32; 4],
+        gate: Strides,
+        addresses: &GateAddresses,
+    ) -> Self {
+        Self {
+            batch_heads,
+            heads,
+            tokens,
+            chunks,
+            key_scale: 1.0,
+            epsilon: 1e-6,
+            gate,
+            input_gate: addresses.input_gate,
+            forget_gate: addresses.forget_gate,
+            resets: addresses.resets,
+            segment_start: addresses.segment_start,
+            initial_matrix: addresses.initial_matrix,
+            initial_maximum: addresses.initial_maximum,
+            final_maximum: addresses.final_maximum,
+            final_matrix_gradient: addresses.final_matrix_gradient,
+            log_forget_sum: addresses.log_forget_sum,
+            exponent: addresses.exponent,
+            local_maximum: addresses.local_maximum,
+            maximum: addresses.maximum,
+            carry: addresses.carry,
+            keep: addresses.keep,
+            chunk_forget: addresses.chunk_forget,
+            chunk_maximum: addresses.chunk_maximum,
+            decay: addresses.decay,
+            state_weight: addresses.state_weight,
+            query_dot: addresses.query_dot,
+            key_carry_dot: addresses.key_carry_dot,
+            key_dot: addresses.key_dot,
+            decay_gradient: addresses.decay_gradient,
+            input_gate_gradient: addresses.input_gate_gradient,
+            forget_gate_gradient: addresses.forget_gate_gradient,
+            ..Self::default()
+        }
+    }
+}
+
+impl MlstmArguments {
+    /// Without maps, which the gates' kernels do not read.
+    pub(crate) fn of_gates(parameters: MlstmParameters) -> Self {
+        Self { parameters, maps: [TensorMap::default(); 9] }
+    }
 }
 
 /// One kernel launch.

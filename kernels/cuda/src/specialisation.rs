@@ -139,6 +139,8 @@ pub enum Source {
     MlstmScores,
     /// Output and gradients of queries, keys and values.
     MlstmOutputs,
+    /// What stands between the products of the float32 mLSTM.
+    MlstmPrecise,
     /// The bf16 sLSTM, forward and backward.
     Slstm,
     /// sLSTM and LSTM in float32.
@@ -147,6 +149,8 @@ pub enum Source {
     Pointwise,
     /// Convolution, queries, keys, values and gates of an mLSTM block.
     Inner,
+    /// Queries, keys and values in float32.
+    Projections,
     /// Residual stream and layer norm.
     Stream,
     /// Softmax and cross-entropy.
@@ -167,10 +171,12 @@ impl Source {
             Self::MlstmStates => "mlstm_states.cu",
             Self::MlstmScores => "mlstm_scores.cu",
             Self::MlstmOutputs => "mlstm_outputs.cu",
+            Self::MlstmPrecise => "mlstm_precise.cu",
             Self::Slstm => "slstm.cu",
             Self::Recurrent => "recurrent.cu",
             Self::Pointwise => "pointwise.cu",
             Self::Inner => "inner.cu",
+            Self::Projections => "projections.cu",
             Self::Stream => "stream.cu",
             Self::CrossEntropy => "cross_entropy.cu",
             Self::Sums => "sums.cu",
@@ -185,10 +191,12 @@ impl Source {
             Self::MlstmStates => include_str!("../mlstm_states.cu"),
             Self::MlstmScores => include_str!("../mlstm_scores.cu"),
             Self::MlstmOutputs => include_str!("../mlstm_outputs.cu"),
+            Self::MlstmPrecise => include_str!("../mlstm_precise.cu"),
             Self::Slstm => include_str!("../slstm.cu"),
             Self::Recurrent => include_str!("../recurrent.cu"),
             Self::Pointwise => include_str!("../pointwise.cu"),
             Self::Inner => include_str!("../inner.cu"),
+            Self::Projections => include_str!("../projections.cu"),
             Self::Stream => include_str!("../stream.cu"),
             Self::CrossEntropy => include_str!("../cross_entropy.cu"),
             Self::Sums => include_str!("../sums.cu"),
@@ -211,6 +219,15 @@ impl Source {
             Self::MlstmOutputs => {
                 &["mlstm_key_gradient", "mlstm_output", "mlstm_query_gradient", "mlstm_value_gradient"]
             }
+            Self::MlstmPrecise => &[
+                "precise_denominator",
+                "precise_prepare",
+                "precise_rows",
+                "precise_score_gradients",
+                "precise_scores",
+                "precise_state_gradients",
+                "precise_states",
+            ],
             Self::Slstm => &["slstm_backward", "slstm_forward"],
             Self::Recurrent => &["recurrent_backward", "recurrent_forward", "recurrent_weights"],
             Self::Pointwise => &[
@@ -222,6 +239,7 @@ impl Source {
                 "head_norm_gate_backward",
             ],
             Self::Inner => &["conv_projections", "conv_projections_backward"],
+            Self::Projections => &["block_projections", "block_projections_backward"],
             Self::Stream => &["add_layer_norm", "add_layer_norm_backward"],
             Self::CrossEntropy => &["cross_entropy", "cross_entropy_losses"],
             Self::Sums => &["column_sums"],
@@ -325,10 +343,18 @@ impl Specialisation {
         Self { source: Source::Recurrent, architecture, defines: sizes.defines() }
     }
 
-    /// Convolution, norms and gates for heads of `head` units (a multiple of 8, up to 1280).
+    /// Convolution, norms and gates for heads of `head` units (a multiple of 8, up to 1280), on activations of bf16 or of
+    /// float32.
     #[must_use]
-    pub fn pointwise(architecture: Architecture, head: u32) -> Self {
-        Self { source: Source::Pointwise, architecture, defines: vec![("HEAD", head)] }
+    pub fn pointwise(architecture: Architecture, head: u32, float32: bool) -> Self {
+        let defines = vec![("HEAD", head), ("FLOAT32", float32.into())];
+        Self { source: Source::Pointwise, architecture, defines }
+    }
+
+    /// Queries, keys and values in float32, for any width.
+    #[must_use]
+    pub fn projections(architecture: Architecture) -> Self {
+        Self { source: Source::Projections, architecture, defines: Vec::new() }
     }
 
     /// Convolution, queries, keys and values beside so many gates (two for each head, at most 8). `boundaries`: sequences
@@ -349,6 +375,12 @@ impl Specialisation {
     #[must_use]
     pub fn cross_entropy(architecture: Architecture, vocabulary: u32) -> Self {
         Self { source: Source::CrossEntropy, architecture, defines: vec![("VOCABULARY", vocabulary)] }
+    }
+
+    /// Between the products of the float32 mLSTM, for any sizes.
+    #[must_use]
+    pub fn precise(architecture: Architecture) -> Self {
+        Self { source: Source::MlstmPrecise, architecture, defines: Vec::new() }
     }
 
     /// Sums of columns.
@@ -402,12 +434,16 @@ pub fn paper_specialisations(everything: bool) -> Vec<Specialisation> {
         } else {
             &[(64, 64), (384, 384), (1280, 1280)]
         };
-        all.extend(heads.iter().map(|&head| Specialisation::pointwise(architecture, head)));
+        for float32 in [false, true] {
+            all.extend(heads.iter().map(|&head| Specialisation::pointwise(architecture, head, float32)));
+        }
+        all.push(Specialisation::projections(architecture));
         all.extend(widths.iter().map(|&width| Specialisation::stream(architecture, width)));
         all.extend([false, true].map(|boundaries| Specialisation::inner(architecture, 8, boundaries)));
         all.push(Specialisation::cross_entropy(architecture, 50304));
         all.push(Specialisation::sums(architecture));
         all.extend(slstm_specialisations(architecture, whole));
+        all.push(Specialisation::precise(architecture));
         for &(key, value) in mlstm {
             let sizes = MlstmSizes::fastest(key, value, 2048);
             all.extend(Source::MLSTM.map(|source| Specialisation::mlstm(source, architecture, sizes)));

@@ -55,8 +55,8 @@ fn every_kernel_compiles_for_every_size_and_architecture() {
             // 128 registers take, and lose what the report shows.
             let allowed = match one.source {
                 Source::Slstm => 256,
-                // Heads of 1280: ten numbers of each of six tensors and the sums' in a lane.
-                Source::Pointwise => 96,
+                // Heads of 1280: forty numbers of each of six tensors and of the sums in a lane.
+                Source::Pointwise => 400,
                 _ => 32,
             };
             assert!(kernel.spill_stores <= allowed, "{one}: {kernel}");

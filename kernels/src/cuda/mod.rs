@@ -23,6 +23,7 @@ mod cross_entropy;
 mod inner;
 pub mod launch;
 mod mlstm;
+mod precise;
 pub mod profile;
 mod recurrent;
 pub mod selfcheck;
@@ -34,10 +35,12 @@ mod wrapped;
 pub use cross_entropy::projected_cross_entropy;
 pub use inner::{InnerInput, InnerOutput, InnerState, gate_weights, inner_fits, mlstm_inner};
 pub use mlstm::mlstm;
+pub(crate) use precise::mlstm as mlstm_precise;
 pub use recurrent::{RecurrentInput, recurrent, recurrent_fits};
 pub use slstm::{SlstmSequence, slstm, slstm_fits, slstm_from};
 pub use stream::{add_layer_norm, stream_fits};
 pub use supports::{FusedCell, Request, supports};
+pub(crate) use wrapped::{block_projections, mlstm_output};
 pub use wrapped::{conv_silu, gelu_gate, head_norm};
 
 use std::collections::HashMap;
@@ -54,7 +57,7 @@ pub use xlstm_cuda::recurrent::Cell;
 use xlstm_cuda::{Cache, Nvrtc, Specialisation};
 
 /// The widest head that there are kernels for: that of the paper's 2.7B model.
-const MAX_HEAD: i64 = 1280;
+pub(crate) const MAX_HEAD: i64 = 1280;
 
 /// More cards than a machine has.
 const CARDS: usize = 16;
@@ -69,6 +72,11 @@ pub fn use_only_libtorch(only: bool) {
 /// Whether kernels of ours may be used on this device: it is a card, and nobody asked for libtorch alone.
 pub fn enabled(device: Device) -> bool {
     matches!(device, Device::Cuda(_)) && !ONLY_LIBTORCH.load(Ordering::Relaxed)
+}
+
+/// Whether the float32 kernels take these activations, whose last axis has pieces of `width` numbers.
+pub(crate) fn float32_fits(tensors: &[&Tensor], width: i64) -> bool {
+    width % 8 == 0 && tensors.iter().all(|tensor| tensor.kind() == Kind::Float && enabled(tensor.device()))
 }
 
 /// What `--gpu-architecture` asked for.

@@ -17,7 +17,9 @@
 //! 2. [`mlstm_step`]: one step, for generation; constant memory.
 //! 3. [`MlstmKernel::Composed`]: the reference chunk by chunk, the state carried; linear in time, on any device.
 //! 4. [`MlstmKernel::Chunkwise`]: pairs inside chunks, states between them; linear in time; backward by hand.
-//! 5. [`crate::cuda::mlstm`]: the same on a card, in bf16, for training (no states in or out, no resets).
+//! 5. The same on a GPU in float32 or TF32, between products of libtorch (`cuda/precise.rs`): what
+//!    [`MlstmKernel::Auto`] is there.
+//! 6. [`crate::cuda::mlstm`]: the same on a GPU in bf16, all of it by this project's kernels.
 
 mod chunkwise;
 mod reference;
@@ -168,6 +170,9 @@ pub fn mlstm(input: &MlstmInput<'_>, options: &MlstmOptions) -> Result<MlstmOutp
                 expected,
                 found: device,
             });
+        }
+        MlstmKernel::Auto if kind == Kind::Float && crate::cuda::enabled(device) => {
+            crate::cuda::mlstm_precise(&input)?
         }
         MlstmKernel::Auto if device != Device::Cpu => composed(&input, sizes, options.chunk),
         MlstmKernel::Composed => composed(&input, sizes, options.chunk),

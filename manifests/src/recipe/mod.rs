@@ -139,6 +139,8 @@ pub struct Training {
 pub enum Precision {
     /// IEEE single precision throughout.
     Float32,
+    /// As `float32`, but on a GPU the operands of matrix products are rounded to ten bits of mantissa (TF32).
+    Tf32,
     /// Products in bfloat16; the residual, norms, states and parameters in float32.
     Bfloat16,
 }
@@ -149,6 +151,7 @@ impl Precision {
     pub fn name(self) -> &'static str {
         match self {
             Self::Float32 => "float32",
+            Self::Tf32 => "tf32",
             Self::Bfloat16 => "bfloat16",
         }
     }

@@ -75,7 +75,7 @@ impl Placement {
     #[must_use]
     pub fn new(device: Device, precision: Precision, activation_checkpointing: bool) -> Self {
         let products = match precision {
-            Precision::Float32 => None,
+            Precision::Float32 | Precision::Tf32 => None,
             Precision::Bfloat16 => Some(Kind::BFloat16),
         };
         Self { device, kind: Kind::Float, products, activation_checkpointing }

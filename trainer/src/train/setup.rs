@@ -10,9 +10,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use xlstm_bridge::runtime;
 use xlstm_manifests::atomic::{FolderLock, write_atomic};
 use xlstm_manifests::order::Order;
-use xlstm_manifests::recipe::{ModelSize, Recipe};
+use xlstm_manifests::recipe::{ModelSize, Precision, Recipe};
 use xlstm_manifests::run_manifest::{
     CHECKPOINTS_NAME, DatasetRef, RECIPE_NAME, RUN_FORMAT, RUN_NAME, RUN_VERSION, RecipeRef, RunManifest,
     Session,
@@ -169,6 +170,7 @@ fn agree(
 
 /// The model with first values, and fresh moments.
 fn build(recipe: &Recipe, device: &DeviceInfo) -> Result<Built> {
+    runtime::allow_tf32(recipe.training.precision == Precision::Tf32)?;
     let model = Model::new(&recipe.model, Placement::of(recipe, device.device), recipe.training.seed)?;
     let optimizer = AdamW::new(&model, &recipe.optimizer)?;
     Ok(Built { model, optimizer })

@@ -21,7 +21,7 @@ use crate::train::measure;
 fn tolerance(precision: Precision) -> f64 {
     match precision {
         Precision::Float32 => 1e-4,
-        Precision::Bfloat16 => 1e-2,
+        Precision::Tf32 | Precision::Bfloat16 => 1e-2,
     }
 }
 

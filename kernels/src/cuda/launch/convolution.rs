@@ -5,7 +5,7 @@ use xlstm_bridge::BoxError;
 use xlstm_cuda::layers::ConvParameters;
 
 use super::super::{Card, address, expect, make, optional_address};
-use super::{Boundaries, any_head, dense, int, matrix, partial_sums, sum_columns};
+use super::{Boundaries, any_head, dense, expect_same, int, matrix, partial_sums, sum_columns};
 
 /// `SiLU(conv(x))` of `x` `(B·T, D)`, weight `(D, 1, 4)`, bias `(D)`; B sequences.
 ///
@@ -18,14 +18,14 @@ pub fn conv_forward(
 ) -> Result<Tensor, BoxError> {
     let card = Card::of(x)?;
     let ([rows, width], stride) = matrix("conv: x", x)?;
-    let y = make(&[rows, width], Kind::BFloat16, x)?;
+    let y = make(&[rows, width], x.kind(), x)?;
     let mut parameters = conv_parameters((x, weight, bias), batch, boundaries)?;
     parameters.input_stride = stride;
     parameters.output = address(&y);
     let [b, t, d] = [batch, rows / batch, width].map(u32::try_from);
     let launch = ConvParameters::launch(b?, t?, d?, false);
     // SAFETY: checked above; `y` is dense.
-    unsafe { card.launch(any_head(card), launch, &parameters)? };
+    unsafe { card.launch(any_head(card, x), launch, &parameters)? };
     Ok(y)
 }
 
@@ -48,7 +48,7 @@ fn conv_parameters(
         )
         .into());
     }
-    boundaries.check("conv", [batch, rows / batch, width])?;
+    boundaries.check("conv", x.kind(), [batch, rows / batch, width])?;
     Ok(ConvParameters {
         batch: int(batch)?,
         tokens: int(rows / batch)?,
@@ -104,7 +104,12 @@ pub fn conv_backward(
     if !same {
         return Err("conv: gradients of other shapes than what they belong to".into());
     }
-    Boundaries { resets: None, window: target.window }.check("conv: gradient", [batch, 0, width])?;
+    Boundaries { resets: None, window: target.window }.check(
+        "conv: gradient",
+        x.kind(),
+        [batch, 0, width],
+    )?;
+    expect_same("conv", &[Some(x), Some(upstream.y), upstream.added, Some(target.x)])?;
     let [b, t, d] = [batch, rows / batch, width].map(u32::try_from);
     let launch = ConvParameters::launch(b?, t?, d?, true);
     let partial = partial_sums(&launch, width * i64::from(ConvParameters::PARTIAL), x)?;
@@ -117,7 +122,7 @@ pub fn conv_backward(
         ..conv_parameters((x, weight, bias), batch, boundaries)?
     };
     // SAFETY: checked above.
-    unsafe { card.launch(any_head(card), launch, &parameters)? };
+    unsafe { card.launch(any_head(card, x), launch, &parameters)? };
     let sums = sum_columns(card, &partial)?.f_view([width, 5])?;
     Ok((sums.f_narrow(1, 0, 4)?, sums.f_select(1, 4)?))
 }

@@ -81,7 +81,8 @@ fn checked(
         )
         .into());
     }
-    boundaries.check("inner", [batch, rows / batch, width])?;
+    expect("inner: a", input, Kind::BFloat16)?;
+    boundaries.check("inner", Kind::BFloat16, [batch, rows / batch, width])?;
     let parameters = InnerParameters {
         batch: int(batch)?,
         tokens: int(rows / batch)?,
@@ -187,8 +188,13 @@ pub fn inner_backward(
 ) -> Result<InnerGradients, BoxError> {
     let card = Card::of(input)?;
     let all = checked(card, input, weights, batch, boundaries)?;
-    Boundaries { resets: None, window: target.window }.check("inner: gradient", [batch, 0, all.shape[1]])?;
+    Boundaries { resets: None, window: target.window }.check(
+        "inner: gradient",
+        Kind::BFloat16,
+        [batch, 0, all.shape[1]],
+    )?;
     for gradient in upstream.projected.into_iter().chain([upstream.added]) {
+        expect("inner: gradient", gradient, Kind::BFloat16)?;
         if dense("inner: gradient", gradient)? != all.shape {
             return Err("inner: a gradient of another shape than a".into());
         }

@@ -6,7 +6,7 @@ use xlstm_cuda::Specialisation;
 use xlstm_cuda::layers::{CrossEntropyParameters, GeluParameters};
 
 use super::super::{Card, address, expect, make};
-use super::{any_head, dense, int};
+use super::{any_head, dense, expect_same, int};
 
 /// `GELU(g) ⊙ u` of `(g, u)` side by side, `(N, 2 F)`; with a gradient of the result, its gradient instead.
 ///
@@ -14,6 +14,7 @@ use super::{any_head, dense, int};
 /// When a tensor does not fit, or the card fails.
 pub fn gelu(projected: &Tensor, y_gradient: Option<&Tensor>) -> Result<Tensor, BoxError> {
     let card = Card::of(projected)?;
+    expect_same("gelu", &[Some(projected), y_gradient])?;
     let [rows, double] = dense("gelu: projected", projected)?;
     let width = double / 2;
     if double % 16 != 0 {
@@ -26,10 +27,10 @@ pub fn gelu(projected: &Tensor, y_gradient: Option<&Tensor>) -> Result<Tensor, B
         ..GeluParameters::default()
     };
     let made = match y_gradient {
-        None => make(&[rows, width], Kind::BFloat16, projected)?,
+        None => make(&[rows, width], projected.kind(), projected)?,
         Some(gradient) if dense("gelu: gradient", gradient)? == [rows, width] => {
             parameters.output_gradient = address(gradient);
-            make(&[rows, double], Kind::BFloat16, projected)?
+            make(&[rows, double], projected.kind(), projected)?
         }
         Some(gradient) => return Err(format!("gelu: a gradient of shape {:?}", gradient.size()).into()),
     };
@@ -39,7 +40,7 @@ pub fn gelu(projected: &Tensor, y_gradient: Option<&Tensor>) -> Result<Tensor, B
     }
     let launch = GeluParameters::launch(u64::try_from(rows)?, u32::try_from(width)?, y_gradient.is_some());
     // SAFETY: checked above.
-    unsafe { card.launch(any_head(card), launch, &parameters)? };
+    unsafe { card.launch(any_head(card, projected), launch, &parameters)? };
     Ok(made)
 }
 

@@ -7,6 +7,7 @@ mod convolution;
 mod inner;
 mod loss;
 mod norms;
+mod projections;
 
 pub use convolution::{ConvTarget, ConvUpstream, conv_backward, conv_forward};
 pub use inner::{
@@ -17,6 +18,7 @@ pub use norms::{
     Division, Gated, NormGradients, NormTarget, Normed, norm_backward, norm_forward, stream_backward,
     stream_forward,
 };
+pub use projections::{ProjectionGradients, projections_backward, projections_forward};
 
 use tch::{Kind, Tensor};
 use xlstm_bridge::BoxError;
@@ -30,7 +32,7 @@ use super::{Card, address, expect, make};
 pub struct Boundaries<'a> {
     /// `(B, T)`, boolean: zeros stand before these tokens.
     pub resets: Option<&'a Tensor>,
-    /// The three inputs of the convolution before the first token, oldest first, `(B, 3, D)`, bf16; `None` for zeros.
+    /// The three inputs of the convolution before the first token, oldest first, `(B, 3, D)`, in its type; `None` for zeros.
     pub window: Option<&'a Tensor>,
 }
 
@@ -41,11 +43,9 @@ impl Boundaries<'_> {
     }
 
     /// Checks both for B sequences of T tokens and D channels.
-    fn check(&self, name: &str, [batch, tokens, width]: [i64; 3]) -> Result<(), BoxError> {
-        let wanted = [
-            (self.resets, Kind::Bool, vec![batch, tokens]),
-            (self.window, Kind::BFloat16, vec![batch, 3, width]),
-        ];
+    fn check(&self, name: &str, kind: Kind, [batch, tokens, width]: [i64; 3]) -> Result<(), BoxError> {
+        let wanted =
+            [(self.resets, Kind::Bool, vec![batch, tokens]), (self.window, kind, vec![batch, 3, width])];
         for (tensor, kind, size) in wanted {
             let Some(tensor) = tensor else { continue };
             if tensor.kind() != kind || tensor.size() != size || !tensor.is_contiguous() {
@@ -64,9 +64,9 @@ fn int(value: i64) -> Result<i32, BoxError> {
     Ok(i32::try_from(value)?)
 }
 
-/// Rows and columns of a matrix of bf16, and the stride of its rows.
+/// Rows and columns of a matrix of bf16 or float32, and the stride of its rows.
 fn matrix(name: &str, tensor: &Tensor) -> Result<([i64; 2], i64), BoxError> {
-    expect(name, tensor, Kind::BFloat16)?;
+    expect(name, tensor, if float32(tensor) { Kind::Float } else { Kind::BFloat16 })?;
     let size = tensor.size();
     let shape = <[i64; 2]>::try_from(size.as_slice())
         .map_err(|_| format!("{name}: expected two dimensions, found {size:?}"))?;
@@ -99,9 +99,24 @@ fn sum_columns(card: &Card, partial: &Tensor) -> Result<Tensor, BoxError> {
     Ok(sums)
 }
 
-/// The pointwise kernels that do not depend on a head's size.
-fn any_head(card: &Card) -> Specialisation {
-    Specialisation::pointwise(card.architecture(), 64)
+/// Whether activations like this one are float32, rather than bf16.
+fn float32(tensor: &Tensor) -> bool {
+    tensor.kind() == Kind::Float
+}
+
+/// The pointwise kernels that do not depend on a head's size, for activations like this one.
+fn any_head(card: &Card, like: &Tensor) -> Specialisation {
+    Specialisation::pointwise(card.architecture(), 64, float32(like))
+}
+
+/// That all activations of a call have the type of the first.
+fn expect_same(name: &str, tensors: &[Option<&Tensor>]) -> Result<(), BoxError> {
+    let mut kinds = tensors.iter().flatten().map(|tensor| tensor.kind());
+    let first = kinds.next();
+    match kinds.find(|kind| Some(*kind) != first) {
+        Some(found) => Err(format!("{name}: expected {first:?} for all activations, found {found:?}").into()),
+        None => Ok(()),
+    }
 }
 
 /// Room for a launch's partial sums.

@@ -6,7 +6,7 @@ use xlstm_cuda::Specialisation;
 use xlstm_cuda::layers::{NormParameters, StreamParameters};
 
 use super::super::{Card, MAX_HEAD, address, expect, make, optional_address};
-use super::{dense, int, matrix, partial_sums, sum_columns};
+use super::{dense, expect_same, float32, int, matrix, partial_sums, sum_columns};
 
 /// What stands beside the norm in an mLSTM block.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +33,7 @@ pub fn norm_forward(
     let card = Card::of(h)?;
     let (mut parameters, specialisation, [rows, heads, width]) =
         norm_parameters(card, h, weight, gated, epsilon)?;
-    let y = make(&[rows, heads * width], Kind::BFloat16, h)?;
+    let y = make(&[rows, heads * width], h.kind(), h)?;
     let statistics = make(&[rows, heads, 2], Kind::Float, h)?;
     parameters.output = address(&y);
     parameters.statistics = address(&statistics);
@@ -50,7 +50,7 @@ fn norm_parameters(
     gated: Option<Gated<'_>>,
     epsilon: f64,
 ) -> Result<(NormParameters, Specialisation, [i64; 3]), BoxError> {
-    expect("head norm: h", h, Kind::BFloat16)?;
+    expect("head norm: h", h, if float32(h) { Kind::Float } else { Kind::BFloat16 })?;
     expect("head norm: weight", weight, Kind::Float)?;
     let [rows, heads, width] = <[i64; 3]>::try_from(h.size().as_slice())?;
     let fits =
@@ -77,6 +77,7 @@ fn norm_parameters(
     if let Some(Gated { skip, branch, gate }) = gated {
         expect("head norm: skip", skip, Kind::Float)?;
         let (shape, stride) = matrix("head norm: gate", gate)?;
+        expect_same("head norm", &[Some(h), Some(branch), Some(gate)])?;
         if dense("head norm: branch", branch)? != shape || shape != [rows, heads * width] {
             return Err("head norm: branch and gate of other shapes than h".into());
         }
@@ -87,7 +88,7 @@ fn norm_parameters(
     }
     Ok((
         parameters,
-        Specialisation::pointwise(card.architecture(), u32::try_from(width)?),
+        Specialisation::pointwise(card.architecture(), u32::try_from(width)?, float32(h)),
         [rows, heads, width],
     ))
 }
@@ -139,8 +140,12 @@ pub fn norm_backward(
     if dense("head norm: gradient", y_gradient)? != [rows, heads * width] {
         return Err("head norm: a gradient of another shape than the output".into());
     }
-    let h_gradient = make(&[rows, heads, width], Kind::BFloat16, h)?;
-    let branch_gradient = gated.map(|_| make(&[rows, heads * width], Kind::BFloat16, h)).transpose()?;
+    expect_same("head norm", &[Some(h), Some(y_gradient), target.gate])?;
+    if float32(h) && target.division.is_some() {
+        return Err("head norm: a division is for bf16 alone".into());
+    }
+    let h_gradient = make(&[rows, heads, width], h.kind(), h)?;
+    let branch_gradient = gated.map(|_| make(&[rows, heads * width], h.kind(), h)).transpose()?;
     let shape_of = |gate: &Tensor| matrix("head norm: gate", gate);
     if target.gate.map(shape_of).transpose()? != gated.map(|gated| shape_of(gated.gate)).transpose()? {
         return Err("head norm: a gradient of another shape than the gate".into());
@@ -229,6 +234,9 @@ pub fn stream_forward(
 ) -> Result<Normed, BoxError> {
     let card = Card::of(x)?;
     let (parameters, specialisation, [rows, width]) = stream_parameters(card, x, weight)?;
+    if let Some(delta) = delta {
+        expect("layer norm: d", delta, Kind::BFloat16)?;
+    }
     if let Some(delta) = delta
         && dense("layer norm: d", delta)? != [rows, width]
     {
@@ -263,6 +271,7 @@ pub fn stream_backward(
 ) -> Result<(Tensor, Option<Tensor>, Tensor), BoxError> {
     let card = Card::of(sum)?;
     let (parameters, specialisation, [rows, width]) = stream_parameters(card, sum, weight)?;
+    expect("layer norm: gradient", output_gradient, Kind::BFloat16)?;
     if dense("layer norm: gradient", output_gradient)? != [rows, width] {
         return Err("layer norm: a gradient of another shape than the output".into());
     }

@@ -52,7 +52,7 @@ pub(super) fn compile(device: Device) -> Result<(), KernelError> {
         Specialisation::inner(architecture, 4, true),
         Specialisation::cross_entropy(architecture, VOCABULARY as u32),
     ];
-    wanted.extend([64, 96, 192, 384, 1024].map(|head| Specialisation::pointwise(architecture, head)));
+    wanted.extend([64, 96, 192, 384, 1024].map(|head| Specialisation::pointwise(architecture, head, false)));
     wanted.extend([136, 768, 2048].map(|width| Specialisation::stream(architecture, width)));
     for (_, tokens, _, key, value, _) in MLSTM {
         let chunk = if tokens > 128 && key * value >= 128 * 256 { 256 } else { 128 };
@@ -455,6 +455,79 @@ const FLOAT32: [(i64, i64, i64, i64, &str); 7] = [
     (1, 130, 1, 1280, "anywhere"),
 ];
 
+/// What stands around the cell in float32: convolution, projections with gates, norm with skip and gate, in one chain.
+fn float32_block_case(
+    device: Device,
+    (batch, time, heads, head): (i64, i64, i64, i64),
+) -> Result<Check, KernelError> {
+    let width = heads * head;
+    let chain = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
+        let halves = x[0].f_chunk(2, -1)?;
+        let (a, z) = (&halves[0], &halves[1]);
+        let (weight_D1W, bias_D) = (&x[1], Some(&x[2]));
+        let input = ConvInput { x_BTD: a, weight_D1W, bias_D, state: None, resets_BT: None };
+        let c = causal_conv_silu(&input)?.y_BTD;
+        let projections = crate::projections::mlstm_projections(&crate::projections::ProjectionsInput {
+            c_BTD: &c,
+            a_BTD: a,
+            blocks_NOI: [&x[3], &x[4], &x[5]],
+            gates: gates::GateWeights {
+                input_weight: &x[6],
+                input_bias: &x[7],
+                forget_weight: &x[8],
+                forget_bias: &x[9],
+            },
+        })?;
+        let [q, k, v] = projections.qkv_BTD;
+        let h = (q * k + v).f_view([batch, time, heads, head])?;
+        let y = gates::mlstm_output(
+            &gates::MlstmOutputInput {
+                h_BTHE: &h,
+                norm_weight_D: &x[10],
+                skip_D: &x[11],
+                conv_BTD: &c,
+                z_BTD: z,
+            },
+            EPSILON,
+        )?;
+        Ok(vec![y, projections.i_BTH, projections.f_BTH])
+    };
+    let block = || normal(&[width / 4, 4, 4], device) * 0.5;
+    let gate = || normal(&[heads, 3 * width], device) * 0.05;
+    let bias = || normal(&[heads], device);
+    let subject = Subject {
+        kernel: "around the cell float32",
+        case: format!("{batch}x{time}x{heads}x{head}"),
+        inputs: vec![
+            ("up", normal(&[batch, time, 2 * width], device)),
+            ("taps", normal(&[width, 1, 4], device) * 0.5),
+            ("bias", normal(&[width], device) * 0.5),
+            ("query blocks", block()),
+            ("key blocks", block()),
+            ("value blocks", block()),
+            ("input gate weight", gate()),
+            ("input gate bias", bias()),
+            ("forget gate weight", gate()),
+            ("forget gate bias", bias()),
+            ("norm weight", normal(&[width], device) * 0.3),
+            ("skip", normal(&[width], device)),
+        ],
+        outputs: &["y", "i", "f"],
+        ours: &chain,
+        libtorch: &|x| {
+            // The same functions: in float64 there is no kernel, and float32 is asked of libtorch.
+            let before = !cuda::enabled(device);
+            cuda::use_only_libtorch(true);
+            let result = chain(x);
+            cuda::use_only_libtorch(before);
+            result
+        },
+        rounding: PRECISE,
+        mask: None,
+    };
+    subject.check()
+}
+
 /// Flags for sequences that begin anew `kind`.
 fn drawn_resets(batch: i64, time: i64, kind: &str) -> Vec<Vec<bool>> {
     let random = Tensor::rand([batch, time], (Kind::Float, Device::Cpu));
@@ -476,6 +549,9 @@ fn drawn_resets(batch: i64, time: i64, kind: &str) -> Vec<Vec<bool>> {
 pub(super) fn boundaries(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
     for case in BOUNDARIES {
         take(Check::over_draws(|| mlstm_boundary_case(device, case, false))?);
+    }
+    for sizes in [(2, 130, 4, 8), (1, 300, 2, 384), (3, 1, 1, 64), (1, 33, 4, 1280)] {
+        take(float32_block_case(device, sizes)?);
     }
     for case in FLOAT32 {
         take(Check::over_draws(|| mlstm_boundary_case(device, case, true))?);
