@@ -64,18 +64,27 @@ extern "C" __global__ void __launch_bounds__(256) precise_score_gradients(const 
     gate_row<true>(p);
 }
 
+// Chunks whose numbers a thread asks for at once: the recurrence itself is too short to hide a load.
+static constexpr int AHEAD = 8;
+
 // States from what each chunk adds, in place: `x` becomes the state that enters each chunk. A thread holds one number.
 extern "C" __global__ void __launch_bounds__(256) precise_states(const __grid_constant__ PreciseParameters p) {
     const i64 head = blockIdx.y;
     const int at = blockIdx.x * 256 + threadIdx.x;
     if (at >= p.width) return;
     float state = p.outer == nullptr ? 0.0f : p.outer[head * p.width + at] * p.outer_factor;
-    for (int chunk = 0; chunk < p.chunks; chunk++) {
-        const i64 slice = head * p.chunks + chunk;
-        float* place = p.x + slice * p.width + at;
-        const float added = *place;
-        *place = state;
-        state = p.decay[slice] * state + added;
+    float* first = p.x + head * p.chunks * p.width + at;
+    const float* decay = p.decay + head * p.chunks;
+    for (int chunk = 0; chunk < p.chunks; chunk += AHEAD) {
+        float added[AHEAD];
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) added[n] = chunk + n < p.chunks ? first[(i64)(chunk + n) * p.width] : 0.0f;
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++)
+            if (chunk + n < p.chunks) {
+                first[(i64)(chunk + n) * p.width] = state;
+                state = decay[chunk + n] * state + added[n];
+            }
     }
     if (p.last != nullptr) p.last[head * p.width + at] = state * p.last_factor;
 }
@@ -83,26 +92,39 @@ extern "C" __global__ void __launch_bounds__(256) precise_states(const __grid_co
 // The same for their gradients, from the last chunk backward: `x` becomes the gradient of the state that leaves each chunk.
 // `partial`: its product with the state that enters, the gradient of the chunk's decay.
 extern "C" __global__ void __launch_bounds__(256) precise_state_gradients(const __grid_constant__ PreciseParameters p) {
-    __shared__ float parts[8];
+    __shared__ float parts[AHEAD][8];
     const i64 head = blockIdx.y;
     const int at = blockIdx.x * 256 + threadIdx.x;
     const bool inside = at < p.width;
     float gradient = inside && p.outer != nullptr ? p.outer[head * p.width + at] * p.outer_factor : 0.0f;
-    for (int chunk = p.chunks - 1; chunk >= 0; chunk--) {
-        const i64 slice = head * p.chunks + chunk;
-        float* place = p.x + slice * p.width + at;
-        const float added = inside ? *place : 0.0f;
-        if (inside) *place = gradient;
-        const float dot = warp_sum(inside ? gradient * p.states[slice * p.width + at] : 0.0f);
-        __syncthreads();
-        if ((threadIdx.x & 31) == 0) parts[threadIdx.x >> 5] = dot;
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            float sum = 0.0f;
-            for (int part = 0; part < 8; part++) sum += parts[part];
-            p.partial[(i64)blockIdx.x * gridDim.y * p.chunks + slice] = sum * p.decay[slice];
+    const i64 place = head * p.chunks * p.width + at;
+    const float* decay = p.decay + head * p.chunks;
+    for (int later = p.chunks; later > 0; later -= AHEAD) {
+        float added[AHEAD], state[AHEAD];
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) {
+            const int chunk = later - 1 - n;
+            const bool there = inside && chunk >= 0;
+            added[n] = there ? p.x[place + (i64)chunk * p.width] : 0.0f;
+            state[n] = there ? p.states[place + (i64)chunk * p.width] : 0.0f;
         }
-        gradient = p.decay[slice] * gradient + added;
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) {
+            const int chunk = later - 1 - n;
+            if (chunk < 0) break;
+            if (inside) p.x[place + (i64)chunk * p.width] = gradient;
+            const float dot = warp_sum(gradient * state[n]);
+            if ((threadIdx.x & 31) == 0) parts[n][threadIdx.x >> 5] = dot;
+            gradient = decay[chunk] * gradient + added[n];
+        }
+        __syncthreads();
+        const int chunk = later - 1 - (int)threadIdx.x;
+        if (threadIdx.x < AHEAD && chunk >= 0) {
+            float sum = 0.0f;
+            for (int part = 0; part < 8; part++) sum += parts[threadIdx.x][part];
+            p.partial[((i64)blockIdx.x * gridDim.y + head) * p.chunks + chunk] = sum * decay[chunk];
+        }
     }
     if (inside && p.last != nullptr) p.last[head * p.width + at] = gradient * p.last_factor;
 }
