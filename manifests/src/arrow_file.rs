@@ -23,7 +23,7 @@ use arrow_schema::{ArrowError, Field, Schema, SchemaRef};
 use crate::atomic::{AtomicFile, Written};
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
-use crate::sha256_lanes::Leaves;
+use crate::merkle::Leaves;
 
 const KIND_KEY: &str = "xlstm.kind";
 const VERSION_KEY: &str = "xlstm.version";

@@ -3,9 +3,10 @@
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use crate::digest::{HashingWriter, Sha256Digest};
+use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
-use crate::sha256_lanes::Leaves;
+use crate::hashing_writer::HashingWriter;
+use crate::merkle::Leaves;
 
 /// The ending of files under construction; a later run removes them.
 pub const PARTIAL_SUFFIX: &str = ".partial";

@@ -1,7 +1,7 @@
 //! SHA-256, the one digest of this project: lower-case hex wherever a person sees it.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
-use crate::sha256_lanes::{Leaves, Stream};
+use crate::sha256_lanes::digest_each;
 
 /// A SHA-256 digest, 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,6 +20,12 @@ impl Sha256Digest {
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
+    }
+
+    /// The digests of `messages`, in their order. Faster than [`Self::of`] for each where there are several.
+    #[must_use]
+    pub fn of_each<'a>(messages: impl IntoIterator<Item = &'a [u8]>) -> Vec<Self> {
+        digest_each(messages).into_iter().map(Self).collect()
     }
 }
 
@@ -96,49 +102,6 @@ pub fn digest_reader(reader: &mut dyn Read) -> io::Result<(u64, Sha256Digest)> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
-    }
-}
-
-/// A writer that digests and counts what passes through it.
-#[derive(Debug)]
-pub struct HashingWriter<W> {
-    inner: W,
-    stream: Stream,
-    /// Digested in the other lane while there is something to write.
-    beside: Option<Leaves>,
-}
-
-impl<W: Write> HashingWriter<W> {
-    /// Wraps `inner`; nothing has been counted yet.
-    pub fn new(inner: W) -> Self {
-        Self { inner, stream: Stream::new(), beside: None }
-    }
-
-    /// Digests `leaves` beside what is written from now on.
-    pub(crate) fn begin_leaves(&mut self, leaves: Leaves) {
-        self.beside = Some(leaves);
-    }
-
-    /// The digests of the leaves that were begun last.
-    pub(crate) fn end_leaves(&mut self) -> Vec<Sha256Digest> {
-        self.beside.take().map(Leaves::finish).unwrap_or_default()
-    }
-
-    /// The wrapped writer, with the size in bytes and the digest of what was written.
-    pub fn finish(self) -> (W, u64, Sha256Digest) {
-        (self.inner, self.stream.length(), self.stream.finish())
-    }
-}
-
-impl<W: Write> Write for HashingWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(bytes)?;
-        self.stream.update(&bytes[..written], self.beside.as_mut());
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
     }
 }
 

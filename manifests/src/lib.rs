@@ -28,6 +28,7 @@ pub mod digest;
 pub mod documents;
 pub mod error;
 pub mod examples;
+mod hashing_writer;
 pub mod identity;
 pub mod manifest;
 pub mod merkle;

@@ -7,13 +7,15 @@
 //! right with a stack of at most 64 perfect subtrees. The prefix bytes keep a leaf from passing for a
 //! node. The tree over no leaves is SHA-256 of the empty string.
 
+use arrow_buffer::Buffer;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::Sha256Digest;
+use crate::sha256_lanes::{BLOCK, INITIAL, State, compress, compress_two, finish};
 
 /// What stands before the data of a leaf.
-pub(crate) const LEAF_PREFIX: [u8; 1] = [0];
+const LEAF_PREFIX: [u8; 1] = [0];
 
 /// The digest of a leaf.
 #[must_use]
@@ -30,6 +32,99 @@ pub fn leaf(parts: &[&[u8]]) -> Sha256Digest {
 pub fn leaves<'a>(data: impl IntoIterator<Item = &'a [u8]>) -> Vec<Sha256Digest> {
     let messages: Vec<_> = data.into_iter().map(|data| [&LEAF_PREFIX, data].concat()).collect();
     Sha256Digest::of_each(messages.iter().map(Vec::as_slice))
+}
+
+/// The rows of a buffer whose Merkle leaves are wanted.
+#[derive(Debug)]
+struct Rows {
+    bytes: Buffer,
+    /// Bytes from one row to the next.
+    stride: usize,
+    /// Bytes of each row that its leaf covers.
+    lengths: Vec<usize>,
+}
+
+impl Rows {
+    fn row(&self, index: usize) -> Option<&[u8]> {
+        let start = index * self.stride;
+        self.lengths.get(index).map(|length| &self.bytes[start..start + length])
+    }
+}
+
+/// Merkle leaves (as [`leaf`]) that are digested in the lane beside a [`Stream`].
+#[derive(Debug)]
+pub(crate) struct Leaves {
+    rows: Rows,
+    /// Leaves that are done: their number is that of the row whose turn it is.
+    done: Vec<Sha256Digest>,
+    /// The state after the first `taken` bytes of that row (and the byte before them).
+    state: State,
+    taken: usize,
+}
+
+impl Leaves {
+    /// Leaves over the first `lengths[i]` bytes of the row that starts at byte `i * stride`.
+    pub(crate) fn new(bytes: Buffer, stride: usize, lengths: Vec<usize>) -> Self {
+        let done = Vec::with_capacity(lengths.len());
+        Self { rows: Rows { bytes, stride, lengths }, done, state: INITIAL, taken: 0 }
+    }
+
+    /// Takes `blocks` into `stream`, and as many blocks of rows into their leaves.
+    pub(crate) fn accompany(&mut self, stream: &mut State, mut blocks: &[[u8; BLOCK]]) {
+        while !blocks.is_empty() {
+            self.begin_row();
+            let Some(row) = self.rows.row(self.done.len()) else { break };
+            let own = row[self.taken..].as_chunks().0;
+            let count = own.len().min(blocks.len());
+            compress_two(stream, &blocks[..count], &mut self.state, &own[..count]);
+            blocks = &blocks[count..];
+            self.taken += count * BLOCK;
+            if count == own.len() {
+                self.end_row();
+            }
+        }
+        compress(stream, blocks);
+    }
+
+    /// Takes the block that the byte 0 before every leaf shifts by one, if the row has as much.
+    fn begin_row(&mut self) {
+        const HEAD: usize = BLOCK - LEAF_PREFIX.len();
+        if self.taken > 0 {
+            return;
+        }
+        if let Some(head) = self.rows.row(self.done.len()).and_then(<[u8]>::first_chunk::<HEAD>) {
+            let mut block = [0; BLOCK];
+            block[..LEAF_PREFIX.len()].copy_from_slice(&LEAF_PREFIX);
+            block[LEAF_PREFIX.len()..].copy_from_slice(head);
+            self.state = INITIAL;
+            compress(&mut self.state, &[block]);
+            self.taken = HEAD;
+        }
+    }
+
+    /// Digests what is left of the row whose turn it is.
+    fn end_row(&mut self) {
+        let Some(row) = self.rows.row(self.done.len()) else { return };
+        self.done.push(if self.taken == 0 {
+            leaf(&[row])
+        } else {
+            let (blocks, tail) = row[self.taken..].as_chunks();
+            compress(&mut self.state, blocks);
+            Sha256Digest(finish(self.state, tail, (LEAF_PREFIX.len() + row.len()) as u64))
+        });
+        self.taken = 0;
+    }
+
+    /// All leaves, in the order of the rows.
+    pub(crate) fn finish(mut self) -> Vec<Sha256Digest> {
+        if self.taken > 0 {
+            self.end_row();
+        }
+        let left = (self.done.len()..self.rows.lengths.len()).filter_map(|index| self.rows.row(index));
+        let left = leaves(left);
+        self.done.extend(left);
+        self.done
+    }
 }
 
 fn node(left: Sha256Digest, right: Sha256Digest) -> Sha256Digest {
@@ -86,7 +181,40 @@ impl MerkleTree {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::sha256_lanes::Stream;
+
+    fn message(length: usize, seed: u8) -> Vec<u8> {
+        (0..length).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed)).collect()
+    }
+
+    proptest! {
+        /// Pieces and rows of any length: the stream may end before the rows, and the rows before the stream.
+        #[test]
+        fn a_stream_and_the_leaves_beside_it_are_those_of_either_alone(
+            before in 0usize..200,
+            pieces in prop::collection::vec(0usize..700, 0..6),
+            lengths in prop::collection::vec(0usize..400, 0..9),
+        ) {
+            const STRIDE: usize = 400;
+            let bytes = message(STRIDE * lengths.len(), 3);
+            let rows = lengths.iter().enumerate().map(|(row, length)| &bytes[row * STRIDE..][..*length]);
+            let expected: Vec<_> = rows.map(|row| leaf(&[row])).collect();
+            let mut leaves = Leaves::new(Buffer::from(&bytes[..]), STRIDE, lengths.clone());
+            let (mut stream, mut whole) = (Stream::new(), message(before, 4));
+            stream.update(&whole, compress);
+            for (&length, seed) in pieces.iter().zip(5..) {
+                let piece = message(length, seed);
+                stream.update(&piece, |state, blocks| leaves.accompany(state, blocks));
+                whole.extend(piece);
+            }
+            prop_assert_eq!(stream.length(), whole.len() as u64);
+            prop_assert_eq!(Sha256Digest(stream.finish()), Sha256Digest::of(&whole));
+            prop_assert_eq!(leaves.finish(), expected);
+        }
+    }
 
     /// The recursive definition of RFC 6962 §2.1, to check the stream against.
     fn by_definition(leaves: &[Sha256Digest]) -> Sha256Digest {

@@ -21,8 +21,7 @@ use crate::arrow_file::{self, ArrowFile, ArrowWriter, RowStarts};
 use crate::atomic::Written;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
-use crate::merkle;
-use crate::sha256_lanes::Leaves;
+use crate::merkle::{self, Leaves};
 
 /// Rows in a record batch: 1 MiB at 2048 tokens, the unit of a compressed read.
 const BATCH_ROWS: usize = 256;

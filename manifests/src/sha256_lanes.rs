@@ -5,25 +5,30 @@
 //! takes the next message as soon as its own is done, so that lengths need not be alike. On other processors,
 //! and where one message is left, blocks go through the crate `sha2`, which these digests equal by test.
 //!
-//! A file that is being written is one long message, so [`Stream`] lets [`Leaves`] take the other lane: the rows of a
-//! shard are digested for their Merkle tree while the same bytes are digested for the file.
+//! A file that is being written is one long message, so [`Stream`] gives its blocks away to whoever has something for the
+//! other lane: the rows of a shard are digested for their Merkle tree while the same bytes are digested for the file.
+//! Nothing here knows of either: states, blocks and digests are plain arrays.
 
-use arrow_buffer::Buffer;
+/// Bytes of a block.
+pub(crate) const BLOCK: usize = 64;
 
-use crate::digest::Sha256Digest;
-use crate::merkle;
-
-const BLOCK: usize = 64;
+/// What the blocks so far have made of [`INITIAL`].
+pub(crate) type State = [u32; 8];
 
 /// The first 32 bits of the fractional parts of the square roots of the first 8 primes (FIPS 180-4, 5.3.3).
-const INITIAL: [u32; 8] =
+pub(crate) const INITIAL: State =
     [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+
+/// Takes blocks into a state.
+pub(crate) fn compress(state: &mut State, blocks: &[[u8; BLOCK]]) {
+    sha2::block_api::compress256(state, blocks);
+}
 
 /// One message on its way.
 struct Lane<'a> {
     /// Place of its digest in the result.
     index: usize,
-    state: [u32; 8],
+    state: State,
     /// Whole blocks still to come.
     blocks: &'a [[u8; BLOCK]],
     /// What follows them, less than a block.
@@ -39,32 +44,32 @@ impl<'a> Lane<'a> {
     }
 
     /// The blocks that are left and the padding: a one bit, zeros, the length in bits (FIPS 180-4, 5.1.1).
-    fn finish(mut self) -> Sha256Digest {
-        sha2::block_api::compress256(&mut self.state, self.blocks);
+    fn finish(mut self) -> [u8; 32] {
+        compress(&mut self.state, self.blocks);
         finish(self.state, self.tail, self.length)
     }
 }
 
 /// The digest of a message of `length` bytes, of which `state` has all blocks and `tail` is the rest.
-fn finish(mut state: [u32; 8], tail: &[u8], length: u64) -> Sha256Digest {
+pub(crate) fn finish(mut state: State, tail: &[u8], length: u64) -> [u8; 32] {
     let mut last = [[0; BLOCK]; 2];
     let padded = last.as_flattened_mut();
     padded[..tail.len()].copy_from_slice(tail);
     padded[tail.len()] = 0x80;
     let count = if tail.len() < BLOCK - 8 { 1 } else { 2 };
     padded[count * BLOCK - 8..count * BLOCK].copy_from_slice(&(8 * length).to_be_bytes());
-    sha2::block_api::compress256(&mut state, &last[..count]);
+    compress(&mut state, &last[..count]);
     let mut digest = [0; 32];
     for (bytes, word) in digest.chunks_exact_mut(4).zip(state) {
         bytes.copy_from_slice(&word.to_be_bytes());
     }
-    Sha256Digest(digest)
+    digest
 }
 
 /// One message that comes in pieces.
 #[derive(Debug, Clone)]
 pub(crate) struct Stream {
-    state: [u32; 8],
+    state: State,
     /// The bytes behind the last whole block.
     tail: [u8; BLOCK],
     /// How many of them there are.
@@ -82,8 +87,9 @@ impl Stream {
         self.length
     }
 
-    /// Takes the next piece; what is still to be digested of `beside` goes along in the other lane.
-    pub(crate) fn update(&mut self, mut piece: &[u8], beside: Option<&mut Leaves>) {
+    /// Takes the next piece. `take` brings its whole blocks into the state: [`compress`], or with another message in the
+    /// lane beside.
+    pub(crate) fn update(&mut self, mut piece: &[u8], take: impl FnOnce(&mut State, &[[u8; BLOCK]])) {
         self.length += piece.len() as u64;
         if self.filled > 0 {
             let (head, rest) = piece.split_at(piece.len().min(BLOCK - self.filled));
@@ -92,158 +98,59 @@ impl Stream {
             if self.filled < BLOCK {
                 return;
             }
-            sha2::block_api::compress256(&mut self.state, &[self.tail]);
+            compress(&mut self.state, &[self.tail]);
             self.filled = 0;
             piece = rest;
         }
         let (blocks, rest) = piece.as_chunks();
-        match beside {
-            Some(leaves) => leaves.accompany(&mut self.state, blocks),
-            None => sha2::block_api::compress256(&mut self.state, blocks),
-        }
+        take(&mut self.state, blocks);
         self.tail[..rest.len()].copy_from_slice(rest);
         self.filled = rest.len();
     }
 
-    pub(crate) fn finish(&self) -> Sha256Digest {
+    pub(crate) fn finish(&self) -> [u8; 32] {
         finish(self.state, &self.tail[..self.filled], self.length)
     }
 }
 
-/// The rows of a buffer whose Merkle leaves are wanted.
-#[derive(Debug)]
-struct Rows {
-    bytes: Buffer,
-    /// Bytes from one row to the next.
-    stride: usize,
-    /// Bytes of each row that its leaf covers.
-    lengths: Vec<usize>,
-}
-
-impl Rows {
-    fn row(&self, index: usize) -> Option<&[u8]> {
-        let start = index * self.stride;
-        self.lengths.get(index).map(|length| &self.bytes[start..start + length])
-    }
-}
-
-/// Merkle leaves (as [`merkle::leaf`]) that are digested in the lane beside a [`Stream`].
-#[derive(Debug)]
-pub(crate) struct Leaves {
-    rows: Rows,
-    /// Leaves that are done: their number is that of the row whose turn it is.
-    done: Vec<Sha256Digest>,
-    /// The state after the first `taken` bytes of that row (and the byte before them).
-    state: [u32; 8],
-    taken: usize,
-}
-
-impl Leaves {
-    /// Leaves over the first `lengths[i]` bytes of the row that starts at byte `i * stride`.
-    pub(crate) fn new(bytes: Buffer, stride: usize, lengths: Vec<usize>) -> Self {
-        let done = Vec::with_capacity(lengths.len());
-        Self { rows: Rows { bytes, stride, lengths }, done, state: INITIAL, taken: 0 }
-    }
-
-    /// Takes `blocks` into `stream`, and as many blocks of rows into their leaves.
-    fn accompany(&mut self, stream: &mut [u32; 8], mut blocks: &[[u8; BLOCK]]) {
-        while !blocks.is_empty() {
-            self.begin_row();
-            let Some(row) = self.rows.row(self.done.len()) else { break };
-            let own = row[self.taken..].as_chunks().0;
-            let count = own.len().min(blocks.len());
-            compress_two(stream, &blocks[..count], &mut self.state, &own[..count]);
-            blocks = &blocks[count..];
-            self.taken += count * BLOCK;
-            if count == own.len() {
-                self.end_row();
+/// The digests of `messages`, in their order.
+pub(crate) fn digest_each<'a>(messages: impl IntoIterator<Item = &'a [u8]>) -> Vec<[u8; 32]> {
+    let mut digests = Vec::new();
+    let mut next = messages.into_iter().enumerate().map(Lane::new);
+    let mut keep = |lane: Lane<'_>| {
+        let index = lane.index;
+        if digests.len() <= index {
+            digests.resize(index + 1, [0; 32]);
+        }
+        digests[index] = lane.finish();
+    };
+    let (mut first, mut second) = (next.next(), next.next());
+    while let (Some(one), Some(other)) = (&mut first, &mut second) {
+        let count = one.blocks.len().min(other.blocks.len());
+        let (left, right) = (one.blocks.split_at(count), other.blocks.split_at(count));
+        (one.blocks, other.blocks) = (left.1, right.1);
+        compress_two(&mut one.state, left.0, &mut other.state, right.0);
+        for lane in [&mut first, &mut second] {
+            if let Some(done) = lane.take_if(|lane| lane.blocks.is_empty()) {
+                keep(done);
+                *lane = next.next();
             }
         }
-        sha2::block_api::compress256(stream, blocks);
     }
-
-    /// Takes the block that the byte 0 before every leaf shifts by one, if the row has as much.
-    fn begin_row(&mut self) {
-        const HEAD: usize = BLOCK - merkle::LEAF_PREFIX.len();
-        if self.taken > 0 {
-            return;
-        }
-        if let Some(head) = self.rows.row(self.done.len()).and_then(<[u8]>::first_chunk::<HEAD>) {
-            let mut block = [0; BLOCK];
-            block[..merkle::LEAF_PREFIX.len()].copy_from_slice(&merkle::LEAF_PREFIX);
-            block[merkle::LEAF_PREFIX.len()..].copy_from_slice(head);
-            self.state = INITIAL;
-            sha2::block_api::compress256(&mut self.state, &[block]);
-            self.taken = HEAD;
-        }
-    }
-
-    /// Digests what is left of the row whose turn it is.
-    fn end_row(&mut self) {
-        let Some(row) = self.rows.row(self.done.len()) else { return };
-        self.done.push(if self.taken == 0 {
-            merkle::leaf(&[row])
-        } else {
-            let (blocks, tail) = row[self.taken..].as_chunks();
-            sha2::block_api::compress256(&mut self.state, blocks);
-            finish(self.state, tail, (merkle::LEAF_PREFIX.len() + row.len()) as u64)
-        });
-        self.taken = 0;
-    }
-
-    /// All leaves, in the order of the rows.
-    pub(crate) fn finish(mut self) -> Vec<Sha256Digest> {
-        if self.taken > 0 {
-            self.end_row();
-        }
-        let left = (self.done.len()..self.rows.lengths.len()).filter_map(|index| self.rows.row(index));
-        let left = merkle::leaves(left);
-        self.done.extend(left);
-        self.done
-    }
-}
-
-impl Sha256Digest {
-    /// The digests of `messages`, in their order. Faster than [`Self::of`] for each where there are several.
-    #[must_use]
-    pub fn of_each<'a>(messages: impl IntoIterator<Item = &'a [u8]>) -> Vec<Self> {
-        let mut digests = Vec::new();
-        let mut next = messages.into_iter().enumerate().map(Lane::new);
-        let mut keep = |lane: Lane<'_>| {
-            let index = lane.index;
-            if digests.len() <= index {
-                digests.resize(index + 1, Self([0; 32]));
-            }
-            digests[index] = lane.finish();
-        };
-        let (mut first, mut second) = (next.next(), next.next());
-        while let (Some(one), Some(other)) = (&mut first, &mut second) {
-            let count = one.blocks.len().min(other.blocks.len());
-            let (left, right) = (one.blocks.split_at(count), other.blocks.split_at(count));
-            (one.blocks, other.blocks) = (left.1, right.1);
-            compress_two(&mut one.state, left.0, &mut other.state, right.0);
-            for lane in [&mut first, &mut second] {
-                if let Some(done) = lane.take_if(|lane| lane.blocks.is_empty()) {
-                    keep(done);
-                    *lane = next.next();
-                }
-            }
-        }
-        first.into_iter().chain(second).for_each(keep);
-        digests
-    }
+    first.into_iter().chain(second).for_each(keep);
+    digests
 }
 
 /// Takes as many blocks of one message as of another into their states.
-fn compress_two(one: &mut [u32; 8], left: &[[u8; BLOCK]], other: &mut [u32; 8], right: &[[u8; BLOCK]]) {
+pub(crate) fn compress_two(one: &mut State, left: &[[u8; BLOCK]], other: &mut State, right: &[[u8; BLOCK]]) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("sha") && is_x86_feature_detected!("sse4.1") {
         // SAFETY: the processor has the instructions.
         unsafe { x86::compress_two([one, other], [left, right]) };
         return;
     }
-    sha2::block_api::compress256(one, left);
-    sha2::block_api::compress256(other, right);
+    compress(one, left);
+    compress(other, right);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -368,6 +275,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use sha2::{Digest as _, Sha256};
 
     use super::*;
 
@@ -375,39 +283,17 @@ mod tests {
         (0..length).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed)).collect()
     }
 
+    fn of(message: &[u8]) -> [u8; 32] {
+        Sha256::digest(message).into()
+    }
+
     proptest! {
         /// Lengths around the edges of blocks and of the padding, and lanes that end at different times.
         #[test]
         fn each_digest_is_that_of_its_message(lengths in prop::collection::vec(0usize..700, 0..9)) {
             let messages: Vec<_> = lengths.iter().zip(0..).map(|(&length, seed)| message(length, seed)).collect();
-            let expected: Vec<_> = messages.iter().map(|message| Sha256Digest::of(message)).collect();
-            prop_assert_eq!(Sha256Digest::of_each(messages.iter().map(Vec::as_slice)), expected);
-        }
-    }
-
-    proptest! {
-        /// Pieces and rows of any length: the stream may end before the rows, and the rows before the stream.
-        #[test]
-        fn a_stream_and_the_leaves_beside_it_are_those_of_either_alone(
-            before in 0usize..200,
-            pieces in prop::collection::vec(0usize..700, 0..6),
-            lengths in prop::collection::vec(0usize..400, 0..9),
-        ) {
-            const STRIDE: usize = 400;
-            let bytes = message(STRIDE * lengths.len(), 3);
-            let rows = lengths.iter().enumerate().map(|(row, length)| &bytes[row * STRIDE..][..*length]);
-            let expected: Vec<_> = rows.map(|row| merkle::leaf(&[row])).collect();
-            let mut leaves = Leaves::new(Buffer::from(&bytes[..]), STRIDE, lengths.clone());
-            let (mut stream, mut whole) = (Stream::new(), message(before, 4));
-            stream.update(&whole, None);
-            for (&length, seed) in pieces.iter().zip(5..) {
-                let piece = message(length, seed);
-                stream.update(&piece, Some(&mut leaves));
-                whole.extend(piece);
-            }
-            prop_assert_eq!(stream.length(), whole.len() as u64);
-            prop_assert_eq!(stream.finish(), Sha256Digest::of(&whole));
-            prop_assert_eq!(leaves.finish(), expected);
+            let expected: Vec<_> = messages.iter().map(|message| of(message)).collect();
+            prop_assert_eq!(digest_each(messages.iter().map(Vec::as_slice)), expected);
         }
     }
 
@@ -415,8 +301,8 @@ mod tests {
     fn every_length_of_the_last_block() {
         for length in 0..200 {
             let (one, other) = (message(length, 1), message(300 - length, 2));
-            let expected = vec![Sha256Digest::of(&one), Sha256Digest::of(&other)];
-            assert_eq!(Sha256Digest::of_each([&one[..], &other[..]]), expected, "{length}");
+            let expected = vec![of(&one), of(&other)];
+            assert_eq!(digest_each([&one[..], &other[..]]), expected, "{length}");
         }
     }
 }
