@@ -9,10 +9,11 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use serde::Serialize;
-use xlstm_manifests::manifest::{Input, MANIFEST_NAME};
+use xlstm_manifests::manifest::{Input, Layout, MANIFEST_NAME};
 use xlstm_manifests::{Manifest, Sha256Digest};
 
 use super::corpus::{Corpus, ShardDocuments};
+use super::deep_examples;
 use super::finding::{Check, Findings};
 use super::locate::Locator;
 use super::progress::Progress;
@@ -70,12 +71,16 @@ pub(super) fn check(
     if manifest.source.generator.is_some() {
         return Ok(super::generated::check(&corpus, amount, seed, findings));
     }
+    let locator = Locator::new(folder, &manifest.source, inputs);
+    let chosen = Chosen::new(amount, corpus.documents(), seed);
+    match manifest.layout {
+        Layout::Packed | Layout::Documents => {}
+        Layout::Examples => return Ok(deep_examples::check(&corpus, &chosen, &locator, findings)),
+    }
     let tokenizer = Gpt2Tokenizer::new()?;
     if !same_tokenizer(manifest, &tokenizer, findings)? {
         return Ok(DeepReport { of: corpus.documents(), ..DeepReport::default() });
     }
-    let locator = Locator::new(folder, &manifest.source, inputs);
-    let chosen = Chosen::new(amount, corpus.documents(), seed);
     // Exact for all documents; for some, as if they were of average length.
     let share = chosen.len() as f64 / corpus.documents().max(1) as f64;
     let progress = Progress::over_bytes("audit --deep", (manifest.totals.text_bytes as f64 * share) as u64);

@@ -13,6 +13,7 @@
 
 pub(crate) mod corpus;
 mod deep;
+mod deep_examples;
 mod duplicates;
 mod finding;
 mod folder;

@@ -84,6 +84,47 @@ pub(super) enum DatasetArgs {
     },
     /// Examples of a generated task of the paper's Section 4.1: formal languages, associative recall, ListOps
     Task(Box<super::task::TaskArgs>),
+    /// Examples with targets of their own, from files: masked sequence tasks, labeled sequences
+    Examples(ExamplesArgs),
+}
+
+/// Examples from files of this machine.
+#[derive(Debug, Args)]
+pub(super) struct ExamplesArgs {
+    /// Files of .jsonl (plain, .zst, .gz), one object a line: `input_ids` and `targets` of equal length, a target null
+    /// (or -100) where nothing is scored; `length`, `id` and `set` may be added
+    #[arg(required = true, value_name = "FILE")]
+    pub(super) files: Vec<PathBuf>,
+    /// Output folder: one folder a split is made in it
+    #[arg(long, value_name = "DIR")]
+    pub(super) out: PathBuf,
+    /// Name of the split
+    #[arg(long, default_value = "train")]
+    pub(super) split: String,
+    /// Hold out this fraction of the examples, chosen by digest, as split `validation`
+    #[arg(long, value_name = "FRACTION", conflicts_with = "split")]
+    pub(super) holdout: Option<String>,
+    /// Positions in a row; shorter examples are padded [default: those of the longest example]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) row_length: Option<u16>,
+    /// Ids are below this number; give the same for all splits of one dataset [default: one more than the highest id]
+    #[arg(long, value_name = "N")]
+    pub(super) vocabulary_size: Option<u32>,
+    /// What to do about a record that cannot be used: `skip` counts it, by reason, in the manifest
+    #[arg(long, default_value = "fail", value_parser = ["fail", "skip"])]
+    pub(super) on_bad_record: String,
+    /// Rows in a shard; decides nothing else
+    #[arg(long, default_value_t = 16_384, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) rows_per_shard: u64,
+    /// Discard what an earlier run left in the split's folder
+    #[arg(long)]
+    pub(super) restart: bool,
+    /// Only say what would be done
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 /// Options of datasets on the Hub.

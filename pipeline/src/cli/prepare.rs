@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
-use xlstm_manifests::manifest::{MANIFEST_NAME, Manifest};
+use xlstm_manifests::manifest::{Layout, MANIFEST_NAME, Manifest};
 
-use super::args::{CommonArgs, DatasetArgs, HubArgs, MergeArgs, PrepareArgs};
+use super::args::{CommonArgs, DatasetArgs, ExamplesArgs, HubArgs, MergeArgs, PrepareArgs};
 use crate::hub::{Hub, HubConfig};
 use crate::prepare::{
-    self, Common, Context, CratesRequest, DatasetRequest, LocalRequest, PalomaRequest, Prepared, Progress,
-    SlimPajamaRequest,
+    self, Common, Context, CratesRequest, DatasetRequest, ExamplesPlan, ExamplesRequest, LocalRequest,
+    PalomaRequest, Prepared, Progress, SlimPajamaRequest,
 };
 use crate::tokenizer::Gpt2Tokenizer;
 
@@ -30,6 +30,10 @@ pub(super) fn prepare(args: PrepareArgs, out: &mut dyn Write) -> anyhow::Result<
     if let DatasetArgs::Task(args) = &args.dataset {
         return super::task::prepare(args, out);
     }
+    let args = match args.dataset {
+        DatasetArgs::Examples(args) => return examples(args, out),
+        dataset => PrepareArgs { dataset },
+    };
     let resolved = resolve(args)?;
     if resolved.dry_run {
         return show_plan(&resolved, out);
@@ -55,7 +59,70 @@ pub(super) fn plan(args: PrepareArgs, out: &mut dyn Write) -> anyhow::Result<Exi
     if let DatasetArgs::Task(args) = &args.dataset {
         return super::task::plan(args, out);
     }
-    show_plan(&resolve(args)?, out)
+    match args.dataset {
+        DatasetArgs::Examples(args) => examples(ExamplesArgs { dry_run: true, ..args }, out),
+        dataset => show_plan(&resolve(PrepareArgs { dataset })?, out),
+    }
+}
+
+fn examples(args: ExamplesArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let (dry_run, json) = (args.dry_run, args.json);
+    let request = ExamplesRequest {
+        files: args.files,
+        out: args.out,
+        split: args.split,
+        holdout: args.holdout,
+        row_length: args.row_length,
+        vocabulary_size: args.vocabulary_size,
+        rows_per_shard: args.rows_per_shard,
+        skip_bad_records: args.on_bad_record == "skip",
+        restart: args.restart,
+    };
+    let plan = prepare::plan_examples(&request)?;
+    if dry_run {
+        return show_examples(&plan, &request, json, out);
+    }
+    let prepared = prepare::execute_examples(&plan, &request)?;
+    if json {
+        let splits: Vec<_> = prepared.iter().map(summary).collect();
+        writeln!(out, "{}", json!({ "splits": splits }))?;
+    } else {
+        prepared.iter().try_for_each(|result| write!(out, "{}", describe(result)))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show_examples(
+    plan: &ExamplesPlan,
+    request: &ExamplesRequest,
+    json: bool,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitCode> {
+    for spec in &plan.splits {
+        let folder = request.out.join(&spec.split).display().to_string();
+        let (row_length, vocabulary) = (spec.packing.row_length, spec.tokenizer.vocabulary_size);
+        let (examples, unusable) = (plan.examples, plan.unusable);
+        if json {
+            let split = json!({
+                "split": spec.split, "folder": folder, "row_length": row_length, "vocabulary_size": vocabulary,
+                "examples": examples, "unusable": unusable, "holdout": spec.selection.holdout,
+            });
+            writeln!(out, "{split}")?;
+        } else {
+            let side = match &spec.selection.holdout {
+                Some(holdout) if holdout.held_out => format!("about {} of ", holdout.fraction),
+                Some(holdout) => format!("all but about {} of ", holdout.fraction),
+                None => String::new(),
+            };
+            writeln!(
+                out,
+                "{}: {side}{examples} examples of {row_length} positions, ids below {vocabulary}, {unusable} records that \
+                 cannot be used\n  {folder}",
+                spec.split
+            )?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn show_plan(resolved: &Resolved, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
@@ -75,6 +142,7 @@ fn show_plan(resolved: &Resolved, out: &mut dyn Write) -> anyhow::Result<ExitCod
 
 fn resolve(args: PrepareArgs) -> anyhow::Result<Resolved> {
     let (request, hub, common) = match args.dataset {
+        DatasetArgs::Examples(_) => bail!("examples have no plan of documents"),
         DatasetArgs::Slimpajama { profile, revision, splits, hub, common } => {
             (DatasetRequest::SlimPajama(SlimPajamaRequest { profile, revision, splits }), Some(hub), common)
         }
@@ -160,8 +228,12 @@ pub(super) fn describe(prepared: &Prepared) -> String {
     let was = if prepared.was_finished { " (was finished before)" } else { "" };
     let left_out: u64 = totals.left_out.values().sum();
     let duplicates = describe_duplicates(&prepared.manifest);
+    let (documents, tokens) = match prepared.manifest.layout {
+        Layout::Packed | Layout::Documents => ("documents", "tokens"),
+        Layout::Examples => ("examples", "positions"),
+    };
     format!(
-        "{split}: {} documents, {} tokens, {} rows in {} shards from {} files, {left_out} records left out{was}\n  \
+        "{split}: {} {documents}, {} {tokens}, {} rows in {} shards from {} files, {left_out} records left out{was}\n  \
          root {root}\n  {}\n{duplicates}",
         totals.documents,
         totals.tokens,

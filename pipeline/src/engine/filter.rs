@@ -50,7 +50,7 @@ impl Filter {
     }
 
     /// The reason to leave a document of this digest out.
-    pub(super) fn by_digest(&self, digest: &Sha256Digest) -> Option<&'static str> {
+    pub fn by_digest(&self, digest: &Sha256Digest) -> Option<&'static str> {
         let cut = self.holdout?;
         let mut head = [0; 8];
         head.copy_from_slice(&digest.0[..8]);

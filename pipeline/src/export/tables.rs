@@ -6,6 +6,7 @@
 //! rows:      row UInt64 · input_ids FixedSizeList<UInt16> · length UInt16
 //!            documents List<Struct<document UInt64, first UInt16, tokens UInt64, set Utf8?, input Utf8, record UInt64, digest Utf8>>
 //! ```
+//! Of a split of examples both have `targets` beside `input_ids`, null where nothing is scored, and `length`.
 //! Digests are hex text, which every reader shows. A row's documents say at which token of the row their
 //! part begins and how many tokens it has there, separator included.
 
@@ -20,6 +21,7 @@ use arrow_array::{
 use arrow_buffer::OffsetBuffer;
 use arrow_schema::{ArrowError, DataType, Field, Fields, Schema, SchemaRef};
 use xlstm_manifests::Manifest;
+use xlstm_manifests::manifest::Targets;
 
 use super::write::TableWriter;
 use super::{ExportArgs, ExportedFile, Format, Records, check_file};
@@ -98,8 +100,24 @@ fn item() -> Arc<Field> {
     Arc::new(field("item", DataType::UInt16))
 }
 
+/// A target that may be missing.
+fn target_item() -> Arc<Field> {
+    Arc::new(Field::new("item", DataType::UInt16, true))
+}
+
+fn has_targets(manifest: &Manifest) -> bool {
+    match manifest.packing.targets {
+        Targets::NextToken => false,
+        Targets::Stored => true,
+    }
+}
+
 fn documents_schema(manifest: &Manifest, with_text: bool) -> SchemaRef {
     let mut fields = vec![field("document", DataType::UInt64), field("input_ids", DataType::List(item()))];
+    if has_targets(manifest) {
+        fields.push(field("targets", DataType::List(target_item())));
+        fields.push(field("length", DataType::UInt16));
+    }
     if with_text {
         fields.push(field("text", DataType::Utf8));
     }
@@ -134,13 +152,18 @@ fn parts_item() -> Arc<Field> {
 
 fn rows_schema(manifest: &Manifest) -> SchemaRef {
     let row_length = i32::try_from(manifest.packing.row_length).unwrap_or(i32::MAX);
-    let fields = vec![
-        field("row", DataType::UInt64),
-        field("input_ids", DataType::FixedSizeList(item(), row_length)),
-        field("length", DataType::UInt16),
-        field("documents", DataType::List(parts_item())),
-    ];
+    let mut fields =
+        vec![field("row", DataType::UInt64), field("input_ids", DataType::FixedSizeList(item(), row_length))];
+    if has_targets(manifest) {
+        fields.push(field("targets", DataType::FixedSizeList(target_item(), row_length)));
+    }
+    fields.push(field("length", DataType::UInt16));
+    fields.push(field("documents", DataType::List(parts_item())));
     Arc::new(Schema::new(fields).with_metadata(metadata(manifest)))
+}
+
+fn no_rows() -> CommandError {
+    CommandError::Internal("rows of a split without rows".into())
 }
 
 fn internal(error: ArrowError) -> CommandError {
@@ -188,6 +211,17 @@ impl Exporter<'_> {
         let metas = || documents.iter().map(|(_, meta, _)| meta);
         let input = |meta: &Meta| self.corpus.manifest().inputs.get(meta.input as usize);
         let mut columns: Vec<ArrayRef> = vec![u64s(documents.iter().map(|d| d.0)), Arc::new(ids.finish())];
+        if has_targets(self.corpus.manifest()) {
+            let mut targets = ListBuilder::new(UInt16Builder::new()).with_field(target_item());
+            let mut lengths = Vec::with_capacity(documents.len());
+            for (_, meta, _) in documents {
+                let (row, _) = meta.place.unwrap_or_default();
+                lengths.push(self.example(row, targets.values())?);
+                targets.append(true);
+            }
+            columns.push(Arc::new(targets.finish()));
+            columns.push(Arc::new(UInt16Array::from(lengths)));
+        }
         if let Some(tokenizer) = &self.tokenizer {
             columns.push(texts(documents.iter().map(|(_, _, ids)| Some(tokenizer.decode_lossy(ids)))));
         }
@@ -204,6 +238,14 @@ impl Exporter<'_> {
             texts(metas().map(|meta| input(meta).and_then(|input| input.licence.as_deref()))),
         ]);
         RecordBatch::try_new(self.documents_schema.clone(), columns).map_err(internal)
+    }
+
+    /// Appends the targets of the example in row `row`; returns its length.
+    fn example(&self, row: u64, targets: &mut UInt16Builder) -> Result<u16, CommandError> {
+        let rows = self.corpus.rows().ok_or_else(no_rows)?;
+        let example = rows.example(row)?.ok_or_else(no_rows)?;
+        example.targets().for_each(|target| targets.append_option(target));
+        Ok(example.length)
     }
 
     /// The rows of shard `number`, each with the documents in it.
@@ -231,15 +273,20 @@ impl Exporter<'_> {
     }
 
     fn rows_batch(&mut self, start: u64, stop: u64, row_length: u64) -> Result<RecordBatch, CommandError> {
-        let Some(dataset) = self.corpus.rows() else {
-            return Err(CommandError::Internal("rows of a split without rows".into()));
-        };
+        let dataset = self.corpus.rows().ok_or_else(no_rows)?;
+        let with_targets = has_targets(self.corpus.manifest());
+        let mut targets = UInt16Builder::new();
         let (mut ids, mut lengths, mut counts) = (Vec::new(), Vec::new(), Vec::new());
         let mut parts: Vec<(u64, u16, u64, Meta)> = Vec::new();
         for number in start..stop {
             let row = dataset.row(number)?;
             ids.extend_from_slice(row.ids);
-            lengths.push(u16::try_from(row.length).unwrap_or(u16::MAX));
+            lengths.push(if with_targets {
+                self.example(number, &mut targets)?
+            } else {
+                // A row is at most 65535 tokens long.
+                u16::try_from(row.length).unwrap_or(u16::MAX)
+            });
             let (from, to) = (number * row_length, number * row_length + row.length as u64);
             while self.open.front().is_some_and(|(_, _, _, end)| *end <= from) {
                 self.open.pop_front();
@@ -267,12 +314,14 @@ impl Exporter<'_> {
         let structs = StructArray::try_new(part_fields(), children, None).map_err(internal)?;
         let lists =
             ListArray::try_new(parts_item(), OffsetBuffer::from_lengths(counts), Arc::new(structs), None);
-        let columns: Vec<Arc<dyn Array>> = vec![
-            u64s(start..stop),
-            Arc::new(ids.map_err(internal)?),
-            Arc::new(UInt16Array::from(lengths)),
-            Arc::new(lists.map_err(internal)?),
-        ];
+        let mut columns: Vec<Arc<dyn Array>> = vec![u64s(start..stop), Arc::new(ids.map_err(internal)?)];
+        if with_targets {
+            let targets = Arc::new(targets.finish());
+            let list = FixedSizeListArray::try_new(target_item(), list_length, targets, None);
+            columns.push(Arc::new(list.map_err(internal)?));
+        }
+        columns.push(Arc::new(UInt16Array::from(lengths)));
+        columns.push(Arc::new(lists.map_err(internal)?));
         RecordBatch::try_new(self.rows_schema.clone(), columns).map_err(internal)
     }
 }

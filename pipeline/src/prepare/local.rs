@@ -109,7 +109,7 @@ impl OnThisMachine {
 }
 
 /// The splits that a holdout makes: train and validation; or the one `split` without.
-fn sides(split: &str, holdout: Option<&str>) -> anyhow::Result<Vec<(String, Option<Holdout>)>> {
+pub(super) fn sides(split: &str, holdout: Option<&str>) -> anyhow::Result<Vec<(String, Option<Holdout>)>> {
     let Some(fraction) = holdout else { return Ok(vec![(split.to_owned(), None)]) };
     let value: f64 = fraction.parse().with_context(|| format!("--holdout `{fraction}` is not a number"))?;
     if !(value > 0.0 && value < 1.0) {
@@ -181,7 +181,7 @@ fn is_hidden(name: &std::ffi::OsStr) -> bool {
 }
 
 /// The folder itself when one folder is given; else the deepest folder that holds all paths.
-fn common_folder(paths: &[PathBuf]) -> anyhow::Result<PathBuf> {
+pub(super) fn common_folder(paths: &[PathBuf]) -> anyhow::Result<PathBuf> {
     let mut common: Option<PathBuf> = None;
     for path in paths {
         let absolute = fs_err::canonicalize(path)?;
@@ -205,7 +205,7 @@ fn common_folder(paths: &[PathBuf]) -> anyhow::Result<PathBuf> {
     common.context("no path given")
 }
 
-fn relative(base: &Path, file: &Path) -> anyhow::Result<SafePath> {
+pub(super) fn relative(base: &Path, file: &Path) -> anyhow::Result<SafePath> {
     let absolute = fs_err::canonicalize(file)?;
     let below = absolute.strip_prefix(base).unwrap_or(&absolute);
     let text = below

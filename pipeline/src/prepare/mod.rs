@@ -7,6 +7,7 @@
 //! and parts of a whole from mixing with others.
 
 mod crates_io;
+mod examples;
 mod hub_profiles;
 mod local;
 mod preview;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use xlstm_manifests::manifest::{Layout, Manifest, Packing, Targets};
 
+pub use examples::{ExamplesPlan, ExamplesRequest, execute_examples, no_tokenizer, plan_examples};
 pub use preview::{Preview, preview};
 pub use progress::Progress;
 pub use request::{
@@ -185,7 +187,10 @@ fn filter(plan: &Plan) -> anyhow::Result<Filter> {
 
 /// Notes where inputs are found again, for `audit --deep` and `trace`: a path of this machine, so not in the dataset.
 fn note_inputs_folder(out: &Path, plan: &Plan) -> anyhow::Result<()> {
-    let Some(folder) = &plan.inputs_folder else { return Ok(()) };
+    plan.inputs_folder.as_ref().map_or(Ok(()), |folder| write_inputs_folder(out, folder))
+}
+
+fn write_inputs_folder(out: &Path, folder: &Path) -> anyhow::Result<()> {
     fs_err::create_dir_all(out)?;
     let folder = std::path::absolute(folder)?;
     xlstm_manifests::atomic::write_atomic(

@@ -10,6 +10,7 @@
 //! | Parquet | row, across row groups | only the wanted columns are read |
 //! | text, Markdown | 0 | the whole file is the document |
 //! | crate archive | entry, counting all entries | text files only, see [`crate_archive`] |
+//! | examples, JSON lines | line, from 0 | inputs and targets instead of text, see [`examples`] |
 //!
 //! Every reader holds one record and its buffers in memory, whatever the size of the file.
 
@@ -17,6 +18,7 @@ pub mod cargo_cache;
 pub mod crate_archive;
 mod decompress;
 mod error;
+pub mod examples;
 mod fields;
 mod format;
 mod json;

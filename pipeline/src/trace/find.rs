@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use rayon::prelude::*;
-use xlstm_manifests::manifest::{Input, Manifest};
+use xlstm_manifests::manifest::{Input, Layout, Manifest};
 use xlstm_manifests::merkle::MerkleTree;
 use xlstm_manifests::{Dataset, Sha256Digest};
 
@@ -12,6 +12,7 @@ use crate::audit::corpus::{Corpus, Meta};
 use crate::audit::fields_of;
 use crate::audit::locate::Locator;
 use crate::report::CommandError;
+use crate::sources::examples::Examples;
 use crate::sources::{self, Format};
 use crate::tokenizer::Gpt2Tokenizer;
 
@@ -220,6 +221,10 @@ fn trace_token(
     token: u64,
     of_document: u64,
 ) -> Result<TokenTrace, CommandError> {
+    match corpus.manifest().layout {
+        Layout::Packed | Layout::Documents => {}
+        Layout::Examples => return trace_position(args, corpus, number, meta, of_document),
+    }
     let tokenizer = Gpt2Tokenizer::new()?;
     let gone = || CommandError::Usage(format!("document {number} is not in the split"));
     let (shard, place) = corpus.place_of(number).ok_or_else(gone)?;
@@ -244,11 +249,81 @@ fn trace_token(
         document: number,
         id,
         separator,
+        target: None,
         token_of_document: of_document,
         byte_of_document: before as u64,
         text: excerpt,
         source,
     })
+}
+
+/// Ids that are shown on either side of a position.
+const IDS_AROUND: usize = 8;
+
+/// A position of an example: there is no text, so ids stand around it.
+fn trace_position(
+    args: &TraceArgs,
+    corpus: &Corpus,
+    number: u64,
+    meta: &Meta,
+    position: u64,
+) -> Result<TokenTrace, CommandError> {
+    let gone = || CommandError::Usage(format!("example {number} has no position {position}"));
+    let (row, _) = meta.place.ok_or_else(gone)?;
+    let example = corpus.rows().map(|rows| rows.example(row)).transpose()?.flatten().ok_or_else(gone)?;
+    let index = usize::try_from(position).map_err(|_| gone())?;
+    let id = *example.input_ids.get(index).ok_or_else(gone)?;
+    let target = example.targets().nth(index).flatten();
+    let ids = |range: std::ops::Range<usize>| {
+        let ids = example.input_ids.get(range).unwrap_or_default();
+        ids.iter().map(u16::to_string).collect::<Vec<_>>().join(" ")
+    };
+    let text = Excerpt {
+        before: format!("{} ", ids(index.saturating_sub(IDS_AROUND)..index)),
+        token: id.to_string(),
+        after: format!(" {}", ids(index + 1..(index + 1 + IDS_AROUND).min(example.input_ids.len()))),
+    };
+    let source = read_example(args, corpus, meta, &text);
+    Ok(TokenTrace {
+        token: position,
+        document: number,
+        id,
+        separator: false,
+        target: Some(target.map_or_else(|| "not scored".into(), |target| target.to_string())),
+        token_of_document: position,
+        byte_of_document: 0,
+        text,
+        source,
+    })
+}
+
+/// The example read again from its source file; `text` is what is shown of it.
+fn read_example(args: &TraceArgs, corpus: &Corpus, meta: &Meta, text: &Excerpt) -> SourceTrace {
+    let manifest = corpus.manifest();
+    let Some(input) = manifest.inputs.get(meta.input as usize) else {
+        return SourceTrace::Differs { problem: format!("the manifest has no input {}", meta.input) };
+    };
+    let locator = Locator::new(corpus.folder(), &manifest.source, args.inputs.as_deref());
+    let file = match locator.verified(input) {
+        Ok(file) => file,
+        Err(reason) => return SourceTrace::NotAtHand { reason },
+    };
+    match Examples::open(&file).and_then(|mut examples| examples.seek(meta.record)) {
+        Ok(mut example) => {
+            example.pad(manifest.packing.row_length as usize);
+            let found = example.example().digest();
+            if found == meta.digest {
+                return SourceTrace::Agrees { file, text: text.clone() };
+            }
+            let (record, place) = (meta.record, file.display());
+            let problem = format!(
+                "record {record} of `{place}`: expected inputs and targets of sha256 {}, found {found}",
+                meta.digest
+            );
+            SourceTrace::Differs { problem }
+        }
+        Err(error) => SourceTrace::Differs { problem: error.to_string() },
+    }
 }
 
 /// `around` bytes on either side of `range`, whole characters where the text has them.

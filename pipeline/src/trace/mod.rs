@@ -153,6 +153,9 @@ pub struct TokenTrace {
     pub id: u16,
     /// Whether it is the separator after the document.
     pub separator: bool,
+    /// What is to come out there, of an example: an id, or `not scored`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
     /// Number in the document.
     pub token_of_document: u64,
     /// First byte of the document's text that it spells.

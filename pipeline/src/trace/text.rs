@@ -82,6 +82,15 @@ fn write_sample(out: &mut dyn Write, sample: &SampleTrace) -> io::Result<()> {
 }
 
 fn write_token(out: &mut dyn Write, token: &TokenTrace) -> io::Result<()> {
+    if let Some(target) = &token.target {
+        writeln!(
+            out,
+            "position {}: id {}, target {target}, of example {}",
+            token.token, token.id, token.document
+        )?;
+        write_excerpt(out, "  ids     ", &token.text)?;
+        return write_source(out, &token.source);
+    }
     let what = if token.separator { ", the separator after the document" } else { "" };
     writeln!(
         out,
@@ -93,7 +102,11 @@ fn write_token(out: &mut dyn Write, token: &TokenTrace) -> io::Result<()> {
         count(token.byte_of_document)
     )?;
     write_excerpt(out, "  tokens  ", &token.text)?;
-    match &token.source {
+    write_source(out, &token.source)
+}
+
+fn write_source(out: &mut dyn Write, source: &SourceTrace) -> io::Result<()> {
+    match source {
         SourceTrace::Agrees { file, text } => {
             writeln!(out, "  source  `{}`: digest and text agree", file.display())?;
             write_excerpt(out, "  source  ", text)

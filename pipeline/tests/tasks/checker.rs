@@ -62,7 +62,7 @@ pub(crate) fn solve(task: &str, prompt: &[u16]) -> Result<Vec<u16>, String> {
             let (whole, masked) = prompt.split_at(prompt.len() / 2);
             let different: Vec<_> = whole.iter().zip(masked).filter(|(a, b)| a != b).collect();
             match different[..] {
-                [(&missing, 1)] if prompt.len() % 2 == 0 && !whole.contains(&1) => vec![missing],
+                [(&missing, 1)] if prompt.len().is_multiple_of(2) && !whole.contains(&1) => vec![missing],
                 _ => return Err(format!("not one mask in the repetition: {prompt:?}")),
             }
         }

@@ -1,0 +1,307 @@
+//! Examples from files of this machine: JSON lines with inputs and targets, checked, padded and stored a row each.
+//!
+//! Files are read twice. The first pass takes their digests, checks every record, and finds the longest example and the
+//! highest id, which are the row length and the vocabulary where the caller names none. The second pass writes.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use xlstm_manifests::Sha256Digest;
+use xlstm_manifests::digest::digest_file;
+use xlstm_manifests::manifest::{Layout, Licence, Selection, Source, Tokenizer};
+use xlstm_manifests::safe_path::SafePath;
+
+use super::{Prepared, local, packing_of_examples, write_inputs_folder};
+use crate::engine::{Filter, HoldoutCut, holdout_threshold};
+use crate::plan::format_name;
+use crate::sources::Format;
+use crate::sources::examples::{ExampleStep, Examples, SourceExample};
+use crate::split::{InputMeta, Opened, SplitBuilder, SplitSpec, TokenizedDocument};
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub struct ExamplesRequest {
+    /// Files, in the order in which they are stored.
+    pub files: Vec<PathBuf>,
+    /// Output folder: one folder a split is made in it.
+    pub out: PathBuf,
+    /// Name of the split when nothing is held out.
+    pub split: String,
+    /// Share of examples held out for validation.
+    pub holdout: Option<String>,
+    /// Positions in a row; none: those of the longest example.
+    pub row_length: Option<u16>,
+    /// Ids are below this number; none: one more than the highest.
+    pub vocabulary_size: Option<u32>,
+    /// Rows in a shard.
+    pub rows_per_shard: u64,
+    /// Skip records that cannot be used instead of failing.
+    pub skip_bad_records: bool,
+    /// Discard what an earlier run left.
+    pub restart: bool,
+}
+
+/// One file after the first pass.
+#[derive(Debug, Clone)]
+struct File {
+    path: PathBuf,
+    meta: InputMeta,
+}
+
+/// What will be written.
+#[derive(Debug, Clone)]
+pub struct ExamplesPlan {
+    /// What each split will say of itself.
+    pub splits: Vec<SplitSpec>,
+    /// Records that can be used, over all files.
+    pub examples: u64,
+    /// Records that cannot.
+    pub unusable: u64,
+    files: Vec<File>,
+    base: PathBuf,
+}
+
+/// The tokenizer of a split whose ids nobody made from text. Splits that belong together have the same
+/// `vocabulary_size`, by which a model is compared with the data it is evaluated on.
+#[must_use]
+pub fn no_tokenizer(vocabulary_size: u32) -> Tokenizer {
+    Tokenizer {
+        name: "none".into(),
+        engine: "none".into(),
+        engine_version: "0".into(),
+        files: std::collections::BTreeMap::new(),
+        vocabulary_size,
+        end_of_text: 0,
+        special_tokens: "none".into(),
+        probe_sha256: Sha256Digest::of(b""),
+    }
+}
+
+/// Longest example and highest id of what was seen.
+#[derive(Debug, Default)]
+struct Survey {
+    examples: u64,
+    unusable: u64,
+    longest: usize,
+    highest: u16,
+}
+
+impl Survey {
+    fn see(&mut self, example: &SourceExample) {
+        self.examples += 1;
+        self.longest = self.longest.max(example.input_ids.len());
+        let ids = example.input_ids.iter().chain(example.targets.iter().flatten());
+        self.highest = ids.copied().fold(self.highest, u16::max);
+    }
+}
+
+/// Reads all files once and decides everything.
+///
+/// # Errors
+/// When a file cannot be read, a record cannot be used, or an option does not fit the examples.
+pub fn plan_examples(request: &ExamplesRequest) -> anyhow::Result<ExamplesPlan> {
+    let base = local::common_folder(&request.files)?;
+    let mut survey = Survey::default();
+    let mut files: Vec<File> = Vec::new();
+    for path in &request.files {
+        let format = Format::of(path)?;
+        let name = local::relative(&base, path)?;
+        if files.iter().any(|file| file.meta.path == name) {
+            bail!("`{}` is given twice: name each file once", path.display());
+        }
+        let (size, sha256) = digest_file(path)?;
+        let format = format_name(format).to_owned();
+        let meta = InputMeta { path: name, format, size, sha256, declared: None, licence: None };
+        let file = File { path: path.clone(), meta };
+        look(&file, request, &mut survey)?;
+        files.push(file);
+    }
+    if survey.examples == 0 {
+        bail!("expected at least one example in the files given, found none");
+    }
+    let row_length = row_length(request, &survey)?;
+    let vocabulary_size = vocabulary_size(request, &survey)?;
+    let splits = local::sides(&request.split, request.holdout.as_deref())?
+        .into_iter()
+        .map(|(split, holdout)| {
+            let mut spec = SplitSpec {
+                split,
+                layout: Layout::Examples,
+                source: Source {
+                    profile: "examples".into(),
+                    repository: None,
+                    requested_revision: None,
+                    resolved_revision: None,
+                    generator: None,
+                    licences: vec![Licence {
+                        claimed_by: "nobody".into(),
+                        statement: "local files carry no licence statement".into(),
+                        spdx: None,
+                    }],
+                },
+                selection: Selection {
+                    text_field: None,
+                    set_field: None,
+                    exclude_sets: Vec::new(),
+                    max_tokens: None,
+                    holdout,
+                    on_bad_record: if request.skip_bad_records { "skip" } else { "fail" }.into(),
+                },
+                tokenizer: no_tokenizer(vocabulary_size),
+                packing: packing_of_examples(u32::from(row_length), request.rows_per_shard),
+                part: None,
+                plan: Sha256Digest::of(b""),
+            };
+            let inputs: Vec<(&SafePath, u64, Sha256Digest)> =
+                files.iter().map(|file| (&file.meta.path, file.meta.size, file.meta.sha256)).collect();
+            spec.plan = spec.plan_digest(&inputs)?;
+            Ok(spec)
+        })
+        .collect::<anyhow::Result<_>>()?;
+    Ok(ExamplesPlan { splits, examples: survey.examples, unusable: survey.unusable, files, base })
+}
+
+/// Checks every record of `file`.
+fn look(file: &File, request: &ExamplesRequest, survey: &mut Survey) -> anyhow::Result<()> {
+    let mut reader = Examples::open(&file.path)?;
+    while let Some(ExampleStep { number, example }) = reader.next_step()? {
+        match usable(example) {
+            Ok(example) => survey.see(&example),
+            Err(_) if request.skip_bad_records => survey.unusable += 1,
+            Err((reason, found)) => bail!(
+                "`{}`: record {number} (from 0) cannot be used ({reason}): {found}; correct it, or use --on-bad-record skip",
+                file.path.display()
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// The example, if it is one whatever the row length and the vocabulary are.
+fn usable(
+    example: Result<SourceExample, (&'static str, String)>,
+) -> Result<SourceExample, (&'static str, String)> {
+    let example = example?;
+    let Ok(positions) = u16::try_from(example.input_ids.len()) else {
+        let found = format!("{} positions, expected at most {}", example.input_ids.len(), u16::MAX);
+        return Err(("invalid-example", found));
+    };
+    match example.example().complaint(positions, u32::from(u16::MAX) + 1) {
+        None => Ok(example),
+        Some((expected, found)) => Err(("invalid-example", format!("expected {expected}, found {found}"))),
+    }
+}
+
+fn row_length(request: &ExamplesRequest, survey: &Survey) -> anyhow::Result<u16> {
+    let longest = u16::try_from(survey.longest)?;
+    match request.row_length {
+        Some(length) if length < longest => bail!(
+            "--row-length {length}: expected at least {longest}, the positions of the longest example; examples are \
+             never cut"
+        ),
+        Some(length) => Ok(length),
+        None => Ok(longest),
+    }
+}
+
+fn vocabulary_size(request: &ExamplesRequest, survey: &Survey) -> anyhow::Result<u32> {
+    let needed = u32::from(survey.highest) + 1;
+    match request.vocabulary_size {
+        Some(size) if size < needed => {
+            bail!("--vocabulary-size {size}: expected at least {needed}, one more than the highest id");
+        }
+        Some(size) if size > u32::from(u16::MAX) + 1 => {
+            bail!("--vocabulary-size {size}: expected at most 65536, since ids have 16 bits");
+        }
+        Some(size) => Ok(size),
+        None => Ok(needed),
+    }
+}
+
+/// Writes the splits of a plan.
+///
+/// # Errors
+/// When a file changed since it was planned, or a split cannot be written.
+pub fn execute_examples(plan: &ExamplesPlan, request: &ExamplesRequest) -> anyhow::Result<Vec<Prepared>> {
+    let mut prepared = Vec::new();
+    for spec in &plan.splits {
+        let folder = request.out.join(&spec.split);
+        let opened = SplitBuilder::open(&folder, spec.clone(), request.restart)?;
+        prepared.push(match opened {
+            Opened::Finished(manifest) => Prepared { folder, manifest: *manifest, was_finished: true },
+            Opened::Building(builder) => {
+                write_inputs_folder(&request.out, &plan.base)?;
+                let manifest = write(plan, spec, *builder)?;
+                Prepared { folder, manifest, was_finished: false }
+            }
+        });
+    }
+    Ok(prepared)
+}
+
+fn write(
+    plan: &ExamplesPlan,
+    spec: &SplitSpec,
+    mut builder: SplitBuilder,
+) -> anyhow::Result<xlstm_manifests::Manifest> {
+    let cursor = builder.cursor();
+    let filter = filter(spec)?;
+    let row_length = spec.packing.row_length as usize;
+    for (index, file) in (0u32..).zip(&plan.files).skip(cursor.input as usize) {
+        let (size, sha256) = digest_file(&file.path)?;
+        if (size, sha256) != (file.meta.size, file.meta.sha256) {
+            bail!("`{}` changed while it was prepared: prepare again", file.path.display());
+        }
+        builder.begin_input(file.meta.clone())?;
+        let from = if index == cursor.input { cursor.record } else { 0 };
+        write_file(&mut builder, file, from, row_length, &filter)
+            .with_context(|| format!("`{}`", file.path.display()))?;
+        builder.end_input();
+    }
+    Ok(builder.finish()?)
+}
+
+fn write_file(
+    builder: &mut SplitBuilder,
+    file: &File,
+    from: u64,
+    row_length: usize,
+    filter: &Filter,
+) -> anyhow::Result<()> {
+    let mut reader = Examples::open(&file.path)?;
+    while let Some(ExampleStep { number, example }) = reader.next_step()? {
+        // Counted by the run that this one goes on from.
+        if number < from {
+            continue;
+        }
+        let mut example = match usable(example) {
+            Ok(example) => example,
+            // The first pass has stopped at these unless they are to be skipped.
+            Err((reason, _)) => {
+                builder.left_out(reason, 1);
+                continue;
+            }
+        };
+        example.pad(row_length);
+        let document = TokenizedDocument::of_example(
+            number,
+            example.example(),
+            example.set.as_deref(),
+            example.id.as_deref(),
+        );
+        match filter.by_digest(&document.digest) {
+            Some(reason) => builder.left_out(reason, 1),
+            None => builder.document(&document)?,
+        }
+    }
+    Ok(())
+}
+
+fn filter(spec: &SplitSpec) -> anyhow::Result<Filter> {
+    let holdout = spec.selection.holdout.as_ref();
+    let holdout = holdout.map(|holdout| -> anyhow::Result<HoldoutCut> {
+        let fraction: f64 = holdout.fraction.parse().context("the holdout's fraction is not a number")?;
+        Ok(HoldoutCut { threshold: holdout_threshold(fraction), held_out: holdout.held_out })
+    });
+    Ok(Filter { exclude_sets: Vec::new(), holdout: holdout.transpose()? })
+}
