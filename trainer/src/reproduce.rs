@@ -184,6 +184,7 @@ fn kind_of(results: &Results) -> &'static str {
         Results::Paloma(_) => "paloma",
         Results::Extrapolation(_) => "extrapolation",
         Results::Throughput(_) => "throughput",
+        Results::Accuracy(_) => "accuracy",
     }
 }
 

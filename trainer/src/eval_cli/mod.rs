@@ -1,5 +1,6 @@
 //! The command line of `xlstm-eval`: pure argument structs, and one file for each command.
 
+mod accuracy;
 mod evaluate;
 mod extrapolate;
 mod report;
@@ -28,6 +29,8 @@ enum Command {
     Perplexity(evaluate::PerplexityArguments),
     /// PALOMA: perplexity by source and domain with the paper's windows, and the averages of both papers
     Paloma(evaluate::PalomaArguments),
+    /// Accuracy on the stored targets of a split of examples: pooled over targets, and by length
+    Accuracy(accuracy::AccuracyArguments),
     /// Longer contexts than in training, over the same tokens
     Extrapolate(extrapolate::ExtrapolateArguments),
     /// Generate text with a run's newest checkpoint
@@ -58,6 +61,7 @@ pub(crate) fn run() -> anyhow::Result<u8> {
     match Cli::parse().command {
         Command::Perplexity(arguments) => advise(EVALUATION_MEMORY, evaluate::perplexity(&arguments)),
         Command::Paloma(arguments) => advise(EVALUATION_MEMORY, evaluate::paloma(&arguments)),
+        Command::Accuracy(arguments) => advise(EVALUATION_MEMORY, accuracy::run(&arguments)),
         Command::Extrapolate(arguments) => advise(EXTRAPOLATION_MEMORY, extrapolate::run(&arguments)),
         Command::Throughput(arguments) => advise("lower --batches or --prefill", throughput::run(&arguments)),
         Command::Generate(arguments) => advise(GENERATION_MEMORY, arguments.run()),

@@ -109,7 +109,7 @@ pub fn evaluate(
     };
     let plan = plan_of(kind.name(), &opened.link, Some(&dataset), &setting);
     let folder = options.out.clone().unwrap_or_else(|| default_folder(kind.name(), &opened, plan));
-    if let Some(report) = finished(&folder, kind, plan)? {
+    if let Some(report) = finished(&folder, kind.name(), plan)? {
         return Ok(Outcome::Finished(Box::new(report), folder));
     }
     let work = folder.join(WORK_NAME);
@@ -155,7 +155,10 @@ fn check_layout(kind: Kind, path: &Path, layout: Layout) -> Result<()> {
 }
 
 /// Does something on the first rank only; where it fails there, it fails on all.
-fn together<T>(communicator: &dyn Communicator, work: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
+pub(super) fn together<T>(
+    communicator: &dyn Communicator,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<Option<T>> {
     let result = if communicator.rank() == 0 { work().map(Some) } else { Ok(None) };
     let flag = if result.is_err() { flags::FAILED } else { 0 };
     let failed = communicator.any_flags(flag)? & flags::FAILED != 0;
@@ -211,13 +214,13 @@ pub(super) fn default_folder(kind: &str, opened: &OpenedModel, plan: Sha256Diges
 }
 
 /// The report in `folder`, if there is one of this very evaluation.
-fn finished(folder: &Path, kind: Kind, plan: Sha256Digest) -> Result<Option<Report>> {
+pub(super) fn finished(folder: &Path, kind: &str, plan: Sha256Digest) -> Result<Option<Report>> {
     let path = folder.join(REPORT_NAME);
     if !path.is_file() {
         return Ok(None);
     }
     let report = Report::load(&path)?;
-    let known = plan_of(kind.name(), &report.model, report.dataset.as_ref(), &report.setting);
+    let known = plan_of(kind, &report.model, report.dataset.as_ref(), &report.setting);
     if known == plan && report.program.commit == environment::COMMIT {
         return Ok(Some(report));
     }

@@ -12,10 +12,12 @@
 //! | [`corpus`], [`score`] | a split as sequences, and their log-likelihoods |
 //! | [`statistics`], [`perplexity`], [`paloma`] | figures from sums over documents |
 //! | [`evaluate`] | one evaluation from arguments to report |
+//! | [`accuracy`] | stored targets instead of text: how many come out first |
 //! | [`extrapolate`], [`throughput`] | longer contexts than in training; speed of generation |
 //! | [`output`], [`text`] | a report as files and for people |
 //! | [`paper`] | the paper's own figures, to stand beside ours |
 
+pub mod accuracy;
 pub mod corpus;
 pub mod evaluate;
 pub mod extrapolate;

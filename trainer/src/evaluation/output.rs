@@ -4,7 +4,7 @@ use std::path::Path;
 
 use xlstm_manifests::atomic::write_atomic;
 
-use super::results::{Interval, Report, Results, Statistics};
+use super::results::{Accuracy, AccuracyFigures, Interval, Report, Results, Statistics};
 use super::text;
 use crate::error::Result;
 
@@ -72,6 +72,7 @@ pub fn csv(report: &Report) -> String {
                 ));
             }
         }
+        Results::Accuracy(results) => return accuracy_csv(results),
         Results::Throughput(results) => {
             lines[0] = "level,batch,tokens,seconds,tokens_per_second".to_owned();
             for time in &results.generation {
@@ -91,7 +92,7 @@ pub fn csv(report: &Report) -> String {
         Results::Perplexity(results) => results.positions.as_slice(),
         Results::Paloma(results) => &results.positions,
         Results::Extrapolation(results) => &results.positions,
-        Results::Throughput(_) => &[],
+        Results::Throughput(_) | Results::Accuracy(_) => &[],
     };
     for position in positions {
         lines.push(format!(
@@ -124,6 +125,27 @@ fn line(level: &str, source: &str, name: &str, statistics: Option<&Statistics>) 
         statistics.loss,
         statistics.perplexity
     )
+}
+
+/// One line for all examples, then one for each length.
+fn accuracy_csv(results: &Accuracy) -> String {
+    let mut lines = vec![
+        "level,length_first,length_last,examples,targets,correct,accuracy,accuracy_low,accuracy_high,nll,loss".to_owned(),
+    ];
+    let mut line = |level: &str, lengths: (String, String), figures: &AccuracyFigures| {
+        let (low, high) = ends(figures.accuracy_interval);
+        let AccuracyFigures { examples, targets, correct, accuracy, nll, loss, .. } = figures;
+        let (first, last) = lengths;
+        lines.push(format!(
+            "{level},{first},{last},{examples},{targets},{correct},{accuracy},{low},{high},{nll},{loss}"
+        ));
+    };
+    line("total", Default::default(), &results.total);
+    for length in &results.lengths {
+        line("length", (length.first.to_string(), length.last.to_string()), &length.figures);
+    }
+    lines.push(String::new());
+    lines.join("\n")
 }
 
 fn ends(interval: Option<Interval>) -> (String, String) {

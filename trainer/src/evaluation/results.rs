@@ -157,6 +157,8 @@ pub enum Protocol {
     Extrapolation,
     /// No data: time is measured.
     Throughput,
+    /// The targets that a split of examples stores, each example a context of its own.
+    StoredTargets,
 }
 
 /// What an evaluation took.
@@ -213,6 +215,8 @@ pub enum Results {
     Extrapolation(Extrapolation),
     /// `xlstm-eval throughput`.
     Throughput(Throughput),
+    /// `xlstm-eval accuracy`.
+    Accuracy(Accuracy),
 }
 
 /// Sums over some documents, and what follows from them.
@@ -431,6 +435,60 @@ pub struct BatchSpeed {
     pub tokens_per_second: f64,
 }
 
+/// Figures of `xlstm-eval accuracy`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Accuracy {
+    /// Over everything.
+    pub total: AccuracyFigures,
+    /// By the examples' length, ascending; lengths without an example are left out.
+    pub lengths: Vec<AccuracyLengths>,
+}
+
+/// How many targets of some examples came out first.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccuracyFigures {
+    /// Examples.
+    pub examples: u64,
+    /// Their scored targets.
+    pub targets: u64,
+    /// Targets whose logit was the largest of the whole vocabulary.
+    pub correct: u64,
+    /// `correct / targets`.
+    pub accuracy: f64,
+    /// Its 95 % confidence interval over examples (delta method for a ratio of sums), cut to 0 and 1; absent below two.
+    pub accuracy_interval: Option<Interval>,
+    /// Negative log-likelihood of the targets, in nats.
+    pub nll: f64,
+    /// Nats a target: `nll / targets`.
+    pub loss: f64,
+}
+
+/// Examples whose length lies in a range.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccuracyLengths {
+    /// Fewest positions that count.
+    pub first: u64,
+    /// Most.
+    pub last: u64,
+    /// Their figures.
+    pub figures: AccuracyFigures,
+}
+
+impl AccuracyLengths {
+    /// The length, or the range of lengths, in words.
+    #[must_use]
+    pub fn name(&self) -> String {
+        if self.first == self.last {
+            self.first.to_string()
+        } else {
+            format!("{} to {}", self.first, self.last)
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Header {
     format: String,
@@ -490,7 +548,7 @@ impl Report {
             Results::Perplexity(results) => Some(results.total.perplexity),
             Results::Paloma(results) => Some(results.total.perplexity),
             Results::Extrapolation(results) => results.lengths.last().map(|length| length.perplexity),
-            Results::Throughput(_) => None,
+            Results::Throughput(_) | Results::Accuracy(_) => None,
         }
     }
 }

@@ -101,6 +101,26 @@ pub(super) fn ratio(pairs: &[(f64, f64)]) -> Option<(f64, Option<Interval>)> {
     Some((ratio, interval))
 }
 
+/// As [`ratio`], of sums over `count` pairs: of `y`, of `x`, and of `y²`, `xy`, `x²`.
+pub(super) fn ratio_of_sums(
+    count: f64,
+    numerator: f64,
+    denominator: f64,
+    (yy, xy, xx): (f64, f64, f64),
+) -> Option<(f64, Option<Interval>)> {
+    if denominator <= 0.0 {
+        return None;
+    }
+    let ratio = numerator / denominator;
+    let interval = (count > 1.0).then(|| {
+        // Below zero only by rounding.
+        let squares = (yy - 2.0 * ratio * xy + ratio * ratio * xx).max(0.0);
+        let half = QUANTILE * (count / (count - 1.0) * squares).sqrt() / denominator;
+        Interval { low: ratio - half, high: ratio + half }
+    });
+    Some((ratio, interval))
+}
+
 /// Figures by position in the context; groups without a target are left out.
 #[must_use]
 pub fn positions(scores: &Scores) -> Vec<Position> {

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use super::paper::{DOMAIN_MODELS, DomainTable, EXTRAPOLATION_16384, SOURCE_PERPLEXITIES, SOURCES};
 use super::results::{
-    Extrapolation, Interval, Paloma, Perplexity, Position, Protocol, Report, Results, Statistics, Throughput,
+    Accuracy, AccuracyFigures, Extrapolation, Interval, Paloma, Perplexity, Position, Protocol, Report,
+    Results, Statistics, Throughput,
 };
 
 /// Our model's twin among [`DOMAIN_MODELS`], and a Transformer: what stands beside our figures.
@@ -18,6 +19,7 @@ pub fn markdown(report: &Report) -> String {
         Results::Paloma(_) => "PALOMA",
         Results::Extrapolation(_) => "Length extrapolation",
         Results::Throughput(_) => "Throughput of generation",
+        Results::Accuracy(_) => "Accuracy",
     };
     let mut out = format!("# {title}\n\n");
     for (name, text) in provenance(report) {
@@ -38,6 +40,7 @@ pub fn figures(report: &Report, all: bool) -> String {
         Results::Paloma(results) => paloma(results, all),
         Results::Extrapolation(results) => extrapolation(results),
         Results::Throughput(results) => throughput(results),
+        Results::Accuracy(results) => accuracy(results),
     }
 }
 
@@ -97,6 +100,7 @@ fn protocol(protocol: Protocol) -> &'static str {
         Protocol::Disjoint => "windows that never overlap",
         Protocol::Extrapolation => "growing contexts over the same tokens",
         Protocol::Throughput => "time only",
+        Protocol::StoredTargets => "the targets that the examples store",
     }
 }
 
@@ -261,6 +265,22 @@ fn extrapolation(results: &Extrapolation) -> String {
         .collect();
     let names = ["context", "contexts", "tokens", "perplexity", "95 % interval", ours, transformer];
     format!("{}\n{}", table(&names, &rows), positions(&results.positions))
+}
+
+fn accuracy(results: &Accuracy) -> String {
+    let row = |name: String, found: &AccuracyFigures| {
+        vec![
+            name,
+            found.examples.to_string(),
+            found.targets.to_string(),
+            format!("{:.4}", found.accuracy),
+            interval(found.accuracy_interval),
+            format!("{:.4}", found.loss),
+        ]
+    };
+    let lengths = results.lengths.iter().map(|length| row(length.name(), &length.figures));
+    let rows: Vec<_> = lengths.chain([row("all".into(), &results.total)]).collect();
+    table(&["length", "examples", "targets", "accuracy", "95 % interval", "loss"], &rows)
 }
 
 fn throughput(results: &Throughput) -> String {

@@ -4,6 +4,7 @@ mod flops;
 mod lines;
 mod progress;
 mod rows;
+mod targets;
 mod tensorboard;
 
 pub use flops::peak_operations;
@@ -11,4 +12,5 @@ pub use lines::{Line, Lines, read_lines};
 pub use progress::Progress;
 pub(crate) use rows::RowLog;
 pub use rows::TakenRows;
+pub use targets::{TargetScores, score_targets};
 pub use tensorboard::EventWriter;

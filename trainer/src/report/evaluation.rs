@@ -85,6 +85,7 @@ fn kind(results: &Results) -> &'static str {
         Results::Paloma(_) => "PALOMA",
         Results::Extrapolation(_) => "Length extrapolation",
         Results::Throughput(_) => "Generation speed",
+        Results::Accuracy(_) => "Accuracy",
     }
 }
 
@@ -98,6 +99,7 @@ fn protocol(protocol: Protocol) -> &'static str {
         Protocol::Disjoint => "windows that never overlap",
         Protocol::Extrapolation => "long stretches of growing length",
         Protocol::Throughput => "time, no data",
+        Protocol::StoredTargets => "the targets that the examples store",
     }
 }
 
@@ -106,10 +108,7 @@ fn protocol(protocol: Protocol) -> &'static str {
 pub fn evaluation_page(view: &EvaluationView, overlap: Option<&OverlapReport>) -> String {
     let report = &view.report;
     let mut page = Page::new(&format!("{}: {}", kind(&report.results), model_name(report)));
-    let headline = report.headline().map_or_else(
-        || "No perplexity was measured.".to_owned(),
-        |perplexity| format!("Perplexity {perplexity:.3} over everything that was scored."),
-    );
+    let headline = headline(report);
     let whole = report.marks.is_empty();
     let word = if whole { "Complete." } else { "With reservations." };
     page.verdict(whole, word, &headline);
@@ -120,10 +119,26 @@ pub fn evaluation_page(view: &EvaluationView, overlap: Option<&OverlapReport>) -
         Results::Paloma(results) => paloma::write(&mut page, results, overlap, CHAIN),
         Results::Extrapolation(results) => figures::extrapolation(&mut page, results, CHAIN),
         Results::Throughput(results) => figures::throughput(&mut page, results),
+        Results::Accuracy(results) => figures::accuracy(&mut page, results, CHAIN),
     }
     page.section(CHAIN, "Where the figures come from");
     chain(&mut page, view);
     page.render()
+}
+
+/// The figure for the whole, in words.
+fn headline(report: &Report) -> String {
+    match (&report.results, report.headline()) {
+        (Results::Accuracy(results), _) => {
+            let total = &results.total;
+            format!(
+                "Accuracy {:.4}: {} of {} targets came out first.",
+                total.accuracy, total.correct, total.targets
+            )
+        }
+        (_, Some(perplexity)) => format!("Perplexity {perplexity:.3} over everything that was scored."),
+        (_, None) => "No perplexity was measured.".to_owned(),
+    }
 }
 
 fn model_name(report: &Report) -> String {
@@ -263,6 +278,7 @@ pub(super) fn write(page: &mut Page, views: &[EvaluationView]) {
         "#Context",
         "#Perplexity",
         "#Bits a byte",
+        "#Accuracy",
         "Reservations",
         "Report, SHA-256",
     ];
@@ -276,6 +292,10 @@ pub(super) fn write(page: &mut Page, views: &[EvaluationView]) {
             Results::Paloma(results) => results.total.bits_per_byte,
             _ => None,
         };
+        let accuracy = match &report.results {
+            Results::Accuracy(results) => Some(results.total.accuracy),
+            _ => None,
+        };
         let data = report.dataset.as_ref().map(|data| format!("{}, split {}", data.profile, data.split));
         let marks: Vec<&str> = report.marks.iter().map(|mark| mark.text.as_str()).collect();
         table.cells(vec![
@@ -286,6 +306,7 @@ pub(super) fn write(page: &mut Page, views: &[EvaluationView]) {
             Cell::count(report.setting.context_length),
             Cell::of(report.headline(), |perplexity| Cell::decimals(perplexity, 3)),
             Cell::of(bits, |bits| Cell::decimals(bits, 4)),
+            Cell::of(accuracy, |accuracy| Cell::decimals(accuracy, 4)),
             if marks.is_empty() { Cell::text("none") } else { Cell::text(&marks.join(" ")).warn() },
             Cell::code(&view.sha256.to_string()),
         ]);

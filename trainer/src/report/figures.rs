@@ -4,7 +4,7 @@ use xlstm_pipeline::report::{Cell, Curves, Page, Series, Table, count};
 
 use crate::evaluation::paper::{DOMAIN_MODELS, EXTRAPOLATION_16384};
 use crate::evaluation::results::{
-    Extrapolation, Interval, Named, Perplexity, Position, Statistics, Throughput,
+    Accuracy, AccuracyFigures, Extrapolation, Interval, Named, Perplexity, Position, Statistics, Throughput,
 };
 
 /// A perplexity, with its 95 % interval where there is one.
@@ -100,6 +100,40 @@ pub(super) fn extrapolation(page: &mut Page, results: &Extrapolation, chain: &st
     }
     page.table(&table);
     positions(page, &results.positions);
+}
+
+/// The section on accuracy by length; the figure over everything links to the id `chain`.
+pub(super) fn accuracy(page: &mut Page, results: &Accuracy, chain: &str) {
+    page.section("figures", "Figures");
+    if results.lengths.len() > 1 {
+        let mut plot = Curves::new("Accuracy by length", "positions of an example that count", "accuracy");
+        plot.from_zero = true;
+        let points = results.lengths.iter().map(|length| (length.first as f64, length.figures.accuracy));
+        plot.series.push(Series { name: "this model".into(), points: points.collect(), ..Series::default() });
+        plot.draw(page);
+    }
+    let columns = ["Length", "#Examples", "#Targets", "#Right", "#Accuracy, 95 % interval", "#Loss"];
+    let mut table = Table::new(
+        "Share of targets that came out first, pooled over targets; intervals over examples",
+        &columns,
+    )
+    .sortable();
+    let cells = |name: Cell, figures: &AccuracyFigures| {
+        let accuracy = Cell::decimals(figures.accuracy, 4);
+        vec![
+            name,
+            Cell::count(figures.examples),
+            Cell::count(figures.targets),
+            Cell::count(figures.correct),
+            figures.accuracy_interval.map_or(accuracy.clone(), |interval| accuracy.note(&range(interval, 4))),
+            Cell::decimals(figures.loss, 4),
+        ]
+    };
+    table.cells(cells(Cell::text("everything").link(chain), &results.total));
+    for length in &results.lengths {
+        table.cells(cells(Cell::number(length.first as f64, &length.name()), &length.figures));
+    }
+    page.table(&table);
 }
 
 /// The section on time and speed of generation.

@@ -4,9 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
-use xlstm_manifests::Dataset;
-use xlstm_manifests::manifest::MANIFEST_NAME;
+use xlstm_manifests::manifest::{Layout, MANIFEST_NAME};
 use xlstm_manifests::recipe::{self, Recipe};
+use xlstm_manifests::rows::{self, Rows};
 use xlstm_manifests::run_manifest::{RECIPE_NAME, RUN_NAME, RunManifest};
 
 use crate::device::DeviceInfo;
@@ -64,7 +64,10 @@ impl TrainOptions {
 ///
 /// # Errors
 /// When no dataset is named, it cannot be opened, or the recipe does not resolve.
-pub fn resolve_recipe(options: &TrainOptions, device: &DeviceInfo) -> Result<(Recipe, Dataset, PathBuf)> {
+pub fn resolve_recipe(
+    options: &TrainOptions,
+    device: &DeviceInfo,
+) -> Result<(Recipe, Box<dyn Rows>, PathBuf)> {
     let existing = options.existing()?;
     let known = existing.as_ref().map(|existing| existing.manifest.train.path.clone());
     let path = options.manifest.clone().or(known).ok_or_else(|| {
@@ -74,7 +77,8 @@ pub fn resolve_recipe(options: &TrainOptions, device: &DeviceInfo) -> Result<(Re
         )
     })?;
     let path = split_folder(path, "train");
-    let train = Dataset::open(&path)?;
+    let train = rows::open(&path)?;
+    check_rows(train.as_ref(), "training")?;
     let recipe = match (&options.recipe, existing) {
         (Some(name), _) => recipe::load(name, &options.overrides)?,
         (None, Some(existing)) => recipe::resolve(&existing.recipe, &options.overrides)?,
@@ -85,8 +89,9 @@ pub fn resolve_recipe(options: &TrainOptions, device: &DeviceInfo) -> Result<(Re
             recipe::resolve(&chosen, &options.overrides)?
         }
     };
-    check_vocabulary(&recipe, &train, &path)?;
+    check_vocabulary(&recipe, train.as_ref(), &path)?;
     recipe.rows_per_step(u64::from(train.manifest().packing.row_length))?;
+    check_context(&recipe, train.as_ref())?;
     Ok((recipe, train, path))
 }
 
@@ -104,7 +109,32 @@ pub(super) fn beside(path: Option<&Path>, split: &str) -> Option<PathBuf> {
         .map(|(_, found)| found)
 }
 
-fn check_vocabulary(recipe: &Recipe, dataset: &Dataset, path: &Path) -> Result<()> {
+/// A split without rows has nothing to learn from or to measure.
+pub(super) fn check_rows(dataset: &dyn Rows, what: &str) -> Result<()> {
+    if dataset.rows() > 0 {
+        return Ok(());
+    }
+    let hint = "every record of its inputs was left out: see `totals.left_out` there, and prepare it from other inputs";
+    let file = dataset.folder().join(MANIFEST_NAME);
+    Err(TrainError::file(&file, format!("a {what} split with at least one row"), "none", hint))
+}
+
+/// Text may be cut into shorter contexts; an example is one.
+fn check_context(recipe: &Recipe, dataset: &dyn Rows) -> Result<()> {
+    let row_length = u64::from(dataset.manifest().packing.row_length);
+    let found = recipe.training.context_length;
+    match dataset.manifest().layout {
+        Layout::Examples if found != row_length => Err(TrainError::Usage(format!(
+            "recipe `{}`: `training.context_length` expected {row_length}, the positions of an example of `{}`, found \
+             {found}: examples are never cut",
+            recipe.name,
+            dataset.folder().display()
+        ))),
+        Layout::Examples | Layout::Packed | Layout::Documents => Ok(()),
+    }
+}
+
+fn check_vocabulary(recipe: &Recipe, dataset: &dyn Rows, path: &Path) -> Result<()> {
     let (needed, found) =
         (u64::from(dataset.manifest().tokenizer.vocabulary_size), recipe.model.vocabulary_size());
     if found >= needed {

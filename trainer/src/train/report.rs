@@ -131,6 +131,7 @@ impl Report {
             time: now(),
             loss: Some(found.loss),
             perplexity: Some(found.loss.exp()),
+            accuracy: found.accuracy(),
             tokens: Some(found.tokens),
             rows: Some(found.rows),
             rows_of_split: Some(rows_of_split),
@@ -139,19 +140,27 @@ impl Report {
         };
         self.write(&line)?;
         if let Some(events) = &mut self.events {
-            events.scalars(line.time, step, &[("validation/loss", found.loss)])?;
+            let accuracy = found.accuracy().map(|accuracy| ("validation/accuracy", accuracy));
+            let values: Vec<_> = [("validation/loss", found.loss)].into_iter().chain(accuracy).collect();
+            events.scalars(line.time, step, &values)?;
         }
         let prefix = if found.rows < rows_of_split {
             format!(" (the first {} of {rows_of_split} rows)", found.rows)
         } else {
             String::new()
         };
-        let (loss, perplexity) = (found.loss, found.loss.exp());
-        self.progress.say(&format!(
-            "step {step}: validation loss {loss:.4}, perplexity {perplexity:.2}, {} tokens{prefix}; entropy of single \
-             tokens {:.4}",
-            found.tokens, found.unigram_entropy
-        ));
+        let (loss, tokens, entropy) = (found.loss, found.tokens, found.unigram_entropy);
+        self.progress.say(&match found.accuracy() {
+            Some(accuracy) => format!(
+                "step {step}: validation loss {loss:.4}, accuracy {accuracy:.4} over {tokens} targets{prefix}; entropy of \
+                 single targets {entropy:.4}"
+            ),
+            None => format!(
+                "step {step}: validation loss {loss:.4}, perplexity {:.2}, {tokens} tokens{prefix}; entropy of single \
+                 tokens {entropy:.4}",
+                loss.exp()
+            ),
+        });
         Ok(())
     }
 

@@ -11,16 +11,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use xlstm_bridge::runtime;
+use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::atomic::{FolderLock, write_atomic};
 use xlstm_manifests::order::Order;
 use xlstm_manifests::recipe::{ModelSize, Precision, Recipe};
+use xlstm_manifests::rows::{self, Rows};
 use xlstm_manifests::run_manifest::{
     CHECKPOINTS_NAME, DatasetRef, RECIPE_NAME, RUN_FORMAT, RUN_NAME, RUN_VERSION, RecipeRef, RunManifest,
     Session,
 };
-use xlstm_manifests::{Dataset, Sha256Digest};
 
-use super::options::{Existing, TrainOptions, beside, resolve_recipe, split_folder};
+use super::options::{Existing, TrainOptions, beside, check_rows, resolve_recipe, split_folder};
 use super::plan::micro_batch_rows;
 use super::report::{Report, now};
 use super::trainer::Trainer;
@@ -61,9 +62,9 @@ pub fn setup(
 /// Everything that is read before a file of the run is written.
 struct Opened {
     recipe: Recipe,
-    train: Dataset,
+    train: Box<dyn Rows>,
     train_path: PathBuf,
-    validation: Option<(Dataset, PathBuf)>,
+    validation: Option<(Box<dyn Rows>, PathBuf)>,
     /// The run as it was found.
     existing: Option<Existing>,
     /// The run's folder.
@@ -105,7 +106,7 @@ fn open_data(options: &TrainOptions, device: &DeviceInfo, world: u64) -> Result<
         )));
     }
     let existing = options.existing()?;
-    let validation = open_validation(options, existing.as_ref(), row_length)?;
+    let validation = open_validation(options, existing.as_ref(), train.as_ref())?;
     let run = options.out.clone().unwrap_or_else(|| default_folder(&recipe, &train.manifest().root));
     let order = Order::new(train.manifest(), recipe.training.seed, rows);
     check_folder(&run, options.resume)?;
@@ -123,8 +124,8 @@ fn open_data(options: &TrainOptions, device: &DeviceInfo, world: u64) -> Result<
 fn open_validation(
     options: &TrainOptions,
     existing: Option<&Existing>,
-    row_length: u64,
-) -> Result<Option<(Dataset, PathBuf)>> {
+    train: &dyn Rows,
+) -> Result<Option<(Box<dyn Rows>, PathBuf)>> {
     let known = existing.and_then(|run| run.manifest.validation.as_ref());
     let path = options
         .validation
@@ -133,8 +134,8 @@ fn open_validation(
         .or_else(|| known.map(|data| data.path.clone()))
         .or_else(|| beside(options.manifest.as_deref(), "validation"));
     let Some(path) = path else { return Ok(None) };
-    let validation = Dataset::open(&path)?;
-    check_validation(&validation, &path, row_length)?;
+    let validation = rows::open(&path)?;
+    check_validation(validation.as_ref(), &path, train)?;
     Ok(Some((validation, path)))
 }
 
@@ -224,7 +225,7 @@ fn assemble(
     Ok(Trainer {
         recipe,
         run,
-        train: Arc::new(train),
+        train: Arc::from(train),
         validation: validation.map(|(data, _)| data),
         order,
         shape,
@@ -244,7 +245,15 @@ fn assemble(
 }
 
 /// The validation split must have rows that the training context fits.
-fn check_validation(validation: &Dataset, path: &Path, row_length: u64) -> Result<()> {
+fn check_validation(validation: &dyn Rows, path: &Path, train: &dyn Rows) -> Result<()> {
+    check_rows(validation, "validation")?;
+    let (wanted, found) = (train.manifest().layout, validation.manifest().layout);
+    if wanted != found {
+        let hint = "measure a model on what it is trained for: prepare both splits alike";
+        let expected = format!("layout `{wanted}`, as in the training split");
+        return Err(TrainError::file(path, expected, format!("layout `{found}`"), hint));
+    }
+    let row_length = u64::from(train.manifest().packing.row_length);
     let found = u64::from(validation.manifest().packing.row_length);
     if found == row_length {
         return Ok(());

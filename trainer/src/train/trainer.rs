@@ -1,16 +1,16 @@
 //! The loop: steps, checkpoints, validation, and how a run ends.
 //!
 //! A step is `micro-batches → sum of gradients over ranks → check → clip → update`. Each micro-batch's loss counts by
-//! its share of the step's tokens, which every rank knows by arithmetic. Ranks may have different numbers of
+//! its share of the step's targets, which every rank knows before it computes. Ranks may have different numbers of
 //! micro-batches; they are aligned at the end of the step, so that all ranks meet in the same collective calls.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use tch::{Kind, Tensor};
-use xlstm_manifests::Dataset;
 use xlstm_manifests::order::{Order, StepRow};
 use xlstm_manifests::recipe::Recipe;
+use xlstm_manifests::rows::Rows;
 use xlstm_manifests::run_manifest::DatasetRef;
 
 use super::report::{Report, StepNumbers};
@@ -46,8 +46,8 @@ pub enum Outcome {
 pub struct Trainer {
     pub(super) recipe: Recipe,
     pub(super) run: PathBuf,
-    pub(super) train: Arc<Dataset>,
-    pub(super) validation: Option<Dataset>,
+    pub(super) train: Arc<dyn Rows>,
+    pub(super) validation: Option<Box<dyn Rows>>,
     pub(super) order: Order,
     pub(super) shape: Shape,
     pub(super) model: Model,
@@ -182,6 +182,9 @@ impl Trainer {
         let step = self.step + 1;
         let (rank, world) = (self.communicator.rank(), self.communicator.world_size());
         let tokens = self.order.tokens_of_step(step);
+        let rows = self.order.rows_of_step(step);
+        let targets_of_step: u64 =
+            rows.iter().map(|row| self.train.targets_in(row.row)).sum::<std::result::Result<_, _>>()?;
         let batches = |rank| self.order.rank_range(rank, world).len().div_ceil(self.shape.rows.max(1));
         let own = batches(rank);
         let rounds = (0..world).map(batches).max().unwrap_or(own);
@@ -202,7 +205,7 @@ impl Trainer {
             let (inputs, targets, resets) = batch.tensors(device)?;
             let count = i64::try_from(batch.tokens).ok();
             let output = self.model.loss_with_count(&inputs, &targets, resets.as_ref(), count)?;
-            let share = batch.tokens as f64 / tokens as f64;
+            let share = batch.tokens as f64 / targets_of_step as f64;
             // A step of one micro-batch needs no scaling, which spares a pass over the largest gradients.
             let scaled = if share == 1.0 { output.loss } else { output.loss.f_mul_scalar(share)? };
             self.communicator.before_backward(round + 1 == rounds)?;
@@ -273,8 +276,14 @@ impl Trainer {
     fn validate(&mut self) -> Result<bool> {
         let Some(dataset) = &self.validation else { return Ok(true) };
         let rows = self.recipe.validation.rows;
-        let found =
-            measure(&self.model, dataset, rows, self.shape, self.communicator.as_ref(), &self.signals)?;
+        let found = measure(
+            &self.model,
+            dataset.as_ref(),
+            rows,
+            self.shape,
+            self.communicator.as_ref(),
+            &self.signals,
+        )?;
         let Some(found) = found else { return Ok(false) };
         self.last_validation = Some(found.loss);
         self.report.validation(self.step, &found, dataset.rows())?;

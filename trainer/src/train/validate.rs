@@ -1,12 +1,15 @@
-//! Validation: token-weighted negative log-likelihood over a split, or a stated prefix of it.
+//! Validation: token-weighted negative log-likelihood over a split, or a stated prefix of it; where targets are stored
+//! also how many of them come out first.
 
 use tch::{Kind, Tensor};
+use xlstm_manifests::manifest::Targets;
 use xlstm_manifests::order::StepRow;
 use xlstm_manifests::rows::Rows;
 
 use crate::communicator::{Communicator, flags};
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 use crate::loader::{MicroBatch, Shape};
+use crate::metrics::score_targets;
 use crate::model::{IGNORE_TARGET, Model};
 use crate::signals::Signals;
 
@@ -15,8 +18,10 @@ use crate::signals::Signals;
 pub struct Measurement {
     /// Mean negative log-likelihood in nats a token.
     pub loss: f64,
-    /// Tokens measured.
+    /// Targets measured.
     pub tokens: u64,
+    /// How many of them came out first; counted where targets are stored.
+    pub correct: Option<u64>,
     /// Rows measured.
     pub rows: u64,
     /// Entropy of the measured tokens' own frequencies in nats a token: no model that ignores the text before a token
@@ -24,10 +29,18 @@ pub struct Measurement {
     pub unigram_entropy: f64,
 }
 
+impl Measurement {
+    /// Share of the targets that came out first, where that was counted.
+    #[must_use]
+    pub fn accuracy(&self) -> Option<f64> {
+        self.correct.map(|correct| correct as f64 / self.tokens as f64)
+    }
+}
+
 /// Measures the first `rows` rows (0: all), shared out over the ranks; `None` when a signal came in between.
 ///
 /// # Errors
-/// When a shard cannot be read, a rank is gone, or libtorch fails.
+/// When there is nothing to measure, a shard cannot be read, a rank is gone, or libtorch fails.
 pub fn measure(
     model: &Model,
     dataset: &dyn Rows,
@@ -42,9 +55,11 @@ pub fn measure(
     let own: Vec<StepRow> = (bound(rank)..bound(rank + 1)).map(|row| StepRow { epoch: 0, row }).collect();
     let mut batches = own.chunks(shape.rows.max(1));
     let rounds = rows.div_ceil(world).div_ceil(shape.rows.max(1) as u64);
-    // Negative log-likelihood, tokens, then how often each id is a target.
+    // Negative log-likelihood, targets, right ones, then how often each id is a target.
+    const COUNTS: usize = 3;
+    let targets = dataset.manifest().packing.targets;
     let vocabulary = usize::try_from(model.config().vocabulary_size()).unwrap_or_default();
-    let mut sums = vec![0.0; 2 + vocabulary];
+    let mut sums = vec![0.0; COUNTS + vocabulary];
     // Added up on the device, and waited for once.
     let total = Tensor::f_zeros([], (Kind::Double, model.placement().device))?;
     for _ in 0..rounds {
@@ -54,22 +69,45 @@ pub fn measure(
         }
         let Some(rows) = batches.next() else { continue };
         let batch = MicroBatch::read(dataset, rows, shape)?;
-        let (inputs, targets, resets) = batch.tensors(model.placement().device)?;
-        let count = i64::try_from(batch.tokens).ok();
-        let output = tch::no_grad(|| model.loss_with_count(&inputs, &targets, resets.as_ref(), count))?;
-        let _ = total.shallow_clone().f_add_(&output.token_losses_N.f_sum(Kind::Double)?)?;
+        let (inputs, expected, resets) = batch.tensors(model.placement().device)?;
+        match targets {
+            Targets::NextToken => {
+                let count = i64::try_from(batch.tokens).ok();
+                let output =
+                    tch::no_grad(|| model.loss_with_count(&inputs, &expected, resets.as_ref(), count))?;
+                let _ = total.shallow_clone().f_add_(&output.token_losses_N.f_sum(Kind::Double)?)?;
+            }
+            Targets::Stored => {
+                let scores = score_targets(model, &inputs, &expected, resets.as_ref())?;
+                sums[0] += scores.losses.iter().sum::<f64>();
+                sums[2] += scores.correct_count() as f64;
+            }
+        }
         sums[1] += batch.tokens as f64;
         for id in batch.targets.iter().filter(|&&target| target != IGNORE_TARGET) {
             // Ids outside the vocabulary were refused with the dataset.
-            if let Some(count) = usize::try_from(*id).ok().and_then(|id| sums.get_mut(2 + id)) {
+            if let Some(count) = usize::try_from(*id).ok().and_then(|id| sums.get_mut(COUNTS + id)) {
                 *count += 1.0;
             }
         }
     }
-    sums[0] = f64::try_from(total)?;
+    sums[0] += f64::try_from(total)?;
     communicator.sum(&mut sums)?;
-    let unigram_entropy = entropy(&sums[2..]);
-    Ok(Some(Measurement { loss: sums[0] / sums[1].max(1.0), tokens: sums[1] as u64, rows, unigram_entropy }))
+    if sums[1] == 0.0 {
+        // No figure stands on nothing.
+        let hint = "measure a split with text or examples, or leave --validation out";
+        return Err(TrainError::file(dataset.folder(), "at least one target to measure", "none", hint));
+    }
+    Ok(Some(Measurement {
+        loss: sums[0] / sums[1],
+        tokens: sums[1] as u64,
+        correct: match targets {
+            Targets::NextToken => None,
+            Targets::Stored => Some(sums[2] as u64),
+        },
+        rows,
+        unigram_entropy: entropy(&sums[COUNTS..]),
+    }))
 }
 
 /// Entropy in nats of the distribution that these counts describe.

@@ -282,6 +282,21 @@ fn contradictions(report: &Report) -> Vec<String> {
             }
             wrong.positions(&results.positions);
         }
+        Results::Accuracy(results) => {
+            for (name, figures) in std::iter::once(("all".to_owned(), &results.total))
+                .chain(results.lengths.iter().map(|length| (length.name(), &length.figures)))
+            {
+                let targets = figures.targets.max(1) as f64;
+                wrong.same(
+                    &format!("accuracy of {name}"),
+                    figures.correct as f64 / targets,
+                    figures.accuracy,
+                );
+                wrong.same(&format!("loss of {name}"), figures.nll / targets, figures.loss);
+            }
+            let correct: u64 = results.lengths.iter().map(|length| length.figures.correct).sum();
+            wrong.same("correct targets over all lengths", correct as f64, results.total.correct as f64);
+        }
         Results::Throughput(_) => {}
     }
     wrong.0
