@@ -15,6 +15,7 @@ const COMMANDS: &[&[&str]] = &[
     &["prepare", "crates"],
     &["prepare", "local"],
     &["prepare", "task"],
+    &["prepare", "examples"],
     &["plan"],
     &["merge"],
     &["audit"],
