@@ -32,6 +32,22 @@ fn model() -> Model {
     Model::new(&config().into(), placement(), 3).unwrap()
 }
 
+/// The architectures whose sizes have the same names.
+const BASELINES: [&str; 10] =
+    ["retnet", "gla", "hgrn", "hgrn2", "mamba", "rwkv4", "rwkv5", "rwkv6", "h3", "hyena"];
+
+fn small(architecture: &str) -> ModelConfig {
+    let heads = match architecture {
+        "retnet" | "gla" | "hgrn2" => "heads = 2",
+        "rwkv4" | "rwkv5" | "rwkv6" => "head_dim = 8",
+        _ => "",
+    };
+    let text = format!(
+        "architecture = \"{architecture}\"\nvocabulary_size = 40\nembedding_dim = 16\nblocks = 2\n{heads}"
+    );
+    toml::from_str(&text).unwrap()
+}
+
 /// A small model of each architecture.
 fn every_model() -> Vec<Model> {
     let llama =
@@ -44,7 +60,8 @@ fn every_model() -> Vec<Model> {
         positions: 32,
         ..Gpt2Config::default()
     };
-    let configs: Vec<ModelConfig> = vec![config().into(), llama.into(), gpt2.into()];
+    let mut configs: Vec<ModelConfig> = vec![config().into(), llama.into(), gpt2.into()];
+    configs.extend(BASELINES.map(small));
     let names: Vec<&str> = configs.iter().map(ModelConfig::architecture_name).collect();
     assert_eq!(names, ModelConfig::ARCHITECTURES, "an architecture without a test");
     configs.iter().map(|config| Model::new(config, placement(), 3).unwrap()).collect()

@@ -9,6 +9,8 @@
 //! generate    text, one token at a time      scoring   log-likelihoods of single tokens
 //! weights     parameters in and out of files
 //! llama, gpt2          Transformers      attention  causal attention with its key-value cache, rotary positions
+//! recurrent   RetNet, GLA, HGRN, HGRN2            mamba, rwkv         Mamba; RWKV-4, RWKV-5 and RWKV-6
+//! long_filters         H3, Hyena
 //! xlstm/      mLSTM and sLSTM blocks, and the official package's form of files
 //! ```
 //! Everything takes any length, a state to go on from, and resets at document boundaries. Matrix products run in the
@@ -23,10 +25,14 @@ mod block;
 mod generate;
 mod gpt2;
 mod llama;
+mod long_filters;
+mod mamba;
 mod network;
 mod normalization;
 mod parameters;
 mod path;
+mod recurrent;
+mod rwkv;
 mod scoring;
 mod state;
 mod weights;

@@ -67,5 +67,15 @@ pub(super) fn network(config: &ModelConfig) -> &dyn Network {
         ModelConfig::Xlstm(config) => config,
         ModelConfig::Llama(config) => config,
         ModelConfig::Gpt2(config) => config,
+        ModelConfig::Retnet(config) => config,
+        ModelConfig::Gla(config) => config,
+        ModelConfig::Hgrn(config) => config,
+        ModelConfig::Hgrn2(config) => config,
+        ModelConfig::Mamba(config) => config,
+        ModelConfig::Rwkv4(config) => config,
+        ModelConfig::Rwkv5(config) => config,
+        ModelConfig::Rwkv6(config) => config,
+        ModelConfig::H3(config) => config,
+        ModelConfig::Hyena(config) => config,
     }
 }

@@ -14,11 +14,25 @@
 mod checker;
 mod gpt2;
 mod llama;
+mod long_filters;
+mod mamba;
+mod recurrent;
+mod rwkv;
 mod xlstm;
 
 pub use checker::Checker;
 pub use gpt2::{Gelu, Gpt2Config};
 pub use llama::{LlamaConfig, LlamaInit};
+pub use long_filters::{H3Config, HyenaConfig};
+pub use mamba::{MAMBA_TAPS, MambaConfig};
+pub use recurrent::{
+    GLA_GATE_RANK, Gla, GlaConfig, Hgrn, Hgrn2, Hgrn2Config, HgrnConfig, RecurrentConfig, RecurrentMixer,
+    Retnet, RetnetConfig,
+};
+pub use rwkv::{
+    Five, Four, RWKV_DECAY_RANK, RWKV_MIX_RANK, Rwkv4Config, Rwkv5Config, Rwkv6Config, RwkvConfig,
+    RwkvVersion, Six,
+};
 pub use xlstm::{
     BlockKind, ForgetGate, GateWeights, InputBias, MlstmConfig, RecurrentInit, SlstmBias, SlstmConfig,
     WeightInit, XlstmConfig,
@@ -175,6 +189,26 @@ architectures! {
     Llama(LlamaConfig) = "llama",
     /// GPT-2, which the paper calls GPT-3.
     Gpt2(Gpt2Config) = "gpt2",
+    /// RetNet, as flash-linear-attention has it.
+    Retnet(RetnetConfig) = "retnet",
+    /// GLA.
+    Gla(GlaConfig) = "gla",
+    /// HGRN.
+    Hgrn(HgrnConfig) = "hgrn",
+    /// HGRN2.
+    Hgrn2(Hgrn2Config) = "hgrn2",
+    /// Mamba.
+    Mamba(MambaConfig) = "mamba",
+    /// RWKV-4.
+    Rwkv4(Rwkv4Config) = "rwkv4",
+    /// RWKV-5.
+    Rwkv5(Rwkv5Config) = "rwkv5",
+    /// RWKV-6.
+    Rwkv6(Rwkv6Config) = "rwkv6",
+    /// H3.
+    H3(H3Config) = "h3",
+    /// Hyena.
+    Hyena(HyenaConfig) = "hyena",
 }
 
 impl Default for ModelConfig {

@@ -1,0 +1,505 @@
+//! RWKV-4, RWKV-5 and RWKV-6: time mix and channel mix, both of a token and the one before.
+//!
+//! ```text
+//! time mix     k, v, r (g) = W mix(y, shift(y))
+//!   RWKV-4     W_o (σ(r) ⊙ wkv(w, u, k, v))
+//!   5 and 6    W_o (GroupNorm(core(r, k, v, −exp(w), bonus u) / 8) ⊙ SiLU(g))
+//! channel mix  σ(W_r mix) ⊙ W_v relu(W_k mix)²
+//! mix          4, 5: y ⊙ μ + shift(y) ⊙ (1 − μ)      6: y + (shift(y) − y) ⊙ (m + a function of the token)
+//! ```
+//! Names, layouts and initial values are those of the authors' repository (RWKV-LM): the `x052` and `x060` models of April
+//! 2024, and `v4neo`. RWKV-4 decays everything but biases, embedding and norms, as the paper says; the others matrices
+//! alone. Decays, wkv and the core are fp32 whatever the products are.
+
+use tch::{Device, Kind, Tensor};
+use xlstm_kernels::linear_attention::{
+    LinearAttentionInput, LinearAttentionOptions, LogDecay, linear_attention,
+};
+use xlstm_kernels::scan::{ScanKernel, WkvInput, WkvState, wkv};
+use xlstm_manifests::recipe::architecture::{
+    RWKV_DECAY_RANK, RWKV_MIX_RANK, Rwkv4Config, Rwkv5Config, Rwkv6Config, RwkvConfig, RwkvVersion,
+};
+
+use super::attention::by_head;
+use super::block::{Block, BlockCall, BlockState};
+use super::network::{Network, Parts};
+use super::normalization::Norm;
+use super::parameters::{Builder, Decay, Init};
+use super::{product, signed};
+use crate::error::Result;
+
+/// Epsilon of all norms.
+const NORM_EPSILON: f64 = 1e-5;
+/// What the core's result is divided by before its norm.
+const HEAD_DIVISOR: f64 = 8.0;
+/// Names of the state: the last token of both mixes, and the core's.
+const TIME_SHIFT: &str = "time_mix.shift";
+const CHANNEL_SHIFT: &str = "channel_mix.shift";
+const MEMORY: &str = "memory";
+const NUMERATOR: &str = "wkv.numerator";
+const DENOMINATOR: &str = "wkv.denominator";
+const MAXIMUM: &str = "wkv.maximum";
+
+impl Network for Rwkv4Config {
+    fn build(&self, builder: &mut Builder) -> Result<Parts> {
+        build(self, builder)
+    }
+}
+
+impl Network for Rwkv5Config {
+    fn build(&self, builder: &mut Builder) -> Result<Parts> {
+        build(self, builder)
+    }
+}
+
+impl Network for Rwkv6Config {
+    fn build(&self, builder: &mut Builder) -> Result<Parts> {
+        build(self, builder)
+    }
+}
+
+fn build<N: RwkvVersion>(config: &RwkvConfig<N>, builder: &mut Builder) -> Result<Parts> {
+    let (d, vocabulary) = (signed(config.embedding_dim), signed(config.vocabulary_size));
+    let first = if N::NUMBER == 4 { 1e-3 } else { 1e-4 };
+    let embedding = builder.add("emb.weight".into(), &[vocabulary, d], &Init::Uniform(first), Decay::No)?;
+    let embedding_norm = Some(Norm::layer(builder, "blocks.0.ln0", d, NORM_EPSILON)?);
+    let mut blocks: Vec<Box<dyn Block>> = Vec::new();
+    for index in 0..config.blocks {
+        blocks.push(Box::new(RwkvBlock::new(builder, config, index)?));
+    }
+    let norm = Norm::layer(builder, "ln_out", d, NORM_EPSILON)?;
+    let gain = 0.5 * (vocabulary as f64 / d as f64).sqrt();
+    let output = builder.add(
+        "head.weight".into(),
+        &[vocabulary, d],
+        &orthogonal([vocabulary, d], gain)?,
+        Decay::Yes,
+    )?;
+    Ok(Parts { embedding, position_embedding: None, embedding_norm, blocks, norm, output, positional: false })
+}
+
+/// A random matrix with orthogonal rows or columns, times `gain`.
+fn orthogonal([rows, columns]: [i64; 2], gain: f64) -> Result<Init> {
+    let long = Tensor::f_randn([rows.max(columns), rows.min(columns)], (Kind::Float, Device::Cpu))?;
+    let (q, r) = Tensor::f_linalg_qr(&long, "reduced")?;
+    // The sign of R's diagonal makes the distribution uniform.
+    let q = q * r.f_diagonal(0, 0, 1)?.f_sign()?;
+    let matrix = if rows < columns { q.f_transpose(0, 1)? } else { q };
+    Ok(Init::Values(Vec::try_from((matrix * gain).f_contiguous()?.f_view([-1])?)?))
+}
+
+/// A block's place among the others, from which first values follow.
+#[derive(Clone, Copy)]
+struct Place {
+    /// 0 in the first block, 1 in the last.
+    depth: f64,
+    /// 1 in the first block, towards 0.
+    height: f64,
+    width: u64,
+}
+
+impl Place {
+    fn new(index: u64, blocks: u64, width: u64) -> Self {
+        let depth = index as f64 / (blocks.max(2) - 1) as f64;
+        Self { depth, height: 1.0 - index as f64 / blocks as f64, width }
+    }
+
+    fn by_channel(self, function: impl Fn(f64) -> f64) -> Init {
+        Init::Values((0..self.width).map(|channel| function(channel as f64) as f32).collect())
+    }
+
+    /// (i/d)^exponent.
+    fn power(self, exponent: f64, more: f64, from_one: bool) -> Init {
+        let d = self.width as f64;
+        self.by_channel(|i| {
+            let value = (i / d).powf(exponent) + more;
+            if from_one { 1.0 - value } else { value }
+        })
+    }
+
+    fn ratio(self, channel: f64) -> f64 {
+        channel / (self.width.max(2) - 1) as f64
+    }
+}
+
+#[derive(Debug)]
+struct RwkvBlock {
+    time_norm: Norm,
+    time_mix: TimeMix,
+    channel_norm: Norm,
+    channel_mix: ChannelMix,
+}
+
+impl RwkvBlock {
+    fn new<N: RwkvVersion>(builder: &mut Builder, config: &RwkvConfig<N>, index: u64) -> Result<Self> {
+        let d = signed(config.embedding_dim);
+        let place = Place::new(index, config.blocks, config.embedding_dim);
+        let prefix = format!("blocks.{index}");
+        let time_norm = Norm::layer(builder, &format!("{prefix}.ln1"), d, NORM_EPSILON)?;
+        let channel_norm = Norm::layer(builder, &format!("{prefix}.ln2"), d, NORM_EPSILON)?;
+        let time_mix = match N::NUMBER {
+            4 => TimeMix::Four(Four::new(builder, &format!("{prefix}.att"), place)?),
+            5 => TimeMix::Five(Five::new(builder, &format!("{prefix}.att"), place, config)?),
+            _ => TimeMix::Six(Six::new(builder, &format!("{prefix}.att"), place, config)?),
+        };
+        let channel_mix = ChannelMix::new(builder, &format!("{prefix}.ffn"), place, config)?;
+        Ok(Self { time_norm, time_mix, channel_norm, channel_mix })
+    }
+}
+
+impl Block for RwkvBlock {
+    fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
+        let y_BTC = self.time_norm.apply(x_BTC)?;
+        let (before_BTC, time_last) = shifted(&y_BTC, call, TIME_SHIFT)?;
+        let (mixed_BTC, mut state) = match &self.time_mix {
+            TimeMix::Four(mix) => mix.forward(&y_BTC, &before_BTC, call)?,
+            TimeMix::Five(mix) => mix.forward(&y_BTC, &before_BTC, call)?,
+            TimeMix::Six(mix) => mix.forward(&y_BTC, &before_BTC, call)?,
+        };
+        let x_BTC = x_BTC + mixed_BTC;
+        let y_BTC = self.channel_norm.apply(&x_BTC)?;
+        let (before_BTC, channel_last) = shifted(&y_BTC, call, CHANNEL_SHIFT)?;
+        let x_BTC = x_BTC + self.channel_mix.forward(&y_BTC, &before_BTC, call)?;
+        state.extend([(TIME_SHIFT, time_last), (CHANNEL_SHIFT, channel_last)]);
+        Ok((x_BTC, BlockState::new(state)))
+    }
+}
+
+type State = Vec<(&'static str, Tensor)>;
+
+/// The token before each, zeros where a document begins, and the last token, `(B, C)`.
+fn shifted(y_BTC: &Tensor, call: &BlockCall<'_>, name: &str) -> Result<(Tensor, Tensor)> {
+    let time = y_BTC.size()[1];
+    let first_BC = match call.state {
+        Some(state) => state.need(name)?,
+        None => y_BTC.f_select(1, 0)?.f_zeros_like()?,
+    };
+    let rest_BTC = y_BTC.f_narrow(1, 0, time - 1)?;
+    let mut before_BTC = Tensor::f_cat(&[first_BC.f_to_kind(y_BTC.kind())?.f_unsqueeze(1)?, rest_BTC], 1)?;
+    if let Some(resets_BT) = call.resets_BT {
+        before_BTC = before_BTC.f_masked_fill(&resets_BT.f_unsqueeze(-1)?, 0.0)?;
+    }
+    Ok((before_BTC, y_BTC.f_select(1, time - 1)?))
+}
+
+/// y ⊙ μ + s ⊙ (1 − μ).
+fn mixed(y_BTC: &Tensor, before_BTC: &Tensor, mix: &Tensor) -> Tensor {
+    y_BTC * mix + before_BTC * (-mix + 1.0)
+}
+
+/// Names a module's parameters.
+struct Adder<'a> {
+    builder: &'a mut Builder,
+    prefix: &'a str,
+    /// Whether what is no matrix decays too.
+    vectors: Decay,
+    width: i64,
+}
+
+impl Adder<'_> {
+    fn vector(&mut self, name: &str, init: &Init) -> Result<Tensor> {
+        let shape = [1, 1, self.width];
+        self.builder.add(format!("{}.{name}", self.prefix), &shape, init, self.vectors)
+    }
+
+    fn shaped(&mut self, name: &str, shape: &[i64], init: &Init) -> Result<Tensor> {
+        self.builder.add(format!("{}.{name}", self.prefix), shape, init, self.vectors)
+    }
+
+    /// Orthogonal with a gain, zeros without one.
+    fn matrix(&mut self, name: &str, shape: [i64; 2], gain: f64) -> Result<Tensor> {
+        let init = if gain == 0.0 { Init::Constant(0.0) } else { orthogonal(shape, gain)? };
+        self.builder.add(format!("{}.{name}.weight", self.prefix), &shape, &init, Decay::Yes)
+    }
+}
+
+fn adder<'a>(builder: &'a mut Builder, prefix: &'a str, place: Place, version: u64) -> Adder<'a> {
+    let vectors = if version == 4 { Decay::Yes } else { Decay::No };
+    Adder { builder, prefix, vectors, width: signed(place.width) }
+}
+
+#[derive(Debug)]
+enum TimeMix {
+    Four(Four),
+    Five(Five),
+    Six(Six),
+}
+
+#[derive(Debug)]
+struct Four {
+    decay: Tensor,
+    first: Tensor,
+    mix: [Tensor; 3],
+    key: Tensor,
+    value: Tensor,
+    receptance: Tensor,
+    output: Tensor,
+}
+
+impl Four {
+    fn new(builder: &mut Builder, prefix: &str, place: Place) -> Result<Self> {
+        let d = signed(place.width);
+        let mut add = adder(builder, prefix, place, 4);
+        let decay = place.by_channel(|i| -5.0 + 8.0 * place.ratio(i).powf(0.7 + 1.3 * place.depth));
+        let first = place.by_channel(|i| 0.3_f64.ln() + 0.5 * ((i + 1.0) % 3.0 - 1.0));
+        Ok(Self {
+            decay: add.shaped("time_decay", &[d], &decay)?,
+            first: add.shaped("time_first", &[d], &first)?,
+            mix: [
+                add.vector("time_mix_k", &place.power(place.height, 0.0, false))?,
+                add.vector("time_mix_v", &place.power(place.height, 0.3 * place.depth, false))?,
+                add.vector("time_mix_r", &place.power(0.5 * place.height, 0.0, false))?,
+            ],
+            key: add.matrix("key", [d, d], 0.0)?,
+            value: add.matrix("value", [d, d], 1.0)?,
+            receptance: add.matrix("receptance", [d, d], 0.0)?,
+            output: add.matrix("output", [d, d], 0.0)?,
+        })
+    }
+
+    fn forward(&self, y_BTC: &Tensor, before_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, State)> {
+        let project =
+            |mix: &Tensor, weight: &Tensor| product(&mixed(y_BTC, before_BTC, mix), weight, call.precision);
+        let [mix_k, mix_v, mix_r] = &self.mix;
+        let state = match call.state {
+            Some(state) => Some(WkvState {
+                numerator: state.need(NUMERATOR)?,
+                denominator: state.need(DENOMINATOR)?,
+                maximum: state.need(MAXIMUM)?,
+            }),
+            None => None,
+        };
+        let output = wkv(
+            &WkvInput {
+                decay_D: &self.decay,
+                bonus_D: &self.first,
+                k_BTD: &project(mix_k, &self.key)?,
+                v_BTD: &project(mix_v, &self.value)?,
+                state: state.as_ref(),
+                resets_BT: call.resets_BT,
+            },
+            ScanKernel::Auto,
+        )?;
+        let gated = output.y_BTD * project(mix_r, &self.receptance)?.f_sigmoid()?;
+        let WkvState { numerator, denominator, maximum } = output.state;
+        let state = vec![(NUMERATOR, numerator), (DENOMINATOR, denominator), (MAXIMUM, maximum)];
+        Ok((product(&gated, &self.output, call.precision)?, state))
+    }
+}
+
+/// What RWKV-5 and RWKV-6 share: matrices, bonus and norm.
+#[derive(Debug)]
+struct Core {
+    heads: i64,
+    bonus: Tensor,
+    receptance: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor,
+    output: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+}
+
+impl Core {
+    fn new<N: RwkvVersion>(add: &mut Adder<'_>, place: Place, config: &RwkvConfig<N>) -> Result<Self> {
+        let (d, head) = (signed(place.width), signed(config.head_dim));
+        let bonus =
+            place.by_channel(|i| place.depth * (1.0 - place.ratio(i)) + 0.1 * ((i + 1.0) % 3.0 - 1.0));
+        // The index from 1 of the block, over the number of blocks.
+        let deep = 1.0 - place.height + 1.0 / config.blocks as f64;
+        Ok(Self {
+            heads: d / head,
+            bonus: add.shaped("time_faaaa", &[d / head, head], &bonus)?,
+            receptance: add.matrix("receptance", [d, d], 1.0)?,
+            key: add.matrix("key", [d, d], 0.1)?,
+            value: add.matrix("value", [d, d], 1.0)?,
+            output: add.matrix("output", [d, d], 0.0)?,
+            gate: add.matrix("gate", [d, d], 0.1)?,
+            norm_weight: add.shaped("ln_x.weight", &[d], &Init::Constant(deep.powf(0.7)))?,
+            norm_bias: add.shaped("ln_x.bias", &[d], &Init::Constant(0.0))?,
+        })
+    }
+
+    /// Of the mixes of key, value, receptance and gate.
+    fn forward(
+        &self,
+        [k, v, r, g]: [&Tensor; 4],
+        log_decay: LogDecay<'_>,
+        call: &BlockCall<'_>,
+    ) -> Result<(Tensor, State)> {
+        let head =
+            |mix: &Tensor, weight: &Tensor| by_head(&product(mix, weight, call.precision)?, self.heads);
+        let memory = call.state.map(|state| state.need(MEMORY)).transpose()?;
+        let input = LinearAttentionInput {
+            q_BTHK: &head(r, &self.receptance)?,
+            k_BTHK: &head(k, &self.key)?,
+            v_BTHV: &head(v, &self.value)?,
+            log_decay,
+            bonus_HK: Some(&self.bonus),
+            scale: 1.0,
+            state_BHKV: memory.as_ref(),
+            resets_BT: call.resets_BT,
+        };
+        let output = linear_attention(&input, &LinearAttentionOptions::default())?;
+        let o_BTHV = output.o_BTHV.f_to_kind(k.kind())?.f_div_scalar(HEAD_DIVISOR)?;
+        let width = [o_BTHV.size()[3]];
+        let normal = o_BTHV.f_layer_norm(width, None::<&Tensor>, None::<&Tensor>, NORM_EPSILON, true)?;
+        let normal_BTC = normal.f_flatten(2, 3)? * &self.norm_weight + &self.norm_bias;
+        let gated = normal_BTC * product(g, &self.gate, call.precision)?.f_silu()?;
+        Ok((product(&gated, &self.output, call.precision)?, vec![(MEMORY, output.state_BHKV)]))
+    }
+}
+
+/// First values of the decays of RWKV-5 and RWKV-6.
+fn first_decays(place: Place) -> Init {
+    place.by_channel(|i| -6.0 + 5.0 * place.ratio(i).powf(0.7 + 1.3 * place.depth))
+}
+
+#[derive(Debug)]
+struct Five {
+    mix: [Tensor; 4],
+    decay: Tensor,
+    core: Core,
+}
+
+impl Five {
+    fn new<N: RwkvVersion>(
+        builder: &mut Builder,
+        prefix: &str,
+        place: Place,
+        config: &RwkvConfig<N>,
+    ) -> Result<Self> {
+        let mut add = adder(builder, prefix, place, 5);
+        let (d, head) = (signed(place.width), signed(config.head_dim));
+        Ok(Self {
+            mix: [
+                add.vector("time_mix_k", &place.power(place.height, 0.0, false))?,
+                add.vector("time_mix_v", &place.power(place.height, 0.3 * place.depth, false))?,
+                add.vector("time_mix_r", &place.power(0.5 * place.height, 0.0, false))?,
+                add.vector("time_mix_g", &place.power(0.5 * place.height, 0.0, false))?,
+            ],
+            decay: add.shaped("time_decay", &[d / head, head], &first_decays(place))?,
+            core: Core::new(&mut add, place, config)?,
+        })
+    }
+
+    fn forward(&self, y_BTC: &Tensor, before_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, State)> {
+        let mixes = self.mix.each_ref().map(|mix| mixed(y_BTC, before_BTC, mix));
+        let decay = self.decay.f_exp()?.f_neg()?;
+        self.core.forward(mixes.each_ref(), LogDecay::Key(&decay), call)
+    }
+}
+
+#[derive(Debug)]
+struct Six {
+    mix_x: Tensor,
+    /// Of decay, key, value, receptance and gate.
+    mix: [Tensor; 5],
+    mix_down: Tensor,
+    mix_up: Tensor,
+    decay: Tensor,
+    decay_down: Tensor,
+    decay_up: Tensor,
+    core: Core,
+}
+
+impl Six {
+    fn new<N: RwkvVersion>(
+        builder: &mut Builder,
+        prefix: &str,
+        place: Place,
+        config: &RwkvConfig<N>,
+    ) -> Result<Self> {
+        let mut add = adder(builder, prefix, place, 6);
+        let d = signed(place.width);
+        let (rank, decay_rank) = (signed(RWKV_MIX_RANK), signed(RWKV_DECAY_RANK));
+        let plain = place.power(place.height, 0.0, true);
+        let half = place.power(0.5 * place.height, 0.0, true);
+        let small = Init::Uniform(0.01);
+        Ok(Self {
+            mix_x: add.vector("time_maa_x", &plain)?,
+            mix: [
+                add.vector("time_maa_w", &plain)?,
+                add.vector("time_maa_k", &plain)?,
+                add.vector("time_maa_v", &place.power(place.height, 0.3 * place.depth, true))?,
+                add.vector("time_maa_r", &half)?,
+                add.vector("time_maa_g", &half)?,
+            ],
+            mix_down: add.shaped("time_maa_w1", &[d, 5 * rank], &Init::Constant(0.0))?,
+            mix_up: add.shaped("time_maa_w2", &[5, rank, d], &small)?,
+            decay: add.vector("time_decay", &first_decays(place))?,
+            decay_down: add.shaped("time_decay_w1", &[d, decay_rank], &Init::Constant(0.0))?,
+            decay_up: add.shaped("time_decay_w2", &[decay_rank, d], &small)?,
+            core: Core::new(&mut add, place, config)?,
+        })
+    }
+
+    fn forward(&self, y_BTC: &Tensor, before_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, State)> {
+        let kind = y_BTC.kind();
+        // These matrices are stored (in, out).
+        let through = |x: &Tensor, weight_IO: &Tensor| -> Result<Tensor> {
+            Ok(product(x, &weight_IO.f_transpose(0, 1)?, call.precision)?)
+        };
+        let change_BTC = before_BTC - y_BTC;
+        let mixed_BTC = y_BTC + &change_BTC * &self.mix_x;
+        let hidden = through(&mixed_BTC, &self.mix_down)?.f_tanh()?.f_chunk(5, -1)?;
+        let mut mixes = Vec::with_capacity(5);
+        for (index, (hidden, mix)) in (0_i64..).zip(hidden.iter().zip(&self.mix)) {
+            let own = through(hidden, &self.mix_up.f_select(0, index)?)?.f_to_kind(kind)?;
+            mixes.push(y_BTC + &change_BTC * (mix + own));
+        }
+        let [w, k, v, r, g] = mixes.as_slice() else {
+            return Err(crate::error::TrainError::Internal("expected five mixes".into()));
+        };
+        let own = through(&through(w, &self.decay_down)?.f_tanh()?, &self.decay_up)?.f_to_kind(kind)?;
+        let log_decay = by_head(&(&self.decay + own).f_exp()?.f_neg()?, self.core.heads)?;
+        self.core.forward([k, v, r, g], LogDecay::Token(&log_decay), call)
+    }
+}
+
+#[derive(Debug)]
+struct ChannelMix {
+    /// Whether mixes weigh the token before.
+    of_before: bool,
+    mix_k: Tensor,
+    mix_r: Tensor,
+    key: Tensor,
+    receptance: Tensor,
+    value: Tensor,
+}
+
+impl ChannelMix {
+    fn new<N: RwkvVersion>(
+        builder: &mut Builder,
+        prefix: &str,
+        place: Place,
+        config: &RwkvConfig<N>,
+    ) -> Result<Self> {
+        let (d, f) = (signed(place.width), signed(config.feed_forward()));
+        let of_before = N::NUMBER == 6;
+        let mut add = adder(builder, prefix, place, N::NUMBER);
+        let mix = place.power(place.height, 0.0, of_before);
+        let [name_k, name_r] =
+            if of_before { ["time_maa_k", "time_maa_r"] } else { ["time_mix_k", "time_mix_r"] };
+        // v4neo scales by the root of the widening; the later models do not.
+        let gain = if N::NUMBER == 4 { (f as f64 / d as f64).sqrt() } else { 1.0 };
+        Ok(Self {
+            of_before,
+            mix_k: add.vector(name_k, &mix)?,
+            mix_r: add.vector(name_r, &mix)?,
+            key: add.matrix("key", [f, d], gain)?,
+            receptance: add.matrix("receptance", [d, d], 0.0)?,
+            value: add.matrix("value", [d, f], 0.0)?,
+        })
+    }
+
+    fn forward(&self, y_BTC: &Tensor, before_BTC: &Tensor, call: &BlockCall<'_>) -> Result<Tensor> {
+        let mix = |mix: &Tensor| {
+            if self.of_before { mixed(before_BTC, y_BTC, mix) } else { mixed(y_BTC, before_BTC, mix) }
+        };
+        let key_BTF = product(&mix(&self.mix_k), &self.key, call.precision)?.f_relu()?.f_square()?;
+        let gate_BTC = product(&mix(&self.mix_r), &self.receptance, call.precision)?.f_sigmoid()?;
+        Ok(gate_BTC * product(&key_BTF, &self.value, call.precision)?)
+    }
+}
