@@ -341,6 +341,8 @@ mod tests {
         let body = &text[start..start + text[start..].find("};").expect("its end")];
         let code: String =
             body.lines().skip(1).map(|line| line.split("//").next().unwrap_or_default()).collect();
+        // Functions come after the fields.
+        let code = code.split("DEVICE").next().unwrap_or_default();
         let mut size = 0_usize;
         for declaration in code.split(';').map(str::trim).filter(|text| !text.is_empty()) {
             for (index, field) in declaration.split(',').enumerate() {
