@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,8 +17,8 @@ use arrow_array::RecordBatch;
 use arrow_buffer::Buffer;
 use arrow_ipc::convert::try_fb_to_schema;
 use arrow_ipc::reader::{FileDecoder, read_footer_length};
-use arrow_ipc::root_as_footer;
 use arrow_ipc::writer::{FileWriter, IpcWriteOptions};
+use arrow_ipc::{Block, root_as_footer, root_as_message};
 use arrow_schema::{ArrowError, Field, Schema, SchemaRef};
 
 use crate::atomic::{AtomicFile, Written};
@@ -115,8 +116,9 @@ impl ArrowFile {
     /// Maps `path` and checks magic, kind, version and schema.
     ///
     /// # Errors
-    /// When it is no Arrow file, is cut short, or holds something else than `expected`.
-    pub fn open(path: &Path, expected: &Schema) -> Result<Self> {
+    /// When it is no Arrow file, is cut short, or holds something else than one of `expected`, the first of which is
+    /// named in the error.
+    pub fn open(path: &Path, expected: &[SchemaRef]) -> Result<Self> {
         let file = fs_err::File::open(path)?;
         if file.metadata()?.len() < 18 {
             return Err(Error::damaged(path, "an Arrow IPC file", "fewer than 18 bytes"));
@@ -132,7 +134,7 @@ impl ArrowFile {
     ///
     /// # Errors
     /// As [`Self::open`], or when it holds another number.
-    pub(crate) fn open_counted(path: &Path, expected: &Schema, rows: u64, what: &str) -> Result<Self> {
+    pub(crate) fn open_counted(path: &Path, expected: &[SchemaRef], rows: u64, what: &str) -> Result<Self> {
         let file = Self::open(path, expected)?;
         if file.rows() == rows {
             return Ok(file);
@@ -140,7 +142,7 @@ impl ArrowFile {
         Err(Error::damaged(path, format!("{rows} {what}"), format!("{}", file.rows())))
     }
 
-    fn decode(path: &Path, buffer: &Buffer, expected: &Schema) -> Result<Self> {
+    fn decode(path: &Path, buffer: &Buffer, expected: &[SchemaRef]) -> Result<Self> {
         let fail = |error: ArrowError| arrow_error(path, &error);
         if &buffer[..6] != b"ARROW1" {
             return Err(Error::damaged(path, "the magic `ARROW1`", format!("{:02x?}", &buffer[..6])));
@@ -157,7 +159,10 @@ impl ArrowFile {
         let schema =
             footer.schema().ok_or_else(|| Error::damaged(path, "a schema in the Arrow footer", "none"))?;
         let schema = try_fb_to_schema(schema).map_err(fail)?;
-        check_schema(path, expected, &schema)?;
+        let fits = |expected: &&SchemaRef| expected.fields() == schema.fields();
+        if let Some(expected) = expected.iter().find(fits).or(expected.first()) {
+            check_schema(path, expected, &schema)?;
+        }
         let decoder = FileDecoder::new(Arc::new(schema), footer.version());
         let mut batches = Vec::new();
         for block in footer.recordBatches().into_iter().flatten() {
@@ -174,7 +179,11 @@ impl ArrowFile {
                     Error::damaged(path, "record batches inside the file", "one that leaves it")
                 })?;
             let data = buffer.slice_with_length(slice.0, slice.1);
-            batches.extend(decoder.read_record_batch(block, &data).map_err(fail)?);
+            check_buffers(path, &data, block)?;
+            // What the checks above do not know of, the decoder meets with a panic.
+            let batch = catch_unwind(AssertUnwindSafe(|| decoder.read_record_batch(block, &data)));
+            let batch = batch.unwrap_or_else(|_| Err(ArrowError::IpcError("a batch that cannot be".into())));
+            batches.extend(batch.map_err(fail)?);
         }
         Ok(Self { path: path.into(), batches })
     }
@@ -226,7 +235,7 @@ pub(crate) struct MappedRows {
 
 impl MappedRows {
     /// As [`ArrowFile::open_counted`].
-    pub(crate) fn open(path: &Path, expected: &Schema, rows: u64, what: &str) -> Result<Self> {
+    pub(crate) fn open(path: &Path, expected: &[SchemaRef], rows: u64, what: &str) -> Result<Self> {
         let ArrowFile { batches, .. } = ArrowFile::open_counted(path, expected, rows, what)?;
         Ok(Self { starts: RowStarts::new(batches.iter().map(RecordBatch::num_rows)), batches })
     }
@@ -241,6 +250,50 @@ impl MappedRows {
         let (number, within) = self.starts.locate(index)?;
         Some((self.batches.get(number)?, within))
     }
+}
+
+/// Rows of a batch, or values of a column in it, that no file of ours comes near.
+const MOST_ROWS: i64 = 1 << 40;
+
+/// Refuses a batch whose description names bytes that it does not have: the decoder takes them for granted.
+fn check_buffers(path: &Path, data: &[u8], block: &Block) -> Result<()> {
+    let damaged = |found: &str| Err(Error::damaged(path, "buffers inside their record batch", found));
+    let metadata = usize::try_from(block.metaDataLength()).unwrap_or(usize::MAX);
+    let Some((head, body)) = data.split_at_checked(metadata) else {
+        return damaged("a description longer than the batch");
+    };
+    // A continuation marker and a length, or in old files the length alone, stand before the message.
+    let head = match head {
+        [0xff, 0xff, 0xff, 0xff, _, _, _, _, message @ ..] | [_, _, _, _, message @ ..] => message,
+        _ => return damaged("no description"),
+    };
+    let message = match root_as_message(head) {
+        Ok(message) => message,
+        Err(error) => return damaged(&error.to_string()),
+    };
+    let Some(batch) = message.header_as_record_batch() else {
+        return damaged("a message of another kind");
+    };
+    // Values are read in place, so they must lie where the processor may read them.
+    let aligned = body.as_ptr().addr().is_multiple_of(8);
+    let inside = |offset: i64, length: i64| {
+        let end = usize::try_from(offset).ok().zip(usize::try_from(length).ok());
+        end.and_then(|(offset, length)| offset.checked_add(length)).is_some_and(|end| end <= body.len())
+    };
+    if batch.buffers().into_iter().flatten().any(|buffer| !inside(buffer.offset(), buffer.length())) {
+        return damaged("one that leaves it");
+    }
+    if !aligned || batch.buffers().into_iter().flatten().any(|buffer| buffer.offset() % 8 != 0) {
+        return damaged("one that is not aligned");
+    }
+    let possible = |length: i64| (0..=MOST_ROWS).contains(&length);
+    let nodes = batch.nodes().into_iter().flatten();
+    let impossible = |length: i64, nulls: i64| !possible(length) || !(0..=length).contains(&nulls);
+    if !possible(batch.length()) || nodes.into_iter().any(|node| impossible(node.length(), node.null_count()))
+    {
+        return damaged("a number of rows or nulls that cannot be");
+    }
+    Ok(())
 }
 
 fn check_schema(path: &Path, expected: &Schema, found: &Schema) -> Result<()> {

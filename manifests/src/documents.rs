@@ -252,7 +252,7 @@ impl DocumentShard {
     /// # Errors
     /// When the file is no document shard or holds another number.
     pub fn open(path: &Path, documents: u64) -> Result<Self> {
-        Ok(Self { rows: MappedRows::open(path, &schema(), documents, "documents")? })
+        Ok(Self { rows: MappedRows::open(path, &[schema()], documents, "documents")? })
     }
 
     /// Number of documents.
@@ -302,7 +302,7 @@ impl DocumentShard {
 /// # Errors
 /// When the file is no windows file or holds another number than `expected`.
 pub fn read_windows(path: &Path, expected: u64) -> Result<Vec<Window>> {
-    let file = ArrowFile::open_counted(path, &windows_schema(), expected, "windows")?;
+    let file = ArrowFile::open_counted(path, &[windows_schema()], expected, "windows")?;
     let mut windows = Vec::new();
     for batch in &file.batches {
         let u16s = |column: usize| batch.column(column).as_primitive::<UInt16Type>();

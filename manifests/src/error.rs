@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::printable;
+
 /// `Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -41,7 +43,10 @@ pub enum Error {
     },
 
     /// A path in a manifest or listing would leave its folder.
-    #[error("path `{path}` is refused: {reason}; the manifest was not written by xlstm-data or was altered")]
+    #[error(
+        "path `{}` is refused: {reason}; the manifest was not written by xlstm-data or was altered",
+        printable::text(path)
+    )]
     UnsafePath {
         /// The path as given.
         path: String,

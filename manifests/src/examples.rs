@@ -257,7 +257,7 @@ impl ExampleShard {
     /// # Errors
     /// When the file is not such a shard.
     pub fn open(path: &Path, row_length: u16, rows: u64) -> Result<Self> {
-        let file = ArrowFile::open_counted(path, &schema(row_length), rows, "examples")?;
+        let file = ArrowFile::open_counted(path, &[schema(row_length)], rows, "examples")?;
         let row_length = usize::from(row_length);
         let mut batches = Vec::with_capacity(file.batches.len());
         for batch in &file.batches {

@@ -100,6 +100,13 @@ pub struct Manifest {
     pub files: Vec<FileRecord>,
     /// Totals by set, in order of first appearance; spans refer to a set by its index here.
     pub sets: Vec<SetTotals>,
+    /// Totals by the license that documents carry themselves, in order of first appearance; spans refer to a license by
+    /// its index here. Documents that carry none are in no entry.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub record_licenses: Vec<SetTotals>,
+    /// Totals by the source that documents name themselves, likewise.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub record_sources: Vec<SetTotals>,
     /// Totals over the split.
     pub totals: Totals,
     /// Merkle root over the rows' tokens (packed), the documents' tokens or the examples.
@@ -130,6 +137,22 @@ pub struct Source {
     /// Of generated data: name, version, parameters and seed of the generator, which stand for source files.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub generator: Option<serde_json::Value>,
+    /// What the caller said of files that were compared with nothing; the repository above is then absent. Read it
+    /// through [`crate::origin::Origin`], which knows how earlier versions wrote it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub claimed: Option<Claim>,
+}
+
+/// What somebody said of a split's inputs without its having been checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    /// The repository on the Hub that they are said to be of.
+    pub repository: String,
+    /// The revision that was named.
+    pub revision: Option<String>,
+    /// Who says so.
+    pub claimed_by: String,
 }
 
 /// One statement about a licence.
@@ -152,6 +175,15 @@ pub struct Selection {
     pub text_field: Option<String>,
     /// Path of the field that names the set.
     pub set_field: Option<String>,
+    /// Path of the field that names the document, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub id_field: Option<String>,
+    /// Path of the field that holds a document's own license, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub license_field: Option<String>,
+    /// Path of the field that says where a document is from, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub source_field: Option<String>,
     /// Sets left out, sorted.
     pub exclude_sets: Vec<String>,
     /// The prefix that was asked for: documents in order until their tokens reach this number.

@@ -213,7 +213,7 @@ impl PackedShard {
     /// # Errors
     /// When the file is not such a shard.
     pub fn open(path: &Path, row_length: usize, rows: u64) -> Result<Self> {
-        let file = ArrowFile::open(path, &schema(row_length))?;
+        let file = ArrowFile::open(path, &[schema(row_length)])?;
         if file.rows() != rows {
             return Err(Error::damaged(path, format!("{rows} rows"), format!("{}", file.rows())));
         }

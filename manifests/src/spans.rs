@@ -8,6 +8,8 @@
 //! set UInt16?                       index into the manifest's sets
 //! digest FixedSizeBinary(32)        SHA-256 of its text
 //! id Utf8?                          the source's own name for it
+//! license UInt16? · source UInt16?  indexes into the manifest's record_licenses and record_sources; the two columns
+//!                                   are there only where a document of the shard carries one of them
 //! ```
 //! `spans-NNNNN.arrow` lists the documents that *start* in `shard-NNNNN.arrow`, in stream order. Together
 //! the spans tile the stream: each starts where the one before ends.
@@ -48,6 +50,10 @@ pub struct Span {
     pub digest: Sha256Digest,
     /// The source's own name for it.
     pub id: Option<String>,
+    /// Index into the manifest's `record_licenses`.
+    pub license: Option<u16>,
+    /// Index into the manifest's `record_sources`.
+    pub source: Option<u16>,
 }
 
 /// The Merkle leaf of a document: input, record, tokens (little-endian), digest of its text.
@@ -56,24 +62,33 @@ pub fn document_leaf(input: u32, record: u64, length: u64, digest: &Sha256Digest
     merkle::leaf(&[&input.to_le_bytes(), &record.to_le_bytes(), &length.to_le_bytes(), &digest.0])
 }
 
-/// The schema of a spans file.
+/// The schema of a spans file whose documents carry no license and no source of their own.
 #[must_use]
 pub fn schema() -> SchemaRef {
+    arrow_file::schema("spans", fields())
+}
+
+/// The schema of a spans file with a document that carries one.
+#[must_use]
+pub fn schema_with_provenance() -> SchemaRef {
+    let mut fields = fields();
+    fields.extend(["license", "source"].map(|name| Field::new(name, DataType::UInt16, true)));
+    arrow_file::schema("spans", fields)
+}
+
+fn fields() -> Vec<Field> {
     let field = |name: &str, kind: DataType| Field::new(name, kind, false);
-    arrow_file::schema(
-        "spans",
-        vec![
-            field("input", DataType::UInt32),
-            field("record", DataType::UInt64),
-            field("row", DataType::UInt64),
-            field("offset", DataType::UInt16),
-            field("length", DataType::UInt64),
-            field("bytes", DataType::UInt64),
-            Field::new("set", DataType::UInt16, true),
-            field("digest", DataType::FixedSizeBinary(32)),
-            Field::new("id", DataType::Utf8, true),
-        ],
-    )
+    vec![
+        field("input", DataType::UInt32),
+        field("record", DataType::UInt64),
+        field("row", DataType::UInt64),
+        field("offset", DataType::UInt16),
+        field("length", DataType::UInt64),
+        field("bytes", DataType::UInt64),
+        Field::new("set", DataType::UInt16, true),
+        field("digest", DataType::FixedSizeBinary(32)),
+        Field::new("id", DataType::Utf8, true),
+    ]
 }
 
 /// Spans in a record batch.
@@ -84,15 +99,20 @@ const BATCH_SPANS: usize = 1 << 16;
 /// # Errors
 /// When writing fails; the error names the file.
 pub fn write(path: &Path, spans: &[Span]) -> Result<Written> {
-    let mut writer = ArrowWriter::create(path, &schema())?;
+    let provenance = spans.iter().any(|span| span.license.is_some() || span.source.is_some());
+    let schema = if provenance { schema_with_provenance() } else { schema() };
+    let mut writer = ArrowWriter::create(path, &schema)?;
     for chunk in spans.chunks(BATCH_SPANS) {
-        let batch = to_batch(chunk).map_err(|error| Error::Io(std::io::Error::other(error)))?;
+        let batch = to_batch(chunk, &schema).map_err(|error| Error::Io(std::io::Error::other(error)))?;
         writer.write(&batch)?;
     }
     writer.finish()
 }
 
-fn to_batch(spans: &[Span]) -> std::result::Result<RecordBatch, arrow_schema::ArrowError> {
+fn to_batch(
+    spans: &[Span],
+    schema: &SchemaRef,
+) -> std::result::Result<RecordBatch, arrow_schema::ArrowError> {
     let mut digests = FixedSizeBinaryBuilder::with_capacity(spans.len(), 32);
     let mut ids = StringBuilder::new();
     for span in spans {
@@ -100,7 +120,7 @@ fn to_batch(spans: &[Span]) -> std::result::Result<RecordBatch, arrow_schema::Ar
         ids.append_option(span.id.as_deref());
     }
     let u64s = |get: fn(&Span) -> u64| Arc::new(UInt64Array::from_iter_values(spans.iter().map(get)));
-    let columns: Vec<Arc<dyn Array>> = vec![
+    let mut columns: Vec<Arc<dyn Array>> = vec![
         Arc::new(UInt32Array::from_iter_values(spans.iter().map(|span| span.input))),
         u64s(|span| span.record),
         u64s(|span| span.row),
@@ -111,7 +131,11 @@ fn to_batch(spans: &[Span]) -> std::result::Result<RecordBatch, arrow_schema::Ar
         Arc::new(digests.finish()),
         Arc::new(ids.finish()),
     ];
-    RecordBatch::try_new(schema(), columns)
+    if schema.fields().len() > columns.len() {
+        columns.push(Arc::new(spans.iter().map(|span| span.license).collect::<UInt16Array>()));
+        columns.push(Arc::new(spans.iter().map(|span| span.source).collect::<UInt16Array>()));
+    }
+    RecordBatch::try_new(schema.clone(), columns)
 }
 
 /// A mapped spans file.
@@ -126,7 +150,7 @@ impl SpansFile {
     /// # Errors
     /// When the file is no spans file or holds another number.
     pub fn open(path: &Path, spans: u64) -> Result<Self> {
-        Ok(Self { rows: MappedRows::open(path, &schema(), spans, "spans")? })
+        Ok(Self { rows: MappedRows::open(path, &[schema(), schema_with_provenance()], spans, "spans")? })
     }
 
     /// Number of spans.
@@ -146,7 +170,10 @@ impl SpansFile {
     pub fn get(&self, index: usize) -> Option<Span> {
         let (batch, i) = self.rows.locate(index)?;
         let u64_at = |column: usize| batch.column(column).as_primitive::<UInt64Type>().value(i);
-        let set = batch.column(6).as_primitive::<UInt16Type>();
+        let u16_at = |column: &Arc<dyn Array>| {
+            let column = column.as_primitive::<UInt16Type>();
+            column.is_valid(i).then(|| column.value(i))
+        };
         let ids = batch.column(8).as_string::<i32>();
         let mut digest = [0; 32];
         digest.copy_from_slice(batch.column(7).as_fixed_size_binary().value(i));
@@ -157,9 +184,11 @@ impl SpansFile {
             offset: batch.column(3).as_primitive::<UInt16Type>().value(i),
             length: u64_at(4),
             bytes: u64_at(5),
-            set: set.is_valid(i).then(|| set.value(i)),
+            set: u16_at(batch.column(6)),
             digest: Sha256Digest(digest),
             id: ids.is_valid(i).then(|| ids.value(i).to_owned()),
+            license: batch.columns().get(9).and_then(u16_at),
+            source: batch.columns().get(10).and_then(u16_at),
         })
     }
 

@@ -1,19 +1,25 @@
 //! `xlstm-data diff`: what differs between two splits, and which of it makes their roots differ.
 //!
-//! Only the manifests are compared: they hold every digest and count. Differences are of two kinds: those
+//! The manifests are compared, which hold every digest and count; and since a manifest speaks of the files that were
+//! written, each split's files are compared with its own manifest (`--manifests-only` leaves that out and says so).
+//! Differences are of two kinds: those
 //! that decide the tokens and so enter `root` (tokenizer, selection, inputs' bytes, packing, totals, Merkle
 //! roots), and those that do not (names, places, licences, shard size, versions).
-//! Exit code 0 when the roots are the same, 1 when they differ.
+//! Exit code 0 when the roots are the same and every file is the one its manifest lists, 1 when not.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
-use xlstm_manifests::manifest::Input;
+use xlstm_manifests::digest::digest_file;
+use xlstm_manifests::manifest::{FileRecord, Input};
 use xlstm_manifests::{Manifest, Sha256Digest};
+use xlstm_manifests::{origin, printable};
 
+use crate::audit::progress::Progress;
 use crate::report::{CommandError, Outcome, count, write_json};
 
 /// Say what differs between two prepared splits, and why (exit code 0: same root, 1: different)
@@ -25,6 +31,9 @@ pub struct DiffArgs {
     /// The split to compare it with
     #[arg(value_name = "B")]
     pub b: PathBuf,
+    /// Compare the manifests alone and read no other file
+    #[arg(long)]
+    pub manifests_only: bool,
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
@@ -49,6 +58,10 @@ pub struct DiffReport {
     pub sets: Vec<(String, u64, u64)>,
     /// In words, why the tokens are the same or not.
     pub explanation: String,
+    /// What is wrong with the files of A or B: altered or missing.
+    pub problems: Vec<String>,
+    /// Whether the files were looked at.
+    pub files_compared: bool,
 }
 
 /// A field of the manifest with its two values.
@@ -124,7 +137,23 @@ impl InputDifferences {
 /// # Errors
 /// When a manifest cannot be read or contradicts itself.
 pub fn diff(args: &DiffArgs) -> Result<DiffReport, CommandError> {
-    Ok(compare(&Manifest::load(&args.a)?, &Manifest::load(&args.b)?))
+    let (a, b) = (Manifest::load(&args.a)?, Manifest::load(&args.b)?);
+    let mut report = compare(&a, &b);
+    if !args.manifests_only {
+        let total = [&a, &b].iter().flat_map(|manifest| manifest.data_files()).map(|file| file.size).sum();
+        let progress = Progress::over_bytes("diff", total);
+        for (path, manifest) in [(&args.a, &a), (&args.b, &b)] {
+            report.problems.extend(problems(path, manifest, &progress));
+        }
+        report.files_compared = true;
+    }
+    let by = if report.files_compared { "" } else { "By their manifests alone: " };
+    let end = match report.problems.len() {
+        0 => "",
+        _ => " But files are not the ones that the manifests speak of, see below.",
+    };
+    report.explanation = format!("{by}{}{end}", report.explanation);
+    Ok(report)
 }
 
 /// Runs the command: the report goes to `out`.
@@ -138,7 +167,31 @@ pub fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Outcome, CommandError
     } else {
         write_text(out, &report)?;
     }
-    Ok(Outcome::of(report.same_root))
+    Ok(Outcome::of(report.same_root && report.problems.is_empty()))
+}
+
+/// The files of a split that are not the ones its manifest lists.
+fn problems(path: &Path, manifest: &Manifest, progress: &Progress) -> Vec<String> {
+    let file = Manifest::locate(path);
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let problem = |record: &FileRecord| {
+        let place = record.path.under(folder);
+        let shown = printable::path(&place);
+        let found = match digest_file(&place) {
+            Ok(found) => found,
+            Err(error) => return Some(format!("`{shown}`: {}", printable::text(&error.to_string()))),
+        };
+        progress.advance(found.0);
+        (found != (record.size, record.sha256)).then(|| {
+            format!(
+                "`{shown}`: expected {} bytes, sha256 {} (says the manifest), found {} bytes, sha256 {}; it was \
+                 altered: run `xlstm-data audit`",
+                record.size, record.sha256, found.0, found.1
+            )
+        })
+    };
+    let files: Vec<&FileRecord> = manifest.data_files().collect();
+    files.into_par_iter().filter_map(problem).collect()
 }
 
 fn compare(a: &Manifest, b: &Manifest) -> DiffReport {
@@ -174,6 +227,8 @@ fn compare(a: &Manifest, b: &Manifest) -> DiffReport {
         other: differences(other_fields),
         inputs,
         sets,
+        problems: Vec::new(),
+        files_compared: false,
     }
 }
 
@@ -207,13 +262,18 @@ fn deciding_fields(m: &Manifest) -> Vec<(&'static str, Value)> {
 }
 
 fn other_fields(m: &Manifest) -> Vec<(&'static str, Value)> {
+    let source = origin::normalized(&m.source);
     vec![
         ("split", json!(m.split)),
         ("source.profile", json!(m.source.profile)),
-        ("source.repository", json!(m.source.repository)),
-        ("source.requested_revision", json!(m.source.requested_revision)),
-        ("source.resolved_revision", json!(m.source.resolved_revision)),
-        ("source.licences", json!(m.source.licences)),
+        ("source.repository", json!(source.repository)),
+        ("source.requested_revision", json!(source.requested_revision)),
+        ("source.resolved_revision", json!(source.resolved_revision)),
+        ("source.licences", json!(source.licences)),
+        ("source.claimed", json!(source.claimed)),
+        ("selection.id_field", json!(m.selection.id_field)),
+        ("selection.license_field", json!(m.selection.license_field)),
+        ("selection.source_field", json!(m.selection.source_field)),
         ("selection.on_bad_record", json!(m.selection.on_bad_record)),
         ("tokenizer.engine", json!(m.tokenizer.engine)),
         ("tokenizer.engine_version", json!(m.tokenizer.engine_version)),
@@ -268,6 +328,9 @@ fn explain(
 
 fn write_text(out: &mut dyn Write, report: &DiffReport) -> io::Result<()> {
     writeln!(out, "{}", report.explanation)?;
+    for problem in &report.problems {
+        writeln!(out, "✗ {problem}")?;
+    }
     if report.same_root {
         writeln!(out, "root  {}", report.root_a)?;
     } else {
@@ -285,6 +348,7 @@ fn write_text(out: &mut dyn Write, report: &DiffReport) -> io::Result<()> {
         writeln!(out, "inputs: those that both have come in another order")?;
     }
     for (set, a, b) in &report.sets {
+        let set = printable::text(set);
         writeln!(out, "set {set}: A {} tokens, B {} tokens", count(*a), count(*b))?;
     }
     write_differences(out, "decides nothing", &report.other)
@@ -292,7 +356,8 @@ fn write_text(out: &mut dyn Write, report: &DiffReport) -> io::Result<()> {
 
 fn write_differences(out: &mut dyn Write, kind: &str, differences: &[Difference]) -> io::Result<()> {
     for Difference { field, a, b } in differences {
-        writeln!(out, "{field} ({kind})\n      A {a}\n      B {b}")?;
+        let (a, b) = (a.to_string(), b.to_string());
+        writeln!(out, "{field} ({kind})\n      A {}\n      B {}", printable::json(&a), printable::json(&b))?;
     }
     Ok(())
 }
@@ -302,7 +367,7 @@ const NAMES_SHOWN: usize = 20;
 
 fn write_names(out: &mut dyn Write, what: &str, names: &[String]) -> io::Result<()> {
     for name in names.iter().take(NAMES_SHOWN) {
-        writeln!(out, "input {what}: {name}")?;
+        writeln!(out, "input {what}: {}", printable::text(name))?;
     }
     match names.len().saturating_sub(NAMES_SHOWN) {
         0 => Ok(()),

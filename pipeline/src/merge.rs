@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 
 use xlstm_manifests::documents::DocumentShard;
 use xlstm_manifests::examples::Example;
-use xlstm_manifests::manifest::{FileRecord, Input, Layout, Manifest};
+use xlstm_manifests::manifest::{FileRecord, Input, Layout, MANIFEST_NAME, Manifest, SetTotals};
+use xlstm_manifests::merkle::MerkleTree;
+use xlstm_manifests::packed::tokens_leaf;
 use xlstm_manifests::spans::Span;
-use xlstm_manifests::{Dataset, Error as ContractError, digest};
+use xlstm_manifests::{Dataset, Error as ContractError, Sha256Digest, digest};
 
 use crate::engine::BEYOND_MAX_TOKENS;
 use crate::split::{Cursor, InputMeta, Opened, SplitBuilder, SplitError, SplitSpec, TokenizedDocument};
@@ -45,7 +47,10 @@ pub fn merge(parts: &[PathBuf], out: &Path, restart: bool) -> Result<Manifest, M
     let spec = whole(&parts)?;
     let limit = spec.selection.max_tokens;
     let mut builder = match SplitBuilder::open(out, spec, restart)? {
-        Opened::Finished(manifest) => return Ok(*manifest),
+        Opened::Finished(manifest) => {
+            check_finished(out, &parts, &manifest)?;
+            return Ok(*manifest);
+        }
         Opened::Building(builder) => *builder,
     };
     let cursor = builder.cursor();
@@ -66,6 +71,24 @@ pub fn merge(parts: &[PathBuf], out: &Path, restart: bool) -> Result<Manifest, M
         )));
     }
     Ok(builder.finish()?)
+}
+
+/// Whether the whole that is there was made from these parts.
+fn check_finished(out: &Path, parts: &[LoadedPart], manifest: &Manifest) -> Result<(), MergeError> {
+    let inputs: Vec<&Input> = parts.iter().flat_map(|part| &part.manifest.inputs).collect();
+    let same = |a: &Input, b: &Input| (&a.path, a.size, a.sha256) == (&b.path, b.size, b.sha256);
+    let prefix = inputs.iter().zip(&manifest.inputs).all(|(a, b)| same(a, b));
+    let reached = manifest.selection.max_tokens.is_some_and(|limit| manifest.totals.tokens >= limit);
+    let whole = match inputs.len().cmp(&manifest.inputs.len()) {
+        std::cmp::Ordering::Equal => true,
+        std::cmp::Ordering::Greater => reached,
+        std::cmp::Ordering::Less => false,
+    };
+    if prefix && whole {
+        return Ok(());
+    }
+    let (found, differs) = ("a finished dataset", "its inputs: it was not made from these parts".to_owned());
+    Err(SplitError::OtherRun { folder: out.into(), found, differs }.into())
 }
 
 fn load(folders: &[PathBuf]) -> Result<Vec<LoadedPart>, MergeError> {
@@ -128,6 +151,7 @@ fn whole(parts: &[LoadedPart]) -> Result<SplitSpec, MergeError> {
         packing: manifest.packing.clone(),
         part: None,
         plan: reference.plan,
+        plan_without_skip: None,
     })
 }
 
@@ -180,13 +204,37 @@ impl Feeder<'_> {
         Err(ContractError::mismatch(&path, expected, found, hint).into())
     }
 
+    /// A file's own digest can be written anew by whoever alters it; the roots over its tokens are what the part's root
+    /// covers.
+    fn check_root(&self, file: &str, root: Sha256Digest, tree: &MerkleTree) -> Result<(), MergeError> {
+        if tree.root() == root {
+            return Ok(());
+        }
+        let hint = "the part was altered: run its task again with --restart";
+        let path = self.part.folder.join(file);
+        let expected = format!("tokens_root {root} (says the manifest)");
+        Err(ContractError::mismatch(&path, expected, tree.root().to_string(), hint).into())
+    }
+
     /// The part's rows, after every file was checked.
     fn open_rows(&self) -> Result<Dataset, MergeError> {
+        let dataset = Dataset::open_part(&self.part.folder)?;
+        let mut first = 0;
+        let mut whole = MerkleTree::new();
         for shard in &self.part.manifest.shards {
             self.check(&shard.file)?;
             self.check(&shard.companion)?;
+            let mut tree = MerkleTree::new();
+            for row in first..first + shard.file.records {
+                let leaf = dataset.leaf(row)?;
+                tree.push(leaf);
+                whole.push(leaf);
+            }
+            first += shard.file.records;
+            self.check_root(shard.file.path.as_str(), shard.tokens_root, &tree)?;
         }
-        Ok(Dataset::open_part(&self.part.folder)?)
+        self.check_root(MANIFEST_NAME, self.part.manifest.tokens_root, &whole)?;
+        Ok(dataset)
     }
 
     fn examples(&mut self) -> Result<(), MergeError> {
@@ -220,8 +268,13 @@ impl Feeder<'_> {
                 let Span { input, record, bytes, digest, .. } = span;
                 ids.clear();
                 dataset.read_tokens(span.row, span.offset, span.length.saturating_sub(1), &mut ids)?;
-                let set = span.set.and_then(|set| self.part.manifest.sets.get(usize::from(set)));
-                let set = set.map(|set| set.name.clone());
+                let name = |index: Option<u16>, list: &[SetTotals]| {
+                    index.and_then(|index| list.get(usize::from(index))).map(|total| total.name.clone())
+                };
+                let manifest = &self.part.manifest;
+                let set = name(span.set, &manifest.sets);
+                let license = name(span.license, &manifest.record_licenses);
+                let source = name(span.source, &manifest.record_sources);
                 self.push(
                     input,
                     &TokenizedDocument {
@@ -233,6 +286,8 @@ impl Feeder<'_> {
                         digest,
                         set: set.as_deref(),
                         id: span.id.as_deref(),
+                        license: license.as_deref(),
+                        source: source.as_deref(),
                         truncated: false,
                         example: None,
                     },
@@ -243,8 +298,20 @@ impl Feeder<'_> {
     }
 
     fn documents(&mut self) -> Result<(), MergeError> {
+        let mut whole = MerkleTree::new();
         for shard in &self.part.manifest.shards {
             let path = self.check(&shard.file)?;
+            let mut tree = MerkleTree::new();
+            for document in DocumentShard::open(&path, shard.file.records)?.iter() {
+                let leaf = tokens_leaf(&document.ids);
+                tree.push(leaf);
+                whole.push(leaf);
+            }
+            self.check_root(shard.file.path.as_str(), shard.tokens_root, &tree)?;
+        }
+        self.check_root(MANIFEST_NAME, self.part.manifest.tokens_root, &whole)?;
+        for shard in &self.part.manifest.shards {
+            let path = shard.file.path.resolve(&self.part.folder)?;
             for document in DocumentShard::open(&path, shard.file.records)?.iter() {
                 if self.is_done(document.input, document.record) {
                     continue;
@@ -261,6 +328,8 @@ impl Feeder<'_> {
                         digest: document.digest,
                         set: Some(&set),
                         id: document.id.as_deref(),
+                        license: None,
+                        source: None,
                         truncated: document.truncated,
                         example: None,
                     },

@@ -57,7 +57,9 @@ pub fn format_name(format: Format) -> &'static str {
         Format::JsonLines { compression: Compression::Zstd } => "jsonl.zst",
         Format::JsonLines { compression: Compression::Gzip } => "jsonl.gz",
         Format::Parquet => "parquet",
-        Format::Text => "text",
+        Format::Text { compression: Compression::None } => "text",
+        Format::Text { compression: Compression::Zstd } => "text.zst",
+        Format::Text { compression: Compression::Gzip } => "text.gz",
         Format::Crate => "crate",
     }
 }
@@ -65,23 +67,18 @@ pub fn format_name(format: Format) -> &'static str {
 /// The format that a manifest names.
 #[must_use]
 pub fn format_of_name(name: &str) -> Option<Format> {
-    let json = |compression| Format::JsonLines { compression };
-    [
-        json(Compression::None),
-        json(Compression::Zstd),
-        json(Compression::Gzip),
-        Format::Parquet,
-        Format::Text,
-        Format::Crate,
-    ]
-    .into_iter()
-    .find(|&format| format_name(format) == name)
+    let compressed = [Compression::None, Compression::Zstd, Compression::Gzip];
+    let formats = compressed
+        .into_iter()
+        .flat_map(|compression| [Format::JsonLines { compression }, Format::Text { compression }]);
+    formats.chain([Format::Parquet, Format::Crate]).find(|&format| format_name(format) == name)
 }
 
 /// Whether a file of this format is much smaller than its text.
 #[must_use]
 pub fn is_compressed(format: Format) -> bool {
-    !matches!(format, Format::JsonLines { compression: Compression::None } | Format::Text)
+    let plain = Compression::None;
+    !matches!(format, Format::JsonLines { compression } | Format::Text { compression } if compression == plain)
 }
 
 /// The digest that a listing declares, as a manifest holds it.
@@ -118,6 +115,8 @@ pub struct Plan {
     pub inputs_folder: Option<PathBuf>,
     /// Documents and tokens that the catalog expects, where it knows.
     pub expected_tokens: Option<u64>,
+    /// What the user should know before it is carried out: what was passed over, what is missing.
+    pub notes: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -142,8 +141,7 @@ impl Plan {
                 declared: input.declared.as_ref(),
             })
             .collect();
-        self.spec.plan = self.spec.plan_digest(&inputs)?;
-        Ok(())
+        self.spec.seal(&inputs)
     }
 
     /// The inputs of part `index` (1-based) of `count`: contiguous, so that parts put end to end are the whole,

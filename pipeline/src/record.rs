@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 /// One document as its source holds it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Record {
     /// 0-based position in the input file, counting every record.
     pub number: u64,
@@ -17,6 +17,10 @@ pub struct Record {
     pub id: Option<String>,
     /// The set it counts towards: `redpajama_set_name`, PALOMA's domain, a file extension.
     pub set: Option<String>,
+    /// The license that it carries itself.
+    pub license: Option<String>,
+    /// Where it says that it is from: `meta.source`, a repository, a site.
+    pub source: Option<String>,
     /// Whether the source says that the text was cut (PALOMA's `metadata.truncated_portion`).
     pub truncated: bool,
 }

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use xlstm_manifests::documents::{Document, DocumentShard};
+use xlstm_manifests::manifest::SetTotals;
 use xlstm_manifests::spans::{Span, SpansFile};
 use xlstm_manifests::{Dataset, Manifest, Result, Sha256Digest};
 
@@ -35,6 +36,10 @@ pub(crate) struct Meta {
     pub(crate) set: Option<String>,
     /// The source's own name for it.
     pub(crate) id: Option<String>,
+    /// The license that it carries itself.
+    pub(crate) license: Option<String>,
+    /// Where it says that it is from.
+    pub(crate) source: Option<String>,
     /// Tokens of its text, without separator.
     pub(crate) tokens: u64,
     /// UTF-8 bytes of its text.
@@ -120,7 +125,9 @@ impl Corpus {
     pub(crate) fn shard(&self, number: usize) -> Result<ShardDocuments<'_>> {
         let manifest = self.manifest();
         let append = manifest.packing.append_end_of_text;
-        let sets: Vec<String> = manifest.sets.iter().map(|set| set.name.clone()).collect();
+        let names = |totals: &[SetTotals]| totals.iter().map(|set| set.name.clone()).collect();
+        let (sets, licenses) = (names(&manifest.sets), names(&manifest.record_licenses));
+        let sources = names(&manifest.record_sources);
         let list = match &self.content {
             Content::Rows(dataset) => List::Spans(dataset.spans(number)?, dataset),
             Content::Documents { folder, .. } => {
@@ -128,7 +135,7 @@ impl Corpus {
                 List::Documents(DocumentShard::open(&record.path.resolve(folder)?, record.records)?)
             }
         };
-        Ok(ShardDocuments { list, sets, append })
+        Ok(ShardDocuments { list, sets, licenses, sources, append })
     }
 }
 
@@ -137,6 +144,8 @@ impl Corpus {
 pub(crate) struct ShardDocuments<'a> {
     list: List<'a>,
     sets: Vec<String>,
+    licenses: Vec<String>,
+    sources: Vec<String>,
     append: bool,
 }
 
@@ -188,10 +197,13 @@ impl ShardDocuments<'_> {
     }
 
     fn of_span(&self, span: Span) -> Meta {
+        let name = |index: Option<u16>, names: &[String]| names.get(usize::from(index?)).cloned();
         Meta {
             input: span.input,
             record: span.record,
-            set: span.set.and_then(|set| self.sets.get(usize::from(set)).cloned()),
+            set: name(span.set, &self.sets),
+            license: name(span.license, &self.licenses),
+            source: name(span.source, &self.sources),
             id: span.id,
             tokens: span.length.saturating_sub(u64::from(self.append)),
             bytes: span.bytes,
@@ -207,6 +219,8 @@ impl ShardDocuments<'_> {
             record: document.record,
             set: set_name(&document.source, &document.domain, &self.sets),
             id: document.id,
+            license: None,
+            source: None,
             tokens,
             bytes: document.bytes,
             digest: document.digest,

@@ -4,6 +4,7 @@
 //! source file is read once. Files are read in parallel, and inside a file batches of documents are
 //! tokenized in parallel, so that one large file keeps all cores at work too.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use serde::Serialize;
 use xlstm_manifests::manifest::{Input, Layout, MANIFEST_NAME};
 use xlstm_manifests::{Manifest, Sha256Digest};
 
-use super::corpus::{Corpus, ShardDocuments};
+use super::corpus::{Corpus, Meta, ShardDocuments};
 use super::deep_examples;
 use super::finding::{Check, Findings};
 use super::locate::Locator;
@@ -20,7 +21,7 @@ use super::progress::Progress;
 use super::sample::{Amount, Chosen};
 use crate::record::{Record, Step};
 use crate::report::CommandError;
-use crate::sources::{self, Fields, Format};
+use crate::sources::{self, Fields, Format, SourceError};
 use crate::tokenizer::{EncodeScratch, Gpt2Tokenizer};
 
 /// What a deep audit did.
@@ -119,7 +120,21 @@ pub(super) fn check(
 /// The fields that the text was read from.
 pub(crate) fn fields_of(manifest: &Manifest) -> Fields {
     let profile = manifest.source.profile.as_str();
-    let mut fields = if profile.starts_with("paloma") { Fields::paloma() } else { Fields::default() };
+    let mut fields = match profile {
+        _ if profile.starts_with("paloma") => Fields::paloma(),
+        _ if profile.starts_with("slimpajama") => Fields::slimpajama(),
+        _ => Fields::default(),
+    };
+    let selection = &manifest.selection;
+    for (field, named) in [
+        (&mut fields.id, &selection.id_field),
+        (&mut fields.license, &selection.license_field),
+        (&mut fields.source, &selection.source_field),
+    ] {
+        if named.is_some() {
+            field.clone_from(named);
+        }
+    }
     if let Some(text) = &manifest.selection.text_field {
         fields.text.clone_from(text);
     }
@@ -127,6 +142,23 @@ pub(crate) fn fields_of(manifest: &Manifest) -> Fields {
         fields.set.clone_from(&manifest.selection.set_field);
     }
     fields
+}
+
+/// How an input was read. Its name says it, whatever a cache calls the file.
+pub(crate) fn format_of(input: &Input) -> Result<Format, SourceError> {
+    match crate::plan::format_of_name(&input.format) {
+        Some(format) => Ok(format),
+        None => Format::of(Path::new(input.path.as_str())),
+    }
+}
+
+/// The text as it was read: earlier versions took a byte order mark at a file's head for a part of it.
+pub(crate) fn with_mark<'a>(text: &'a str, meta: &Meta) -> Cow<'a, str> {
+    if meta.bytes != text.len() as u64 + 3 {
+        return Cow::Borrowed(text);
+    }
+    let marked = format!("\u{feff}{text}");
+    if Sha256Digest::of(marked.as_bytes()) == meta.digest { Cow::Owned(marked) } else { Cow::Borrowed(text) }
 }
 
 fn same_tokenizer(
@@ -183,7 +215,7 @@ impl Deep<'_> {
     ) -> Result<(), String> {
         let say = |error: &dyn std::error::Error| error.to_string();
         // A cache may keep the file under another name: the format is that of the input's own.
-        let format = Format::of(Path::new(input.path.as_str())).map_err(|error| say(&error))?;
+        let format = format_of(input).map_err(|error| say(&error))?;
         let mut wanted = numbers.iter().copied().peekable();
         let mut shard: Option<(usize, ShardDocuments<'_>)> = None;
         let first = match wanted.peek() {
@@ -274,12 +306,13 @@ impl Deep<'_> {
         source: &Record,
         workplace: &mut Workplace<'c>,
     ) -> Result<(), String> {
-        let text = source.text.as_str();
         let missing = || format!("document {number} is not in the split");
         let (shard, place) = self.corpus.place_of(number).ok_or_else(missing)?;
         let Workplace { scratch, open, stored, encoded } = workplace;
         let documents = self.open(shard, open)?;
         let meta = documents.read(place, stored).map_err(|error| error.to_string())?.ok_or_else(missing)?;
+        let text = with_mark(&source.text, &meta);
+        let text = text.as_ref();
         let differ = |what: &str, expected: String, found: String| {
             let record = meta.record;
             Err(format!(
@@ -297,6 +330,17 @@ impl Deep<'_> {
             && !names_set(found, expected)
         {
             return differ("set", format!("`{expected}`"), format!("`{found}`"));
+        }
+        let manifest = self.corpus.manifest();
+        // Manifests of before these fields were recorded do not say which field was read.
+        for (what, recorded, expected, found) in [
+            ("id", manifest.selection.id_field.is_some(), &source.id, &meta.id),
+            ("license", !manifest.record_licenses.is_empty(), &source.license, &meta.license),
+            ("source", !manifest.record_sources.is_empty(), &source.source, &meta.source),
+        ] {
+            if recorded && expected != found {
+                return differ(what, format!("{expected:?}"), format!("{found:?}"));
+            }
         }
         if let Some(found) = meta.chars_and_words {
             let expected = (text.chars().count() as u64, xlstm_manifests::documents::count_words(text));

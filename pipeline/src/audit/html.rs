@@ -1,5 +1,7 @@
 //! The audit as a page: verdict, findings, figures and plots of each split.
 
+use xlstm_manifests::manifest::SetTotals;
+
 use super::{AuditReport, SplitReport, Summary};
 use crate::report::{Bar, Cell, Page, Table, bar_chart, bytes, count, histogram, percent, share};
 
@@ -88,11 +90,9 @@ fn write_facts(page: &mut Page, summary: &Summary) {
         ("Root", summary.root.to_string()),
         ("Profile", format!("{}, split {}", summary.profile, summary.split)),
     ];
-    if let Some(repository) = &summary.repository {
-        facts.push((
-            "Source",
-            format!("{repository} @ {}", summary.revision.as_deref().unwrap_or("a revision not recorded")),
-        ));
+    let origin = summary.origin.sentence();
+    if !origin.is_empty() {
+        facts.push(("Source", origin));
     }
     facts.extend([
         ("Inputs", count(summary.inputs)),
@@ -203,7 +203,36 @@ fn write_left_out(page: &mut Page, summary: &Summary) {
     page.table(&table);
 }
 
-/// Writes what is said about the licence, and by whom.
+fn write_records(page: &mut Page, title: &str, column: &str, records: &[SetTotals], summary: &Summary) {
+    if records.is_empty() {
+        return;
+    }
+    let totals = &summary.totals;
+    let mut table = Table::new(title, &[column, "#Documents", "#Text", "#Tokens", "#Share"]).sortable();
+    let mut row = |name: &str, documents, text_bytes: u64, tokens| {
+        let percents = share(tokens, totals.tokens);
+        table.cells(vec![
+            Cell::text(name),
+            Cell::count(documents),
+            Cell::number(text_bytes as f64, &bytes(text_bytes)),
+            Cell::count(tokens),
+            Cell::number(percents, &percent(percents)),
+        ]);
+    };
+    let mut rest = (totals.documents, totals.text_bytes, totals.tokens);
+    for record in records {
+        row(&record.name, record.documents, record.text_bytes, record.tokens);
+        rest.0 = rest.0.saturating_sub(record.documents);
+        rest.1 = rest.1.saturating_sub(record.text_bytes);
+        rest.2 = rest.2.saturating_sub(record.tokens);
+    }
+    if rest.0 > 0 {
+        row("(none of their own)", rest.0, rest.1, rest.2);
+    }
+    page.table(&table);
+}
+
+/// Writes what is said about the licence, and by whom, and what documents say of themselves.
 pub fn write_licences(page: &mut Page, summary: &Summary) {
     if !summary.licences.is_empty() {
         let mut table =
@@ -214,6 +243,14 @@ pub fn write_licences(page: &mut Page, summary: &Summary) {
         page.subheading("Licences");
         page.table(&table);
     }
+    write_records(
+        page,
+        "Licences that documents carry themselves",
+        "Licence",
+        &summary.record_licenses,
+        summary,
+    );
+    write_records(page, "Where documents say that they are from", "From", &summary.record_sources, summary);
     if !summary.input_licences.is_empty() {
         let mut table = Table::new("Licences that inputs carry themselves", &["Licence", "#Inputs"]);
         for (licence, inputs) in summary.licences_by_inputs() {

@@ -38,7 +38,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use deep::DeepReport;
-pub(crate) use deep::fields_of;
+pub(crate) use deep::{fields_of, format_of, with_mark};
 pub use duplicates::Duplicates;
 pub use finding::{Check, Finding};
 pub use folder::{INPUTS_POINTER, splits_at};

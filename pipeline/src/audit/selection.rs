@@ -63,6 +63,9 @@ mod tests {
         let selection = |fraction: &str, held_out| Selection {
             text_field: None,
             set_field: None,
+            id_field: None,
+            license_field: None,
+            source_field: None,
             exclude_sets: vec!["books".into()],
             max_tokens: None,
             holdout: Some(Holdout { fraction: fraction.into(), held_out }),

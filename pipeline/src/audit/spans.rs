@@ -50,6 +50,8 @@ pub(super) struct Documents {
     pub(super) last: Option<(u32, u64)>,
     pub(super) by_input: BTreeMap<u32, Sum>,
     pub(super) by_set: BTreeMap<String, Sum>,
+    pub(super) by_license: BTreeMap<u16, Sum>,
+    pub(super) by_source: BTreeMap<u16, Sum>,
     pub(super) lengths: [u64; LENGTH_BUCKETS],
     pub(super) findings: Findings,
 }
@@ -65,6 +67,8 @@ impl Default for Documents {
             last: None,
             by_input: BTreeMap::new(),
             by_set: BTreeMap::new(),
+            by_license: BTreeMap::new(),
+            by_source: BTreeMap::new(),
             lengths: [0; LENGTH_BUCKETS],
             findings: Findings::default(),
         }
@@ -125,6 +129,9 @@ pub(super) struct Place<'a> {
     pub(super) row_length: u64,
     pub(super) inputs: u32,
     pub(super) sets: &'a [String],
+    /// How many licenses and sources of documents the manifest lists.
+    pub(super) licenses: usize,
+    pub(super) sources: usize,
     pub(super) append_end_of_text: bool,
     pub(super) selected: &'a Selected,
 }
@@ -154,6 +161,17 @@ pub(super) fn scan_spans(spans: &SpansFile, place: &Place<'_>) -> Documents {
         if span.set.is_some() && set.is_none() {
             let expected = format!("a set below {} for document {index}", place.sets.len());
             complain(&mut found.findings, expected, format!("{:?}", span.set));
+        }
+        for (what, index, length, sums) in [
+            ("license", span.license, place.licenses, &mut found.by_license),
+            ("source", span.source, place.sources, &mut found.by_source),
+        ] {
+            let Some(index) = index else { continue };
+            sums.entry(index).or_default().add(span.bytes, span.length);
+            if usize::from(index) >= length {
+                let expected = format!("a {what} below {length} for document {}", found.leaves.len());
+                found.findings.differ(place.file, Check::Spans, expected, index);
+            }
         }
         let end = start.saturating_add(span.length);
         expected_start = Some(end);

@@ -316,6 +316,8 @@ fn place<'a>(context: &'a Context<'_>, shard: &'a Shard, rows: std::ops::Range<u
         row_length: u64::from(context.manifest.packing.row_length),
         inputs: u32::try_from(context.manifest.inputs.len()).unwrap_or(u32::MAX),
         sets: &context.sets,
+        licenses: context.manifest.record_licenses.len(),
+        sources: context.manifest.record_sources.len(),
         append_end_of_text: context.manifest.packing.append_end_of_text,
         selected: &context.selected,
     }

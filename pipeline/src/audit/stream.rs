@@ -28,6 +28,8 @@ pub(super) struct Stream {
     last: Option<(u32, u64)>,
     by_input: BTreeMap<u32, Sum>,
     by_set: BTreeMap<String, Sum>,
+    by_license: BTreeMap<u16, Sum>,
+    by_source: BTreeMap<u16, Sum>,
     pub(super) lengths: [u64; LENGTH_BUCKETS],
     pub(super) duplicates: DuplicateCounter,
     pub(super) findings: Findings,
@@ -52,6 +54,8 @@ impl Stream {
             last: None,
             by_input: BTreeMap::new(),
             by_set: BTreeMap::new(),
+            by_license: BTreeMap::new(),
+            by_source: BTreeMap::new(),
             lengths: [0; LENGTH_BUCKETS],
             duplicates: DuplicateCounter::default(),
             findings: Findings::default(),
@@ -88,6 +92,12 @@ impl Stream {
         }
         for (set, sum) in documents.by_set {
             self.by_set.entry(set).or_default().absorb(sum);
+        }
+        for (license, sum) in documents.by_license {
+            self.by_license.entry(license).or_default().absorb(sum);
+        }
+        for (source, sum) in documents.by_source {
+            self.by_source.entry(source).or_default().absorb(sum);
         }
         self.findings.absorb(rows.findings);
         self.findings.absorb(documents.findings);
@@ -190,6 +200,17 @@ impl Stream {
         }
         for (set, sum) in std::mem::take(&mut self.by_set) {
             compare(format!("set `{set}`, which the manifest lacks"), sum, Sum::default());
+        }
+        for (what, stated, recounted) in [
+            ("license", &manifest.record_licenses, &self.by_license),
+            ("source", &manifest.record_sources, &self.by_source),
+        ] {
+            for (index, total) in (0u16..).zip(stated) {
+                let stated =
+                    Sum { documents: total.documents, text_bytes: total.text_bytes, tokens: total.tokens };
+                let recounted = recounted.get(&index).copied().unwrap_or_default();
+                compare(format!("{what} `{}` of documents", total.name), recounted, stated);
+            }
         }
         let totals = &manifest.totals;
         let stated =

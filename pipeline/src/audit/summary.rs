@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use xlstm_manifests::manifest::{Layout, Licence, Totals};
+use xlstm_manifests::manifest::{Layout, Licence, SetTotals, Totals};
+use xlstm_manifests::origin::{self, Origin};
 use xlstm_manifests::{Manifest, Sha256Digest};
 
 use super::duplicates::Duplicates;
@@ -26,7 +27,9 @@ const SLIMPAJAMA_CARD: [(&str, f64); 7] = [
 pub struct Summary {
     /// Dataset profile.
     pub profile: String,
-    /// Repository on the Hub.
+    /// What was compared, and what was only claimed.
+    pub origin: Origin,
+    /// Repository on the Hub that the inputs were compared with.
     pub repository: Option<String>,
     /// The commit.
     pub revision: Option<String>,
@@ -40,6 +43,10 @@ pub struct Summary {
     pub licences: Vec<Licence>,
     /// Inputs by the licence that each carries itself.
     pub input_licences: BTreeMap<String, u64>,
+    /// Totals by the license that documents carry themselves.
+    pub record_licenses: Vec<SetTotals>,
+    /// Totals by the source that documents name themselves.
+    pub record_sources: Vec<SetTotals>,
     /// Files that were read.
     pub inputs: u64,
     /// Documents, bytes, tokens, rows, and what was left out by reason.
@@ -98,19 +105,23 @@ impl Summary {
         for licence in manifest.inputs.iter().filter_map(|input| input.licence.as_ref()) {
             *input_licences.entry(licence.clone()).or_default() += 1;
         }
+        let origin = Origin::of(manifest);
         let lengths = stream.map(|stream| {
             let used = stream.lengths.iter().rposition(|&documents| documents > 0).map_or(0, |last| last + 1);
             stream.lengths[..used].to_vec()
         });
         Self {
             profile: manifest.source.profile.clone(),
-            repository: manifest.source.repository.clone(),
-            revision: manifest.source.resolved_revision.clone(),
+            repository: origin.repository.clone(),
+            revision: origin.revision.clone(),
+            origin,
             split: manifest.split.clone(),
             layout: manifest.layout,
             root: manifest.root,
-            licences: manifest.source.licences.clone(),
+            licences: origin::normalized(&manifest.source).licences,
             input_licences,
+            record_licenses: manifest.record_licenses.clone(),
+            record_sources: manifest.record_sources.clone(),
             inputs: manifest.inputs.len() as u64,
             totals: manifest.totals.clone(),
             sets,

@@ -2,8 +2,12 @@
 
 use std::io::{self, Write};
 
+use xlstm_manifests::manifest::{SetTotals, Totals};
+use xlstm_manifests::origin::Compared;
+use xlstm_manifests::printable;
+
 use super::{AuditReport, SourcesReport, SplitReport, Summary};
-use crate::report::{bytes, count, percent};
+use crate::report::{bytes, count, percent, share};
 
 pub(super) fn write(out: &mut dyn Write, report: &AuditReport) -> io::Result<()> {
     for (index, split) in report.splits.iter().enumerate() {
@@ -25,16 +29,17 @@ fn write_split(out: &mut dyn Write, split: &SplitReport) -> io::Result<()> {
     writeln!(
         out,
         "{}: {verdict} ({} files, {}; content of {} shards)",
-        split.folder.display(),
+        printable::path(&split.folder),
         count(checked.files),
         bytes(checked.bytes),
         count(checked.shards)
     )?;
     for finding in &split.findings {
-        writeln!(out, "  ✗ {} [{}]: {}", finding.file, finding.check.name(), finding.message)?;
+        let (file, message) = (printable::text(&finding.file), printable::text(&finding.message));
+        writeln!(out, "  ✗ {file} [{}]: {message}", finding.check.name())?;
     }
     for not_done in &split.not_done {
-        writeln!(out, "  – {not_done}")?;
+        writeln!(out, "  – {}", printable::text(not_done))?;
     }
     if let Some(documents) = split.text_documents {
         writeln!(out, "  text        tokens of {} documents decoded and hashed", count(documents))?;
@@ -83,25 +88,24 @@ const LICENCES_SHOWN: usize = 8;
 fn write_summary(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
     let totals = &summary.totals;
     writeln!(out, "  root        {}", summary.root)?;
-    writeln!(out, "  profile     {}, split {}", summary.profile, summary.split)?;
-    if let Some(repository) = &summary.repository {
-        writeln!(
-            out,
-            "  source      {repository} @ {}",
-            summary.revision.as_deref().unwrap_or("a revision not recorded")
-        )?;
-    }
+    let (profile, split) = (printable::text(&summary.profile), printable::text(&summary.split));
+    let claimed = if summary.origin.claimed.is_some() { " (claimed)" } else { "" };
+    writeln!(out, "  profile     {profile}{claimed}, split {split}")?;
+    write_origin(out, summary)?;
     for licence in &summary.licences {
         let spdx = licence.spdx.as_ref().map_or(String::new(), |spdx| format!(" [{spdx}]"));
-        writeln!(out, "  licence     {}: “{}”{spdx}", licence.claimed_by, licence.statement)?;
+        let (who, statement) = (printable::text(&licence.claimed_by), printable::text(&licence.statement));
+        writeln!(out, "  licence     {who}: “{statement}”{}", printable::text(&spdx))?;
     }
     let licences = summary.licences_by_inputs();
     for (licence, inputs) in licences.iter().take(LICENCES_SHOWN) {
-        writeln!(out, "  licence     {:>6} inputs  {licence}", count(*inputs))?;
+        writeln!(out, "  licence     {:>6} inputs  {}", count(*inputs), printable::text(licence))?;
     }
     if let Some(more @ 1..) = licences.len().checked_sub(LICENCES_SHOWN) {
         writeln!(out, "  licence     and {more} more (--json or --html list them)")?;
     }
+    write_records(out, "licence", &summary.record_licenses, totals)?;
+    write_records(out, "from", &summary.record_sources, totals)?;
     writeln!(
         out,
         "  totals      {} documents, {} of text, {} tokens, {} rows, from {} inputs",
@@ -112,7 +116,7 @@ fn write_summary(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
         count(summary.inputs)
     )?;
     for (reason, records) in &totals.left_out {
-        writeln!(out, "  left out    {} {reason}", count(*records))?;
+        writeln!(out, "  left out    {} {}", count(*records), printable::text(reason))?;
     }
     if let Some(duplicates) = &summary.duplicate_documents {
         let about = match duplicates.sampled_one_in {
@@ -123,22 +127,71 @@ fn write_summary(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
         writeln!(out, "  duplicates  {documents} documents repeat an earlier one{about}")?;
     }
     for (earlier, later) in &summary.duplicate_inputs {
+        let (earlier, later) = (printable::text(earlier), printable::text(later));
         writeln!(out, "  duplicates  input `{later}` has the same bytes as `{earlier}`")?;
     }
     write_sets(out, summary)
+}
+
+/// What was compared and what was only claimed.
+fn write_origin(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
+    let origin = &summary.origin;
+    if let Some(repository) = &origin.repository {
+        let revision = origin.revision.as_deref().unwrap_or("a revision not recorded");
+        writeln!(out, "  source      {} @ {}", printable::text(repository), printable::text(revision))?;
+    }
+    if let Some(claim) = &origin.claimed {
+        writeln!(out, "  source      {}", printable::text(&claim.sentence()))?;
+    }
+    for Compared { by, algorithm, inputs } in &origin.compared {
+        let (by, algorithm) = (printable::text(by), printable::text(algorithm));
+        writeln!(out, "  compared    {} inputs with {algorithm} published by {by}", count(*inputs))?;
+    }
+    match origin.not_compared {
+        0 => Ok(()),
+        inputs => writeln!(out, "  compared    {} inputs with nothing that anybody published", count(inputs)),
+    }
+}
+
+/// Totals by what documents carry themselves; documents without it are said too.
+fn write_records(out: &mut dyn Write, label: &str, records: &[SetTotals], totals: &Totals) -> io::Result<()> {
+    if records.is_empty() {
+        return Ok(());
+    }
+    let mut sorted: Vec<&SetTotals> = records.iter().collect();
+    sorted.sort_by(|a, b| b.tokens.cmp(&a.tokens).then_with(|| a.name.cmp(&b.name)));
+    let mut line = |name: &str, documents: u64, tokens: u64| {
+        let share = percent(share(tokens, totals.tokens));
+        let (documents, tokens) = (count(documents), count(tokens));
+        writeln!(out, "  {label:11} {documents:>10} documents {tokens:>15} tokens {share:>8}  {name}")
+    };
+    for record in sorted.iter().take(SETS_SHOWN) {
+        line(&printable::text(&record.name), record.documents, record.tokens)?;
+    }
+    let rest = sorted.iter().skip(SETS_SHOWN);
+    let (documents, tokens) = rest.fold((0, 0), |sum, r| (sum.0 + r.documents, sum.1 + r.tokens));
+    if documents > 0 {
+        line(&format!("{} more (--json or --html list them)", sorted.len() - SETS_SHOWN), documents, tokens)?;
+    }
+    let counted = records.iter().fold((0, 0), |sum, r| (sum.0 + r.documents, sum.1 + r.tokens));
+    if counted.0 < totals.documents {
+        line("(none of their own)", totals.documents - counted.0, totals.tokens.saturating_sub(counted.1))?;
+    }
+    Ok(())
 }
 
 /// Sets shown before the rest is summed up.
 const SETS_SHOWN: usize = 40;
 
 fn write_sets(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
-    let width = summary.sets.iter().take(SETS_SHOWN).map(|set| set.name.chars().count()).max().unwrap_or(0);
-    for set in summary.sets.iter().take(SETS_SHOWN) {
+    let shown = || summary.sets.iter().take(SETS_SHOWN).map(|set| (printable::text(&set.name), set));
+    let width = shown().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    for (name, set) in shown() {
         let card = set.card_percent.map_or(String::new(), |card| format!(" (card: {})", percent(card)));
         writeln!(
             out,
             "  set         {:width$}  {:>15} tokens {:>8}{card}",
-            set.name,
+            name,
             count(set.tokens),
             percent(set.token_percent)
         )?;

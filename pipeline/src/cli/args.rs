@@ -73,6 +73,12 @@ pub(super) enum DatasetArgs {
         /// Field that names the document
         #[arg(long, value_name = "FIELD")]
         id_field: Option<String>,
+        /// Field that holds a document's own license: kept by document, with totals in the manifest
+        #[arg(long, value_name = "FIELD")]
+        license_field: Option<String>,
+        /// Field that says where a document is from (a repository, a site): kept likewise
+        #[arg(long, value_name = "FIELD")]
+        source_field: Option<String>,
         /// Hold out this fraction of the documents, chosen by digest, as split `validation`
         #[arg(long, value_name = "FRACTION", conflicts_with = "split")]
         holdout: Option<String>,

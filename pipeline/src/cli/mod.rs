@@ -12,10 +12,15 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
+use xlstm_manifests::catalog::CatalogError;
+use xlstm_manifests::printable;
 
 use crate::engine::EngineError;
 use crate::hub::HubError;
+use crate::merge::MergeError;
 use crate::sources::SourceError;
+use crate::split::SplitError;
+use crate::tasks::TaskError;
 
 /// Prepare, audit and trace training data for xLSTM: from bytes on the Hub to packed shards whose every token
 /// leads back to its source.
@@ -61,7 +66,7 @@ pub fn run() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
-    let mut out = std::io::stdout().lock();
+    let mut out = printable::Filter::new(std::io::stdout().lock());
     match cli.command {
         Command::Prepare(args) => prepare::prepare(args, &mut out),
         Command::Plan(args) => prepare::plan(args, &mut out),
@@ -72,7 +77,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Overlap(args) => Ok(crate::overlap::run(&args, &mut out)?.exit_code().into()),
         Command::Export(args) => Ok(crate::export::run(&args, &mut out)?.exit_code().into()),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "xlstm-data", &mut out);
+            clap_complete::generate(shell, &mut Cli::command(), "xlstm-data", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -98,7 +103,7 @@ fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
         text = format!("{text}; {advice}");
     }
     // Nothing is left to be done when stderr is closed.
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", printable::lines(&text));
     ExitCode::from(exit_code(&error))
 }
 
@@ -126,7 +131,7 @@ fn advice(error: &anyhow::Error) -> Option<&'static str> {
     }
 }
 
-/// 1 for the user's input or data, 2 for a fault of ours.
+/// 1 for the user's input or data, 2 for a fault of ours and for what nobody foresaw.
 fn exit_code(error: &anyhow::Error) -> u8 {
     let internal = |cause: &(dyn std::error::Error + 'static)| {
         matches!(cause.downcast_ref(), Some(EngineError::Internal(_)))
@@ -135,8 +140,29 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     match command {
         Some(command) => command.exit_code(),
         None if error.chain().any(internal) => 2,
-        None => 1,
+        None => {
+            if error.chain().any(is_of_the_users) {
+                1
+            } else {
+                2
+            }
+        }
     }
+}
+
+/// Whether an error is one of those that the user's input, data or machine can cause. What is not known to be one is
+/// taken for a fault of ours.
+fn is_of_the_users(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let engine = matches!(cause.downcast_ref(), Some(error) if !matches!(error, EngineError::Tokenizer(_)));
+    engine
+        || cause.is::<std::io::Error>()
+        || cause.is::<HubError>()
+        || cause.is::<SourceError>()
+        || cause.is::<SplitError>()
+        || cause.is::<MergeError>()
+        || cause.is::<CatalogError>()
+        || cause.is::<TaskError>()
+        || cause.is::<xlstm_manifests::Error>()
 }
 
 /// Whether stdout was closed by its reader (`xlstm-data … | head`): not an error.

@@ -1,21 +1,24 @@
 //! `prepare`, `plan` and `merge` on the command line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde_json::json;
 use xlstm_manifests::manifest::{Layout, MANIFEST_NAME, Manifest};
+use xlstm_manifests::printable;
 
 use super::args::{CommonArgs, DatasetArgs, ExamplesArgs, HubArgs, MergeArgs, PrepareArgs};
 use crate::hub::{Hub, HubConfig};
+use crate::plan::Plan;
 use crate::prepare::{
     self, Common, Context, CratesRequest, DatasetRequest, ExamplesPlan, ExamplesRequest, LocalRequest,
     PalomaRequest, Prepared, Progress, SlimPajamaRequest,
 };
+use crate::report::CommandError;
 use crate::tokenizer::Gpt2Tokenizer;
 
 struct Resolved {
@@ -34,15 +37,18 @@ pub(super) fn prepare(args: PrepareArgs, out: &mut dyn Write) -> anyhow::Result<
         DatasetArgs::Examples(args) => return examples(args, out),
         dataset => PrepareArgs { dataset },
     };
-    let resolved = resolve(args)?;
+    let mut resolved = resolve(args)?;
     if resolved.dry_run {
-        return show_plan(&resolved, out);
+        return show_plan(resolved, out);
     }
-    let context = context(&resolved)?;
+    let context = context(&mut resolved)?;
     let progress = Progress::new(resolved.quiet || resolved.json);
     let mut prepared = Vec::new();
-    for plan in prepare::plans(&resolved.request, &resolved.common, &context)? {
+    let plans = prepare::plans(&resolved.request, &resolved.common, &context)?;
+    say_notes(&plans);
+    for plan in plans {
         let result = prepare::execute(&plan, &resolved.common, &context, &progress)?;
+        warn_if_empty(&result);
         if !resolved.json {
             write!(out, "{}", describe(&result))?;
         }
@@ -50,7 +56,7 @@ pub(super) fn prepare(args: PrepareArgs, out: &mut dyn Write) -> anyhow::Result<
     }
     if resolved.json {
         let splits: Vec<_> = prepared.iter().map(summary).collect();
-        writeln!(out, "{}", json!({ "splits": splits }))?;
+        writeln!(out, "{}", printable::json(&json!({ "splits": splits }).to_string()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -61,7 +67,7 @@ pub(super) fn plan(args: PrepareArgs, out: &mut dyn Write) -> anyhow::Result<Exi
     }
     match args.dataset {
         DatasetArgs::Examples(args) => examples(ExamplesArgs { dry_run: true, ..args }, out),
-        dataset => show_plan(&resolve(PrepareArgs { dataset })?, out),
+        dataset => show_plan(resolve(PrepareArgs { dataset })?, out),
     }
 }
 
@@ -125,13 +131,14 @@ fn show_examples(
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_plan(resolved: &Resolved, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let context = context(resolved)?;
+fn show_plan(mut resolved: Resolved, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let context = context(&mut resolved)?;
     let plans = prepare::plans(&resolved.request, &resolved.common, &context)?;
+    say_notes(&plans);
     let previews: Vec<_> =
         plans.iter().map(|plan| prepare::preview(plan, &resolved.common, &context)).collect();
     if resolved.json {
-        writeln!(out, "{}", json!({ "splits": previews }))?;
+        writeln!(out, "{}", printable::json(&json!({ "splits": previews }).to_string()))?;
     } else {
         for preview in previews {
             write!(out, "{}", preview.to_text())?;
@@ -140,9 +147,36 @@ fn show_plan(resolved: &Resolved, out: &mut dyn Write) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
+/// A split without documents is no error (a small holdout may have none), and must not pass unseen.
+fn warn_if_empty(prepared: &Prepared) {
+    if prepared.manifest.totals.documents == 0 {
+        let split = printable::text(&prepared.manifest.split);
+        let left_out: u64 = prepared.manifest.totals.left_out.values().sum();
+        let why = match &prepared.manifest.selection.holdout {
+            Some(holdout) => {
+                format!("; a holdout of {} took none: take more, or give more", holdout.fraction)
+            }
+            None => String::new(),
+        };
+        let _ = writeln!(
+            std::io::stderr(),
+            "warning: split `{split}` came out empty: of {left_out} records none is a document of it{why}"
+        );
+    }
+}
+
+/// Says what was passed over or is missing: on stderr, each once, also where several splits share it.
+fn say_notes(plans: &[Plan]) {
+    let notes: BTreeSet<&String> = plans.iter().flat_map(|plan| &plan.notes).collect();
+    for note in notes {
+        // A note that cannot be said is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "note: {}", printable::text(note));
+    }
+}
+
 fn resolve(args: PrepareArgs) -> anyhow::Result<Resolved> {
     let (request, hub, common) = match args.dataset {
-        DatasetArgs::Examples(_) => bail!("examples have no plan of documents"),
+        DatasetArgs::Examples(_) => anyhow::bail!("examples have no plan of documents"),
         DatasetArgs::Slimpajama { profile, revision, splits, hub, common } => {
             (DatasetRequest::SlimPajama(SlimPajamaRequest { profile, revision, splits }), Some(hub), common)
         }
@@ -152,11 +186,32 @@ fn resolve(args: PrepareArgs) -> anyhow::Result<Resolved> {
         DatasetArgs::Crates { lockfile, holdout, common } => {
             (DatasetRequest::Crates(CratesRequest { lockfile, holdout }), None, common)
         }
-        DatasetArgs::Local { paths, text_field, set_field, id_field, holdout, split, common } => {
-            let request = LocalRequest { paths, text_field, set_field, id_field, holdout, split };
+        DatasetArgs::Local {
+            paths,
+            text_field,
+            set_field,
+            id_field,
+            license_field,
+            source_field,
+            holdout,
+            split,
+            common,
+        } => {
+            let request = LocalRequest {
+                paths,
+                text_field,
+                set_field,
+                id_field,
+                license_field,
+                source_field,
+                holdout,
+                split,
+            };
             (DatasetRequest::Local(request), None, common)
         }
-        DatasetArgs::Task(_) => bail!("`task` is not read from files: this is a fault of the program"),
+        DatasetArgs::Task(_) => {
+            anyhow::bail!("`task` is not read from files: this is a fault of the program")
+        }
     };
     let (dry_run, json, quiet) = (common.dry_run, common.json, common.quiet);
     Ok(Resolved { request, common: resolve_common(common, hub)?, dry_run, json, quiet })
@@ -164,7 +219,7 @@ fn resolve(args: PrepareArgs) -> anyhow::Result<Resolved> {
 
 fn resolve_common(args: CommonArgs, hub: Option<HubArgs>) -> anyhow::Result<Common> {
     let threads = match args.threads {
-        Some(0) => bail!("--threads 0: expected at least 1"),
+        Some(0) => return Err(refuse("--threads 0: expected at least 1")),
         Some(threads) => threads,
         None => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
     };
@@ -195,11 +250,13 @@ fn resolve_common(args: CommonArgs, hub: Option<HubArgs>) -> anyhow::Result<Comm
     })
 }
 
-fn context(resolved: &Resolved) -> anyhow::Result<Context> {
+fn context(resolved: &mut Resolved) -> anyhow::Result<Context> {
     let hub = match resolved.request {
         DatasetRequest::SlimPajama(_) | DatasetRequest::Paloma(_) => {
             let mut config = HubConfig::from_env()?;
-            config.offline = config.offline || resolved.common.offline;
+            // HF_HUB_OFFLINE is what --offline is, for the files of --from too.
+            config.offline |= resolved.common.offline;
+            resolved.common.offline = config.offline;
             Some(Arc::new(Hub::new(config)?))
         }
         DatasetRequest::Crates(_) | DatasetRequest::Local(_) => None,
@@ -220,6 +277,9 @@ pub(super) fn summary(prepared: &Prepared) -> serde_json::Value {
         "shards": manifest.shards.len(),
         "inputs": manifest.inputs.len(),
         "duplicate_inputs": manifest.duplicate_inputs(),
+        "record_licenses": manifest.record_licenses,
+        "record_sources": manifest.record_sources,
+        "empty": manifest.totals.documents == 0,
     })
 }
 
@@ -228,19 +288,25 @@ pub(super) fn describe(prepared: &Prepared) -> String {
     let was = if prepared.was_finished { " (was finished before)" } else { "" };
     let left_out: u64 = totals.left_out.values().sum();
     let duplicates = describe_duplicates(&prepared.manifest);
+    let empty = if totals.documents == 0 {
+        "  note: no document is in this split: it can be neither trained on nor evaluated\n"
+    } else {
+        ""
+    };
+    let split = printable::text(split);
     let (documents, tokens) = match prepared.manifest.layout {
         Layout::Packed | Layout::Documents => ("documents", "tokens"),
         Layout::Examples => ("examples", "positions"),
     };
     format!(
         "{split}: {} {documents}, {} {tokens}, {} rows in {} shards from {} files, {left_out} records left out{was}\n  \
-         root {root}\n  {}\n{duplicates}",
+         root {root}\n  {}\n{empty}{duplicates}",
         totals.documents,
         totals.tokens,
         totals.rows,
         shards.len(),
         inputs.len(),
-        prepared.folder.display()
+        printable::path(&prepared.folder)
     )
 }
 
@@ -253,6 +319,7 @@ fn describe_duplicates(manifest: &Manifest) -> String {
         .iter()
         .take(SHOWN)
         .map(|(earlier, later)| {
+            let (earlier, later) = (printable::text(earlier.as_str()), printable::text(later.as_str()));
             format!("  note: `{later}` has the same bytes as `{earlier}`: remove one if it is not meant to count twice\n")
         })
         .collect();
@@ -265,6 +332,12 @@ fn describe_duplicates(manifest: &Manifest) -> String {
 pub(super) fn merge(args: &MergeArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let mut prepared = Vec::new();
     for (split, parts) in parts(args)? {
+        if !prepare::is_split_name(&split) {
+            let split = printable::text(&split);
+            return Err(refuse(format!(
+                "the parts are of a split `{split}`, which is no plain name: they were altered"
+            )));
+        }
         let folder = args.out.join(split);
         let manifest = crate::merge::merge(&parts, &folder, args.restart)?;
         if args.remove_parts {
@@ -280,9 +353,14 @@ pub(super) fn merge(args: &MergeArgs, out: &mut dyn Write) -> anyhow::Result<Exi
     }
     if args.json {
         let splits: Vec<_> = prepared.iter().map(summary).collect();
-        writeln!(out, "{}", json!({ "splits": splits }))?;
+        writeln!(out, "{}", printable::json(&json!({ "splits": splits }).to_string()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// An error of the user's.
+pub(super) fn refuse(text: impl Into<String>) -> anyhow::Error {
+    CommandError::Usage(text.into()).into()
 }
 
 /// The part folders of each split.
@@ -305,12 +383,13 @@ fn parts(args: &MergeArgs) -> anyhow::Result<BTreeMap<String, Vec<PathBuf>>> {
             if path.join(MANIFEST_NAME).exists() {
                 add(&path)?;
             } else if path.is_dir() {
-                bail!("`{}` is unfinished: run its task again, then merge", path.display());
+                let path = printable::path(&path);
+                return Err(refuse(format!("`{path}` is unfinished: run its task again, then merge")));
             }
         }
     }
     if splits.is_empty() {
-        bail!("{}", hint());
+        return Err(refuse(hint()));
     }
     Ok(splits)
 }

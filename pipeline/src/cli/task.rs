@@ -4,12 +4,11 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::bail;
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::args::{parse_count, parse_task};
-use super::prepare::{describe, summary};
+use super::prepare::{describe, refuse, summary};
 use crate::prepare::Task as Part;
 use crate::report::count;
 use crate::tasks::written::TaskPlan;
@@ -114,7 +113,8 @@ impl TaskArgs {
     fn splits(&self) -> anyhow::Result<Vec<(Split, u64)>> {
         let splits = if self.splits.is_empty() { Split::ALL.to_vec() } else { self.splits.clone() };
         if splits.iter().enumerate().any(|(at, split)| splits[..at].contains(split)) {
-            bail!("--split: expected each split once, found {}", joined(&splits));
+            let found = joined(&splits);
+            return Err(refuse(format!("--split: expected each split once, found {found}")));
         }
         if self.examples.is_empty() {
             return Ok(splits
@@ -123,11 +123,11 @@ impl TaskArgs {
                 .collect());
         }
         if self.examples.len() != splits.len() {
-            bail!(
+            return Err(refuse(format!(
                 "--examples: expected one number for each of {}, found {} numbers; give --split and --examples in pairs",
                 joined(&splits),
                 self.examples.len()
-            );
+            )));
         }
         Ok(splits.into_iter().zip(self.examples.iter().copied()).collect())
     }

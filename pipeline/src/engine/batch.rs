@@ -7,6 +7,7 @@ use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::documents::count_words;
 use xlstm_manifests::manifest::Layout;
 
+use super::asked::Seen;
 use super::{EngineError, Filter};
 use crate::record::{BadRecord, Record, Step};
 use crate::tokenizer::{EncodeScratch, Gpt2Tokenizer};
@@ -23,6 +24,7 @@ pub(super) struct Job {
 pub(super) struct Tokenized {
     pub(super) ids: Vec<u16>,
     pub(super) items: Vec<Item>,
+    pub(super) seen: Seen,
     pub(super) cost: usize,
 }
 
@@ -43,6 +45,8 @@ pub(super) struct Kept {
     pub(super) digest: Sha256Digest,
     pub(super) set: Option<String>,
     pub(super) id: Option<String>,
+    pub(super) license: Option<String>,
+    pub(super) source: Option<String>,
     pub(super) truncated: bool,
 }
 
@@ -67,6 +71,7 @@ fn tokenize(
     // Code has a little more than two bytes a token; untouched capacity costs nothing.
     let mut ids = Vec::with_capacity(cost / 2);
     let mut items = Vec::with_capacity(steps.len());
+    let seen = Seen::of(&steps, &filter.exclude_sets);
     // All at once, which is faster than one by one.
     let records = steps.iter().filter_map(|step| match step {
         Step::Record(record) => Some(record),
@@ -85,7 +90,7 @@ fn tokenize(
             Step::Bad { number, reason, found } => Item::Bad { number, reason, found },
         });
     }
-    Ok(Tokenized { ids, items, cost })
+    Ok(Tokenized { ids, items, seen, cost })
 }
 
 /// `digests` are those of the records that the filter does not leave out before, this one's next.
@@ -120,6 +125,8 @@ fn keep(
         digest,
         set: record.set,
         id: record.id,
+        license: record.license,
+        source: record.source,
         truncated: record.truncated,
     }))
 }

@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::Receiver;
 use xlstm_manifests::manifest::Manifest;
 
+use super::asked::Seen;
 use super::batch::{Item, Tokenized};
 use super::filter::BEYOND_MAX_TOKENS;
 use super::{EngineError, EngineOptions, Observer, OnBadRecord, Provided, Shared, Stream};
 use crate::plan::format_name;
-use crate::split::{InputMeta, SplitBuilder, TokenizedDocument};
+use crate::split::{Cursor, InputMeta, SplitBuilder, TokenizedDocument};
 
 pub(super) fn collect(
     mut builder: SplitBuilder,
@@ -21,6 +22,8 @@ pub(super) fn collect(
 ) -> Result<Manifest, EngineError> {
     let limit = options.max_tokens.unwrap_or(u64::MAX);
     let mut durable = builder.durable_input();
+    let whole = shared.cursor == Cursor::default() && options.max_tokens.is_none();
+    let mut seen = Seen::default();
     for stream in streams {
         let stream = stream?;
         // A resumed run may have reached the bound already: then the open input is still to be counted out.
@@ -29,7 +32,7 @@ pub(super) fn collect(
             break;
         }
         shared.budget.set_head(stream.provided.index);
-        let size = collect_input(&mut builder, shared, &stream, options, observer, limit)?;
+        let size = collect_input(&mut builder, shared, &stream, options, observer, limit, &mut seen)?;
         observer.input_done(size);
         if builder.durable_input() > durable {
             durable = builder.durable_input();
@@ -40,6 +43,9 @@ pub(super) fn collect(
         }
     }
     shared.cancel();
+    if let Some(missing) = seen.missing(&options.asked).filter(|_| whole) {
+        return Err(EngineError::Option(missing));
+    }
     Ok(builder.finish()?)
 }
 
@@ -54,6 +60,7 @@ fn collect_input(
     options: &EngineOptions,
     observer: &dyn Observer,
     limit: u64,
+    seen: &mut Seen,
 ) -> Result<u64, EngineError> {
     let provided = &stream.provided;
     let (size, sha256) = stream.start.recv().map_err(lost_thread)??;
@@ -68,6 +75,7 @@ fn collect_input(
     })?;
     for batch in &stream.batches {
         let batch = batch?.recv().map_err(lost_thread)??;
+        seen.absorb(&batch.seen);
         take_batch(builder, provided, &batch, options, limit)?;
         shared.budget.release(provided.index, batch.cost);
         let totals = builder.tally().totals();
@@ -114,6 +122,8 @@ fn take_batch(
                 digest: kept.digest,
                 set: kept.set.as_deref(),
                 id: kept.id.as_deref(),
+                license: kept.license.as_deref(),
+                source: kept.source.as_deref(),
                 truncated: kept.truncated,
                 example: None,
             })?,

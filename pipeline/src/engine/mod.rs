@@ -10,6 +10,7 @@
 //! not depend on the number of threads. Memory is bounded by `budget::Budget`: a reader waits until what is
 //! in flight leaves room, except that the input whose turn it is may always have one batch.
 
+mod asked;
 mod batch;
 mod budget;
 mod collect;
@@ -22,8 +23,9 @@ use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender};
 use xlstm_manifests::manifest::{Layout, Manifest};
-use xlstm_manifests::{Error as ContractError, Sha256Digest};
+use xlstm_manifests::{Error as ContractError, Sha256Digest, printable};
 
+pub use asked::{Asked, Field};
 pub use filter::{BEYOND_MAX_TOKENS, Filter, HoldoutCut, holdout_threshold};
 
 use crate::hub::HubError;
@@ -52,11 +54,7 @@ pub enum EngineError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     /// A record cannot be used, and `--on-bad-record fail` is in force.
-    #[error(
-        "`{path}`, record {record}: {reason}: {found}; mend the file, or use --on-bad-record skip to leave such \
-         records out and count them in the manifest",
-        path = path.display()
-    )]
+    #[error("`{path}`, record {record}: {reason}: {found}; {hint}", path = printable::path(path), hint = hint(reason))]
     BadRecord {
         /// The input file.
         path: PathBuf,
@@ -67,6 +65,9 @@ pub enum EngineError {
         /// What was found.
         found: String,
     },
+    /// An option named a field or a set that no record has.
+    #[error("{0}")]
+    Option(String),
     /// The input changed while it was read.
     #[error("`{path}` changed while it was read (size or time of modification); prepare again from files that stay", path = path.display())]
     Changed {
@@ -76,6 +77,19 @@ pub enum EngineError {
     /// A thread of ours ended early: a fault of the program.
     #[error("internal fault: {0}; please report it")]
     Internal(String),
+}
+
+/// What to do about a record of this defect.
+fn hint(reason: &str) -> &'static str {
+    match reason {
+        "missing-text" | "text-not-a-string" => {
+            "name the field that holds the text with --text-field (dots lead into nested fields), or use \
+             --on-bad-record skip to leave such records out and count them in the manifest"
+        }
+        _ => {
+            "mend the file, or use --on-bad-record skip to leave such records out and count them in the manifest"
+        }
+    }
 }
 
 /// An input whose file is at hand.
@@ -127,6 +141,8 @@ pub struct EngineOptions {
     pub filter: Filter,
     /// Stop after the document that reaches this many tokens.
     pub max_tokens: Option<u64>,
+    /// What a whole split must have had, by the options that ask for it.
+    pub asked: Asked,
 }
 
 /// Hears how a run is getting on.

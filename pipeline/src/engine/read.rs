@@ -13,7 +13,7 @@ use super::{EngineError, EngineOptions, Provided, Shared, Stream, StreamSender};
 use crate::hub;
 use crate::plan::Location;
 use crate::record::Step;
-use crate::sources;
+use crate::sources::{self, SourceError};
 
 /// Text in a batch: large enough to amortise hand-over, small enough to spread over threads.
 const BATCH_BYTES: usize = 512 << 10;
@@ -80,7 +80,11 @@ pub(super) fn reader(
 /// Size, digest and time of modification; the content is checked against the declared digest.
 fn verify(provided: &Provided) -> Result<(u64, Sha256Digest, Option<SystemTime>), EngineError> {
     let path = &provided.path;
-    let modified = fs_err::metadata(path).map_err(ContractError::from)?.modified().ok();
+    let metadata = fs_err::metadata(path).map_err(ContractError::from)?;
+    if !metadata.is_file() {
+        return Err(SourceError::NotAFile { path: path.clone() }.into());
+    }
+    let modified = metadata.modified().ok();
     let (size, sha256) = match (provided.verified, &provided.planned.location) {
         (Some(verified), _) => verified,
         (None, Location::Remote(file)) => {

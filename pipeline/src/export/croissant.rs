@@ -6,7 +6,8 @@
 
 use serde_json::{Map, Value, json};
 use xlstm_manifests::checksums::CHECKSUMS_NAME;
-use xlstm_manifests::manifest::{Input, Layout, MANIFEST_NAME};
+use xlstm_manifests::manifest::{Declared, Input, Layout, MANIFEST_NAME};
+use xlstm_manifests::origin::{self, Origin};
 use xlstm_manifests::{Manifest, Sha256Digest};
 
 use super::ExportArgs;
@@ -23,7 +24,7 @@ pub(super) fn render(manifest: &Manifest, args: &ExportArgs) -> Result<String, C
     put("@context", context());
     put("@type", json!("sc:Dataset"));
     put("conformsTo", json!("http://mlcommons.org/croissant/1.1"));
-    put("name", json!(format!("{}-{}-gpt2", manifest.source.profile.replace('/', "-"), manifest.split)));
+    put("name", json!(name(manifest)));
     put("description", json!(description(manifest)));
     put("version", json!("1.0.0"));
     put("identifier", json!(format!("urn:sha256:{}", manifest.root)));
@@ -97,8 +98,19 @@ fn context() -> Value {
     context
 }
 
+/// The profile, the split and the tokenizer; files that are only claimed to be the profile's do not bear its name.
+fn name(manifest: &Manifest) -> String {
+    let claimed = if Origin::of(manifest).claimed.is_some() { "unverified-" } else { "" };
+    format!("{claimed}{}-{}-gpt2", manifest.source.profile.replace('/', "-"), manifest.split)
+}
+
 fn description(manifest: &Manifest) -> String {
     let totals = &manifest.totals;
+    let profile = &manifest.source.profile;
+    let what = match Origin::of(manifest).claimed {
+        None => format!("`{profile}`"),
+        Some(claim) => format!("files in the layout of `{profile}` ({})", claim.sentence()),
+    };
     let layout = match manifest.layout {
         Layout::Packed => format!(
             "packed end to end into rows of {} tokens, each document followed by token {}",
@@ -110,25 +122,21 @@ fn description(manifest: &Manifest) -> String {
         }
     };
     format!(
-        "{} documents ({} tokens, {} bytes of text) of `{}`, split {}, tokenized with {} and {layout}.",
-        totals.documents,
-        totals.tokens,
-        totals.text_bytes,
-        manifest.source.profile,
-        manifest.split,
-        manifest.tokenizer.name
+        "{} documents ({} tokens, {} bytes of text) of {}, split {}, tokenized with {} and {layout}.",
+        totals.documents, totals.tokens, totals.text_bytes, what, manifest.split, manifest.tokenizer.name
     )
 }
 
 /// The commit's page on the Hub.
 fn commit_url(manifest: &Manifest) -> Option<String> {
-    let source = &manifest.source;
-    let (repository, revision) = (source.repository.as_ref()?, source.resolved_revision.as_ref()?);
+    let Origin { repository, revision, .. } = Origin::of(manifest);
+    let (repository, revision) = (repository?, revision?);
     Some(format!("https://huggingface.co/datasets/{repository}/tree/{revision}"))
 }
 
 fn licences(manifest: &Manifest) -> Value {
-    let stated = manifest.source.licences.iter().map(|licence| {
+    let source = origin::normalized(&manifest.source);
+    let stated = source.licences.iter().map(|licence| {
         let mut work = json!({
             "@type": "sc:CreativeWork",
             "name": licence.spdx.as_deref().unwrap_or("licence statement"),
@@ -148,7 +156,12 @@ fn licences(manifest: &Manifest) -> Value {
     let own = own.into_iter().map(|licence| {
         json!({"@type": "sc:CreativeWork", "name": licence, "creditText": "claimed by input files themselves"})
     });
-    Value::Array(stated.chain(own).collect())
+    let records = manifest.record_licenses.iter().map(|total| {
+        let what = format!("{} documents, {} tokens", total.documents, total.tokens);
+        let who = "claimed by the documents themselves";
+        json!({"@type": "sc:CreativeWork", "name": total.name, "description": what, "creditText": who})
+    });
+    Value::Array(stated.chain(own).chain(records).collect())
 }
 
 fn distribution(manifest: &Manifest) -> Result<Value, CommandError> {
@@ -287,8 +300,17 @@ fn derived_from(manifest: &Manifest) -> Value {
             "@id": id, "@type": "prov:Entity", "prov:label": input.path, "sha256": input.sha256,
             "contentSize": format!("{} B", input.size),
         });
-        if let (Some(licence), Value::Object(entity)) = (&input.licence, &mut entity) {
-            entity.insert("license".into(), json!(licence));
+        if let Value::Object(entity) = &mut entity {
+            if let Some(licence) = &input.licence {
+                entity.insert("license".into(), json!(licence));
+            }
+            let compared = input.declared.as_ref().map_or_else(
+                || "compared with nothing that anybody published".to_owned(),
+                |Declared { algorithm, digest, by }| {
+                    format!("compared with {algorithm} {digest} published by {by}")
+                },
+            );
+            entity.insert("description".into(), json!(compared));
         }
         entity
     };

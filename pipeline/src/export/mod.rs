@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use xlstm_manifests::digest::digest_file;
 use xlstm_manifests::manifest::{FileRecord, Layout};
-use xlstm_manifests::{Error, Sha256Digest};
+use xlstm_manifests::{Error, Sha256Digest, printable};
 
 use crate::audit::corpus::Corpus;
 use crate::audit::splits_at;
@@ -164,7 +164,7 @@ pub fn run(args: &ExportArgs, out: &mut dyn Write) -> Result<Outcome, CommandErr
         write_json(out, &report)?;
     } else {
         for file in &report.files {
-            writeln!(out, "{}  {} ({})", file.sha256, file.path.display(), bytes(file.size))?;
+            writeln!(out, "{}  {} ({})", file.sha256, printable::path(&file.path), bytes(file.size))?;
         }
     }
     Ok(Outcome::Clean)

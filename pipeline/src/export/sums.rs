@@ -6,6 +6,8 @@
 use std::fmt::Write as _;
 
 use xlstm_manifests::manifest::MANIFEST_NAME;
+use xlstm_manifests::origin::Origin;
+use xlstm_manifests::printable;
 use xlstm_manifests::{Manifest, Sha256Digest};
 
 use crate::report::CommandError;
@@ -18,12 +20,13 @@ pub(super) fn render(manifest: &Manifest) -> Result<String, CommandError> {
     for file in manifest.data_files() {
         let _ = writeln!(text, "{}  {}", file.sha256, file.path);
     }
-    let source = &manifest.source;
-    let origin = match (&source.repository, &source.resolved_revision) {
-        (Some(repository), Some(revision)) => format!("{repository} @ {revision}"),
-        _ => source.profile.clone(),
+    let origin = Origin::of(manifest);
+    let from = match (&origin.repository, &origin.revision, &origin.claimed) {
+        (Some(repository), Some(revision), _) => format!("from {repository} @ {revision}"),
+        (_, _, Some(claim)) => claim.sentence(),
+        _ => format!("from {}", manifest.source.profile),
     };
-    let _ = writeln!(text, "# inputs, from {origin}");
+    let _ = writeln!(text, "# inputs, {}", printable::text(&from));
     for input in &manifest.inputs {
         let _ = writeln!(text, "{}  {}", input.sha256, input.path);
     }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! documents: document UInt64 · input_ids List<UInt16> · text Utf8? · bytes UInt64 · set Utf8? · id Utf8?
-//!            input Utf8 · input_sha256 Utf8 · record UInt64 · digest Utf8 · licence Utf8?
+//!            input Utf8 · input_sha256 Utf8 · record UInt64 · digest Utf8
+//!            licence Utf8? (the document's own, else its file's) · source Utf8? (only where documents name one)
 //! rows:      row UInt64 · input_ids FixedSizeList<UInt16> · length UInt16
 //!            documents List<Struct<document UInt64, first UInt16, tokens UInt64, set Utf8?, input Utf8, record UInt64, digest Utf8>>
 //! ```
@@ -22,6 +23,7 @@ use arrow_buffer::OffsetBuffer;
 use arrow_schema::{ArrowError, DataType, Field, Fields, Schema, SchemaRef};
 use xlstm_manifests::Manifest;
 use xlstm_manifests::manifest::Targets;
+use xlstm_manifests::origin::Origin;
 
 use super::write::TableWriter;
 use super::{ExportArgs, ExportedFile, Format, Records, check_file};
@@ -86,8 +88,12 @@ fn metadata(manifest: &Manifest) -> HashMap<String, String> {
         ("xlstm.split".to_owned(), manifest.split.clone()),
         ("xlstm.profile".to_owned(), source.profile.clone()),
     ]);
-    if let (Some(repository), Some(revision)) = (&source.repository, &source.resolved_revision) {
+    let origin = Origin::of(manifest);
+    if let (Some(repository), Some(revision)) = (&origin.repository, &origin.revision) {
         metadata.insert("xlstm.source".to_owned(), format!("{repository}@{revision}"));
+    }
+    if let Some(claim) = &origin.claimed {
+        metadata.insert("xlstm.claimed".to_owned(), claim.sentence());
     }
     metadata
 }
@@ -131,6 +137,9 @@ fn documents_schema(manifest: &Manifest, with_text: bool) -> SchemaRef {
         field("digest", DataType::Utf8),
         Field::new("licence", DataType::Utf8, true),
     ]);
+    if !manifest.record_sources.is_empty() {
+        fields.push(Field::new("source", DataType::Utf8, true));
+    }
     Arc::new(Schema::new(fields).with_metadata(metadata(manifest)))
 }
 
@@ -235,8 +244,13 @@ impl Exporter<'_> {
             ),
             u64s(metas().map(|meta| meta.record)),
             texts(metas().map(|meta| Some(meta.digest.to_string()))),
-            texts(metas().map(|meta| input(meta).and_then(|input| input.licence.as_deref()))),
+            texts(metas().map(|meta| {
+                meta.license.as_deref().or_else(|| input(meta).and_then(|input| input.licence.as_deref()))
+            })),
         ]);
+        if !self.corpus.manifest().record_sources.is_empty() {
+            columns.push(texts(metas().map(|meta| meta.source.as_deref())));
+        }
         RecordBatch::try_new(self.documents_schema.clone(), columns).map_err(internal)
     }
 

@@ -101,6 +101,16 @@ impl Hub {
         Ok(Self { config, transport })
     }
 
+    /// The same Hub, given up after a second failure in a row: for a question that can be done without.
+    ///
+    /// # Errors
+    /// As [`Hub::new`].
+    pub fn impatient(&self) -> Result<Self, HubError> {
+        let mut config = self.config.clone();
+        config.retry.attempts = config.retry.attempts.min(2);
+        Self::new(config)
+    }
+
     /// The address of the Hub.
     #[must_use]
     pub fn endpoint(&self) -> &str {

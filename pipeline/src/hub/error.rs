@@ -22,7 +22,8 @@ pub enum HubError {
     },
     /// `HF_HUB_OFFLINE` is set, and the network would be needed.
     #[error(
-        "{what} needs the network, but HF_HUB_OFFLINE is set; unset it, or give the downloaded files with --from DIR"
+        "{what} needs the network, which --offline or HF_HUB_OFFLINE forbids; allow it, or give the downloaded files with \
+         --from DIR --offline"
     )]
     Offline {
         /// What was to be done.

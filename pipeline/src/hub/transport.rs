@@ -106,8 +106,9 @@ impl Transport {
         url
     }
 
-    /// `link` as found in an answer to `base`, on the endpoint whatever host it names: a mirror passes on the links
-    /// of the Hub it mirrors, and the token must not follow them.
+    /// `link` as found in an answer to `base`, on the endpoint whatever host and path it names: a mirror passes on the
+    /// links of the Hub it mirrors, which know nothing of the path that the mirror lies below, and the token must not
+    /// follow them.
     pub(super) fn address_of_link(&self, base: &Url, link: &str) -> Option<Url> {
         let mut url = base.join(link).ok()?;
         if url.origin() != self.endpoint.origin() {
@@ -115,7 +116,19 @@ impl Transport {
             url.set_host(self.endpoint.host_str()).ok()?;
             url.set_port(self.endpoint.port()).ok()?;
         }
+        if !self.is_below_endpoint(&url) {
+            let path = format!("{}{}", self.endpoint.path().trim_end_matches('/'), url.path());
+            url.set_path(&path);
+        }
         Some(url)
+    }
+
+    /// Whether `url` is on the endpoint's host and below its path: where the token may go.
+    fn is_below_endpoint(&self, url: &Url) -> bool {
+        let prefix = self.endpoint.path().trim_end_matches('/');
+        let rest = url.path().strip_prefix(prefix);
+        url.origin() == self.endpoint.origin()
+            && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
     /// Asks until there is an answer with status 200, 206 or 416 (to a range), or an error that no retry heals.
@@ -200,7 +213,7 @@ impl Transport {
         let mut from_storage = false;
         for _ in 0..=MOST_REDIRECTS {
             // Once away from the endpoint, the token is not sent again, not even on the way back.
-            from_storage |= url.origin() != self.endpoint.origin();
+            from_storage |= !self.is_below_endpoint(&url);
             let mut request = self.client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
             if let (false, Some(authorization)) = (from_storage, &self.authorization) {
                 request = request.header(AUTHORIZATION, authorization.clone());
@@ -215,13 +228,26 @@ impl Transport {
             if !response.status().is_redirection() {
                 return Ok(Answer { response, from_storage });
             }
-            url = redirect_target(&url, &response, &effort.what).map_err(Broken::Fatal)?;
+            let target = redirect_target(&url, &response, &effort.what).map_err(Broken::Fatal)?;
+            url = self.on_mirror(&response, target);
         }
         Err(Broken::Fatal(HubError::Protocol {
             what: effort.what.clone(),
             expected: format!("at most {MOST_REDIRECTS} redirects"),
             found: "more".into(),
         }))
+    }
+
+    /// A redirect inside the Hub (`/api/resolve-cache/…`, without a host) as a mirror below a path passes it on: it is
+    /// meant below that path. Any other address is taken as it is, and gets no token.
+    fn on_mirror(&self, response: &Response, target: Url) -> Url {
+        let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+        let inside = location
+            .is_some_and(|location| location.starts_with("/api/") || location.starts_with("/datasets/"));
+        if !inside || self.is_below_endpoint(&target) || target.origin() != self.endpoint.origin() {
+            return target;
+        }
+        self.address_of_link(&target, target.as_str()).unwrap_or(target)
     }
 
     fn refusal(&self, mut answer: Answer, subject: &Subject<'_>, effort: &Effort<'_>) -> HubError {
@@ -370,7 +396,25 @@ mod tests {
         let url = transport.address(["api", "refs/convert/parquet", "a b?#%.gz"]);
         assert_eq!(url.as_str(), "http://127.0.0.1:9/prefix/api/refs%2Fconvert%2Fparquet/a%20b%3F%23%25.gz");
         let next = transport.address_of_link(&url, "https://huggingface.co/api/x?cursor=y").unwrap();
-        assert_eq!(next.as_str(), "http://127.0.0.1:9/api/x?cursor=y");
+        assert_eq!(next.as_str(), "http://127.0.0.1:9/prefix/api/x?cursor=y");
+        for (link, expected) in [
+            ("/api/x?cursor=y", "http://127.0.0.1:9/prefix/api/x?cursor=y"),
+            ("/prefix/api/x?cursor=y", "http://127.0.0.1:9/prefix/api/x?cursor=y"),
+            ("http://127.0.0.1:9/prefix/api/x", "http://127.0.0.1:9/prefix/api/x"),
+            ("/prefixed/x", "http://127.0.0.1:9/prefix/prefixed/x"),
+            ("https://huggingface.co/prefix/../../etc?a", "http://127.0.0.1:9/prefix/etc?a"),
+        ] {
+            assert_eq!(transport.address_of_link(&url, link).unwrap().as_str(), expected, "{link}");
+        }
+        for (url, below) in [
+            ("http://127.0.0.1:9/prefix/x", true),
+            ("http://127.0.0.1:9/prefixed/x", false),
+            ("http://127.0.0.1:9/x", false),
+            ("http://127.0.0.1:8/prefix/x", false),
+            ("http://127.0.0.1:9/prefix/../x", false),
+        ] {
+            assert_eq!(transport.is_below_endpoint(&Url::parse(url).unwrap()), below, "{url}");
+        }
     }
 
     #[test]

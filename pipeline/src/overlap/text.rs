@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use xlstm_manifests::printable;
+
 use super::{EvalSet, OverlapReport, TrainSet};
 use crate::report::{bytes, count, percent, share};
 
@@ -24,7 +26,7 @@ pub(super) fn write(out: &mut dyn Write, report: &OverlapReport) -> io::Result<(
     )?;
     let sets = report.eval_sets.iter().map(|set| &set.name);
     let names = sets.chain(report.train_sets.iter().map(|set| &set.name));
-    let width = names.map(|name| name.chars().count()).max().unwrap_or(0).max(18);
+    let width = names.map(|name| printable::text(name).chars().count()).max().unwrap_or(0).max(18);
     let title = "by evaluation set";
     writeln!(out, "\n{title:width$}   documents       hit  identical  paragraphs       hit    share")?;
     report.eval_sets.iter().chain([&report.eval_total]).try_for_each(|set| write_eval(out, set, width))?;
@@ -50,7 +52,7 @@ fn write_eval(out: &mut dyn Write, set: &EvalSet, width: usize) -> io::Result<()
     writeln!(
         out,
         "{:width$} {:>11} {:>9} {:>10} {:>11} {:>9} {:>8}",
-        set.name,
+        printable::text(&set.name),
         count(set.documents),
         count(set.documents_hit),
         count(set.documents_identical),
@@ -64,7 +66,7 @@ fn write_train(out: &mut dyn Write, set: &TrainSet, width: usize) -> io::Result<
     writeln!(
         out,
         "{:width$} {:>11} {:>9} {:>10} {:>15} {:>18} ({})",
-        set.name,
+        printable::text(&set.name),
         count(set.documents),
         count(set.documents_hit),
         count(set.documents_identical),

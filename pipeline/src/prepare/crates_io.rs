@@ -3,13 +3,15 @@
 //! Needs no Hub and no download: whoever built this program has the archives. Each is checked against the
 //! lock file's SHA-256; the licence is the one in the crate's manifest.
 
-use anyhow::bail;
 use xlstm_manifests::manifest::{Declared, Licence, Tokenizer};
+use xlstm_manifests::printable;
 use xlstm_manifests::safe_path::SafePath;
 
 use super::local::OnThisMachine;
+use super::refuse;
 use super::request::{Common, CratesRequest};
 use crate::plan::{Location, Plan, PlannedInput};
+use crate::sources::cargo_cache::{LockedCrate, LockedPackages};
 use crate::sources::{Fields, Format, SourceError, cargo_cache, crate_archive};
 
 pub(super) fn plans(
@@ -17,6 +19,8 @@ pub(super) fn plans(
     common: &Common,
     tokenizer: &Tokenizer,
 ) -> anyhow::Result<Vec<Plan>> {
+    let locked = cargo_cache::packages(&request.lockfile)?;
+    let notes = left_out(&locked);
     let whole = OnThisMachine {
         profile: "crates",
         licence: Licence {
@@ -25,20 +29,42 @@ pub(super) fn plans(
             spdx: None,
         },
         text_field: None,
-        set_field: None,
         fields: Fields::default(),
-        inputs: inputs(request)?,
+        inputs: inputs(request, &locked.crates)?,
         inputs_folder: None,
+        notes,
     };
     whole.plans("train", request.holdout.as_deref(), common, tokenizer)
 }
 
-fn inputs(request: &CratesRequest) -> anyhow::Result<Vec<PlannedInput>> {
+/// The packages of the lock file that have no archive.
+fn left_out(locked: &LockedPackages) -> Vec<String> {
+    let mut notes = Vec::new();
+    if !locked.git.is_empty() {
+        let shown: Vec<_> =
+            locked.git.iter().take(10).map(|name| format!("`{}`", printable::text(name))).collect();
+        let more = if locked.git.len() > 10 { ", …" } else { "" };
+        notes.push(format!(
+            "left out: {} packages from git repositories, which have no archive with a published digest ({}{more})",
+            locked.git.len(),
+            shown.join(", ")
+        ));
+    }
+    if locked.local > 0 {
+        notes.push(format!(
+            "left out: {} packages of the workspace or of paths on this machine",
+            locked.local
+        ));
+    }
+    notes
+}
+
+fn inputs(request: &CratesRequest, crates: &[LockedCrate]) -> anyhow::Result<Vec<PlannedInput>> {
     let cache = cargo_cache::cache_folder();
     let mut inputs = Vec::new();
     let mut missing = Vec::new();
-    for package in cargo_cache::packages(&request.lockfile)? {
-        let path = match cargo_cache::locate(&cache, &package) {
+    for package in crates {
+        let path = match cargo_cache::locate(&cache, package) {
             Ok(path) => path,
             Err(SourceError::NoArchive { .. }) => {
                 missing.push(package.file_name());
@@ -61,11 +87,11 @@ fn inputs(request: &CratesRequest) -> anyhow::Result<Vec<PlannedInput>> {
         });
     }
     if let Some(first) = missing.first() {
-        bail!(
+        return Err(refuse(format!(
             "`{}`: {} of its crates are not in cargo's cache (first: {first}); run `cargo fetch --locked` beside it",
-            request.lockfile.display(),
+            printable::path(&request.lockfile),
             missing.len(),
-        );
+        )));
     }
     Ok(inputs)
 }

@@ -3,20 +3,20 @@
 //! Files are read twice. The first pass takes their digests, checks every record, and finds the longest example and the
 //! highest id, which are the row length and the vocabulary where the caller names none. The second pass writes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
-use xlstm_manifests::Sha256Digest;
+use anyhow::Context as _;
 use xlstm_manifests::digest::digest_file;
 use xlstm_manifests::manifest::{Layout, Licence, Selection, Source, Tokenizer};
 use xlstm_manifests::safe_path::SafePath;
+use xlstm_manifests::{Manifest, Sha256Digest};
 
-use super::{Prepared, local, packing_of_examples, write_inputs_folder};
+use super::{Prepared, local, packing_of_examples, refuse, walk, write_inputs_folder};
 use crate::engine::{Filter, HoldoutCut, holdout_threshold};
 use crate::plan::format_name;
 use crate::sources::Format;
 use crate::sources::examples::{ExampleStep, Examples, SourceExample};
-use crate::split::{InputMeta, Opened, SplitBuilder, SplitSpec, TokenizedDocument};
+use crate::split::{InputMeta, Opened, SplitBuilder, SplitError, SplitSpec, TokenizedDocument};
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -100,14 +100,15 @@ impl Survey {
 /// # Errors
 /// When a file cannot be read, a record cannot be used, or an option does not fit the examples.
 pub fn plan_examples(request: &ExamplesRequest) -> anyhow::Result<ExamplesPlan> {
-    let base = local::common_folder(&request.files)?;
+    local::check_split(&request.split)?;
+    let base = walk::base_of(&request.files)?;
     let mut survey = Survey::default();
     let mut files: Vec<File> = Vec::new();
     for path in &request.files {
         let format = Format::of(path)?;
-        let name = local::relative(&base, path)?;
+        let name = walk::name_below(&base, path)?;
         if files.iter().any(|file| file.meta.path == name) {
-            bail!("`{}` is given twice: name each file once", path.display());
+            return Err(refuse(format!("`{}` is given twice: name each file once", path.display())));
         }
         let (size, sha256) = digest_file(path)?;
         let format = format_name(format).to_owned();
@@ -117,7 +118,7 @@ pub fn plan_examples(request: &ExamplesRequest) -> anyhow::Result<ExamplesPlan> 
         files.push(file);
     }
     if survey.examples == 0 {
-        bail!("expected at least one example in the files given, found none");
+        return Err(refuse(format!("expected at least one example in the files given, found none")));
     }
     let row_length = row_length(request, &survey)?;
     let vocabulary_size = vocabulary_size(request, &survey)?;
@@ -133,6 +134,7 @@ pub fn plan_examples(request: &ExamplesRequest) -> anyhow::Result<ExamplesPlan> 
                     requested_revision: None,
                     resolved_revision: None,
                     generator: None,
+                    claimed: None,
                     licences: vec![Licence {
                         claimed_by: "nobody".into(),
                         statement: "local files carry no licence statement".into(),
@@ -142,6 +144,9 @@ pub fn plan_examples(request: &ExamplesRequest) -> anyhow::Result<ExamplesPlan> 
                 selection: Selection {
                     text_field: None,
                     set_field: None,
+                    id_field: None,
+                    license_field: None,
+                    source_field: None,
                     exclude_sets: Vec::new(),
                     max_tokens: None,
                     holdout,
@@ -151,6 +156,7 @@ pub fn plan_examples(request: &ExamplesRequest) -> anyhow::Result<ExamplesPlan> 
                 packing: packing_of_examples(u32::from(row_length), request.rows_per_shard),
                 part: None,
                 plan: Sha256Digest::of(b""),
+                plan_without_skip: None,
             };
             let inputs: Vec<(&SafePath, u64, Sha256Digest)> =
                 files.iter().map(|file| (&file.meta.path, file.meta.size, file.meta.sha256)).collect();
@@ -168,10 +174,12 @@ fn look(file: &File, request: &ExamplesRequest, survey: &mut Survey) -> anyhow::
         match usable(example) {
             Ok(example) => survey.see(&example),
             Err(_) if request.skip_bad_records => survey.unusable += 1,
-            Err((reason, found)) => bail!(
-                "`{}`: record {number} (from 0) cannot be used ({reason}): {found}; correct it, or use --on-bad-record skip",
-                file.path.display()
-            ),
+            Err((reason, found)) => {
+                return Err(refuse(format!(
+                    "`{}`: record {number} (from 0) cannot be used ({reason}): {found}; correct it, or use --on-bad-record skip",
+                    file.path.display()
+                )));
+            }
         }
     }
     Ok(())
@@ -195,10 +203,12 @@ fn usable(
 fn row_length(request: &ExamplesRequest, survey: &Survey) -> anyhow::Result<u16> {
     let longest = u16::try_from(survey.longest)?;
     match request.row_length {
-        Some(length) if length < longest => bail!(
-            "--row-length {length}: expected at least {longest}, the positions of the longest example; examples are \
+        Some(length) if length < longest => {
+            return Err(refuse(format!(
+                "--row-length {length}: expected at least {longest}, the positions of the longest example; examples are \
              never cut"
-        ),
+            )));
+        }
         Some(length) => Ok(length),
         None => Ok(longest),
     }
@@ -208,10 +218,14 @@ fn vocabulary_size(request: &ExamplesRequest, survey: &Survey) -> anyhow::Result
     let needed = u32::from(survey.highest) + 1;
     match request.vocabulary_size {
         Some(size) if size < needed => {
-            bail!("--vocabulary-size {size}: expected at least {needed}, one more than the highest id");
+            return Err(refuse(format!(
+                "--vocabulary-size {size}: expected at least {needed}, one more than the highest id"
+            )));
         }
         Some(size) if size > u32::from(u16::MAX) + 1 => {
-            bail!("--vocabulary-size {size}: expected at most 65536, since ids have 16 bits");
+            return Err(refuse(format!(
+                "--vocabulary-size {size}: expected at most 65536, since ids have 16 bits"
+            )));
         }
         Some(size) => Ok(size),
         None => Ok(needed),
@@ -228,7 +242,10 @@ pub fn execute_examples(plan: &ExamplesPlan, request: &ExamplesRequest) -> anyho
         let folder = request.out.join(&spec.split);
         let opened = SplitBuilder::open(&folder, spec.clone(), request.restart)?;
         prepared.push(match opened {
-            Opened::Finished(manifest) => Prepared { folder, manifest: *manifest, was_finished: true },
+            Opened::Finished(manifest) => {
+                check_finished(plan, &folder, &manifest)?;
+                Prepared { folder, manifest: *manifest, was_finished: true }
+            }
             Opened::Building(builder) => {
                 write_inputs_folder(&request.out, &plan.base)?;
                 let manifest = write(plan, spec, *builder)?;
@@ -239,18 +256,28 @@ pub fn execute_examples(plan: &ExamplesPlan, request: &ExamplesRequest) -> anyho
     Ok(prepared)
 }
 
-fn write(
-    plan: &ExamplesPlan,
-    spec: &SplitSpec,
-    mut builder: SplitBuilder,
-) -> anyhow::Result<xlstm_manifests::Manifest> {
+/// Whether a finished split was made from the plan's files.
+fn check_finished(plan: &ExamplesPlan, folder: &Path, manifest: &Manifest) -> anyhow::Result<()> {
+    let then = manifest.inputs.iter().map(|input| (&input.path, input.size, input.sha256));
+    let now = plan.files.iter().map(|file| (&file.meta.path, file.meta.size, file.meta.sha256));
+    if then.eq(now) {
+        return Ok(());
+    }
+    let (found, differs) = ("a finished dataset", "its inputs: it was made from other files".to_owned());
+    Err(SplitError::OtherRun { folder: folder.into(), found, differs }.into())
+}
+
+fn write(plan: &ExamplesPlan, spec: &SplitSpec, mut builder: SplitBuilder) -> anyhow::Result<Manifest> {
     let cursor = builder.cursor();
     let filter = filter(spec)?;
     let row_length = spec.packing.row_length as usize;
     for (index, file) in (0u32..).zip(&plan.files).skip(cursor.input as usize) {
         let (size, sha256) = digest_file(&file.path)?;
         if (size, sha256) != (file.meta.size, file.meta.sha256) {
-            bail!("`{}` changed while it was prepared: prepare again", file.path.display());
+            return Err(refuse(format!(
+                "`{}` changed while it was prepared: prepare again",
+                file.path.display()
+            )));
         }
         builder.begin_input(file.meta.clone())?;
         let from = if index == cursor.input { cursor.record } else { 0 };

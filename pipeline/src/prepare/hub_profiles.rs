@@ -4,21 +4,23 @@
 //! make up a split, in which order. With `--from DIR --offline` no Hub is asked: the files found in DIR are taken
 //! as they are, and the manifest shows that nobody declared their digests.
 
-use std::io::Write as _;
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use walkdir::WalkDir;
 use xlstm_manifests::Sha256Digest;
-use xlstm_manifests::catalog::{Catalog, FileFormat, Profile, Split};
+use xlstm_manifests::catalog::{self, Catalog, CountMismatch, FileFormat, Profile, Split};
 use xlstm_manifests::manifest::{Layout, Licence, Selection, Source, Tokenizer};
+use xlstm_manifests::printable;
 use xlstm_manifests::safe_path::SafePath;
 
 use super::request::{Common, PalomaRequest, SlimPajamaRequest};
-use super::{Context, packing};
+use super::walk::cannot_walk;
+use super::{Context, packing, refuse};
 use crate::hub::{Hub, HubError, RemoteFile, Revision};
 use crate::plan::{Location, Plan, PlannedInput, RemoteRepository, declared_by_hub};
-use crate::sources::{Compression, Fields, Format};
+use crate::sources::{Compression, Fields, Format, SLIMPAJAMA_LICENSE, SLIMPAJAMA_SOURCE};
 use crate::split::SplitSpec;
 
 pub(super) fn slimpajama(
@@ -31,10 +33,8 @@ pub(super) fn slimpajama(
     let profile = catalog.profile("slimpajama", &request.profile)?;
     check_sets(profile, common)?;
     let files = Files::find(profile, request.revision.as_deref(), common, context)?;
-    wanted(profile, &request.splits)?
-        .into_iter()
-        .map(|split| plan(profile, split, &files, common, tokenizer, &|_| true))
-        .collect()
+    let wanted = Wanted { splits: &request.splits, sources: &[] };
+    wanted.plans(profile, &files, common, tokenizer)
 }
 
 pub(super) fn paloma(
@@ -46,37 +46,171 @@ pub(super) fn paloma(
     let catalog = Catalog::load()?;
     let profile = catalog.profile("paloma", "paloma")?;
     if common.max_tokens.is_some() {
-        bail!(
-            "--max-tokens does not go with PALOMA: a part of an evaluation set is not comparable; use --source"
-        );
+        return Err(refuse(
+            "--max-tokens does not go with PALOMA: a part of an evaluation set is not comparable; use --source",
+        ));
     }
     for source in &request.sources {
         if profile.source(source).is_none() {
             let known: Vec<_> = profile.sources.iter().map(|source| source.directory.as_str()).collect();
-            bail!("--source {source}: expected one of {}", known.join(", "));
+            let source = printable::text(source);
+            return Err(refuse(format!("--source {source}: expected one of {}", known.join(", "))));
         }
     }
     let files = Files::find(profile, request.revision.as_deref(), common, context)?;
-    let keep = |source: &str| request.sources.is_empty() || request.sources.iter().any(|s| s == source);
-    wanted(profile, &request.splits)?
-        .into_iter()
-        .map(|split| plan(profile, split, &files, common, tokenizer, &keep))
-        .collect()
+    let wanted = Wanted { splits: &request.splits, sources: &request.sources };
+    wanted.plans(profile, &files, common, tokenizer)
+}
+
+/// The splits and sources that were asked for by name; none for all.
+struct Wanted<'a> {
+    splits: &'a [String],
+    sources: &'a [String],
+}
+
+impl Wanted<'_> {
+    /// The plans of the splits. What was asked for by name and is not there is an error; of all splits, or all sources,
+    /// those that are there are prepared and the others named.
+    fn plans(
+        &self,
+        profile: &Profile,
+        files: &Files,
+        common: &Common,
+        tokenizer: &Tokenizer,
+    ) -> anyhow::Result<Vec<Plan>> {
+        let named =
+            self.splits.iter().map(|name| Ok(profile.split(name)?)).collect::<anyhow::Result<Vec<_>>>()?;
+        let splits = if named.is_empty() { profile.splits.iter().collect() } else { named };
+        let (mut plans, mut missing) = (Vec::new(), Vec::new());
+        let mut short = Vec::new();
+        for split in splits {
+            let paths = files.paths();
+            let selected = profile.select(&split.name, paths.iter().copied())?;
+            let source_of = |path: &str| split.part(path).and_then(|part| part.source.clone());
+            let kept: Vec<(&str, Option<String>)> = selected
+                .iter()
+                .map(|path| (*path, source_of(path)))
+                .filter(|(_, source)| self.keeps(source.as_deref()))
+                .collect();
+            if kept.is_empty() {
+                missing.push(split);
+                continue;
+            }
+            self.check_sources(profile, split, &kept)?;
+            short.extend(split.count_mismatches(&selected));
+            plans.push(plan(profile, split, &kept, files, common, tokenizer)?);
+        }
+        if plans.is_empty() || !(self.splits.is_empty() || missing.is_empty()) {
+            return Err(self.none_found(profile, &missing));
+        }
+        let notes = self.notes(profile, &plans, &missing, &short);
+        plans.iter_mut().for_each(|plan| plan.notes.clone_from(&notes));
+        Ok(plans)
+    }
+
+    fn keeps(&self, source: Option<&str>) -> bool {
+        self.sources.is_empty()
+            || source.is_some_and(|source| self.sources.iter().any(|wanted| wanted == source))
+    }
+
+    /// Refuses a split that lacks a source that was asked for by name.
+    fn check_sources(
+        &self,
+        profile: &Profile,
+        split: &Split,
+        kept: &[(&str, Option<String>)],
+    ) -> anyhow::Result<()> {
+        let there = |source: &String| kept.iter().any(|(_, found)| found.as_ref() == Some(source));
+        match self.sources.iter().find(|source| !there(source)) {
+            None => Ok(()),
+            Some(source) => Err(refuse(format!(
+                "--source {source}: expected files such as `{}` for split `{}` of {}, found none; is this the right \
+                 repository, revision or --from folder?",
+                glob_of(split, Some(source)),
+                split.name,
+                profile.repository
+            ))),
+        }
+    }
+
+    fn none_found(&self, profile: &Profile, missing: &[&Split]) -> anyhow::Error {
+        let first = self.sources.first().map(String::as_str);
+        let globs: Vec<_> = missing
+            .iter()
+            .map(|split| format!("`{}` (split `{}`)", glob_of(split, first), split.name))
+            .collect();
+        refuse(format!(
+            "{}: expected files such as {}, found none; is this the right repository, revision or --from folder?",
+            profile.repository,
+            globs.join(", ")
+        ))
+    }
+
+    /// What is not there although nobody asked for less: one line each for splits, sources and files.
+    fn notes(
+        &self,
+        profile: &Profile,
+        plans: &[Plan],
+        missing: &[&Split],
+        short: &[CountMismatch],
+    ) -> Vec<String> {
+        let mut notes = Vec::new();
+        for split in missing {
+            notes.push(format!(
+                "split `{}` of {} is not there and is left out",
+                split.name, profile.repository
+            ));
+        }
+        if self.sources.is_empty() {
+            for plan in plans {
+                let there: BTreeSet<_> =
+                    plan.inputs.iter().filter_map(|input| input.set_prefix.as_deref()).collect();
+                let all = profile.sources.iter().map(|source| source.directory.as_str());
+                let lacks: Vec<_> = all.filter(|source| !there.contains(source)).collect();
+                if !lacks.is_empty() {
+                    notes.push(format!(
+                        "split `{}`: {} of {} sources are not there and are left out: {}",
+                        plan.spec.split,
+                        lacks.len(),
+                        profile.sources.len(),
+                        lacks.join(", ")
+                    ));
+                }
+            }
+        }
+        if let Some(first) = short.first() {
+            let sum = |count: fn(&CountMismatch) -> u64| short.iter().map(count).sum::<u64>();
+            notes.push(format!(
+                "{}: expected {} files, found {}, in {} places that have another number than they should (first: `{}`, \
+                 {} for {})",
+                profile.repository,
+                sum(|mismatch| mismatch.expected),
+                sum(|mismatch| mismatch.found),
+                short.len(),
+                first.glob,
+                first.found,
+                first.expected
+            ));
+        }
+        notes
+    }
+}
+
+/// What files of a split, or of a source of it, look like.
+fn glob_of<'a>(split: &'a Split, source: Option<&str>) -> &'a str {
+    let of = |part: &&catalog::Part| source.is_none() || part.source.as_deref() == source;
+    split.parts.iter().find(of).map_or("", |part| part.glob.as_str())
 }
 
 /// A set that does not occur would silently exclude nothing.
 fn check_sets(profile: &Profile, common: &Common) -> anyhow::Result<()> {
     match common.exclude_sets.iter().find(|set| !profile.sets.is_empty() && !profile.sets.contains(set)) {
-        Some(unknown) => bail!("--exclude-set {unknown}: expected one of {}", profile.sets.join(", ")),
+        Some(unknown) => {
+            let unknown = printable::text(unknown);
+            Err(refuse(format!("--exclude-set {unknown}: expected one of {}", profile.sets.join(", "))))
+        }
         None => Ok(()),
     }
-}
-
-fn wanted<'a>(profile: &'a Profile, names: &[String]) -> anyhow::Result<Vec<&'a Split>> {
-    if names.is_empty() {
-        return Ok(profile.splits.iter().collect());
-    }
-    names.iter().map(|name| Ok(profile.split(name)?)).collect()
 }
 
 /// The files of a dataset, as the Hub lists them or as a folder holds them.
@@ -99,7 +233,10 @@ impl Files {
             return Ok(Self { revision: None, listing: Vec::new(), local: walk(from)?, requested });
         }
         let hub = context.hub.as_ref().context("no Hub was set up")?;
-        let (revision, listing) = ask(hub, profile, &requested).map_err(|error| advise(error, profile))?;
+        // With the files at hand a Hub that cannot be reached is soon given up: --offline does without it.
+        let brief = common.from.as_ref().map(|_| hub.impatient()).transpose()?;
+        let asked = ask(brief.as_ref().unwrap_or(hub), profile, &requested);
+        let (revision, listing) = asked.map_err(|error| advise(error, profile, common.from.is_some()))?;
         Ok(Self { revision: Some(revision), listing, local: Vec::new(), requested })
     }
 
@@ -116,7 +253,16 @@ fn ask(hub: &Hub, profile: &Profile, requested: &str) -> Result<(Revision, Vec<R
 }
 
 /// Says what else there is when a repository is gone.
-fn advise(error: HubError, profile: &Profile) -> anyhow::Error {
+fn advise(error: HubError, profile: &Profile, files_at_hand: bool) -> anyhow::Error {
+    if matches!(error, HubError::Unreachable { .. }) {
+        let advice = if files_at_hand {
+            "to take the files of --from as they are, with no digest to compare them with, add --offline"
+        } else {
+            "on a machine without network, give files downloaded elsewhere with --from DIR --offline"
+        };
+        let text = format!("{error}; {advice}");
+        return anyhow::Error::new(error).context(text);
+    }
     let gone = matches!(error, HubError::RepositoryNotFound { .. } | HubError::Disabled { .. });
     if gone && profile.dataset == "slimpajama" {
         let text = format!("{error}; other copies: --profile reupload (all of it), --profile 6b (a sample)");
@@ -125,16 +271,17 @@ fn advise(error: HubError, profile: &Profile) -> anyhow::Error {
     error.into()
 }
 
-/// All files below a folder that could be of a dataset.
+/// All files below a folder that could be of a dataset. A snapshot in a Hugging Face cache is all links, so links are
+/// followed; a name that a catalog's pattern cannot match is of no dataset.
 fn walk(folder: &Path) -> anyhow::Result<Vec<SafePath>> {
     let mut paths = Vec::new();
-    for entry in WalkDir::new(folder).sort_by_file_name() {
-        let entry = entry.with_context(|| format!("cannot list `{}`", folder.display()))?;
+    for entry in WalkDir::new(folder).follow_links(true).sort_by_file_name() {
+        let entry = entry.map_err(|error| cannot_walk(&printable::path(folder), &error))?;
         if entry.file_type().is_file()
             && let Ok(below) = entry.path().strip_prefix(folder)
-            && let Some(text) = below.to_str()
+            && let Some(path) = below.to_str().and_then(|text| SafePath::new(text).ok())
         {
-            paths.push(SafePath::new(text)?);
+            paths.push(path);
         }
     }
     Ok(paths)
@@ -143,22 +290,16 @@ fn walk(folder: &Path) -> anyhow::Result<Vec<SafePath>> {
 fn plan(
     profile: &Profile,
     split: &Split,
+    kept: &[(&str, Option<String>)],
     files: &Files,
     common: &Common,
     tokenizer: &Tokenizer,
-    keep_source: &dyn Fn(&str) -> bool,
 ) -> anyhow::Result<Plan> {
-    let paths = files.paths();
-    let selected = profile.select(&split.name, paths.iter().copied())?;
-    check_counts(profile, split, &selected)?;
     let layout = if profile.dataset == "paloma" { Layout::Documents } else { Layout::Packed };
-    let mut inputs = Vec::new();
-    for path in selected {
-        let source = split.part(path).and_then(|part| part.source.clone());
-        if source.as_deref().is_none_or(keep_source) {
-            inputs.push(input(profile, path, source, files, common)?);
-        }
-    }
+    let inputs = kept
+        .iter()
+        .map(|(path, source)| input(profile, path, source.clone(), files, common))
+        .collect::<anyhow::Result<_>>()?;
     let name = if profile.dataset == profile.name {
         profile.name.clone()
     } else {
@@ -168,17 +309,13 @@ fn plan(
         spec: SplitSpec {
             split: split.name.clone(),
             layout,
-            source: Source {
-                profile: name,
-                repository: Some(profile.repository.clone()),
-                requested_revision: Some(files.requested.clone()),
-                resolved_revision: files.revision.as_ref().map(|revision| revision.sha.clone()),
-                licences: licences(profile, files),
-                generator: None,
-            },
+            source: source(profile, &name, files),
             selection: Selection {
                 text_field: Some(profile.text_field.clone()),
                 set_field: profile.set_field.clone(),
+                id_field: None,
+                license_field: None,
+                source_field: None,
                 exclude_sets: common.exclude_sets.clone(),
                 max_tokens: common.max_tokens,
                 holdout: None,
@@ -188,6 +325,7 @@ fn plan(
             packing: packing(layout, common),
             part: None,
             plan: Sha256Digest::of(b""),
+            plan_without_skip: None,
         },
         inputs,
         fields: fields(profile),
@@ -197,33 +335,25 @@ fn plan(
         }),
         inputs_folder: Some(common.from.clone().unwrap_or_else(|| common.downloads())),
         expected_tokens: None,
+        notes: Vec::new(),
     })
 }
 
-/// Files that should be there and are not: said, since a repository may have been changed on purpose; none at all
-/// is an error.
-fn check_counts(profile: &Profile, split: &Split, selected: &[&str]) -> anyhow::Result<()> {
-    if selected.is_empty() {
-        let globs: Vec<_> = split.parts.iter().map(|part| format!("`{}`", part.glob)).collect();
-        bail!(
-            "split `{}` of {}: expected files such as {}, found none; is this the right repository, revision or --from folder?",
-            split.name,
-            profile.repository,
-            globs.first().map_or("", String::as_str)
-        );
+/// The repository that was asked, or what the caller says of files that nothing is compared with.
+fn source(profile: &Profile, name: &str, files: &Files) -> Source {
+    let Some(revision) = &files.revision else {
+        let requested = Some(files.requested.clone());
+        return Source::claimed(name, &profile.repository, requested, &profile.licences);
+    };
+    Source {
+        profile: name.into(),
+        repository: Some(profile.repository.clone()),
+        requested_revision: Some(files.requested.clone()),
+        resolved_revision: Some(revision.sha.clone()),
+        licences: licences(profile, files),
+        generator: None,
+        claimed: None,
     }
-    for mismatch in split.count_mismatches(selected) {
-        // A warning that cannot be printed is no reason to stop.
-        let _ = writeln!(
-            std::io::stderr(),
-            "warning: {}: expected {} files `{}`, found {}",
-            profile.repository,
-            mismatch.expected,
-            mismatch.glob,
-            mismatch.found
-        );
-    }
-    Ok(())
 }
 
 fn input(
@@ -249,18 +379,21 @@ fn input(
             let local = path.under(from);
             (fs_err::metadata(&local)?.len(), None, Location::Local(local))
         }
-        (None, None) => bail!("`{path}` is in no listing"),
+        (None, None) => return Err(refuse(format!("`{path}` is in no listing"))),
     };
     Ok(PlannedInput { path, format, size: Some(size), declared, licence: None, location, set_prefix: source })
 }
 
 fn fields(profile: &Profile) -> Fields {
+    let slimpajama = profile.dataset == "slimpajama";
     Fields {
         text: profile.text_field.clone(),
         set: profile.set_field.clone(),
         set_fallback: profile.set_fallback_field.clone(),
         id: profile.id_field.clone(),
         truncated: profile.truncated_field.clone(),
+        license: slimpajama.then(|| SLIMPAJAMA_LICENSE.to_owned()),
+        source: slimpajama.then(|| SLIMPAJAMA_SOURCE.to_owned()),
     }
 }
 

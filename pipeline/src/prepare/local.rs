@@ -1,21 +1,19 @@
-//! Files and folders of this machine.
+//! Files and folders of this machine: the plans that they make. Which files they are is [`super::walk`]'s.
 //!
-//! Files come in the order of their paths, byte by byte, below each path given; paths given come in the order
-//! given. Hidden files and files of no known format are passed over inside folders and refused when named.
+//! Nobody published a digest of such files, so the manifest records theirs and says that they were compared with
+//! nothing. What documents say of themselves (`--license-field`, `--source-field`) is kept by document.
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
-use walkdir::WalkDir;
-use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::manifest::{Holdout, Layout, Licence, Selection, Source, Tokenizer};
 use xlstm_manifests::safe_path::SafePath;
+use xlstm_manifests::{Sha256Digest, printable};
 
-use super::packing;
 use super::request::{Common, LocalRequest};
-use crate::plan::{Location, Plan, PlannedInput};
-use crate::sources::{Fields, Format};
+use super::walk::{self, ENDINGS, Found};
+use super::{packing, refuse};
+use crate::plan::{Plan, PlannedInput};
+use crate::sources::Fields;
 use crate::split::SplitSpec;
 
 pub(super) fn plans(
@@ -23,18 +21,22 @@ pub(super) fn plans(
     common: &Common,
     tokenizer: &Tokenizer,
 ) -> anyhow::Result<Vec<Plan>> {
-    let (inputs, base) = inputs(&request.paths)?;
+    check_split(&request.split)?;
+    let Found { inputs, base, notes } = walk::inputs(&request.paths)?;
     if inputs.is_empty() {
-        let paths: Vec<_> = request.paths.iter().map(|path| format!("`{}`", path.display())).collect();
-        bail!(
-            "no input: expected .txt, .md, .jsonl (plain, .zst, .gz) or .parquet files in {}, found none",
-            paths.join(", ")
-        );
+        let paths: Vec<_> = request.paths.iter().map(|path| format!("`{}`", printable::path(path))).collect();
+        let passed = notes.iter().map(|note| format!("; {note}")).collect::<String>();
+        let paths = paths.join(", ");
+        return Err(refuse(format!(
+            "no input: expected files ending in {ENDINGS} in {paths}, found none{passed}"
+        )));
     }
     let fields = Fields {
         text: request.text_field.clone(),
         set: request.set_field.clone(),
         id: request.id_field.clone(),
+        license: request.license_field.clone(),
+        source: request.source_field.clone(),
         ..Fields::default()
     };
     let whole = OnThisMachine {
@@ -45,12 +47,34 @@ pub(super) fn plans(
             spdx: None,
         },
         text_field: Some(request.text_field.clone()),
-        set_field: request.set_field.clone(),
         fields,
         inputs,
         inputs_folder: Some(base),
+        notes,
     };
     whole.plans(&request.split, request.holdout.as_deref(), common, tokenizer)
+}
+
+/// Folders of the output folder that are no splits.
+const TAKEN: [&str; 2] = ["parts", "downloads"];
+
+/// Whether `name` is a plain name, as a split's folder needs it.
+#[must_use]
+pub fn is_split_name(name: &str) -> bool {
+    let plain = SafePath::new(name).is_ok_and(|path| !path.as_str().contains(['/', '\\']));
+    plain && !TAKEN.contains(&name) && !name.starts_with('.')
+}
+
+/// A split is a folder of its own in the output folder, so its name must be a plain one.
+pub(super) fn check_split(split: &str) -> anyhow::Result<()> {
+    if is_split_name(split) {
+        return Ok(());
+    }
+    let why = if TAKEN.contains(&split) { ", a name that the output folder uses itself" } else { "" };
+    Err(refuse(format!(
+        "--split `{}`{why}: expected a plain name such as train, validation or test",
+        printable::text(split)
+    )))
 }
 
 /// What a dataset made from files of this machine is, before a holdout divides it.
@@ -58,10 +82,10 @@ pub(super) struct OnThisMachine {
     pub(super) profile: &'static str,
     pub(super) licence: Licence,
     pub(super) text_field: Option<String>,
-    pub(super) set_field: Option<String>,
     pub(super) fields: Fields,
     pub(super) inputs: Vec<PlannedInput>,
     pub(super) inputs_folder: Option<PathBuf>,
+    pub(super) notes: Vec<String>,
 }
 
 impl OnThisMachine {
@@ -84,10 +108,14 @@ impl OnThisMachine {
                     resolved_revision: None,
                     licences: vec![self.licence.clone()],
                     generator: None,
+                    claimed: None,
                 },
                 selection: Selection {
                     text_field: self.text_field.clone(),
-                    set_field: self.set_field.clone(),
+                    set_field: self.fields.set.clone(),
+                    id_field: self.fields.id.clone(),
+                    license_field: self.fields.license.clone(),
+                    source_field: self.fields.source.clone(),
                     exclude_sets: common.exclude_sets.clone(),
                     max_tokens: common.max_tokens,
                     holdout,
@@ -97,11 +125,13 @@ impl OnThisMachine {
                 packing: packing(Layout::Packed, common),
                 part: None,
                 plan: Sha256Digest::of(b""),
+                plan_without_skip: None,
             },
             inputs: self.inputs.clone(),
             fields: self.fields.clone(),
             remote: None,
             inputs_folder: self.inputs_folder.clone(),
+            notes: self.notes.clone(),
             expected_tokens: None,
         };
         Ok(sides(split, holdout)?.into_iter().map(plan).collect())
@@ -111,105 +141,11 @@ impl OnThisMachine {
 /// The splits that a holdout makes: train and validation; or the one `split` without.
 pub(super) fn sides(split: &str, holdout: Option<&str>) -> anyhow::Result<Vec<(String, Option<Holdout>)>> {
     let Some(fraction) = holdout else { return Ok(vec![(split.to_owned(), None)]) };
-    let value: f64 = fraction.parse().with_context(|| format!("--holdout `{fraction}` is not a number"))?;
-    if !(value > 0.0 && value < 1.0) {
-        bail!("--holdout {fraction}: expected a fraction above 0 and below 1");
+    if !fraction.parse::<f64>().is_ok_and(|value| value > 0.0 && value < 1.0) {
+        return Err(refuse(format!(
+            "--holdout {fraction}: expected a fraction above 0 and below 1, such as 0.01"
+        )));
     }
     let side = |held_out| Some(Holdout { fraction: fraction.to_owned(), held_out });
     Ok(vec![("train".to_owned(), side(false)), ("validation".to_owned(), side(true))])
-}
-
-/// The inputs below `paths`, and the folder that their names are relative to.
-fn inputs(paths: &[PathBuf]) -> anyhow::Result<(Vec<PlannedInput>, PathBuf)> {
-    let base = common_folder(paths)?;
-    let mut inputs = Vec::new();
-    let mut seen = BTreeSet::new();
-    for path in paths {
-        if path.is_dir() {
-            let walk = WalkDir::new(path).follow_links(false).sort_by_file_name().into_iter();
-            let mut files = Vec::new();
-            for entry in walk.filter_entry(|entry| entry.depth() == 0 || !is_hidden(entry.file_name())) {
-                let entry = entry.with_context(|| format!("cannot list `{}`", path.display()))?;
-                if entry.file_type().is_file()
-                    && let Some(format) = Format::from_path(entry.path())
-                {
-                    files.push((relative(&base, entry.path())?, entry.path().to_path_buf(), format));
-                }
-            }
-            files.sort_by(|a, b| a.0.cmp(&b.0));
-            for (name, file, format) in files {
-                push(&mut inputs, &mut seen, name, &file, format)?;
-            }
-        } else {
-            let format = Format::from_path(path).with_context(|| {
-                format!(
-                    "`{}`: expected a name ending in .txt, .md, .jsonl, .jsonl.zst, .jsonl.gz or .parquet",
-                    path.display()
-                )
-            })?;
-            push(&mut inputs, &mut seen, relative(&base, path)?, path, format)?;
-        }
-    }
-    Ok((inputs, base))
-}
-
-fn push(
-    inputs: &mut Vec<PlannedInput>,
-    seen: &mut BTreeSet<SafePath>,
-    name: SafePath,
-    file: &Path,
-    format: Format,
-) -> anyhow::Result<()> {
-    if !seen.insert(name.clone()) {
-        bail!("`{}` is given twice: name each file once", file.display());
-    }
-    let size = fs_err::metadata(file)?.len();
-    inputs.push(PlannedInput {
-        path: name,
-        format,
-        size: Some(size),
-        declared: None,
-        licence: None,
-        location: Location::Local(file.to_path_buf()),
-        set_prefix: None,
-    });
-    Ok(())
-}
-
-fn is_hidden(name: &std::ffi::OsStr) -> bool {
-    name.to_str().is_some_and(|name| name.starts_with('.'))
-}
-
-/// The folder itself when one folder is given; else the deepest folder that holds all paths.
-pub(super) fn common_folder(paths: &[PathBuf]) -> anyhow::Result<PathBuf> {
-    let mut common: Option<PathBuf> = None;
-    for path in paths {
-        let absolute = fs_err::canonicalize(path)?;
-        let folder = if absolute.is_dir() {
-            absolute
-        } else {
-            absolute.parent().map(Path::to_path_buf).unwrap_or_default()
-        };
-        common = Some(match common {
-            None => folder,
-            Some(mut common) => {
-                while !folder.starts_with(&common) {
-                    if !common.pop() {
-                        bail!("the paths given share no folder: put them below one");
-                    }
-                }
-                common
-            }
-        });
-    }
-    common.context("no path given")
-}
-
-pub(super) fn relative(base: &Path, file: &Path) -> anyhow::Result<SafePath> {
-    let absolute = fs_err::canonicalize(file)?;
-    let below = absolute.strip_prefix(base).unwrap_or(&absolute);
-    let text = below
-        .to_str()
-        .with_context(|| format!("`{}`: the name is not UTF-8; rename the file", file.display()))?;
-    Ok(SafePath::new(text)?)
 }

@@ -14,13 +14,17 @@ mod preview;
 mod progress;
 mod provider;
 mod request;
+mod walk;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use xlstm_manifests::manifest::{Layout, Manifest, Packing, Targets};
+use rayon::prelude::*;
+use xlstm_manifests::manifest::{Input, Layout, Manifest, Packing, Targets};
+use xlstm_manifests::{digest, printable};
 
 pub use examples::{ExamplesPlan, ExamplesRequest, execute_examples, no_tokenizer, plan_examples};
+pub use local::is_split_name;
 pub use preview::{Preview, preview};
 pub use progress::Progress;
 pub use request::{
@@ -29,8 +33,9 @@ pub use request::{
 
 use crate::engine::{self, EngineOptions, Filter, OnBadRecord};
 use crate::hub::Hub;
-use crate::plan::{InputFolders, Plan, is_compressed};
-use crate::split::{Opened, SplitBuilder, SplitSpec};
+use crate::plan::{InputFolders, Location, Plan, PlannedInput, format_name, is_compressed};
+use crate::report::CommandError;
+use crate::split::{Opened, SplitBuilder, SplitError, SplitSpec};
 use crate::tokenizer::Gpt2Tokenizer;
 
 /// What a prepare run did with one split.
@@ -146,6 +151,7 @@ pub fn execute(
     let folder = split_folder(&common.out, plan);
     let builder = match SplitBuilder::open(&folder, plan.spec.clone(), common.restart)? {
         Opened::Finished(manifest) => {
+            check_finished(&folder, plan, &manifest)?;
             return Ok(Prepared { folder, manifest: *manifest, was_finished: true });
         }
         Opened::Building(builder) => *builder,
@@ -163,12 +169,93 @@ pub fn execute(
         fields: plan.fields.clone(),
         filter: filter(plan)?,
         max_tokens: plan.spec.selection.max_tokens,
+        asked: asked(plan),
     };
     progress.begin(&plan.spec.split, plan);
     let manifest =
         engine::run(builder, plan.spec.layout, provider.as_mut(), &context.tokenizer, &options, progress)?;
     progress.end();
     Ok(Prepared { folder, manifest, was_finished: false })
+}
+
+/// What every record of a whole split can be asked for.
+fn asked(plan: &Plan) -> engine::Asked {
+    let selection = &plan.spec.selection;
+    // PALOMA and SlimPajama name their fields by profile; what they lack there is theirs to lack.
+    let named = plan.spec.source.profile == "local";
+    if plan.spec.part.is_some() {
+        return engine::Asked::default();
+    }
+    let fields = [
+        (engine::Field::Set, "--set-field", &selection.set_field),
+        (engine::Field::Id, "--id-field", &selection.id_field),
+        (engine::Field::License, "--license-field", &selection.license_field),
+        (engine::Field::Source, "--source-field", &selection.source_field),
+    ];
+    let fields = fields.into_iter().filter(|_| named);
+    engine::Asked {
+        // Those of SlimPajama were compared with the catalog's list before anything was read.
+        exclude_sets: if plan.spec.source.profile.starts_with("slimpajama") {
+            Vec::new()
+        } else {
+            selection.exclude_sets.clone()
+        },
+        fields: fields.filter_map(|(field, option, path)| Some((field, option, path.clone()?))).collect(),
+    }
+}
+
+/// Whether a finished split was made from the plan's inputs: the same files in the same order, with the same bytes.
+///
+/// # Errors
+/// [`SplitError::OtherRun`] naming the first file that differs.
+fn check_finished(folder: &Path, plan: &Plan, manifest: &Manifest) -> anyhow::Result<()> {
+    let differ = |differs: String| {
+        let found = "a finished dataset";
+        anyhow::Error::from(SplitError::OtherRun { folder: folder.into(), found, differs })
+    };
+    let reached = plan.spec.selection.max_tokens.is_some_and(|limit| manifest.totals.tokens >= limit);
+    for (planned, input) in plan.inputs.iter().zip(&manifest.inputs) {
+        if planned.path != input.path {
+            let (was, is) = (printable::text(input.path.as_str()), printable::text(planned.path.as_str()));
+            return Err(differ(format!("its inputs: it was made from `{was}` where `{is}` is now")));
+        }
+    }
+    match (plan.inputs.get(manifest.inputs.len()), manifest.inputs.get(plan.inputs.len())) {
+        (Some(added), _) if !reached => {
+            return Err(differ(format!("its inputs: `{}` is new", printable::text(added.path.as_str()))));
+        }
+        (_, Some(gone)) => {
+            let gone = printable::text(gone.path.as_str());
+            return Err(differ(format!("its inputs: `{gone}` is gone")));
+        }
+        _ => {}
+    }
+    let changed =
+        plan.inputs.par_iter().zip(&manifest.inputs).map(|(planned, input)| is_same(planned, input));
+    let changed: Vec<bool> = changed.collect::<anyhow::Result<_>>()?;
+    match changed.iter().position(|same| !same) {
+        None => Ok(()),
+        Some(index) => {
+            let name = printable::text(manifest.inputs[index].path.as_str());
+            Err(differ(format!("its inputs: `{name}` has other bytes, or is read in another way")))
+        }
+    }
+}
+
+/// Whether a planned input is one that was read. A digest that is published for both tells; else the file is read.
+fn is_same(planned: &PlannedInput, input: &Input) -> anyhow::Result<bool> {
+    if format_name(planned.format) != input.format || planned.size.is_some_and(|size| size != input.size) {
+        return Ok(false);
+    }
+    match (&planned.location, &planned.declared, &input.declared) {
+        (_, Some(now), Some(then)) if now.algorithm == then.algorithm => Ok(now.digest == then.digest),
+        (Location::Remote(_), Some(now), None) if now.algorithm == "sha256" => {
+            Ok(now.digest == input.sha256.to_string())
+        }
+        // Published as a git blob now, and not then: the listing cannot be compared with what was read.
+        (Location::Remote(_), ..) => Ok(true),
+        (Location::Local(path), ..) => Ok(digest::digest_file(path)? == (input.size, input.sha256)),
+    }
 }
 
 fn filter(plan: &Plan) -> anyhow::Result<Filter> {
@@ -198,6 +285,11 @@ fn write_inputs_folder(out: &Path, folder: &Path) -> anyhow::Result<()> {
         format!("{}\n", folder.display()).as_bytes(),
     )?;
     Ok(())
+}
+
+/// An error of the user's: what was asked for is not there, or cannot be.
+fn refuse(text: impl Into<String>) -> anyhow::Error {
+    CommandError::Usage(text.into()).into()
 }
 
 /// How text of this layout becomes rows.

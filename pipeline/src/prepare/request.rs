@@ -57,6 +57,10 @@ pub struct LocalRequest {
     pub set_field: Option<String>,
     /// Field that names the document.
     pub id_field: Option<String>,
+    /// Field that holds a document's own license.
+    pub license_field: Option<String>,
+    /// Field that says where a document is from.
+    pub source_field: Option<String>,
     /// Share of documents held out for validation.
     pub holdout: Option<String>,
     /// Name of the split when nothing is held out.

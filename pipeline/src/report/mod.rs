@@ -17,6 +17,7 @@ mod tests;
 use std::io::Write;
 
 use serde::Serialize;
+use xlstm_manifests::printable;
 
 pub use cell::Cell;
 pub use curves::{Cloud, Curves, Series};
@@ -91,5 +92,5 @@ impl CommandError {
 /// When `out` cannot be written to.
 pub fn write_json(out: &mut dyn Write, value: &impl Serialize) -> Result<(), CommandError> {
     let text = serde_json::to_string_pretty(value).map_err(|e| CommandError::Internal(e.to_string()))?;
-    Ok(writeln!(out, "{text}")?)
+    Ok(writeln!(out, "{}", printable::json(&text))?)
 }

@@ -11,6 +11,7 @@ use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::digest::digest_file;
 
 use super::error::SourceError;
+use super::format::open_regular;
 
 /// A crate that a lock file pins to an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,31 +42,53 @@ struct LockFile {
 struct Package {
     name: String,
     version: String,
+    source: Option<String>,
     checksum: Option<Sha256Digest>,
 }
 
-/// The crates of the lock file at `path` that come from a registry, in the file's order. Crates of the
-/// workspace and of git repositories have no archive and are left out.
+/// What a lock file pins.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LockedPackages {
+    /// Crates that come from a registry, in the file's order.
+    pub crates: Vec<LockedCrate>,
+    /// Names of those from git repositories, which have no archive.
+    pub git: Vec<String>,
+    /// How many are of the workspace or of paths.
+    pub local: u64,
+}
+
+/// The packages of the lock file at `path`.
 ///
 /// # Errors
 /// When the file cannot be read or is no lock file.
-pub fn packages(path: &Path) -> Result<Vec<LockedCrate>, SourceError> {
+pub fn packages(path: &Path) -> Result<LockedPackages, SourceError> {
+    open_regular(path)?;
     let text = std::fs::read_to_string(path).map_err(|error| SourceError::io(path, error))?;
     let lock: LockFile = toml::from_str(&text).map_err(|error| SourceError::LockFile {
         path: path.to_owned(),
         detail: error.message().to_owned(),
     })?;
-    let locked = |package: Package| {
-        let Package { name, version, checksum } = package;
+    let mut locked = LockedPackages::default();
+    for Package { name, version, source, checksum } in lock.package {
         // A name is also part of a path: cargo allows these characters and no others.
         let plain = |text: &str| !text.is_empty() && text.bytes().all(is_name_byte) && !text.starts_with('.');
         if !plain(&name) || !plain(&version) {
             let detail = format!("a package of the name {name:?} and version {version:?}");
-            return Some(Err(SourceError::LockFile { path: path.to_owned(), detail }));
+            return Err(SourceError::LockFile { path: path.to_owned(), detail });
         }
-        checksum.map(|checksum| Ok(LockedCrate { name, version, checksum }))
-    };
-    lock.package.into_iter().filter_map(locked).collect()
+        match (checksum, source) {
+            (Some(checksum), _) => locked.crates.push(LockedCrate { name, version, checksum }),
+            (None, Some(source)) if source.starts_with("git+") => {
+                locked.git.push(format!("{name} {version}"))
+            }
+            (None, Some(source)) => {
+                let detail = format!("{name} {version} of `{source}` without a checksum");
+                return Err(SourceError::LockFile { path: path.to_owned(), detail });
+            }
+            (None, None) => locked.local += 1,
+        }
+    }
+    Ok(locked)
 }
 
 fn is_name_byte(byte: u8) -> bool {

@@ -68,7 +68,7 @@ fn read_texts(path: &Path, from_record: u64) -> Result<VecDeque<Record>, SourceE
             return Err(io::Error::other(format!("more than {MAX_TEXT} bytes of text in one archive")));
         }
         let set = Some(set.to_owned());
-        records.push_back(Record { number, text, id: Some(id), set, truncated: false });
+        records.push_back(Record { number, text, id: Some(id), set, ..Record::default() });
         Ok(())
     })?;
     Ok(records)

@@ -1,7 +1,7 @@
 //! Streams of bytes out of files that may be compressed.
 //!
 //! zstd files may hold several frames one after the other, gzip files several members (PALOMA's were
-//! written by appending); both are read to the end of the file. A frame may ask for a window of up to 2 GiB
+//! written by appending); both are read to the end of the file (see [`super::gzip`] for what may stand behind). A frame may ask for a window of up to 2 GiB
 //! (`--long=31`): it is granted, and costs memory only where a file really asks. A file that was
 //! cut exactly between two frames or members looks whole; only its digest tells. How many compressed bytes
 //! were read is counted, so that an error can say how far the file was good.
@@ -12,10 +12,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use flate2::bufread::MultiGzDecoder;
+use super::gzip::Members;
 
 use super::error::SourceError;
-use super::format::Compression;
+use super::format::{Compression, open_regular};
 
 /// Bytes read from the file at once.
 const COMPRESSED_BUFFER: usize = 256 << 10;
@@ -36,7 +36,7 @@ pub(super) struct Stream {
 impl Stream {
     pub(super) fn open(path: &Path, compression: Compression) -> Result<Self, SourceError> {
         let fail = |error| SourceError::io(path, error);
-        let file = File::open(path).map_err(fail)?;
+        let file = open_regular(path)?;
         let position = Arc::new(AtomicU64::new(0));
         let file = Counted { file, position: Arc::clone(&position) };
         let file = BufReader::with_capacity(COMPRESSED_BUFFER, file);
@@ -47,7 +47,7 @@ impl Stream {
                 decoder.window_log_max(WINDOW_LOG_MAX).map_err(fail)?;
                 Box::new(BufReader::with_capacity(PLAIN_BUFFER, decoder))
             }
-            Compression::Gzip => Box::new(BufReader::with_capacity(PLAIN_BUFFER, MultiGzDecoder::new(file))),
+            Compression::Gzip => Box::new(BufReader::with_capacity(PLAIN_BUFFER, Members::new(file))),
         };
         Ok(Self { bytes, position, compression })
     }
@@ -59,6 +59,15 @@ impl Stream {
             Compression::Zstd => "zstd stream",
             Compression::Gzip => "gzip stream",
         };
+        // The library's words for a dictionary that it was not given.
+        if self.compression == Compression::Zstd && error.to_string().contains("ictionary") {
+            return SourceError::WrongFormat {
+                path: path.to_owned(),
+                expected: "a zstd stream that needs nothing else",
+                found: "one that was compressed with a dictionary".to_owned(),
+                hint: "decompress it with its dictionary first (`zstd -d -D DICTIONARY`)",
+            };
+        }
         let position = self.position.load(Ordering::Relaxed);
         let place = format!("in record {number} (from 0), within the first {position} bytes of the file");
         SourceError::decoding(path, what, place, error)

@@ -18,9 +18,19 @@ pub enum SourceError {
         /// What the system said.
         source: io::Error,
     },
+    /// A pipe, a device, a socket or a folder.
+    #[error(
+        "{}: expected a file, found what is not a regular file; write its content to a file first: sources are read \
+         more than once",
+        path.display()
+    )]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
     /// The name ends in none of the known endings.
     #[error(
-        "{}: unknown kind of file; known are .jsonl and .ndjson, these and .json with .zst or .gz behind, .parquet, .txt, .md, .crate",
+        "{}: unknown kind of file; known are .jsonl, .ndjson, .txt, .md, these and .json with .zst or .gz behind, .parquet, .crate",
         path.display()
     )]
     UnknownFormat {

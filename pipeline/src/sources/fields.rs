@@ -3,6 +3,8 @@
 //! Names are paths of keys joined by dots: `meta.redpajama_set_name` is the key `redpajama_set_name` of the
 //! object (or struct column) `meta`; a key that itself holds a dot cannot be named. Only `text` must be there; the rest may be absent from any record.
 
+use xlstm_manifests::printable;
+
 use super::json::{self, Flaw, Paths, Value};
 use crate::record::{BadRecord, Record, Step};
 
@@ -20,11 +22,28 @@ pub struct Fields {
     /// A field that is present and not empty where the source cut the document. Its parent may also be a
     /// string that holds the object as JSON.
     pub truncated: Option<String>,
+    /// The license that the document carries itself.
+    pub license: Option<String>,
+    /// Where the document says that it is from.
+    pub source: Option<String>,
 }
+
+/// Where records in SlimPajama's layout hold a license of their own, if they do; the original's do not.
+pub const SLIMPAJAMA_LICENSE: &str = "meta.license";
+/// Likewise their source.
+pub const SLIMPAJAMA_SOURCE: &str = "meta.source";
 
 impl Default for Fields {
     fn default() -> Self {
-        Self { text: "text".to_owned(), set: None, set_fallback: None, id: None, truncated: None }
+        Self {
+            text: "text".to_owned(),
+            set: None,
+            set_fallback: None,
+            id: None,
+            truncated: None,
+            license: None,
+            source: None,
+        }
     }
 }
 
@@ -32,7 +51,12 @@ impl Fields {
     /// SlimPajama: `text` and `meta.redpajama_set_name`.
     #[must_use]
     pub fn slimpajama() -> Self {
-        Self { set: Some("meta.redpajama_set_name".to_owned()), ..Self::default() }
+        Self {
+            set: Some("meta.redpajama_set_name".to_owned()),
+            license: Some(SLIMPAJAMA_LICENSE.to_owned()),
+            source: Some(SLIMPAJAMA_SOURCE.to_owned()),
+            ..Self::default()
+        }
     }
 
     /// PALOMA: the domain is `subdomain`, or `source` where there is none; ids are strings or numbers.
@@ -44,13 +68,20 @@ impl Fields {
             set_fallback: Some("source".to_owned()),
             id: Some("id".to_owned()),
             truncated: Some("metadata.truncated_portion".to_owned()),
+            license: None,
+            source: None,
         }
     }
 }
 
+/// Keys of a record that a message shows.
+const MOST_KEYS: usize = 20;
+
 /// [`Fields`] made ready for lines of JSON.
 pub(super) struct JsonFields {
     paths: Paths,
+    /// Where the text is looked for, for messages.
+    text: String,
     /// Where the path from the parent of `truncated` leads, for a parent that is JSON in a string.
     inside_parent: Option<Paths>,
 }
@@ -62,6 +93,8 @@ const SET_FALLBACK: usize = 2;
 const ID: usize = 3;
 const TRUNCATED: usize = 4;
 const TRUNCATED_PARENT: usize = 5;
+const LICENSE: usize = 6;
+const SOURCE: usize = 7;
 
 impl JsonFields {
     pub(super) fn new(fields: &Fields) -> Self {
@@ -73,8 +106,14 @@ impl JsonFields {
             fields.id.as_deref(),
             fields.truncated.as_deref(),
             parent.map(|(parent, _)| parent),
+            fields.license.as_deref(),
+            fields.source.as_deref(),
         ]);
-        Self { paths, inside_parent: parent.map(|(_, inside)| Paths::new([Some(inside)])) }
+        Self {
+            paths,
+            text: fields.text.clone(),
+            inside_parent: parent.map(|(_, inside)| Paths::new([Some(inside)])),
+        }
     }
 
     /// Makes the record `number` out of one line.
@@ -94,15 +133,26 @@ impl JsonFields {
         let mut take = |index: usize| std::mem::take(&mut values[index]);
         let text = match take(TEXT) {
             Value::String(text) => text,
-            missing @ (Value::Absent | Value::Null) => {
-                return bad(BadRecord::MissingText, missing.describe());
+            Value::Absent => return bad(BadRecord::MissingText, self.absent(line)),
+            Value::Null => return bad(BadRecord::MissingText, format!("null in field `{}`", self.text)),
+            other => {
+                let found = format!("{} in field `{}`", other.describe(), self.text);
+                return bad(BadRecord::TextNotString, found);
             }
-            other => return bad(BadRecord::TextNotString, other.describe()),
         };
         let set = take(SET).into_name().or(take(SET_FALLBACK).into_name());
         let id = take(ID).into_name();
         let truncated = self.is_truncated(&take(TRUNCATED), &take(TRUNCATED_PARENT));
-        Step::Record(Record { number, text, id, set, truncated })
+        let (license, source) = (take(LICENSE).into_name(), take(SOURCE).into_name());
+        Step::Record(Record { number, text, id, set, license, source, truncated })
+    }
+
+    /// What a record without text has instead.
+    fn absent(&self, line: &[u8]) -> String {
+        let keys = json::keys(line, MOST_KEYS).unwrap_or_default();
+        let keys: Vec<_> = keys.iter().map(|key| format!("`{}`", printable::text(key))).collect();
+        let there = if keys.is_empty() { "no key at all".to_owned() } else { keys.join(", ") };
+        format!("no field `{}` among {there}", printable::text(&self.text))
     }
 
     fn is_truncated(&self, mark: &Value, parent: &Value) -> bool {
@@ -142,7 +192,7 @@ mod tests {
         let line = r#"{"text":"a\nb","meta":{"redpajama_set_name":"RedPajamaC4"}}"#;
         let step = JsonFields::new(&Fields::slimpajama()).read(line.as_bytes(), 3);
         let set = Some("RedPajamaC4".to_owned());
-        let record = Record { number: 3, text: "a\nb".to_owned(), id: None, set, truncated: false };
+        let record = Record { number: 3, text: "a\nb".to_owned(), set, ..Record::default() };
         assert_eq!(step, Step::Record(record));
     }
 

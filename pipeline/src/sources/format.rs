@@ -14,9 +14,11 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use xlstm_manifests::printable;
+
 use super::error::SourceError;
 
-/// How a file of JSON lines is compressed.
+/// How a file of JSON lines or of text is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Compression {
     /// Not at all.
@@ -38,7 +40,10 @@ pub enum Format {
     /// Apache Parquet.
     Parquet,
     /// Plain text or Markdown: the file is one document.
-    Text,
+    Text {
+        /// What wraps the text.
+        compression: Compression,
+    },
     /// A `.crate` archive of cargo: a gzip-compressed tar.
     Crate,
 }
@@ -47,15 +52,21 @@ impl Format {
     /// The format that the name of `path` says; `None` if it says none.
     #[must_use]
     pub fn from_path(path: &Path) -> Option<Self> {
-        let name = path.file_name()?.to_str()?.to_ascii_lowercase();
-        let json = |compression| Some(Self::JsonLines { compression });
-        match name.rsplit_once('.')?.1 {
-            "jsonl" | "ndjson" => json(Compression::None),
-            "zst" if has_json_ending(&name, ".zst") => json(Compression::Zstd),
-            "gz" if has_json_ending(&name, ".gz") => json(Compression::Gzip),
-            "parquet" => Some(Self::Parquet),
-            "txt" | "md" | "markdown" => Some(Self::Text),
-            "crate" => Some(Self::Crate),
+        // A name that is not UTF-8 has its ending all the same.
+        let name = path.file_name()?.to_string_lossy().to_ascii_lowercase();
+        let (stem, ending) = name.rsplit_once('.')?;
+        let (inner, compression) = match ending {
+            "zst" => (stem.rsplit_once('.')?.1, Compression::Zstd),
+            "gz" => (stem.rsplit_once('.')?.1, Compression::Gzip),
+            plain => (plain, Compression::None),
+        };
+        match (inner, compression) {
+            ("jsonl" | "ndjson", _) | ("json", Compression::Zstd | Compression::Gzip) => {
+                Some(Self::JsonLines { compression })
+            }
+            ("txt" | "md" | "markdown", _) => Some(Self::Text { compression }),
+            ("parquet", Compression::None) => Some(Self::Parquet),
+            ("crate", Compression::None) => Some(Self::Crate),
             _ => None,
         }
     }
@@ -74,18 +85,23 @@ impl Format {
     /// When they are of another format, or the file cannot be read.
     pub fn check(self, path: &Path) -> Result<(), SourceError> {
         let mut head = Vec::new();
-        let file = File::open(path).map_err(|error| SourceError::io(path, error))?;
+        let file = open_regular(path)?;
         file.take(256).read_to_end(&mut head).map_err(|error| SourceError::io(path, error))?;
         let found = Head::of(&head);
         let fits = match self {
             Self::JsonLines { compression: Compression::None } => {
                 matches!(found, Head::Empty | Head::Other)
             }
-            Self::JsonLines { compression: Compression::Zstd } => found == Head::Zstd,
-            Self::JsonLines { compression: Compression::Gzip } | Self::Crate => found == Head::Gzip,
+            Self::JsonLines { compression: Compression::Zstd }
+            | Self::Text { compression: Compression::Zstd } => found == Head::Zstd,
+            Self::JsonLines { compression: Compression::Gzip }
+            | Self::Text { compression: Compression::Gzip }
+            | Self::Crate => found == Head::Gzip,
             Self::Parquet => found == Head::Parquet,
             // Text may be anything, even a page of HTML; but not what is never text.
-            Self::Text => !matches!(found, Head::Zstd | Head::Gzip | Head::Parquet),
+            Self::Text { compression: Compression::None } => {
+                matches!(found, Head::Empty | Head::Markup | Head::Other)
+            }
         };
         if fits {
             return Ok(());
@@ -104,17 +120,41 @@ impl Format {
             Self::JsonLines { compression: Compression::Zstd } => "zstd-compressed JSON lines",
             Self::JsonLines { compression: Compression::Gzip } => "gzip-compressed JSON lines",
             Self::Parquet => "a Parquet file",
-            Self::Text => "text",
+            Self::Text { compression: Compression::None } => "text",
+            Self::Text { compression: Compression::Zstd } => "zstd-compressed text",
+            Self::Text { compression: Compression::Gzip } => "gzip-compressed text",
             Self::Crate => "a crate archive (gzip)",
         }
     }
 }
 
-/// `name` without `compression` ends in what holds JSON lines.
-fn has_json_ending(name: &str, compression: &str) -> bool {
-    let inner = name.strip_suffix(compression).unwrap_or(name);
-    [".jsonl", ".ndjson", ".json"].iter().any(|ending| inner.ends_with(ending))
+/// Opens a file that can be read twice and to an end: a pipe or a device is neither.
+///
+/// # Errors
+/// When it is none, or cannot be opened.
+pub(super) fn open_regular(path: &Path) -> Result<File, SourceError> {
+    // Looked at before it is opened: opening a pipe waits for a writer.
+    let metadata = std::fs::metadata(path).map_err(|error| SourceError::io(path, error))?;
+    if !metadata.is_file() {
+        return Err(SourceError::NotAFile { path: path.to_owned() });
+    }
+    File::open(path).map_err(|error| SourceError::io(path, error))
 }
+
+/// The encoding other than UTF-8 that the first bytes of a text show: by their byte order mark, or by the zero bytes of
+/// a first character below U+0100.
+pub(super) fn other_encoding(head: &[u8]) -> Option<&'static str> {
+    match head {
+        [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => Some("UTF-32"),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("UTF-16"),
+        &[a, 0, b, 0, ..] | &[0, a, 0, b, ..] if a != 0 && b != 0 => Some("UTF-16"),
+        _ => None,
+    }
+}
+
+/// What to do about text of another encoding.
+pub(super) const CONVERT: &str =
+    "convert it first, as with `iconv -f UTF-16 -t UTF-8` (the encoding of its name)";
 
 /// What the first bytes of a file are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +163,9 @@ enum Head {
     Zstd,
     Gzip,
     Parquet,
+    EncryptedParquet,
     LargeFilePointer,
+    OtherEncoding,
     Markup,
     Other,
 }
@@ -135,7 +177,9 @@ impl Head {
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             [0x1f, 0x8b, ..] => Self::Gzip,
             [b'P', b'A', b'R', b'1', ..] => Self::Parquet,
-            _ if head.starts_with(b"version https://git-lfs.") => Self::LargeFilePointer,
+            [b'P', b'A', b'R', b'E', ..] => Self::EncryptedParquet,
+            _ if is_large_file_pointer(head) => Self::LargeFilePointer,
+            _ if other_encoding(head).is_some() => Self::OtherEncoding,
             _ if head.trim_ascii_start().starts_with(b"<") => Self::Markup,
             _ => Self::Other,
         }
@@ -147,6 +191,10 @@ impl Head {
             Self::Zstd => "zstd data".to_owned(),
             Self::Gzip => "gzip data".to_owned(),
             Self::Parquet => "a Parquet file".to_owned(),
+            Self::EncryptedParquet => "an encrypted Parquet file (magic `PARE`)".to_owned(),
+            Self::OtherEncoding => {
+                format!("text in {}", other_encoding(head).unwrap_or("another encoding than UTF-8"))
+            }
             Self::LargeFilePointer => "a Git LFS pointer in place of the file".to_owned(),
             Self::Markup => format!("an HTML or XML page (`{}`)", excerpt(head)),
             Self::Other => {
@@ -162,16 +210,26 @@ impl Head {
                 "a download failed and left this behind: delete it and download again"
             }
             Self::LargeFilePointer => "run `git lfs pull`, or download the file itself",
+            Self::EncryptedParquet => "decrypt it with its key first: encrypted files cannot be read here",
+            Self::OtherEncoding => CONVERT,
             Self::Zstd | Self::Gzip | Self::Parquet => "give the file the ending of what it is",
             Self::Other => "compare its size and SHA-256 with the source and download it again",
         }
     }
 }
 
+/// Git LFS leaves a pointer (specification, version 1) where a file was not fetched: a text file of three lines or more,
+/// the version first. A text about such files has no `oid` in its second line.
+fn is_large_file_pointer(head: &[u8]) -> bool {
+    let Some(rest) = head.strip_prefix(b"version https://") else { return false };
+    let second = rest.split(|&byte| byte == b'\n').nth(1);
+    rest.starts_with(b"git-lfs.")
+        && second.is_none_or(|line| line.starts_with(b"oid ") || line.starts_with(b"ext-"))
+}
+
 /// The first characters, fit for one line of a message.
 fn excerpt(head: &[u8]) -> String {
-    let shown = String::from_utf8_lossy(&head[..head.len().min(60)]);
-    shown.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+    printable::text(&String::from_utf8_lossy(&head[..head.len().min(60)])).into_owned()
 }
 
 #[cfg(test)]
@@ -188,7 +246,10 @@ mod tests {
             ("A.JSONL", json(Compression::None)),
             ("x.ndjson", json(Compression::None)),
             ("train-00000-of-00048-ab722660a17694c2.parquet", Some(Format::Parquet)),
-            ("README.md", Some(Format::Text)),
+            ("README.md", Some(Format::Text { compression: Compression::None })),
+            ("notes.txt.zst", Some(Format::Text { compression: Compression::Zstd })),
+            ("notes.MD.gz", Some(Format::Text { compression: Compression::Gzip })),
+            ("rows.parquet.gz", None),
             ("serde-1.0.0.crate", Some(Format::Crate)),
             ("package.json", None),
             ("backup.tar.gz", None),
@@ -210,6 +271,9 @@ mod tests {
         assert!(check("a.jsonl", b"\xef\xbb\xbf{}").is_ok());
         assert!(check("a.jsonl.zst", &zstd::encode_all(&b"{}"[..], 1).unwrap()).is_ok());
         assert!(check("a.md", b"<p>").is_ok());
+        assert!(
+            check("a.md", b"version https://git-lfs.github.com/spec/v1\nis how a pointer begins").is_ok()
+        );
         let page = b"<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code></Error>";
         for (name, bytes, found) in [
             ("a.jsonl.zst", &page[..], "an HTML or XML page"),
@@ -220,6 +284,14 @@ mod tests {
             ("a.jsonl", page, "an HTML or XML page"),
             ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
             ("a.txt", b"PAR1", "a Parquet file"),
+            (
+                "a.md",
+                b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n",
+                "a Git LFS pointer",
+            ),
+            ("a.txt", b"\xff\xfeh\0i\0", "UTF-16"),
+            ("a.jsonl", b"{\0\"\0t\0", "UTF-16"),
+            ("a.parquet", b"PAREabc", "an encrypted Parquet file"),
             ("a.crate", b"", "an empty file"),
         ] {
             let error = check(name, bytes).unwrap_err();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::decompress::Stream;
 use super::error::SourceError;
 use super::fields::{Fields, JsonFields};
-use super::format::Compression;
+use super::format::{CONVERT, Compression, other_encoding};
 use super::{Gate, LARGE_RECORD, RecordReader, Step};
 
 /// The longest line that is read: far above any document, far below a machine's memory.
@@ -72,6 +72,7 @@ impl JsonLines {
         let Some(end) = memchr::memchr(b'\n', buffer) else { return Ok(None) };
         let mut line = &buffer[..=end];
         if self.next == 0 {
+            check_encoding(&self.path, line)?;
             line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
         }
         let step = (!line.trim_ascii().is_empty()).then(|| self.fields.read(line, self.next));
@@ -94,8 +95,11 @@ impl JsonLines {
             let path = self.path.clone();
             return Err(SourceError::LineTooLong { path, record: self.next, limit: MAX_LINE });
         }
-        if self.next == 0 && self.line.starts_with(BYTE_ORDER_MARK) {
-            self.line.drain(..BYTE_ORDER_MARK.len());
+        if self.next == 0 {
+            check_encoding(&self.path, &self.line)?;
+            if self.line.starts_with(BYTE_ORDER_MARK) {
+                self.line.drain(..BYTE_ORDER_MARK.len());
+            }
         }
         Ok(length > 0)
     }
@@ -105,6 +109,13 @@ impl JsonLines {
         let read = (&mut self.stream.bytes).take(limit).read_until(b'\n', &mut self.line);
         read.map_err(|error: io::Error| self.stream.error(&self.path, self.next, error))
     }
+}
+
+/// Refuses a file whose first line is not in UTF-8 but in another encoding of Unicode.
+fn check_encoding(path: &Path, line: &[u8]) -> Result<(), SourceError> {
+    let Some(encoding) = other_encoding(line) else { return Ok(()) };
+    let (expected, found) = ("JSON lines in UTF-8", format!("text in {encoding}"));
+    Err(SourceError::WrongFormat { path: path.to_owned(), expected, found, hint: CONVERT })
 }
 
 impl RecordReader for JsonLines {

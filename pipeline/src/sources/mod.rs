@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | JSON lines, plain or .zst or .gz | line, from 0 | a blank line has a number but is no record |
 //! | Parquet | row, across row groups | only the wanted columns are read |
-//! | text, Markdown | 0 | the whole file is the document |
+//! | text, Markdown, plain or .zst or .gz | 0 | the whole file is the document, without a byte order mark |
 //! | crate archive | entry, counting all entries | text files only, see [`crate_archive`] |
 //! | examples, JSON lines | line, from 0 | inputs and targets instead of text, see [`examples`] |
 //!
@@ -21,15 +21,18 @@ mod error;
 pub mod examples;
 mod fields;
 mod format;
+mod gzip;
 mod json;
 mod json_lines;
+mod parquet_footer;
 mod parquet_rows;
+mod parquet_value;
 mod whole_file;
 
 use std::path::Path;
 
 pub use error::SourceError;
-pub use fields::Fields;
+pub use fields::{Fields, SLIMPAJAMA_LICENSE, SLIMPAJAMA_SOURCE};
 pub use format::{Compression, Format};
 
 use crate::record::{Record, Step};
@@ -74,7 +77,7 @@ pub fn open(
             Box::new(json_lines::JsonLines::open(path, compression, fields, from_record)?)
         }
         Format::Parquet => Box::new(parquet_rows::ParquetRows::open(path, fields, from_record)?),
-        Format::Text => Box::new(whole_file::WholeFile::new(path, from_record)),
+        Format::Text { compression } => Box::new(whole_file::WholeFile::new(path, compression, from_record)),
         Format::Crate => Box::new(crate_archive::CrateArchive::new(path, from_record)),
     })
 }

@@ -5,21 +5,29 @@
 //! and a row at a time, so a file of 6 GB costs the memory of a page and a row. Strings are read as the
 //! bytes that they are (whether the writer called them Utf8, LargeUtf8, a view, a dictionary or Binary, the
 //! file holds the same `BYTE_ARRAY`) and checked as UTF-8 row by row, so that one bad row is one bad record.
+//! What names a document or a set is read as what its logical type says ([`super::parquet_value`]). The checksum
+//! of a page, where the writer left one, is compared before the page is used.
 //! Nulls, also of a surrounding struct, are in the definition levels: a value is there only at the maximum.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use parquet::basic::Type as PhysicalType;
+use parquet::basic::ConvertedType;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
-use parquet::data_type::{ByteArray, ByteArrayType, Int32Type, Int64Type};
+use parquet::data_type::{
+    BoolType, ByteArray, ByteArrayType, DoubleType, FixedLenByteArray, FixedLenByteArrayType, FloatType,
+    Int32Type, Int64Type, Int96, Int96Type,
+};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::schema::types::SchemaDescriptor;
+use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 
 use super::error::SourceError;
 use super::fields::Fields;
+use super::format::open_regular;
+use super::parquet_footer;
+use super::parquet_value::{self, Meaning, Stored, meaning};
 use super::{Record, RecordReader, Step};
 use crate::record::BadRecord;
 
@@ -32,6 +40,8 @@ struct Places {
     set_fallback: Option<usize>,
     id: Option<usize>,
     truncated: Option<usize>,
+    license: Option<usize>,
+    source: Option<usize>,
 }
 
 pub(super) struct ParquetRows {
@@ -55,11 +65,13 @@ struct Columns {
     set_fallback: Option<Column>,
     id: Option<Column>,
     truncated: Option<Column>,
+    license: Option<Column>,
+    source: Option<Column>,
 }
 
 impl ParquetRows {
     pub(super) fn open(path: &Path, fields: &Fields, from_record: u64) -> Result<Self, SourceError> {
-        let file = File::open(path).map_err(|error| SourceError::io(path, error))?;
+        let file = open_regular(path)?;
         let file = guarded(|| SerializedFileReader::new(file))
             .map_err(|error| corrupt(path, "in its directory at the end".to_owned(), error))?;
         let places = Places::find(path, file.metadata().file_metadata().schema_descr(), fields)?;
@@ -115,6 +127,14 @@ impl ParquetRows {
     }
 
     fn damage(&self, error: ParquetError) -> SourceError {
+        if parquet_footer::is_encrypted(&self.path) {
+            return SourceError::WrongFormat {
+                path: self.path.clone(),
+                expected: "a Parquet file",
+                found: "one with encrypted columns".to_owned(),
+                hint: "decrypt it with its keys first: encrypted columns cannot be read here",
+            };
+        }
         corrupt(&self.path, format!("at row {} (from 0)", self.next), error)
     }
 
@@ -151,7 +171,7 @@ impl Columns {
         let group = file.get_row_group(group)?;
         let schema = file.metadata().file_metadata().schema_descr();
         let column = |place: usize| -> Result<Column, ParquetError> {
-            Column::new(group.get_column_reader(place)?, schema.column(place).max_def_level())
+            Column::new(group.get_column_reader(place)?, &schema.column(place))
         };
         let optional = |place: Option<usize>| place.map(column).transpose();
         Ok(Self {
@@ -160,11 +180,14 @@ impl Columns {
             set_fallback: optional(places.set_fallback)?,
             id: optional(places.id)?,
             truncated: optional(places.truncated)?,
+            license: optional(places.license)?,
+            source: optional(places.source)?,
         })
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Column> {
-        let optional = [&mut self.set, &mut self.set_fallback, &mut self.id, &mut self.truncated];
+        let Self { set, set_fallback, id, truncated, license, source, .. } = self;
+        let optional = [set, set_fallback, id, truncated, license, source];
         std::iter::once(&mut self.text).chain(optional.into_iter().flatten())
     }
 
@@ -173,29 +196,46 @@ impl Columns {
     }
 
     fn read(&mut self, number: u64) -> Result<Step, ParquetError> {
-        fn name(column: &mut Option<Column>) -> Result<Option<String>, ParquetError> {
-            let value = column.as_mut().map(Column::read).transpose()?.flatten();
-            Ok(value.map(|bytes| String::from_utf8_lossy(bytes.data()).into_owned()))
-        }
+        let bad = |reason, found| Ok(Step::Bad { number, reason, found });
+        // Every column moves on by a row, whatever becomes of the record.
         let text = self.text.read()?;
-        let set = name(&mut self.set)?;
-        let set = set.or(name(&mut self.set_fallback)?);
-        let id = name(&mut self.id)?;
-        let truncated = name(&mut self.truncated)?.is_some_and(|portion| !portion.is_empty());
-        let bad = |reason, found| Step::Bad { number, reason, found };
-        let Some(text) = text else { return Ok(bad(BadRecord::MissingText, "null".to_owned())) };
-        Ok(match std::str::from_utf8(text.data()) {
-            Ok(text) => Step::Record(Record { number, text: text.to_owned(), id, set, truncated }),
-            Err(error) => {
-                bad(BadRecord::InvalidUtf8, format!("byte {} of the text is not UTF-8", error.valid_up_to()))
+        let set = self.set.as_mut().map_or(Ok(Ok(None)), Column::read)?;
+        let fallback = self.set_fallback.as_mut().map_or(Ok(Ok(None)), Column::read)?;
+        let mut others = [const { None }; 4];
+        let columns = [&mut self.id, &mut self.truncated, &mut self.license, &mut self.source];
+        let mut flaw = None;
+        for (value, column) in others.iter_mut().zip(columns) {
+            let Some(column) = column else { continue };
+            match column.read()? {
+                Ok(read) => *value = read,
+                Err(found) => flaw = Some(format!("column `{}`: {found}", column.name)),
             }
-        })
+        }
+        let set = match (set, fallback) {
+            (Ok(set), Ok(fallback)) => set.or(fallback),
+            (Err(found), _) | (_, Err(found)) => {
+                flaw = Some(format!("the set's column: {found}"));
+                None
+            }
+        };
+        if let Some(flaw) = flaw {
+            return bad(BadRecord::InvalidUtf8, flaw);
+        }
+        let [id, truncated, license, source] = others;
+        let truncated = truncated.is_some_and(|portion| !portion.is_empty());
+        match text {
+            Ok(Some(text)) => Ok(Step::Record(Record { number, text, id, set, license, source, truncated })),
+            Ok(None) => bad(BadRecord::MissingText, "null".to_owned()),
+            Err(found) => bad(BadRecord::InvalidUtf8, format!("the text: {found}")),
+        }
     }
 }
 
 /// One column of one row group.
 struct Column {
+    name: String,
     values: Values,
+    meaning: Meaning,
     /// The definition level at which a value is there and not null.
     present: i16,
     levels: Vec<i16>,
@@ -203,51 +243,90 @@ struct Column {
 
 /// A column reader by the physical type of its values, with room for one.
 enum Values {
-    Bytes(Box<ColumnReaderImpl<ByteArrayType>>, Vec<ByteArray>),
+    Boolean(Box<ColumnReaderImpl<BoolType>>, Vec<bool>),
     Int32(Box<ColumnReaderImpl<Int32Type>>, Vec<i32>),
     Int64(Box<ColumnReaderImpl<Int64Type>>, Vec<i64>),
+    Int96(Box<ColumnReaderImpl<Int96Type>>, Vec<Int96>),
+    Float(Box<ColumnReaderImpl<FloatType>>, Vec<f32>),
+    Double(Box<ColumnReaderImpl<DoubleType>>, Vec<f64>),
+    Bytes(Box<ColumnReaderImpl<ByteArrayType>>, Vec<ByteArray>),
+    Fixed(Box<ColumnReaderImpl<FixedLenByteArrayType>>, Vec<FixedLenByteArray>),
+}
+
+/// Does `$body` with the reader and the room of whichever kind of `$values`.
+macro_rules! with_values {
+    ($values:expr, $reader:ident, $room:ident => $body:expr) => {
+        match $values {
+            Values::Boolean($reader, $room) => $body,
+            Values::Int32($reader, $room) => $body,
+            Values::Int64($reader, $room) => $body,
+            Values::Int96($reader, $room) => $body,
+            Values::Float($reader, $room) => $body,
+            Values::Double($reader, $room) => $body,
+            Values::Bytes($reader, $room) => $body,
+            Values::Fixed($reader, $room) => $body,
+        }
+    };
+}
+
+impl Values {
+    fn new(reader: ColumnReader) -> Self {
+        match reader {
+            ColumnReader::BoolColumnReader(reader) => Self::Boolean(Box::new(reader), Vec::new()),
+            ColumnReader::Int32ColumnReader(reader) => Self::Int32(Box::new(reader), Vec::new()),
+            ColumnReader::Int64ColumnReader(reader) => Self::Int64(Box::new(reader), Vec::new()),
+            ColumnReader::Int96ColumnReader(reader) => Self::Int96(Box::new(reader), Vec::new()),
+            ColumnReader::FloatColumnReader(reader) => Self::Float(Box::new(reader), Vec::new()),
+            ColumnReader::DoubleColumnReader(reader) => Self::Double(Box::new(reader), Vec::new()),
+            ColumnReader::ByteArrayColumnReader(reader) => Self::Bytes(Box::new(reader), Vec::new()),
+            ColumnReader::FixedLenByteArrayColumnReader(reader) => Self::Fixed(Box::new(reader), Vec::new()),
+        }
+    }
 }
 
 impl Column {
-    fn new(reader: ColumnReader, present: i16) -> Result<Self, ParquetError> {
-        let values = match reader {
-            ColumnReader::ByteArrayColumnReader(reader) => Values::Bytes(Box::new(reader), Vec::new()),
-            ColumnReader::Int32ColumnReader(reader) => Values::Int32(Box::new(reader), Vec::new()),
-            ColumnReader::Int64ColumnReader(reader) => Values::Int64(Box::new(reader), Vec::new()),
-            _ => return Err(ParquetError::General("a column changed its type".to_owned())),
-        };
-        Ok(Self { values, present, levels: Vec::new() })
+    fn new(reader: ColumnReader, descriptor: &ColumnDescriptor) -> Result<Self, ParquetError> {
+        Ok(Self {
+            name: descriptor.path().string(),
+            values: Values::new(reader),
+            meaning: meaning(descriptor).map_err(ParquetError::General)?,
+            present: descriptor.max_def_level(),
+            levels: Vec::new(),
+        })
     }
 
     fn skip(&mut self, rows: u64) -> Result<(), ParquetError> {
         let rows = usize::try_from(rows).unwrap_or(usize::MAX);
-        let skipped = match &mut self.values {
-            Values::Bytes(reader, _) => reader.skip_records(rows)?,
-            Values::Int32(reader, _) => reader.skip_records(rows)?,
-            Values::Int64(reader, _) => reader.skip_records(rows)?,
-        };
+        let skipped = with_values!(&mut self.values, reader, _room => reader.skip_records(rows)?);
         if skipped == rows { Ok(()) } else { Err(too_few_rows()) }
     }
 
-    /// The next row's value; `None` for null. Integers come as their digits.
-    fn read(&mut self) -> Result<Option<ByteArray>, ParquetError> {
+    /// The next row's value as text; `None` for null. The inner error is a value that its type does not allow.
+    fn read(&mut self) -> Result<Result<Option<String>, String>, ParquetError> {
         self.levels.clear();
         let levels = (self.present > 0).then_some(&mut self.levels);
-        let (rows, value) = match &mut self.values {
-            Values::Bytes(reader, room) => (reader.read_records(1, levels, None, room)?.0, room.pop()),
-            Values::Int32(reader, room) => {
-                (reader.read_records(1, levels, None, room)?.0, room.pop().map(digits))
-            }
-            Values::Int64(reader, room) => {
-                (reader.read_records(1, levels, None, room)?.0, room.pop().map(digits))
-            }
+        let rows = with_values!(&mut self.values, reader, room => {
+            room.clear();
+            reader.read_records(1, levels, None, room)?.0
+        });
+        if rows != 1 {
+            return Err(too_few_rows());
+        }
+        let stored = match &self.values {
+            Values::Boolean(_, room) => room.last().map(|&value| Stored::Boolean(value)),
+            Values::Int32(_, room) => room.last().map(|&value| Stored::Int32(value)),
+            Values::Int64(_, room) => room.last().map(|&value| Stored::Int64(value)),
+            Values::Int96(_, room) => match room.last().map(Int96::data) {
+                Some(&[low, high, day]) => Some(Stored::Int96([low, high, day])),
+                _ => None,
+            },
+            Values::Float(_, room) => room.last().map(|&value| Stored::Float(value)),
+            Values::Double(_, room) => room.last().map(|&value| Stored::Double(value)),
+            Values::Bytes(_, room) => room.last().map(|value| Stored::Bytes(value.data())),
+            Values::Fixed(_, room) => room.last().map(|value| Stored::Bytes(value.data())),
         };
-        if rows == 1 { Ok(value) } else { Err(too_few_rows()) }
+        Ok(stored.map(|stored| parquet_value::text(self.meaning, stored)).transpose())
     }
-}
-
-fn digits(number: impl ToString) -> ByteArray {
-    ByteArray::from(number.to_string().into_bytes())
 }
 
 fn too_few_rows() -> ParquetError {
@@ -278,54 +357,67 @@ fn corrupt(path: &Path, place: String, error: ParquetError) -> SourceError {
 
 impl Places {
     fn find(path: &Path, schema: &SchemaDescriptor, fields: &Fields) -> Result<Self, SourceError> {
-        let place = |column: &str, types: &'static [PhysicalType]| place(path, schema, column, types);
-        let strings: &[PhysicalType] = &[PhysicalType::BYTE_ARRAY];
-        let names: &[PhysicalType] = &[PhysicalType::BYTE_ARRAY, PhysicalType::INT32, PhysicalType::INT64];
-        let text = place(&fields.text, strings)?.ok_or_else(|| absent(path, schema, &fields.text))?;
+        let absent = |column: &str, option| absent(path, schema, column, option);
+        let text = place(path, schema, &fields.text, true)?;
+        let text = text.ok_or_else(|| absent(&fields.text, "--text-field"))?;
         let optional = |field: &Option<String>| -> Result<Option<usize>, SourceError> {
-            field.as_deref().map_or(Ok(None), |column| place(column, names))
+            field.as_deref().map_or(Ok(None), |column| place(path, schema, column, false))
         };
         let (set, set_fallback) = (optional(&fields.set)?, optional(&fields.set_fallback)?);
         if let (Some(column), None, None) = (&fields.set, set, set_fallback) {
-            return Err(absent(path, schema, column));
+            return Err(absent(column, "--set-field"));
         }
         let (id, truncated) = (optional(&fields.id)?, optional(&fields.truncated)?);
-        Ok(Self { text, set, set_fallback, id, truncated })
+        let (license, source) = (optional(&fields.license)?, optional(&fields.source)?);
+        Ok(Self { text, set, set_fallback, id, truncated, license, source })
     }
 }
 
-/// The leaf column of this path, if there is one; an error if it is of none of `types`.
+/// The leaf column of this path, if there is one; an error if its values are no text (`text`) or name nothing.
 fn place(
     path: &Path,
     schema: &SchemaDescriptor,
     column: &str,
-    types: &'static [PhysicalType],
+    text: bool,
 ) -> Result<Option<usize>, SourceError> {
-    let expected = if types.len() == 1 { "a string column" } else { "a string or integer column" };
+    let expected = if text { "a string column" } else { "a column of strings, numbers, dates or times" };
     let wrong =
         |found| SourceError::Column { path: path.to_owned(), column: column.to_owned(), expected, found };
-    let position = schema.columns().iter().position(|leaf| leaf.path().string() == column);
-    let Some(index) = position else {
+    let mut here = schema.columns().iter().enumerate().filter(|(_, leaf)| leaf.path().string() == column);
+    let Some((index, leaf)) = here.next() else {
         let below = format!("{column}.");
         let group = schema.columns().iter().any(|leaf| leaf.path().string().starts_with(&below));
         return if group { Err(wrong("a struct or list".to_owned())) } else { Ok(None) };
     };
-    let leaf = schema.column(index);
+    if here.next().is_some() {
+        return Err(wrong("two or more columns of that name: leave one, or rename them".to_owned()));
+    }
     if leaf.max_rep_level() > 0 {
         return Err(wrong(format!("a list of {}", leaf.physical_type())));
     }
-    if !types.contains(&leaf.physical_type()) {
-        return Err(wrong(format!("values of type {}", leaf.physical_type())));
+    match meaning(leaf) {
+        Ok(Meaning::Text) => Ok(Some(index)),
+        Ok(_) if !text => Ok(Some(index)),
+        Ok(_) => Err(wrong(format!("values of type {}", described(leaf)))),
+        Err(found) => Err(wrong(found)),
     }
-    Ok(Some(index))
 }
 
-fn absent(path: &Path, schema: &SchemaDescriptor, column: &str) -> SourceError {
+/// The logical type, else the physical one.
+fn described(leaf: &ColumnDescriptor) -> String {
+    match (leaf.logical_type_ref(), leaf.converted_type()) {
+        (Some(logical), _) => format!("{logical:?} ({})", leaf.physical_type()),
+        (None, ConvertedType::NONE) => leaf.physical_type().to_string(),
+        (None, converted) => format!("{converted} ({})", leaf.physical_type()),
+    }
+}
+
+fn absent(path: &Path, schema: &SchemaDescriptor, column: &str, option: &str) -> SourceError {
     let present: Vec<String> = schema.columns().iter().take(20).map(|leaf| leaf.path().string()).collect();
     SourceError::Column {
         path: path.to_owned(),
         column: column.to_owned(),
         expected: "a column of that name",
-        found: format!("the columns {}", present.join(", ")),
+        found: format!("the columns {}; name the right one with {option}", present.join(", ")),
     }
 }

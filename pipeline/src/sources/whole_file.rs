@@ -1,43 +1,83 @@
-//! Plain text and Markdown: the whole file is the document, record 0, in the set of its ending.
+//! Plain text and Markdown, perhaps compressed: the whole file is the document, record 0, in the set of its ending.
+//!
+//! A byte order mark at the head says how the file is encoded and is no part of its text, as in JSON lines.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use super::decompress::Stream;
 use super::error::SourceError;
+use super::format::{CONVERT, Compression, other_encoding};
 use super::{Gate, LARGE_RECORD, Record, RecordReader, Step};
 use crate::record::BadRecord;
+
+/// The longest text: far above any document, far below a machine's memory. A short file can decompress to anything.
+const MAX_TEXT: u64 = 4 << 30;
 
 pub(super) struct WholeFile {
     /// `None` once it was read.
     path: Option<PathBuf>,
+    compression: Compression,
     gate: Option<Gate>,
 }
 
 impl WholeFile {
-    pub(super) fn new(path: &Path, from_record: u64) -> Self {
-        Self { path: (from_record == 0).then(|| path.to_owned()), gate: None }
+    pub(super) fn new(path: &Path, compression: Compression, from_record: u64) -> Self {
+        Self { path: (from_record == 0).then(|| path.to_owned()), compression, gate: None }
     }
-}
 
-impl RecordReader for WholeFile {
-    fn next_step(&mut self) -> Option<Result<Step, SourceError>> {
-        let path = self.path.take()?;
-        let large = std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > LARGE_RECORD);
-        if let Some(gate) = self.gate.as_ref().filter(|_| large) {
-            gate();
-        }
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) => return Some(Err(SourceError::io(&path, error))),
+    fn read(&self, path: &Path) -> Result<Step, SourceError> {
+        let mut stream = Stream::open(path, self.compression)?;
+        let large = std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > LARGE_RECORD);
+        // What a compressed file holds is not known before: the gate is asked when it proves to be much.
+        let first = if large { 0 } else { LARGE_RECORD };
+        let mut bytes = Vec::new();
+        let mut take = |limit: u64, bytes: &mut Vec<u8>| {
+            let read = (&mut stream.bytes).take(limit).read_to_end(bytes);
+            read.map_err(|error| stream.error(path, 0, error))
         };
-        let set = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
-        Some(Ok(match String::from_utf8(bytes) {
-            Ok(text) => Step::Record(Record { number: 0, text, id: None, set, truncated: false }),
+        if take(first, &mut bytes)? as u64 == first {
+            if let Some(gate) = &self.gate {
+                gate();
+            }
+            take(MAX_TEXT - first, &mut bytes)?;
+        }
+        if bytes.len() as u64 >= MAX_TEXT {
+            return Err(SourceError::LineTooLong { path: path.to_owned(), record: 0, limit: MAX_TEXT });
+        }
+        if let Some(encoding) = other_encoding(&bytes) {
+            let (expected, found) = ("text in UTF-8", format!("text in {encoding}"));
+            return Err(SourceError::WrongFormat { path: path.to_owned(), expected, found, hint: CONVERT });
+        }
+        if bytes.starts_with(b"\xef\xbb\xbf") {
+            bytes.drain(..3);
+        }
+        Ok(match String::from_utf8(bytes) {
+            Ok(text) => {
+                Step::Record(Record { text, set: set_of(path, self.compression), ..Record::default() })
+            }
             Err(error) => Step::Bad {
                 number: 0,
                 reason: BadRecord::InvalidUtf8,
                 found: format!("byte {} is not UTF-8", error.utf8_error().valid_up_to()),
             },
-        }))
+        })
+    }
+}
+
+/// The ending, without that of the compression.
+fn set_of(path: &Path, compression: Compression) -> Option<String> {
+    let stem = match compression {
+        Compression::None => path,
+        Compression::Zstd | Compression::Gzip => Path::new(path.file_stem()?),
+    };
+    stem.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase())
+}
+
+impl RecordReader for WholeFile {
+    fn next_step(&mut self) -> Option<Result<Step, SourceError>> {
+        let path = self.path.take()?;
+        Some(self.read(&path))
     }
 
     fn set_gate(&mut self, gate: Gate) {

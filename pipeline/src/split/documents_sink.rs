@@ -11,7 +11,7 @@ use xlstm_manifests::packed::tokens_leaf;
 use xlstm_manifests::safe_path::SafePath;
 
 use super::journal::{Snapshot, Trees, document_leaf};
-use super::tally::InputMeta;
+use super::tally::{Counted, InputMeta};
 use super::{Sink, SplitError, SplitSpec, TokenizedDocument};
 
 /// The table of domains beside PALOMA's shards.
@@ -66,11 +66,11 @@ impl Sink for DocumentsSink {
 
     fn begin(
         &mut self,
-        input: u32,
+        counted: Counted,
         document: &TokenizedDocument<'_>,
         length: u64,
-        _set: Option<u16>,
     ) -> Result<(), SplitError> {
+        let input = counted.input;
         let open = match &mut self.open {
             Some(open) => open,
             None => {

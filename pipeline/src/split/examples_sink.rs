@@ -10,6 +10,7 @@ use xlstm_manifests::spans::{self, Span};
 
 use super::journal::{Snapshot, Trees, document_leaf};
 use super::packed_sink::shard_name;
+use super::tally::Counted;
 use super::{Sink, SplitError, SplitSpec, TokenizedDocument};
 
 /// The shard being written.
@@ -52,11 +53,11 @@ impl ExamplesSink {
 impl Sink for ExamplesSink {
     fn begin(
         &mut self,
-        input: u32,
+        counted: Counted,
         document: &TokenizedDocument<'_>,
         length: u64,
-        set: Option<u16>,
     ) -> Result<(), SplitError> {
+        let Counted { input, set, license, source } = counted;
         let record = document.record;
         let refused =
             |(expected, found): (String, String)| SplitError::Example { input, record, expected, found };
@@ -87,6 +88,8 @@ impl Sink for ExamplesSink {
             set,
             digest: document.digest,
             id: document.id.map(str::to_owned),
+            license,
+            source,
         });
         Ok(())
     }

@@ -39,13 +39,19 @@ pub(crate) struct Snapshot {
     pub open_input: Option<Input>,
     /// Totals by set.
     pub sets: Vec<SetTotals>,
+    /// Totals by the documents' own licenses.
+    #[serde(default)]
+    pub record_licenses: Vec<SetTotals>,
+    /// Totals by the documents' own sources.
+    #[serde(default)]
+    pub record_sources: Vec<SetTotals>,
     /// Totals.
     pub totals: Totals,
     /// Merkle trees.
     pub trees: Trees,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Header {
     plan: Sha256Digest,
     part: Option<(u32, u32)>,
@@ -78,14 +84,20 @@ impl Journal {
         match lines.next() {
             None => {
                 file.set_len(0)?;
-                let mut line = serde_json::to_vec(&header).map_err(std::io::Error::other)?;
-                line.push(b'\n');
-                file.write_all(&line)?;
-                file.sync_all()?;
+                write_header(&mut file, &header)?;
             }
             Some(line) => {
                 let found: Header = parse(&path, line)?;
-                if found != header {
+                let stored = lines.clone().next().is_some();
+                let continues = spec.plan_without_skip == Some(found.plan)
+                    && Header { plan: spec.plan, ..found.clone() } == header;
+                // A run that stored nothing binds nobody: a mistake in its options is mended by running it again.
+                if !stored && found != header {
+                    file.set_len(0)?;
+                    write_header(&mut file, &header)?;
+                    return Ok((Self { file }, snapshots));
+                }
+                if found != header && !continues {
                     let differs = if found.tool_version == header.tool_version {
                         "its settings or input list".to_owned()
                     } else {
@@ -115,6 +127,14 @@ impl Journal {
         self.file.sync_data()?;
         Ok(())
     }
+}
+
+fn write_header(file: &mut fs_err::File, header: &Header) -> Result<(), SplitError> {
+    let mut line = serde_json::to_vec(header).map_err(std::io::Error::other)?;
+    line.push(b'\n');
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(&line)?;
+    Ok(file.sync_all()?)
 }
 
 fn parse<'a, T: Deserialize<'a>>(path: &Path, line: &'a [u8]) -> Result<T, SplitError> {

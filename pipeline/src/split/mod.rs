@@ -27,12 +27,15 @@ use xlstm_manifests::manifest::{
     Tokenizer, Tool,
 };
 use xlstm_manifests::safe_path::SafePath;
-use xlstm_manifests::{Error as ContractError, Sha256Digest, canonical, identity};
+use xlstm_manifests::{
+    Dataset, Error as ContractError, Sha256Digest, canonical, identity, origin, printable,
+};
 
 use documents_sink::DocumentsSink;
 use examples_sink::ExamplesSink;
 use journal::{Journal, Snapshot, Trees};
 use packed_sink::PackedSink;
+use tally::Counted;
 pub use tally::{InputMeta, Tally};
 
 /// Folder for what a run in progress needs, below the split's folder.
@@ -49,7 +52,7 @@ pub enum SplitError {
     #[error(transparent)]
     Contract(#[from] ContractError),
     /// The folder holds another dataset, or an unfinished run with other settings.
-    #[error("`{folder}` holds {found}, which differs in {differs}; use another --out, or --restart to discard it", folder = folder.display())]
+    #[error("`{folder}` holds {found}, which differs in {differs}; use another --out, or --restart to discard it", folder = printable::path(folder))]
     OtherRun {
         /// The split's folder.
         folder: PathBuf,
@@ -115,6 +118,9 @@ pub struct SplitSpec {
     pub part: Option<Part>,
     /// Digest of all of the above and the input list.
     pub plan: Sha256Digest,
+    /// Digest of the same plan with `--on-bad-record fail`, where this one skips: an unfinished run of that one has met
+    /// no bad record in what it stored, so this one goes on from it.
+    pub plan_without_skip: Option<Sha256Digest>,
 }
 
 impl SplitSpec {
@@ -123,8 +129,28 @@ impl SplitSpec {
     /// # Errors
     /// When a number has no canonical form.
     pub fn plan_digest(&self, inputs: &impl Serialize) -> Result<Sha256Digest, SplitError> {
+        self.digest_with(&self.selection, inputs)
+    }
+
+    /// Sets `plan` and `plan_without_skip`.
+    ///
+    /// # Errors
+    /// As [`Self::plan_digest`].
+    pub fn seal(&mut self, inputs: &impl Serialize) -> Result<(), SplitError> {
+        self.plan = self.plan_digest(inputs)?;
+        let failing = Selection { on_bad_record: "fail".into(), ..self.selection.clone() };
+        let skips = self.selection != failing;
+        self.plan_without_skip = if skips { Some(self.digest_with(&failing, inputs)?) } else { None };
+        Ok(())
+    }
+
+    fn digest_with(
+        &self,
+        selection: &Selection,
+        inputs: &impl Serialize,
+    ) -> Result<Sha256Digest, SplitError> {
         let plan = serde_json::json!({
-            "split": self.split, "layout": self.layout, "source": self.source, "selection": self.selection,
+            "split": self.split, "layout": self.layout, "source": self.source, "selection": selection,
             "tokenizer": self.tokenizer, "packing": self.packing, "inputs": inputs,
         });
         let bytes = canonical::to_canonical_bytes(&plan).map_err(std::io::Error::other)?;
@@ -151,6 +177,10 @@ pub struct TokenizedDocument<'a> {
     pub set: Option<&'a str>,
     /// The source's own name for it.
     pub id: Option<&'a str>,
+    /// The license that it carries itself.
+    pub license: Option<&'a str>,
+    /// Where it says that it is from.
+    pub source: Option<&'a str>,
     /// Whether its source cut it.
     pub truncated: bool,
     /// What stands beside `ids` in a split of examples.
@@ -170,6 +200,8 @@ impl<'a> TokenizedDocument<'a> {
             digest: example.digest(),
             set,
             id,
+            license: None,
+            source: None,
             truncated: false,
             example: Some(example),
         }
@@ -197,10 +229,9 @@ trait Sink {
     /// Notes a document that begins. `length` is its tokens, separator included.
     fn begin(
         &mut self,
-        input: u32,
+        counted: Counted,
         document: &TokenizedDocument<'_>,
         length: u64,
-        set: Option<u16>,
     ) -> Result<(), SplitError>;
 
     /// Stores a document's tokens from number `from` on. Returns how many of them are stored when the shard is full, to
@@ -359,8 +390,8 @@ impl SplitBuilder {
         }
         let separator = u64::from(self.spec.packing.append_end_of_text);
         let length = document.ids.len() as u64 + separator;
-        let (input, set) = self.tally.count(document, length)?;
-        self.sink.begin(input, document, length, set)?;
+        let counted = self.tally.count(document, length)?;
+        self.sink.begin(counted, document, length)?;
         self.store(document, 0)
     }
 
@@ -417,7 +448,7 @@ impl SplitBuilder {
         let trees = self.sink.trees();
         let files = self.sink.other_files(self.tally.sets())?;
         let spec = self.spec;
-        let (inputs, sets, mut totals) = self.tally.finish();
+        let tally::Counts { inputs, sets, record_licenses, record_sources, mut totals } = self.tally.finish();
         totals.rows = self.shards.iter().map(|shard| shard.file.records).sum();
         let mut manifest = Manifest {
             format: FORMAT.into(),
@@ -433,6 +464,8 @@ impl SplitBuilder {
             shards: self.shards,
             files,
             sets,
+            record_licenses,
+            record_sources,
             totals,
             tokens_root: trees.tokens.root(),
             documents_root: trees.documents.root(),
@@ -450,7 +483,7 @@ impl SplitBuilder {
 /// The finished split in `folder`, if it is the one that `spec` asks for.
 fn finished(folder: &Path, spec: &SplitSpec) -> Result<Manifest, SplitError> {
     let manifest = Manifest::load(folder)?;
-    match differences(spec, &manifest) {
+    match differences(folder, spec, &manifest) {
         None => Ok(manifest),
         Some(differs) => {
             Err(SplitError::OtherRun { folder: folder.into(), found: "a finished dataset", differs })
@@ -514,8 +547,25 @@ fn remove_strays(folder: &Path, shards: &[Shard]) -> Result<(), SplitError> {
     Ok(())
 }
 
+/// Manifests of before `id_field` was recorded do not say where their ids are from: what they have decides.
+fn same_selection(folder: &Path, asked: &Selection, manifest: &Manifest) -> bool {
+    let mut found = manifest.selection.clone();
+    if found.id_field.is_none() && asked.id_field.is_some() && has_ids(folder) {
+        found.id_field.clone_from(&asked.id_field);
+    }
+    *asked == found
+}
+
+/// Whether a document of the packed split in `folder` has a name of its own.
+fn has_ids(folder: &Path) -> bool {
+    let Ok(dataset) = Dataset::open_part(folder) else { return false };
+    let shards = dataset.manifest().shards.len();
+    (0..shards)
+        .any(|shard| dataset.spans(shard).is_ok_and(|spans| spans.iter().any(|span| span.id.is_some())))
+}
+
 /// The settings in which a finished split differs from what is asked for, if any.
-fn differences(spec: &SplitSpec, manifest: &Manifest) -> Option<String> {
+fn differences(folder: &Path, spec: &SplitSpec, manifest: &Manifest) -> Option<String> {
     let mut differs = Vec::new();
     let mut check = |name: &str, same: bool| {
         if !same {
@@ -524,9 +574,10 @@ fn differences(spec: &SplitSpec, manifest: &Manifest) -> Option<String> {
     };
     check("split", spec.split == manifest.split);
     check("layout", spec.layout == manifest.layout);
-    check("source", spec.source == manifest.source);
-    check("selection", spec.selection == manifest.selection);
-    check("tokenizer", spec.tokenizer == manifest.tokenizer);
+    check("source", spec.source == origin::normalized(&manifest.source));
+    check("selection", same_selection(folder, &spec.selection, manifest));
+    // The same behavior by another version of the library is the same.
+    check("tokenizer", identity::tokenizer(&spec.tokenizer) == identity::tokenizer(&manifest.tokenizer));
     check("packing", spec.packing == manifest.packing);
     check("part", spec.part == manifest.part);
     (!differs.is_empty()).then(|| differs.join(", "))

@@ -10,6 +10,7 @@ use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::spans::{self, Span};
 
 use super::journal::{Snapshot, Trees, document_leaf};
+use super::tally::Counted;
 use super::{Sink, SplitError, SplitSpec, TokenizedDocument};
 
 pub(super) struct PackedSink {
@@ -109,11 +110,11 @@ impl Sink for PackedSink {
 
     fn begin(
         &mut self,
-        input: u32,
+        counted: Counted,
         document: &TokenizedDocument<'_>,
         length: u64,
-        set: Option<u16>,
     ) -> Result<(), SplitError> {
+        let Counted { input, set, license, source } = counted;
         self.trees.documents.push(document_leaf(input, document, length));
         self.spans.push(Span {
             input,
@@ -126,6 +127,8 @@ impl Sink for PackedSink {
             set,
             digest: document.digest,
             id: document.id.map(str::to_owned),
+            license,
+            source,
         });
         Ok(())
     }

@@ -33,9 +33,71 @@ pub struct Tally {
     /// Inputs that journal lines already hold.
     journalled: usize,
     open: Option<Input>,
-    sets: Vec<SetTotals>,
-    set_index: HashMap<String, u16>,
+    sets: Names,
+    licenses: Names,
+    sources: Names,
     totals: Totals,
+}
+
+/// Totals by name, in order of first appearance.
+#[derive(Debug, Default)]
+struct Names {
+    totals: Vec<SetTotals>,
+    index: HashMap<String, u16>,
+}
+
+impl Names {
+    fn restore(&mut self, totals: &[SetTotals]) {
+        self.totals = totals.to_vec();
+        self.index = (0..).zip(totals).map(|(index, set)| (set.name.clone(), index)).collect();
+    }
+
+    /// Counts a document under `name`; the name's index. `what` and `option` are for the error.
+    fn count(
+        &mut self,
+        name: Option<&str>,
+        bytes: u64,
+        tokens: u64,
+        (what, option): (&str, &str),
+    ) -> Result<Option<u16>, SplitError> {
+        let Some(name) = name else { return Ok(None) };
+        let index = match self.index.get(name) {
+            Some(&index) => index,
+            None => {
+                let index = u16::try_from(self.totals.len()).map_err(|_| {
+                    SplitError::Limit(format!(
+                        "more than 65,536 {what}: name a field with fewer values in {option}"
+                    ))
+                })?;
+                self.totals.push(SetTotals { name: name.into(), documents: 0, text_bytes: 0, tokens: 0 });
+                self.index.insert(name.into(), index);
+                index
+            }
+        };
+        let set = &mut self.totals[usize::from(index)];
+        set.documents += 1;
+        set.text_bytes += bytes;
+        set.tokens += tokens;
+        Ok(Some(index))
+    }
+}
+
+/// Where a document was counted: indexes into the manifest's lists.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counted {
+    pub(super) input: u32,
+    pub(super) set: Option<u16>,
+    pub(super) license: Option<u16>,
+    pub(super) source: Option<u16>,
+}
+
+/// What a tally comes to.
+pub(super) struct Counts {
+    pub(super) inputs: Vec<Input>,
+    pub(super) sets: Vec<SetTotals>,
+    pub(super) record_licenses: Vec<SetTotals>,
+    pub(super) record_sources: Vec<SetTotals>,
+    pub(super) totals: Totals,
 }
 
 impl Tally {
@@ -44,8 +106,9 @@ impl Tally {
             inputs: Vec::new(),
             journalled: 0,
             open: None,
-            sets: Vec::new(),
-            set_index: HashMap::new(),
+            sets: Names::default(),
+            licenses: Names::default(),
+            sources: Names::default(),
             totals: Totals::default(),
         }
     }
@@ -54,8 +117,9 @@ impl Tally {
         self.inputs.extend(snapshot.closed_inputs.iter().cloned());
         self.journalled = self.inputs.len();
         self.open.clone_from(&snapshot.open_input);
-        self.sets.clone_from(&snapshot.sets);
-        self.set_index = (0..).zip(&self.sets).map(|(index, set)| (set.name.clone(), index)).collect();
+        self.sets.restore(&snapshot.sets);
+        self.licenses.restore(&snapshot.record_licenses);
+        self.sources.restore(&snapshot.record_sources);
         self.totals = snapshot.totals.clone();
     }
 
@@ -67,7 +131,9 @@ impl Tally {
             cursor,
             closed_inputs,
             open_input: self.open.clone(),
-            sets: self.sets.clone(),
+            sets: self.sets.totals.clone(),
+            record_licenses: self.licenses.totals.clone(),
+            record_sources: self.sources.totals.clone(),
             totals: self.totals.clone(),
             trees,
         }
@@ -82,7 +148,7 @@ impl Tally {
     /// Totals by set so far.
     #[must_use]
     pub fn sets(&self) -> &[SetTotals] {
-        &self.sets
+        &self.sets.totals
     }
 
     pub(super) fn current_input(&self) -> u32 {
@@ -131,12 +197,12 @@ impl Tally {
         }
     }
 
-    /// Counts a document; returns its input's index and its set's.
+    /// Counts a document; returns the indexes of its input, set, license and source.
     pub(super) fn count(
         &mut self,
         document: &TokenizedDocument<'_>,
         tokens: u64,
-    ) -> Result<(u32, Option<u16>), SplitError> {
+    ) -> Result<Counted, SplitError> {
         let input = self.current_input();
         if let Some(open) = &mut self.open {
             open.counts.documents += 1;
@@ -146,29 +212,23 @@ impl Tally {
         self.totals.documents += 1;
         self.totals.text_bytes += document.bytes;
         self.totals.tokens += tokens;
-        let Some(name) = document.set else { return Ok((input, None)) };
-        let index = match self.set_index.get(name) {
-            Some(&index) => index,
-            None => self.add_set(name)?,
-        };
-        let set = &mut self.sets[usize::from(index)];
-        set.documents += 1;
-        set.text_bytes += document.bytes;
-        set.tokens += tokens;
-        Ok((input, Some(index)))
+        let (bytes, licenses, sources) = (document.bytes, &mut self.licenses, &mut self.sources);
+        Ok(Counted {
+            input,
+            set: self.sets.count(document.set, bytes, tokens, ("sets", "--set-field"))?,
+            license: licenses.count(document.license, bytes, tokens, ("licenses", "--license-field"))?,
+            source: sources.count(document.source, bytes, tokens, ("sources", "--source-field"))?,
+        })
     }
 
-    fn add_set(&mut self, name: &str) -> Result<u16, SplitError> {
-        let index = u16::try_from(self.sets.len()).map_err(|_| {
-            SplitError::Limit("more than 65,536 sets: name a field with fewer values in --set-field".into())
-        })?;
-        self.sets.push(SetTotals { name: name.into(), documents: 0, text_bytes: 0, tokens: 0 });
-        self.set_index.insert(name.into(), index);
-        Ok(index)
-    }
-
-    pub(super) fn finish(mut self) -> (Vec<Input>, Vec<SetTotals>, Totals) {
+    pub(super) fn finish(mut self) -> Counts {
         self.end_input();
-        (self.inputs, self.sets, self.totals)
+        Counts {
+            inputs: self.inputs,
+            sets: self.sets.totals,
+            record_licenses: self.licenses.totals,
+            record_sources: self.sources.totals,
+            totals: self.totals,
+        }
     }
 }

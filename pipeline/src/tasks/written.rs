@@ -234,6 +234,8 @@ fn document<'a>(record: u64, example: Row<'a>, digest: Sha256Digest) -> Tokenize
     TokenizedDocument {
         record,
         ids: example.input_ids,
+        license: None,
+        source: None,
         bytes: 0,
         chars: 0,
         words: 0,
@@ -283,10 +285,14 @@ fn spec(task: &dyn Task, split: Split, rows_per_shard: u64) -> SplitSpec {
             resolved_revision: None,
             licences: Vec::new(),
             generator: Some(generator),
+            claimed: None,
         },
         selection: Selection {
             text_field: None,
             set_field: None,
+            id_field: None,
+            license_field: None,
+            source_field: None,
             exclude_sets: Vec::new(),
             max_tokens: None,
             holdout: None,
@@ -305,6 +311,7 @@ fn spec(task: &dyn Task, split: Split, rows_per_shard: u64) -> SplitSpec {
         packing: packing_of_examples(task.row_length(), rows_per_shard),
         part: None,
         plan: Sha256Digest::of(b""),
+        plan_without_skip: None,
     }
 }
 

@@ -1,16 +1,15 @@
 //! From a number to a chain of origin.
 
-use std::path::Path;
-
 use rayon::prelude::*;
 use xlstm_manifests::manifest::{Input, Layout, Manifest};
 use xlstm_manifests::merkle::MerkleTree;
-use xlstm_manifests::{Dataset, Sha256Digest};
+use xlstm_manifests::origin;
+use xlstm_manifests::{Dataset, Sha256Digest, printable};
 
 use super::{DocumentTrace, Excerpt, InputTrace, RowTrace, SourceTrace, TokenTrace, TraceArgs, TraceReport};
 use crate::audit::corpus::{Corpus, Meta};
-use crate::audit::fields_of;
 use crate::audit::locate::Locator;
+use crate::audit::{fields_of, format_of, with_mark};
 use crate::report::CommandError;
 use crate::sources::examples::Examples;
 use crate::sources::{self, Format};
@@ -193,6 +192,8 @@ fn describe(
         bytes: meta.bytes,
         set: meta.set.clone(),
         id: meta.id.clone(),
+        license: meta.license.clone(),
+        source: meta.source.clone(),
         digest: meta.digest,
         record: meta.record,
         input: input_trace(manifest, input),
@@ -202,14 +203,16 @@ fn describe(
 fn input_trace(manifest: &Manifest, input: Option<&Input>) -> InputTrace {
     let own =
         input.and_then(|input| input.licence.as_ref()).map(|licence| format!("{licence} (the file's own)"));
-    let said = manifest.source.licences.iter().map(|l| format!("{} ({})", l.statement, l.claimed_by));
+    let source = origin::normalized(&manifest.source);
+    let said = source.licences.iter().map(|l| format!("{} ({})", l.statement, l.claimed_by));
     InputTrace {
         path: input.map_or("?".into(), |input| input.path.to_string()),
         sha256: input.map_or(Sha256Digest([0; 32]), |input| input.sha256),
         declared: input.and_then(|input| input.declared.clone()),
-        repository: manifest.source.repository.clone(),
-        revision: manifest.source.resolved_revision.clone(),
         licences: own.into_iter().chain(said).collect(),
+        claimed: source.claimed,
+        repository: source.repository,
+        revision: source.resolved_revision,
     }
 }
 
@@ -363,22 +366,33 @@ fn read_source(
         Ok(file) => file,
         Err(reason) => return SourceTrace::NotAtHand { reason },
     };
-    let read = Format::of(Path::new(input.path.as_str()))
+    let read = format_of(input)
         .and_then(|format| sources::read_one(&file, format, &fields_of(manifest), meta.record));
-    match read {
-        Ok(record) if record.text.as_bytes() == stored => {
-            let text = excerpt(record.text.as_bytes(), range, args.around);
+    match read.map(|record| with_mark(&record.text, meta).into_owned()) {
+        Ok(record) if record.as_bytes() == stored => {
+            let text = excerpt(record.as_bytes(), range, args.around);
             SourceTrace::Agrees { file, text }
         }
         Ok(record) => {
-            let digest = Sha256Digest::of(record.text.as_bytes());
+            let digest = Sha256Digest::of(record.as_bytes());
+            if digest == meta.digest {
+                let (name, spelled) = (printable::path(&file), Sha256Digest::of(stored));
+                return SourceTrace::Differs {
+                    problem: format!(
+                        "document's tokens: expected the text of record {} of `{name}`, which is the recorded one \
+                         (sha256 {digest}), found tokens that spell another (sha256 {spelled}): the split's shards \
+                         were altered; run `xlstm-data audit`, then restore them or prepare the split again",
+                        meta.record
+                    ),
+                };
+            }
             SourceTrace::Differs {
                 problem: format!(
                     "record {} of `{}`: expected text of sha256 {}, found {digest}, {} bytes",
                     meta.record,
-                    file.display(),
+                    printable::path(&file),
                     meta.digest,
-                    record.text.len()
+                    record.len()
                 ),
             }
         }

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 pub use generated::SampleTrace;
 use serde::Serialize;
 use xlstm_manifests::Sha256Digest;
-use xlstm_manifests::manifest::Declared;
+use xlstm_manifests::manifest::{Claim, Declared};
 
 use crate::report::{CommandError, Outcome, write_json};
 
@@ -117,6 +117,10 @@ pub struct DocumentTrace {
     pub set: Option<String>,
     /// The source's own name for it.
     pub id: Option<String>,
+    /// The license that it carries itself.
+    pub license: Option<String>,
+    /// Where it says that it is from.
+    pub source: Option<String>,
     /// SHA-256 of its text.
     pub digest: Sha256Digest,
     /// Record number in its input.
@@ -132,9 +136,11 @@ pub struct InputTrace {
     pub path: String,
     /// SHA-256 computed before use.
     pub sha256: Sha256Digest,
-    /// The digest that was published for it.
+    /// The digest that was published for it and that it was compared with.
     pub declared: Option<Declared>,
-    /// Repository on the Hub.
+    /// What was only said of it, and compared with nothing.
+    pub claimed: Option<Claim>,
+    /// Repository on the Hub that it was compared with.
     pub repository: Option<String>,
     /// The commit.
     pub revision: Option<String>,

@@ -7,7 +7,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use xlstm_manifests::run_manifest::RunManifest;
+use xlstm_manifests::printable;
+use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, METRICS_NAME, RECIPE_NAME, RunManifest};
 use xlstm_manifests::{Dataset, Sha256Digest};
 
 use super::TraceArgs;
@@ -62,6 +63,7 @@ pub struct StepDocument {
 /// When the run or its dataset cannot be opened, the dataset is another one, or there is no such step or rank.
 pub fn trace_step(args: &TraceArgs, run: &Path, step: u64) -> Result<StepReport, CommandError> {
     let manifest = RunManifest::load(run)?;
+    check_step(run, step)?;
     let path = args.path.clone().unwrap_or_else(|| manifest.train.path.clone());
     let dataset = Dataset::open(&path)?;
     manifest.train.check(dataset.manifest(), &path)?;
@@ -87,6 +89,35 @@ pub fn trace_step(args: &TraceArgs, run: &Path, step: u64) -> Result<StepReport,
     Ok(StepReport { run: run.to_path_buf(), step, rank: args.rank, root: manifest.train.root, rows })
 }
 
+/// Refuses a step that the run never comes to, or has not come to yet: what was not computed has no rows.
+fn check_step(run: &Path, step: u64) -> Result<(), CommandError> {
+    let folder = if run.is_dir() { run } else { run.parent().unwrap_or(Path::new(".")) };
+    let refuse = |expected: String| {
+        let run = printable::path(folder);
+        Err(CommandError::Usage(format!("`{run}`: expected a step {expected}, found step {step}")))
+    };
+    let recipe = fs_err::read_to_string(folder.join(RECIPE_NAME)).ok();
+    let recipe = recipe.and_then(|text| text.parse::<toml::Table>().ok());
+    let steps = recipe.as_ref().and_then(|recipe| recipe.get("training")?.get("steps")?.as_integer());
+    if let Some(steps) = steps.and_then(|steps| u64::try_from(steps).ok()).filter(|&steps| step > steps) {
+        return refuse(format!("up to {steps}, the last of this run's recipe"));
+    }
+    match last_recorded(folder) {
+        Some(last) if step > last => refuse(format!("up to {last}, the last that this run has recorded")),
+        _ => Ok(()),
+    }
+}
+
+/// The last step that metrics or a checkpoint show; `None` where neither is at hand.
+fn last_recorded(run: &Path) -> Option<u64> {
+    let metrics = fs_err::read_to_string(run.join(METRICS_NAME)).unwrap_or_default();
+    let of_line = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?.get("step")?.as_u64();
+    let checkpoints = fs_err::read_dir(run.join(CHECKPOINTS_NAME)).into_iter().flatten().flatten();
+    let of_folder = |name: &str| name.strip_prefix("step-")?.parse::<u64>().ok();
+    let saved = checkpoints.filter_map(|entry| of_folder(entry.file_name().to_str()?));
+    metrics.lines().filter_map(of_line).chain(saved).max()
+}
+
 /// Runs the command: the report goes to `out`.
 ///
 /// # Errors
@@ -101,7 +132,7 @@ pub fn run(args: &TraceArgs, run: &Path, step: u64, out: &mut dyn Write) -> Resu
     writeln!(
         out,
         "run {}, step {}{rank}: {} rows of dataset {}",
-        report.run.display(),
+        printable::path(&report.run),
         step,
         report.rows.len(),
         report.root
@@ -109,13 +140,11 @@ pub fn run(args: &TraceArgs, run: &Path, step: u64, out: &mut dyn Write) -> Resu
     for row in &report.rows {
         writeln!(out, "row {} (pass {})", row.row, row.epoch)?;
         for document in &row.documents {
-            let name = document.id.as_deref().map_or(String::new(), |id| format!(" `{id}`"));
-            let set = document.set.as_deref().map_or(String::new(), |set| format!(", set {set}"));
-            writeln!(
-                out,
-                "  {} record {}{name}{set}, text sha256 {}",
-                document.source, document.record, document.digest
-            )?;
+            let StepDocument { source, record, id, set, digest, .. } = document;
+            let name = id.as_deref().map_or(String::new(), |id| format!(" `{id}`"));
+            let set = set.as_deref().map_or(String::new(), |set| format!(", set {set}"));
+            let line = format!("{source} record {record}{name}{set}");
+            writeln!(out, "  {}, text sha256 {digest}", printable::text(&line))?;
         }
     }
     Ok(Outcome::Clean)

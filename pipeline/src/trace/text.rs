@@ -2,11 +2,14 @@
 
 use std::io::{self, Write};
 
+use xlstm_manifests::manifest::Declared;
+use xlstm_manifests::printable;
+
 use super::{DocumentTrace, Excerpt, SampleTrace, SourceTrace, TokenTrace, TraceReport};
 use crate::report::{bytes, count};
 
 pub(super) fn write(out: &mut dyn Write, report: &TraceReport) -> io::Result<()> {
-    writeln!(out, "split {}, root {}", report.split, report.root)?;
+    writeln!(out, "split {}, root {}", printable::text(&report.split), report.root)?;
     if let Some(row) = &report.row {
         let proof = if row.proved { "proved" } else { "NOT proved" };
         writeln!(
@@ -31,7 +34,7 @@ pub(super) fn write(out: &mut dyn Write, report: &TraceReport) -> io::Result<()>
         write_sample(out, sample)?;
     }
     for problem in &report.problems {
-        writeln!(out, "✗ {problem}")?;
+        writeln!(out, "✗ {}", printable::text(problem))?;
     }
     Ok(())
 }
@@ -50,24 +53,35 @@ fn write_document(out: &mut dyn Write, document: &DocumentTrace) -> io::Result<(
     let input = &document.input;
     writeln!(out, "  text    sha256 {}", document.digest)?;
     if let Some(id) = &document.id {
-        writeln!(out, "  id      {id}")?;
+        writeln!(out, "  id      {}", printable::text(id))?;
     }
     if let Some(set) = &document.set {
-        writeln!(out, "  set     {set}")?;
+        writeln!(out, "  set     {}", printable::text(set))?;
     }
-    writeln!(out, "  source  record {} of {}, sha256 {}", document.record, input.path, input.sha256)?;
-    if let Some(declared) = &input.declared {
-        writeln!(out, "  digest  {} {}, published by {}", declared.algorithm, declared.digest, declared.by)?;
+    if let Some(license) = &document.license {
+        writeln!(out, "  licence {} (the document's own)", printable::text(license))?;
+    }
+    if let Some(source) = &document.source {
+        writeln!(out, "  from    {} (says the document)", printable::text(source))?;
+    }
+    let path = printable::text(&input.path);
+    writeln!(out, "  source  record {} of {path}, sha256 {}", document.record, input.sha256)?;
+    match &input.declared {
+        Some(Declared { algorithm, digest, by }) => {
+            let line = format!("{algorithm} {digest}, published by {by}");
+            writeln!(out, "  digest  compared with {}", printable::text(&line))?;
+        }
+        None => writeln!(out, "  digest  compared with nothing that anybody published")?,
+    }
+    if let Some(claim) = &input.claimed {
+        writeln!(out, "  from    {}", printable::text(&claim.sentence()))?;
     }
     if let Some(repository) = &input.repository {
-        writeln!(
-            out,
-            "  from    {repository} @ {}",
-            input.revision.as_deref().unwrap_or("a revision not recorded")
-        )?;
+        let revision = input.revision.as_deref().unwrap_or("a revision not recorded");
+        writeln!(out, "  from    {} @ {}", printable::text(repository), printable::text(revision))?;
     }
     for licence in &input.licences {
-        writeln!(out, "  licence {licence}")?;
+        writeln!(out, "  licence {}", printable::text(licence))?;
     }
     Ok(())
 }
@@ -108,11 +122,11 @@ fn write_token(out: &mut dyn Write, token: &TokenTrace) -> io::Result<()> {
 fn write_source(out: &mut dyn Write, source: &SourceTrace) -> io::Result<()> {
     match source {
         SourceTrace::Agrees { file, text } => {
-            writeln!(out, "  source  `{}`: digest and text agree", file.display())?;
+            writeln!(out, "  source  `{}`: digest and text agree", printable::path(file))?;
             write_excerpt(out, "  source  ", text)
         }
         SourceTrace::Differs { .. } => writeln!(out, "  source  differs, see below"),
-        SourceTrace::NotAtHand { reason } => writeln!(out, "  source  {reason}"),
+        SourceTrace::NotAtHand { reason } => writeln!(out, "  source  {}", printable::text(reason)),
     }
 }
 
@@ -120,10 +134,5 @@ fn write_source(out: &mut dyn Write, source: &SourceTrace) -> io::Result<()> {
 fn write_excerpt(out: &mut dyn Write, label: &str, text: &Excerpt) -> io::Result<()> {
     let joined = format!("…{}⟦{}⟧{}…", text.before, text.token, text.after);
     let indent = format!("\n{:width$}", "", width = label.len());
-    // Control characters of a document must not reach a terminal.
-    let shown: String = joined
-        .chars()
-        .map(|c| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c })
-        .collect();
-    writeln!(out, "{label}{}", shown.replace('\n', &indent))
+    writeln!(out, "{label}{}", printable::lines(&joined).replace('\n', &indent))
 }

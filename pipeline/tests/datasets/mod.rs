@@ -248,6 +248,8 @@ fn write_packed(folder: &Path, recipe: &Recipe, prepared: &[Prepared]) -> (Vec<S
             set: Some(p.set),
             digest: Sha256Digest::of(p.source.text.as_bytes()),
             id: (p.record % 2 == 0).then(|| format!("document {}", p.record)),
+            license: None,
+            source: None,
         });
         start += p.ids.len() as u64;
     }
@@ -338,10 +340,14 @@ fn manifest(recipe: &Recipe, inputs: Vec<Input>, sets: Vec<SetTotals>, shards: V
                 spdx: Some("CC0-1.0".into()),
             }],
             generator: None,
+            claimed: None,
         },
         selection: Selection {
             text_field: Some("text".into()),
             set_field: Some("meta.set".into()),
+            id_field: None,
+            license_field: None,
+            source_field: None,
             exclude_sets: vec![],
             max_tokens: None,
             holdout: None,
@@ -365,6 +371,8 @@ fn manifest(recipe: &Recipe, inputs: Vec<Input>, sets: Vec<SetTotals>, shards: V
         shards,
         files: vec![],
         sets,
+        record_licenses: vec![],
+        record_sources: vec![],
         tokens_root: Sha256Digest::of(b""),
         documents_root: Sha256Digest::of(b""),
         part: None,

@@ -96,7 +96,7 @@ fn locked_crates_are_found_in_any_registry_and_checked() {
     );
     let lock = folder.file("Cargo.lock", lock.as_bytes());
     let demo = LockedCrate { name: "demo".into(), version: "1.0.0".into(), checksum };
-    assert_eq!(cargo_cache::packages(&lock).unwrap(), std::slice::from_ref(&demo));
+    assert_eq!(cargo_cache::packages(&lock).unwrap().crates, std::slice::from_ref(&demo));
 
     let cache = folder.0.path().join("cache");
     let missing = cargo_cache::locate(&cache, &demo).unwrap_err().to_string();
@@ -132,7 +132,7 @@ fn a_lock_file_cannot_name_a_path() {
 #[test]
 fn this_projects_own_crates_are_in_the_cache() {
     let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.lock");
-    let locked = cargo_cache::packages(&lock).unwrap();
+    let locked = cargo_cache::packages(&lock).unwrap().crates;
     let serde = locked.iter().find(|locked| locked.name == "serde").unwrap();
     let path = cargo_cache::locate(&cargo_cache::cache_folder(), serde).unwrap();
     assert_eq!(read_crate_licence(&path).unwrap().as_deref(), Some("MIT OR Apache-2.0"));

@@ -52,6 +52,8 @@ pub(crate) fn write_split(folder: &Path, split: &str, documents: &[Vec<u16>]) ->
             set: None,
             digest,
             id: None,
+            license: None,
+            source: None,
         });
         start += ids.len();
     }
@@ -110,10 +112,14 @@ fn manifest(
             resolved_revision: None,
             licences: vec![],
             generator: None,
+            claimed: None,
         },
         selection: Selection {
             text_field: None,
             set_field: None,
+            id_field: None,
+            license_field: None,
+            source_field: None,
             exclude_sets: vec![],
             max_tokens: None,
             holdout: None,
@@ -147,6 +153,8 @@ fn manifest(
         shards: vec![shard],
         files: vec![],
         sets: vec![],
+        record_licenses: vec![],
+        record_sources: vec![],
         totals: Totals { documents, text_bytes, tokens, rows, left_out: BTreeMap::new() },
         tokens_root: nothing,
         documents_root: nothing,

@@ -1,8 +1,8 @@
 //! The few fields that are wanted out of one line of JSON, at memory speed.
 //!
 //! A line of a web corpus is one object, a long string `text` and a little else. A general parser builds a
-//! value for everything and copies the text twice; this one walks the line once (RFC 8259, nothing more
-//! lenient), unescapes only the strings that were asked for, straight into their final place, and checks
+//! value for everything and copies the text twice; this one walks the line once (RFC 8259, and the `NaN`, `Infinity`
+//! and `-Infinity` that Python's `json` writes), unescapes only the strings that were asked for, straight into their final place, and checks
 //! the rest without keeping it. Memory is the line and its text. Where a key occurs more than once the last
 //! one counts, as in Python's `json`. Numbers are kept as they are written, of whatever size.
 
@@ -106,6 +106,33 @@ pub(super) fn extract(line: &[u8], paths: &Paths) -> Result<Vec<Value>, Flaw> {
     result.map(|()| scan.values)
 }
 
+/// The keys of the object in `line`, in its order, at most `most` of them; `None` if it is no JSON object.
+pub(super) fn keys(line: &[u8], most: usize) -> Option<Vec<String>> {
+    let nothing = Paths(Vec::new());
+    let mut scan = Scan { line, at: 0, utf8_until: 0, paths: &nothing, values: Vec::new() };
+    if scan.peek_token() != Some(b'{') {
+        return None;
+    }
+    scan.at += 1;
+    let mut keys = Vec::new();
+    while keys.len() < most && scan.peek_token() == Some(b'"') {
+        let start = scan.at + 1;
+        scan.key(0, 0).ok()?;
+        let raw = line.get(start..scan.at - 1)?;
+        keys.push(
+            String::from_utf8_lossy(&string::unescape(raw).unwrap_or_else(|| raw.to_vec())).into_owned(),
+        );
+        (scan.peek_token() == Some(b':')).then_some(())?;
+        scan.at += 1;
+        scan.peek_token();
+        scan.skip_value().ok()?;
+        if scan.peek_token() == Some(b',') {
+            scan.at += 1;
+        }
+    }
+    Some(keys)
+}
+
 struct Scan<'a> {
     line: &'a [u8],
     at: usize,
@@ -181,7 +208,9 @@ impl Scan<'_> {
         let raw = &self.line[start..self.at - 1];
         let unescaped;
         let key = if escaped {
-            unescaped = string::unescape(raw).ok_or(Flaw::Syntax { at: start, expected: "a valid key" })?;
+            // A key with half of a surrogate pair is no text, so no path can name it.
+            let Some(text) = string::unescape(raw) else { return Ok(0) };
+            unescaped = text;
             unescaped.as_slice()
         } else {
             raw
@@ -315,8 +344,14 @@ impl Scan<'_> {
         Ok(value)
     }
 
-    /// `-? (0 | [1-9][0-9]*) (. [0-9]+)? ([eE] [+-]? [0-9]+)?`
+    /// `-? (0 | [1-9][0-9]*) (. [0-9]+)? ([eE] [+-]? [0-9]+)?`, or Python's `NaN`, `Infinity`, `-Infinity`.
     fn number(&mut self) -> Outcome<()> {
+        for word in [&b"NaN"[..], b"Infinity", b"-Infinity"] {
+            if self.line[self.at..].starts_with(word) {
+                self.at += word.len();
+                return Ok(());
+            }
+        }
         if self.peek() == Some(b'-') {
             self.at += 1;
         }
