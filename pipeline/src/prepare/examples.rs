@@ -118,7 +118,7 @@ pub fn plan_examples(request: &ExamplesRequest) -> anyhow::Result<ExamplesPlan> 
         files.push(file);
     }
     if survey.examples == 0 {
-        return Err(refuse(format!("expected at least one example in the files given, found none")));
+        return Err(refuse("expected at least one example in the files given, found none"));
     }
     let row_length = row_length(request, &survey)?;
     let vocabulary_size = vocabulary_size(request, &survey)?;
@@ -203,12 +203,10 @@ fn usable(
 fn row_length(request: &ExamplesRequest, survey: &Survey) -> anyhow::Result<u16> {
     let longest = u16::try_from(survey.longest)?;
     match request.row_length {
-        Some(length) if length < longest => {
-            return Err(refuse(format!(
-                "--row-length {length}: expected at least {longest}, the positions of the longest example; examples are \
+        Some(length) if length < longest => Err(refuse(format!(
+            "--row-length {length}: expected at least {longest}, the positions of the longest example; examples are \
              never cut"
-            )));
-        }
+        ))),
         Some(length) => Ok(length),
         None => Ok(longest),
     }
@@ -217,15 +215,11 @@ fn row_length(request: &ExamplesRequest, survey: &Survey) -> anyhow::Result<u16>
 fn vocabulary_size(request: &ExamplesRequest, survey: &Survey) -> anyhow::Result<u32> {
     let needed = u32::from(survey.highest) + 1;
     match request.vocabulary_size {
-        Some(size) if size < needed => {
-            return Err(refuse(format!(
-                "--vocabulary-size {size}: expected at least {needed}, one more than the highest id"
-            )));
-        }
+        Some(size) if size < needed => Err(refuse(format!(
+            "--vocabulary-size {size}: expected at least {needed}, one more than the highest id"
+        ))),
         Some(size) if size > u32::from(u16::MAX) + 1 => {
-            return Err(refuse(format!(
-                "--vocabulary-size {size}: expected at most 65536, since ids have 16 bits"
-            )));
+            Err(refuse(format!("--vocabulary-size {size}: expected at most 65536, since ids have 16 bits")))
         }
         Some(size) => Ok(size),
         None => Ok(needed),

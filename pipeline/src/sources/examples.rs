@@ -153,7 +153,7 @@ impl Examples {
 fn compression(format: Format) -> Option<Compression> {
     match format {
         Format::JsonLines { compression } => Some(compression),
-        Format::Parquet | Format::Text | Format::Crate => None,
+        Format::Parquet | Format::Text { .. } | Format::Crate => None,
     }
 }
 

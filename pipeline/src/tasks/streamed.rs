@@ -179,6 +179,8 @@ impl Rows for StreamedRows {
             set: None,
             digest: stored.digest(),
             id: None,
+            license: None,
+            source: None,
         }])
     }
 }

@@ -11,8 +11,8 @@ use crate::audit::corpus::{Corpus, Meta};
 use crate::audit::locate::Locator;
 use crate::audit::{fields_of, format_of, with_mark};
 use crate::report::CommandError;
+use crate::sources;
 use crate::sources::examples::Examples;
-use crate::sources::{self, Format};
 use crate::tokenizer::Gpt2Tokenizer;
 
 pub(super) fn trace(args: &TraceArgs) -> Result<TraceReport, CommandError> {
