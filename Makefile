@@ -8,7 +8,7 @@ EVAL := $(RELEASE)/xlstm-eval
 DEMO := data/demo
 RUN := runs/demo
 
-.PHONY: help setup fetch libtorch nvrtc build demo demo-data demo-model test test-data test-wheel test-docs kernels lint tools wheel bench clean-demo
+.PHONY: help setup fetch libtorch nvrtc build demo demo-data demo-model tasks test test-data test-wheel test-docs kernels lint tools wheel bench clean-demo
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,10 @@ demo-model: demo-data libtorch # the training half
 	$(EVAL) perplexity $(RUN) --manifest $(DEMO)/validation --first 64
 	$(EVAL) verify $(RUN)
 	$(EVAL) report $(RUN)
+
+tasks: fetch libtorch ## a synthetic task from data to page: parity's small twin, trained on two cores and tested
+	$(CARGO) build --release --locked -p xlstm-pipeline -p xlstm-trainer
+	$(TRAIN) sweep parity-small --out runs/parity-small
 
 test: setup ## all tests
 	$(CARGO) test --release --locked --workspace

@@ -42,6 +42,7 @@ pub mod reproduce;
 pub mod run;
 pub mod serve;
 pub mod signals;
+pub mod sweep;
 pub mod tensor_file;
 pub mod train;
 pub mod verify;

@@ -27,6 +27,10 @@ pub fn builtins() -> &'static [Builtin] {
         "table2-gating",
         "table8-matrix-memory",
         "table3-300b",
+        "tasks-formal",
+        "tasks-listops",
+        "tasks-mqar",
+        "tasks-small",
     )
 }
 

@@ -5,6 +5,7 @@ mod doctor;
 mod export;
 mod plot;
 mod selfcheck;
+mod sweep;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -35,6 +36,8 @@ enum Command {
     Plot(plot::PlotArguments),
     /// Follow a validation figure back to parameters, program, recipe, rows, documents and source files
     Chain(chain::ChainArguments),
+    /// Train an experiment's grid: tasks, variants, learning rates and seeds, several runs at once
+    Sweep(sweep::SweepArguments),
     /// Generate text with a run's newest checkpoint
     Sample(GenerateArguments),
     /// Write a run's parameters for the official package
@@ -51,6 +54,7 @@ pub(crate) fn run() -> anyhow::Result<u8> {
         Some(Command::Selfcheck(arguments)) => selfcheck::run(&arguments),
         Some(Command::Plot(arguments)) => plot::run(&arguments),
         Some(Command::Chain(arguments)) => chain::run(&arguments),
+        Some(Command::Sweep(arguments)) => sweep::run(&arguments),
         Some(Command::Sample(arguments)) => advise(GENERATION_MEMORY, arguments.run()),
         Some(Command::Export(arguments)) => advise(LOADING_MEMORY, export::run(&arguments)),
     }

@@ -1,0 +1,187 @@
+//! What came out of a sweep's runs, and which learning rate is the best of each task and variant.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::Value;
+use xlstm_manifests::run_manifest::METRICS_NAME;
+
+use super::launch::TEST_NAME;
+use super::{Planned, Sweep};
+use crate::error::Result;
+
+/// A finished run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Finished {
+    /// Its folder's name.
+    pub name: String,
+    /// The data's label.
+    pub task: String,
+    /// The recipe's variant.
+    pub variant: String,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Seed.
+    pub seed: u64,
+    /// Last step.
+    pub step: u64,
+    /// Scaled accuracy on the validation split after it.
+    pub validation: f64,
+    /// Scaled accuracy on the test split.
+    pub test: f64,
+    /// Share of the test split's targets that came out first.
+    pub test_accuracy: f64,
+}
+
+/// A task and a variant at the best of its learning rates.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Cell {
+    /// The data's label.
+    pub task: String,
+    /// The recipe's variant.
+    pub variant: String,
+    /// The learning rate with the highest mean on the validation split.
+    pub learning_rate: f64,
+    /// Seeds at it.
+    pub seeds: u64,
+    /// Mean over them of the scaled accuracy on the validation split.
+    pub validation: f64,
+    /// The same on the test split: what is reported.
+    pub test: f64,
+    /// Its standard deviation (n − 1); none of a single seed.
+    pub test_deviation: Option<f64>,
+}
+
+/// All that came out.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Results {
+    /// The sweep.
+    pub sweep: String,
+    /// What is not the paper's, of a small twin.
+    pub small: Option<String>,
+    /// Runs that the sweep has.
+    pub planned: u64,
+    /// Those that are finished, in the sweep's order.
+    pub runs: Vec<Finished>,
+    /// Tasks and variants with a finished run.
+    pub best: Vec<Cell>,
+}
+
+/// Reads what is finished in `out`.
+///
+/// # Errors
+/// When the sweep's tasks cannot be made.
+pub fn collect(sweep: &Sweep, out: &Path) -> Result<Results> {
+    let mut runs = Vec::new();
+    for data in &sweep.data {
+        let (right, of) = data.generator()?.random_accuracy();
+        let chance = f64::from(right) / f64::from(of);
+        let planned = sweep.runs().into_iter().filter(|run| run.task == data.label());
+        runs.extend(planned.filter_map(|run| finished(&run, out, chance)));
+    }
+    let mut best = Vec::new();
+    for data in &sweep.data {
+        for variant in sweep.variants_or_recipe() {
+            let of_cell = |run: &&Finished| run.task == data.label() && run.variant == variant;
+            let of_cell: Vec<&Finished> = runs.iter().filter(of_cell).collect();
+            let cells = sweep.learning_rates.iter().filter_map(|&rate| cell(&of_cell, rate));
+            best.extend(cells.max_by(|a, b| a.validation.total_cmp(&b.validation)));
+        }
+    }
+    let planned = sweep.runs().len() as u64;
+    Ok(Results { sweep: sweep.name.clone(), small: sweep.small.clone(), planned, runs, best })
+}
+
+/// The run, if its test accuracy is there.
+fn finished(run: &Planned, out: &Path, chance: f64) -> Option<Finished> {
+    let folder = run.folder(out);
+    let report: Value = serde_json::from_slice(&fs_err::read(folder.join(TEST_NAME)).ok()?).ok()?;
+    let test_accuracy = accuracy(&report)?;
+    let (step, validation) = last_validation(&folder)?;
+    let scaled = |accuracy: f64| (accuracy - chance) / (1.0 - chance);
+    Some(Finished {
+        name: run.name(),
+        task: run.task.clone(),
+        variant: run.variant.clone(),
+        learning_rate: run.learning_rate,
+        seed: run.seed,
+        step,
+        validation: scaled(validation),
+        test: scaled(test_accuracy),
+        test_accuracy,
+    })
+}
+
+/// The figure of a report of `xlstm-eval accuracy`.
+fn accuracy(report: &Value) -> Option<f64> {
+    let paths = ["/results/total/accuracy", "/results/accuracy/total/accuracy"];
+    paths.iter().find_map(|path| report.pointer(path)?.as_f64())
+}
+
+/// Step and accuracy of the last validation in a run's metrics.
+fn last_validation(folder: &Path) -> Option<(u64, f64)> {
+    let text = fs_err::read_to_string(folder.join(METRICS_NAME)).ok()?;
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines
+        .filter(|line| line["kind"] == "validation")
+        .filter_map(|line| Some((line["step"].as_u64()?, line["accuracy"].as_f64()?)))
+        .last()
+}
+
+/// Mean and spread over the seeds at one learning rate; none where no run is finished.
+fn cell(runs: &[&Finished], learning_rate: f64) -> Option<Cell> {
+    let at_rate: Vec<&&Finished> = runs.iter().filter(|run| run.learning_rate == learning_rate).collect();
+    let first = at_rate.first()?;
+    let n = at_rate.len() as f64;
+    let mean = |value: fn(&Finished) -> f64| at_rate.iter().map(|run| value(run)).sum::<f64>() / n;
+    let test = mean(|run| run.test);
+    let squares: f64 = at_rate.iter().map(|run| (run.test - test).powi(2)).sum();
+    Some(Cell {
+        task: first.task.clone(),
+        variant: first.variant.clone(),
+        learning_rate,
+        seeds: at_rate.len() as u64,
+        validation: mean(|run| run.validation),
+        test,
+        test_deviation: (at_rate.len() > 1).then(|| (squares / (n - 1.0)).sqrt()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_rate_is_chosen_by_validation_and_reported_on_the_test_split() {
+        let sweep = Sweep::load("parity-small").unwrap();
+        let sweep = Sweep { learning_rates: vec![1e-2, 1e-3], seeds: vec![0, 1], ..sweep };
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path();
+        let finish = |run: &Planned, validation: f64, test: f64| {
+            let folder = run.folder(out);
+            fs_err::create_dir_all(&folder).unwrap();
+            let lines = format!(
+                "{{\"kind\":\"validation\",\"step\":0,\"accuracy\":0.1}}\n{{\"kind\":\"train\",\"step\":9,\"loss\":1.0}}\n\
+                 {{\"kind\":\"validation\",\"step\":9,\"accuracy\":{validation}}}\n{{\"kind\":\"val"
+            );
+            fs_err::write(folder.join(METRICS_NAME), lines).unwrap();
+            let report = serde_json::json!({"results": {"total": {"accuracy": test}}});
+            fs_err::write(folder.join(TEST_NAME), report.to_string()).unwrap();
+        };
+        assert!(collect(&sweep, out).unwrap().best.is_empty());
+        let runs: Vec<Planned> =
+            sweep.runs().into_iter().filter(|run| run.variant == sweep.variants[0]).collect();
+        for run in &runs {
+            // The other rate is better on the test split, which must not matter.
+            let (validation, test) = if run.learning_rate == 1e-2 { (0.9, 0.8) } else { (0.7, 1.0) };
+            finish(run, validation, test + 0.1 * run.seed as f64);
+        }
+        let results = collect(&sweep, out).unwrap();
+        assert_eq!(results.runs.len(), 4);
+        let [best] = &results.best[..] else { panic!("{:?}", results.best) };
+        assert_eq!((best.learning_rate, best.seeds), (1e-2, 2));
+        // Scaled: (0.8 − 0.5)/0.5 and (0.9 − 0.5)/0.5.
+        assert!((best.test - 0.7).abs() < 1e-12 && (best.validation - 0.8).abs() < 1e-12);
+        assert!((best.test_deviation.unwrap() - 0.02f64.sqrt()).abs() < 1e-12);
+    }
+}
