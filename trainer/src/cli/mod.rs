@@ -38,6 +38,9 @@ enum Command {
     Chain(chain::ChainArguments),
     /// Train an experiment's grid: tasks, variants, learning rates and seeds, several runs at once
     Sweep(sweep::SweepArguments),
+    /// Measure a run of a sweep; `sweep` starts it
+    #[command(hide = true)]
+    SweepMeasure(sweep::MeasureArguments),
     /// Generate text with a run's newest checkpoint
     Sample(GenerateArguments),
     /// Write a run's parameters for the official package
@@ -55,6 +58,7 @@ pub(crate) fn run() -> anyhow::Result<u8> {
         Some(Command::Plot(arguments)) => plot::run(&arguments),
         Some(Command::Chain(arguments)) => chain::run(&arguments),
         Some(Command::Sweep(arguments)) => sweep::run(&arguments),
+        Some(Command::SweepMeasure(arguments)) => sweep::measure(&arguments),
         Some(Command::Sample(arguments)) => advise(GENERATION_MEMORY, arguments.run()),
         Some(Command::Export(arguments)) => advise(LOADING_MEMORY, export::run(&arguments)),
     }

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use xlstm_manifests::atomic::write_atomic;
-use xlstm_trainer::sweep::{Options, Results, Sweep, collect, names, page, run as carry_out};
+use xlstm_trainer::sweep::{Options, Results, Sweep, collect, measure_run, names, page, run as carry_out};
 
-use super::{print, say};
+use super::{DeviceArguments, print, say};
 
 /// An experiment's grid of runs.
 #[derive(Debug, Args)]
@@ -39,6 +39,26 @@ pub(super) struct SweepArguments {
     /// Print the results as one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// A run and its data.
+#[derive(Debug, Args)]
+pub(super) struct MeasureArguments {
+    /// The run's folder
+    run: PathBuf,
+    /// Folder with `validation` and `test`
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    #[command(flatten)]
+    device: DeviceArguments,
+}
+
+/// Measures; returns the exit code.
+pub(super) fn measure(arguments: &MeasureArguments) -> anyhow::Result<u8> {
+    let device = arguments.device.start()?;
+    let measured = measure_run(&arguments.run, &arguments.data, &device)?;
+    print(&format!("{}\n", json!(measured)))?;
+    Ok(0)
 }
 
 /// `3/7`.

@@ -8,14 +8,9 @@ use std::time::Duration;
 
 use xlstm_manifests::run_manifest::RUN_NAME;
 
-use super::{Data, Planned, Sweep, data};
+use super::{Data, Planned, Sweep, data, measure};
 use crate::error::{Result, TrainError};
 use crate::signals::Signals;
-
-/// The accuracy over the test split, in a run's folder: the report of `xlstm-eval accuracy`. A run with it is finished.
-pub(super) const TEST_NAME: &str = "test-accuracy.json";
-/// As long as it is being written.
-const PARTIAL_NAME: &str = "test-accuracy.json.part";
 
 /// How a sweep is carried out.
 #[derive(Debug, Clone)]
@@ -43,7 +38,7 @@ pub fn run(sweep: &Sweep, options: &Options, say: &mut dyn FnMut(&str)) -> Resul
         say(&format!("data of {}", data.label()));
         data::prepare(&options.out, data, cores)?;
     }
-    let is_waiting = |run: &Planned| !run.folder(&options.out).join(TEST_NAME).is_file();
+    let is_waiting = |run: &Planned| measure::load(&run.folder(&options.out)).is_none();
     let mut waiting: VecDeque<Planned> = share.into_iter().filter(is_waiting).collect();
     let total = waiting.len();
     let starter = Starter { sweep, options, threads: (cores / options.jobs.max(1)).max(1) };
@@ -66,11 +61,8 @@ pub fn run(sweep: &Sweep, options: &Options, say: &mut dyn FnMut(&str)) -> Resul
         }
         for (one, status) in ended(&mut running)? {
             match (status.success(), one.phase) {
-                (true, Phase::Train) => running.push(starter.test(one.run)?),
-                (true, Phase::Test) => {
-                    let folder = one.run.folder(&options.out);
-                    fs_err::rename(folder.join(PARTIAL_NAME), folder.join(TEST_NAME))?;
-                }
+                (true, Phase::Train) => running.push(starter.measure(one.run)?),
+                (true, Phase::Measure) => {}
                 (false, _) if signals.received().is_some() => {}
                 (false, _) => {
                     let log = starter.log(&one.run);
@@ -94,8 +86,8 @@ fn share(runs: Vec<Planned>, task: Option<(usize, usize)>) -> Vec<Planned> {
 enum Phase {
     /// `xlstm-train`.
     Train,
-    /// `xlstm-eval accuracy` over the test split.
-    Test,
+    /// `xlstm-train sweep-measure`: its newest checkpoint on the validation and the test split.
+    Measure,
 }
 
 struct Running {
@@ -171,15 +163,12 @@ impl Starter<'_> {
         Ok(Running { run, phase: Phase::Train, child: command.spawn()? })
     }
 
-    fn test(&self, run: Planned) -> Result<Running> {
+    fn measure(&self, run: Planned) -> Result<Running> {
         let data = data::folder(&self.options.out, self.data(&run)?);
-        let folder = run.folder(&self.options.out);
-        let program = std::env::current_exe()?.with_file_name("xlstm-eval");
-        let mut command = self.command(&program, &run)?;
-        command.arg("accuracy").arg(&folder).arg("--manifest").arg(data.join("test")).arg("--json");
+        let mut command = self.command(&std::env::current_exe()?, &run)?;
+        command.arg("sweep-measure").arg(run.folder(&self.options.out)).arg("--data").arg(&data);
         self.shared_arguments(&mut command);
-        command.stdout(fs_err::File::create(folder.join(PARTIAL_NAME))?.into_parts().0);
-        Ok(Running { run, phase: Phase::Test, child: command.spawn()? })
+        Ok(Running { run, phase: Phase::Measure, child: command.spawn()? })
     }
 }
 

@@ -14,6 +14,7 @@
 mod data;
 mod file;
 mod launch;
+mod measure;
 mod page;
 mod paper;
 mod results;
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 
 pub use file::{Data, Sweep, names};
 pub use launch::{Options, run};
+pub use measure::{Measured, measure_run};
 pub use page::page;
 pub use results::{Cell, Finished, Results, collect};
 

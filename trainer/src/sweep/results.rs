@@ -3,11 +3,8 @@
 use std::path::Path;
 
 use serde::Serialize;
-use serde_json::Value;
-use xlstm_manifests::run_manifest::METRICS_NAME;
 
-use super::launch::TEST_NAME;
-use super::{Planned, Sweep};
+use super::{Planned, Sweep, measure};
 use crate::error::Result;
 
 /// A finished run.
@@ -92,12 +89,9 @@ pub fn collect(sweep: &Sweep, out: &Path) -> Result<Results> {
     Ok(Results { sweep: sweep.name.clone(), small: sweep.small.clone(), planned, runs, best })
 }
 
-/// The run, if its test accuracy is there.
+/// The run, if it was measured.
 fn finished(run: &Planned, out: &Path, chance: f64) -> Option<Finished> {
-    let folder = run.folder(out);
-    let report: Value = serde_json::from_slice(&fs_err::read(folder.join(TEST_NAME)).ok()?).ok()?;
-    let test_accuracy = accuracy(&report)?;
-    let (step, validation) = last_validation(&folder)?;
+    let measured = measure::load(&run.folder(out))?;
     let scaled = |accuracy: f64| (accuracy - chance) / (1.0 - chance);
     Some(Finished {
         name: run.name(),
@@ -105,27 +99,11 @@ fn finished(run: &Planned, out: &Path, chance: f64) -> Option<Finished> {
         variant: run.variant.clone(),
         learning_rate: run.learning_rate,
         seed: run.seed,
-        step,
-        validation: scaled(validation),
-        test: scaled(test_accuracy),
-        test_accuracy,
+        step: measured.step,
+        validation: scaled(measured.validation),
+        test: scaled(measured.test),
+        test_accuracy: measured.test,
     })
-}
-
-/// The figure of a report of `xlstm-eval accuracy`.
-fn accuracy(report: &Value) -> Option<f64> {
-    let paths = ["/results/total/accuracy", "/results/accuracy/total/accuracy"];
-    paths.iter().find_map(|path| report.pointer(path)?.as_f64())
-}
-
-/// Step and accuracy of the last validation in a run's metrics.
-fn last_validation(folder: &Path) -> Option<(u64, f64)> {
-    let text = fs_err::read_to_string(folder.join(METRICS_NAME)).ok()?;
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines
-        .filter(|line| line["kind"] == "validation")
-        .filter_map(|line| Some((line["step"].as_u64()?, line["accuracy"].as_f64()?)))
-        .last()
 }
 
 /// Mean and spread over the seeds at one learning rate; none where no run is finished.
@@ -160,13 +138,9 @@ mod tests {
         let finish = |run: &Planned, validation: f64, test: f64| {
             let folder = run.folder(out);
             fs_err::create_dir_all(&folder).unwrap();
-            let lines = format!(
-                "{{\"kind\":\"validation\",\"step\":0,\"accuracy\":0.1}}\n{{\"kind\":\"train\",\"step\":9,\"loss\":1.0}}\n\
-                 {{\"kind\":\"validation\",\"step\":9,\"accuracy\":{validation}}}\n{{\"kind\":\"val"
-            );
-            fs_err::write(folder.join(METRICS_NAME), lines).unwrap();
-            let report = serde_json::json!({"results": {"total": {"accuracy": test}}});
-            fs_err::write(folder.join(TEST_NAME), report.to_string()).unwrap();
+            let measured = measure::Measured { step: 9, validation, test };
+            let text = serde_json::to_vec(&measured).unwrap();
+            fs_err::write(folder.join(measure::ACCURACY_NAME), text).unwrap();
         };
         assert!(collect(&sweep, out).unwrap().best.is_empty());
         let runs: Vec<Planned> =

@@ -1,0 +1,109 @@
+//! The accuracy of a finished run on the validation and the test split: what a sweep compares.
+//!
+//! A target is right when its logit is the largest of the whole vocabulary; accuracy is the share of right ones among all
+//! scored positions of a split, so samples with long answers weigh more (paper, Section 4.1, as the released code has it).
+#![allow(non_snake_case, reason = "shape suffixes are capitals")]
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+use xlstm_manifests::atomic::write_atomic;
+use xlstm_manifests::{Dataset, Error as DataError, Manifest};
+
+use crate::device::DeviceInfo;
+use crate::error::Result;
+use crate::evaluation::open::open_model;
+use crate::model::Model;
+
+/// In a run's folder; a run with it is finished.
+pub(super) const ACCURACY_NAME: &str = "sweep-accuracy.json";
+/// Positions of a batch.
+const BATCH_POSITIONS: usize = 1 << 14;
+
+/// What came out of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// The step of the checkpoint.
+    pub step: u64,
+    /// Share of the validation split's targets that are right.
+    pub validation: f64,
+    /// The same of the test split.
+    pub test: f64,
+}
+
+/// Measures the newest checkpoint of `run` on the splits in the folder `data`, and notes it in the run's folder.
+///
+/// # Errors
+/// When there is no checkpoint, or a split cannot be read or has no examples.
+pub fn measure_run(run: &Path, data: &Path, device: &DeviceInfo) -> Result<Measured> {
+    let opened = open_model(run, None, None, device)?;
+    let measured = Measured {
+        step: opened.link.step.unwrap_or_default(),
+        validation: accuracy(&opened.model, &Dataset::open(&data.join("validation"))?)?,
+        test: accuracy(&opened.model, &Dataset::open(&data.join("test"))?)?,
+    };
+    let text = serde_json::to_vec(&measured).map_err(std::io::Error::other)?;
+    write_atomic(&run.join(ACCURACY_NAME), &text)?;
+    Ok(measured)
+}
+
+/// What was measured of the run in `folder`, if it was.
+pub(super) fn load(folder: &Path) -> Option<Measured> {
+    serde_json::from_slice(&fs_err::read(folder.join(ACCURACY_NAME)).ok()?).ok()
+}
+
+/// Share of the scored targets of `dataset` that are right.
+fn accuracy(model: &Model, dataset: &Dataset) -> Result<f64> {
+    let row_length = dataset.manifest().packing.row_length as usize;
+    let rows: Vec<u64> = (0..dataset.rows()).collect();
+    let (mut right, mut scored) = (0, 0);
+    for rows in rows.chunks((BATCH_POSITIONS / row_length.max(1)).max(1)) {
+        let (batch_right, batch_scored) = batch(model, dataset, rows)?;
+        right += batch_right;
+        scored += batch_scored;
+    }
+    if scored == 0 {
+        let file = Manifest::locate(dataset.folder());
+        return Err(
+            DataError::mismatch(&file, "examples with targets", "none", "prepare the split again").into()
+        );
+    }
+    Ok(right as f64 / scored as f64)
+}
+
+/// Right and scored targets of some rows. Positions behind the longest example are left out: they decide nothing.
+fn batch(model: &Model, dataset: &Dataset, rows: &[u64]) -> Result<(u64, u64)> {
+    let mut examples = Vec::with_capacity(rows.len());
+    for &row in rows {
+        let example = dataset.example(row)?;
+        examples.push(example.ok_or_else(|| {
+            let file = Manifest::locate(dataset.folder());
+            DataError::mismatch(&file, "layout `examples`", "packed rows", "a sweep is over generated tasks")
+        })?);
+    }
+    let longest = examples.iter().map(|example| usize::from(example.length)).max().unwrap_or(1);
+    let (mut inputs, mut places, mut targets) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, example) in examples.iter().enumerate() {
+        inputs.extend(example.input_ids[..longest].iter().map(|&id| i64::from(id)));
+        for (at, target) in example.targets().take(longest).enumerate() {
+            if let Some(target) = target {
+                places.push((number * longest + at) as i64);
+                targets.push(i64::from(target));
+            }
+        }
+    }
+    let device = model.placement().device;
+    let said = tch::no_grad(|| -> Result<Vec<i64>> {
+        let shape = [examples.len() as i64, longest as i64];
+        let tokens_BT = Tensor::f_from_slice(&inputs)?.f_view(shape)?.f_to_device(device)?;
+        let (hidden_BTC, _) = model.forward(&tokens_BT, None, None)?;
+        let width = hidden_BTC.size().last().copied().unwrap_or(1);
+        let places_M = Tensor::f_from_slice(&places)?.f_to_device(device)?;
+        let hidden_1MC = hidden_BTC.f_reshape([-1, width])?.f_index_select(0, &places_M)?.f_unsqueeze(0)?;
+        let said_M = model.logits(&hidden_1MC)?.f_argmax(-1, false)?.f_flatten(0, -1)?;
+        Ok(Vec::<i64>::try_from(said_M.f_to_device(tch::Device::Cpu)?)?)
+    })?;
+    let right = said.iter().zip(&targets).filter(|(said, target)| said == target).count();
+    Ok((right as u64, targets.len() as u64))
+}
