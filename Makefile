@@ -49,7 +49,7 @@ demo-model: demo-data libtorch # the training half
 	$(EVAL) verify $(RUN)
 	$(EVAL) report $(RUN)
 
-tasks: fetch libtorch ## a synthetic task from data to page: parity's small twin, trained on two cores and tested
+tasks: fetch libtorch ## a synthetic task from data to page: parity's small twin, trained and tested
 	$(CARGO) build --release --locked -p xlstm-pipeline -p xlstm-trainer
 	$(TRAIN) sweep parity-small --out runs/parity-small
 
