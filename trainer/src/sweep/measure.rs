@@ -2,18 +2,19 @@
 //!
 //! A target is right when its logit is the largest of the whole vocabulary; accuracy is the share of right ones among all
 //! scored positions of a split, so samples with long answers weigh more (paper, Section 4.1, as the released code has it).
-#![allow(non_snake_case, reason = "shape suffixes are capitals")]
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use xlstm_manifests::atomic::write_atomic;
+use xlstm_manifests::rows::IGNORE;
 use xlstm_manifests::{Dataset, Error as DataError, Manifest};
 
 use crate::device::DeviceInfo;
 use crate::error::Result;
 use crate::evaluation::open::open_model;
+use crate::metrics::score_targets;
 use crate::model::Model;
 
 /// In a run's folder; a run with it is finished.
@@ -83,27 +84,13 @@ fn batch(model: &Model, dataset: &Dataset, rows: &[u64]) -> Result<(u64, u64)> {
         })?);
     }
     let longest = examples.iter().map(|example| usize::from(example.length)).max().unwrap_or(1);
-    let (mut inputs, mut places, mut targets) = (Vec::new(), Vec::new(), Vec::new());
-    for (number, example) in examples.iter().enumerate() {
+    let (mut inputs, mut targets) = (Vec::new(), Vec::new());
+    for example in &examples {
         inputs.extend(example.input_ids[..longest].iter().map(|&id| i64::from(id)));
-        for (at, target) in example.targets().take(longest).enumerate() {
-            if let Some(target) = target {
-                places.push((number * longest + at) as i64);
-                targets.push(i64::from(target));
-            }
-        }
+        targets.extend(example.targets().take(longest).map(|target| target.map_or(IGNORE, i64::from)));
     }
-    let device = model.placement().device;
-    let said = tch::no_grad(|| -> Result<Vec<i64>> {
-        let shape = [examples.len() as i64, longest as i64];
-        let tokens_BT = Tensor::f_from_slice(&inputs)?.f_view(shape)?.f_to_device(device)?;
-        let (hidden_BTC, _) = model.forward(&tokens_BT, None, None)?;
-        let width = hidden_BTC.size().last().copied().unwrap_or(1);
-        let places_M = Tensor::f_from_slice(&places)?.f_to_device(device)?;
-        let hidden_1MC = hidden_BTC.f_reshape([-1, width])?.f_index_select(0, &places_M)?.f_unsqueeze(0)?;
-        let said_M = model.logits(&hidden_1MC)?.f_argmax(-1, false)?.f_flatten(0, -1)?;
-        Ok(Vec::<i64>::try_from(said_M.f_to_device(tch::Device::Cpu)?)?)
-    })?;
-    let right = said.iter().zip(&targets).filter(|(said, target)| said == target).count();
-    Ok((right as u64, targets.len() as u64))
+    let (shape, device) = ([examples.len() as i64, longest as i64], model.placement().device);
+    let tensor = |ids: &[i64]| Tensor::f_from_slice(ids)?.f_view(shape)?.f_to_device(device);
+    let scores = score_targets(model, &tensor(&inputs)?, &tensor(&targets)?, None)?;
+    Ok((scores.correct_count(), scores.correct.len() as u64))
 }

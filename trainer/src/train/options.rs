@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use xlstm_manifests::manifest::{Layout, MANIFEST_NAME};
 use xlstm_manifests::recipe::{self, Recipe};
-use xlstm_manifests::rows::{self, Rows};
+use xlstm_manifests::rows::Rows;
 use xlstm_manifests::run_manifest::{RECIPE_NAME, RUN_NAME, RunManifest};
+use xlstm_pipeline::tasks::streamed;
 
 use crate::device::DeviceInfo;
 use crate::error::{Result, TrainError};
@@ -77,7 +78,7 @@ pub fn resolve_recipe(
         )
     })?;
     let path = split_folder(path, "train");
-    let train = rows::open(&path)?;
+    let train = streamed::open(&path)?;
     check_rows(train.as_ref(), "training")?;
     let recipe = match (&options.recipe, existing) {
         (Some(name), _) => recipe::load(name, &options.overrides)?,

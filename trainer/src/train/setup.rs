@@ -15,11 +15,12 @@ use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::atomic::{FolderLock, write_atomic};
 use xlstm_manifests::order::Order;
 use xlstm_manifests::recipe::{ModelSize, Precision, Recipe};
-use xlstm_manifests::rows::{self, Rows};
+use xlstm_manifests::rows::Rows;
 use xlstm_manifests::run_manifest::{
     CHECKPOINTS_NAME, DatasetRef, RECIPE_NAME, RUN_FORMAT, RUN_NAME, RUN_VERSION, RecipeRef, RunManifest,
     Session,
 };
+use xlstm_pipeline::tasks::streamed;
 
 use super::options::{Existing, TrainOptions, beside, check_rows, resolve_recipe, split_folder};
 use super::plan::micro_batch_rows;
@@ -134,7 +135,7 @@ fn open_validation(
         .or_else(|| known.map(|data| data.path.clone()))
         .or_else(|| beside(options.manifest.as_deref(), "validation"));
     let Some(path) = path else { return Ok(None) };
-    let validation = rows::open(&path)?;
+    let validation = streamed::open(&path)?;
     check_validation(validation.as_ref(), &path, train)?;
     Ok(Some((validation, path)))
 }
