@@ -66,7 +66,8 @@ pub struct RunManifest {
 pub struct DatasetRef {
     /// Its identity.
     pub root: Sha256Digest,
-    /// Where it was, as given on the command line. A hint: the root is what counts.
+    /// Where it was: from the run's folder, or absolute where they share no folder (older runs: from where the program was
+    /// started). A hint: the root is what counts, see [`DatasetRef::find`].
     pub path: PathBuf,
     /// Its split.
     pub split: String,
@@ -96,6 +97,13 @@ impl DatasetRef {
         }
     }
 
+    /// The folder that holds this dataset now, for a run in folder `run`: the recorded one, or else one in `more`, or below
+    /// the folder that the run lies in. Whatever has another root is passed over; `None` where there is none.
+    #[must_use]
+    pub fn find(&self, run: &Path, more: &[PathBuf]) -> Option<PathBuf> {
+        find_dataset(self.root, &self.path, run, more)
+    }
+
     /// Refuses a dataset that is not the one the run began with.
     ///
     /// # Errors
@@ -111,6 +119,60 @@ impl DatasetRef {
             "give the run its dataset back, or begin a new run with another --out",
         ))
     }
+}
+
+/// How many folders deep datasets are looked for.
+const SEARCH_DEPTH: usize = 3;
+/// How many folders are looked into at most.
+const SEARCH_FOLDERS: usize = 4096;
+
+/// The folder of the dataset with this root: `recorded`, seen from the folder `run` and from the current one, or else a
+/// folder in `more`, or below the folder that `run` lies in.
+#[must_use]
+pub fn find_dataset(root: Sha256Digest, recorded: &Path, run: &Path, more: &[PathBuf]) -> Option<PathBuf> {
+    let here = [run.join(recorded), recorded.to_path_buf()];
+    if let Some(found) = here.iter().find(|folder| has_root(folder, root)) {
+        return Some(found.clone());
+    }
+    let around = run.canonicalize().ok().and_then(|run| run.parent().map(Path::to_path_buf));
+    let mut left = SEARCH_FOLDERS;
+    more.iter().chain(&around).find_map(|folder| search(folder, root, SEARCH_DEPTH, &mut left))
+}
+
+fn search(folder: &Path, root: Sha256Digest, depth: usize, left: &mut usize) -> Option<PathBuf> {
+    *left = left.checked_sub(1)?;
+    if has_root(folder, root) {
+        return Some(folder.into());
+    }
+    let entries = fs_err::read_dir(folder).ok().filter(|_| depth > 0)?;
+    let mut folders: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.is_dir() && !path.is_symlink())
+        .filter(|path| path.file_name().is_some_and(|name| !name.to_string_lossy().starts_with('.')))
+        .collect();
+    folders.sort();
+    folders.iter().find_map(|folder| search(folder, root, depth - 1, left))
+}
+
+/// Whether a folder's manifest has this root. The root is computed again from what the manifest says.
+fn has_root(folder: &Path, root: Sha256Digest) -> bool {
+    let file = Manifest::locate(folder);
+    // Most folders have none, or plainly another one.
+    let named = fs_err::read_to_string(&file).is_ok_and(|text| text.contains(&root.to_string()));
+    named && Manifest::load(&file).is_ok_and(|manifest| manifest.root == root)
+}
+
+/// `path` as seen from the folder `run`; absolute where they share nothing but the file system's root, and as it is
+/// where one of them does not exist.
+#[must_use]
+pub fn path_from(run: &Path, path: &Path) -> PathBuf {
+    let (Ok(run), Ok(path)) = (run.canonicalize(), path.canonicalize()) else { return path.into() };
+    let common = run.components().zip(path.components()).take_while(|(a, b)| a == b).count();
+    if common < 2 {
+        return path;
+    }
+    let up = run.components().skip(common).map(|_| std::path::Component::ParentDir);
+    up.chain(path.components().skip(common)).collect()
 }
 
 /// The recipe that a run follows.
@@ -190,6 +252,19 @@ impl RunManifest {
             ));
         }
         Ok(run)
+    }
+
+    /// This manifest with the folders in which its splits are found now ([`DatasetRef::find`]); a split that is nowhere
+    /// keeps its recorded folder.
+    #[must_use]
+    pub fn located(&self, run: &Path, more: &[PathBuf]) -> Self {
+        let mut located = self.clone();
+        for data in std::iter::once(&mut located.train).chain(&mut located.validation) {
+            if let Some(found) = data.find(run, more) {
+                data.path = found;
+            }
+        }
+        located
     }
 
     /// Writes `run.json` into the folder `run`, whole or not at all.

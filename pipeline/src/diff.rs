@@ -298,9 +298,13 @@ fn explain(
     let same_tokens = a.tokens_root == b.tokens_root && a.layout == b.layout;
     if same_root {
         return if inputs.renamed.is_empty() {
-            "The same tokens from the same bytes in the same way.".into()
+            "By their manifests, the same tokens from the same bytes in the same way. Shards were not read: `xlstm-data \
+             audit` checks them."
+                .into()
         } else {
-            "The same tokens from the same bytes in the same way; only names differ.".into()
+            "By their manifests, the same tokens from the same bytes in the same way; only names differ. Shards were not \
+             read: `xlstm-data audit` checks them."
+                .into()
         };
     }
     let mut causes = Vec::new();

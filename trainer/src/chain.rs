@@ -15,6 +15,7 @@ use xlstm_manifests::{Dataset, Manifest};
 
 use crate::checkpoint;
 use crate::error::{Result, TrainError};
+use crate::evaluation::text::visible;
 use crate::metrics::{Line, read_lines};
 
 /// Rows, documents and files that are listed in full.
@@ -25,13 +26,13 @@ const SHOWN: usize = 4;
 /// # Errors
 /// When the run has no such figure, or its files cannot be read.
 pub fn chain(run: &Path, step: Option<u64>) -> Result<String> {
-    let manifest = RunManifest::load(run)?;
+    let manifest = RunManifest::load(run)?.located(run, &[]);
     let figure = figure(run, step)?;
     let mut out = String::new();
     let mut line = |name: &str, text: &str| {
-        let _ = writeln!(out, "{name:<14} {text}");
+        let _ = writeln!(out, "{name:<14} {}", visible(text));
     };
-    let loss = figure.loss.unwrap_or(f64::NAN);
+    let loss = figure.loss.ok_or_else(|| TrainError::Internal("a figure without a loss".into()))?;
     line(
         "figure",
         &format!("validation loss {loss:.4}, perplexity {:.2}, after step {}", loss.exp(), figure.step),
@@ -44,7 +45,7 @@ pub fn chain(run: &Path, step: Option<u64>) -> Result<String> {
         let (of, tokens) = (validation.rows, figure.tokens.unwrap_or(validation.tokens));
         line(
             "measured on",
-            &format!("rows 0 to {} of {of}, {tokens} tokens, split {}", rows.max(1) - 1, name(validation)),
+            &format!("the first {rows} of {of} rows, {tokens} tokens, split {}", name(validation)),
         );
         line("", &format!("root {}", validation.root));
         for text in sources(validation, &(0..rows).collect::<Vec<_>>())? {
@@ -68,6 +69,12 @@ pub fn chain(run: &Path, step: Option<u64>) -> Result<String> {
     if let Some(session) = session {
         line("on", &format!("{}, {} rank(s), {}", session.device, session.world, session.precision));
     }
+    if manifest.validation.as_ref().is_some_and(|data| data.root == manifest.train.root) {
+        line(
+            "caution",
+            "the validation split is the training split: the figure says nothing about other text",
+        );
+    }
     line("recipe", &format!("{}, SHA-256 {}", manifest.recipe.name, manifest.recipe.sha256));
     line("trained on", &format!("{} tokens, split {}", manifest.train.tokens, name(&manifest.train)));
     line("", &format!("root {}", manifest.train.root));
@@ -85,7 +92,7 @@ pub fn chain(run: &Path, step: Option<u64>) -> Result<String> {
 fn figure(run: &Path, step: Option<u64>) -> Result<Line> {
     let path = run.join(METRICS_NAME);
     let lines = read_lines(&path)?;
-    let mut measured = lines.into_iter().filter(|line| line.kind == "validation").collect::<Vec<_>>();
+    let mut measured = lines.into_iter().filter(Line::is_validation).collect::<Vec<_>>();
     measured.retain(|line| step.is_none_or(|step| line.step == step));
     // The newest one that was saved, or, where none was, the newest.
     let saved = checkpoint::list(&run.join(CHECKPOINTS_NAME))?;

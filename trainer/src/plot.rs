@@ -44,7 +44,7 @@ pub fn curve(run: &Path) -> Result<Curve> {
     for line in &lines {
         match line.kind.as_str() {
             "train" => steps.insert(line.step, line),
-            "validation" => measured.insert(line.step, line),
+            "validation" if line.is_validation() => measured.insert(line.step, line),
             _ => None,
         };
     }

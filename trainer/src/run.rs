@@ -8,6 +8,7 @@ use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, RECIPE_NAME, RUN_NAME};
 use crate::checkpoint::{self, MODEL_NAME};
 use crate::error::{Result, TrainError};
 use crate::model::{Model, Placement, import};
+use crate::tensor_file::TensorFile;
 
 /// The parameters' file for a path that names a run's folder, a checkpoint's folder, or the file.
 ///
@@ -60,6 +61,22 @@ pub fn load_model(path: &Path, step: Option<u64>, placement: Placement) -> Resul
     let model = import(&file, placement)?;
     check_finite(&model, &file)?;
     Ok((model, file))
+}
+
+/// Tokens of the contexts that the model in this file was trained with: as its run's recipe has it, or else as the file
+/// itself says; `None` where neither does.
+///
+/// # Errors
+/// When the recipe or the file cannot be read.
+pub fn trained_context(file: &Path) -> Result<Option<u64>> {
+    if let Some(recipe) = recipe_of(file)? {
+        return Ok(Some(recipe.training.context_length));
+    }
+    let file = TensorFile::open(file)?;
+    let own = file.metadata().get("context_length").and_then(|text| text.parse().ok());
+    let config =
+        file.metadata().get("config").and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+    Ok(own.or_else(|| config?.get("context_length")?.as_u64()).filter(|&length| length > 0))
 }
 
 /// Refuses a model of which a parameter is not a number.

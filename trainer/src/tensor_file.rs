@@ -110,6 +110,10 @@ impl TensorFile {
         let file = fs_err::File::open(path)?;
         // SAFETY: the map is read-only, and files of this format are written once and renamed into place.
         let map = unsafe { Mmap::map(file.file()) }?;
+        if map.starts_with(b"PK\x03\x04") || map.starts_with(b"\x80\x02") {
+            let hint = "load it with PyTorch and write it with safetensors.torch.save_file(model.state_dict(), FILE)";
+            return Err(TrainError::file(path, "a safetensors file", "a file of torch.save", hint));
+        }
         let damaged = |found: String| {
             let hint = "it was cut short or altered, or is none: use another checkpoint or fetch it again";
             TrainError::file(path, "a readable safetensors file", found, hint)

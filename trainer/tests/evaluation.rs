@@ -14,6 +14,7 @@ use xlstm_tests::program::run;
 use xlstm_trainer::evaluation::results::{
     AverageKind, MarkKind, Paloma, Perplexity, Report, Results, Statistics,
 };
+use xlstm_trainer::model::export;
 
 const TOLERANCE: f64 = 1e-6;
 
@@ -101,7 +102,7 @@ fn check(found: &Statistics, expected: &[&Expected]) {
     close(found.nll, nll);
     close(found.perplexity, (nll / tokens as f64).exp());
     close(found.bits_per_byte.unwrap(), nll / std::f64::consts::LN_2 / bytes as f64);
-    assert_eq!(found.perplexity_interval.is_some(), expected.len() > 1);
+    assert_eq!(found.perplexity_interval.is_some(), expected.len() >= 5);
 }
 
 #[test]
@@ -245,7 +246,7 @@ fn a_killed_evaluation_goes_on_to_the_same_figures() {
     let shown =
         run(evaluate("paloma", fixture).args(arguments).args(["--out", text(&killed), "--json"])).success();
     assert_eq!(serde_json::from_str::<Report>(&shown).unwrap(), again);
-    let other = ["--manifest", text(&fixture.paloma), "--protocol", "official", "--out", text(&killed)];
+    let other = ["--manifest", text(&fixture.paloma), "--protocol", "disjoint", "--out", text(&killed)];
     let error = run(evaluate("paloma", fixture).args(other)).failure(1);
     assert!(error.contains("report.json") && error.contains("another --out"), "{error}");
 }
@@ -274,18 +275,37 @@ fn perplexity_of_a_packed_split_is_that_of_its_rows() {
     assert_eq!(found.total.documents, spans.len() as u64);
     let bytes: u64 = spans.iter().map(|span| span.bytes).sum();
     close(found.total.bits_per_byte.unwrap(), total / std::f64::consts::LN_2 / bytes as f64);
-    // The ratio's interval, from each document's own sum.
-    let mut start = 0;
-    let (mut squares, mean) = (0.0, total / stream.len() as f64);
+    // The ratio's interval: the ratio without each document in turn; Student's t of 5 degrees of freedom is 2.570582.
+    assert_eq!(spans.len(), 6);
+    let (mut start, mut sums) = (0, Vec::new());
     for span in &spans {
         let end = start + span.length as usize;
-        let sum: f64 = stream[start..end].iter().sum();
-        squares += (sum - mean * span.length as f64).powi(2);
+        sums.push(stream[start..end].iter().sum::<f64>());
         start = end;
     }
-    let count = spans.len() as f64;
-    let half = 1.959_963_984_540_054 * (count / (count - 1.0) * squares).sqrt() / stream.len() as f64;
-    close(found.total.loss_interval.unwrap().high, mean + half);
+    let without = |index: usize| (total - sums[index]) / (stream.len() as f64 - spans[index].length as f64);
+    let middle = (0..6).map(without).sum::<f64>() / 6.0;
+    let squares: f64 = (0..6).map(|index| (without(index) - middle).powi(2)).sum();
+    let half = 2.570_582 * (5.0 / 6.0 * squares).sqrt();
+    let interval = found.total.loss_interval.unwrap();
+    assert!(((interval.high - interval.low) / 2.0 / half - 1.0).abs() < 1e-3, "{interval:?} {half}");
+    // Each document's own figures lie beside the report.
+    let table = fs_err::read_to_string(out.join("documents.csv")).unwrap();
+    let rows: Vec<Vec<&str>> = table.lines().skip(1).map(|line| line.split(',').collect()).collect();
+    assert_eq!(rows.len(), 6, "{table}");
+    for ((row, span), sum) in rows.iter().zip(&spans).zip(&sums) {
+        assert_eq!((row[2], row[4]), (&*span.record.to_string(), &*span.length.to_string()));
+        assert_eq!(row[5], span.bytes.to_string());
+        close(row[6].parse().unwrap(), *sum);
+        close(row[7].parse().unwrap(), sum / span.length as f64);
+    }
+    // The split is the one that it was trained on: said, here and on the page.
+    assert!(report.marks.iter().any(|mark| mark.kind == MarkKind::TrainingData));
+    let page = fs_err::read_to_string(out.join("report.md")).unwrap();
+    assert!(
+        page.contains("trained on") && page.contains("over the documents of a line; none below five"),
+        "{page}"
+    );
 
     let first = fixture.path("first");
     let arguments =
@@ -294,6 +314,62 @@ fn perplexity_of_a_packed_split_is_that_of_its_rows() {
     let report = Report::load(&first).unwrap();
     close(perplexity(&report).total.nll, stream[..2048].iter().sum());
     assert!(report.marks.iter().any(|mark| mark.kind == MarkKind::Partial));
+}
+
+#[test]
+fn the_models_own_context_counts_wherever_its_file_lies() {
+    let fixture = fixture();
+    // The same parameters by themselves, trained with a context of 512 as their file says.
+    let alone = fixture.path("alone/model-512.safetensors");
+    fs_err::create_dir_all(alone.parent().unwrap()).unwrap();
+    export(&fixture.model(), &alone, 512).unwrap();
+    let setting = |name: &str, data: &std::path::Path, how: &[&str]| {
+        let out = fixture.path(name);
+        let command = if data == fixture.paloma { "paloma" } else { "perplexity" };
+        let mut command = evaluation_fixture::evaluate_model(command, &alone);
+        run(command.args(["--manifest", text(data), "--out", text(&out)]).args(how)).success();
+        let report = Report::load(&out).unwrap();
+        let longer = report.marks.iter().any(|mark| mark.kind == MarkKind::LongerThanTrained);
+        (report.model.context_length, report.setting.context_length, longer)
+    };
+    assert_eq!(setting("alone-packed", &fixture.train, &[]), (Some(512), 512, false));
+    assert_eq!(setting("alone-paloma", &fixture.paloma, &[]), (Some(512), 512, false));
+    assert_eq!(setting("alone-windows", &fixture.paloma, &["--prepared-windows"]), (Some(512), 2048, true));
+    let page = fs_err::read_to_string(fixture.path("alone-windows/report.md")).unwrap();
+    assert!(page.contains("with a context of 512 tokens") && page.contains("trained with 512"), "{page}");
+    // There is one protocol of overlapping windows, under one name.
+    let mut official = evaluate("paloma", fixture);
+    let error =
+        run(official.args(["--manifest", text(&fixture.paloma), "--protocol", "official"])).failure(2);
+    assert!(error.contains("official"), "{error}");
+}
+
+#[test]
+fn names_of_sets_break_no_table_and_command_no_terminal() {
+    let fixture = fixture();
+    let lines: String = ["a|b", "line\nbreak", "<b>", "`x`", "\u{1b}[2J", "\u{202e}x"]
+        .iter()
+        .map(|set| format!("{}\n", serde_json::json!({"text": "the of and to in is was for", "set": set})))
+        .collect();
+    let folder = fixture.path("weird");
+    fs_err::create_dir_all(&folder).unwrap();
+    fs_err::write(folder.join("a.jsonl"), lines).unwrap();
+    let data = folder.join("data");
+    let mut prepare = xlstm_tests::program::data_command(["prepare", "local"]);
+    prepare.arg(folder.join("a.jsonl")).args(["--set-field", "set", "--out", text(&data), "--quiet"]);
+    run(&mut prepare).success();
+    let out = fixture.path("weird-report");
+    let mut command = evaluate("perplexity", fixture);
+    let shown = run(command.args(["--manifest", text(&data.join("train")), "--out", text(&out)])).success();
+    let page = fs_err::read_to_string(out.join("report.md")).unwrap();
+    let sets: Vec<&str> = page.lines().skip_while(|line| !line.starts_with("| set")).collect();
+    let columns = |line: &str| line.replace("\\|", "").matches('|').count();
+    assert_eq!(sets.iter().take_while(|line| line.starts_with('|')).count(), 2 + 6 + 1, "{page}");
+    assert!(sets[..9].iter().all(|line| columns(line) == columns(sets[0])), "{page}");
+    for hidden in ['\u{1b}', '\u{202e}'] {
+        assert!(!page.contains(hidden) && !shown.contains(hidden));
+    }
+    assert!(page.contains("a\\|b") && page.contains("line\\nbreak") && page.contains("\\u{1b}[2J"), "{page}");
 }
 
 #[test]

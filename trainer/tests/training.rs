@@ -78,6 +78,10 @@ fn a_killed_run_resumes_bit_for_bit() {
     wait_for_checkpoint(&fixture.path("killed"), 4, &mut child);
     child.kill().unwrap();
     child.wait().unwrap();
+    // Somebody else's folder is no checkpoint, and stays.
+    let stray = fixture.path("killed/checkpoints/step-9");
+    fs_err::create_dir_all(&stray).unwrap();
+    fs_err::write(stray.join("DONE"), "").unwrap();
     let last = *checkpoint::list(&fixture.path("killed/checkpoints")).unwrap().last().unwrap();
     succeed(&mut resume(&fixture, "killed"));
     assert_eq!(

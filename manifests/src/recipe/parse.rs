@@ -92,9 +92,9 @@ fn resolve_table(
     for (text, layer) in layers {
         add_layer(&format!("--set {text}"), &mut resolved, layer)?;
     }
-    let recipe: Recipe = resolved.try_into().map_err(|error: toml::de::Error| RecipeError::Syntax {
-        name: name.into(),
-        reason: error.message().to_owned(),
+    let recipe: Recipe = resolved.clone().try_into().map_err(|error: toml::de::Error| {
+        let key = key_of_error(&resolved).map(|key| format!("`{key}`: ")).unwrap_or_default();
+        RecipeError::Syntax { name: name.into(), reason: format!("{key}{}", error.message()) }
     })?;
     super::validate::check(&recipe)?;
     Ok(recipe)
@@ -164,8 +164,7 @@ fn merge(name: &str, base: &mut Table, layer: Table, prefix: &str, known: &[Stri
                 // A misspelt table: say the whole key, which is nearer to the one that was meant.
                 let inner = value.as_table().and_then(|table| dotted_keys(table, &dotted).into_iter().next());
                 let dotted = inner.unwrap_or(dotted);
-                let near = nearest(&dotted, known.iter().map(String::as_str));
-                let hint = near.map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
+                let hint = unknown_key_hint(&dotted, known);
                 return Err(RecipeError::UnknownKey { name: name.into(), key: dotted, hint });
             }
             (Some(Value::Table(inner)), Value::Table(layer)) => merge(name, inner, layer, &dotted, known)?,
@@ -188,6 +187,51 @@ fn merge(name: &str, base: &mut Table, layer: Table, prefix: &str, known: &[Stri
         }
     }
     Ok(())
+}
+
+/// What to write instead of a key that is not known: the key that differs by a slip of the hand, or else all keys of its
+/// section.
+fn unknown_key_hint(key: &str, known: &[String]) -> String {
+    let parts = |key: &str| {
+        let (section, last) = key.rsplit_once('.').unwrap_or(("", key));
+        (section.to_owned(), last.to_owned())
+    };
+    let (section, last) = parts(key);
+    let slips = 1.max(last.chars().count() / 4);
+    let near = known.iter().filter(|name| edits(&last, &parts(name).1) <= slips);
+    if let Some(near) = near.min_by_key(|name| edits(key, name)) {
+        return format!(" (did you mean `{near}`?)");
+    }
+    let inside: Vec<String> = known
+        .iter()
+        .map(|name| parts(name))
+        .filter(|(other, _)| *other == section)
+        .map(|(_, last)| last)
+        .collect();
+    match inside.as_slice() {
+        [] => String::new(),
+        _ if section.is_empty() => String::new(),
+        keys => format!(" (`{section}` has: {})", keys.join(", ")),
+    }
+}
+
+/// The key whose value is no recipe's, found by trying one after the other in the default recipe.
+fn key_of_error(resolved: &Table) -> Option<String> {
+    fn value_at<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Value> {
+        match key.split_once('.') {
+            None => table.get_mut(key),
+            Some((section, rest)) => value_at(table.get_mut(section)?.as_table_mut()?, rest),
+        }
+    }
+    let mut resolved = resolved.clone();
+    dotted_keys(&resolved.clone(), "").into_iter().find(|key| {
+        let Ok(mut default) = to_table(&Recipe::default()) else { return false };
+        let (Some(slot), Some(value)) = (value_at(&mut default, key), value_at(&mut resolved, key)) else {
+            return false;
+        };
+        *slot = value.clone();
+        default.try_into::<Recipe>().is_err()
+    })
 }
 
 /// Whole numbers become floats where the default holds floats: `[3, 6]` for `[3.0, 6.0]`.
@@ -275,6 +319,12 @@ mod tests {
         }
         let error = set(&["zzzzzz=1"]).unwrap_err().to_string();
         assert!(!error.contains("did you mean"), "{error}");
+        // Nothing near: what there is.
+        let error = set(&["training.dropout=0.1"]).unwrap_err().to_string();
+        assert!(!error.contains("did you mean") && error.contains("`training` has: "), "{error}");
+        assert!(error.contains("context_length"), "{error}");
+        let error = set(&["training.precision=fp16"]).unwrap_err().to_string();
+        assert!(error.contains("`training.precision`: ") && error.contains("bfloat16"), "{error}");
     }
 
     #[test]

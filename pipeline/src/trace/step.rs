@@ -64,7 +64,8 @@ pub struct StepDocument {
 pub fn trace_step(args: &TraceArgs, run: &Path, step: u64) -> Result<StepReport, CommandError> {
     let manifest = RunManifest::load(run)?;
     check_step(run, step)?;
-    let path = args.path.clone().unwrap_or_else(|| manifest.train.path.clone());
+    let found = || manifest.train.find(run, &[]).unwrap_or_else(|| manifest.train.path.clone());
+    let path = args.path.clone().unwrap_or_else(found);
     let dataset = Dataset::open(&path)?;
     manifest.train.check(dataset.manifest(), &path)?;
     let rows = manifest

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use xlstm_trainer::model::{Placement, export};
-use xlstm_trainer::run::{load_model, recipe_of};
+use xlstm_trainer::run::{load_model, trained_context};
 
 use super::{DeviceArguments, say};
 
@@ -29,7 +29,7 @@ pub(super) fn run(arguments: &ExportArguments) -> anyhow::Result<u8> {
     arguments.device.start()?;
     let placement = Placement::new(tch::Device::Cpu, xlstm_manifests::recipe::Precision::Float32, false);
     let (model, file) = load_model(&arguments.run, arguments.step, placement)?;
-    let context = recipe_of(&arguments.run)?.map_or(2048, |recipe| recipe.training.context_length);
+    let context = trained_context(&file)?.unwrap_or(2048);
     export(&model, &arguments.output, context)?;
     say(&format!(
         "{} parameters from {} to {}, official names, vanilla layout",

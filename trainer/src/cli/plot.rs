@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use xlstm_manifests::atomic::write_atomic;
+use xlstm_trainer::TrainError;
 use xlstm_trainer::plot::{curve, svg};
 
 use super::print;
@@ -21,6 +22,12 @@ pub(super) struct PlotArguments {
 
 /// Draws; returns the exit code.
 pub(super) fn run(arguments: &PlotArguments) -> anyhow::Result<u8> {
+    if let Some(path) = &arguments.output
+        && path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("svg"))
+    {
+        let hint = "a picture is written as SVG, which browsers and converters read";
+        return Err(TrainError::file(path, "a name that ends in .svg", "another one", hint).into());
+    }
     let curves = arguments.runs.iter().map(|run| curve(run)).collect::<Result<Vec<_>, _>>()?;
     let text = svg(&curves);
     match &arguments.output {

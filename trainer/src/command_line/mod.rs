@@ -12,6 +12,7 @@ use xlstm_kernels::cuda::Architecture;
 use crate::communicator::Communicator;
 use crate::device::{self, DeviceInfo};
 use crate::error::{self, TrainError};
+use crate::evaluation::text::visible;
 use crate::guard::guarded_any;
 use crate::launch::{self, Place};
 
@@ -119,6 +120,8 @@ pub fn run_program(command: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
         Some(error) => error.message(),
         None => format!("{error:#}"),
     };
+    // Names from data may hold what a terminal obeys.
+    let text = text.split('\n').map(visible).collect::<Vec<_>>().join("\n");
     say(&format!("{prefix}error: {text}"));
     let code = error::exit_code(&error);
     if matches!(Place::here(), Ok(Some(_))) {

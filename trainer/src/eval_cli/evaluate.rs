@@ -7,7 +7,7 @@ use xlstm_trainer::command_line::{DeviceArguments, on_ranks, print, say};
 use xlstm_trainer::evaluation::evaluate::{EvaluateOptions, Kind, Outcome, evaluate};
 use xlstm_trainer::evaluation::open::EvaluationPrecision;
 use xlstm_trainer::evaluation::results::{Protocol, Report};
-use xlstm_trainer::evaluation::text::figures;
+use xlstm_trainer::evaluation::text::{figures, visible};
 use xlstm_trainer::launch;
 use xlstm_trainer::signals::Signals;
 
@@ -37,9 +37,12 @@ struct SplitArguments {
     /// Folder or manifest of the split, or the folder of a dataset with `validation` in it
     #[arg(long, value_name = "DIR")]
     manifest: PathBuf,
-    /// Tokens in a context [default: as in training, or the windows that the split was prepared with]
+    /// Tokens in a context [default: as in training; where that is not recorded, as the split was prepared for]
     #[arg(long, value_name = "TOKENS")]
     context_length: Option<u32>,
+    /// Take the contexts that the split was prepared for, whatever the model was trained with
+    #[arg(long, conflicts_with = "context_length")]
+    prepared_windows: bool,
     /// Tokens in a batch at most; decides speed and memory, not the figures [default: 8192 on the CPU, 16384 on a card]
     #[arg(long, value_name = "TOKENS")]
     batch_tokens: Option<usize>,
@@ -77,8 +80,6 @@ pub(super) struct PalomaArguments {
 enum WindowProtocol {
     /// xLSTM paper: the last window is filled up with preceding tokens, which are not scored again
     Paper,
-    /// PALOMA's official evaluator: the same windows
-    Official,
     /// PALOMA's text: windows never overlap, the last one is short
     Disjoint,
 }
@@ -92,7 +93,6 @@ pub(super) fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<u8> 
 pub(super) fn paloma(arguments: &PalomaArguments) -> anyhow::Result<u8> {
     let protocol = match arguments.protocol {
         WindowProtocol::Paper => Protocol::Paper,
-        WindowProtocol::Official => Protocol::Official,
         WindowProtocol::Disjoint => Protocol::Disjoint,
     };
     run(Kind::Paloma, &arguments.split, protocol, None)
@@ -105,6 +105,7 @@ fn run(kind: Kind, split: &SplitArguments, protocol: Protocol, first: Option<u64
         manifest: split.manifest.clone(),
         protocol,
         context_length: split.context_length,
+        prepared_windows: split.prepared_windows,
         first,
         precision: split.model.precision,
         batch_tokens: split.batch_tokens,
@@ -144,7 +145,7 @@ pub(super) fn show(report: &Report, json: bool) -> anyhow::Result<()> {
         return print(&format!("{}\n", serde_json::to_string(report)?));
     }
     for mark in &report.marks {
-        say(&format!("note: {}", mark.text));
+        say(&format!("note: {}", visible(&mark.text)));
     }
     print(&figures(report, false))
 }

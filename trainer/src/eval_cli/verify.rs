@@ -4,7 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use xlstm_trainer::command_line::{DeviceArguments, Kernels, print};
+use xlstm_trainer::evaluation::text::visible;
 use xlstm_trainer::verify::{Chain, Depth, State, verify};
+
+/// Exit code where all links that could be followed hold, but not all could be followed.
+const NOT_FOLLOWED: u8 = 3;
 
 /// Check every link from a run or a report to its bytes.
 #[derive(Debug, Args)]
@@ -18,15 +22,22 @@ pub(super) struct VerifyArguments {
     /// Folder of the source files, where they are not where `prepare` left them
     #[arg(long, value_name = "DIR", requires = "deep")]
     inputs: Option<PathBuf>,
+    /// Folder in which datasets are looked for by their root, beside where they were and where the run is; may be given
+    /// again
+    #[arg(long, value_name = "DIR")]
+    data: Vec<PathBuf>,
+    /// Fail (exit code 1) where a link could not be followed, too
+    #[arg(long)]
+    strict: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
 impl VerifyArguments {
-    /// Follows the chains; returns the exit code: 1 when a link is broken.
+    /// Follows the chains; returns the exit code: 1 when a link is broken, [`NOT_FOLLOWED`] when one could not be followed.
     pub(super) fn run(&self) -> anyhow::Result<u8> {
-        let depth = Depth { deep: self.deep, inputs: self.inputs.clone() };
+        let depth = Depth { deep: self.deep, inputs: self.inputs.clone(), data: self.data.clone() };
         if self.deep {
             DeviceArguments {
                 device: "cpu".into(),
@@ -45,7 +56,13 @@ impl VerifyArguments {
         } else {
             print(&text(&chain))?;
         }
-        Ok(u8::from(!chain.holds()))
+        let missing = chain.count(State::NotAtHand) > 0;
+        Ok(match (chain.holds(), missing) {
+            (false, _) => 1,
+            (true, true) if self.strict => 1,
+            (true, true) => NOT_FOLLOWED,
+            (true, false) => 0,
+        })
     }
 }
 
@@ -56,21 +73,23 @@ fn text(chain: &Chain) -> String {
             State::Ok => "ok",
             State::Failed => "FAILED",
             State::NotAtHand => "not at hand",
+            State::NotAsked => "not asked",
         };
         out.push_str(&format!(
             "{state:<12} {:<34} {}\n{:13}{}\n",
-            link.link,
-            link.path.display(),
+            visible(&link.link),
+            visible(&link.path.display().to_string()),
             "",
-            link.detail
+            visible(&link.detail)
         ));
     }
     let count = |state| chain.count(state);
     out.push_str(&format!(
-        "{} links hold, {} do not, {} are not at hand\n",
+        "{} links hold, {} do not, {} are not at hand, {} were not asked for\n",
         count(State::Ok),
         count(State::Failed),
-        count(State::NotAtHand)
+        count(State::NotAtHand),
+        count(State::NotAsked)
     ));
     out
 }

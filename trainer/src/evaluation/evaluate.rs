@@ -14,6 +14,7 @@ use super::results::{
     Report, Results, Setting,
 };
 use super::score::{ScoreOptions, Scores, score};
+use super::statistics::documents;
 use super::{output, paloma, perplexity};
 use crate::communicator::{Communicator, flags};
 use crate::device::DeviceInfo;
@@ -55,8 +56,10 @@ pub struct EvaluateOptions {
     pub manifest: PathBuf,
     /// How documents become windows.
     pub protocol: Protocol,
-    /// Tokens in a context; none: as trained, or as the split was prepared for.
+    /// Tokens in a context; none: as trained, or as the split was prepared for where that is not known.
     pub context_length: Option<u32>,
+    /// Windows as the split was prepared with, whatever the model was trained with.
+    pub prepared_windows: bool,
     /// Only the first rows or documents.
     pub first: Option<u64>,
     /// Type of the matrix products; none: as trained.
@@ -122,8 +125,9 @@ pub fn evaluate(
     let Some(scores) = score(&opened.model, &corpus, &score_options, communicator, signals)? else {
         return Ok(Outcome::Stopped(signals.received().unwrap_or(15)));
     };
-    let report = report(kind, opened, dataset, setting, (&corpus, &scores), communicator.world_size());
+    let report = report(kind, opened, dataset, setting, (&corpus, &scores), communicator.world_size())?;
     together(communicator, || {
+        output::write_documents(&corpus, &documents(&corpus, &scores), &folder)?;
         output::write(&report, &folder)?;
         Ok(fs_err::remove_dir_all(&work)?)
     })?;
@@ -172,10 +176,13 @@ pub(super) fn together<T>(
 fn cut_of(manifest: &Manifest, opened: &OpenedModel, options: &EvaluateOptions) -> Cut {
     let training = opened.recipe.as_ref().map(|recipe| &recipe.training);
     let packed = is_packed(manifest.layout);
-    // Rows are cut as in training; documents have the windows that they were prepared with.
-    let trained = training.and_then(|training| u32::try_from(training.context_length).ok());
-    let trained =
-        trained.filter(|&length| packed && manifest.packing.row_length.is_multiple_of(length.max(1)));
+    // As in training: a row in parts of that length, a document in windows of it (PALOMA's rule: the model's own maximum).
+    let trained = opened.link.context_length.and_then(|length| u32::try_from(length).ok());
+    let row_length = manifest.packing.row_length;
+    let fits = |&length: &u32| {
+        if packed { row_length.is_multiple_of(length) } else { u16::try_from(length).is_ok() }
+    };
+    let trained = trained.filter(fits).filter(|_| !options.prepared_windows);
     Cut {
         protocol: if packed { Protocol::PackedRows } else { options.protocol },
         context_length: options.context_length.or(trained),
@@ -235,13 +242,13 @@ fn report(
     setting: Setting,
     (corpus, scores): (&Corpus, &Scores),
     world: u64,
-) -> Report {
+) -> Result<Report> {
     let mut marks = opened.marks;
-    marks.extend(data_marks(corpus, setting.first));
+    marks.extend(data_marks(corpus, setting.first, opened.link.context_length));
     let results = match kind {
-        Kind::Perplexity => Results::Perplexity(perplexity::results(corpus, scores)),
+        Kind::Perplexity => Results::Perplexity(perplexity::results(corpus, scores)?),
         Kind::Paloma => {
-            let results = paloma::results(corpus, scores);
+            let results = paloma::results(corpus, scores)?;
             marks.extend(paloma::missing_mark(&results));
             Results::Paloma(results)
         }
@@ -250,7 +257,7 @@ fn report(
     let tokens: u64 = corpus.sequences.iter().map(|sequence| u64::from(sequence.length)).sum();
     // Ranks computed side by side; `seconds` counts each of them.
     let tokens_per_second = tokens as f64 * world as f64 / seconds.max(f64::MIN_POSITIVE);
-    Report {
+    Ok(Report {
         format: REPORT_FORMAT.into(),
         version: REPORT_VERSION,
         model: opened.link,
@@ -261,11 +268,11 @@ fn report(
         effort: Effort { seconds, tokens_per_second, world },
         marks,
         results,
-    }
+    })
 }
 
 /// What a reader must know of the data.
-fn data_marks(corpus: &Corpus, first: Option<u64>) -> Vec<Mark> {
+fn data_marks(corpus: &Corpus, first: Option<u64>, trained: Option<u64>) -> Vec<Mark> {
     let manifest = corpus.manifest();
     let mut marks = Vec::new();
     let mut mark = |kind, text| marks.push(Mark { kind, text });
@@ -290,6 +297,13 @@ fn data_marks(corpus: &Corpus, first: Option<u64>) -> Vec<Mark> {
         let unit = if is_packed(manifest.layout) { "rows" } else { "documents" };
         let text = format!("only the first {first} {unit} were evaluated: {scored} of {all} tokens");
         mark(MarkKind::Partial, text);
+    }
+    if let Some(trained) = trained.filter(|&trained| trained < u64::from(corpus.context_length)) {
+        let used = corpus.context_length;
+        let text = format!(
+            "contexts of {used} tokens, where the model was trained with {trained}: perplexity past them is extrapolation"
+        );
+        mark(MarkKind::LongerThanTrained, text);
     }
     if corpus.other_windows {
         let (used, prepared) = (corpus.context_length, manifest.packing.row_length);

@@ -112,7 +112,7 @@ pub fn extrapolate(options: &ExtrapolateOptions, device: &DeviceInfo) -> Result<
     }
     let seconds = begin.elapsed().as_secs_f64();
     let tokens = (found.len() * longest * lengths.len()) as f64;
-    let trained_length = opened.recipe.as_ref().map(|recipe| recipe.training.context_length);
+    let trained_length = opened.link.context_length;
     let mut marks = opened.marks;
     if found.len() < options.stretches {
         let (asked, there) = (options.stretches, found.len());

@@ -17,7 +17,7 @@ use crate::checkpoint::{self, FileDigest};
 use crate::device::DeviceInfo;
 use crate::error::{Result, TrainError};
 use crate::model::{Model, Placement, import};
-use crate::run::{check_finite, find_parameters, recipe_of};
+use crate::run::{check_finite, find_parameters, recipe_of, trained_context};
 
 /// Findings of an audit that are listed in full.
 const SHOWN: usize = 8;
@@ -79,7 +79,7 @@ pub fn open_model(
     device: &DeviceInfo,
 ) -> Result<OpenedModel> {
     let file = find_parameters(path, step)?;
-    let recipe = recipe_of(&file)?;
+    let (recipe, context_length) = (recipe_of(&file)?, trained_context(&file)?);
     let (files, step, tokens) = verify_files(&file)?;
     let precision = precision.unwrap_or(match recipe.as_ref().map(|recipe| recipe.training.precision) {
         Some(Precision::Bfloat16) => EvaluationPrecision::Bfloat16,
@@ -103,6 +103,7 @@ pub fn open_model(
         parameters: model.parameter_count(),
         architecture: model.config().label(),
         vocabulary_size: model.config().vocabulary_size(),
+        context_length,
     };
     Ok(OpenedModel { model, link, run, recipe, precision, marks })
 }
@@ -129,7 +130,7 @@ fn run_link(file: &Path) -> Result<Option<RunLink>> {
     let Some(path) = file.ancestors().take(4).find(|folder| folder.join(RUN_NAME).is_file()) else {
         return Ok(None);
     };
-    let manifest = RunManifest::load(path)?;
+    let manifest = RunManifest::load(path)?.located(path, &[]);
     let (_, manifest_sha256) = digest_file(&path.join(RUN_NAME))?;
     Ok(Some(RunLink { path: path.into(), manifest_sha256, recipe: manifest.recipe, train: manifest.train }))
 }
@@ -203,6 +204,13 @@ pub fn link_dataset(path: &Path, manifest: &Manifest, opened: &mut OpenedModel) 
                    not be checked"
                 .into(),
         }),
+    }
+    if opened.run.as_ref().is_some_and(|run| run.train.root == manifest.root) {
+        opened.marks.push(Mark {
+            kind: MarkKind::TrainingData,
+            text: "this is the split that the model was trained on: the figures say nothing about other text"
+                .into(),
+        });
     }
     let (_, manifest_sha256) = digest_file(&file)?;
     Ok(DatasetLink {

@@ -4,12 +4,16 @@ use std::path::Path;
 
 use xlstm_manifests::atomic::write_atomic;
 
+use super::corpus::Corpus;
 use super::results::{Accuracy, AccuracyFigures, Interval, Report, Results, Statistics};
+use super::statistics::DocumentScore;
 use super::text;
 use crate::error::Result;
 
 /// The table's name in an evaluation's folder.
 pub const CSV_NAME: &str = "report.csv";
+/// The name of the table of documents in an evaluation's folder.
+pub const DOCUMENTS_NAME: &str = "documents.csv";
 /// The text's name in an evaluation's folder.
 pub const MARKDOWN_NAME: &str = "report.md";
 
@@ -21,6 +25,37 @@ pub fn write(report: &Report, folder: &Path) -> Result<()> {
     write_atomic(&folder.join(CSV_NAME), csv(report).as_bytes())?;
     write_atomic(&folder.join(MARKDOWN_NAME), text::markdown(report).as_bytes())?;
     report.store(folder)?;
+    Ok(())
+}
+
+/// Writes the figures of each scored document into `folder`, in stream order: the file and record that it came from, its
+/// set, scored tokens, bytes (empty where not all of it was scored), nats, nats a token, bits a byte.
+///
+/// # Errors
+/// When writing fails.
+pub fn write_documents(corpus: &Corpus, documents: &[DocumentScore], folder: &Path) -> Result<()> {
+    let mut text = String::from("document,file,record,set,tokens,bytes,nll,loss,bits_per_byte\n");
+    for (number, (document, info)) in documents.iter().zip(&corpus.documents).enumerate() {
+        if document.tokens == 0 {
+            continue;
+        }
+        let file = corpus.manifest().inputs.get(info.input as usize).map(|input| input.path.to_string());
+        let set = document.set.and_then(|set| corpus.sets.get(set as usize)).map_or("", String::as_str);
+        let bytes = document.bytes.filter(|&bytes| bytes > 0);
+        let bits = bytes.map(|bytes| document.nll / (bytes as f64 * std::f64::consts::LN_2));
+        text += &format!(
+            "{number},{},{},{},{},{},{},{},{}\n",
+            quote(&file.unwrap_or_default()),
+            info.record,
+            quote(set),
+            document.tokens,
+            bytes.map(|bytes| bytes.to_string()).unwrap_or_default(),
+            document.nll,
+            document.nll / document.tokens as f64,
+            bits.map(|bits| bits.to_string()).unwrap_or_default()
+        );
+    }
+    write_atomic(&folder.join(DOCUMENTS_NAME), text.as_bytes())?;
     Ok(())
 }
 

@@ -14,18 +14,21 @@ use std::collections::BTreeMap;
 
 use super::corpus::Corpus;
 use super::paper::{SOURCES, TABLE_4_SOURCES};
-use super::perplexity::{NOTHING, named};
+use super::perplexity::{named, nothing};
 use super::results::{Average, AverageKind, Mark, MarkKind, Named, Paloma, PalomaSource, Statistics};
 use super::score::Scores;
 use super::statistics::{DocumentScore, documents, positions, statistics};
+use crate::error::Result;
 
 /// Sources that PALOMA's Figure 1 leaves out of its average: three fringe sources, and code.
 const FRINGE_AND_CODE: [&str; 4] =
     ["manosphere_meta_sep", "gab", "4chan_meta_sep", "dolma_100_programing_languages"];
 
 /// The figures of a scored corpus.
-#[must_use]
-pub fn results(corpus: &Corpus, scores: &Scores) -> Paloma {
+///
+/// # Errors
+/// When nothing was scored.
+pub fn results(corpus: &Corpus, scores: &Scores) -> Result<Paloma> {
     let documents = documents(corpus, scores);
     let domains = named(&corpus.sets, &documents);
     let mut sources: Vec<PalomaSource> = Vec::new();
@@ -39,8 +42,8 @@ pub fn results(corpus: &Corpus, scores: &Scores) -> Paloma {
         }
     }
     let averages = averages(&sources);
-    let total = statistics(documents.iter()).unwrap_or(NOTHING);
-    Paloma { sources, averages, total, positions: positions(scores) }
+    let total = statistics(documents.iter()).ok_or_else(nothing)?;
+    Ok(Paloma { sources, averages, total, positions: positions(scores) })
 }
 
 /// Source and domain of a set's name.

@@ -1,19 +1,22 @@
 //! Perplexity of a split: over everything, by set, by position in the context.
 
 use super::corpus::Corpus;
-use super::results::{Named, Perplexity, Statistics};
+use super::results::{Named, Perplexity};
 use super::score::Scores;
 use super::statistics::{DocumentScore, documents, positions, statistics};
+use crate::error::{Result, TrainError};
 
 /// The figures of a scored corpus.
-#[must_use]
-pub fn results(corpus: &Corpus, scores: &Scores) -> Perplexity {
+///
+/// # Errors
+/// When nothing was scored.
+pub fn results(corpus: &Corpus, scores: &Scores) -> Result<Perplexity> {
     let documents = documents(corpus, scores);
-    Perplexity {
-        total: statistics(documents.iter()).unwrap_or(NOTHING),
+    Ok(Perplexity {
+        total: statistics(documents.iter()).ok_or_else(nothing)?,
         sets: named(&corpus.sets, &documents),
         positions: positions(scores),
-    }
+    })
 }
 
 /// Statistics by set, in the order of the names; sets without a scored token are left out.
@@ -32,15 +35,6 @@ pub(super) fn named(names: &[String], documents: &[DocumentScore]) -> Vec<Named>
 }
 
 /// A corpus without a token is refused before it is scored.
-pub(super) const NOTHING: Statistics = Statistics {
-    documents: 0,
-    tokens: 0,
-    bytes: 0,
-    nll: 0.0,
-    loss: 0.0,
-    loss_interval: None,
-    perplexity: 1.0,
-    perplexity_interval: None,
-    bits_per_byte: None,
-    bits_per_byte_interval: None,
-};
+pub(super) fn nothing() -> TrainError {
+    TrainError::Internal("no token was scored".into())
+}

@@ -5,6 +5,7 @@
 //!   report.json    this file; an evaluation without it is unfinished
 //!   report.csv     the same figures as a table, one line for each total, source, domain, set and position
 //!   report.md      the same figures for people
+//!   documents.csv  figures of each document (perplexity, PALOMA)
 //!   .work/         only while an evaluation is unfinished: what each rank has scored so far
 //! ```
 //! Read it from the figure outwards: `results` ─► `setting` (protocol, precision) ─► `model` (checkpoint, digests of
@@ -78,6 +79,9 @@ pub struct ModelLink {
     pub architecture: String,
     /// Rows of the embedding.
     pub vocabulary_size: u64,
+    /// Tokens of the contexts that it was trained with; absent where that is not recorded, and in older reports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_length: Option<u64>,
 }
 
 /// The run that a checkpoint belongs to.
@@ -149,7 +153,7 @@ pub enum Protocol {
     /// xLSTM paper, section 4.3: each document in windows of 2048; the last is filled up with preceding tokens, of
     /// which only the remaining ones are scored. Averages are the paper's.
     Paper,
-    /// PALOMA's official evaluator: the same windows, its averages (over domains) and its cap on perplexity.
+    /// In older reports only: what [`Self::Paper`] does, under another name.
     Official,
     /// PALOMA's text (guideline G5): as above, but windows never overlap; the last one is short.
     Disjoint,
@@ -201,6 +205,10 @@ pub enum MarkKind {
     NoRun,
     /// The dataset was evaluated in windows that its manifest does not have.
     OtherWindows,
+    /// The windows are longer than the contexts that the model was trained with.
+    LongerThanTrained,
+    /// The split is the one that the model was trained on.
+    TrainingData,
 }
 
 /// The figures, by kind of evaluation.
@@ -233,7 +241,7 @@ pub struct Statistics {
     pub nll: f64,
     /// Nats a token: `nll / tokens`.
     pub loss: f64,
-    /// 95 % confidence interval of `loss` over documents (delta method for a ratio of sums); absent below two documents.
+    /// 95 % confidence interval of `loss` over documents (Student's t, jackknife of a ratio of sums); absent below five documents.
     pub loss_interval: Option<Interval>,
     /// `exp(loss)`, at most [`LARGEST_PERPLEXITY`].
     pub perplexity: f64,
@@ -397,7 +405,7 @@ pub struct ExtrapolationLength {
     pub nll: f64,
     /// `exp(nll / tokens)`.
     pub perplexity: f64,
-    /// Its 95 % confidence interval over the longest contexts; absent below two.
+    /// Its 95 % confidence interval over the longest contexts; absent below five.
     pub perplexity_interval: Option<Interval>,
 }
 
@@ -580,6 +588,7 @@ mod tests {
                 parameters: 1,
                 architecture: "xLSTM[1:0]".into(),
                 vocabulary_size: 64,
+                context_length: None,
             },
             run: None,
             dataset: None,

@@ -1,16 +1,33 @@
 //! From sums over documents to figures with confidence intervals.
 //!
 //! Loss and bits per byte are ratios of two sums over documents, `R = Σ yᵢ / Σ xᵢ`. Documents are taken as drawn
-//! independently; the variance of the ratio is that of the delta method, `n/(n-1) · Σ (yᵢ - R xᵢ)² / (Σ xᵢ)²`, and the
-//! interval `R ± 1.96 √variance`. That of the perplexity is its exponential. Tokens of a document are *not* independent:
-//! an interval over tokens would be several times too narrow.
+//! independently. The variance of the ratio is the jackknife's, `(n-1)/n · Σ (R₋ᵢ - R̄)²` with `R₋ᵢ` the ratio without
+//! document i and `R̄` their mean, and the interval is `R ± t √variance` with Student's t of n - 1 degrees of freedom: from
+//! few documents of very different lengths the normal distribution and the delta method give intervals that are much too
+//! narrow. Below [`MIN_DOCUMENTS`] there is none. The interval of the perplexity is the exponential of the loss's. Tokens
+//! of a document are *not* independent: an interval over tokens would be several times too narrow.
 
 use super::results::{Interval, LARGEST_PERPLEXITY, Position, Statistics};
 use crate::evaluation::corpus::{Corpus, positions_of};
 use crate::evaluation::score::Scores;
 
-/// Half the width of a 95 % interval, in standard deviations.
-const QUANTILE: f64 = 1.959_963_984_540_054;
+/// Fewest documents that an interval is computed from.
+pub const MIN_DOCUMENTS: usize = 5;
+
+/// Half the width of a 95 % interval of Student's t, in standard deviations, for at least 4 degrees of freedom: the normal
+/// quantile and the first four terms of its expansion in 1/ν (Abramowitz and Stegun, 26.7.5); 0.001 too low at most.
+fn student_quantile(degrees: f64) -> f64 {
+    let z = 1.959_963_984_540_054_f64;
+    let terms = [
+        (z.powi(3) + z) / 4.0,
+        (5.0 * z.powi(5) + 16.0 * z.powi(3) + 3.0 * z) / 96.0,
+        (3.0 * z.powi(7) + 19.0 * z.powi(5) + 17.0 * z.powi(3) - 15.0 * z) / 384.0,
+        (79.0 * z.powi(9) + 776.0 * z.powi(7) + 1482.0 * z.powi(5) - 1920.0 * z.powi(3) - 945.0 * z)
+            / 92160.0,
+    ];
+    let powers = std::iter::successors(Some(degrees), |power| Some(power * degrees));
+    z + terms.iter().zip(powers).map(|(term, power)| term / power).sum::<f64>()
+}
 
 /// What is known of one document after scoring.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -93,9 +110,13 @@ pub(super) fn ratio(pairs: &[(f64, f64)]) -> Option<(f64, Option<Interval>)> {
     }
     let ratio = numerator / denominator;
     let count = pairs.len() as f64;
-    let interval = (pairs.len() > 1).then(|| {
-        let squares: f64 = pairs.iter().map(|(y, x)| (y - ratio * x).powi(2)).sum();
-        let half = QUANTILE * (count / (count - 1.0) * squares).sqrt() / denominator;
+    // A single pair that holds the whole denominator leaves no ratio without it.
+    let spread = pairs.len() >= MIN_DOCUMENTS && pairs.iter().all(|(_, x)| *x < denominator);
+    let interval = spread.then(|| {
+        let without: Vec<f64> = pairs.iter().map(|(y, x)| (numerator - y) / (denominator - x)).collect();
+        let mean = without.iter().sum::<f64>() / count;
+        let squares: f64 = without.iter().map(|ratio| (ratio - mean).powi(2)).sum();
+        let half = student_quantile(count - 1.0) * ((count - 1.0) / count * squares).sqrt();
         Interval { low: ratio - half, high: ratio + half }
     });
     Some((ratio, interval))
@@ -139,15 +160,57 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_quantile_is_students() {
+        // Tables of the distribution: 2.776445 at 4 degrees of freedom, 2.262157 at 9, 2.042272 at 30, 1.983972 at 100.
+        for (degrees, expected) in [(4.0, 2.776_445), (9.0, 2.262_157), (30.0, 2.042_272), (100.0, 1.983_972)]
+        {
+            let found = student_quantile(degrees);
+            assert!((found - expected).abs() < 1e-3, "{degrees}: {found}");
+        }
+        assert!((student_quantile(1e9) - 1.959_963_98).abs() < 1e-7);
+    }
+
+    #[test]
     fn the_interval_is_that_of_a_ratio_worked_by_hand() {
-        // R = 9/6; deviations 0.5, -1, 0.5; variance 3/2 · 1.5 / 36 = 0.0625.
-        let (ratio, interval) = ratio(&[(2.0, 1.0), (2.0, 2.0), (5.0, 3.0)]).unwrap();
+        // Equal denominators: the ratio is the mean of y and the jackknife the usual variance of a mean, here
+        // (4 + 1 + 0 + 1 + 4) / 4 / 5 = 0.5; t of 4 degrees of freedom is 2.7764.
+        let pairs = [(1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (4.0, 1.0), (5.0, 1.0)];
+        let (ratio, interval) = ratio(&pairs).unwrap();
         let interval = interval.unwrap();
-        assert!((ratio - 1.5).abs() < 1e-15);
-        assert!((interval.high - (1.5 + 1.959_963_984_540_054 * 0.25)).abs() < 1e-12);
-        assert!((interval.low + interval.high - 3.0).abs() < 1e-12);
-        assert_eq!(super::ratio(&[(2.0, 1.0)]), Some((2.0, None)));
+        assert!((ratio - 3.0).abs() < 1e-12);
+        assert!((interval.high - (3.0 + 2.7764 * 0.5_f64.sqrt())).abs() < 1e-3, "{interval:?}");
+        assert!((interval.low + interval.high - 6.0).abs() < 1e-12);
+        // From four there is none, and none where one document has all the bytes.
+        assert!(super::ratio(&pairs[..4]).unwrap().1.is_none());
+        let one = [(1.0, 0.0), (2.0, 0.0), (3.0, 0.0), (4.0, 0.0), (5.0, 7.0)];
+        assert!(super::ratio(&one).unwrap().1.is_none());
         assert_eq!(super::ratio(&[]), None);
+    }
+
+    #[test]
+    fn intervals_from_few_documents_cover_what_they_promise_better_than_the_normal_ones() {
+        // Documents of lognormal lengths with a loss of their own; the true ratio from many of them.
+        let mut state = 7_u64;
+        let mut uniform = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
+        };
+        let mut normal = || (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
+        let mut document = || {
+            let (length, loss) = (normal().exp() * 300.0, 4.0 + 0.5 * normal());
+            (loss * length, length)
+        };
+        let many: Vec<(f64, f64)> = (0..100_000).map(|_| document()).collect();
+        let truth = ratio(&many).unwrap().0;
+        for count in [5, 18, 32, 100] {
+            let covered = (0..1000).filter(|_| {
+                let drawn: Vec<(f64, f64)> = (0..count).map(|_| document()).collect();
+                let interval = ratio(&drawn).unwrap().1.unwrap();
+                (interval.low..=interval.high).contains(&truth)
+            });
+            let covered = covered.count();
+            assert!((915..=985).contains(&covered), "{covered} of 1000 at {count} documents");
+        }
     }
 
     #[test]

@@ -24,10 +24,10 @@ pub fn markdown(report: &Report) -> String {
     let mut out = format!("# {title}\n\n");
     for (name, text) in provenance(report) {
         // Writing to a String cannot fail.
-        let _ = writeln!(out, "- {name}: {text}");
+        let _ = writeln!(out, "- {name}: {}", visible(&text));
     }
     for mark in &report.marks {
-        let _ = writeln!(out, "- **note**: {}", mark.text);
+        let _ = writeln!(out, "- **note**: {}", visible(&mark.text));
     }
     out + "\n" + &figures(report, true)
 }
@@ -36,12 +36,43 @@ pub fn markdown(report: &Report) -> String {
 #[must_use]
 pub fn figures(report: &Report, all: bool) -> String {
     match &report.results {
-        Results::Perplexity(results) => perplexity(results),
-        Results::Paloma(results) => paloma(results, all),
+        Results::Perplexity(results) => perplexity(results) + INTERVALS,
+        Results::Paloma(results) => paloma(results, all) + INTERVALS,
         Results::Extrapolation(results) => extrapolation(results),
         Results::Throughput(results) => throughput(results),
         Results::Accuracy(results) => accuracy(results),
     }
+}
+
+/// How intervals come about.
+const INTERVALS: &str = "\nIntervals: Student's t over the documents of a line; none below five.\n";
+
+/// A name or text with its control characters and directions of writing visible, so that neither a terminal nor a line
+/// of Markdown obeys them.
+#[must_use]
+pub fn visible(text: &str) -> String {
+    let direction = |c: char| {
+        matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}')
+            || ('\u{202a}'..='\u{202e}').contains(&c)
+            || ('\u{2066}'..='\u{2069}').contains(&c)
+    };
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() || direction(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
+}
+
+/// A cell of a table: what would end it or begin something else in Markdown is escaped.
+fn cell(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in visible(text).chars() {
+        if matches!(c, '|' | '`' | '<') {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
 }
 
 /// What leads from the figures back to their bytes.
@@ -52,7 +83,12 @@ fn provenance(report: &Report) -> Vec<(&'static str, String)> {
         (Some(step), Some(tokens)) => format!(", after step {step}, {tokens} tokens"),
         _ => String::new(),
     };
-    lines.push(("model", format!("{}, {} parameters{trained}", model.architecture, model.parameters)));
+    let context =
+        model.context_length.map(|length| format!(", with a context of {length} tokens")).unwrap_or_default();
+    lines.push((
+        "model",
+        format!("{}, {} parameters{trained}{context}", model.architecture, model.parameters),
+    ));
     for (name, file) in &model.files {
         lines.push(("file", format!("`{name}`, {} bytes, SHA-256 `{}`", file.size, file.sha256)));
     }
@@ -96,7 +132,7 @@ fn protocol(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::PackedRows => "packed rows as in training",
         Protocol::Paper => "the paper's windows and averages",
-        Protocol::Official => "the official evaluator's windows and averages",
+        Protocol::Official => "the paper's windows and averages (then called the official evaluator's)",
         Protocol::Disjoint => "windows that never overlap",
         Protocol::Extrapolation => "growing contexts over the same tokens",
         Protocol::Throughput => "time only",
@@ -106,6 +142,7 @@ fn protocol(protocol: Protocol) -> &'static str {
 
 /// A table: the first column to the left, all others to the right.
 pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|text| cell(text)).collect()).collect();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([header[column].chars().count(), 3]).max().unwrap_or(3)
@@ -128,7 +165,7 @@ pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
         if column == 0 { "-".repeat(width + 2) } else { format!("{}:", "-".repeat(width + 1)) }
     });
     let _ = writeln!(out, "|{}|", rule.collect::<Vec<_>>().join("|"));
-    for row in rows {
+    for row in &rows {
         out += &line(&mut row.iter().map(String::as_str));
     }
     out
@@ -264,7 +301,12 @@ fn extrapolation(results: &Extrapolation) -> String {
         })
         .collect();
     let names = ["context", "contexts", "tokens", "perplexity", "95 % interval", ours, transformer];
-    format!("{}\n{}", table(&names, &rows), positions(&results.positions))
+    let texts = results.lengths.last().map_or(0, |length| length.contexts);
+    format!(
+        "{}\nIntervals: Student's t over {texts} texts of the longest context; none below five.\n\n{}",
+        table(&names, &rows),
+        positions(&results.positions)
+    )
 }
 
 fn accuracy(results: &Accuracy) -> String {

@@ -4,9 +4,13 @@
 //! |---|---|---|
 //! | `torchrun`, `--nproc`, by hand | `RANK`, `WORLD_SIZE`, `LOCAL_RANK` | `MASTER_ADDR`, `MASTER_PORT` |
 //! | `mpirun` (Open MPI) | `OMPI_COMM_WORLD_RANK`, `…_SIZE`, `…_LOCAL_RANK` | the same two; on one machine not needed |
+//! | `mpirun`, `mpiexec` (MPICH, Intel MPI) | `PMI_RANK`, `PMI_SIZE`, `MPI_LOCALRANKID` | as Open MPI |
+//! | `mpirun` (MVAPICH) | `MV2_COMM_WORLD_RANK`, `…_SIZE`, `…_LOCAL_RANK` | as Open MPI |
 //! | `srun` (Slurm) | `SLURM_PROCID`, `SLURM_NTASKS`, `SLURM_LOCALID` | the same two; else the first host of `SLURM_NODELIST`, and a port made from the job's number |
 //!
 //! The first line of the table that applies counts: `torchrun` is often started by `srun`, and `mpirun` within a job.
+//! A rank of any other launcher is refused by the name of its variable: taken for a program by itself, each of N ranks
+//! would train alone into one folder.
 
 use super::hosts::first_host;
 use crate::error::{Result, TrainError};
@@ -46,16 +50,68 @@ pub fn place(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Place>>
     if ["RANK", "WORLD_SIZE", "LOCAL_RANK"].into_iter().any(set) {
         return torchrun(variable).map(Some);
     }
-    if set("OMPI_COMM_WORLD_RANK") {
-        return open_mpi(variable).map(Some);
-    }
     // Inside a batch script, where nobody else was started, Slurm sets these as well, but names no step.
     let only_script = set("SLURM_JOB_ID") && !set("SLURM_STEP_ID");
-    if set("SLURM_PROCID") && !only_script {
+    let slurm_step = set("SLURM_PROCID") && !only_script;
+    for mpi in MPI {
+        // `srun --mpi=pmi2` sets PMI_RANK too, and no local rank: Slurm then knows more.
+        if set(mpi.names[0]) && !(slurm_step && !set(mpi.names[2])) {
+            return from_mpi(variable, &mpi).map(Some);
+        }
+    }
+    if slurm_step {
         return slurm(variable).map(Some);
     }
-    Ok(None)
+    match OTHER_LAUNCHERS.into_iter().find(|(name, _)| set(name)) {
+        None => Ok(None),
+        Some((name, launcher)) => Err(TrainError::Usage(format!(
+            "expected a launcher that is known here, found {name}={}, which {launcher} sets: set RANK, WORLD_SIZE, \
+             LOCAL_RANK, MASTER_ADDR and MASTER_PORT in each rank, or unset {name} to train in one process",
+            variable(name).unwrap_or_default()
+        ))),
+    }
 }
+
+/// Variables of other launchers that number the processes they start.
+const OTHER_LAUNCHERS: [(&str, &str); 5] = [
+    ("PMIX_RANK", "a launcher with PMIx"),
+    ("PALS_RANKID", "PALS (HPE Cray)"),
+    ("ALPS_APP_PE", "ALPS (Cray)"),
+    ("JSM_NAMESPACE_RANK", "jsrun (IBM)"),
+    ("FLUX_TASK_RANK", "Flux"),
+];
+
+/// An MPI's launcher and its variables.
+struct Mpi {
+    name: &'static str,
+    /// Rank, ranks, rank on this machine.
+    names: [&'static str; 3],
+    /// Ranks on this machine.
+    local_world: &'static str,
+    /// How its `mpirun` hands a variable to all ranks.
+    hand_on: &'static str,
+}
+
+const MPI: [Mpi; 3] = [
+    Mpi {
+        name: "Open MPI",
+        names: ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"],
+        local_world: "OMPI_COMM_WORLD_LOCAL_SIZE",
+        hand_on: "-x MASTER_ADDR=HOST",
+    },
+    Mpi {
+        name: "MVAPICH",
+        names: ["MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"],
+        local_world: "MV2_COMM_WORLD_LOCAL_SIZE",
+        hand_on: "-genv MASTER_ADDR HOST",
+    },
+    Mpi {
+        name: "MPICH or Intel MPI",
+        names: ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"],
+        local_world: "MPI_LOCALNRANKS",
+        hand_on: "-genv MASTER_ADDR HOST",
+    },
+];
 
 fn torchrun(variable: &dyn Fn(&str) -> Option<String>) -> Result<Place> {
     let names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"];
@@ -76,34 +132,33 @@ fn torchrun(variable: &dyn Fn(&str) -> Option<String>) -> Result<Place> {
     checked(place, ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
 }
 
-fn open_mpi(variable: &dyn Fn(&str) -> Option<String>) -> Result<Place> {
-    let names = ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"];
-    all_set(variable, &names)?;
-    let world = number(variable, names[1])?;
-    let here = optional(variable, "OMPI_COMM_WORLD_LOCAL_SIZE")?;
+fn from_mpi(variable: &dyn Fn(&str) -> Option<String>, mpi: &Mpi) -> Result<Place> {
+    all_set(variable, &mpi.names)?;
+    let world = number(variable, mpi.names[1])?;
+    let here = optional(variable, mpi.local_world)?;
     let host = match variable("MASTER_ADDR") {
         Some(host) => host,
-        None if here == Some(world) => "127.0.0.1".to_owned(),
+        None if here == Some(world) || world == 1 => "127.0.0.1".to_owned(),
         None => {
-            return Err(TrainError::Usage(
+            return Err(TrainError::Usage(format!(
                 "expected MASTER_ADDR, the machine of rank 0, because mpirun started ranks on several machines, found \
-                 none: add `-x MASTER_ADDR=HOST` to mpirun"
-                    .into(),
-            ));
+                 none: add `{}` to mpirun",
+                mpi.hand_on
+            )));
         }
     };
     let place = Place {
-        rank: number(variable, names[0])?,
+        rank: number(variable, mpi.names[0])?,
         world,
-        local_rank: number(variable, names[2])?,
+        local_rank: number(variable, mpi.names[2])?,
         local_world: None,
         host,
         port: port(variable, DEFAULT_PORT)?,
         launcher_holds_store: false,
         attempt: 0,
-        started_by: "Open MPI",
+        started_by: mpi.name,
     };
-    checked(place, names)
+    checked(place, mpi.names)
 }
 
 fn slurm(variable: &dyn Fn(&str) -> Option<String>) -> Result<Place> {
@@ -290,5 +345,31 @@ mod tests {
         assert_eq!(found(&variables).unwrap().unwrap().host, "127.0.0.1");
         variables[3].1 = "1";
         assert!(refused(&variables).contains("-x MASTER_ADDR"));
+    }
+
+    #[test]
+    fn mpich_and_intel_mpi_are_read_and_others_refused() {
+        let mut variables =
+            vec![("PMI_RANK", "1"), ("PMI_SIZE", "2"), ("MPI_LOCALRANKID", "1"), ("MPI_LOCALNRANKS", "2")];
+        let place = found(&variables).unwrap().unwrap();
+        assert_eq!((place.rank, place.world, place.local_rank), (1, 2, 1));
+        assert_eq!((place.host.as_str(), place.started_by), ("127.0.0.1", "MPICH or Intel MPI"));
+        variables[3].1 = "1";
+        assert!(refused(&variables).contains("-genv MASTER_ADDR"));
+        // Half of them is no place; `srun --mpi=pmi2` sets two beside its own.
+        assert!(refused(&variables[..2]).contains("set MPI_LOCALRANKID as well"));
+        let slurm = [
+            ("PMI_RANK", "3"),
+            ("PMI_SIZE", "4"),
+            ("SLURM_PROCID", "3"),
+            ("SLURM_NTASKS", "4"),
+            ("SLURM_LOCALID", "1"),
+            ("SLURM_NODELIST", "a[1-2]"),
+        ];
+        assert_eq!(found(&slurm).unwrap().unwrap().started_by, "Slurm");
+        for name in ["PMIX_RANK", "PALS_RANKID", "FLUX_TASK_RANK"] {
+            let message = refused(&[(name, "0")]);
+            assert!(message.contains(&format!("found {name}=0")), "{message}");
+        }
     }
 }

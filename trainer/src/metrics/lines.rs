@@ -67,6 +67,14 @@ pub struct Line {
     pub world: Option<u64>,
 }
 
+impl Line {
+    /// Whether this is a measurement of something: earlier versions wrote a loss of 0 for a split without rows.
+    #[must_use]
+    pub fn is_validation(&self) -> bool {
+        self.kind == "validation" && self.tokens != Some(0) && self.loss.is_some()
+    }
+}
+
 /// Appends lines to a file.
 pub struct Lines(fs_err::File);
 

@@ -23,6 +23,9 @@ pub(crate) fn metadata(model: &ModelConfig, context_length: u64) -> Result<BTree
     let mut metadata = network(model).foreign_metadata(context_length);
     metadata.insert("format".to_owned(), "pt".to_owned());
     metadata.insert("model".to_owned(), own);
+    if !metadata.contains_key("config") {
+        metadata.insert("context_length".to_owned(), context_length.to_string());
+    }
     Ok(metadata)
 }
 
@@ -95,6 +98,9 @@ impl Model {
                 }
             }
         }
+        if let Some(problem) = wrapped_names(file, prefix) {
+            problems.insert(0, problem);
+        }
         let known = |name: &str| self.parameters().iter().any(|parameter| parameter.name == name);
         for name in file.names().filter_map(|name| name.strip_prefix(prefix)) {
             if !known(name) {
@@ -136,6 +142,19 @@ impl Model {
         }
         Ok(true)
     }
+}
+
+/// What to do about names that PyTorch's wrappers of a model have put a prefix before.
+fn wrapped_names(file: &TensorFile, prefix: &str) -> Option<String> {
+    let wrappers = [
+        ("_orig_mod.", "torch.compile", "model._orig_mod.state_dict()"),
+        ("module.", "DistributedDataParallel", "model.module.state_dict()"),
+    ];
+    let name = file.names().find_map(|name| name.strip_prefix(prefix))?;
+    let (wrapper, by, instead) = wrappers.into_iter().find(|(wrapper, ..)| name.starts_with(wrapper))?;
+    Some(format!(
+        "  names begin with `{wrapper}`, as {by} writes them: save `{instead}` instead, or remove the prefix from all names"
+    ))
 }
 
 /// The values of a tensor in fresh memory of the CPU, without history.

@@ -88,7 +88,7 @@ fn figure(page: &mut Page, run: &RunView) {
         return page
             .paragraph("This run has no validation figure; the chain begins at its newest checkpoint.");
     };
-    let loss = line.loss.unwrap_or(f64::NAN);
+    let loss = line.loss.unwrap_or(f64::NAN); // a figure has one: `Line::is_validation`
     let mut facts = vec![
         (
             "Figure",
@@ -105,7 +105,7 @@ fn figure(page: &mut Page, run: &RunView) {
         let of = line.rows_of_split.unwrap_or(data.rows);
         facts.push((
             "Measured on",
-            Cell::text(&format!("rows 0 to {} of {of} of the validation split", rows.max(1) - 1)),
+            Cell::text(&format!("the first {rows} of {of} rows of the validation split")),
         ));
     }
     let commands = vec![format!("xlstm-train chain {} --step {}", path(&run.folder), line.step)];

@@ -26,12 +26,15 @@ pub(super) fn write(page: &mut Page, runs: &[RunView]) {
 
 fn split(page: &mut Page, run: &RunView, data: &DatasetRef, manifest: Option<&Manifest>) {
     let seen = run.last_step() * run.tokens_per_step();
-    let passes = seen as f64 / data.tokens.max(1) as f64;
+    let passes = match data.tokens {
+        0 => "of a split without a token".to_owned(),
+        tokens => format!("{:.3} passes over the split", seen as f64 / tokens as f64),
+    };
     let mut facts = vec![
         ("Profile", Cell::text(&format!("{}, split {}", data.profile, data.split))),
         ("Root", Cell::code(&data.root.to_string())),
         ("Tokens", Cell::text(&format!("{} in {} rows", count(data.tokens), count(data.rows)))),
-        ("Seen", Cell::text(&format!("{} tokens: {passes:.3} passes over the split", count(seen)))),
+        ("Seen", Cell::text(&format!("{} tokens: {passes}", count(seen)))),
     ];
     let summary = manifest.map(Summary::of);
     if let Some(summary) = &summary {

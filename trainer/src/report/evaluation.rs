@@ -3,6 +3,7 @@
 //! Every figure links to the chain at the page's end; every mark of the report (a source that is missing, documents
 //! left out) stands above the figures that it touches.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use xlstm_manifests::Sha256Digest;
@@ -95,7 +96,7 @@ fn protocol(protocol: Protocol) -> &'static str {
         Protocol::Paper => {
             "the xLSTM paper's: windows of the context's length, the last one filled up with preceding tokens"
         }
-        Protocol::Official => "PALOMA's official evaluator",
+        Protocol::Official => "the xLSTM paper's (then called the official evaluator's)",
         Protocol::Disjoint => "windows that never overlap",
         Protocol::Extrapolation => "long stretches of growing length",
         Protocol::Throughput => "time, no data",
@@ -169,7 +170,12 @@ fn facts(page: &mut Page, report: &Report) {
         facts.push(("Data", Cell::text(&text).link(CHAIN)));
     }
     facts.push(("Protocol", Cell::text(protocol(setting.protocol))));
-    facts.push(("Context", Cell::text(&format!("{} tokens", count(setting.context_length)))));
+    let trained =
+        model.context_length.map(|length| format!("; the model was trained with {}", count(length)));
+    facts.push((
+        "Context",
+        Cell::text(&format!("{} tokens{}", count(setting.context_length), trained.unwrap_or_default())),
+    ));
     facts.push(("Computed", Cell::text(&format!("in {} on {}", setting.precision, setting.device))));
     facts.push((
         "Effort",
@@ -264,16 +270,26 @@ fn chain(page: &mut Page, view: &EvaluationView) {
     page.details("The same links with other tools", |page| page.commands(&commands));
 }
 
+/// The beginning of the data's root, marked where others of its kind have another one.
+fn root_cell(report: &Report, differs: bool) -> Cell {
+    Cell::of(report.dataset.as_ref(), |data| {
+        let cell = Cell::code(&format!("{}…", &data.root.to_string()[..12]));
+        if differs { cell.warn() } else { cell }
+    })
+}
+
 /// The section on evaluations in a run's page.
 pub(super) fn write(page: &mut Page, views: &[EvaluationView]) {
     if views.is_empty() {
         return;
     }
     page.section("evaluations", "Evaluations");
+    let mut warned = BTreeSet::new();
     let columns = [
         "Evaluation",
         "Model",
         "Data",
+        "Data, root",
         "Protocol",
         "#Context",
         "#Perplexity",
@@ -285,6 +301,22 @@ pub(super) fn write(page: &mut Page, views: &[EvaluationView]) {
     let mut table =
         Table::new("Evaluations; each report holds the digests of its checkpoint and data", &columns)
             .sortable();
+    // Figures of one kind over different data do not compare.
+    let differ = |results: &Results| {
+        let same_kind = views.iter().filter(|view| kind(&view.report.results) == kind(results));
+        let roots: BTreeSet<_> =
+            same_kind.filter_map(|view| Some(view.report.dataset.as_ref()?.root)).collect();
+        roots.len() > 1
+    };
+    for results in views.iter().map(|view| &view.report.results) {
+        if differ(results) && !warned.contains(kind(results)) {
+            warned.insert(kind(results));
+            page.warning(&format!(
+                "{}: these evaluations are of different data (their roots differ): their figures do not compare.",
+                kind(results)
+            ));
+        }
+    }
     for view in views {
         let report = &view.report;
         let bits = match &report.results {
@@ -302,6 +334,7 @@ pub(super) fn write(page: &mut Page, views: &[EvaluationView]) {
             Cell::text(kind(&report.results)),
             Cell::text(&model_name(report)),
             Cell::of(data.as_deref(), Cell::text),
+            root_cell(report, differ(&report.results)),
             Cell::text(protocol(report.setting.protocol)),
             Cell::count(report.setting.context_length),
             Cell::of(report.headline(), |perplexity| Cell::decimals(perplexity, 3)),
@@ -321,7 +354,11 @@ pub(super) fn write(page: &mut Page, views: &[EvaluationView]) {
             _ => 0,
         };
         if let (Results::Perplexity(results), true) = (&view.report.results, parts > 0) {
-            page.subheading(&format!("Perplexity of {} by set", model_name(&view.report)));
+            let data = view.report.dataset.as_ref();
+            let data = data.map_or_else(String::new, |data| {
+                format!(" on {}, split {}, root {}…", data.profile, data.split, &data.root.to_string()[..12])
+            });
+            page.subheading(&format!("Perplexity of {} by set{data}", model_name(&view.report)));
             let mut table = Table::new(
                 "By set",
                 &[
@@ -337,8 +374,11 @@ pub(super) fn write(page: &mut Page, views: &[EvaluationView]) {
             .sortable();
             for Named { name, statistics } in &results.sets {
                 let mut cells = statistics_cells(name, statistics);
-                let share = 100.0 * statistics.tokens as f64 / results.total.tokens.max(1) as f64;
-                cells.push(Cell::number(share, &percent(share)));
+                let of = Some(results.total.tokens).filter(|&of| of > 0);
+                cells.push(Cell::of(of, |of| {
+                    let share = 100.0 * statistics.tokens as f64 / of as f64;
+                    Cell::number(share, &percent(share))
+                }));
                 table.cells(cells);
             }
             page.table(&table);

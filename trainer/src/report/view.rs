@@ -49,7 +49,7 @@ impl RunView {
     /// # Errors
     /// When its manifest or recipe cannot be read, or a checkpoint's state is damaged.
     pub fn load(folder: &Path) -> Result<Self> {
-        let manifest = RunManifest::load(folder)?;
+        let manifest = RunManifest::load(folder)?.located(folder, &[]);
         let recipe = recipe::load(&folder.join(RECIPE_NAME).display().to_string(), &[])?;
         let mut notes = Vec::new();
         let mut digests = BTreeMap::new();
@@ -72,12 +72,25 @@ impl RunView {
             let lines = lines.iter().filter(|line| line.kind == kind);
             lines.map(|line| (line.step, line.clone())).collect::<BTreeMap<_, _>>()
         };
+        let mut validations = of_kind("validation");
+        let before = validations.len();
+        validations.retain(|_, line| line.is_validation());
+        if validations.len() < before {
+            notes.push(
+                "Validations of no token were recorded: they measured nothing and are left out.".into(),
+            );
+        }
         let checkpoints = folder.join(CHECKPOINTS_NAME);
         let states = checkpoint::list(&checkpoints)?
             .into_iter()
             .map(|step| checkpoint::open(&checkpoint::folder_of(&checkpoints, step)))
             .collect::<Result<Vec<_>>>()?;
         let train = at_hand(&manifest.train, "training", &mut notes);
+        if manifest.validation.as_ref().is_some_and(|data| data.root == manifest.train.root) {
+            notes.push(
+                "It was validated on its own training split: that says nothing about other text.".into(),
+            );
+        }
         let validation =
             manifest.validation.as_ref().and_then(|data| at_hand(data, "validation", &mut notes));
         let name = folder
@@ -88,7 +101,7 @@ impl RunView {
             name: name.unwrap_or_else(|| folder.display().to_string()),
             folder: folder.into(),
             steps: of_kind("train"),
-            validations: of_kind("validation"),
+            validations,
             seconds: seconds(&lines),
             manifest,
             recipe,

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use xlstm_manifests::manifest::{Layout, MANIFEST_NAME};
 use xlstm_manifests::recipe::{self, Recipe};
 use xlstm_manifests::rows::Rows;
-use xlstm_manifests::run_manifest::{RECIPE_NAME, RUN_NAME, RunManifest};
+use xlstm_manifests::run_manifest::{RECIPE_NAME, RunManifest};
 use xlstm_pipeline::tasks::streamed;
 
+use super::setup::check_folder;
 use crate::device::DeviceInfo;
 use crate::error::{Result, TrainError};
 
@@ -40,9 +41,7 @@ impl TrainOptions {
     /// The run to go on with, where there is one.
     pub(super) fn existing(&self) -> Result<Option<Existing>> {
         let Some(out) = self.out.as_deref().filter(|_| self.resume) else { return Ok(None) };
-        if !out.join(RUN_NAME).is_file() {
-            return Ok(None);
-        }
+        check_folder(out, true)?;
         let manifest = RunManifest::load(out)?;
         let path = out.join(RECIPE_NAME);
         let (_, sha256) = xlstm_manifests::digest::digest_file(&path)?;
@@ -70,7 +69,8 @@ pub fn resolve_recipe(
     device: &DeviceInfo,
 ) -> Result<(Recipe, Box<dyn Rows>, PathBuf)> {
     let existing = options.existing()?;
-    let known = existing.as_ref().map(|existing| existing.manifest.train.path.clone());
+    let run = options.out.as_deref().unwrap_or(Path::new(""));
+    let known = existing.as_ref().map(|existing| existing.manifest.located(run, &[]).train.path);
     let path = options.manifest.clone().or(known).ok_or_else(|| {
         TrainError::Usage(
             "expected --manifest DIR, the training split that `xlstm-data prepare` made (or --resume with --out RUN)"

@@ -18,7 +18,7 @@ use xlstm_manifests::recipe::{ModelSize, Precision, Recipe};
 use xlstm_manifests::rows::Rows;
 use xlstm_manifests::run_manifest::{
     CHECKPOINTS_NAME, DatasetRef, RECIPE_NAME, RUN_FORMAT, RUN_NAME, RUN_VERSION, RecipeRef, RunManifest,
-    Session,
+    Session, path_from,
 };
 use xlstm_pipeline::tasks::streamed;
 
@@ -27,6 +27,7 @@ use super::plan::micro_batch_rows;
 use super::report::{Report, now};
 use super::trainer::Trainer;
 use crate::checkpoint::{self, MODEL_NAME, OPTIMIZER_NAME, Retention, Writer};
+use crate::command_line::say;
 use crate::communicator::Communicator;
 use crate::device::DeviceInfo;
 use crate::environment;
@@ -50,7 +51,8 @@ pub fn setup(
     signals: Signals,
 ) -> Result<Trainer> {
     let ranks = communicator.as_ref();
-    let opened = open_data(options, device, ranks.world_size())?;
+    let mut opened = open_data(options, device, ranks.world_size())?;
+    opened.validation = usable_validation(opened.validation, opened.train.manifest().root, ranks.rank() == 0);
     let agreed = agree(&opened, options, device, ranks)?;
     let mut built = build(&opened.recipe, device)?;
     let resumed = resume(&opened, options, &mut built, ranks)?;
@@ -127,12 +129,13 @@ fn open_validation(
     existing: Option<&Existing>,
     train: &dyn Rows,
 ) -> Result<Option<(Box<dyn Rows>, PathBuf)>> {
-    let known = existing.and_then(|run| run.manifest.validation.as_ref());
+    let run = options.out.as_deref().unwrap_or(Path::new(""));
+    let known = existing.and_then(|existing| existing.manifest.located(run, &[]).validation);
     let path = options
         .validation
         .clone()
         .map(|path| split_folder(path, "validation"))
-        .or_else(|| known.map(|data| data.path.clone()))
+        .or_else(|| known.map(|data| data.path))
         .or_else(|| beside(options.manifest.as_deref(), "validation"));
     let Some(path) = path else { return Ok(None) };
     let validation = streamed::open(&path)?;
@@ -268,6 +271,27 @@ fn check_validation(validation: &dyn Rows, path: &Path, train: &dyn Rows) -> Res
     ))
 }
 
+/// The validation split, unless it has nothing to measure; says what a reader of its figures must know.
+fn usable_validation(
+    validation: Option<(Box<dyn Rows>, PathBuf)>,
+    train: Sha256Digest,
+    first_rank: bool,
+) -> Option<(Box<dyn Rows>, PathBuf)> {
+    let (data, path) = validation?;
+    let shown = path.display();
+    let note = if data.manifest().totals.rows == 0 {
+        format!("warning: the validation split `{shown}` has no row: nothing will be measured on it")
+    } else if data.manifest().root == train {
+        format!("warning: `{shown}` is the training split too: its figures say nothing about other text")
+    } else {
+        return Some((data, path));
+    };
+    if first_rank {
+        say(&note);
+    }
+    (data.manifest().totals.rows > 0).then_some((data, path))
+}
+
 fn default_folder(recipe: &Recipe, root: &Sha256Digest) -> PathBuf {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' };
     let name: String = recipe.name.chars().map(plain).collect();
@@ -276,7 +300,7 @@ fn default_folder(recipe: &Recipe, root: &Sha256Digest) -> PathBuf {
     Path::new("runs").join(format!("{name}-{}", &root[..8]))
 }
 
-fn check_folder(run: &Path, resume: bool) -> Result<()> {
+pub(super) fn check_folder(run: &Path, resume: bool) -> Result<()> {
     match (run.join(RUN_NAME).is_file(), resume) {
         (true, false) => Err(TrainError::file(
             run,
@@ -361,11 +385,11 @@ fn store_run(opened: &Opened, first_step: u64, world: u64, device: &DeviceInfo) 
             RunManifest {
                 format: RUN_FORMAT.into(),
                 version: RUN_VERSION,
-                train: DatasetRef::new(opened.train.manifest(), &opened.train_path),
+                train: DatasetRef::new(opened.train.manifest(), &path_from(run, &opened.train_path)),
                 validation: opened
                     .validation
                     .as_ref()
-                    .map(|(data, path)| DatasetRef::new(data.manifest(), path)),
+                    .map(|(data, path)| DatasetRef::new(data.manifest(), &path_from(run, path))),
                 recipe: RecipeRef { name: recipe.name.clone(), sha256: Sha256Digest::of(text.as_bytes()) },
                 order: opened.order.clone(),
                 initialization_seed: recipe.training.seed,

@@ -5,6 +5,7 @@ use std::path::Path;
 use xlstm_manifests::checksums::{self, CHECKSUMS_NAME};
 use xlstm_manifests::digest::digest_file;
 use xlstm_manifests::manifest::MANIFEST_NAME;
+use xlstm_manifests::run_manifest::find_dataset;
 use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::{Manifest, Sha256Digest};
 use xlstm_pipeline::audit::{Amount, AuditArgs, Check, SplitReport, audit};
@@ -17,6 +18,8 @@ pub(super) struct Expected<'a> {
     pub(super) name: &'a str,
     /// Its folder, as recorded.
     pub(super) path: &'a Path,
+    /// The folder of the run or report that names it.
+    pub(super) from: &'a Path,
     pub(super) root: Sha256Digest,
     /// SHA-256 of its manifest, where that was recorded.
     pub(super) manifest: Option<Sha256Digest>,
@@ -27,10 +30,24 @@ pub(super) struct Expected<'a> {
 impl Chain {
     /// Follows the links of a dataset: manifest and root, files, and with `deep` the sources.
     pub(super) fn dataset(&mut self, expected: &Expected, depth: &Depth) {
-        let (name, folder) = (expected.name, expected.path);
+        let name = expected.name;
+        let found = find_dataset(expected.root, expected.path, expected.from, &depth.data);
+        let beside = expected.from.join(expected.path);
+        let recorded = if Manifest::locate(&beside).is_file() { &beside } else { expected.path };
+        let folder = found.as_deref().unwrap_or(recorded);
         let file = Manifest::locate(folder);
         if !file.is_file() {
-            let detail = format!("no dataset here; its root is {}", expected.root);
+            let detail =
+                format!("no dataset here; its root is {}; name its folder with --data", expected.root);
+            return self.not_at_hand(name, folder, detail);
+        }
+        // Older runs recorded paths from where they were started: what lies there from here is another dataset.
+        let by_chance = found.is_none() && expected.path.is_relative() && folder == expected.path;
+        if let Some(other) = Manifest::load(&file).ok().filter(|_| by_chance) {
+            let detail = format!(
+                "another dataset, root {}; its root is {}; name its folder with --data",
+                other.root, expected.root
+            );
             return self.not_at_hand(name, folder, detail);
         }
         let link = format!("{name}: manifest");
@@ -111,7 +128,7 @@ impl Chain {
             }
             None => {
                 let detail = format!("{} files, not read without --deep", manifest.inputs.len());
-                self.not_at_hand(&link, folder, detail);
+                self.not_asked(&link, folder, detail);
             }
         }
     }

@@ -12,6 +12,12 @@ pub(super) fn close(a: f64, b: f64) -> bool {
 /// What in a line of metrics contradicts the line itself, the recipe, or the tokens of the steps so far.
 pub(super) fn contradictions(line: &Line, recipe: &Recipe, so_far: &[u64]) -> Vec<String> {
     let mut wrong = Vec::new();
+    if line.kind == "validation" && line.tokens == Some(0) {
+        wrong.push(format!(
+            "validation of step {}: expected a loss over at least one token, found none",
+            line.step
+        ));
+    }
     let mut check = |what: &str, expected: f64, found: f64| {
         if !close(expected, found) {
             wrong.push(format!(

@@ -8,7 +8,8 @@
 //! perplexity with its loss, a learning rate with the recipe, a step's tokens with its number. Who alters all of those
 //! consistently is found only by computing the figure again: that is what `deep` is for.
 //!
-//! A link whose bytes are not at hand is neither held nor broken, and is said to be so.
+//! A link whose bytes are not at hand is neither held nor broken, and is said to be so. Datasets are found by their root,
+//! wherever they are now ([`xlstm_manifests::run_manifest::find_dataset`]).
 
 mod dataset;
 mod figures;
@@ -35,6 +36,8 @@ pub struct Depth {
     pub deep: bool,
     /// Folder of the source files, where they are not where `prepare` left them.
     pub inputs: Option<PathBuf>,
+    /// Folders in which datasets are looked for, by root.
+    pub data: Vec<PathBuf>,
 }
 
 /// How a link was found.
@@ -47,6 +50,8 @@ pub enum State {
     Failed,
     /// What it leads to is not here.
     NotAtHand,
+    /// It was not to be followed: that takes `deep`.
+    NotAsked,
 }
 
 /// A link of the chain with what was found.
@@ -108,6 +113,10 @@ impl Chain {
 
     fn not_at_hand(&mut self, link: &str, path: &Path, detail: impl Into<String>) {
         self.add(link, path, State::NotAtHand, detail);
+    }
+
+    fn not_asked(&mut self, link: &str, path: &Path, detail: impl Into<String>) {
+        self.add(link, path, State::NotAsked, detail);
     }
 
     /// One link for a list of things that were found wrong: held when there is none.

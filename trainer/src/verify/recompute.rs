@@ -32,7 +32,7 @@ impl Chain {
         let checkpoints = folder.join(CHECKPOINTS_NAME);
         let saved = checkpoint::list(&checkpoints)?;
         let lines = if path.is_file() { read_lines(&path)? } else { Vec::new() };
-        let figure = lines.iter().rfind(|line| line.kind == "validation" && saved.contains(&line.step));
+        let figure = lines.iter().rfind(|line| line.is_validation() && saved.contains(&line.step));
         let Some((figure, recorded)) = figure.and_then(|line| Some((line, line.loss?))) else {
             self.not_at_hand("figure", &path, "no validation whose checkpoint was kept");
             return Ok(());

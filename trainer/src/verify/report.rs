@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use xlstm_manifests::run_manifest::{RUN_NAME, RunManifest};
+use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, RUN_NAME, RunManifest};
 use xlstm_manifests::{Manifest, Sha256Digest, canonical};
 
 use super::dataset::Expected;
@@ -21,7 +21,8 @@ use crate::evaluation::results::{
 /// When the report cannot be read. What does not hold is a failed link.
 pub fn verify_report(path: &Path, depth: &Depth) -> Result<Chain> {
     let path = Report::locate(path);
-    let report = Report::load(&path)?;
+    let mut report = Report::load(&path)?;
+    relocate(&mut report, &path);
     let mut chain = Chain::default();
     let wrong = contradictions(&report);
     chain.list("figures", &path, "sums, means, perplexities and intervals agree with each other", &wrong);
@@ -31,9 +32,29 @@ pub fn verify_report(path: &Path, depth: &Depth) -> Result<Chain> {
         evaluated_is_of_the_run = chain.run(run, report.dataset.as_ref(), depth)?;
     }
     if let Some(data) = report.dataset.as_ref().filter(|_| !evaluated_is_of_the_run) {
-        chain.evaluated(data, depth);
+        let from =
+            report.run.as_ref().map_or_else(|| path.parent().unwrap_or(Path::new("")), |run| &run.path);
+        chain.evaluated(data, from, depth);
     }
     Ok(chain)
+}
+
+/// A report that lies in its run's folder moves with it: the run and its checkpoint are then where the report is, whatever
+/// lies at the recorded paths.
+fn relocate(report: &mut Report, path: &Path) {
+    let own = path.ancestors().skip(1).take(3).find(|folder| folder.join(RUN_NAME).is_file());
+    let (Some(own), Some(link)) = (own, &mut report.run) else { return };
+    let Ok(run) = RunManifest::load(own) else { return };
+    if run.recipe != link.recipe || run.train.root != link.train.root {
+        return;
+    }
+    link.path = own.into();
+    if let Some(step) = report.model.step {
+        let folder = checkpoint::folder_of(&own.join(CHECKPOINTS_NAME), step);
+        if folder.is_dir() {
+            report.model.path = folder.join(MODEL_NAME);
+        }
+    }
 }
 
 impl Chain {
@@ -70,7 +91,7 @@ impl Chain {
                 &link.path,
                 format!("no run here; its SHA-256 was {}", link.manifest_sha256),
             );
-            self.dataset_of_run("training split", &link.train, depth);
+            self.dataset_of_run("training split", &link.train, &link.path, depth);
             return Ok(false);
         }
         let run = match RunManifest::load(&path) {
@@ -96,24 +117,26 @@ impl Chain {
             later => format!("SHA-256 {} but for {later} later session(s)", link.manifest_sha256),
         };
         self.list("run", &path, detail, &wrong);
-        let own = run.validation.iter().chain([&run.train]).any(|split| {
-            data.is_some_and(|data| {
-                data.root == split.root && Manifest::locate(&data.path) == Manifest::locate(&split.path)
-            })
-        });
-        let checked = data.filter(|_| own).map(|data| self.manifest_digest(data));
+        // The same root is the same dataset, wherever it lies.
+        let own = run
+            .validation
+            .iter()
+            .chain([&run.train])
+            .find(|split| data.is_some_and(|data| data.root == split.root))
+            .and_then(|split| split.find(&link.path, &depth.data));
+        let checked = data.zip(own).map(|(data, folder)| self.manifest_digest(data, &folder));
         self.links.extend(verify_run(&link.path, depth)?.links);
         Ok(checked.is_some())
     }
 
-    fn manifest_digest(&mut self, data: &DatasetLink) {
-        self.file("evaluated split: manifest", &Manifest::locate(&data.path), data.manifest_sha256);
+    fn manifest_digest(&mut self, data: &DatasetLink, folder: &Path) {
+        self.file("evaluated split: manifest", &Manifest::locate(folder), data.manifest_sha256);
     }
 
-    fn evaluated(&mut self, data: &DatasetLink, depth: &Depth) {
+    fn evaluated(&mut self, data: &DatasetLink, from: &Path, depth: &Depth) {
         let facts = (data.split.as_str(), data.profile.as_str(), data.tokens, None);
         let (name, path, manifest) = ("evaluated split", data.path.as_path(), Some(data.manifest_sha256));
-        self.dataset(&Expected { name, path, root: data.root, manifest, facts }, depth);
+        self.dataset(&Expected { name, path, from, root: data.root, manifest, facts }, depth);
     }
 }
 
@@ -139,8 +162,17 @@ impl Contradictions {
         }
     }
 
+    /// `nll / tokens`; a figure over no token is a contradiction in itself.
+    fn mean(&mut self, name: &str, nll: f64, tokens: u64) -> f64 {
+        if tokens == 0 {
+            self.0.push(format!("{name}: expected a figure over at least one token, found none"));
+        }
+        nll / tokens as f64
+    }
+
     fn statistics(&mut self, name: &str, one: &Statistics, whole: bool) {
-        self.same(&format!("{name}: loss"), one.nll / one.tokens.max(1) as f64, one.loss);
+        let mean = self.mean(name, one.nll, one.tokens);
+        self.same(&format!("{name}: loss"), mean, one.loss);
         self.same(&format!("{name}: perplexity"), capped(one.loss), one.perplexity);
         for (what, from, to, value, map) in [
             (
@@ -198,12 +230,9 @@ impl Contradictions {
 
     fn positions(&mut self, positions: &[Position]) {
         for position in positions {
-            let expected = capped(position.nll / position.tokens.max(1) as f64);
-            self.same(
-                &format!("perplexity at {} to {}", position.first, position.last),
-                expected,
-                position.perplexity,
-            );
+            let name = format!("perplexity at {} to {}", position.first, position.last);
+            let mean = self.mean(&name, position.nll, position.tokens);
+            self.same(&name, capped(mean), position.perplexity);
         }
     }
 
@@ -277,8 +306,9 @@ fn contradictions(report: &Report) -> Vec<String> {
         }
         Results::Extrapolation(results) => {
             for length in &results.lengths {
-                let expected = capped(length.nll / length.tokens.max(1) as f64);
-                wrong.same(&format!("perplexity at context {}", length.length), expected, length.perplexity);
+                let name = format!("perplexity at context {}", length.length);
+                let mean = wrong.mean(&name, length.nll, length.tokens);
+                wrong.same(&name, capped(mean), length.perplexity);
             }
             wrong.positions(&results.positions);
         }

@@ -31,12 +31,12 @@ pub fn verify_run(folder: &Path, depth: &Depth) -> Result<Chain> {
     if let Some(recipe) = &recipe {
         chain.metrics(folder, recipe, &so_far)?;
         if depth.deep {
-            chain.figure(folder, &manifest, recipe)?;
+            chain.figure(folder, &manifest.located(folder, &depth.data), recipe)?;
         }
     }
-    chain.dataset_of_run("training split", &manifest.train, depth);
+    chain.dataset_of_run("training split", &manifest.train, folder, depth);
     if let Some(validation) = &manifest.validation {
-        chain.dataset_of_run("validation split", validation, depth);
+        chain.dataset_of_run("validation split", validation, folder, depth);
     }
     Ok(chain)
 }
@@ -147,9 +147,9 @@ impl Chain {
         Ok(())
     }
 
-    pub(super) fn dataset_of_run(&mut self, name: &str, data: &DatasetRef, depth: &Depth) {
+    pub(super) fn dataset_of_run(&mut self, name: &str, data: &DatasetRef, from: &Path, depth: &Depth) {
         let facts = (data.split.as_str(), data.profile.as_str(), data.tokens, Some(data.rows));
-        let expected = Expected { name, path: &data.path, root: data.root, manifest: None, facts };
+        let expected = Expected { name, path: &data.path, from, root: data.root, manifest: None, facts };
         self.dataset(&expected, depth);
     }
 }
