@@ -98,7 +98,7 @@ impl DatasetRef {
     }
 
     /// The folder that holds this dataset now, for a run in folder `run`: the recorded one, or else one in `more`, or below
-    /// the folder that the run lies in. Whatever has another root is passed over; `None` where there is none.
+    /// the folder that the run lies in or the one above. Whatever has another root is passed over; `None` where there is none.
     #[must_use]
     pub fn find(&self, run: &Path, more: &[PathBuf]) -> Option<PathBuf> {
         find_dataset(self.root, &self.path, run, more)
@@ -127,14 +127,16 @@ const SEARCH_DEPTH: usize = 3;
 const SEARCH_FOLDERS: usize = 4096;
 
 /// The folder of the dataset with this root: `recorded`, seen from the folder `run` and from the current one, or else a
-/// folder in `more`, or below the folder that `run` lies in.
+/// folder in `more`, or below the folder that `run` lies in or the one above.
 #[must_use]
 pub fn find_dataset(root: Sha256Digest, recorded: &Path, run: &Path, more: &[PathBuf]) -> Option<PathBuf> {
     let here = [run.join(recorded), recorded.to_path_buf()];
     if let Some(found) = here.iter().find(|folder| has_root(folder, root)) {
         return Some(found.clone());
     }
-    let around = run.canonicalize().ok().and_then(|run| run.parent().map(Path::to_path_buf));
+    // Beside the run, and beside the folder of all runs.
+    let run = run.canonicalize().unwrap_or_default();
+    let around: Vec<PathBuf> = run.ancestors().skip(1).take(2).map(Path::to_path_buf).collect();
     let mut left = SEARCH_FOLDERS;
     more.iter().chain(&around).find_map(|folder| search(folder, root, SEARCH_DEPTH, &mut left))
 }
