@@ -122,7 +122,7 @@ pub(super) fn ratio(pairs: &[(f64, f64)]) -> Option<(f64, Option<Interval>)> {
     Some((ratio, interval))
 }
 
-/// As [`ratio`], of sums over `count` pairs: of `y`, of `x`, and of `y²`, `xy`, `x²`.
+/// As [`ratio`], with the delta method's variance, of sums over `count` pairs: of `y`, of `x`, and of `y²`, `xy`, `x²`.
 pub(super) fn ratio_of_sums(
     count: f64,
     numerator: f64,
@@ -133,10 +133,10 @@ pub(super) fn ratio_of_sums(
         return None;
     }
     let ratio = numerator / denominator;
-    let interval = (count > 1.0).then(|| {
+    let interval = (count >= MIN_DOCUMENTS as f64).then(|| {
         // Below zero only by rounding.
         let squares = (yy - 2.0 * ratio * xy + ratio * ratio * xx).max(0.0);
-        let half = QUANTILE * (count / (count - 1.0) * squares).sqrt() / denominator;
+        let half = student_quantile(count - 1.0) * (count / (count - 1.0) * squares).sqrt() / denominator;
         Interval { low: ratio - half, high: ratio + half }
     });
     Some((ratio, interval))

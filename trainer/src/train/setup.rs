@@ -271,7 +271,7 @@ fn check_validation(validation: &dyn Rows, path: &Path, train: &dyn Rows) -> Res
     ))
 }
 
-/// The validation split, unless it has nothing to measure; says what a reader of its figures must know.
+/// The validation split; says what a reader of its figures must know.
 fn usable_validation(
     validation: Option<(Box<dyn Rows>, PathBuf)>,
     train: Sha256Digest,
@@ -279,17 +279,12 @@ fn usable_validation(
 ) -> Option<(Box<dyn Rows>, PathBuf)> {
     let (data, path) = validation?;
     let shown = path.display();
-    let note = if data.manifest().totals.rows == 0 {
-        format!("warning: the validation split `{shown}` has no row: nothing will be measured on it")
-    } else if data.manifest().root == train {
-        format!("warning: `{shown}` is the training split too: its figures say nothing about other text")
-    } else {
-        return Some((data, path));
-    };
-    if first_rank {
-        say(&note);
+    if data.manifest().root == train && first_rank {
+        say(&format!(
+            "warning: `{shown}` is the training split too: its figures say nothing about other text"
+        ));
     }
-    (data.manifest().totals.rows > 0).then_some((data, path))
+    Some((data, path))
 }
 
 fn default_folder(recipe: &Recipe, root: &Sha256Digest) -> PathBuf {
