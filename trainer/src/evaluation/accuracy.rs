@@ -288,11 +288,13 @@ mod tests {
         let total = found.total;
         assert_eq!((total.examples, total.targets, total.correct), (3, 6, 4));
         assert!((total.accuracy - 4.0 / 6.0).abs() < 1e-15 && (total.loss - 0.75).abs() < 1e-15);
-        // R = 2/3; deviations 1/3, -4/3, 1; variance 3/2 · 26/9 / 36; the ends are cut to a share.
-        let half = 1.959_963_984_540_054 * (1.5 * 26.0 / 9.0 / 36.0_f64).sqrt();
-        let interval = total.accuracy_interval.unwrap();
-        assert!((interval.low - (2.0 / 3.0 - half).max(0.0)).abs() < 1e-12, "{interval:?}");
-        assert_eq!(interval.high, 1.0);
+        // An interval takes five examples. Of six: R = 1/2; squares of deviations 6/4; t of 5 degrees of freedom 2.570582.
+        assert!(total.accuracy_interval.is_none());
+        let mut six = vec![Sums::default(); 2];
+        (0..6).for_each(|index| six[1].add(1, index % 2, 1.0));
+        let interval = results(&six).unwrap().total.accuracy_interval.unwrap();
+        let half = 2.570_582 * (6.0 / 5.0 * 1.5 / 36.0_f64).sqrt();
+        assert!((interval.high - (0.5 + half).min(1.0)).abs() < 1e-3, "{interval:?}");
         let lengths: Vec<_> = found.lengths.iter().map(|l| (l.first, l.last, l.figures.correct)).collect();
         assert_eq!(lengths, [(2, 2, 1), (3, 3, 3)]);
         assert!(results(&[Sums::default()]).is_none(), "no figure stands on nothing");
