@@ -298,13 +298,9 @@ fn explain(
     let same_tokens = a.tokens_root == b.tokens_root && a.layout == b.layout;
     if same_root {
         return if inputs.renamed.is_empty() {
-            "By their manifests, the same tokens from the same bytes in the same way. Shards were not read: `xlstm-data \
-             audit` checks them."
-                .into()
+            "The same tokens from the same bytes in the same way.".into()
         } else {
-            "By their manifests, the same tokens from the same bytes in the same way; only names differ. Shards were not \
-             read: `xlstm-data audit` checks them."
-                .into()
+            "The same tokens from the same bytes in the same way; only names differ.".into()
         };
     }
     let mut causes = Vec::new();
