@@ -250,7 +250,7 @@ impl Layout {
             let last = resets_B1NC.narrow(-1, self.chunk - 1, 1);
             let kind = written_BHNCK.kind();
             written_BHNCK *= resets_B1NC.eq_tensor(&last).unsqueeze(-1).to_kind(kind);
-            left_BHNK1 = left_BHNK1 * last.eq(0).unsqueeze(-1).to_kind(kind);
+            left_BHNK1 = last.eq(0).unsqueeze(-1).to_kind(kind) * &left_BHNK1;
         }
         let written_BHNKV = self.product(&written_BHNCK.transpose(-2, -1), &chunks.v_BHNCV)?;
         let mut state = match initial {

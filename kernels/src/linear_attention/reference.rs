@@ -17,7 +17,7 @@ pub(super) fn linear_attention(input: &LinearAttentionInput<'_>, sizes: Sizes) -
     for step in 0..time {
         if let Some(resets_BT) = input.resets_BT {
             let left = resets_BT.select(1, step).logical_not().view([batch, 1, 1, 1]).to_kind(kind);
-            state_BHKV = state_BHKV * left;
+            state_BHKV = left * &state_BHKV;
         }
         let at = |tensor: &Tensor| tensor.select(1, step).unsqueeze(-1);
         let written = at(input.k_BTHK) * input.v_BTHV.select(1, step).unsqueeze(-2);

@@ -79,7 +79,7 @@ fn reference(
     let mut all = Vec::new();
     for time in 0..size[1] {
         if let Some(resets_BT) = resets_BT {
-            state = state * resets_BT.select(1, time).logical_not().unsqueeze(-1).to_kind(x_BTD.kind());
+            state = resets_BT.select(1, time).logical_not().unsqueeze(-1).to_kind(x_BTD.kind()) * &state;
         }
         state = state * decay_BTD.select(1, time) + x_BTD.select(1, time);
         all.push(state.shallow_clone());

@@ -128,7 +128,7 @@ fn reference(input: &SelectiveScanInput<'_>) -> SelectiveScanOutput {
     for time in 0..input.u_BTD.size()[1] {
         if let Some(resets_BT) = input.resets_BT {
             let left = resets_BT.select(1, time).logical_not().unsqueeze(-1).unsqueeze(-1);
-            state = state * left.to_kind(input.u_BTD.kind());
+            state = left.to_kind(input.u_BTD.kind()) * &state;
         }
         let at = |tensor: &Tensor| tensor.select(1, time);
         let step = at(input.step_BTD).unsqueeze(-1);
