@@ -263,10 +263,11 @@ fn weighted_mean(leaves: &[Tensor], resets_BT: Option<&Tensor>, kernel: ScanKern
 
 type Scan = fn(&[Tensor], Option<&Tensor>, ScanKernel) -> Vec<Tensor>;
 
+/// A name, what computes it, the names of its inputs, and their shapes.
+type ScanCase = (&'static str, Scan, &'static [&'static str], Vec<Vec<i64>>);
+
 /// Every scan with the sizes of its arguments.
-fn scans(
-    [batch, time, width]: [i64; 3],
-) -> [(&'static str, Scan, &'static [&'static str], Vec<Vec<i64>>); 3] {
+fn scans([batch, time, width]: [i64; 3]) -> [ScanCase; 3] {
     let sequence = vec![batch, time, width];
     let by_state = vec![batch, time, 5];
     [

@@ -39,7 +39,7 @@ named_tensors! {
 
 /// A new tensor with the strides of another, which may be half of a wider one.
 fn laid_out_as(like: &Tensor) -> Result<Tensor, BoxError> {
-    Ok(Tensor::f_empty_strided(&like.size(), &like.stride(), (like.kind(), like.device()))?)
+    Ok(Tensor::f_empty_strided(like.size(), like.stride(), (like.kind(), like.device()))?)
 }
 
 /// The gradient of the only output, dense and in the type of the activations.

@@ -55,7 +55,7 @@ pub fn place(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Place>>
     let slurm_step = set("SLURM_PROCID") && !only_script;
     for mpi in MPI {
         // `srun --mpi=pmi2` sets PMI_RANK too, and no local rank: Slurm then knows more.
-        if set(mpi.names[0]) && !(slurm_step && !set(mpi.names[2])) {
+        if set(mpi.names[0]) && (!slurm_step || set(mpi.names[2])) {
             return from_mpi(variable, &mpi).map(Some);
         }
     }

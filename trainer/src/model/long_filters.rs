@@ -468,7 +468,7 @@ impl Hyena {
                 let other = documents.f_narrow(1, tap, time)?.f_ne_tensor(&own)?;
                 shifted = shifted.f_masked_fill(&other.f_unsqueeze(-1)?, 0.0)?;
             }
-            sum_BTC = sum_BTC + shifted * self.short_weight.f_select(2, tap)?.f_squeeze_dim(1)?;
+            sum_BTC = sum_BTC.f_add(&(shifted * self.short_weight.f_select(2, tap)?.f_squeeze_dim(1)?))?;
         }
         Ok(sum_BTC)
     }

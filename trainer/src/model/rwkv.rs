@@ -439,7 +439,7 @@ impl Six {
         let kind = y_BTC.kind();
         // These matrices are stored (in, out).
         let through = |x: &Tensor, weight_IO: &Tensor| -> Result<Tensor> {
-            Ok(product(x, &weight_IO.f_transpose(0, 1)?, call.precision)?)
+            product(x, &weight_IO.f_transpose(0, 1)?, call.precision)
         };
         let change_BTC = before_BTC - y_BTC;
         let mixed_BTC = y_BTC + &change_BTC * &self.mix_x;
