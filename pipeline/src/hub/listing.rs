@@ -176,7 +176,15 @@ fn remote_file(entry: TreeEntry, repository: &str, effort: &Effort<'_>) -> Resul
     Ok(RemoteFile { path, size, digest, xet_hash: entry.xet_hash })
 }
 
+/// A listing names paths on another machine, where `\` may separate folders: more is refused than in local names.
 fn check_path(path: String, repository: &str) -> Result<String, HubError> {
+    if path.contains('\\') {
+        return Err(HubError::UnsafePath {
+            repository: repository.to_owned(),
+            path: path.escape_debug().to_string(),
+            reason: "it holds a backslash".to_owned(),
+        });
+    }
     match SafePath::new(path.as_str()) {
         Ok(_) => Ok(path),
         Err(error) => Err(HubError::UnsafePath {

@@ -222,7 +222,7 @@ impl Head {
 /// the version first. A text about such files has no `oid` in its second line.
 fn is_large_file_pointer(head: &[u8]) -> bool {
     let Some(rest) = head.strip_prefix(b"version https://") else { return false };
-    let second = rest.split(|&byte| byte == b'\n').nth(1);
+    let second = rest.trim_ascii_end().split(|&byte| byte == b'\n').nth(1);
     rest.starts_with(b"git-lfs.")
         && second.is_none_or(|line| line.starts_with(b"oid ") || line.starts_with(b"ext-"))
 }
