@@ -9,6 +9,8 @@
 set -euo pipefail
 [ $# -ge 2 ] || { sed -n '2,8p' "$0" >&2; exit 2; }
 cases=$(realpath "$1"); shift
+# Some cases run in a folder of their own.
+for program; do shift; set -- "$@" "$(realpath "$program")"; done
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 
 # The first line worth reading: of stderr if it says anything, else of stdout.
