@@ -74,28 +74,28 @@ pub enum Ties {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Parameters {
-    /// Formal languages: lengths in training [3..40].
+    /// Formal languages: lengths in training [default: 3..40]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_length: Option<Range>,
-    /// Formal languages: lengths in validation and test [40..256].
+    /// Formal languages: lengths in validation and test [default: 40..256]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evaluation_length: Option<Range>,
-    /// ListOps [501..1999] and nearest-neighbor search [2..64]: lengths.
+    /// Lengths [default: 501..1999 for ListOps, 2..64 for nearest-neighbor search]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub length: Option<Range>,
-    /// Formal languages [256] and ListOps [2048]: positions in a row.
+    /// Positions in a row [default: 256 for formal languages, 2048 for ListOps]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub row_length: Option<u32>,
     /// `majority`: which of several is the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ties: Option<Ties>,
-    /// MQAR: number of ids [8192].
+    /// MQAR: number of ids [default: 8192]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vocabulary: Option<u32>,
-    /// MQAR: tokens of a sample [64].
+    /// MQAR: tokens of a sample [default: 64]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context_length: Option<u32>,
-    /// MQAR: key-value pairs [4].
+    /// MQAR: key-value pairs [default: 4]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pairs: Option<u32>,
 }
