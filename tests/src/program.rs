@@ -37,7 +37,10 @@ fn beside(binary: &str) -> Option<PathBuf> {
 fn build(package: &str, binary: &str) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--locked", "--message-format=json", "-p", package, "--bin", binary]);
+    // As `cargo test --workspace` builds it: alone, a package's dependencies would be compiled anew with other features.
+    let libtorch = std::env::var_os("LIBTORCH").is_some_and(|folder| Path::new(&folder).join("lib").is_dir());
+    let what = if libtorch { ["--workspace", "--bin", binary] } else { ["-p", package, "--bins"] };
+    command.args(["build", "--locked", "--message-format=json"]).args(what);
     // Cargo describes the running test in these; build scripts that look at them would run again.
     let inherited = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_"];
     for (name, _) in std::env::vars_os() {
