@@ -47,22 +47,23 @@ struct MlstmGradients {
   T* normalizers;  // (chunks, H, K): scratch
 };
 
-// sLSTM. What the forward pass keeps for the backward pass, each (B, T, H, E).
+// sLSTM and LSTM. What the forward pass keeps for the backward pass, each (B, T, H, E).
 template <typename T>
 struct SlstmSaved {
-  T* input;       // i~
-  T* forget;      // log σ(f~)
+  T* input;       // i~; of an LSTM σ(i~)
+  T* forget;      // log σ(f~); of an LSTM σ(f~)
   T* z;           // tanh(z~)
   T* o;           // σ(o~)
   T* cell;        // c
-  T* normalizer;  // n
-  T* maximum;     // m
+  T* normalizer;  // n; of an LSTM tanh(c)
+  T* maximum;     // m; of an LSTM null
 };
 
 template <typename T>
 struct SlstmProblem {
   int64_t batch, time, heads, width;
   int64_t exponential_forget;  // f = exp(f~) instead of σ(f~)
+  int64_t lstm;  // 1: an LSTM, whose states are the first two alone; all pointers to the other two are null
   T clip;  // magnitude to which the recurrent gradient is clamped; 0: not
   const T* x;  // (B, T, G, H, E)
   const T* recurrent;  // (H, E, G, E)

@@ -1,4 +1,4 @@
-// sLSTM over all steps in one call (the formulas: src/slstm/fused.rs).
+// sLSTM and LSTM over all steps in one call (the formulas: src/slstm/fused.rs, src/lstm/fused.rs).
 //
 // Heads see nothing of each other, and neither do sequences: a task is one head of a few sequences, and runs through
 // all steps on one thread with no barrier. The head's recurrent matrix stays in that core's cache. A step is a
@@ -10,6 +10,7 @@
 
 #include "abi.h"
 #include "gemm.h"
+#include "lstm.h"
 
 namespace XLSTM_ISA {
 namespace {
@@ -135,6 +136,12 @@ static void advance(long width, bool exponential_forget, const T* raw, T* hidden
   }
 }
 
+// States of a unit: hidden, cell, and of an sLSTM normalizer and maximum.
+template <typename T>
+static inline int state_parts(const SlstmProblem<T>& p) {
+  return p.lstm != 0 ? 2 : 4;
+}
+
 // (H, E in, G, E out) is already what a row times a matrix needs.
 template <typename T>
 static const T* recurrent_of(const SlstmProblem<T>& p, long h) {
@@ -154,15 +161,16 @@ static void slstm_forward_task(const SlstmProblem<T>& p, long h, long first, lon
   T* state[4] = {hidden, cell, normalizer, maximum};
   T* final[4] = {p.final_hidden, p.final_cell, p.final_normalizer, p.final_maximum};
   const size_t bytes = sizeof(T) * static_cast<size_t>(width);
+  const int parts = state_parts(p);
   for (long r = 0; r < count; ++r) {
-    for (int part = 0; part < 4; ++part) {
+    for (int part = 0; part < parts; ++part) {
       memcpy(state[part] + r * width, initial[part] + ((first + r) * p.heads + h) * width, bytes);
     }
   }
   for (long t = 0; t < p.time; ++t) {
     for (long r = 0; r < count; ++r) {
       if (is_reset(p, first + r, t)) {
-        for (int part = 0; part < 4; ++part) {
+        for (int part = 0; part < parts; ++part) {
           memset(state[part] + r * width, 0, bytes);
         }
       }
@@ -179,13 +187,17 @@ static void slstm_forward_task(const SlstmProblem<T>& p, long h, long first, lon
     multiply_some(count, hidden, width, recurrent_of(p, h), width, 4 * width, raw, 4 * width);
     for (long r = 0; r < count; ++r) {
       const long at = unit_offset(p, first + r, t, h);
-      advance(width, p.exponential_forget != 0, raw + r * 4 * width, hidden + r * width, cell + r * width, normalizer + r * width,
-              maximum + r * width, p.saved, at);
+      if (p.lstm != 0) {
+        lstm_advance(width, raw + r * 4 * width, hidden + r * width, cell + r * width, p.saved, at);
+      } else {
+        advance(width, p.exponential_forget != 0, raw + r * 4 * width, hidden + r * width, cell + r * width,
+                normalizer + r * width, maximum + r * width, p.saved, at);
+      }
       memcpy(p.y + at, hidden + r * width, bytes);
     }
   }
   for (long r = 0; r < count; ++r) {
-    for (int part = 0; part < 4; ++part) {
+    for (int part = 0; part < parts; ++part) {
       memcpy(final[part] + ((first + r) * p.heads + h) * width, state[part] + r * width, bytes);
     }
   }
@@ -274,10 +286,16 @@ static SlstmBefore<T> state_before(const SlstmProblem<T>& p, long b, long t, lon
   }
   if (t == 0) {
     const long at = (b * p.heads + h) * p.width;
+    if (p.lstm != 0) {
+      return SlstmBefore<T>{p.initial_hidden + at, p.initial_cell + at, zeros, zeros};
+    }
     return SlstmBefore<T>{p.initial_hidden + at, p.initial_cell + at, p.initial_normalizer + at,
                           p.initial_maximum + at};
   }
   const long at = unit_offset(p, b, t - 1, h);
+  if (p.lstm != 0) {
+    return SlstmBefore<T>{p.y + at, p.saved.cell + at, zeros, zeros};
+  }
   return SlstmBefore<T>{p.y + at, p.saved.cell + at, p.saved.normalizer + at, p.saved.maximum + at};
 }
 
@@ -305,8 +323,9 @@ static void slstm_backward_task(const SlstmProblem<T>& p, const SlstmGradients<T
   const size_t bytes = sizeof(T) * static_cast<size_t>(width);
   // Row r of part q of the flows: the hidden parts lie together, as the product needs them.
   const long part_size = count * width;
+  const int parts = state_parts(p);
   for (long r = 0; r < count; ++r) {
-    for (int part = 0; part < 4; ++part) {
+    for (int part = 0; part < parts; ++part) {
       if (given[part] != nullptr) {
         memcpy(flows + part * part_size + r * width, given[part] + ((first + r) * p.heads + h) * width, bytes);
       }
@@ -325,7 +344,12 @@ static void slstm_backward_task(const SlstmProblem<T>& p, const SlstmGradients<T
         }
       }
       const SlstmBefore<T> before = state_before(p, b, t, h, zeros);
-      retreat(width, p.exponential_forget != 0, p.saved, at, before.cell, before.normalizer, before.maximum, flow, raw + r * 4 * width);
+      if (p.lstm != 0) {
+        lstm_retreat(width, p.saved, at, before.cell, flow.hidden, flow.cell, raw + r * 4 * width);
+      } else {
+        retreat(width, p.exponential_forget != 0, p.saved, at, before.cell, before.normalizer, before.maximum, flow,
+                raw + r * 4 * width);
+      }
       for (long gate = 0; gate < 4; ++gate) {
         memcpy(g.x + gate_offset(p, b, t, gate, h), raw + (r * 4 + gate) * width, bytes);
       }
@@ -336,13 +360,13 @@ static void slstm_backward_task(const SlstmProblem<T>& p, const SlstmGradients<T
       clamp_all(flows, part_size, p.clip);
     }
     for (long r = 0; r < count; ++r) {
-      for (int part = 0; part < 4 && is_reset(p, first + r, t); ++part) {
+      for (int part = 0; part < parts && is_reset(p, first + r, t); ++part) {
         memset(flows + part * part_size + r * width, 0, bytes);
       }
     }
   }
   for (long r = 0; r < count; ++r) {
-    for (int part = 0; part < 4; ++part) {
+    for (int part = 0; part < parts; ++part) {
       memcpy(initial[part] + ((first + r) * p.heads + h) * width, flows + part * part_size + r * width, bytes);
     }
   }

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | [`mlstm::mlstm`], [`mlstm::mlstm_step`] | eq. 19–27, 71–86 | quadratic reference, recurrent step, chunkwise |
 //! | [`slstm::slstm`] | eq. 8–17 | step loop, fused loop |
+//! | [`lstm::lstm`] | – | step loop, fused loop |
 //! | [`conv::causal_conv_silu`] | fig. 10, 11 | reference, fused |
 //! | [`norm::layer_norm`], [`norm::head_norm`] | fig. 10, 11 | reference, fused |
 //! | [`gates`] | fig. 10, 11 | reference, fused |
@@ -43,6 +44,7 @@ pub mod gates;
 pub mod linear;
 pub mod linear_attention;
 pub mod long_convolution;
+pub mod lstm;
 pub mod mlstm;
 pub mod norm;
 pub mod projections;

@@ -2,7 +2,8 @@
 //!
 //! What goes in and what is to come out is `xlstm_manifests::rows`. With a context shorter than a row, a row becomes
 //! several sequences: its inputs and targets cut into equal pieces, so a piece's first input is the token before it.
-//! Which rows make up which step is `xlstm_manifests::order`; the loader keeps no state that a resumed run would need.
+//! Rows with stored targets end where nothing is to be predicted any more: a batch is cut behind its last target, since a
+//! model looks back alone. Which rows make up which step is `xlstm_manifests::order`; the loader keeps no state that a resumed run would need.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tch::{Device, Tensor};
+use xlstm_manifests::manifest::Targets;
 use xlstm_manifests::order::{Order, StepRow};
 use xlstm_manifests::rows::{self, Rows, Sequences};
 
@@ -18,6 +20,8 @@ use crate::model::IGNORE_TARGET;
 
 /// Micro-batches that wait at most.
 const PREFETCH: usize = 8;
+/// Cut sequences have a multiple of this many positions: few different shapes, and whole vectors.
+const WHOLE: usize = 8;
 
 const _: () =
     assert!(rows::IGNORE == IGNORE_TARGET, "the reader and the loss agree on what is not predicted");
@@ -38,7 +42,7 @@ pub struct Shape {
 pub struct MicroBatch {
     /// The rows, in order.
     pub rows: Vec<StepRow>,
-    /// Tokens in a sequence.
+    /// Tokens in a sequence: the shape's context, or up to the last stored target of the batch.
     pub context: usize,
     /// `(sequences, context)`.
     pub inputs: Vec<i64>,
@@ -61,8 +65,14 @@ impl MicroBatch {
             dataset.read(row.row, shape.resets, &mut read)?;
         }
         let tokens = read.scored();
+        let packing = &dataset.manifest().packing;
+        let whole_rows = shape.context == packing.row_length as usize;
+        let context = match packing.targets {
+            Targets::Stored if whole_rows => cut(&mut read, shape.context),
+            Targets::Stored | Targets::NextToken => shape.context,
+        };
         let Sequences { inputs, targets, starts: resets } = read;
-        Ok(Self { rows: rows.to_vec(), context: shape.context, inputs, targets, resets, tokens })
+        Ok(Self { rows: rows.to_vec(), context, inputs, targets, resets, tokens })
     }
 
     /// Inputs and targets, `(sequences, context)`, Int64, and the reset mask where there is one.
@@ -86,6 +96,22 @@ impl MicroBatch {
             if self.resets.is_empty() { None } else { Some(on_device(Tensor::f_from_slice(&self.resets)?)?) };
         Ok((inputs, targets, resets))
     }
+}
+
+/// Drops the positions behind the last target of all rows, and returns how many are left of each.
+fn cut(read: &mut Sequences, context: usize) -> usize {
+    fn keep<T: Copy>(values: &mut Vec<T>, context: usize, kept: usize) {
+        *values = values.chunks(context).flat_map(|row| &row[..kept.min(row.len())]).copied().collect();
+    }
+    let rows = read.targets.chunks(context.max(1));
+    let last = rows.filter_map(|row| row.iter().rposition(|&target| target != IGNORE_TARGET)).max();
+    let kept = last.map_or(1, |last| last + 1).next_multiple_of(WHOLE).min(context);
+    if kept < context {
+        keep(&mut read.inputs, context, kept);
+        keep(&mut read.targets, context, kept);
+        keep(&mut read.starts, context, kept);
+    }
+    kept
 }
 
 /// What a loader is to read.

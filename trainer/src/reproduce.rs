@@ -77,7 +77,7 @@ const EXPERIMENTS: &[Experiment] = &[
         recipes: &["tasks-formal"],
         kind: "accuracy",
         commands: &["xlstm-train sweep formal-languages --out runs/formal-languages"],
-        without: "architectures without a recipe below; width and heads are not printed in the paper",
+        without: "architectures without a variant below; width and heads are not printed in the paper",
     },
     Experiment {
         place: "Figures 5, 14, 15, 16",
@@ -109,7 +109,7 @@ const EXPERIMENTS: &[Experiment] = &[
         recipes: &["table2-lstm-to-xlstm"],
         kind: "perplexity",
         commands: &[SLIMPAJAMA_15B, PERPLEXITY],
-        without: "the three rows that are plain LSTMs (2417.86, 35.46 and 26.01)",
+        without: "",
     },
     Experiment {
         place: "Table 2, bottom",

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use common::{Fixture, ROW};
 use xlstm_manifests::Dataset;
 use xlstm_manifests::order::{Order, StepRow};
+use xlstm_pipeline::tasks::written::TaskPlan;
+use xlstm_pipeline::tasks::{Parameters, Split, by_name};
 use xlstm_trainer::loader::{Loader, MicroBatch, Plan, Shape};
 use xlstm_trainer::model::IGNORE_TARGET;
 
@@ -62,4 +64,40 @@ fn ranks_read_one_step_together() {
     shared.sort_unstable_by_key(|row| (row.epoch, row.row));
     expected.sort_unstable_by_key(|row| (row.epoch, row.row));
     assert_eq!(shared, expected);
+}
+
+/// A model looks back alone: what lies behind the last target of a batch decides nothing.
+#[test]
+fn a_batch_of_examples_is_cut_behind_its_last_target() {
+    let folder = tempfile::tempdir().unwrap();
+    let task = by_name("reverse_string", 0, &Parameters::default()).unwrap();
+    TaskPlan::new(&*task, Split::Train, 40, 64).unwrap().execute(folder.path(), 1, false).unwrap();
+    let dataset = Dataset::open(&folder.path().join("train")).unwrap();
+    let shape = Shape { rows: 5, context: 256, resets: true };
+    let mut contexts = Vec::new();
+    for first in (0..40).step_by(5) {
+        let rows: Vec<StepRow> = (first..first + 5).map(|row| StepRow { epoch: 0, row }).collect();
+        let batch = MicroBatch::read(&dataset, &rows, shape).unwrap();
+        let examples: Vec<_> = rows.iter().map(|row| dataset.example(row.row).unwrap().unwrap()).collect();
+        let longest = examples.iter().map(|example| usize::from(example.length)).max().unwrap();
+        assert_eq!(batch.context, longest.next_multiple_of(8));
+        let kept = batch.context;
+        for (row, example) in examples.iter().enumerate() {
+            let ids: Vec<i64> = example.input_ids[..kept].iter().map(|&id| i64::from(id)).collect();
+            let targets: Vec<i64> =
+                example.targets().take(kept).map(|target| target.map_or(IGNORE_TARGET, i64::from)).collect();
+            assert_eq!(batch.inputs[row * kept..(row + 1) * kept], ids);
+            assert_eq!(batch.targets[row * kept..(row + 1) * kept], targets);
+        }
+        assert_eq!(batch.tokens, examples.iter().map(|example| example.scored() as u64).sum::<u64>());
+        assert_eq!(batch.resets.len(), 5 * kept);
+        contexts.push(kept);
+    }
+    assert!(
+        contexts.iter().all(|&kept| kept <= 40) && contexts.iter().any(|&kept| kept < 40),
+        "{contexts:?}"
+    );
+    // A context below the row is the recipe's own cut, which stays.
+    let shape = Shape { context: 128, ..shape };
+    assert_eq!(MicroBatch::read(&dataset, &[StepRow { epoch: 0, row: 0 }], shape).unwrap().context, 128);
 }

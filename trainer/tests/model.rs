@@ -33,12 +33,34 @@ fn model() -> Model {
 }
 
 /// The architectures whose sizes have the same names.
-const BASELINES: [&str; 10] =
-    ["retnet", "gla", "hgrn", "hgrn2", "mamba", "rwkv4", "rwkv5", "rwkv6", "h3", "hyena"];
+const BASELINES: [&str; 12] = [
+    "retnet",
+    "retnet-block",
+    "gla",
+    "hgrn",
+    "hgrn2",
+    "mamba",
+    "rwkv4",
+    "rwkv5",
+    "rwkv6",
+    "h3",
+    "hyena",
+    "lstm",
+];
+
+/// Other forms of the same architectures.
+const FORMS: [&str; 6] = [
+    "architecture = \"lstm\"\nform = \"plain\"",
+    "architecture = \"lstm\"\nform = \"up-projection\"\nheads = 2",
+    "architecture = \"lstm\"\nform = \"block\"",
+    "architecture = \"hgrn\"\nswapped_norm = true",
+    "slstm_at = [0, 1]\nslstm = { function = \"lstm\", heads = 2 }",
+    "slstm_at = [1]\nslstm = { function = \"lstm\", convolution = 0 }",
+];
 
 fn small(architecture: &str) -> ModelConfig {
     let heads = match architecture {
-        "retnet" | "gla" | "hgrn2" => "heads = 2",
+        "retnet" | "retnet-block" | "gla" | "hgrn2" => "heads = 2",
         "rwkv4" | "rwkv5" | "rwkv6" => "head_dim = 8",
         _ => "",
     };
@@ -64,6 +86,8 @@ fn every_model() -> Vec<Model> {
     configs.extend(BASELINES.map(small));
     let names: Vec<&str> = configs.iter().map(ModelConfig::architecture_name).collect();
     assert_eq!(names, ModelConfig::ARCHITECTURES, "an architecture without a test");
+    let form = |text: &str| format!("vocabulary_size = 40\nembedding_dim = 16\nblocks = 2\n{text}");
+    configs.extend(FORMS.iter().map(|text| toml::from_str::<ModelConfig>(&form(text)).unwrap()));
     configs.iter().map(|config| Model::new(config, placement(), 3).unwrap()).collect()
 }
 

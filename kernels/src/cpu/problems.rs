@@ -61,7 +61,7 @@ pub(crate) struct SlstmSaved<T> {
     pub(crate) maximum: *mut T,
 }
 
-/// `SlstmProblem` of `cpu/abi.h`; arrays of four are hidden, cell, normalizer and maximum.
+/// `SlstmProblem` of `cpu/abi.h`; arrays of four are hidden, cell, normalizer and maximum. An LSTM has the first two.
 #[repr(C)]
 #[derive(Debug)]
 pub(crate) struct SlstmProblem<T> {
@@ -70,6 +70,7 @@ pub(crate) struct SlstmProblem<T> {
     pub(crate) heads: i64,
     pub(crate) width: i64,
     pub(crate) exponential_forget: i64,
+    pub(crate) lstm: i64,
     pub(crate) clip: T,
     pub(crate) x: *const T,
     pub(crate) recurrent: *const T,

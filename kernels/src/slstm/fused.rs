@@ -116,6 +116,7 @@ fn problem<T: Precision>(saved: &Saved, sizes: Sizes, clip: f64) -> SlstmProblem
         heads: sizes.heads,
         width: sizes.width,
         exponential_forget: i64::from(sizes.exponential_forget),
+        lstm: 0,
         clip: T::from_f64(clip),
         x: input(&inputs.x_BTGHE),
         recurrent: input(&inputs.recurrent_HEGE),

@@ -23,7 +23,7 @@ mod validate;
 
 pub use architecture::{
     BlockKind, ForgetGate, GateWeights, InputBias, MlstmConfig, ModelConfig, ModelSize, RecurrentInit,
-    SlstmBias, SlstmConfig, WeightInit, XlstmConfig,
+    SlstmBias, SlstmConfig, SlstmFunction, WeightInit, XlstmConfig,
 };
 pub use auto::{Accelerator, choose};
 pub use builtin::{Builtin, builtins};

@@ -9,8 +9,9 @@
 //! generate    text, one token at a time      scoring   log-likelihoods of single tokens
 //! weights     parameters in and out of files
 //! llama, gpt2          Transformers      attention  causal attention with its key-value cache, rotary positions
-//! recurrent   RetNet, GLA, HGRN, HGRN2            mamba, rwkv         Mamba; RWKV-4, RWKV-5 and RWKV-6
-//! long_filters         H3, Hyena
+//! recurrent   RetNet, GLA, HGRN, HGRN2            retnet_block  RetNet in GPT-like blocks
+//! mamba, rwkv          Mamba; RWKV-4, RWKV-5 and RWKV-6
+//! long_filters         H3, Hyena          lstm       LSTM: stacked, residual, with feed-forwards
 //! xlstm/      mLSTM and sLSTM blocks, and the official package's form of files
 //! ```
 //! Everything takes any length, a state to go on from, and resets at document boundaries. Matrix products run in the
@@ -26,12 +27,14 @@ mod generate;
 mod gpt2;
 mod llama;
 mod long_filters;
+mod lstm;
 mod mamba;
 mod network;
 mod normalization;
 mod parameters;
 mod path;
 mod recurrent;
+mod retnet_block;
 mod rwkv;
 mod scoring;
 mod state;

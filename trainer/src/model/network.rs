@@ -68,6 +68,7 @@ pub(super) fn network(config: &ModelConfig) -> &dyn Network {
         ModelConfig::Llama(config) => config,
         ModelConfig::Gpt2(config) => config,
         ModelConfig::Retnet(config) => config,
+        ModelConfig::RetnetBlock(config) => config,
         ModelConfig::Gla(config) => config,
         ModelConfig::Hgrn(config) => config,
         ModelConfig::Hgrn2(config) => config,
@@ -77,5 +78,6 @@ pub(super) fn network(config: &ModelConfig) -> &dyn Network {
         ModelConfig::Rwkv6(config) => config,
         ModelConfig::H3(config) => config,
         ModelConfig::Hyena(config) => config,
+        ModelConfig::Lstm(config) => config,
     }
 }

@@ -27,6 +27,15 @@ pub(super) enum Norm {
         /// Added to the variance.
         epsilon: f64,
     },
+    /// Layer norm with a weight alone.
+    LayerWeight {
+        /// The scale.
+        weight: Tensor,
+        /// Added to the variance.
+        epsilon: f64,
+    },
+    /// Nothing: what comes in goes out.
+    None,
     /// `x / sqrt(mean(x²) + epsilon) · weight`.
     Rms {
         /// The scale.
@@ -45,6 +54,17 @@ impl Norm {
         Ok(Self::Layer { weight, bias, epsilon })
     }
 
+    /// A layer norm with a fresh `NAME.weight`, which does not decay.
+    pub(super) fn layer_without_bias(
+        builder: &mut Builder,
+        name: &str,
+        width: i64,
+        epsilon: f64,
+    ) -> Result<Self> {
+        let weight = builder.add(format!("{name}.weight"), &[width], &Init::Constant(1.0), Decay::No)?;
+        Ok(Self::LayerWeight { weight, epsilon })
+    }
+
     /// `(…, C)` in, `(…, C)` out.
     pub(super) fn apply(&self, x_C: &Tensor) -> Result<Tensor> {
         match self {
@@ -52,6 +72,10 @@ impl Norm {
             Self::Layer { weight, bias, epsilon } => {
                 Ok(x_C.f_layer_norm(weight.size(), Some(weight), Some(bias), *epsilon, true)?)
             }
+            Self::LayerWeight { weight, epsilon } => {
+                Ok(x_C.f_layer_norm(weight.size(), Some(weight), None::<&Tensor>, *epsilon, true)?)
+            }
+            Self::None => Ok(x_C.shallow_clone()),
             Self::Rms { weight, epsilon } => Ok(x_C.f_rms_norm(weight.size(), Some(weight), *epsilon)?),
         }
     }

@@ -34,7 +34,7 @@ const DEVIATION: f64 = 0.02;
 /// What the logarithm of GLA's gate is divided by.
 const GATE_NORMALIZER: f64 = 16.0;
 /// Base of RetNet's rotary angles.
-const ROTARY_BASE: f64 = 10_000.0;
+pub(super) const ROTARY_BASE: f64 = 10_000.0;
 /// Name of a mixer's state.
 const MEMORY: &str = "memory";
 
@@ -92,6 +92,7 @@ impl Network for HgrnConfig {
                 gate: matrix(builder, "g_proj")?,
                 bound: bound.ok_or_else(no_bounds)?,
                 norm: rms(builder, format!("{prefix}.g_norm"), d, self.norm_epsilon)?,
+                swapped_norm: self.swapped_norm == Some(true),
                 output: matrix(builder, "o_proj")?,
             }))
         })
@@ -240,7 +241,7 @@ fn gated(norm: &Norm, o_BTHV: &Tensor, gate_BTC: &Tensor) -> Result<Tensor> {
 }
 
 /// The type of norms and gates: fp32, or fp64 where the model is.
-fn wide(tensor: &Tensor) -> Kind {
+pub(super) fn wide(tensor: &Tensor) -> Kind {
     if tensor.kind() == Kind::Double { Kind::Double } else { Kind::Float }
 }
 
@@ -283,7 +284,7 @@ impl Mixer for Gla {
 }
 
 /// 1 / √K.
-fn scale(q_BTHK: &Tensor) -> f64 {
+pub(super) fn scale(q_BTHK: &Tensor) -> f64 {
     (q_BTHK.size()[3] as f64).powf(-0.5)
 }
 
@@ -327,6 +328,7 @@ struct Hgrn {
     gate: Tensor,
     bound: Bound,
     norm: Norm,
+    swapped_norm: bool,
     output: Tensor,
 }
 
@@ -343,7 +345,12 @@ impl Mixer for Hgrn {
             resets_BT: call.resets_BT,
         };
         let output = linear_scan(&input, ScanKernel::Auto)?;
-        let mixed = self.norm.apply(&output.h_BTD)? * project(&self.gate)?.f_silu()?;
+        let gate_BTD = project(&self.gate)?;
+        let mixed = if self.swapped_norm {
+            self.norm.apply(&gate_BTD.f_to_kind(kind)?)? * output.h_BTD.f_silu()?
+        } else {
+            self.norm.apply(&output.h_BTD)? * gate_BTD.f_silu()?
+        };
         Ok((product(&mixed, &self.output, call.precision)?, output.state_BD))
     }
 }
@@ -385,7 +392,7 @@ impl Mixer for Retention {
 }
 
 /// log(1 − 2^(−5−h)) of each head.
-fn retention_decays(heads: i64, like: &Tensor) -> Result<Tensor> {
+pub(super) fn retention_decays(heads: i64, like: &Tensor) -> Result<Tensor> {
     let values: Vec<f64> = (0..heads).map(|head| (-(2f64.powf(-5.0 - head as f64))).ln_1p()).collect();
     Ok(Tensor::f_from_slice(&values)?.f_to_kind(wide(like))?.f_to_device(like.device())?)
 }

@@ -15,8 +15,10 @@ mod checker;
 mod gpt2;
 mod llama;
 mod long_filters;
+mod lstm;
 mod mamba;
 mod recurrent;
+mod retnet_block;
 mod rwkv;
 mod xlstm;
 
@@ -24,18 +26,20 @@ pub use checker::Checker;
 pub use gpt2::{Gelu, Gpt2Config};
 pub use llama::{LlamaConfig, LlamaInit};
 pub use long_filters::{H3Config, HyenaConfig};
+pub use lstm::{LstmConfig, LstmForm};
 pub use mamba::{MAMBA_TAPS, MambaConfig};
 pub use recurrent::{
     GLA_GATE_RANK, Gla, GlaConfig, Hgrn, Hgrn2, Hgrn2Config, HgrnConfig, RecurrentConfig, RecurrentMixer,
     Retnet, RetnetConfig,
 };
+pub use retnet_block::RetnetBlockConfig;
 pub use rwkv::{
     Five, Four, RWKV_DECAY_RANK, RWKV_MIX_RANK, Rwkv4Config, Rwkv5Config, Rwkv6Config, RwkvConfig,
     RwkvVersion, Six,
 };
 pub use xlstm::{
     BlockKind, ForgetGate, GateWeights, InputBias, MlstmConfig, RecurrentInit, SlstmBias, SlstmConfig,
-    WeightInit, XlstmConfig,
+    SlstmFunction, WeightInit, XlstmConfig,
 };
 
 use serde::de::Error as _;
@@ -191,6 +195,8 @@ architectures! {
     Gpt2(Gpt2Config) = "gpt2",
     /// RetNet, as flash-linear-attention has it.
     Retnet(RetnetConfig) = "retnet",
+    /// RetNet in GPT-like blocks, whose size is the paper's.
+    RetnetBlock(RetnetBlockConfig) = "retnet-block",
     /// GLA.
     Gla(GlaConfig) = "gla",
     /// HGRN.
@@ -209,6 +215,8 @@ architectures! {
     H3(H3Config) = "h3",
     /// Hyena.
     Hyena(HyenaConfig) = "hyena",
+    /// LSTM: stacked, or as blocks.
+    Lstm(LstmConfig) = "lstm",
 }
 
 impl Default for ModelConfig {

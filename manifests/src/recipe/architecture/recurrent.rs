@@ -6,7 +6,7 @@
 //! model: token embedding Vd · output Vd · last norm d · HGRN, HGRN2: lower bounds Ld
 //! ```
 //! As flash-linear-attention has them. The counts of GLA, HGRN and HGRN2 at Table 1's size are the paper's; RetNet's is
-//! 417.65 million where the paper prints 431, see `docs/decisions.md`.
+//! 417.65 million where the paper prints 431, which the block of [`RetnetBlockConfig`](super::RetnetBlockConfig) fits.
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -32,6 +32,8 @@ pub trait RecurrentMixer: Debug + Clone + PartialEq + Default + 'static {
     fn memory(width: u64, heads: u64) -> u64;
     /// Whether the model has lower bounds of its forget gates.
     const LOWER_BOUNDS: bool = false;
+    /// Whether there are two orders of the norm and the gate behind the cell.
+    const TWO_ORDERS: bool = false;
 }
 
 /// Gated linear attention.
@@ -96,6 +98,7 @@ impl RecurrentMixer for Hgrn {
     const HEADS: u64 = 1;
     const FEED_RATIO: u64 = 4;
     const LOWER_BOUNDS: bool = true;
+    const TWO_ORDERS: bool = true;
 
     fn matrices(d: u64, _heads: u64) -> u64 {
         4 * d * d
@@ -144,6 +147,10 @@ pub struct RecurrentConfig<M: RecurrentMixer> {
     pub feed_forward_dim: u64,
     /// Added to the mean square in the norms.
     pub norm_epsilon: f64,
+    /// HGRN alone: normalize the gate's input and activate the cell's output, `RMS(W_g y) ⊙ SiLU(h)`, as
+    /// flash-linear-attention did until July 2024, in place of `RMS(h) ⊙ SiLU(W_g y)`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swapped_norm: Option<bool>,
     #[serde(skip)]
     mixer: PhantomData<M>,
 }
@@ -166,6 +173,7 @@ impl<M: RecurrentMixer> Default for RecurrentConfig<M> {
             heads: M::HEADS,
             feed_forward_dim: 0,
             norm_epsilon: 1e-6,
+            swapped_norm: M::TWO_ORDERS.then_some(false),
             mixer: PhantomData,
         }
     }
@@ -210,6 +218,8 @@ impl<M: RecurrentMixer> Architecture for RecurrentConfig<M> {
         let expected = format!("heads of a width that is a multiple of 4 (model.embedding_dim = {d})");
         checker.require((d / heads).is_multiple_of(4), "model.heads", &expected, heads)?;
         checker.range("model.feed_forward_dim", self.feed_forward_dim, 0, 1 << 20)?;
+        let holds = M::TWO_ORDERS || self.swapped_norm.is_none();
+        checker.require(holds, "model.swapped_norm", "no such key but in HGRN", M::LABEL)?;
         checker.not_negative("model.norm_epsilon", self.norm_epsilon)
     }
 

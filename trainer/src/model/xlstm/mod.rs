@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 use xlstm_kernels::cuda::{self, FusedCell, Request};
-use xlstm_manifests::recipe::{BlockKind, ForgetGate, XlstmConfig};
+use xlstm_manifests::recipe::{BlockKind, ForgetGate, SlstmFunction, XlstmConfig};
 
 use super::block::{Block, BlockState};
 use super::network::{Network, Parts};
@@ -105,7 +105,8 @@ fn slstm_is_fused(model: &XlstmConfig, device: Device) -> Result<bool> {
     let known = matches!(slstm.convolution, 0 | 4)
         && model.feed_forward_dim().is_multiple_of(8)
         && slstm.recurrent_gradient_clip == 0.0
-        && slstm.forget_gate == ForgetGate::Sigmoid;
+        && slstm.forget_gate == ForgetGate::Sigmoid
+        && slstm.function == SlstmFunction::Slstm;
     if !known {
         return Ok(false);
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use xlstm_manifests::recipe::{
-    BlockKind, ForgetGate, GateWeights, MlstmConfig, ModelConfig, SlstmConfig, XlstmConfig,
+    BlockKind, ForgetGate, GateWeights, MlstmConfig, ModelConfig, SlstmConfig, SlstmFunction, XlstmConfig,
 };
 
 use crate::error::{Result, TrainError};
@@ -20,6 +20,7 @@ pub(super) fn metadata(model: &XlstmConfig, context_length: u64) -> BTreeMap<Str
     let (mlstm, slstm) = (&model.mlstm, &model.slstm);
     let only_slstm = model.slstm_at.len() as u64 == model.blocks;
     let plain_slstm = slstm.gate_weights == GateWeights::Headwise && slstm.forget_gate == ForgetGate::Sigmoid;
+    let plain_slstm = plain_slstm && slstm.function == SlstmFunction::Slstm;
     let known = (only_slstm || mlstm.block == BlockKind::PreUpProjection)
         && (model.slstm_at.is_empty() || plain_slstm);
     if !known {
@@ -119,6 +120,11 @@ pub fn config_from_json(path: &Path, text: &str) -> Result<ModelConfig> {
         Some(Value::Array(items)) => items.iter().filter_map(Value::as_u64).collect(),
         Some(other) => return Err(fail("a list in `slstm_at`", other.to_string())),
     };
+    let function = match value.get("slstm_function").map(|function| function.as_str().unwrap_or_default()) {
+        None | Some("slstm") => SlstmFunction::Slstm,
+        Some("lstm") => SlstmFunction::Lstm,
+        Some(other) => return Err(fail("`slstm` or `lstm` in `slstm_function`", format!("`{other}`"))),
+    };
     let (heads, convolution) = (size("num_heads", Some(4))?, size("conv1d_kernel_size", Some(4))?);
     let config = XlstmConfig {
         vocabulary_size: size("vocab_size", None)?,
@@ -133,6 +139,7 @@ pub fn config_from_json(path: &Path, text: &str) -> Result<ModelConfig> {
             ..MlstmConfig::default()
         },
         slstm: SlstmConfig {
+            function,
             heads: size("slstm_num_heads", Some(heads))?,
             convolution: size("slstm_conv1d_kernel_size", Some(convolution))?,
             feed_forward_factor: factor("ffn_proj_factor", 1.3),

@@ -4,6 +4,7 @@
 //! y = LN(x);  c = SiLU(conv(y));  i, f from c;  z, o from y;  x + GroupNorm(sLSTM(i, f, z, o))
 //! x + W_down(GELU(g) ⊙ u),  (g, u) = W_up LN(x)
 //! ```
+//! With `function = "lstm"` the cell is an LSTM, as in the official package's block of that name.
 //! Two names of the official package are swapped for compatibility with old weights: `fgate.weight` feeds the input
 //! gate and `igate.weight` the forget gate. Without a convolution, c = y. Recurrent weights and biases are kept in
 //! the `vanilla` layout; see `xlstm_kernels::slstm` for both. Files may have the `cuda` layout: it is recognized by the
@@ -11,9 +12,12 @@
 //! taken to be in that layout too.
 
 use tch::{Kind, Tensor};
+use xlstm_kernels::lstm::{LstmInput, LstmKernel, LstmState, lstm};
 use xlstm_kernels::slstm::{self, SlstmInput, SlstmLayout, SlstmOptions, SlstmState};
 use xlstm_kernels::{conv, cuda, gates, norm};
-use xlstm_manifests::recipe::{ForgetGate, GateWeights, RecurrentInit, SlstmBias, WeightInit, XlstmConfig};
+use xlstm_manifests::recipe::{
+    ForgetGate, GateWeights, RecurrentInit, SlstmBias, SlstmFunction, WeightInit, XlstmConfig,
+};
 
 use super::{BlockState, CONVOLUTION, NORM_EPSILON, norm_weight, product, signed};
 use crate::error::Result;
@@ -43,6 +47,8 @@ pub(super) struct SlstmBlock {
     heads: i64,
     gradient_clip: Option<f64>,
     exponential_forget: bool,
+    /// An LSTM in place of the sLSTM.
+    is_lstm: bool,
 }
 
 impl SlstmBlock {
@@ -98,6 +104,7 @@ impl SlstmBlock {
             heads,
             gradient_clip,
             exponential_forget: config.forget_gate == ForgetGate::Exponential,
+            is_lstm: config.function == SlstmFunction::Lstm,
         })
     }
 
@@ -111,6 +118,45 @@ impl SlstmBlock {
             resets_BT: call.resets_BT,
         })?;
         Ok((output.y_BTD, Some(output.state)))
+    }
+
+    /// The cell over the whole sequence: its outputs, `(B, T, H, E)`, and the state after them.
+    fn mix(&self, x_BTGHE: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, Vec<(&'static str, Tensor)>)> {
+        let recurrent_HEGE = slstm::canonical_recurrent(&self.recurrent, SlstmLayout::Vanilla)?;
+        let bias_GHE = slstm::canonical_bias(&self.bias, self.heads, SlstmLayout::Vanilla)?;
+        if self.is_lstm {
+            let before = |state: &BlockState| -> Result<LstmState> {
+                Ok(LstmState { hidden: state.need(HIDDEN)?, cell: state.need(CELL)? })
+            };
+            let state = call.state.map(before).transpose()?;
+            let input = LstmInput {
+                x_BTGHE,
+                recurrent_HEGE: &recurrent_HEGE,
+                bias_GHE: &bias_GHE,
+                state: state.as_ref(),
+                resets_BT: call.resets_BT,
+            };
+            let output = lstm(&input, LstmKernel::Auto)?;
+            let LstmState { hidden, cell } = output.state;
+            return Ok((output.h_BTHE, vec![(HIDDEN, hidden), (CELL, cell)]));
+        }
+        let state = call.state.map(cell_state).transpose()?;
+        let input = SlstmInput {
+            x_BTGHE,
+            recurrent_HEGE: &recurrent_HEGE,
+            bias_GHE: &bias_GHE,
+            state: state.as_ref(),
+            resets_BT: call.resets_BT,
+        };
+        let options = SlstmOptions {
+            gradient_clip: self.gradient_clip,
+            exponential_forget: self.exponential_forget,
+            ..SlstmOptions::default()
+        };
+        let output = slstm::slstm(&input, &options)?;
+        let SlstmState { hidden, cell, normalizer, maximum } = output.state;
+        let state = vec![(HIDDEN, hidden), (CELL, cell), (NORMALIZER, normalizer), (MAXIMUM, maximum)];
+        Ok((output.y_BTHE, state))
     }
 }
 
@@ -129,26 +175,11 @@ impl Block for SlstmBlock {
             });
         }
         let x_BTGHE = Tensor::f_stack(&raw, 2)?.f_view([batch, time, 4, self.heads, width / self.heads])?;
-        let state = call.state.map(cell_state).transpose()?;
-        let input = SlstmInput {
-            x_BTGHE: &x_BTGHE,
-            recurrent_HEGE: &slstm::canonical_recurrent(&self.recurrent, SlstmLayout::Vanilla)?,
-            bias_GHE: &slstm::canonical_bias(&self.bias, self.heads, SlstmLayout::Vanilla)?,
-            state: state.as_ref(),
-            resets_BT: call.resets_BT,
-        };
-        let options = SlstmOptions {
-            gradient_clip: self.gradient_clip,
-            exponential_forget: self.exponential_forget,
-            ..SlstmOptions::default()
-        };
-        let output = slstm::slstm(&input, &options)?;
-        let x_BTC = x_BTC + norm::head_norm(&output.y_BTHE, &self.group_norm, NORM_EPSILON)?;
+        let (y_BTHE, cell) = self.mix(&x_BTGHE, call)?;
+        let x_BTC = x_BTC + norm::head_norm(&y_BTHE, &self.group_norm, NORM_EPSILON)?;
         let y_BTC = norm::layer_norm(&x_BTC, &self.feed_norm, NORM_EPSILON)?;
         let gated_BTF = gates::gelu_gate(&product(&y_BTC, &self.feed_up, call.precision)?)?;
         let x_BTC = x_BTC + product(&gated_BTF, &self.feed_down, call.precision)?;
-        let SlstmState { hidden, cell, normalizer, maximum } = output.state;
-        let cell = [(HIDDEN, hidden), (CELL, cell), (NORMALIZER, normalizer), (MAXIMUM, maximum)];
         let window = window.map(|window| (CONVOLUTION, window));
         Ok((x_BTC, BlockState::new(window.into_iter().chain(cell))))
     }

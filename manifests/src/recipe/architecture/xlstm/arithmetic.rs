@@ -8,7 +8,7 @@
 //! ```
 //! Numbers in the paper's table 7 are reproduced to the parameter with a vocabulary of 50304.
 
-use super::{BlockKind, GateWeights, XlstmConfig};
+use super::{BlockKind, ForgetGate, GateWeights, SlstmFunction, XlstmConfig};
 use crate::recipe::architecture::{ActivationSetup, Architecture, Checker, ModelSize};
 use crate::recipe::{ComputePath, Result};
 
@@ -41,6 +41,12 @@ impl Architecture for XlstmConfig {
         checker.factor("model.mlstm.feed_forward_factor", self.mlstm.feed_forward_factor)?;
         checker.factor("model.slstm.feed_forward_factor", self.slstm.feed_forward_factor)?;
         checker.not_negative("model.slstm.recurrent_gradient_clip", self.slstm.recurrent_gradient_clip)?;
+        if self.slstm.function == SlstmFunction::Lstm {
+            let sigmoid = self.slstm.forget_gate == ForgetGate::Sigmoid;
+            checker.require(sigmoid, "model.slstm.forget_gate", "sigmoid in an LSTM", "exponential")?;
+            let clip = self.slstm.recurrent_gradient_clip;
+            checker.require(clip == 0.0, "model.slstm.recurrent_gradient_clip", "0 in an LSTM", clip)?;
+        }
         self.check_divisions(checker)?;
         self.check_forget_bias(checker)
     }
@@ -56,8 +62,13 @@ impl Architecture for XlstmConfig {
             let list = at.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
             format!(" (sLSTM at {list})")
         };
+        let with_lstm = scalar > 0 && self.slstm.function == SlstmFunction::Lstm;
+        let cells = if with_lstm { " with LSTM cells in place of sLSTM" } else { "" };
         let (matrix, scalar) = ratio(self.blocks, &at);
-        format!("xLSTM[{matrix}:{scalar}], {} blocks{positions}, width {}", self.blocks, self.embedding_dim)
+        format!(
+            "xLSTM[{matrix}:{scalar}]{cells}, {} blocks{positions}, width {}",
+            self.blocks, self.embedding_dim
+        )
     }
 
     fn size(&self) -> ModelSize {

@@ -79,6 +79,8 @@ pub enum InputBias {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SlstmConfig {
+    /// The cell: an LSTM in the same block is the official package's comparison.
+    pub function: SlstmFunction,
     /// Heads.
     pub heads: u64,
     /// Taps of the causal convolution before the input and forget gates; 0: none.
@@ -98,6 +100,16 @@ pub struct SlstmConfig {
     /// Bound on each number of the gradient that goes back through the recurrence (paper: 10; released code: none);
     /// 0: no bound.
     pub recurrent_gradient_clip: f64,
+}
+
+/// The cell of an sLSTM block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SlstmFunction {
+    /// sLSTM.
+    Slstm,
+    /// LSTM: sigmoid gates, no normalizer.
+    Lstm,
 }
 
 /// What the sLSTM forget gate does with its sum.
@@ -189,6 +201,7 @@ impl Default for MlstmConfig {
 impl Default for SlstmConfig {
     fn default() -> Self {
         Self {
+            function: SlstmFunction::Slstm,
             heads: 4,
             convolution: 4,
             gate_weights: GateWeights::Headwise,

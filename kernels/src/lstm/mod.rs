@@ -1,0 +1,154 @@
+//! LSTM: sigmoid gates and a cell, mixed within each head from step to step; what sLSTM is compared with.
+//!
+//! For each unit, as PyTorch has it (whose g is called z here, as in [`crate::slstm`]):
+//!
+//! ```text
+//! (i~, f~, z~, o~) = x_t + R h_{t-1} + b
+//! c_t = σ(f~) c_{t-1} + σ(i~) tanh(z~)        h_t = σ(o~) tanh(c_t)
+//! ```
+//!
+//! The first state is all zeros. R is block-diagonal, and dense with a single head. Layouts are those of
+//! [`crate::slstm`], whose [`canonical_recurrent`](crate::slstm::canonical_recurrent) turns PyTorch's `weight_hh` into R.
+//!
+//! The ladder: [`LstmKernel::Reference`], a loop of libtorch calls over time, differentiated by libtorch; and
+//! [`LstmKernel::Fused`], the whole loop in one call with a backward pass by hand. On a GPU, [`LstmKernel::Auto`] is the
+//! kernel of [`crate::cuda`] for float32, and the loop where there is none for a head's size.
+
+mod fused;
+mod on_gpu;
+mod reference;
+
+use crate::KernelError;
+use crate::shape::{computing_kind, dimensions, expect_device, expect_resets, expect_shape};
+use tch::{Device, Kind, Tensor};
+
+/// What LSTM remembers of the past; each `(B, H, E)`.
+#[derive(Debug)]
+pub struct LstmState {
+    /// Output of the last step, h.
+    pub hidden: Tensor,
+    /// Cell c.
+    pub cell: Tensor,
+}
+
+impl LstmState {
+    fn map(&self, function: impl Fn(&Tensor) -> Tensor) -> Self {
+        Self { hidden: function(&self.hidden), cell: function(&self.cell) }
+    }
+}
+
+/// Which version computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LstmKernel {
+    /// The fastest that knows the device.
+    #[default]
+    Auto,
+    /// A loop of libtorch calls; any device.
+    Reference,
+    /// The whole loop in one call, backward by hand; CPU.
+    Fused,
+}
+
+/// Arguments of [`lstm`].
+#[derive(Debug, Clone, Copy)]
+pub struct LstmInput<'a> {
+    /// Gate inputs W x, `(B, T, G, H, E)`, gates in the order input, forget, z (cell input), output.
+    pub x_BTGHE: &'a Tensor,
+    /// Recurrent weights, `(H, E in, G, E out)`.
+    pub recurrent_HEGE: &'a Tensor,
+    /// Biases, `(G, H, E)`.
+    pub bias_GHE: &'a Tensor,
+    /// State before the first step; `None` is zeros.
+    pub state: Option<&'a LstmState>,
+    /// Steps before which everything is forgotten, `(B, T)`, boolean.
+    pub resets_BT: Option<&'a Tensor>,
+}
+
+/// Result of [`lstm`].
+#[derive(Debug)]
+pub struct LstmOutput {
+    /// Outputs h, `(B, T, H, E)`, in the type of `x_BTGHE`.
+    pub h_BTHE: Tensor,
+    /// State after the last step, in the computing type.
+    pub state: LstmState,
+}
+
+/// Sizes of one call.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    batch: i64,
+    time: i64,
+    heads: i64,
+    width: i64,
+}
+
+/// LSTM over a whole sequence (or one step of it, for generation). Gradients flow to every floating-point argument, the
+/// initial state included.
+///
+/// # Errors
+/// [`KernelError`] names the first argument whose shape, type or device does not fit.
+pub fn lstm(input: &LstmInput<'_>, kernel: LstmKernel) -> Result<LstmOutput, KernelError> {
+    let (sizes, kind) = check(input)?;
+    let (output_kind, device) = (input.x_BTGHE.kind(), input.x_BTGHE.device());
+    let x_BTGHE = input.x_BTGHE.to_kind(kind);
+    let recurrent_HEGE = input.recurrent_HEGE.to_kind(kind);
+    let bias_GHE = input.bias_GHE.to_kind(kind);
+    let state = match input.state {
+        Some(state) => state.map(|tensor| tensor.to_kind(kind)),
+        None => {
+            let zeros = || Tensor::zeros([sizes.batch, sizes.heads, sizes.width], (kind, device));
+            LstmState { hidden: zeros(), cell: zeros() }
+        }
+    };
+    let converted = LstmInput {
+        x_BTGHE: &x_BTGHE,
+        recurrent_HEGE: &recurrent_HEGE,
+        bias_GHE: &bias_GHE,
+        state: Some(&state),
+        resets_BT: input.resets_BT,
+    };
+    let output = match kernel {
+        LstmKernel::Fused if device != Device::Cpu => {
+            return Err(KernelError::Device {
+                function: "lstm",
+                argument: "x_BTGHE",
+                expected: "the CPU (the fused kernel knows no other)".to_owned(),
+                found: device,
+            });
+        }
+        LstmKernel::Auto if on_gpu::fits(&converted, kind) => on_gpu::lstm(&converted, &state)?,
+        LstmKernel::Auto if device != Device::Cpu => reference::lstm(&converted, &state, sizes),
+        LstmKernel::Reference => reference::lstm(&converted, &state, sizes),
+        LstmKernel::Auto | LstmKernel::Fused => fused::lstm(&converted, &state, sizes)?,
+    };
+    Ok(LstmOutput { h_BTHE: output.h_BTHE.to_kind(output_kind), state: output.state })
+}
+
+fn check(input: &LstmInput<'_>) -> Result<(Sizes, Kind), KernelError> {
+    const NAME: &str = "lstm";
+    let [batch, time, _, heads, width] = dimensions(NAME, "x_BTGHE", input.x_BTGHE)?;
+    expect_shape(NAME, "x_BTGHE", input.x_BTGHE, &[batch, time, 4, heads, width])?;
+    expect_shape(NAME, "recurrent_HEGE", input.recurrent_HEGE, &[heads, width, 4, width])?;
+    expect_shape(NAME, "bias_GHE", input.bias_GHE, &[4, heads, width])?;
+    expect_resets(NAME, input.resets_BT, batch, time)?;
+    if batch * time * heads * width == 0 {
+        let (found, expected) = (input.x_BTGHE.size(), "sizes of at least 1".to_owned());
+        return Err(KernelError::Shape { function: NAME, argument: "x_BTGHE", expected, found });
+    }
+    let mut kind = computing_kind(NAME, "x_BTGHE", input.x_BTGHE)?;
+    for (argument, tensor) in [("recurrent_HEGE", input.recurrent_HEGE), ("bias_GHE", input.bias_GHE)] {
+        expect_device(NAME, argument, tensor, input.x_BTGHE)?;
+        if computing_kind(NAME, argument, tensor)? == Kind::Double {
+            kind = Kind::Double;
+        }
+    }
+    let state = input.state.map(|state| [("state.hidden", &state.hidden), ("state.cell", &state.cell)]);
+    for (argument, tensor) in state.into_iter().flatten() {
+        expect_shape(NAME, argument, tensor, &[batch, heads, width])?;
+        expect_device(NAME, argument, tensor, input.x_BTGHE)?;
+    }
+    if let Some(resets_BT) = input.resets_BT {
+        expect_device(NAME, "resets_BT", resets_BT, input.x_BTGHE)?;
+    }
+    Ok((Sizes { batch, time, heads, width }, kind))
+}

@@ -1,0 +1,223 @@
+//! LSTM: the fused version against the fp64 reference and libtorch's own LSTM, with states, resets and extreme gates.
+#![allow(non_snake_case, reason = "shape suffixes are capitals")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure here is a failed test")]
+
+mod common;
+
+use common::{assert_close, check_gradients, leaf, random, random_flags, relative_error};
+use tch::{Kind, Tensor};
+use xlstm_kernels::KernelError;
+use xlstm_kernels::lstm::{LstmInput, LstmKernel, LstmOutput, LstmState, lstm};
+
+const NAMES: [&str; 5] = ["x", "recurrent", "bias", "hidden", "cell"];
+
+/// x, R, b and an initial state, in fp64.
+struct Case {
+    inputs: Vec<Tensor>,
+    resets_BT: Option<Tensor>,
+}
+
+impl Case {
+    fn new(seed: i64, [batch, time, heads, width]: [i64; 4], gate_scale: f64) -> Self {
+        let normal = |offset: i64, size: &[i64]| random(seed * 16 + offset, size, Kind::Double);
+        let state = [batch, heads, width];
+        let inputs = [
+            normal(0, &[batch, time, 4, heads, width]) * gate_scale,
+            normal(1, &[heads, width, 4, width]) * (width as f64).powf(-0.5),
+            normal(2, &[4, heads, width]),
+            normal(3, &state),
+            normal(4, &state),
+        ];
+        // Rounded to fp32, so that every precision starts from the same numbers.
+        let round = |tensor: &Tensor| tensor.to_kind(Kind::Float).to_kind(Kind::Double).detach();
+        Self { inputs: inputs.iter().map(round).collect(), resets_BT: None }
+    }
+
+    fn with_resets(mut self, probability: f64) -> Self {
+        let size = &self.inputs[0].size()[..2];
+        self.resets_BT = Some(random_flags(3, size, probability));
+        self
+    }
+
+    fn leaves(&self, kind: Kind) -> Vec<Tensor> {
+        self.inputs.iter().map(|input| leaf(&input.to_kind(kind))).collect()
+    }
+
+    fn run(&self, kernel: LstmKernel, kind: Kind) -> Vec<(String, Tensor)> {
+        let leaves = self.leaves(kind);
+        let output = apply(&leaves, self.resets_BT.as_ref(), kernel);
+        loss(&output, kind).backward();
+        let outputs = [&output.h_BTHE, &output.state.hidden, &output.state.cell].map(Tensor::detach);
+        let named = ["h", "final hidden", "final cell"].map(str::to_owned);
+        let mut found: Vec<(String, Tensor)> = named.into_iter().zip(outputs).collect();
+        found.extend(
+            NAMES.iter().zip(&leaves).map(|(name, leaf)| (format!("gradient of {name}"), leaf.grad())),
+        );
+        found
+    }
+}
+
+fn apply(leaves: &[Tensor], resets_BT: Option<&Tensor>, kernel: LstmKernel) -> LstmOutput {
+    let state = LstmState { hidden: leaves[3].shallow_clone(), cell: leaves[4].shallow_clone() };
+    let input = LstmInput {
+        x_BTGHE: &leaves[0],
+        recurrent_HEGE: &leaves[1],
+        bias_GHE: &leaves[2],
+        state: Some(&state),
+        resets_BT,
+    };
+    lstm(&input, kernel).unwrap()
+}
+
+/// Every output with fixed random weights.
+fn loss(output: &LstmOutput, kind: Kind) -> Tensor {
+    let outputs = [&output.h_BTHE, &output.state.hidden, &output.state.cell];
+    let weighted = outputs
+        .iter()
+        .enumerate()
+        .map(|(index, tensor)| (*tensor * random(700 + index as i64, &tensor.size(), kind)).sum(kind));
+    weighted.reduce(|left, right| left + right).unwrap()
+}
+
+#[track_caller]
+fn compare(what: &str, found: &[(String, Tensor)], expected: &[(String, Tensor)], tolerance: f64) {
+    for ((name, found), (_, expected)) in found.iter().zip(expected) {
+        assert_close(&format!("{what}: {name}"), found, expected, tolerance);
+    }
+}
+
+#[test]
+fn fused_equals_the_reference() {
+    let shapes = [[1, 1, 1, 1], [1, 7, 2, 3], [2, 19, 3, 8], [3, 12, 2, 17], [5, 9, 1, 33], [9, 5, 2, 64]];
+    for (seed, shape) in shapes.into_iter().enumerate() {
+        for resets in [0.0, 0.2] {
+            let case = Case::new(seed as i64, shape, 1.5).with_resets(resets);
+            let expected = case.run(LstmKernel::Reference, Kind::Double);
+            let found = case.run(LstmKernel::Fused, Kind::Double);
+            compare(&format!("{shape:?}, resets {resets}"), &found, &expected, 1e-10);
+        }
+    }
+}
+
+/// One head is libtorch's LSTM, whose code is not ours.
+#[test]
+fn one_head_equals_libtorch() {
+    let (batch, time, width) = (3, 17, 12);
+    let case = Case::new(7, [batch, time, 1, width], 1.0);
+    let [x, recurrent, bias, hidden, cell] = [0, 1, 2, 3, 4].map(|index: usize| &case.inputs[index]);
+    let found = apply(&case.inputs, None, LstmKernel::Fused);
+    // The gate inputs as they are: the input's weights are the identity.
+    let identity = Tensor::eye(4 * width, (Kind::Double, tch::Device::Cpu));
+    let weight_hh = recurrent.view([width, 4 * width]).transpose(0, 1).contiguous();
+    let flat = bias.reshape([-1]);
+    let (expected, last_hidden, last_cell) = x.view([batch, time, 4 * width]).lstm(
+        &[hidden.transpose(0, 1).contiguous(), cell.transpose(0, 1).contiguous()],
+        &[identity, weight_hh, flat.shallow_clone(), flat.zeros_like()],
+        true,
+        1,
+        0.0,
+        false,
+        false,
+        true,
+    );
+    assert_close("h", &found.h_BTHE.squeeze_dim(2), &expected, 1e-12);
+    assert_close("hidden", &found.state.hidden.transpose(0, 1), &last_hidden, 1e-12);
+    assert_close("cell", &found.state.cell.transpose(0, 1), &last_cell, 1e-12);
+}
+
+/// Errors in fp32 are at most twice those of libtorch's own operations in fp32, both against fp64.
+#[test]
+fn fp32_errors_are_those_of_libtorch_at_most_twice() {
+    for (seed, gate_scale) in [(30, 1.0), (31, 5.0), (32, 20.0)] {
+        for shape in [[2, 33, 2, 24], [1, 120, 1, 64]] {
+            let case = Case::new(seed, shape, gate_scale);
+            let expected = case.run(LstmKernel::Reference, Kind::Double);
+            let plain = case.run(LstmKernel::Reference, Kind::Float);
+            let found = case.run(LstmKernel::Fused, Kind::Float);
+            for ((name, found), ((_, plain), (_, expected))) in found.iter().zip(plain.iter().zip(&expected))
+            {
+                let (ours, theirs) = (relative_error(found, expected), relative_error(plain, expected));
+                // Where libtorch happens to be exact, a few units in the last place are allowed.
+                assert!(
+                    ours <= 2.0 * theirs + 2e-6,
+                    "gates {gate_scale}, {shape:?}, {name}: {ours:.2e} against {theirs:.2e}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn gates_of_plus_and_minus_a_hundred_stay_finite() {
+    for (i, f) in [(100.0, 100.0), (100.0, -100.0), (-100.0, 100.0), (-100.0, -100.0)] {
+        let mut case = Case::new(40, [2, 25, 2, 6], 1.0);
+        let shift = Tensor::from_slice(&[i, f, 100.0, -100.0]).view([1, 1, 4, 1, 1]);
+        case.inputs[0] = (&case.inputs[0] + shift).detach();
+        for (name, tensor) in case.run(LstmKernel::Fused, Kind::Float) {
+            assert!(bool::try_from(tensor.isfinite().all()).unwrap(), "i {i}, f {f}: {name} is not finite");
+        }
+    }
+}
+
+#[test]
+fn a_nan_is_not_lost() {
+    let case = Case::new(41, [1, 9, 1, 4], 1.0);
+    for gate in 0..4 {
+        let inputs: Vec<Tensor> = case.inputs.iter().map(Tensor::copy).collect();
+        let _ = inputs[0].narrow(1, 3, 1).narrow(2, gate, 1).narrow(4, 1, 1).fill_(f64::NAN);
+        let output = apply(&inputs, None, LstmKernel::Fused);
+        assert!(!bool::try_from(output.h_BTHE.isfinite().all()).unwrap(), "a NaN in gate {gate}");
+    }
+}
+
+#[test]
+fn split_sequences_equal_the_whole() {
+    let case = Case::new(50, [2, 24, 2, 8], 1.0).with_resets(0.05);
+    let resets_BT = case.resets_BT.as_ref().unwrap();
+    for kernel in [LstmKernel::Reference, LstmKernel::Fused] {
+        let whole = case.leaves(Kind::Double);
+        let output = apply(&whole, Some(resets_BT), kernel);
+        loss(&output, Kind::Double).backward();
+        for split in [1, 11, 23] {
+            let leaves = case.leaves(Kind::Double);
+            let mut first: Vec<Tensor> = leaves.iter().map(Tensor::shallow_clone).collect();
+            first[0] = leaves[0].narrow(1, 0, split);
+            let head = apply(&first, Some(&resets_BT.narrow(1, 0, split)), kernel);
+            let mut second: Vec<Tensor> = leaves.iter().map(Tensor::shallow_clone).collect();
+            second[0] = leaves[0].narrow(1, split, 24 - split);
+            second[3] = head.state.hidden.shallow_clone();
+            second[4] = head.state.cell.shallow_clone();
+            let tail = apply(&second, Some(&resets_BT.narrow(1, split, 24 - split)), kernel);
+            let h_BTHE = Tensor::cat(&[&head.h_BTHE, &tail.h_BTHE], 1);
+            assert_close("h", &h_BTHE, &output.h_BTHE, 1e-12);
+            loss(&LstmOutput { h_BTHE, state: tail.state }, Kind::Double).backward();
+            for (name, (found, expected)) in NAMES.iter().zip(leaves.iter().zip(&whole)) {
+                assert_close(&format!("{name} split at {split}"), &found.grad(), &expected.grad(), 1e-9);
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_agree_with_finite_differences() {
+    let case = Case::new(60, [2, 7, 2, 3], 1.0).with_resets(0.1);
+    let leaves = case.leaves(Kind::Double);
+    let named: Vec<(&str, &Tensor)> = NAMES.iter().copied().zip(&leaves).collect();
+    check_gradients(&named, &|| {
+        loss(&apply(&leaves, case.resets_BT.as_ref(), LstmKernel::Fused), Kind::Double)
+    });
+}
+
+#[test]
+fn half_precision_is_computed_in_single_and_wrong_shapes_are_named() {
+    let case = Case::new(80, [2, 20, 2, 8], 1.0);
+    let x = case.inputs[0].to_kind(Kind::BFloat16);
+    let [recurrent, bias] = [1, 2].map(|index: usize| case.inputs[index].to_kind(Kind::Float));
+    let input =
+        LstmInput { x_BTGHE: &x, recurrent_HEGE: &recurrent, bias_GHE: &bias, state: None, resets_BT: None };
+    let output = lstm(&input, LstmKernel::Auto).unwrap();
+    assert_eq!((output.h_BTHE.kind(), output.state.cell.kind()), (Kind::BFloat16, Kind::Float));
+    let transposed = recurrent.transpose(1, 2);
+    let error = lstm(&LstmInput { recurrent_HEGE: &transposed, ..input }, LstmKernel::Auto).unwrap_err();
+    assert!(matches!(error, KernelError::Shape { argument: "recurrent_HEGE", .. }), "{error}");
+}

@@ -1,0 +1,164 @@
+//! LSTM layers: stacked, on a residual, and in turn with feed-forwards (Table 2; Section 4.1's LSTM and LSTM (Block)).
+//!
+//! ```text
+//! plain      x ← LSTM(x)
+//! others     x ← x + LSTM(LN(x))           feed-forward: x ← x + W_down GELU(W_up LN(x))
+//! ```
+//! Parameters are PyTorch's, with both of its bias vectors, which the printed counts need; norms have a weight and no
+//! bias. PyTorch's initial values for the LSTM, U(±1/√d); embedding, output and feed-forward begin as the xLSTM's.
+//! Matrices decay but the embedding. `weight_hh` is `(4d, d)`, or `(H, 4·d/H, d/H)` with more than one head.
+
+use tch::Tensor;
+use xlstm_kernels::lstm::{LstmInput, LstmKernel, LstmState, lstm};
+use xlstm_kernels::slstm::{SlstmLayout, canonical_recurrent};
+use xlstm_manifests::recipe::architecture::{LstmConfig, LstmForm};
+
+use super::block::{Block, BlockCall, BlockState};
+use super::network::{Network, Parts};
+use super::normalization::Norm;
+use super::parameters::{Builder, Decay, Init, small_init, wang_init};
+use super::{product, signed};
+use crate::error::Result;
+
+/// Epsilon of all norms.
+const NORM_EPSILON: f64 = 1e-5;
+/// Names of a layer's state.
+const HIDDEN: &str = "lstm.hidden";
+const CELL: &str = "lstm.cell";
+
+impl Network for LstmConfig {
+    fn build(&self, builder: &mut Builder) -> Result<Parts> {
+        let table = |builder: &mut Builder, name: &str, decay| {
+            let shape = [signed(self.vocabulary_size), signed(self.embedding_dim)];
+            builder.add(name.into(), &shape, &small_init(self.embedding_dim), decay)
+        };
+        let embedding = table(builder, "token_embedding.weight", Decay::No)?;
+        let mut blocks: Vec<LstmBlock> = Vec::new();
+        for (index, is_feed_forward) in self.layers().enumerate() {
+            let prefix = format!("layers.{index}");
+            match blocks.last_mut() {
+                // A feed-forward has no state, and every block must have one: it goes with the LSTM before it.
+                Some(block) if is_feed_forward => block.feed = Some(Feed::new(builder, self, &prefix)?),
+                _ => blocks.push(LstmBlock { layer: Layer::new(builder, self, &prefix)?, feed: None }),
+            }
+        }
+        let norm = match self.form {
+            LstmForm::Plain => Norm::None,
+            _ => Norm::layer_without_bias(builder, "norm", signed(self.embedding_dim), NORM_EPSILON)?,
+        };
+        let output = table(builder, "lm_head.weight", Decay::Yes)?;
+        let blocks = blocks.into_iter().map(|block| Box::new(block) as Box<dyn Block>).collect();
+        Ok(Parts {
+            embedding,
+            position_embedding: None,
+            embedding_norm: None,
+            blocks,
+            norm,
+            output,
+            positional: false,
+        })
+    }
+}
+
+/// An LSTM layer, and the feed-forward behind it where there is one.
+#[derive(Debug)]
+struct LstmBlock {
+    layer: Layer,
+    feed: Option<Feed>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    /// `None`: a stacked layer, whose output takes the place of its input.
+    norm: Option<Norm>,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor,
+    bias_hh: Tensor,
+    heads: i64,
+}
+
+impl Layer {
+    fn new(builder: &mut Builder, config: &LstmConfig, prefix: &str) -> Result<Self> {
+        let (d, heads) = (signed(config.embedding_dim), signed(config.heads));
+        let name = |part: &str| format!("{prefix}.lstm.{part}");
+        let init = Init::Uniform((config.embedding_dim as f64).powf(-0.5));
+        let norm = match config.form {
+            LstmForm::Plain => None,
+            _ => Some(Norm::layer_without_bias(builder, &format!("{prefix}.norm"), d, NORM_EPSILON)?),
+        };
+        let recurrent = if heads == 1 { vec![4 * d, d] } else { vec![heads, 4 * (d / heads), d / heads] };
+        Ok(Self {
+            norm,
+            weight_ih: builder.add(name("weight_ih"), &[4 * d, d], &init, Decay::Yes)?,
+            weight_hh: builder.add(name("weight_hh"), &recurrent, &init, Decay::Yes)?,
+            bias_ih: builder.add(name("bias_ih"), &[4 * d], &init, Decay::No)?,
+            bias_hh: builder.add(name("bias_hh"), &[4 * d], &init, Decay::No)?,
+            heads,
+        })
+    }
+
+    fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
+        let y_BTC = match &self.norm {
+            Some(norm) => norm.apply(x_BTC)?,
+            None => x_BTC.shallow_clone(),
+        };
+        let size = y_BTC.size();
+        let (batch, time, width) = (size[0], size[1], size[2]);
+        let unit = width / self.heads;
+        let raw_BTF = product(&y_BTC, &self.weight_ih, call.precision)?;
+        let state = call.state.map(cell_state).transpose()?;
+        let weight_hh = self.weight_hh.f_view([self.heads, 4 * unit, unit])?;
+        let input = LstmInput {
+            x_BTGHE: &raw_BTF.f_view([batch, time, 4, self.heads, unit])?,
+            recurrent_HEGE: &canonical_recurrent(&weight_hh, SlstmLayout::Vanilla)?,
+            bias_GHE: &self.bias_ih.f_add(&self.bias_hh)?.f_view([4, self.heads, unit])?,
+            state: state.as_ref(),
+            resets_BT: call.resets_BT,
+        };
+        let output = lstm(&input, LstmKernel::Auto)?;
+        let h_BTC = output.h_BTHE.f_flatten(2, 3)?.f_to_kind(x_BTC.kind())?;
+        let x_BTC = if self.norm.is_some() { x_BTC.f_add(&h_BTC)? } else { h_BTC };
+        let LstmState { hidden, cell } = output.state;
+        Ok((x_BTC, BlockState::new([(HIDDEN, hidden), (CELL, cell)])))
+    }
+}
+
+#[derive(Debug)]
+struct Feed {
+    norm: Norm,
+    up: Tensor,
+    down: Tensor,
+}
+
+impl Feed {
+    fn new(builder: &mut Builder, config: &LstmConfig, prefix: &str) -> Result<Self> {
+        let (d, feed) = (signed(config.embedding_dim), signed(config.feed_forward()));
+        let name = |part: &str| format!("{prefix}.ffn.{part}.weight");
+        let last = wang_init(config.embedding_dim, config.layers().count() as u64);
+        Ok(Self {
+            norm: Norm::layer_without_bias(builder, &format!("{prefix}.norm"), d, NORM_EPSILON)?,
+            up: builder.add(name("proj_up"), &[feed, d], &small_init(config.embedding_dim), Decay::Yes)?,
+            down: builder.add(name("proj_down"), &[d, feed], &last, Decay::Yes)?,
+        })
+    }
+
+    fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<Tensor> {
+        let up_BTF = product(&self.norm.apply(x_BTC)?, &self.up, call.precision)?;
+        Ok(x_BTC + product(&up_BTF.f_gelu("none")?, &self.down, call.precision)?)
+    }
+}
+
+impl Block for LstmBlock {
+    fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
+        let (x_BTC, state) = self.layer.forward(x_BTC, call)?;
+        match &self.feed {
+            Some(feed) => Ok((feed.forward(&x_BTC, call)?, state)),
+            None => Ok((x_BTC, state)),
+        }
+    }
+}
+
+fn cell_state(state: &BlockState) -> Result<LstmState> {
+    Ok(LstmState { hidden: state.need(HIDDEN)?, cell: state.need(CELL)? })
+}

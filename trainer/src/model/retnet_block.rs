@@ -1,0 +1,161 @@
+//! RetNet in a Transformer's blocks: layer norms, biases, GELU, and retention in place of attention.
+//!
+//! ```text
+//! x + W_o [w ⊙ RMS_head(o) ⊙ SiLU(W_g y + b)] + b        y = LN(x)        o = retention of q, k, v, each W y + b
+//! x + W_2 GELU(W_1 LN(x) + b) + b
+//! ```
+//! Queries and keys have rotary positions; the log decay of head h is log(1 − 2^(−5−h)), keys are scaled by E^(−1/2). The
+//! head norm has an epsilon of 1e-6, layer norms of 1e-5. First values are those of GPT-2; matrices decay but the embedding.
+
+use tch::Tensor;
+use xlstm_kernels::linear;
+use xlstm_kernels::linear_attention::{
+    LinearAttentionInput, LinearAttentionOptions, LogDecay, linear_attention,
+};
+use xlstm_manifests::recipe::architecture::RetnetBlockConfig;
+
+use super::attention::{Rotary, by_head};
+use super::block::{Block, BlockCall, BlockState};
+use super::network::{Network, Parts};
+use super::normalization::Norm;
+use super::parameters::{Builder, Decay, Init};
+use super::recurrent::{ROTARY_BASE, retention_decays, scale, wide};
+use super::signed;
+use crate::error::{Result, TrainError};
+
+/// Epsilon of the layer norms.
+const NORM_EPSILON: f64 = 1e-5;
+/// Epsilon of the norm of each head.
+const HEAD_EPSILON: f64 = 1e-6;
+/// Standard deviation of the matrices' first values.
+const DEVIATION: f64 = 0.02;
+/// Name of the state.
+const MEMORY: &str = "memory";
+
+impl Network for RetnetBlockConfig {
+    fn build(&self, builder: &mut Builder) -> Result<Parts> {
+        let width = signed(self.embedding_dim);
+        let table = |builder: &mut Builder, name: &str, decay| {
+            builder.add(name.into(), &[signed(self.vocabulary_size), width], &Init::Normal(DEVIATION), decay)
+        };
+        let embedding = table(builder, "token_embedding.weight", Decay::No)?;
+        let mut blocks: Vec<Box<dyn Block>> = Vec::new();
+        for index in 0..self.blocks {
+            blocks.push(Box::new(RetnetBlock::new(builder, self, &format!("layers.{index}"))?));
+        }
+        let norm = Norm::layer(builder, "norm", width, NORM_EPSILON)?;
+        let output = table(builder, "lm_head.weight", Decay::Yes)?;
+        Ok(Parts {
+            embedding,
+            position_embedding: None,
+            embedding_norm: None,
+            blocks,
+            norm,
+            output,
+            positional: true,
+        })
+    }
+}
+
+/// `x Wᵀ + b`.
+#[derive(Debug)]
+struct Map {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Map {
+    fn new(builder: &mut Builder, name: &str, [outputs, inputs]: [i64; 2], deviation: f64) -> Result<Self> {
+        let init = Init::Normal(deviation);
+        let weight = builder.add(format!("{name}.weight"), &[outputs, inputs], &init, Decay::Yes)?;
+        let bias = builder.add(format!("{name}.bias"), &[outputs], &Init::Constant(0.0), Decay::No)?;
+        Ok(Self { weight, bias })
+    }
+
+    fn apply(&self, x: &Tensor, call: &BlockCall<'_>) -> Result<Tensor> {
+        let kind = call.precision.unwrap_or_else(|| self.weight.kind());
+        let (weight, bias) = (self.weight.f_to_kind(kind)?, self.bias.f_to_kind(kind)?);
+        Ok(linear::linear(&x.f_to_kind(kind)?, &weight, Some(&bias))?)
+    }
+}
+
+#[derive(Debug)]
+struct RetnetBlock {
+    heads: i64,
+    norm: Norm,
+    query: Map,
+    key: Map,
+    value: Map,
+    gate: Map,
+    head_norm: Tensor,
+    output: Map,
+    feed_norm: Norm,
+    up: Map,
+    down: Map,
+}
+
+impl RetnetBlock {
+    fn new(builder: &mut Builder, config: &RetnetBlockConfig, prefix: &str) -> Result<Self> {
+        let (d, feed) = (signed(config.embedding_dim), signed(config.feed_forward()));
+        // A block has two residual branches.
+        let last = DEVIATION / f64::sqrt(2.0 * config.blocks as f64);
+        let name = |part: &str| format!("{prefix}.{part}");
+        let square = |builder: &mut Builder, part: &str, deviation| {
+            Map::new(builder, &format!("{prefix}.retention.{part}"), [d, d], deviation)
+        };
+        Ok(Self {
+            heads: signed(config.heads),
+            norm: Norm::layer(builder, &name("norm1"), d, NORM_EPSILON)?,
+            query: square(builder, "q_proj", DEVIATION)?,
+            key: square(builder, "k_proj", DEVIATION)?,
+            value: square(builder, "v_proj", DEVIATION)?,
+            gate: square(builder, "g_proj", DEVIATION)?,
+            head_norm: builder.add(
+                name("retention.head_norm.weight"),
+                &[d],
+                &Init::Constant(1.0),
+                Decay::No,
+            )?,
+            output: square(builder, "o_proj", last)?,
+            feed_norm: Norm::layer(builder, &name("norm2"), d, NORM_EPSILON)?,
+            up: Map::new(builder, &name("ffn.fc1"), [feed, d], DEVIATION)?,
+            down: Map::new(builder, &name("ffn.fc2"), [d, feed], last)?,
+        })
+    }
+
+    /// What retention adds to the residual, and its state.
+    fn retain(&self, y_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, Tensor)> {
+        let positions_BT = call
+            .positions_BT
+            .ok_or_else(|| TrainError::Internal("expected positions for retention, found none".into()))?;
+        let head = |map: &Map| by_head(&map.apply(y_BTC, call)?, self.heads);
+        let (q_BTHK, k_BTHK) = (head(&self.query)?, head(&self.key)?);
+        let rotary = Rotary::new(positions_BT, q_BTHK.size()[3], ROTARY_BASE, y_BTC.kind())?;
+        let memory = call.state.map(|state| state.need(MEMORY)).transpose()?;
+        let input = LinearAttentionInput {
+            q_BTHK: &rotary.turn(&q_BTHK)?,
+            k_BTHK: &rotary.turn(&k_BTHK)?,
+            v_BTHV: &head(&self.value)?,
+            log_decay: LogDecay::Head(&retention_decays(self.heads, y_BTC)?),
+            bonus_HK: None,
+            scale: scale(&q_BTHK),
+            state_BHKV: memory.as_ref(),
+            resets_BT: call.resets_BT,
+        };
+        let output = linear_attention(&input, &LinearAttentionOptions::default())?;
+        let o_BTHV = output.o_BTHV.f_to_kind(wide(y_BTC))?;
+        let normal_BTHV = o_BTHV.f_rms_norm([o_BTHV.size()[3]], None::<&Tensor>, HEAD_EPSILON)?;
+        let gate_BTC = self.gate.apply(y_BTC, call)?.f_silu()?;
+        let mixed_BTC = normal_BTHV.f_flatten(2, 3)? * &self.head_norm * gate_BTC;
+        Ok((self.output.apply(&mixed_BTC, call)?, output.state_BHKV))
+    }
+}
+
+impl Block for RetnetBlock {
+    fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
+        let (mixed_BTC, memory) = self.retain(&self.norm.apply(x_BTC)?, call)?;
+        let x_BTC = x_BTC + mixed_BTC;
+        let up_BTF = self.up.apply(&self.feed_norm.apply(&x_BTC)?, call)?.f_gelu("none")?;
+        Ok((&x_BTC + self.down.apply(&up_BTF, call)?, BlockState::new([(MEMORY, memory)])))
+    }
+}
