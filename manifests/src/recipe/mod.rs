@@ -195,6 +195,10 @@ pub struct Validation {
     pub every_steps: u64,
     /// The prefix of the split, in rows; 0: all of it.
     pub rows: u64,
+    /// End the run after a validation with at least this accuracy (where targets are stored); 0: never.
+    pub stop_at_accuracy: f64,
+    /// End the run after so many validations in a row without a lower loss than the lowest before; 0: never.
+    pub patience: u64,
 }
 
 /// When to save and what to keep. A run saves at its end in any case.
@@ -275,7 +279,7 @@ impl Default for Schedule {
 
 impl Default for Validation {
     fn default() -> Self {
-        Self { every_steps: 1000, rows: 0 }
+        Self { every_steps: 1000, rows: 0, stop_at_accuracy: 0.0, patience: 0 }
     }
 }
 

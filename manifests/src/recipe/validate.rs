@@ -37,6 +37,8 @@ fn check_training(checker: &Checker<'_>, recipe: &Recipe) -> Result<()> {
     checker.not_negative("optimizer.epsilon", optimizer.epsilon)?;
     checker.not_negative("optimizer.weight_decay", optimizer.weight_decay)?;
     checker.not_negative("optimizer.clip_norm", optimizer.clip_norm)?;
+    let accuracy = recipe.validation.stop_at_accuracy;
+    checker.require((0.0..=1.0).contains(&accuracy), "validation.stop_at_accuracy", "0 to 1", accuracy)?;
     let end = recipe.schedule.final_fraction;
     checker.require((0.0..=1.0).contains(&end), "schedule.final_fraction", "0 to 1", end)?;
     let (warmup, decay) = (recipe.schedule.warmup_steps, recipe.decay_steps());
@@ -56,6 +58,7 @@ mod tests {
                 ("optimizer.beta1=1.0", "optimizer.beta1"),
                 ("optimizer.learning_rate=-1", "optimizer.learning_rate"),
                 ("checkpoint.keep_last=0", "checkpoint.keep_last"),
+                ("validation.stop_at_accuracy=95", "validation.stop_at_accuracy"),
                 ("model.blocks=0", "model.blocks"),
             ],
         );

@@ -49,6 +49,9 @@ pub(super) struct MeasureArguments {
     /// Folder with `validation` and `test`
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
+    /// Folder of other data with `test`, named by its label; may be given again
+    #[arg(long, value_name = "DIR")]
+    also: Vec<PathBuf>,
     #[command(flatten)]
     device: DeviceArguments,
 }
@@ -56,7 +59,7 @@ pub(super) struct MeasureArguments {
 /// Measures; returns the exit code.
 pub(super) fn measure(arguments: &MeasureArguments) -> anyhow::Result<u8> {
     let device = arguments.device.start()?;
-    let measured = measure_run(&arguments.run, &arguments.data, &device)?;
+    let measured = measure_run(&arguments.run, &arguments.data, &arguments.also, &device)?;
     print(&format!("{}\n", json!(measured)))?;
     Ok(0)
 }
@@ -144,6 +147,9 @@ fn table(results: &Results) -> String {
             "{:<32} {:<12} test {:.3}{deviation}  validation {:.3}  learning rate {:e}\n",
             cell.task, cell.variant, cell.test, cell.validation, cell.learning_rate
         );
+        for (label, accuracy) in &cell.also {
+            text += &format!("{:<32} {:<12} test {accuracy:.3}  (the same runs on {label})\n", "", "");
+        }
     }
     text
 }

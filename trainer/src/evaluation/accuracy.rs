@@ -2,7 +2,8 @@
 //!
 //! Accuracy is pooled over targets, so an example with many of them weighs more than one with few; the interval is over
 //! examples, whose targets are not independent of each other. Figures are also given by length, the positions of an
-//! example that count: the paper's formal-language tasks ask whether a model goes on beyond the lengths it was trained on.
+//! example that count, and by the position at which a target stands: the paper's formal-language tasks ask whether a model
+//! goes on beyond the lengths it was trained on. Of a generated task the accuracy is also given scaled, as in Figure 4.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -10,13 +11,14 @@ use std::time::Instant;
 use xlstm_manifests::manifest::Layout;
 use xlstm_manifests::order::StepRow;
 use xlstm_manifests::{Dataset, Manifest};
+use xlstm_pipeline::tasks;
 
 use super::evaluate::{Outcome, default_folder, finished, plan_of, together};
 use super::open::{EvaluationPrecision, OpenedModel, check_dataset, find_split, link_dataset, open_model};
 use super::output;
 use super::results::{
-    Accuracy, AccuracyFigures, AccuracyLengths, Effort, Interval, Mark, MarkKind, Protocol, REPORT_FORMAT,
-    REPORT_VERSION, Report, Results, Setting,
+    Accuracy, AccuracyFigures, AccuracyLengths, AccuracyPositions, Effort, Interval, Mark, MarkKind,
+    Protocol, REPORT_FORMAT, REPORT_VERSION, Report, Results, ScaledAccuracy, Setting,
 };
 use super::statistics::ratio_of_sums;
 use crate::communicator::{Communicator, flags};
@@ -25,6 +27,7 @@ use crate::environment;
 use crate::error::{Result, TrainError};
 use crate::loader::{MicroBatch, Shape};
 use crate::metrics::score_targets;
+use crate::model::IGNORE_TARGET;
 use crate::signals::Signals;
 
 /// The evaluation's name in folders and plans.
@@ -154,11 +157,11 @@ pub fn evaluate_accuracy(
         return Ok(Outcome::Finished(Box::new(report), folder));
     }
     let begin = Instant::now();
-    let Some(by_length) = measure(options, &opened, &rows, communicator, signals)? else {
+    let Some(counted) = measure(options, &opened, &rows, communicator, signals)? else {
         return Ok(Outcome::Stopped(signals.received().unwrap_or(15)));
     };
     let seconds = begin.elapsed().as_secs_f64();
-    let results = results(&by_length)
+    let results = results(&counted, chance(&manifest))
         .ok_or_else(|| TrainError::file(&path, "at least one scored target", "none", "prepare it again"))?;
     let world = communicator.world_size();
     let positions = (results.total.examples * setting.context_length) as f64;
@@ -191,6 +194,13 @@ pub fn evaluate_accuracy(
     Ok(Outcome::Finished(Box::new(report), folder))
 }
 
+/// The accuracy of a guess, of a split that this program can make again.
+fn chance(manifest: &Manifest) -> Option<f64> {
+    let task = tasks::from_spec(manifest.source.generator.as_ref()?).ok()?;
+    let (right, of) = task.random_accuracy();
+    Some(f64::from(right) / f64::from(of))
+}
+
 fn check_layout(path: &Path, layout: Layout) -> Result<()> {
     match layout {
         Layout::Examples => Ok(()),
@@ -203,14 +213,26 @@ fn check_layout(path: &Path, layout: Layout) -> Result<()> {
     }
 }
 
-/// Sums by length, over all ranks; `None` when a signal came in between.
+/// What was counted of a split.
+#[derive(Debug, Default)]
+struct Counted {
+    /// By length.
+    lengths: Vec<Sums>,
+    /// By the position of a target.
+    positions: Vec<Place>,
+}
+
+/// Targets, right ones and negative log-likelihood at a position.
+type Place = [f64; 3];
+
+/// Sums by length and position, over all ranks; `None` when a signal came in between.
 fn measure(
     options: &AccuracyOptions,
     opened: &OpenedModel,
     dataset: &Dataset,
     communicator: &dyn Communicator,
     signals: &Signals,
-) -> Result<Option<Vec<Sums>>> {
+) -> Result<Option<Counted>> {
     let row_length = dataset.manifest().packing.row_length as usize;
     let model = &opened.model;
     let device = model.placement().device;
@@ -222,6 +244,7 @@ fn measure(
     let own: Vec<StepRow> = (bound(rank)..bound(rank + 1)).map(|row| StepRow { epoch: 0, row }).collect();
     let mut batches = own.chunks(shape.rows);
     let mut by_length = vec![Sums::default(); row_length + 1];
+    let mut by_position = vec![Place::default(); row_length];
     for _ in 0..rows.div_ceil(world).div_ceil(shape.rows as u64) {
         let stop = if signals.received().is_some() { flags::STOP } else { 0 };
         if communicator.any_flags(stop)? & flags::STOP != 0 {
@@ -232,6 +255,13 @@ fn measure(
         let (inputs, targets, _) = batch.tensors(device)?;
         let scores = score_targets(model, &inputs, &targets, None)?;
         let mut scored = scores.losses.iter().zip(&scores.correct);
+        for ((loss, right), place) in scored.clone().zip(places(&batch)) {
+            if let Some([targets, correct, nll]) = by_position.get_mut(place) {
+                *targets += 1.0;
+                *correct += f64::from(u8::from(*right));
+                *nll += loss;
+            }
+        }
         for row in rows {
             let Some(example) = dataset.example(row.row)? else { continue };
             let (mut targets, mut correct, mut nll) = (0, 0, 0.0);
@@ -254,13 +284,25 @@ fn measure(
     }
     let mut numbers: Vec<f64> = by_length.iter().flat_map(|sums| sums.to_numbers()).collect();
     communicator.sum(&mut numbers)?;
-    Ok(Some(numbers.as_chunks().0.iter().map(Sums::of_numbers).collect()))
+    let mut places = by_position.concat();
+    communicator.sum(&mut places)?;
+    Ok(Some(Counted {
+        lengths: numbers.as_chunks().0.iter().map(Sums::of_numbers).collect(),
+        positions: places.as_chunks().0.to_vec(),
+    }))
 }
 
-/// Most lines of figures by length; more lengths than these are put together in equal ranges.
+/// Where the scored targets of a batch stand in their rows, row by row.
+fn places(batch: &MicroBatch) -> impl Iterator<Item = usize> {
+    let rows = batch.targets.chunks(batch.context.max(1));
+    rows.flat_map(|row| (0..row.len()).filter(|&place| row[place] != IGNORE_TARGET))
+}
+
+/// Most lines of figures by length or position; more than these are put together in equal ranges.
 const MAX_LINES: usize = 256;
 
-fn results(by_length: &[Sums]) -> Option<Accuracy> {
+fn results(counted: &Counted, chance: Option<f64>) -> Option<Accuracy> {
+    let by_length = &counted.lengths;
     let mut total = Sums::default();
     by_length.iter().for_each(|sums| total.absorb(sums));
     let width = by_length.len().div_ceil(MAX_LINES).max(1);
@@ -271,7 +313,31 @@ fn results(by_length: &[Sums]) -> Option<Accuracy> {
         let last = first + sums.len() as u64 - 1;
         Some(AccuracyLengths { first, last, figures: together.figures()? })
     });
-    Some(Accuracy { total: total.figures()?, lengths: lengths.collect() })
+    let total = total.figures()?;
+    Some(Accuracy {
+        total,
+        lengths: lengths.collect(),
+        positions: positions(&counted.positions),
+        scaled: chance.map(|chance| ScaledAccuracy::of(total.accuracy, chance)),
+    })
+}
+
+fn positions(places: &[Place]) -> Vec<AccuracyPositions> {
+    let width = places.len().div_ceil(MAX_LINES).max(1);
+    let ranges = places.chunks(width).enumerate().filter_map(|(index, places)| {
+        let sum = |number: usize| places.iter().map(|place| place[number]).sum::<f64>();
+        let (targets, correct, nll) = (sum(0), sum(1), sum(2));
+        let first = (index * width) as u64;
+        (targets > 0.0).then(|| AccuracyPositions {
+            first,
+            last: first + places.len() as u64 - 1,
+            targets: targets as u64,
+            correct: correct as u64,
+            accuracy: correct / targets,
+            nll,
+        })
+    });
+    ranges.collect()
 }
 
 #[cfg(test)]
@@ -284,7 +350,13 @@ mod tests {
         by_length[2].add(1, 1, 0.5);
         by_length[2].add(2, 0, 3.0);
         by_length[3].add(3, 3, 1.0);
-        let found = results(&by_length).unwrap();
+        let positions = vec![[0.0; 3], [4.0, 1.0, 3.5], [2.0, 2.0, 1.0]];
+        let counted = Counted { lengths: by_length, positions };
+        let found = results(&counted, Some(0.5)).unwrap();
+        let scaled = found.scaled.unwrap();
+        assert!((scaled.total - 1.0 / 3.0).abs() < 1e-15 && scaled.chance == 0.5, "{scaled:?}");
+        let places: Vec<_> = found.positions.iter().map(|p| (p.first, p.targets, p.correct)).collect();
+        assert_eq!(places, [(1, 4, 1), (2, 2, 2)]);
         let total = found.total;
         assert_eq!((total.examples, total.targets, total.correct), (3, 6, 4));
         assert!((total.accuracy - 4.0 / 6.0).abs() < 1e-15 && (total.loss - 0.75).abs() < 1e-15);
@@ -292,11 +364,13 @@ mod tests {
         assert!(total.accuracy_interval.is_none());
         let mut six = vec![Sums::default(); 2];
         (0..6).for_each(|index| six[1].add(1, index % 2, 1.0));
-        let interval = results(&six).unwrap().total.accuracy_interval.unwrap();
+        let six = Counted { lengths: six, ..Counted::default() };
+        let interval = results(&six, None).unwrap().total.accuracy_interval.unwrap();
         let half = 2.570_582 * (6.0 / 5.0 * 1.5 / 36.0_f64).sqrt();
         assert!((interval.high - (0.5 + half).min(1.0)).abs() < 1e-3, "{interval:?}");
         let lengths: Vec<_> = found.lengths.iter().map(|l| (l.first, l.last, l.figures.correct)).collect();
         assert_eq!(lengths, [(2, 2, 1), (3, 3, 3)]);
-        assert!(results(&[Sums::default()]).is_none(), "no figure stands on nothing");
+        let nothing = Counted { lengths: vec![Sums::default()], ..Counted::default() };
+        assert!(results(&nothing, None).is_none(), "no figure stands on nothing");
     }
 }

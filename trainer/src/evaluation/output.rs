@@ -5,7 +5,9 @@ use std::path::Path;
 use xlstm_manifests::atomic::write_atomic;
 
 use super::corpus::Corpus;
-use super::results::{Accuracy, AccuracyFigures, Interval, Report, Results, Statistics};
+use super::results::{
+    Accuracy, AccuracyFigures, AccuracyPositions, Interval, Report, Results, ScaledAccuracy, Statistics,
+};
 use super::statistics::DocumentScore;
 use super::text;
 use crate::error::Result;
@@ -162,22 +164,37 @@ fn line(level: &str, source: &str, name: &str, statistics: Option<&Statistics>) 
     )
 }
 
-/// One line for all examples, then one for each length.
+/// One line for all examples, then one for each length, and one for each position of a target (whose first and last stand
+/// in the columns of lengths).
 fn accuracy_csv(results: &Accuracy) -> String {
     let mut lines = vec![
-        "level,length_first,length_last,examples,targets,correct,accuracy,accuracy_low,accuracy_high,nll,loss".to_owned(),
+        "level,length_first,length_last,examples,targets,correct,accuracy,accuracy_low,accuracy_high,nll,loss,scaled_accuracy"
+            .to_owned(),
     ];
+    let scaled = |accuracy: f64| {
+        results
+            .scaled
+            .map_or_else(String::new, |scaled| ScaledAccuracy::of(accuracy, scaled.chance).total.to_string())
+    };
     let mut line = |level: &str, lengths: (String, String), figures: &AccuracyFigures| {
         let (low, high) = ends(figures.accuracy_interval);
         let AccuracyFigures { examples, targets, correct, accuracy, nll, loss, .. } = figures;
         let (first, last) = lengths;
         lines.push(format!(
-            "{level},{first},{last},{examples},{targets},{correct},{accuracy},{low},{high},{nll},{loss}"
+            "{level},{first},{last},{examples},{targets},{correct},{accuracy},{low},{high},{nll},{loss},{}",
+            scaled(*accuracy)
         ));
     };
     line("total", Default::default(), &results.total);
     for length in &results.lengths {
         line("length", (length.first.to_string(), length.last.to_string()), &length.figures);
+    }
+    for AccuracyPositions { first, last, targets, correct, accuracy, nll } in &results.positions {
+        let loss = nll / *targets as f64;
+        lines.push(format!(
+            "position,{first},{last},,{targets},{correct},{accuracy},,,{nll},{loss},{}",
+            scaled(*accuracy)
+        ));
     }
     lines.push(String::new());
     lines.join("\n")

@@ -451,6 +451,60 @@ pub struct Accuracy {
     pub total: AccuracyFigures,
     /// By the examples' length, ascending; lengths without an example are left out.
     pub lengths: Vec<AccuracyLengths>,
+    /// By the position at which a target stands, from 0, ascending; positions without a target are left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub positions: Vec<AccuracyPositions>,
+    /// Of a generated task: the accuracy of a guess, and what is beyond it as a share of what could be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaled: Option<ScaledAccuracy>,
+}
+
+/// Accuracy as the paper's Figure 4 has it: 0 is a guess, 1 is perfect; below a guess it is negative.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScaledAccuracy {
+    /// Accuracy of a guess among the possible answers: a number of the task, not of the split.
+    pub chance: f64,
+    /// `(accuracy - chance) / (1 - chance)` over everything.
+    pub total: f64,
+}
+
+impl ScaledAccuracy {
+    /// Of an accuracy, where a guess has `chance`.
+    #[must_use]
+    pub fn of(accuracy: f64, chance: f64) -> Self {
+        Self { chance, total: (accuracy - chance) / (1.0 - chance) }
+    }
+}
+
+/// Targets whose position lies in a range.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccuracyPositions {
+    /// First position, from 0.
+    pub first: u64,
+    /// Last.
+    pub last: u64,
+    /// Targets there.
+    pub targets: u64,
+    /// Those whose logit was the largest.
+    pub correct: u64,
+    /// `correct / targets`.
+    pub accuracy: f64,
+    /// Their negative log-likelihood, in nats.
+    pub nll: f64,
+}
+
+impl AccuracyPositions {
+    /// The position, or the range of positions, in words.
+    #[must_use]
+    pub fn name(&self) -> String {
+        range_name(self.first, self.last)
+    }
+}
+
+fn range_name(first: u64, last: u64) -> String {
+    if first == last { first.to_string() } else { format!("{first} to {last}") }
 }
 
 /// How many targets of some examples came out first.
@@ -489,11 +543,7 @@ impl AccuracyLengths {
     /// The length, or the range of lengths, in words.
     #[must_use]
     pub fn name(&self) -> String {
-        if self.first == self.last {
-            self.first.to_string()
-        } else {
-            format!("{} to {}", self.first, self.last)
-        }
+        range_name(self.first, self.last)
     }
 }
 

@@ -134,6 +134,36 @@ pub(super) fn accuracy(page: &mut Page, results: &Accuracy, chain: &str) {
         table.cells(cells(Cell::number(length.first as f64, &length.name()), &length.figures));
     }
     page.table(&table);
+    if let Some(scaled) = results.scaled {
+        page.paragraph(&format!(
+            "Scaled accuracy {:.4}: a guess among the possible answers is right with {:.4}, which is 0, and 1 is perfect.",
+            scaled.total, scaled.chance
+        ));
+    }
+    accuracy_positions(page, results);
+}
+
+fn accuracy_positions(page: &mut Page, results: &Accuracy) {
+    if results.positions.len() < 2 {
+        return;
+    }
+    let mut plot = Curves::new("Error by position", "position of a target, from 0", "share that is wrong");
+    plot.from_zero = true;
+    let points = results.positions.iter().map(|place| (place.first as f64, 1.0 - place.accuracy));
+    plot.series.push(Series { name: "this model".into(), points: points.collect(), ..Series::default() });
+    plot.draw(page);
+    let columns = ["Position", "#Targets", "#Right", "#Accuracy", "#Loss"];
+    let mut table = Table::new("The same by the position at which a target stands", &columns).sortable();
+    for place in &results.positions {
+        table.cells(vec![
+            Cell::number(place.first as f64, &place.name()),
+            Cell::count(place.targets),
+            Cell::count(place.correct),
+            Cell::decimals(place.accuracy, 4),
+            Cell::decimals(place.nll / place.targets as f64, 4),
+        ]);
+    }
+    page.table(&table);
 }
 
 /// The section on time and speed of generation.

@@ -5,17 +5,25 @@ use std::path::{Path, PathBuf};
 use xlstm_manifests::Manifest;
 use xlstm_manifests::atomic::FolderLock;
 use xlstm_pipeline::tasks::written::TaskPlan;
-use xlstm_pipeline::tasks::{Split, paper_examples};
+use xlstm_pipeline::tasks::{Split, Task, paper_examples};
 
 use super::Data;
 use crate::error::{Result, TrainError};
 
 /// Rows in a shard.
 const ROWS_PER_SHARD: u64 = 1 << 16;
+/// Training examples above which no shards are kept: rows are made again when they are wanted. The paper's 25.6 million
+/// samples would be 30 GB.
+const STREAMED_FROM: u64 = 1 << 20;
 
 /// The folder of a task's data.
 pub(super) fn folder(out: &Path, data: &Data) -> PathBuf {
-    out.join("data").join(data.label())
+    folder_of(out, data.label())
+}
+
+/// The folder of the data called `label`.
+pub(super) fn folder_of(out: &Path, label: &str) -> PathBuf {
+    out.join("data").join(label)
 }
 
 /// Makes all splits of `data` that are not there. Other processes of the same sweep wait.
@@ -30,11 +38,28 @@ pub(super) fn prepare(out: &Path, data: &Data, threads: usize) -> Result<PathBuf
     for split in Split::ALL {
         let examples = data.examples.get(split.name()).copied();
         let examples = examples.unwrap_or_else(|| paper_examples(&data.task, split));
-        let plan = TaskPlan::new(&*task, split, examples, ROWS_PER_SHARD);
-        plan.and_then(|plan| plan.execute(&folder, threads, false))
-            .map_err(|error| TrainError::Usage(format!("data of {}: {error:#}", data.label())))?;
+        make(&*task, split, examples, &folder, threads).map_err(|error| refused(data.label(), &error))?;
+    }
+    for also in &data.also {
+        let task = data.generator_with(&also.parameters)?;
+        let examples = also.examples.unwrap_or_else(|| paper_examples(&data.task, Split::Test));
+        let folder = folder_of(out, &also.label);
+        make(&*task, Split::Test, examples, &folder, threads)
+            .map_err(|error| refused(&also.label, &error))?;
     }
     Ok(folder)
+}
+
+/// Makes one split, unless it is there.
+fn make(task: &dyn Task, split: Split, examples: u64, folder: &Path, threads: usize) -> anyhow::Result<()> {
+    let plan = TaskPlan::new(task, split, examples, ROWS_PER_SHARD)?;
+    let streamed = split == Split::Train && examples > STREAMED_FROM;
+    let plan = if streamed { plan.streamed() } else { plan };
+    plan.execute(folder, threads, false).map(|_| ())
+}
+
+fn refused(label: &str, error: &anyhow::Error) -> TrainError {
+    TrainError::Usage(format!("data of {label}: {error:#}"))
 }
 
 /// The vocabulary of prepared data.

@@ -21,6 +21,8 @@ const BUILTIN: &[(&str, &str)] = include_sweeps!(
     "formal-languages",
     "formal-languages-small",
     "mqar-1",
+    "mqar-2",
+    "mqar-3",
     "mqar-small",
     "listops"
 );
@@ -85,6 +87,26 @@ pub struct Data {
     /// Overrides of the recipe for this task, as `--set` takes them: its context, batch and steps.
     #[serde(default)]
     pub set: Vec<String>,
+    /// Peak learning rates of this task [default: the sweep's].
+    #[serde(default)]
+    pub learning_rates: Vec<f64>,
+    /// Other data of the same generator, on whose test split finished runs are measured too: other lengths than trained.
+    #[serde(default)]
+    pub also: Vec<Also>,
+}
+
+/// Data that runs are measured on and not trained on.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Also {
+    /// What the sweep calls it.
+    pub label: String,
+    /// Examples of its test split [default: the paper's].
+    #[serde(default)]
+    pub examples: Option<u64>,
+    /// The generator's parameters.
+    #[serde(default)]
+    pub parameters: Parameters,
 }
 
 impl Data {
@@ -99,7 +121,15 @@ impl Data {
     /// # Errors
     /// When there is none of this name, or it cannot have these parameters.
     pub fn generator(&self) -> Result<Box<dyn Task>> {
-        let task = tasks::by_name(&self.task, self.seed, &self.parameters);
+        self.generator_with(&self.parameters)
+    }
+
+    /// The generator of other data.
+    ///
+    /// # Errors
+    /// As [`generator`](Self::generator).
+    pub fn generator_with(&self, parameters: &Parameters) -> Result<Box<dyn Task>> {
+        let task = tasks::by_name(&self.task, self.seed, parameters);
         task.map_err(|error| TrainError::Usage(error.to_string()))
     }
 }
@@ -136,13 +166,24 @@ impl Sweep {
         if self.learning_rates.is_empty() || self.seeds.is_empty() || self.data.is_empty() {
             return fail("expected at least one of `learning_rates`, `seeds` and `data` each");
         }
-        if self.learning_rates.iter().any(|&rate| !(rate > 0.0 && self.final_learning_rate <= rate)) {
+        let mut rates =
+            self.learning_rates.iter().chain(self.data.iter().flat_map(|data| &data.learning_rates));
+        if rates.any(|&rate| !(rate > 0.0 && self.final_learning_rate <= rate)) {
             return fail("expected `learning_rates` above 0 and not below `final_learning_rate`");
         }
-        for (at, data) in self.data.iter().enumerate() {
+        let mut labels: Vec<&str> = Vec::new();
+        for data in &self.data {
             data.generator()?;
-            if self.data[..at].iter().any(|other| other.label() == data.label()) {
-                return fail(&format!("two of its tasks are called `{}`: give each a `label`", data.label()));
+            for also in &data.also {
+                data.generator_with(&also.parameters)?;
+            }
+            // Folders of data have these names.
+            for label in std::iter::once(data.label()).chain(data.also.iter().map(|also| also.label.as_str()))
+            {
+                if labels.contains(&label) {
+                    return fail(&format!("two of its tasks are called `{label}`: give each a `label`"));
+                }
+                labels.push(label);
             }
             if let Some(split) = data.examples.keys().find(|name| name.parse::<tasks::Split>().is_err()) {
                 return fail(&format!("`examples` of {}: no split is named `{split}`", data.label()));
@@ -158,7 +199,7 @@ impl Sweep {
         for data in &self.data {
             for variant in self.variants_or_recipe() {
                 for &seed in &self.seeds {
-                    runs.extend(self.learning_rates.iter().map(|&learning_rate| Planned {
+                    runs.extend(self.rates(data).iter().map(|&learning_rate| Planned {
                         task: data.label().to_owned(),
                         variant: variant.clone(),
                         learning_rate,
@@ -168,6 +209,12 @@ impl Sweep {
             }
         }
         runs
+    }
+
+    /// The peak learning rates of a task.
+    #[must_use]
+    pub fn rates<'a>(&'a self, data: &'a Data) -> &'a [f64] {
+        if data.learning_rates.is_empty() { &self.learning_rates } else { &data.learning_rates }
     }
 
     /// The variants; the recipe's own name where it has none.

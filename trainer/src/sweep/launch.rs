@@ -118,7 +118,8 @@ impl Starter<'_> {
         let mut all = self.sweep.set.clone();
         all.extend(self.data(run)?.set.iter().cloned());
         all.extend([
-            format!("model.vocabulary_size={vocabulary}"),
+            // As the paper pads GPT-2's 50257 ids: kernels of a GPU take multiples of 8.
+            format!("model.vocabulary_size={}", vocabulary.next_multiple_of(8)),
             format!("optimizer.learning_rate={:e}", run.learning_rate),
             format!("schedule.final_fraction={:e}", self.sweep.final_learning_rate / run.learning_rate),
             format!("training.seed={}", run.seed),
@@ -164,9 +165,13 @@ impl Starter<'_> {
     }
 
     fn measure(&self, run: Planned) -> Result<Running> {
-        let data = data::folder(&self.options.out, self.data(&run)?);
+        let data = self.data(&run)?;
         let mut command = self.command(&std::env::current_exe()?, &run)?;
-        command.arg("sweep-measure").arg(run.folder(&self.options.out)).arg("--data").arg(&data);
+        command.arg("sweep-measure").arg(run.folder(&self.options.out));
+        command.arg("--data").arg(data::folder(&self.options.out, data));
+        for also in &data.also {
+            command.arg("--also").arg(data::folder_of(&self.options.out, &also.label));
+        }
         self.shared_arguments(&mut command);
         Ok(Running { run, phase: Phase::Measure, child: command.spawn()? })
     }

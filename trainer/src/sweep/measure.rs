@@ -3,7 +3,8 @@
 //! A target is right when its logit is the largest of the whole vocabulary; accuracy is the share of right ones among all
 //! scored positions of a split, so samples with long answers weigh more (paper, Section 4.1, as the released code has it).
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -23,7 +24,7 @@ pub(super) const ACCURACY_NAME: &str = "sweep-accuracy.json";
 const BATCH_POSITIONS: usize = 1 << 14;
 
 /// What came out of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// The step of the checkpoint.
     pub step: u64,
@@ -31,18 +32,29 @@ pub struct Measured {
     pub validation: f64,
     /// The same of the test split.
     pub test: f64,
+    /// The same of the test splits of other data, by label.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub also: BTreeMap<String, f64>,
 }
 
-/// Measures the newest checkpoint of `run` on the splits in the folder `data`, and notes it in the run's folder.
+/// Measures the newest checkpoint of `run` on the splits in the folder `data`, and on the test splits in the folders `also`,
+/// whose names are their labels; notes it in the run's folder.
 ///
 /// # Errors
 /// When there is no checkpoint, or a split cannot be read or has no examples.
-pub fn measure_run(run: &Path, data: &Path, device: &DeviceInfo) -> Result<Measured> {
+pub fn measure_run(run: &Path, data: &Path, also: &[PathBuf], device: &DeviceInfo) -> Result<Measured> {
     let opened = open_model(run, None, None, device)?;
+    let mut others = BTreeMap::new();
+    for folder in also {
+        let label = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let found = accuracy(&opened.model, &Dataset::open(&folder.join("test"))?)?;
+        others.insert(label, found);
+    }
     let measured = Measured {
         step: opened.link.step.unwrap_or_default(),
         validation: accuracy(&opened.model, &Dataset::open(&data.join("validation"))?)?,
         test: accuracy(&opened.model, &Dataset::open(&data.join("test"))?)?,
+        also: others,
     };
     let text = serde_json::to_vec(&measured).map_err(std::io::Error::other)?;
     write_atomic(&run.join(ACCURACY_NAME), &text)?;

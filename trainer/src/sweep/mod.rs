@@ -21,7 +21,7 @@ mod results;
 
 use std::path::{Path, PathBuf};
 
-pub use file::{Data, Sweep, names};
+pub use file::{Also, Data, Sweep, names};
 pub use launch::{Options, run};
 pub use measure::{Measured, measure_run};
 pub use page::page;

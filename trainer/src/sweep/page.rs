@@ -2,7 +2,7 @@
 
 use xlstm_pipeline::report::{Cell, Curves, Page, Series, Table};
 
-use super::{Results, Sweep, paper};
+use super::{Data, Results, Sweep, paper};
 
 /// The page of `results`, complete HTML.
 #[must_use]
@@ -47,6 +47,7 @@ fn write_best(page: &mut Page, sweep: &Sweep, results: &Results) {
     } else {
         page.table(&table);
     }
+    write_also(page, results);
     if sweep.data.iter().any(|data| data.task.starts_with("mod_arithmetic_brackets")) {
         page.paragraph(
             "The paper's bracket task may be with or without products: with them a constant answer has 0.13, more than some \
@@ -55,12 +56,34 @@ fn write_best(page: &mut Page, sweep: &Sweep, results: &Results) {
     }
 }
 
+/// What the same runs have on data that they were not trained on.
+fn write_also(page: &mut Page, results: &Results) {
+    let columns = ["Trained on", "Model", "Measured on", "#Scaled accuracy", "#Learning rate"];
+    let mut table =
+        Table::new("The same runs on other data: longer than what they were trained on", &columns);
+    for cell in &results.best {
+        for (label, accuracy) in &cell.also {
+            table.cells(vec![
+                Cell::text(&cell.task),
+                Cell::text(&paper::method(&cell.variant)),
+                Cell::text(label),
+                Cell::decimals(*accuracy, 3),
+                Cell::number(cell.learning_rate, &format!("{:e}", cell.learning_rate)),
+            ]);
+        }
+    }
+    if !table.is_empty() {
+        page.table(&table);
+    }
+}
+
 fn write_rates(page: &mut Page, sweep: &Sweep, results: &Results) {
-    if sweep.learning_rates.len() < 2 {
+    let with_several = |data: &&Data| sweep.rates(data).len() > 1;
+    if !sweep.data.iter().any(|data| with_several(&data)) {
         return;
     }
     page.section("rates", "Learning rates");
-    for data in &sweep.data {
+    for data in sweep.data.iter().filter(with_several) {
         let title = format!("{}: scaled accuracy on the validation split", data.label());
         let mut plot = Curves::new(&title, "Learning rate, power of ten", "Scaled accuracy");
         for (style, variant) in sweep.variants_or_recipe().into_iter().enumerate() {

@@ -1,5 +1,6 @@
 //! What came out of a sweep's runs, and which learning rate is the best of each task and variant.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
@@ -28,6 +29,9 @@ pub struct Finished {
     pub test: f64,
     /// Share of the test split's targets that came out first.
     pub test_accuracy: f64,
+    /// The same, scaled, of other data that the sweep measures runs on, by its label.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub also: BTreeMap<String, f64>,
 }
 
 /// A task and a variant at the best of its learning rates.
@@ -47,6 +51,9 @@ pub struct Cell {
     pub test: f64,
     /// Its standard deviation (n − 1); none of a single seed.
     pub test_deviation: Option<f64>,
+    /// Means over the seeds on other data that the sweep measures runs on, by its label.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub also: BTreeMap<String, f64>,
 }
 
 /// All that came out.
@@ -81,7 +88,7 @@ pub fn collect(sweep: &Sweep, out: &Path) -> Result<Results> {
         for variant in sweep.variants_or_recipe() {
             let of_cell = |run: &&Finished| run.task == data.label() && run.variant == variant;
             let of_cell: Vec<&Finished> = runs.iter().filter(of_cell).collect();
-            let cells = sweep.learning_rates.iter().filter_map(|&rate| cell(&of_cell, rate));
+            let cells = sweep.rates(data).iter().filter_map(|&rate| cell(&of_cell, rate));
             best.extend(cells.max_by(|a, b| a.validation.total_cmp(&b.validation)));
         }
     }
@@ -103,6 +110,7 @@ fn finished(run: &Planned, out: &Path, chance: f64) -> Option<Finished> {
         validation: scaled(measured.validation),
         test: scaled(measured.test),
         test_accuracy: measured.test,
+        also: measured.also.iter().map(|(label, accuracy)| (label.clone(), scaled(*accuracy))).collect(),
     })
 }
 
@@ -113,6 +121,11 @@ fn cell(runs: &[&Finished], learning_rate: f64) -> Option<Cell> {
     let n = at_rate.len() as f64;
     let mean = |value: fn(&Finished) -> f64| at_rate.iter().map(|run| value(run)).sum::<f64>() / n;
     let test = mean(|run| run.test);
+    let also = first.also.keys().filter_map(|label| {
+        let values = at_rate.iter().map(|run| run.also.get(label).copied());
+        Some((label.clone(), values.sum::<Option<f64>>()? / n))
+    });
+    let also = also.collect();
     let squares: f64 = at_rate.iter().map(|run| (run.test - test).powi(2)).sum();
     Some(Cell {
         task: first.task.clone(),
@@ -122,6 +135,7 @@ fn cell(runs: &[&Finished], learning_rate: f64) -> Option<Cell> {
         validation: mean(|run| run.validation),
         test,
         test_deviation: (at_rate.len() > 1).then(|| (squares / (n - 1.0)).sqrt()),
+        also,
     })
 }
 
@@ -138,7 +152,8 @@ mod tests {
         let finish = |run: &Planned, validation: f64, test: f64| {
             let folder = run.folder(out);
             fs_err::create_dir_all(&folder).unwrap();
-            let measured = measure::Measured { step: 9, validation, test };
+            let measured =
+                measure::Measured { step: 9, validation, test, also: [("longer".into(), test)].into() };
             let text = serde_json::to_vec(&measured).unwrap();
             fs_err::write(folder.join(measure::ACCURACY_NAME), text).unwrap();
         };
@@ -156,6 +171,7 @@ mod tests {
         assert_eq!((best.learning_rate, best.seeds), (1e-2, 2));
         // Scaled: (0.8 − 0.5)/0.5 and (0.9 − 0.5)/0.5.
         assert!((best.test - 0.7).abs() < 1e-12 && (best.validation - 0.8).abs() < 1e-12);
+        assert!((best.also["longer"] - best.test).abs() < 1e-12);
         assert!((best.test_deviation.unwrap() - 0.02f64.sqrt()).abs() < 1e-12);
     }
 }

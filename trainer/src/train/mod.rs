@@ -6,9 +6,11 @@
 //! setup       splits, model, run folder, checkpoint; refuses what contradicts itself
 //! trainer     steps: micro-batches, gradients, clipping, update; checkpoints; validation by cadence
 //! validate    token-weighted negative log-likelihood over a split
+//! early       whether what was measured ends a run before its last step
 //! report      metrics, events, progress
 //! ```
 
+mod early;
 mod options;
 mod plan;
 mod report;

@@ -22,6 +22,7 @@ use xlstm_manifests::run_manifest::{
 };
 use xlstm_pipeline::tasks::streamed;
 
+use super::early::EarlyStop;
 use super::options::{Existing, TrainOptions, beside, check_rows, resolve_recipe, split_folder};
 use super::plan::micro_batch_rows;
 use super::report::{Report, now};
@@ -221,6 +222,7 @@ fn assemble(
         keep_every: recipe.checkpoint.keep_every_steps,
     };
     let writer = (rank == 0).then(|| Writer::new(run.join(CHECKPOINTS_NAME), retention));
+    let early = EarlyStop::new(&recipe.validation, &run, resumed.step)?;
     let shape = Shape {
         rows: usize::try_from(agreed.micro_batch_rows).unwrap_or(1),
         context: usize::try_from(recipe.training.context_length).unwrap_or(1),
@@ -243,6 +245,7 @@ fn assemble(
         tokens: resumed.tokens,
         saved: (resumed.step > 0).then_some(resumed.step),
         last_validation: None,
+        early,
         rows: log,
         _lock: agreed.lock,
     })

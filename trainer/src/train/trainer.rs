@@ -13,6 +13,7 @@ use xlstm_manifests::recipe::Recipe;
 use xlstm_manifests::rows::Rows;
 use xlstm_manifests::run_manifest::DatasetRef;
 
+use super::early::EarlyStop;
 use super::report::{Report, StepNumbers};
 use super::validate::measure;
 use crate::checkpoint::{Snapshot, Writer};
@@ -63,6 +64,7 @@ pub struct Trainer {
     /// The step of the newest checkpoint.
     pub(super) saved: Option<u64>,
     pub(super) last_validation: Option<f64>,
+    pub(super) early: EarlyStop,
     /// Where this rank notes its rows, when it is asked to.
     pub(super) rows: Option<RowLog>,
     /// Holds the run's folder for this process.
@@ -145,7 +147,9 @@ impl Trainer {
         };
         let mut loader = Loader::start(Arc::clone(&self.train), plan);
         self.report.restart_clock();
-        while self.step < steps {
+        // A run that had ended early and is resumed has nothing to do, unless its rules are others now.
+        let mut ended = self.ends_early();
+        while self.step < steps && !ended {
             match self.one_step(&mut loader)? {
                 StepEnd::Stop => return self.stop(),
                 StepEnd::Done => {}
@@ -162,11 +166,21 @@ impl Trainer {
                     return self.stop();
                 }
                 self.report.restart_clock();
+                ended = !last && self.ends_early();
             }
         }
         self.save(true)?;
         self.report.progress.finish();
         Ok(Outcome::Finished { validation: self.last_validation })
+    }
+
+    /// Whether the recipe's rules end the run here; says why.
+    fn ends_early(&self) -> bool {
+        let reason = self.early.reason();
+        if let Some(reason) = &reason {
+            self.report.progress.say(&format!("ending early at step {}: {reason}", self.step));
+        }
+        reason.is_some()
     }
 
     /// Saves after a signal.
@@ -286,6 +300,7 @@ impl Trainer {
         )?;
         let Some(found) = found else { return Ok(false) };
         self.last_validation = Some(found.loss);
+        self.early.measured(&found);
         self.report.validation(self.step, &found, dataset.rows())?;
         Ok(true)
     }

@@ -12,7 +12,7 @@ use crate::checkpoint::{self, MODEL_NAME};
 use crate::error::Result;
 use crate::evaluation::results::{
     AverageKind, DatasetLink, LARGEST_PERPLEXITY, ModelLink, Paloma, Position, Report, Results, RunLink,
-    Statistics,
+    ScaledAccuracy, Statistics,
 };
 
 /// Follows all links of the report that `path` names.
@@ -326,6 +326,22 @@ fn contradictions(report: &Report) -> Vec<String> {
             }
             let correct: u64 = results.lengths.iter().map(|length| length.figures.correct).sum();
             wrong.same("correct targets over all lengths", correct as f64, results.total.correct as f64);
+            for place in &results.positions {
+                let name = format!("accuracy at position {}", place.name());
+                wrong.same(&name, place.correct as f64 / place.targets.max(1) as f64, place.accuracy);
+            }
+            if !results.positions.is_empty() {
+                let correct: u64 = results.positions.iter().map(|place| place.correct).sum();
+                wrong.same(
+                    "correct targets over all positions",
+                    correct as f64,
+                    results.total.correct as f64,
+                );
+            }
+            if let Some(scaled) = results.scaled {
+                let again = ScaledAccuracy::of(results.total.accuracy, scaled.chance);
+                wrong.same("scaled accuracy", again.total, scaled.total);
+            }
         }
         Results::Throughput(_) => {}
     }
