@@ -1,12 +1,12 @@
 //! Times whole training steps of a model on the CPU, one for each line on standard input, so that a peer can be timed
 //! in turns with them, and tells how much memory they took.
 //!
-//! Usage: bench_model RECIPE CONTEXT [--threads N] [--set KEY=VALUE]… [--share-memory]
+//! Usage: bench_model RECIPE CONTEXT [--batch N] [--threads N] [--set KEY=VALUE]… [--share-memory]
 //!
 //! `--share-memory` is for a peer that needs the machine's memory to itself: freed memory is given back after each step,
 //! and before each step comes another that is not timed, so that what is timed is a step in the midst of training.
 //!
-//! One sequence of CONTEXT random tokens a step: forward, backward, gradient norm, clipping, AdamW, by the same code as
+//! One sequence (`--batch`: N) of CONTEXT random tokens a step: forward, backward, gradient norm, clipping, AdamW, by the same code as
 //! `xlstm-train`. First one JSON object that says what runs where, with the rates of float32 matrix products that this
 //! machine reaches now; then, for every line read, the seconds of each part and the largest resident size; at the end
 //! the rate again, since other work on the machine may have fallen into the first. Without a peer: `yes | head -3 | bench_model small-cpu 2048`.
@@ -27,11 +27,12 @@ use xlstm_trainer::optimizer::AdamW;
 type AnyError = Box<dyn Error + Send + Sync>;
 
 fn main() -> Result<(), AnyError> {
-    let (mut words, mut names, mut overrides, mut threads, mut share) =
-        (std::env::args().skip(1), Vec::new(), Vec::new(), None, false);
+    let (mut words, mut names, mut overrides, mut threads, mut share, mut batch) =
+        (std::env::args().skip(1), Vec::new(), Vec::new(), None, false, 1);
     while let Some(word) = words.next() {
         match word.as_str() {
             "--threads" => threads = words.next().map(|word| word.parse()).transpose()?,
+            "--batch" => batch = words.next().ok_or("expected a number after --batch")?.parse()?,
             "--set" => overrides.extend(words.next()),
             "--share-memory" => share = true,
             _ => names.push(word),
@@ -48,7 +49,7 @@ fn main() -> Result<(), AnyError> {
     let model = Model::new(&recipe.model, placement, training.seed)?;
     let mut optimizer = AdamW::new(&model, &recipe.optimizer)?;
     let vocabulary = i64::try_from(recipe.model.vocabulary_size())?;
-    let tokens = || Tensor::randint(vocabulary, [1, context], (Kind::Int64, Device::Cpu));
+    let tokens = || Tensor::randint(vocabulary, [batch, context], (Kind::Int64, Device::Cpu));
     let (inputs, targets) = (tokens(), tokens());
     let size = ModelSize::of(&recipe.model);
     println!(
