@@ -16,7 +16,7 @@ pub enum Error {
     Io(#[from] std::io::Error),
 
     /// A file is not what its name or its manifest says.
-    #[error("`{path}`: expected {expected}, found {found}; {hint}", path = path.display())]
+    #[error("`{path}`: expected {expected}, found {found}; {hint}", path = printable::path(path))]
     Mismatch {
         /// The file.
         path: PathBuf,
@@ -31,7 +31,7 @@ pub enum Error {
     /// A manifest or shard was written by a newer version of the format.
     #[error(
         "`{path}`: format version {found} is newer than this program reads ({supported}); update xlstm-data",
-        path = path.display()
+        path = printable::path(path)
     )]
     NewerVersion {
         /// The file.
@@ -55,7 +55,7 @@ pub enum Error {
     },
 
     /// Another process holds the folder.
-    #[error("`{path}` is in use by another run; wait for it, stop it, or choose another --out", path = path.display())]
+    #[error("`{path}` is in use by another run; wait for it, stop it, or choose another --out", path = printable::path(path))]
     Locked {
         /// The folder.
         path: PathBuf,

@@ -1,166 +1,199 @@
-//! The chain from a figure back to source files, by digests alone.
+//! The chain from a figure back to source files, by digests alone, as text.
 //!
 //! ```text
 //! validation figure ─► parameters (SHA-256) ─► run (program, recipe, seed) ─► rows of the last step ─► documents
 //!                                                   └► dataset roots ─► source files (SHA-256, who published it)
 //! ```
+//! [`crate::provenance`] walks; this prints.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use xlstm_manifests::manifest::Input;
-use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, DatasetRef, METRICS_NAME, RunManifest};
-use xlstm_manifests::{Dataset, Manifest};
+use xlstm_manifests::order::StepRow;
+use xlstm_manifests::printable;
 
-use crate::checkpoint;
 use crate::error::{Result, TrainError};
-use crate::evaluation::text::visible;
-use crate::metrics::{Line, read_lines};
+use crate::metrics::Line;
+use crate::provenance::{DatasetLink, DocumentLink, Found, RunLinks, SourceLink, rows};
 
 /// Rows, documents and files that are listed in full.
 const SHOWN: usize = 4;
 
-/// The chain of the newest validation figure whose checkpoint is there, or of the one after `step`.
+/// The chain of the newest validation figure whose checkpoint is there, or of the one after `step`. Datasets are also
+/// looked for below the folders `data`.
 ///
 /// # Errors
 /// When the run has no such figure, or its files cannot be read.
-pub fn chain(run: &Path, step: Option<u64>) -> Result<String> {
-    let manifest = RunManifest::load(run)?.located(run, &[]);
-    let figure = figure(run, step)?;
-    let mut out = String::new();
-    let mut line = |name: &str, text: &str| {
-        let _ = writeln!(out, "{name:<14} {}", visible(text));
-    };
-    let loss = figure.loss.ok_or_else(|| TrainError::Internal("a figure without a loss".into()))?;
-    line(
-        "figure",
-        &format!("validation loss {loss:.4}, perplexity {:.2}, after step {}", loss.exp(), figure.step),
-    );
-    if let Some(entropy) = figure.unigram_entropy {
-        line("", &format!("entropy of single tokens {entropy:.4}: what context is worth shows below it"));
+pub fn chain(run: &Path, step: Option<u64>, data: &[PathBuf]) -> Result<String> {
+    let run = RunLinks::read(run, data)?;
+    let figure = run.figure(step).ok_or_else(|| no_figure(&run, step))?;
+    let mut out = Text(String::new());
+    out.figure(figure)?;
+    if let Some(validation) = &run.validation {
+        out.measured(validation, figure)?;
     }
-    if let Some(validation) = &manifest.validation {
-        let rows = figure.rows.unwrap_or(validation.rows);
-        let (of, tokens) = (validation.rows, figure.tokens.unwrap_or(validation.tokens));
-        line(
-            "measured on",
-            &format!("the first {rows} of {of} rows, {tokens} tokens, split {}", name(validation)),
-        );
-        line("", &format!("root {}", validation.root));
-        for text in sources(validation, &(0..rows).collect::<Vec<_>>())? {
-            line("", &text);
-        }
-    }
-    for text in parameters(run, figure.step)? {
-        line("parameters", &text);
-    }
-    let session = manifest.session_of_step(figure.step.max(1));
-    let program = session.map_or(&manifest.program, |session| &session.program);
-    let binary = program.binary_sha256.map_or_else(|| "unknown".to_owned(), |digest| digest.to_string());
-    line(
-        "made by",
-        &format!(
-            "{} {}, commit {}, libtorch {}",
-            program.name, program.version, program.commit, program.libtorch
-        ),
-    );
-    line("", &format!("binary SHA-256 {binary}"));
-    if let Some(session) = session {
-        line("on", &format!("{}, {} rank(s), {}", session.device, session.world, session.precision));
-    }
-    if manifest.validation.as_ref().is_some_and(|data| data.root == manifest.train.root) {
-        line(
+    out.parameters(&run, figure.step)?;
+    out.made_by(&run, figure.step);
+    if run.validated_on_training_data() {
+        out.line(
             "caution",
             "the validation split is the training split: the figure says nothing about other text",
         );
     }
-    line("recipe", &format!("{}, SHA-256 {}", manifest.recipe.name, manifest.recipe.sha256));
-    line("trained on", &format!("{} tokens, split {}", manifest.train.tokens, name(&manifest.train)));
-    line("", &format!("root {}", manifest.train.root));
+    let recipe = &run.manifest.recipe;
+    out.line("recipe", &format!("{}, SHA-256 {}", recipe.name, recipe.sha256));
+    let train = &run.train;
+    out.line("trained on", &format!("{} tokens, split {}", train.recorded.tokens, name(train)));
+    out.dataset(train);
     if figure.step > 0 {
-        let rows: Vec<u64> = manifest.rows_of_step(figure.step, None)?.iter().map(|row| row.row).collect();
-        let (order, seed) = (&manifest.order.algorithm, manifest.order.seed);
-        line("step", &format!("{}: rows {} (order {order}, seed {seed})", figure.step, short(&rows)));
-        for text in sources(&manifest.train, &rows)? {
-            line("", &text);
-        }
+        let rows = run.manifest.rows_of_step(figure.step, None)?;
+        let (order, seed) = (&run.manifest.order.algorithm, run.manifest.order.seed);
+        out.line("step", &format!("{}: rows {} (order {order}, seed {seed})", figure.step, short(&rows)));
+        out.documents(train, &rows)?;
     }
-    Ok(out)
+    Ok(out.0)
 }
 
-fn figure(run: &Path, step: Option<u64>) -> Result<Line> {
-    let path = run.join(METRICS_NAME);
-    let lines = read_lines(&path)?;
-    let mut measured = lines.into_iter().filter(Line::is_validation).collect::<Vec<_>>();
-    measured.retain(|line| step.is_none_or(|step| line.step == step));
-    // The newest one that was saved, or, where none was, the newest.
-    let saved = checkpoint::list(&run.join(CHECKPOINTS_NAME))?;
-    let best = measured.iter().rposition(|line| saved.contains(&line.step)).or(measured.len().checked_sub(1));
-    best.map(|index| measured.swap_remove(index)).ok_or_else(|| {
-        let expected =
-            step.map_or_else(|| "a validation figure".to_owned(), |step| format!("one after step {step}"));
-        TrainError::file(&path, expected, "none", "train with --validation, or name another step")
-    })
+fn no_figure(run: &RunLinks, step: Option<u64>) -> TrainError {
+    let expected =
+        step.map_or_else(|| "a validation figure".to_owned(), |step| format!("one after step {step}"));
+    let hint = "train with --validation, or name another step";
+    TrainError::file(&run.metrics_file(), expected, "none", hint)
 }
 
-fn name(data: &DatasetRef) -> String {
-    format!("`{}` of {} ({})", data.split, data.profile, data.path.display())
+fn name(data: &DatasetLink) -> String {
+    let recorded = &data.recorded;
+    format!("`{}` of {} ({})", recorded.split, recorded.profile, data.folder.display())
 }
 
-fn short(rows: &[u64]) -> String {
-    let shown: Vec<String> = rows.iter().take(SHOWN).map(u64::to_string).collect();
+fn short(rows: &[StepRow]) -> String {
+    let shown: Vec<String> = rows.iter().take(SHOWN).map(|row| row.row.to_string()).collect();
     let more = if rows.len() > SHOWN { ", …" } else { "" };
     format!("{}{more}", shown.join(", "))
 }
 
-fn parameters(run: &Path, step: u64) -> Result<Vec<String>> {
-    let checkpoints = run.join(CHECKPOINTS_NAME);
-    if !checkpoint::list(&checkpoints)?.contains(&step) {
-        return Ok(vec!["not kept: the run can be repeated from its manifest".to_owned()]);
-    }
-    let folder = checkpoint::folder_of(&checkpoints, step);
-    let state = checkpoint::open(&folder)?;
-    let digest =
-        state.files.get(checkpoint::MODEL_NAME).map(|file| file.sha256.to_string()).unwrap_or_default();
-    Ok(vec![format!("{}, SHA-256 {digest}", folder.join(checkpoint::MODEL_NAME).display())])
-}
+/// The text so far: names in a column on the left.
+struct Text(String);
 
-/// The first documents of these rows and the files that they come from.
-fn sources(data: &DatasetRef, rows: &[u64]) -> Result<Vec<String>> {
-    if !Manifest::locate(&data.path).is_file() {
-        return Ok(vec!["(the dataset is no longer at this path: its root still names it)".to_owned()]);
+impl Text {
+    fn line(&mut self, name: &str, text: &str) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.0, "{name:<14} {}", printable::text(text));
     }
-    let dataset = Dataset::open(&data.path)?;
-    data.check(dataset.manifest(), &data.path)?;
-    let inputs = &dataset.manifest().inputs;
-    let (mut documents, mut files, mut count) = (Vec::new(), BTreeSet::new(), 0);
-    for &row in rows.iter().take(SHOWN) {
-        for span in dataset.documents_in_row(row)? {
-            count += 1;
-            files.insert(span.input as usize);
-            if documents.len() < SHOWN {
-                let path =
-                    inputs.get(span.input as usize).map(|input| input.path.to_string()).unwrap_or_default();
-                let name = span.id.as_deref().map(|id| format!(" `{id}`")).unwrap_or_default();
-                documents.push(format!(
-                    "  row {row}: {path} record {}{name}, text SHA-256 {}",
-                    span.record, span.digest
-                ));
-            }
+
+    fn figure(&mut self, figure: &Line) -> Result<()> {
+        let loss = figure.loss.ok_or_else(|| TrainError::Internal("a figure without a loss".into()))?;
+        let text =
+            format!("validation loss {loss:.4}, perplexity {:.2}, after step {}", loss.exp(), figure.step);
+        self.line("figure", &text);
+        if let Some(entropy) = figure.unigram_entropy {
+            let text = format!("entropy of single tokens {entropy:.4}: what context is worth shows below it");
+            self.line("", &text);
+        }
+        Ok(())
+    }
+
+    /// The validation split, and the first documents that the figure was measured on.
+    fn measured(&mut self, data: &DatasetLink, figure: &Line) -> Result<()> {
+        let recorded = &data.recorded;
+        // Older runs recorded neither: then the whole split was measured.
+        let of = figure.rows_of_split.or(recorded.rows).unwrap_or_default();
+        let (rows, tokens) = (figure.rows.unwrap_or(of), figure.tokens.unwrap_or(recorded.tokens));
+        let text = format!("the first {rows} of {of} rows, {tokens} tokens, split {}", name(data));
+        self.line("measured on", &text);
+        self.dataset(data);
+        let first: Vec<StepRow> = (0..rows.min(SHOWN as u64)).map(|row| StepRow { epoch: 0, row }).collect();
+        self.documents(data, &first)
+    }
+
+    fn parameters(&mut self, run: &RunLinks, step: u64) -> Result<()> {
+        let Some(checkpoint) = run.checkpoint(step) else {
+            self.line("parameters", "not kept: the run can be repeated from its manifest");
+            return Ok(());
+        };
+        let wanted = crate::checkpoint::MODEL_NAME;
+        let file = checkpoint.files().into_iter().find(|file| file.name == wanted).ok_or_else(|| {
+            let found = match &checkpoint.state {
+                Ok(_) => "none".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            let hint = "the checkpoint was altered: name another step";
+            TrainError::file(&checkpoint.folder, format!("the digest of {wanted}"), found, hint)
+        })?;
+        self.line("parameters", &format!("{}, SHA-256 {}", file.path.display(), file.sha256));
+        Ok(())
+    }
+
+    fn made_by(&mut self, run: &RunLinks, step: u64) {
+        let (program, session) = run.made_by(step);
+        let text = format!(
+            "{} {}, commit {}, libtorch {}",
+            program.name, program.version, program.commit, program.libtorch
+        );
+        self.line("made by", &text);
+        let binary = program.binary_sha256.map_or_else(|| "unknown".to_owned(), |digest| digest.to_string());
+        self.line("", &format!("binary SHA-256 {binary}"));
+        if let Some(session) = session {
+            let text = format!("{}, {} rank(s), {}", session.device, session.world, session.precision);
+            self.line("on", &text);
         }
     }
-    if count > documents.len() {
-        documents.push(format!("  … {count} documents in the first {} rows", rows.len().min(SHOWN)));
+
+    /// Its root, and what was compared and what was only claimed when it was prepared.
+    fn dataset(&mut self, data: &DatasetLink) {
+        self.line("", &format!("root {}", data.recorded.root));
+        match data.origin() {
+            Some(origin) => self.line("", &format!("from: {}", origin.sentence())),
+            None => self.line("", &absent(data)),
+        }
     }
-    let files = files.into_iter().filter_map(|index| inputs.get(index)).take(SHOWN).map(describe);
-    Ok(documents.into_iter().chain(files).collect())
+
+    /// The first documents of these rows and the files that they come from.
+    fn documents(&mut self, data: &DatasetLink, wanted: &[StepRow]) -> Result<()> {
+        let first = &wanted[..wanted.len().min(SHOWN)];
+        let Some(links) = rows(data, first)? else { return Ok(()) };
+        let all = || links.iter().flat_map(|row| row.documents.iter().map(move |document| (row, document)));
+        for (row, document) in all().take(SHOWN) {
+            self.line("", &format!("  row {}: {}", row.row, describe(document)));
+        }
+        let count = all().count();
+        if count > SHOWN {
+            self.line("", &format!("  … {count} documents in the first {} rows", links.len()));
+        }
+        let files: BTreeSet<usize> = all().map(|(_, document)| document.input).collect();
+        let Some(origin) = data.origin() else { return Ok(()) };
+        let sources = data.sources(&origin);
+        for source in files.into_iter().filter_map(|index| sources.get(index)).take(SHOWN) {
+            self.source(source);
+        }
+        Ok(())
+    }
+
+    fn source(&mut self, SourceLink { input, evidence }: &SourceLink<'_>) {
+        let (path, size, digest) = (&input.path, input.size, input.sha256);
+        self.line("", &format!("  file {path}: {size} bytes, SHA-256 {digest}, {}", evidence.sentence()));
+    }
 }
 
-fn describe(input: &Input) -> String {
-    let published = input.declared.as_ref().map(|declared| {
-        format!(", checked against {} {} published by {}", declared.algorithm, declared.digest, declared.by)
-    });
-    let (path, size, digest) = (&input.path, input.size, input.sha256);
-    format!("  file {path}: {size} bytes, SHA-256 {digest}{}", published.unwrap_or_default())
+fn describe(document: &DocumentLink) -> String {
+    let DocumentLink { source, record, id, license, from, sha256, .. } = document;
+    let id = id.as_deref().map_or(String::new(), |id| format!(" `{id}`"));
+    let license = license.as_deref().map_or(String::new(), |license| format!(", its own license {license}"));
+    let from = from.as_deref().map_or(String::new(), |from| format!(", says it is from {from}"));
+    format!("{source} record {record}{id}, text SHA-256 {sha256}{license}{from}")
+}
+
+fn absent(data: &DatasetLink) -> String {
+    match &data.found {
+        Found::Here(_) => String::new(),
+        Found::Missing => "(the dataset is no longer at this path: its root still names it)".to_owned(),
+        Found::Namesake(root) => {
+            format!("(another dataset of this name is at this path: its root is {root})")
+        }
+        Found::Other(manifest) => {
+            format!("(the dataset at this path was altered or replaced: its root is {})", manifest.root)
+        }
+        Found::Unreadable(error) => format!("(its manifest cannot be read: {error})"),
+    }
 }

@@ -1,9 +1,8 @@
 //! The device that computes: which one, its name, its memory.
 
-use std::process::Command;
-
 use tch::Device;
 use xlstm_bridge::runtime;
+use xlstm_kernels::cuda::describe;
 use xlstm_manifests::recipe::Accelerator;
 
 use crate::error::{Result, TrainError};
@@ -16,7 +15,7 @@ pub struct DeviceInfo {
     pub device: Device,
     /// `NVIDIA H100 80GB HBM3`, or `cpu (2 threads, AVX2)`.
     pub name: String,
-    /// Bytes that can be used; `None` where the system does not say.
+    /// Bytes that can be used; `None` where the system does not say (a CPU without `/proc`; of GPUs it is always known).
     pub memory: Option<u64>,
 }
 
@@ -24,8 +23,8 @@ impl DeviceInfo {
     /// What a recipe is chosen for.
     #[must_use]
     pub fn accelerator(&self) -> Accelerator {
-        match self.device {
-            Device::Cuda(_) => Accelerator::Gpu { memory: self.memory.unwrap_or(16 << 30) },
+        match (self.device, self.memory) {
+            (Device::Cuda(_), Some(memory)) => Accelerator::Gpu { memory },
             _ => Accelerator::Cpu,
         }
     }
@@ -36,9 +35,9 @@ impl DeviceInfo {
 /// # Errors
 /// When there is no such device.
 pub fn find(text: &str) -> Result<DeviceInfo> {
-    let cards = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
+    let gpus = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
     let wanted = match text {
-        "auto" if cards > 0 => Some(0),
+        "auto" if gpus > 0 => Some(0),
         "auto" | "cpu" => None,
         "cuda" => Some(0),
         other => match other.strip_prefix("cuda:").and_then(|number| number.parse::<usize>().ok()) {
@@ -51,38 +50,38 @@ pub fn find(text: &str) -> Result<DeviceInfo> {
     };
     match wanted {
         None => Ok(cpu()),
-        Some(number) if (number as i64) < cards => Ok(card(number)),
+        Some(number) if i64::try_from(number).is_ok_and(|number| number < gpus) => gpu(number),
         Some(number) => Err(TrainError::Usage(format!(
-            "expected a device below cuda:{cards}, found cuda:{number}; `xlstm-train doctor` says what is missing"
+            "expected a device below cuda:{gpus}, found cuda:{number}; `xlstm-train doctor` says what is missing"
         ))),
     }
 }
 
-/// The device for one rank of several: its share of the machine's memory, or the card of its number there.
+/// The device for one rank of several: its share of the machine's memory, or the GPU of its number there.
 ///
 /// # Errors
-/// When there is no card for this rank, or `text` names one card for all.
+/// When there is no GPU for this rank, or `text` names one GPU for all.
 pub fn find_for_rank(text: &str, place: &Place) -> Result<DeviceInfo> {
-    let cards = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
+    let gpus = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
     if text.starts_with("cuda:") {
         return Err(TrainError::Usage(format!(
-            "expected `auto`, `cpu` or `cuda` for {} ranks, found `{text}`: each rank takes the card of its number",
+            "expected `auto`, `cpu` or `cuda` for {} ranks, found `{text}`: each rank takes the GPU of its number",
             place.world
         )));
     }
-    if text == "cpu" || (text == "auto" && cards == 0) {
+    if text == "cpu" || (text == "auto" && gpus == 0) {
         let cpu = find("cpu")?;
         let sharing = place.local_world.unwrap_or(1).max(1);
         return Ok(DeviceInfo { memory: cpu.memory.map(|bytes| bytes / sharing), ..cpu });
     }
-    // Slurm may show each task its own card only, which is then the first.
-    let alone = cards == 1 && place.started_by == "Slurm";
+    // Slurm may show each task its own GPU only, which is then the first.
+    let alone = gpus == 1 && place.started_by == "Slurm";
     let number = if alone { 0 } else { place.local_rank };
-    if i64::try_from(number).is_ok_and(|number| number < cards) {
+    if i64::try_from(number).is_ok_and(|number| number < gpus) {
         return find(&format!("cuda:{number}"));
     }
     Err(TrainError::Usage(format!(
-        "expected a card for each rank on this machine, found {cards} for local rank {}: start fewer ranks, or say \
+        "expected a GPU for each rank on this machine, found {gpus} for local rank {}: start fewer ranks, or say \
          --device cpu",
         place.local_rank
     )))
@@ -93,17 +92,18 @@ fn cpu() -> DeviceInfo {
     DeviceInfo { device: Device::Cpu, name, memory: available_memory() }
 }
 
-fn card(number: usize) -> DeviceInfo {
-    let query = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits", &format!("--id={number}")];
-    let output =
-        Command::new("nvidia-smi").args(query).output().ok().filter(|output| output.status.success());
-    let text =
-        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
-    let (name, memory) = match text.rsplit_once(',') {
-        Some((name, mebibytes)) => (name.trim().to_owned(), mebibytes.trim().parse::<u64>().ok()),
-        None => (format!("cuda:{number}"), None),
-    };
-    DeviceInfo { device: Device::Cuda(number), name, memory: memory.map(|mebibytes| mebibytes << 20) }
+/// The GPU of libtorch's number: the driver counts as libtorch does, by `CUDA_VISIBLE_DEVICES`.
+fn gpu(number: usize) -> Result<DeviceInfo> {
+    let described = u32::try_from(number).ok().map(describe).transpose();
+    let found = described.map_err(|error| {
+        TrainError::Usage(format!(
+            "expected the driver to describe cuda:{number}, found: {error}; `xlstm-train doctor` says what is missing, and \
+             --device cpu computes without it"
+        ))
+    })?;
+    let found =
+        found.ok_or_else(|| TrainError::Usage(format!("expected the number of a device, found {number}")))?;
+    Ok(DeviceInfo { device: Device::Cuda(number), name: found.name, memory: Some(found.memory) })
 }
 
 /// Memory that programs can still take, from `/proc/meminfo`.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use xlstm_bridge::BridgeError;
 use xlstm_kernels::KernelError;
+use xlstm_manifests::printable;
 use xlstm_manifests::recipe::RecipeError;
 
 /// `Result` with [`TrainError`].
@@ -32,7 +33,7 @@ pub enum TrainError {
     #[error(transparent)]
     Torch(#[from] tch::TchError),
     /// A file is not what its name or its neighbours say.
-    #[error("`{path}`: expected {expected}, found {found}; {hint}", path = path.display())]
+    #[error("`{path}`: expected {expected}, found {found}; {hint}", path = printable::path(path))]
     File {
         /// The file.
         path: PathBuf,
@@ -44,7 +45,7 @@ pub enum TrainError {
         hint: String,
     },
     /// Parameters that do not fit the model, all of them.
-    #[error("`{path}`: {count} of its parameters do not fit the model:\n{list}", path = path.display())]
+    #[error("`{path}`: {count} of its parameters do not fit the model:\n{list}", path = printable::path(path))]
     Parameters {
         /// The file.
         path: PathBuf,
@@ -58,7 +59,7 @@ pub enum TrainError {
         "step {step}: {what} is {value}; stopped before the update, the last checkpoint is untouched.\n\
          rows of the step: {rows}\ndocuments: {documents}\n\
          Look at them with `xlstm-data trace --run {run} --step {step}`, or lower optimizer.learning_rate",
-        run = run.display()
+        run = printable::path(run)
     )]
     NotFinite {
         /// The run's folder.
@@ -104,6 +105,20 @@ pub enum TrainError {
     /// Something that the user asked for cannot be done.
     #[error("{0}")]
     Usage(String),
+    /// Another rank failed where only one works and the others wait.
+    #[error("another rank failed; its message says why")]
+    AnotherRank,
+    /// The model's log-likelihood of something is not a number. Nothing was averaged.
+    #[error(
+        "expected finite log-likelihoods, found {value} for {what}: the model overflows on it. Nothing was averaged; try \
+         --precision float32"
+    )]
+    Overflow {
+        /// Of which document, example or token.
+        what: String,
+        /// The value.
+        value: f64,
+    },
     /// More memory than there is: what was asked and had, and what to lower.
     #[error("{shortage}; {advice}")]
     OutOfMemory {
@@ -129,6 +144,11 @@ impl TrainError {
         hint: impl Into<String>,
     ) -> Self {
         Self::File { path: path.into(), expected: expected.into(), found: found.into(), hint: hint.into() }
+    }
+
+    /// A value of ours that has no written form, or one that another process of ours wrote and cannot be read.
+    pub(crate) fn internal(error: impl std::fmt::Display) -> Self {
+        Self::Internal(error.to_string())
     }
 
     /// The text of an error of libtorch, if it is one.
@@ -163,8 +183,14 @@ impl TrainError {
         match self.libtorch() {
             Some(text) if memory::is_shortage(&text) => memory::shortage(&text),
             Some(text) => memory::without_stack(&text).to_owned(),
+            // The system's errors are one line, whatever the names in them.
+            None if self.is_of_the_system() => printable::text(&self.to_string()).into_owned(),
             None => self.to_string(),
         }
+    }
+
+    fn is_of_the_system(&self) -> bool {
+        matches!(self, Self::Io(_) | Self::Data(xlstm_manifests::Error::Io(_)))
     }
 
     /// Exit code: 1 for the user's input or data or a machine that is too small, 2 for a fault of ours.
@@ -172,19 +198,42 @@ impl TrainError {
     pub fn exit_code(&self) -> u8 {
         match self {
             _ if self.is_out_of_memory() => 1,
+            Self::Io(error) | Self::Data(xlstm_manifests::Error::Io(error)) => exit_code_of_io(error),
             Self::Recipe(_)
             | Self::Data(_)
-            | Self::Io(_)
             | Self::File { .. }
             | Self::Parameters { .. }
             | Self::NotFinite { .. }
             | Self::RankLost { .. }
             | Self::Disagree { .. }
             | Self::Usage(_)
+            | Self::AnotherRank
+            | Self::Overflow { .. }
             | Self::OutOfMemory { .. } => 1,
             Self::Kernel(_) | Self::Bridge(_) | Self::Torch(_) | Self::Internal(_) | Self::LoaderGone => 2,
         }
     }
+}
+
+/// 1 for what the system refused; 2 for what has the kind `Other`, which the system never gives: a value of ours that
+/// could not be written.
+fn exit_code_of_io(error: &std::io::Error) -> u8 {
+    if error.kind() == std::io::ErrorKind::Other { 2 } else { 1 }
+}
+
+/// The text of an error of any kind with its causes, each of which is one line where it is the system's.
+#[must_use]
+pub fn message(error: &anyhow::Error) -> String {
+    if let Some(error) = error.downcast_ref::<TrainError>() {
+        // These say everything in one text; others are a chain.
+        return error.message();
+    }
+    let text = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<TrainError>() {
+        Some(error) => error.message(),
+        None if cause.is::<std::io::Error>() => printable::text(&cause.to_string()).into_owned(),
+        None => cause.to_string(),
+    };
+    error.chain().map(text).collect::<Vec<_>>().join(": ")
 }
 
 /// The exit code of an error of any kind: 1 for the user's input, data or machine, 2 for whatever is not known to be
@@ -196,11 +245,58 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         if let Some(error) = cause.downcast_ref::<TrainError>() {
             return Some(error.exit_code());
         }
-        let users =
-            cause.is::<RecipeError>() || cause.is::<xlstm_manifests::Error>() || cause.is::<std::io::Error>();
+        if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+            return Some(exit_code_of_io(error));
+        }
+        if let Some(xlstm_manifests::Error::Io(error)) = cause.downcast_ref() {
+            return Some(exit_code_of_io(error));
+        }
+        let users = cause.is::<RecipeError>() || cause.is::<xlstm_manifests::Error>();
         users.then_some(1)
     });
     known.unwrap_or(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn what_has_no_written_form_is_our_fault_and_what_the_system_refuses_is_not() {
+        let ours = || io::Error::other("no JSON form");
+        let users = || io::Error::from(io::ErrorKind::NotFound);
+        for (error, code) in [
+            (TrainError::Io(ours()), 2),
+            (TrainError::Data(xlstm_manifests::Error::Io(ours())), 2),
+            (TrainError::internal("x"), 2),
+            (TrainError::Io(users()), 1),
+            (TrainError::Data(xlstm_manifests::Error::Io(users())), 1),
+            (TrainError::Usage("x".into()), 1),
+            (TrainError::AnotherRank, 1),
+            (TrainError::Overflow { what: "document 1".into(), value: f64::NAN }, 1),
+        ] {
+            assert_eq!(error.exit_code(), code, "{error}");
+            assert_eq!(exit_code(&error.into()), code);
+        }
+        assert_eq!(exit_code(&anyhow::Error::from(ours()).context("while writing")), 2);
+        assert_eq!(exit_code(&anyhow::Error::from(users()).context("while reading")), 1);
+        assert_eq!(exit_code(&anyhow::anyhow!("nobody knows")), 2);
+    }
+
+    #[test]
+    fn an_error_of_the_system_is_one_line_whatever_the_names_in_it() {
+        let error = || fs_err::read("/nowhere/a\nforged\u{1b}[2J").unwrap_err();
+        let texts = [
+            TrainError::Io(error()).message(),
+            message(&TrainError::Data(error().into()).into()),
+            message(&anyhow::Error::from(error()).context("while reading")),
+        ];
+        for text in texts {
+            assert!(text.contains("a\\nforged\\u{1b}[2J") && !text.contains('\n'), "{text}");
+        }
+    }
 }
 
 /// What libtorch says when there is no memory, in this program's words.

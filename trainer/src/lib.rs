@@ -11,7 +11,8 @@
 //! | [`optimizer`] | AdamW, gradient norm |
 //! | [`train`] | set-up, the loop, validation, plans |
 //! | [`checkpoint`], [`tensor_file`] | what a run saves |
-//! | [`metrics`], [`plot`], [`chain`] | what a run tells, a picture of it, and where a figure comes from |
+//! | [`metrics`], [`plot`] | what a run tells, and a picture of it |
+//! | [`provenance`], [`chain`] | where a figure comes from: the links, and their text |
 //! | [`evaluation`] | how good a model is, where, and on which data |
 //! | [`report`] | pages about runs and evaluations |
 //! | [`verify`] | whether the chain from a figure to its bytes still holds |
@@ -37,6 +38,7 @@ pub mod metrics;
 pub mod model;
 pub mod optimizer;
 pub mod plot;
+pub mod provenance;
 pub mod report;
 pub mod reproduce;
 pub mod run;

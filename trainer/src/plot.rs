@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use xlstm_manifests::printable;
 use xlstm_manifests::run_manifest::METRICS_NAME;
 use xlstm_pipeline::report::axis::{label, ticks};
 use xlstm_pipeline::report::escape;
@@ -131,7 +132,7 @@ pub fn svg(curves: &[Curve]) -> String {
         let _ = writeln!(
             out,
             "<text x=\"{end}\" y=\"{row}\" text-anchor=\"end\" fill=\"{colour}\">{} (line: training, dots: validation)</text>",
-            escape(&curve.name)
+            escape(&printable::text(&curve.name))
         );
     }
     out.push_str("</svg>\n");

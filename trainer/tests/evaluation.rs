@@ -92,6 +92,17 @@ fn expected_documents(fixture: &Fixture, overlapping: bool) -> Vec<Expected> {
     expected
 }
 
+/// The probability that Student's t lies within `width` of zero, by the trapezoid rule over its density.
+fn student_inside(width: f64, degrees: f64) -> f64 {
+    let area = |end: f64| {
+        let steps = 20_000;
+        let at = |step: i32| (end * f64::from(step) / f64::from(steps)).cos().powf(degrees - 1.0);
+        end / f64::from(steps) * ((1..steps).map(at).sum::<f64>() + (at(0) + at(steps)) / 2.0)
+    };
+    // With t = √ν tan θ the density is that of cos^(ν-1) θ.
+    area((width / degrees.sqrt()).atan()) / area(std::f64::consts::FRAC_PI_2)
+}
+
 #[track_caller]
 fn check(found: &Statistics, expected: &[&Expected]) {
     let tokens: usize = expected.iter().map(|document| document.tokens).sum();
@@ -102,7 +113,9 @@ fn check(found: &Statistics, expected: &[&Expected]) {
     close(found.nll, nll);
     close(found.perplexity, (nll / tokens as f64).exp());
     close(found.bits_per_byte.unwrap(), nll / std::f64::consts::LN_2 / bytes as f64);
-    assert_eq!(found.perplexity_interval.is_some(), expected.len() >= 5);
+    let squares: f64 = expected.iter().map(|document| (document.tokens as f64).powi(2)).sum();
+    let effective = (tokens as f64).powi(2) / squares;
+    assert_eq!(found.perplexity_interval.is_some(), expected.len() >= 5 && effective >= 3.0);
 }
 
 #[test]
@@ -275,7 +288,8 @@ fn perplexity_of_a_packed_split_is_that_of_its_rows() {
     assert_eq!(found.total.documents, spans.len() as u64);
     let bytes: u64 = spans.iter().map(|span| span.bytes).sum();
     close(found.total.bits_per_byte.unwrap(), total / std::f64::consts::LN_2 / bytes as f64);
-    // The ratio's interval: the ratio without each document in turn; Student's t of 5 degrees of freedom is 2.570582.
+    // The ratio's interval: the ratio without each document in turn, and Student's t with as many degrees of freedom as
+    // equally long documents that would tell as much, less one.
     assert_eq!(spans.len(), 6);
     let (mut start, mut sums) = (0, Vec::new());
     for span in &spans {
@@ -286,9 +300,13 @@ fn perplexity_of_a_packed_split_is_that_of_its_rows() {
     let without = |index: usize| (total - sums[index]) / (stream.len() as f64 - spans[index].length as f64);
     let middle = (0..6).map(without).sum::<f64>() / 6.0;
     let squares: f64 = (0..6).map(|index| (without(index) - middle).powi(2)).sum();
-    let half = 2.570_582 * (5.0 / 6.0 * squares).sqrt();
+    let error = (5.0 / 6.0 * squares).sqrt();
+    let lengths: Vec<f64> = spans.iter().map(|span| span.length as f64).collect();
+    let effective =
+        lengths.iter().sum::<f64>().powi(2) / lengths.iter().map(|length| length.powi(2)).sum::<f64>();
     let interval = found.total.loss_interval.unwrap();
-    assert!(((interval.high - interval.low) / 2.0 / half - 1.0).abs() < 1e-3, "{interval:?} {half}");
+    let inside = student_inside((interval.high - interval.low) / 2.0 / error, effective - 1.0);
+    assert!((inside - 0.95).abs() < 1e-4, "{interval:?}: {inside}");
     // Each document's own figures lie beside the report.
     let table = fs_err::read_to_string(out.join("documents.csv")).unwrap();
     let rows: Vec<Vec<&str>> = table.lines().skip(1).map(|line| line.split(',').collect()).collect();
@@ -303,7 +321,7 @@ fn perplexity_of_a_packed_split_is_that_of_its_rows() {
     assert!(report.marks.iter().any(|mark| mark.kind == MarkKind::TrainingData));
     let page = fs_err::read_to_string(out.join("report.md")).unwrap();
     assert!(
-        page.contains("trained on") && page.contains("over the documents of a line; none below five"),
+        page.contains("trained on") && page.contains("Student's t over the documents of a line"),
         "{page}"
     );
 

@@ -10,6 +10,7 @@
 //! This crate knows neither tensors nor libtorch.
 
 mod cache;
+mod description;
 pub mod driver;
 mod error;
 pub mod layers;
@@ -24,6 +25,7 @@ pub mod slstm;
 mod specialisation;
 
 pub use cache::Cache;
+pub use description::{Description, describe};
 pub use error::CudaError;
 pub use nvrtc::{Compiled, Nvrtc};
 pub use report::{KernelResources, ResourceReport};

@@ -50,10 +50,10 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::BoxError;
-pub use xlstm_cuda::Architecture;
 use xlstm_cuda::driver::{Driver, Kernel};
 use xlstm_cuda::layers::LayerLaunch;
 pub use xlstm_cuda::recurrent::Cell;
+pub use xlstm_cuda::{Architecture, describe};
 use xlstm_cuda::{Cache, Nvrtc, Specialisation};
 
 /// The widest head that there are kernels for: that of the paper's 2.7B model.

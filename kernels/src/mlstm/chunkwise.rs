@@ -62,6 +62,7 @@ pub(super) fn mlstm(
     let longest = usize::try_from(sizes.time).unwrap_or(usize::MAX);
     let chunk = i64::try_from(chunk.unwrap_or(CHUNK).clamp(1, longest)).unwrap_or(sizes.time);
     let resets_BT = input.resets_BT.map(Tensor::contiguous);
+    let chunks = count_chunks(resets_BT.as_ref(), sizes, chunk)?;
     let state = input.state;
     let inputs = Inputs {
         q_BTHK: Some(input.q_BTHK),
@@ -76,7 +77,7 @@ pub(super) fn mlstm(
     let Outputs { h_BTHV, matrix, normalizer, maximum } = node(
         "mlstm_chunkwise",
         inputs,
-        |_| Ok(forward(inputs, resets_BT, sizes, chunk)),
+        |_| Ok(forward(inputs, resets_BT, sizes, (chunk, chunks))),
         move |saved, upstream, _| backward(&saved, upstream, sizes, chunk),
     )?;
     Ok(MlstmOutput { h_BTHV, state: MlstmState { matrix, normalizer, maximum } })
@@ -84,38 +85,39 @@ pub(super) fn mlstm(
 
 /// How many chunks the kernel will make: every reset begins a segment, and segments are cut into equal parts.
 /// Mirrors `for_each_chunk` in `cpu/mlstm.h`.
-fn count_chunks(resets_BT: Option<&Tensor>, sizes: Sizes, chunk: i64) -> i64 {
+fn count_chunks(resets_BT: Option<&Tensor>, sizes: Sizes, chunk: i64) -> Result<i64, KernelError> {
     let of_segment = |length: i64| {
         let parts = (length + chunk - 1) / chunk;
         let part = (((length + parts - 1) / parts + 7) / 8 * 8).min(chunk);
         (length + part - 1) / part
     };
-    let Some(resets_BT) = resets_BT else { return sizes.batch * of_segment(sizes.time) };
-    let flags: Vec<bool> = Vec::try_from(resets_BT.reshape([-1])).unwrap_or_default();
-    let rows = flags.chunks(usize::try_from(sizes.time).unwrap_or(1));
-    rows.map(|row| {
-        let mut borders: Vec<usize> = (1..row.len()).filter(|&time| row[time]).collect();
-        borders.push(row.len());
-        let mut start = 0;
-        let mut count = 0;
-        for end in borders {
-            count += of_segment((end - start) as i64);
-            start = end;
-        }
-        count
-    })
-    .sum()
+    let Some(resets_BT) = resets_BT else { return Ok(sizes.batch * of_segment(sizes.time)) };
+    let flags = Vec::<bool>::try_from(resets_BT.f_reshape([-1])?)?;
+    let time = flags.len() / usize::try_from(sizes.batch).ok().filter(|&batch| batch > 0).unwrap_or(1);
+    let rows = flags.chunks(time.max(1));
+    Ok(rows
+        .map(|row| {
+            let mut borders: Vec<usize> = (1..row.len()).filter(|&time| row[time]).collect();
+            borders.push(row.len());
+            let mut start = 0;
+            let mut count = 0;
+            for end in borders {
+                count += of_segment((end - start) as i64);
+                start = end;
+            }
+            count
+        })
+        .sum())
 }
 
 fn forward(
     inputs: Inputs<Option<&Tensor>>,
     resets_BT: Option<Tensor>,
     sizes: Sizes,
-    chunk: i64,
+    (chunk, chunks): (i64, i64),
 ) -> (Outputs<Tensor>, Saved) {
     let Sizes { batch, time, heads, key, value } = sizes;
     let kind = inputs.q_BTHK.map_or(Kind::Float, Tensor::kind);
-    let chunks = count_chunks(resets_BT.as_ref(), sizes, chunk);
     let outputs = Outputs {
         h_BTHV: empty(&[batch, time, heads, value], kind),
         matrix: empty(&[batch, heads, key, value], kind),

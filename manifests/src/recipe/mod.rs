@@ -33,6 +33,8 @@ pub use parse::{load, nearest, resolve};
 
 use serde::{Deserialize, Serialize};
 
+use crate::printable;
+
 /// `Result` with [`RecipeError`].
 pub type Result<T> = std::result::Result<T, RecipeError>;
 
@@ -45,7 +47,8 @@ pub enum RecipeError {
     Io(#[from] std::io::Error),
     /// No such recipe.
     #[error(
-        "recipe `{name}`: no built-in recipe and no file of this name{hint}; `xlstm-train recipes` lists them"
+        "recipe `{name}`: no built-in recipe and no file of this name{hint}; `xlstm-train recipes` lists them",
+        name = printable::text(name)
     )]
     Unknown {
         /// What was asked for.
@@ -54,7 +57,7 @@ pub enum RecipeError {
         hint: String,
     },
     /// The text is no TOML.
-    #[error("recipe `{name}`: not readable as TOML: {reason}")]
+    #[error("recipe `{name}`: not readable as TOML: {reason}", name = printable::text(name))]
     Syntax {
         /// The recipe or override.
         name: String,
@@ -62,7 +65,7 @@ pub enum RecipeError {
         reason: String,
     },
     /// A key that does not exist.
-    #[error("recipe `{name}`: unknown key `{key}`{hint}; `--print-config` lists all keys")]
+    #[error("recipe `{name}`: unknown key `{key}`{hint}; `--print-config` lists all keys", name = printable::text(name))]
     UnknownKey {
         /// The recipe or override.
         name: String,
@@ -72,7 +75,7 @@ pub enum RecipeError {
         hint: String,
     },
     /// A value that its key cannot take, or that contradicts another.
-    #[error("recipe `{name}`: `{key}` expected {expected}, found {found}")]
+    #[error("recipe `{name}`: `{key}` expected {expected}, found {found}", name = printable::text(name))]
     Value {
         /// The recipe.
         name: String,

@@ -16,10 +16,14 @@ pub(super) struct ChainArguments {
     /// The figure after this step [default: the newest whose checkpoint was kept]
     #[arg(long)]
     step: Option<u64>,
+    /// Folder in which datasets are looked for by their root, beside where they were and where the run is; may be given
+    /// again
+    #[arg(long, value_name = "DIR")]
+    data: Vec<PathBuf>,
 }
 
 /// Prints the chain; returns the exit code.
 pub(super) fn run(arguments: &ChainArguments) -> anyhow::Result<u8> {
-    print(&chain(&arguments.run, arguments.step)?)?;
+    print(&chain(&arguments.run, arguments.step, &arguments.data)?)?;
     Ok(0)
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use xlstm_manifests::printable;
 use xlstm_trainer::model::{Placement, export};
 use xlstm_trainer::run::{load_model, trained_context};
 
@@ -34,8 +35,8 @@ pub(super) fn run(arguments: &ExportArguments) -> anyhow::Result<u8> {
     say(&format!(
         "{} parameters from {} to {}, official names, vanilla layout",
         model.parameter_count(),
-        file.display(),
-        arguments.output.display()
+        printable::path(&file),
+        printable::path(&arguments.output)
     ));
     Ok(0)
 }

@@ -11,7 +11,7 @@ mod train;
 use clap::{Parser, Subcommand};
 use xlstm_trainer::command_line::{
     DeviceArguments, GENERATION_MEMORY, GenerateArguments, LOADING_MEMORY, TRAINING_MEMORY, advise, print,
-    say,
+    print_json, say,
 };
 
 /// Train xLSTM models on shards that `xlstm-data` prepared

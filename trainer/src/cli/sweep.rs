@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use serde_json::json;
 use xlstm_manifests::atomic::write_atomic;
+use xlstm_manifests::printable;
 use xlstm_trainer::sweep::{Options, Results, Sweep, collect, measure_run, names, page, run as carry_out};
 
-use super::{DeviceArguments, print, say};
+use super::{DeviceArguments, print, print_json, say};
 
 /// An experiment's grid of runs.
 #[derive(Debug, Args)]
@@ -60,7 +60,7 @@ pub(super) struct MeasureArguments {
 pub(super) fn measure(arguments: &MeasureArguments) -> anyhow::Result<u8> {
     let device = arguments.device.start()?;
     let measured = measure_run(&arguments.run, &arguments.data, &arguments.also, &device)?;
-    print(&format!("{}\n", json!(measured)))?;
+    print_json(&measured)?;
     Ok(0)
 }
 
@@ -111,10 +111,10 @@ pub(super) fn run(arguments: &SweepArguments) -> anyhow::Result<u8> {
     write_atomic(&out.join("results.json"), format!("{text}\n").as_bytes())?;
     write_atomic(&out.join("report.html"), page(&sweep, &results).as_bytes())?;
     if arguments.json {
-        print(&format!("{}\n", json!(results)))?;
+        print_json(&results)?;
     } else {
         print(&table(&results))?;
-        say(&format!("page: {}", out.join("report.html").display()));
+        say(&format!("page: {}", printable::path(&out.join("report.html"))));
     }
     for failure in &failed {
         say(&format!("failed: {failure}"));

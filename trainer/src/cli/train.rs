@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
+use xlstm_manifests::printable;
 use xlstm_manifests::run_manifest::DatasetRef;
 use xlstm_trainer::command_line::on_ranks;
 use xlstm_trainer::communicator::Communicator;
@@ -12,7 +13,7 @@ use xlstm_trainer::launch;
 use xlstm_trainer::signals::Signals;
 use xlstm_trainer::train::{Outcome, TrainOptions, describe, resolve_recipe, setup};
 
-use super::{DeviceArguments, print, say};
+use super::{DeviceArguments, print, print_json, say};
 
 /// One training run.
 #[derive(Debug, Args)]
@@ -132,22 +133,22 @@ fn finish(
     outcome: Outcome,
 ) -> anyhow::Result<()> {
     let run = trainer.folder().display().to_string();
+    let shown = printable::text(&run);
     let (status, validation) = match outcome {
         Outcome::Finished { validation } => {
-            say(&format!("finished: {run}, step {}", trainer.step_count()));
+            say(&format!("finished: {shown}, step {}", trainer.step_count()));
             ("finished", validation)
         }
         Outcome::Stopped { step, .. } => {
-            say(&format!("stopped after step {step}, saved; go on with `xlstm-train --resume --out {run}`"));
+            say(&format!(
+                "stopped after step {step}, saved; go on with `xlstm-train --resume --out {shown}`"
+            ));
             ("stopped", None)
         }
     };
     if arguments.json {
         let step = trainer.step_count();
-        print(&format!(
-            "{}\n",
-            json!({"run": run, "status": status, "step": step, "validation_loss": validation})
-        ))?;
+        print_json(&json!({"run": run, "status": status, "step": step, "validation_loss": validation}))?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use xlstm_manifests::END_OF_TEXT;
 use xlstm_manifests::recipe::Precision;
 use xlstm_pipeline::tokenizer::Gpt2Tokenizer;
 
-use super::{DeviceArguments, print};
+use super::{DeviceArguments, print, print_json};
 use crate::error::{Result, TrainError};
 use crate::model::{Generation, Model, Placement, Sampling};
 use crate::run::load_model;
@@ -69,7 +69,7 @@ impl GenerateArguments {
         if self.json {
             let samples: Vec<_> =
                 both.map(|(prompt, text)| json!({"prompt": prompt, "text": text})).collect();
-            print(&format!("{}\n", json!({"parameters": file.display().to_string(), "samples": samples})))?;
+            print_json(&json!({"parameters": file.display().to_string(), "samples": samples}))?;
         } else {
             for (prompt, text) in both {
                 print(&format!("{prompt}{text}\n"))?;

@@ -8,11 +8,11 @@ use std::process::ExitCode;
 use clap::Args;
 use xlstm_bridge::runtime;
 use xlstm_kernels::cuda::Architecture;
+use xlstm_manifests::printable;
 
 use crate::communicator::Communicator;
 use crate::device::{self, DeviceInfo};
 use crate::error::{self, TrainError};
-use crate::evaluation::text::visible;
 use crate::guard::guarded_any;
 use crate::launch::{self, Place};
 
@@ -89,21 +89,37 @@ pub fn on_ranks(
     result
 }
 
-/// Writes data to stdout; a reader that has gone away is no error.
+/// Writes text to stdout, with what a terminal would obey spelled out; a reader that has gone away is no error.
 ///
 /// # Errors
 /// When stdout cannot be written for another reason.
 pub fn print(text: &str) -> anyhow::Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
+    match std::io::stdout().write_all(printable::lines(text).as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }
 }
 
-/// Writes a message to stderr.
+/// Writes a value to stdout as one line of JSON that means the same in a terminal.
+///
+/// # Errors
+/// As [`print`], and when the value has no JSON form.
+pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", printable::json(&serde_json::to_string(value)?)))
+}
+
+/// As [`print_json`], over several lines.
+///
+/// # Errors
+/// As [`print_json`].
+pub fn print_json_pretty(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", printable::json(&serde_json::to_string_pretty(value)?)))
+}
+
+/// Writes a message to stderr, with what a terminal would obey spelled out.
 #[expect(clippy::print_stderr, reason = "messages go to stderr")]
 pub fn say(text: &str) {
-    eprintln!("{text}");
+    eprintln!("{}", printable::lines(text));
 }
 
 /// Runs a program's command line; its exit code. An error is told on stderr, with what to do about it; a panic, be
@@ -115,14 +131,7 @@ pub fn run_program(command: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
         Err(error) => error,
     };
     let prefix = launch::error_prefix();
-    let text = match error.downcast_ref::<TrainError>() {
-        // These say everything in one text; others are a chain.
-        Some(error) => error.message(),
-        None => format!("{error:#}"),
-    };
-    // Names from data may hold what a terminal obeys.
-    let text = text.split('\n').map(visible).collect::<Vec<_>>().join("\n");
-    say(&format!("{prefix}error: {text}"));
+    say(&format!("{prefix}error: {}", error::message(&error)));
     let code = error::exit_code(&error);
     if matches!(Place::here(), Ok(Some(_))) {
         // Threads of libtorch may still wait for a rank that never answers.

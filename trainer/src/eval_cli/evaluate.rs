@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use xlstm_trainer::command_line::{DeviceArguments, on_ranks, print, say};
+use xlstm_manifests::printable;
+use xlstm_trainer::command_line::{DeviceArguments, on_ranks, print, print_json, say};
 use xlstm_trainer::evaluation::evaluate::{EvaluateOptions, Kind, Outcome, evaluate};
 use xlstm_trainer::evaluation::open::EvaluationPrecision;
 use xlstm_trainer::evaluation::results::{Protocol, Report};
-use xlstm_trainer::evaluation::text::{figures, visible};
+use xlstm_trainer::evaluation::text::figures;
 use xlstm_trainer::launch;
 use xlstm_trainer::signals::Signals;
 
@@ -135,17 +136,17 @@ fn run(kind: Kind, split: &SplitArguments, protocol: Protocol, first: Option<u64
 pub(super) fn show_with_page(report: &Report, folder: &Path, json: bool) -> anyhow::Result<()> {
     show(report, json)?;
     let page = write_page(folder, None, None)?;
-    say(&format!("report: {}\npage: {}", folder.display(), page.display()));
+    say(&format!("report: {}\npage: {}", printable::path(folder), printable::path(&page)));
     Ok(())
 }
 
 /// Prints a report: its figures for people, or all of it.
 pub(super) fn show(report: &Report, json: bool) -> anyhow::Result<()> {
     if json {
-        return print(&format!("{}\n", serde_json::to_string(report)?));
+        return print_json(report);
     }
     for mark in &report.marks {
-        say(&format!("note: {}", visible(&mark.text)));
+        say(&format!("note: {}", printable::text(&mark.text)));
     }
     print(&figures(report, false))
 }

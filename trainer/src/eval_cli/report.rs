@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use xlstm_manifests::atomic::write_atomic;
+use xlstm_manifests::printable;
 use xlstm_trainer::command_line::{print, say};
 use xlstm_trainer::report::{
     EvaluationView, RunView, evaluation_page, evaluations_of, load_overlap, runs_page,
@@ -70,7 +71,7 @@ impl PageArguments {
     /// Writes the page; returns the exit code.
     pub(super) fn run(&self) -> anyhow::Result<u8> {
         let out = write_page(&self.evaluation, self.overlap.as_deref(), self.out.as_deref())?;
-        print(&format!("{}\n", out.display()))?;
+        print(&format!("{}\n", printable::path(&out)))?;
         Ok(0)
     }
 }
@@ -91,7 +92,7 @@ pub(super) fn write_page(
 fn write(runs: &[PathBuf], evaluations: &[PathBuf], out: &Path) -> anyhow::Result<u8> {
     let views = RunView::load_all(runs)?;
     for (run, note) in views.iter().flat_map(|run| run.notes.iter().map(move |note| (run, note))) {
-        say(&format!("note: {}: {note}", run.name));
+        say(&format!("note: {}", printable::text(&format!("{}: {note}", run.name))));
     }
     let mut shown = Vec::new();
     for run in runs {
@@ -101,6 +102,6 @@ fn write(runs: &[PathBuf], evaluations: &[PathBuf], out: &Path) -> anyhow::Resul
         shown.push(EvaluationView::load(path)?);
     }
     write_atomic(out, runs_page(&views, &shown)?.as_bytes())?;
-    print(&format!("{}\n", out.display()))?;
+    print(&format!("{}\n", printable::path(out)))?;
     Ok(0)
 }

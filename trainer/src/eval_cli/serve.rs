@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use xlstm_manifests::printable;
 use xlstm_manifests::recipe::Precision;
 use xlstm_trainer::command_line::{DeviceArguments, say};
 use xlstm_trainer::model::Placement;
@@ -52,7 +53,7 @@ impl ServeArguments {
         let placement = Placement::new(device.device, precision, false);
         let (model, file) = load_model(&self.run, self.step, placement)?;
         let engine = Engine::new(file.display().to_string(), model)?;
-        say(&format!("serving {}; Ctrl-C ends it", file.display()));
+        say(&format!("serving {}; Ctrl-C ends it", printable::path(&file)));
         serve(engine, Server { address: SocketAddr::new(self.host, self.port) }, &signals)?;
         Ok(0)
     }

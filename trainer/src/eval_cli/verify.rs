@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use xlstm_trainer::command_line::{DeviceArguments, Kernels, print};
-use xlstm_trainer::evaluation::text::visible;
+use xlstm_manifests::printable;
+use xlstm_trainer::command_line::{DeviceArguments, Kernels, print, print_json_pretty};
 use xlstm_trainer::verify::{Chain, Depth, State, verify};
 
 /// Exit code where all links that could be followed hold, but not all could be followed.
@@ -52,7 +52,7 @@ impl VerifyArguments {
             chain.links.extend(verify(path, &depth)?.links);
         }
         if self.json {
-            print(&format!("{}\n", serde_json::to_string_pretty(&chain)?))?;
+            print_json_pretty(&chain)?;
         } else {
             print(&text(&chain))?;
         }
@@ -74,13 +74,14 @@ fn text(chain: &Chain) -> String {
             State::Failed => "FAILED",
             State::NotAtHand => "not at hand",
             State::NotAsked => "not asked",
+            State::Unchecked => "unchecked",
         };
         out.push_str(&format!(
             "{state:<12} {:<34} {}\n{:13}{}\n",
-            visible(&link.link),
-            visible(&link.path.display().to_string()),
+            printable::text(&link.link),
+            printable::path(&link.path),
             "",
-            visible(&link.detail)
+            printable::text(&link.detail)
         ));
     }
     let count = |state| chain.count(state);
@@ -91,5 +92,11 @@ fn text(chain: &Chain) -> String {
         count(State::NotAtHand),
         count(State::NotAsked)
     ));
+    let unchecked = count(State::Unchecked);
+    if unchecked > 0 {
+        out.push_str(&format!(
+            "{unchecked} splits have source files that were compared with nothing that anybody published\n"
+        ));
+    }
     out
 }

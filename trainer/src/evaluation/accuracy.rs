@@ -161,8 +161,10 @@ pub fn evaluate_accuracy(
         return Ok(Outcome::Stopped(signals.received().unwrap_or(15)));
     };
     let seconds = begin.elapsed().as_secs_f64();
-    let results = results(&counted, chance(&manifest))
-        .ok_or_else(|| TrainError::file(&path, "at least one scored target", "none", "prepare it again"))?;
+    let results = results(&counted, chance(&manifest)).ok_or_else(|| {
+        let hint = "prepare examples of which at least one has a target that is not null";
+        TrainError::file(&path, "at least one scored target", "none", hint)
+    })?;
     let world = communicator.world_size();
     let positions = (results.total.examples * setting.context_length) as f64;
     let mut marks = opened.marks;
@@ -271,11 +273,7 @@ fn measure(
                 nll += loss;
             }
             if !nll.is_finite() {
-                return Err(TrainError::Usage(format!(
-                    "expected a finite log-likelihood of example {}, found {nll}: the model overflows on it. Nothing was \
-                     averaged; try --precision float32",
-                    row.row
-                )));
+                return Err(TrainError::Overflow { what: format!("example {}", row.row), value: nll });
             }
             if let Some(sums) = by_length.get_mut(usize::from(example.length)) {
                 sums.add(targets, correct, nll);

@@ -168,7 +168,7 @@ pub(super) fn together<T>(
     let failed = communicator.any_flags(flag)? & flags::FAILED != 0;
     let done = result?;
     if failed {
-        return Err(TrainError::Usage("another rank failed; its message says why".into()));
+        return Err(TrainError::AnotherRank);
     }
     Ok(done)
 }

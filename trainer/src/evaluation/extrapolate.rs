@@ -277,11 +277,8 @@ pub fn score(
             }
         }
         if let Some(position) = losses.iter().position(|loss| !loss.is_finite()) {
-            return Err(TrainError::Usage(format!(
-                "expected finite log-likelihoods, found {} at token {position} in a context of {length}: the model \
-                 overflows; try --precision float32",
-                losses[position]
-            )));
+            let what = format!("token {position} in a context of {length}");
+            return Err(TrainError::Overflow { what, value: losses[position] });
         }
         scored.push(losses);
     }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use xlstm_manifests::Sha256Digest;
 
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -124,7 +124,7 @@ impl Journal {
     }
 
     fn append_line(&mut self, line: &impl Serialize) -> Result<()> {
-        let mut bytes = serde_json::to_vec(line).map_err(std::io::Error::other)?;
+        let mut bytes = serde_json::to_vec(line).map_err(TrainError::internal)?;
         bytes.push(b'\n');
         // One call, so that a kill leaves at most one torn line.
         Ok(self.file.write_all(&bytes)?)

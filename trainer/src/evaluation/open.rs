@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use tch::Kind;
 use xlstm_manifests::digest::digest_file;
+use xlstm_manifests::origin::Origin;
 use xlstm_manifests::recipe::{Precision, Recipe};
 use xlstm_manifests::run_manifest::{RUN_NAME, RunManifest};
-use xlstm_manifests::{Manifest, identity};
+use xlstm_manifests::{Manifest, identity, printable};
 use xlstm_pipeline::audit::{AuditArgs, audit, splits_at};
+use xlstm_pipeline::report::CommandError;
 
 use super::results::{DatasetLink, Mark, MarkKind, ModelLink, RunLink};
 use crate::checkpoint::{self, FileDigest};
@@ -156,25 +158,33 @@ pub fn find_split(path: &Path, split: &str) -> Result<PathBuf> {
 /// # Errors
 /// Naming what was found.
 pub fn check_dataset(path: &Path) -> Result<()> {
-    let report = audit(&AuditArgs::new(vec![path.into()]))
-        .map_err(|error| TrainError::Usage(format!("`{}`: {error}", path.display())))?;
+    let report = audit(&AuditArgs::new(vec![path.into()])).map_err(|error| audit_error(path, &error))?;
     let findings: Vec<String> = report
         .splits
         .iter()
         .flat_map(|split| &split.findings)
-        .map(|finding| format!("  {}: {}: {}", finding.file, finding.check.name(), finding.message))
+        .map(|finding| {
+            let text = format!("{}: {}: {}", finding.file, finding.check.name(), finding.message);
+            format!("  {}", printable::text(&text))
+        })
         .collect();
     if findings.is_empty() {
         return Ok(());
     }
     let more = findings.len().saturating_sub(SHOWN);
     let more = if more > 0 { format!("\n  … and {more} more") } else { String::new() };
-    Err(TrainError::Usage(format!(
-        "`{}`: expected a split that `xlstm-data audit` passes, found\n{}{more}\nNothing was evaluated: prepare the \
-         split again",
-        path.display(),
-        findings[..findings.len().min(SHOWN)].join("\n")
-    )))
+    let found = format!("\n{}{more}\n", findings[..findings.len().min(SHOWN)].join("\n"));
+    let hint = "nothing was evaluated: prepare the split again";
+    Err(TrainError::file(path, "a split that `xlstm-data audit` passes", found, hint))
+}
+
+/// Why an audit could not be done, of the same class.
+fn audit_error(path: &Path, error: &CommandError) -> TrainError {
+    if error.exit_code() == 2 {
+        return TrainError::internal(format!("`{}`: {error}", printable::path(path)));
+    }
+    let hint = "`xlstm-data audit` tells more";
+    TrainError::file(path, "a split that can be audited", error.to_string(), hint)
 }
 
 /// What a report says of a split, and whether the model can be evaluated on it.
@@ -212,6 +222,12 @@ pub fn link_dataset(path: &Path, manifest: &Manifest, opened: &mut OpenedModel) 
                 .into(),
         });
     }
+    let origin = Origin::of(manifest);
+    if let Some(claim) = &origin.claimed {
+        opened
+            .marks
+            .push(Mark { kind: MarkKind::OnlyClaimed, text: format!("the data is {}", claim.sentence()) });
+    }
     let (_, manifest_sha256) = digest_file(&file)?;
     Ok(DatasetLink {
         path: path.into(),
@@ -219,8 +235,8 @@ pub fn link_dataset(path: &Path, manifest: &Manifest, opened: &mut OpenedModel) 
         manifest_sha256,
         split: manifest.split.clone(),
         profile: manifest.source.profile.clone(),
-        repository: manifest.source.repository.clone(),
-        revision: manifest.source.resolved_revision.clone(),
+        repository: origin.repository,
+        revision: origin.revision,
         documents: manifest.totals.documents,
         tokens: manifest.totals.tokens,
         tokenizer: manifest.tokenizer.name.clone(),

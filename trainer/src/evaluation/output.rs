@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use xlstm_manifests::atomic::write_atomic;
+use xlstm_manifests::printable;
 
 use super::corpus::Corpus;
 use super::results::{
@@ -204,11 +205,12 @@ fn ends(interval: Option<Interval>) -> (String, String) {
     interval.map(|interval| (interval.low.to_string(), interval.high.to_string())).unwrap_or_default()
 }
 
-/// A CSV field, quoted where RFC 4180 asks for it.
+/// A CSV field on one line, quoted where RFC 4180 asks for it.
 fn quote(field: &str) -> String {
+    let field = printable::text(field);
     if field.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", field.replace('"', "\"\""))
     } else {
-        field.into()
+        field.into_owned()
     }
 }

@@ -209,6 +209,8 @@ pub enum MarkKind {
     LongerThanTrained,
     /// The split is the one that the model was trained on.
     TrainingData,
+    /// The split's files were compared with nothing: where they are from is only claimed.
+    OnlyClaimed,
 }
 
 /// The figures, by kind of evaluation.
@@ -241,7 +243,7 @@ pub struct Statistics {
     pub nll: f64,
     /// Nats a token: `nll / tokens`.
     pub loss: f64,
-    /// 95 % confidence interval of `loss` over documents (Student's t, jackknife of a ratio of sums); absent below five documents.
+    /// 95 % confidence interval of `loss` over documents (module `statistics`); absent where they are too few.
     pub loss_interval: Option<Interval>,
     /// `exp(loss)`, at most [`LARGEST_PERPLEXITY`].
     pub perplexity: f64,
@@ -405,7 +407,7 @@ pub struct ExtrapolationLength {
     pub nll: f64,
     /// `exp(nll / tokens)`.
     pub perplexity: f64,
-    /// Its 95 % confidence interval over the longest contexts; absent below five.
+    /// Its 95 % confidence interval over the longest contexts; absent where they are too few.
     pub perplexity_interval: Option<Interval>,
 }
 
@@ -519,7 +521,8 @@ pub struct AccuracyFigures {
     pub correct: u64,
     /// `correct / targets`.
     pub accuracy: f64,
-    /// Its 95 % confidence interval over examples (delta method for a ratio of sums), cut to 0 and 1; absent below two.
+    /// Its 95 % confidence interval over examples (delta method for a ratio of sums), cut to 0 and 1; absent where they are
+    /// too few.
     pub accuracy_interval: Option<Interval>,
     /// Negative log-likelihood of the targets, in nats.
     pub nll: f64,
@@ -594,7 +597,7 @@ impl Report {
     /// # Errors
     /// When writing fails.
     pub fn store(&self, folder: &Path) -> Result<Written> {
-        let mut bytes = serde_json::to_vec_pretty(self).map_err(std::io::Error::other)?;
+        let mut bytes = serde_json::to_vec_pretty(self).map_err(TrainError::internal)?;
         bytes.push(b'\n');
         Ok(write_atomic(&folder.join(REPORT_NAME), &bytes)?)
     }

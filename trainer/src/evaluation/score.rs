@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tch::Tensor;
-use xlstm_manifests::Sha256Digest;
+use xlstm_manifests::{Sha256Digest, printable};
 
 use super::corpus::{Corpus, Sequence, SequenceTokens, position_group};
 use super::journal::{self, Journal, Scored};
@@ -223,11 +223,8 @@ fn not_finite(corpus: &Corpus, document: u32, value: f64) -> TrainError {
     let info = &corpus.documents[document as usize];
     let input = corpus.manifest().inputs.get(info.input as usize);
     let input = input.map_or_else(|| info.input.to_string(), |input| input.path.to_string());
-    TrainError::Usage(format!(
-        "expected a finite log-likelihood of document {document} (record {} of `{input}`), found {value}: the model \
-         overflows on it. Nothing was averaged; try --precision float32",
-        info.record
-    ))
+    let input = printable::text(&input);
+    TrainError::Overflow { what: format!("document {document} (record {} of `{input}`)", info.record), value }
 }
 
 fn collect(corpus: &Corpus, places: &Places, values: &[f64], time: Duration) -> Scores {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use xlstm_bridge::distributed::Store;
+use xlstm_manifests::printable;
 
 use super::environment::{Place, place};
 use super::watch::write_end;
@@ -177,7 +178,7 @@ fn pass_on(rank: u64, stderr: impl Read, seen: &Mutex<HashSet<String>>) {
         let Ok(line) = line else { return };
         let line = String::from_utf8_lossy(&line).into_owned();
         if seen.lock().unwrap_or_else(PoisonError::into_inner).insert(line.clone()) {
-            eprintln!("{}{line}", prefix_of(rank));
+            eprintln!("{}{}", prefix_of(rank), printable::text(&line));
         }
     }
 }

@@ -121,7 +121,7 @@ pub fn connect(options: &Options, device: Device) -> Result<Connection> {
         )));
     }
     store.set(&beat_key(rank), b"0 0 alive")?;
-    let text = serde_json::to_vec(&member).map_err(|error| TrainError::Io(error.into()))?;
+    let text = serde_json::to_vec(&member).map_err(TrainError::internal)?;
     store.set(&format!("who/{rank}"), &text)?;
     let members = watch::meet(&place, &store, timeout)?;
 

@@ -35,7 +35,7 @@ impl Processes {
             .store
             .get(&format!("facts/{rank}"), self.shared.timeout)
             .map_err(|error| self.shared.diagnose(error.into()))?;
-        serde_json::from_slice(&bytes).map_err(|error| TrainError::Io(error.into()))
+        serde_json::from_slice(&bytes).map_err(TrainError::internal)
     }
 }
 
@@ -91,7 +91,7 @@ impl Communicator for Processes {
     }
 
     fn agree(&self, facts: &[(&'static str, String)]) -> Result<()> {
-        let text = serde_json::to_vec(facts).map_err(|error| TrainError::Io(error.into()))?;
+        let text = serde_json::to_vec(facts).map_err(TrainError::internal)?;
         self.store.set(&format!("facts/{}", self.rank()), &text)?;
         let first = self.facts(0)?;
         for rank in 1..self.world_size() {

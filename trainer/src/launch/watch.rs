@@ -25,6 +25,7 @@ use xlstm_bridge::distributed::{Progress, Store};
 use super::environment::Place;
 use crate::checkpoint;
 use crate::error::{Result, TrainError};
+use xlstm_manifests::printable;
 use xlstm_manifests::run_manifest::CHECKPOINTS_NAME;
 
 /// How long the main thread has to end the process by itself after a verdict.
@@ -252,7 +253,7 @@ fn watch(shared: &Shared, store: &Store) {
 /// Ends this process from the watching thread, because the main thread cannot be reached.
 #[expect(clippy::print_stderr, reason = "messages go to stderr")]
 fn end_process(error: &TrainError) {
-    eprintln!("{}error: {error}", super::error_prefix());
+    eprintln!("{}error: {}", super::error_prefix(), printable::lines(&error.to_string()));
     xlstm_bridge::runtime::exit_at_once(i32::from(error.exit_code()));
 }
 

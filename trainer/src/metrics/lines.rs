@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 
 /// One line. What does not apply is left out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -97,7 +97,7 @@ impl Lines {
     /// # Errors
     /// When writing fails.
     pub fn write(&mut self, line: &Line) -> Result<()> {
-        let mut text = serde_json::to_vec(line).map_err(std::io::Error::other)?;
+        let mut text = serde_json::to_vec(line).map_err(TrainError::internal)?;
         text.push(b'\n');
         self.0.write_all(&text)?;
         Ok(self.0.flush()?)

@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use xlstm_manifests::printable;
 
 use super::Line;
 
@@ -61,6 +62,7 @@ impl Progress {
         if self.quiet {
             return;
         }
+        let text = printable::lines(text);
         match &self.bar {
             Some(bar) => bar.println(text),
             #[expect(clippy::print_stderr, reason = "messages go to stderr")]

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use xlstm_manifests::order::StepRow;
 
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 
 /// One line: a micro-batch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ impl RowLog {
     pub(crate) fn write(&mut self, step: u64, rows: &[StepRow]) -> Result<()> {
         let rows = rows.iter().map(|row| (row.epoch, row.row)).collect();
         let line = TakenRows { step, world: self.world, rows };
-        let mut text = serde_json::to_vec(&line).map_err(std::io::Error::other)?;
+        let mut text = serde_json::to_vec(&line).map_err(TrainError::internal)?;
         text.push(b'\n');
         self.file.write_all(&text)?;
         Ok(())

@@ -7,6 +7,9 @@ use xlstm_manifests::recipe::ComputePath;
 use super::{IGNORE_TARGET, Model, ModelState, Need, Pass, signed};
 use crate::error::Result;
 
+/// Logits that are held at once: 256 MiB in float32.
+const MAX_LOGITS: u64 = 1 << 26;
+
 impl Model {
     /// Negative log-likelihood, in nats, of each target of `targets_BT` that is not [`IGNORE_TARGET`], row by row, and
     /// the state after the last token. Both arguments are `(B, T)` (Int64).
@@ -48,22 +51,78 @@ impl Model {
         })
     }
 
+    /// As [`sequence_losses`](Self::sequence_losses), and for each of the same targets whether it came out first: its
+    /// logit is the largest of the vocabulary. The losses are the same to the last bit, computed by the same kernels.
+    ///
+    /// # Errors
+    /// As [`token_losses`](Self::token_losses).
+    pub fn sequence_scores(
+        &self,
+        tokens_BT: &Tensor,
+        targets_BT: &Tensor,
+        resets_BT: Option<&Tensor>,
+    ) -> Result<(Vec<f64>, Vec<bool>)> {
+        tch::no_grad(|| {
+            let path = self.compute_path(Need { resets: resets_BT.is_some(), states: false })?.path;
+            let pass = Pass { path, checkpointed: false, keep_state: false, state: None, resets_BT };
+            let (hidden_BTC, _) = self.hidden(tokens_BT, &pass)?;
+            let Some((hidden_MC, targets_M)) = self.counting(&hidden_BTC, targets_BT)? else {
+                return Ok((Vec::new(), Vec::new()));
+            };
+            let losses = self.losses_of_counting(&hidden_MC, &targets_M, path)?;
+            Ok((losses, self.first_of_all(&hidden_MC, &targets_M)?))
+        })
+    }
+
     fn losses_of(&self, hidden_BTC: &Tensor, targets_BT: &Tensor, path: ComputePath) -> Result<Vec<f64>> {
+        match self.counting(hidden_BTC, targets_BT)? {
+            Some((hidden_MC, targets_M)) => self.losses_of_counting(&hidden_MC, &targets_M, path),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Hidden values and targets of the positions whose target counts; `None` where none does.
+    fn counting(&self, hidden_BTC: &Tensor, targets_BT: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
         let targets_N = targets_BT.f_reshape([-1])?;
         let counting_M = targets_N.f_ne(IGNORE_TARGET)?.f_nonzero()?.f_squeeze_dim(1)?;
         let count = counting_M.size()[0];
         if count == 0 {
-            return Ok(Vec::new());
+            return Ok(None);
         }
-        let mut hidden_NC = hidden_BTC.f_view([-1, signed(self.config.embedding_dim())])?;
-        let mut targets_M = targets_N;
-        if count < targets_M.size()[0] {
-            hidden_NC = hidden_NC.f_index_select(0, &counting_M)?;
-            targets_M = targets_M.f_index_select(0, &counting_M)?;
+        let hidden_NC = hidden_BTC.f_reshape([-1, signed(self.config.embedding_dim())])?;
+        if count == targets_N.size()[0] {
+            return Ok(Some((hidden_NC, targets_N)));
         }
-        let losses = self.cross_entropy(&hidden_NC, &targets_M, Some(count), path)?;
+        Ok(Some((hidden_NC.f_index_select(0, &counting_M)?, targets_N.f_index_select(0, &counting_M)?)))
+    }
+
+    fn losses_of_counting(
+        &self,
+        hidden_MC: &Tensor,
+        targets_M: &Tensor,
+        path: ComputePath,
+    ) -> Result<Vec<f64>> {
+        let count = targets_M.size()[0];
+        let losses = self.cross_entropy(hidden_MC, targets_M, Some(count), path)?;
         let losses_M = losses.token_losses_N.f_to_kind(Kind::Double)?.f_to_device(tch::Device::Cpu)?;
         Ok(Vec::<f64>::try_from(losses_M)?)
+    }
+
+    /// Whether each target's logit is the largest, by the projection's own product.
+    fn first_of_all(&self, hidden_MC: &Tensor, targets_M: &Tensor) -> Result<Vec<bool>> {
+        let at_once = (MAX_LOGITS / self.config.vocabulary_size().max(1)).max(1);
+        let (count, at_once) = (targets_M.size()[0], signed(at_once));
+        let mut correct = Vec::new();
+        let mut first = 0;
+        while first < count {
+            let size = at_once.min(count - first);
+            let logits_MV = self.logits(&hidden_MC.f_narrow(0, first, size)?)?;
+            let correct_M =
+                logits_MV.f_argmax(-1, false)?.f_eq_tensor(&targets_M.f_narrow(0, first, size)?)?;
+            correct.extend(Vec::<bool>::try_from(correct_M.f_to_device(tch::Device::Cpu)?)?);
+            first += size;
+        }
+        Ok(correct)
     }
 
     /// The name of the first parameter that holds NaN, or an infinity where it is trained (a forget gate that is not

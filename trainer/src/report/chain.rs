@@ -1,20 +1,20 @@
 //! The chain from a run's figure to bytes on the Hub, link by link, each with the command that checks it.
 //!
 //! ```text
-//! figure ─► checkpoint ─► run ─► rows of the last step ─► documents ─► source files ─► repository @ revision
+//! figure ─► checkpoint ─► run ─► rows of the last step ─► documents ─► source files ─► repository @ revision, or a claim
 //! ```
+//! [`crate::provenance`] walks; this shows.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use xlstm_manifests::Manifest;
-use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, DatasetRef, METRICS_NAME, RECIPE_NAME, RUN_NAME};
+use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, METRICS_NAME, RECIPE_NAME, RUN_NAME};
 use xlstm_pipeline::report::{Cell, Page, Table, bytes, count};
-use xlstm_pipeline::trace::TraceArgs;
-use xlstm_pipeline::trace::step::{StepReport, trace_step};
 
 use super::RunView;
+use super::data::origin_facts;
 use crate::checkpoint::{self, MODEL_NAME};
+use crate::error::TrainError;
+use crate::provenance::{DatasetLink, Evidence, RowLink, SourceLink, made_by, rows};
 
 /// Rows of the step and source files that are listed.
 const SHOWN: usize = 6;
@@ -65,13 +65,12 @@ fn write_run(page: &mut Page, run: &RunView) {
     figure(page, run);
     parameters(page, run, step);
     manifest(page, run, step);
-    let data = &run.manifest.train;
     if step > 0 {
-        rows(page, run, step);
+        documents(page, run, step);
     }
-    dataset(page, "Training split", data, run.train.as_ref());
-    if let Some(data) = &run.manifest.validation {
-        dataset(page, "Validation split", data, run.validation.as_ref());
+    dataset(page, "Training split", &run.train);
+    if let Some(data) = &run.validation {
+        dataset(page, "Validation split", data);
     }
 }
 
@@ -84,11 +83,10 @@ fn link(page: &mut Page, name: &str, facts: &[(&str, Cell)], commands: &[String]
 }
 
 fn figure(page: &mut Page, run: &RunView) {
-    let Some(line) = run.figure() else {
+    let Some((line, loss)) = run.figure().and_then(|line| Some((line, line.loss?))) else {
         return page
             .paragraph("This run has no validation figure; the chain begins at its newest checkpoint.");
     };
-    let loss = line.loss.unwrap_or(f64::NAN); // a figure has one: `Line::is_validation`
     let mut facts = vec![
         (
             "Figure",
@@ -139,8 +137,7 @@ fn parameters(page: &mut Page, run: &RunView, step: u64) {
 
 fn manifest(page: &mut Page, run: &RunView, step: u64) {
     let manifest = &run.manifest;
-    let session = manifest.session_of_step(step.max(1));
-    let program = session.map_or(&manifest.program, |session| &session.program);
+    let (program, session) = made_by(manifest, step);
     let mut facts = vec![
         ("Run", Cell::code(&run.folder.display().to_string())),
         (
@@ -182,62 +179,66 @@ fn manifest(page: &mut Page, run: &RunView, step: u64) {
     link(page, "3. Run", &facts, &commands);
 }
 
-fn rows(page: &mut Page, run: &RunView, step: u64) {
+fn documents(page: &mut Page, run: &RunView, step: u64) {
     let command = format!("xlstm-data trace --run {} --step {step}", path(&run.folder));
-    let args = TraceArgs {
-        path: None,
-        row: None,
-        document: None,
-        run: Some(run.folder.clone()),
-        step: Some(step),
-        rank: None,
-        token: None,
-        inputs: None,
-        around: 0,
-        json: false,
+    let title = "4. Rows and documents";
+    let traced = run.manifest.rows_of_step(step, None).map_err(TrainError::from).and_then(|wanted| {
+        let links = rows(&run.train, &wanted)?;
+        Ok((wanted, links))
+    });
+    let links = match traced {
+        Ok((_, Some(links))) => links,
+        Ok((wanted, None)) => {
+            let shown: Vec<String> = wanted.iter().take(SHOWN).map(|row| row.row.to_string()).collect();
+            let more = if wanted.len() > SHOWN { ", …" } else { "" };
+            let text =
+                format!("{}{more}; the documents cannot be named without the dataset", shown.join(", "));
+            return link(page, title, &[("Rows of the step", Cell::text(&text))], &[command]);
+        }
+        Err(error) => {
+            let text = format!("the documents cannot be read: {error}");
+            return link(page, title, &[("Rows of the step", Cell::text(&text).warn())], &[command]);
+        }
     };
-    let traced: Option<StepReport> =
-        run.train.as_ref().and_then(|_| trace_step(&args, &run.folder, step).ok());
-    let Some(traced) = traced else {
-        let rows = run.manifest.rows_of_step(step, None).unwrap_or_default();
-        let shown: Vec<String> = rows.iter().take(SHOWN).map(|row| row.row.to_string()).collect();
-        let more = if rows.len() > SHOWN { ", …" } else { "" };
-        let text = format!("{}{more}; the documents cannot be named without the dataset", shown.join(", "));
-        return link(page, "4. Rows and documents", &[("Rows of the step", Cell::text(&text))], &[command]);
-    };
-    let documents: usize = traced.rows.iter().map(|row| row.documents.len()).sum();
+    let documents: usize = links.iter().map(|row| row.documents.len()).sum();
     let text = format!(
         "{} rows with {} documents went into step {step}, recomputed from root, seed and step",
-        count(traced.rows.len() as u64),
+        count(links.len() as u64),
         count(documents as u64)
     );
-    link(page, "4. Rows and documents", &[("Step", Cell::text(&text))], &[command]);
+    link(page, title, &[("Step", Cell::text(&text))], &[command]);
+    documents_table(page, &links, step);
+}
+
+fn documents_table(page: &mut Page, links: &[RowLink], step: u64) {
     let columns = [
         "#Row",
         "#Pass",
         "Document",
         "Set",
+        "Its own licence",
         "Source file",
         "#Record",
         "Text, SHA-256",
         "Source file, SHA-256",
     ];
-    let caption = if traced.rows.len() > SHOWN {
+    let caption = if links.len() > SHOWN {
         format!("Documents of the first {SHOWN} rows of step {step}")
     } else {
         format!("Documents of step {step}")
     };
     let mut table = Table::new(&caption, &columns);
-    for row in traced.rows.iter().take(SHOWN) {
+    for row in links.iter().take(SHOWN) {
         for document in row.documents.iter().take(SHOWN) {
             table.cells(vec![
                 Cell::count(row.row),
                 Cell::count(row.epoch),
                 Cell::text(document.id.as_deref().unwrap_or("–")),
                 Cell::text(document.set.as_deref().unwrap_or("–")),
+                Cell::of(document.license.as_deref(), Cell::text),
                 Cell::text(&document.source),
                 Cell::count(document.record),
-                Cell::code(&document.digest.to_string()),
+                Cell::code(&document.sha256.to_string()),
                 Cell::code(&document.source_sha256.to_string()),
             ]);
         }
@@ -245,17 +246,18 @@ fn rows(page: &mut Page, run: &RunView, step: u64) {
     page.table(&table);
 }
 
-fn dataset(page: &mut Page, name: &str, data: &DatasetRef, manifest: Option<&Manifest>) {
-    let folder = &data.path;
+fn dataset(page: &mut Page, name: &str, data: &DatasetLink) {
+    let folder = &data.folder;
     let mut facts = vec![
         ("Folder", Cell::code(&folder.display().to_string())),
-        ("Root", Cell::code(&data.root.to_string())),
+        ("Root", Cell::code(&data.recorded.root.to_string())),
     ];
     let mut commands = vec![
         format!("(cd {} && sha256sum --quiet -c manifest-sha256.txt)", path(folder)),
         format!("xlstm-data audit {} --deep all", path(folder)),
     ];
-    if let Some(manifest) = manifest {
+    let origin = data.origin();
+    if let (Some(manifest), Some(origin)) = (data.manifest(), &origin) {
         facts.push((
             "Tokens",
             Cell::code(&manifest.tokens_root.to_string()).note("Merkle root over the rows"),
@@ -265,43 +267,42 @@ fn dataset(page: &mut Page, name: &str, data: &DatasetRef, manifest: Option<&Man
             Cell::code(&manifest.documents_root.to_string()).note("Merkle root over the documents"),
         ));
         facts.push(("Shards", Cell::count(manifest.shards.len() as u64)));
-        if let Some(repository) = &manifest.source.repository {
-            let revision = manifest.source.resolved_revision.as_deref().unwrap_or("a revision not recorded");
-            facts.push(("Repository", Cell::text(&format!("{repository} @ {revision}"))));
+        facts.extend(origin_facts(origin));
+        if origin.repository.is_some() {
             commands.push(format!("xlstm-data audit {} --sources", path(folder)));
         }
     }
     link(page, &format!("5. {name}"), &facts, &commands);
-    if let Some(manifest) = manifest {
-        sources(page, name, manifest);
+    if let Some(origin) = &origin {
+        sources(page, name, &data.sources(origin));
     }
 }
 
-fn sources(page: &mut Page, name: &str, manifest: &Manifest) {
-    let mut by: BTreeMap<String, u64> = BTreeMap::new();
-    for input in &manifest.inputs {
-        let who = input.declared.as_ref().map_or("nobody", |declared| declared.by.as_str());
-        *by.entry(who.to_owned()).or_default() += 1;
-    }
-    let by: Vec<String> = by.into_iter().map(|(who, files)| format!("{} by {who}", count(files))).collect();
+fn sources(page: &mut Page, name: &str, sources: &[SourceLink<'_>]) {
     let caption =
-        format!("Source files of the {}, digests published: {}", name.to_lowercase(), by.join(", "));
-    let columns = ["File", "#Size", "SHA-256", "Published digest", "Licence", "#Documents"];
+        format!("Source files of the {}, and what their bytes were compared with", name.to_lowercase());
+    let columns = ["File", "#Size", "SHA-256", "Compared with", "Licence", "#Documents"];
     let mut table = Table::new(&caption, &columns);
-    for input in manifest.inputs.iter().take(SHOWN) {
-        let declared = input.declared.as_ref();
+    for SourceLink { input, evidence } in sources.iter().take(SHOWN) {
+        let compared = match evidence {
+            Evidence::Compared(declared) => {
+                Cell::text(&format!("{} by {}", declared.algorithm, declared.by)).note(&declared.digest)
+            }
+            Evidence::Claimed(claim) => Cell::text("nothing").note(&claim.sentence()).warn(),
+            Evidence::Nothing => Cell::text("nothing"),
+        };
         table.cells(vec![
             Cell::text(&input.path.to_string()),
             Cell::number(input.size as f64, &bytes(input.size)),
             Cell::code(&input.sha256.to_string()),
-            Cell::of(declared, |declared| Cell::text(&format!("{} by {}", declared.algorithm, declared.by))),
+            compared,
             Cell::of(input.licence.as_deref(), Cell::text),
             Cell::count(input.counts.documents),
         ]);
     }
     page.table(&table);
-    if manifest.inputs.len() > SHOWN {
-        let more = count((manifest.inputs.len() - SHOWN) as u64);
+    if sources.len() > SHOWN {
+        let more = count((sources.len() - SHOWN) as u64);
         page.paragraph(&format!("… and {more} more files, all in the manifest."));
     }
 }

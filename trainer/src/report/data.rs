@@ -1,11 +1,11 @@
 //! What a run was trained on: totals, mixture by set, licences.
 
-use xlstm_manifests::Manifest;
-use xlstm_manifests::run_manifest::DatasetRef;
+use xlstm_manifests::origin::{Compared, Origin};
 use xlstm_pipeline::audit::{Summary, write_licences, write_sets};
 use xlstm_pipeline::report::{Cell, Page, count, percent};
 
 use super::RunView;
+use crate::provenance::DatasetLink;
 
 /// The section on data. Runs that share a training split share its description.
 pub(super) fn write(page: &mut Page, runs: &[RunView]) {
@@ -19,12 +19,35 @@ pub(super) fn write(page: &mut Page, runs: &[RunView]) {
             Some(first) if first < index => {
                 page.paragraph(&format!("The same training split as {}.", runs[first].name));
             }
-            _ => split(page, run, &run.manifest.train, run.train.as_ref()),
+            _ => split(page, run, &run.train),
         }
     }
 }
 
-fn split(page: &mut Page, run: &RunView, data: &DatasetRef, manifest: Option<&Manifest>) {
+/// What was compared with published digests, and what was only claimed, as facts of a page.
+pub(super) fn origin_facts(origin: &Origin) -> Vec<(&'static str, Cell)> {
+    let mut facts = Vec::new();
+    if let Some(repository) = &origin.repository {
+        let revision = origin.revision.as_deref().unwrap_or("a revision not recorded");
+        facts.push(("Source", Cell::text(&format!("{repository} @ {revision}"))));
+    }
+    if let Some(claim) = &origin.claimed {
+        facts.push(("Source", Cell::text(&claim.sentence()).warn()));
+    }
+    for Compared { by, algorithm, inputs } in &origin.compared {
+        let text = format!("{} source files with {algorithm} published by {by}", count(*inputs));
+        facts.push(("Compared", Cell::text(&text)));
+    }
+    if origin.not_compared > 0 {
+        let text = format!("{} source files with nothing that anybody published", count(origin.not_compared));
+        let cell = Cell::text(&text);
+        facts.push(("Compared", if origin.claimed.is_some() { cell.warn() } else { cell }));
+    }
+    facts
+}
+
+fn split(page: &mut Page, run: &RunView, link: &DatasetLink) {
+    let data = &run.manifest.train;
     let seen = run.last_step() * run.tokens_per_step();
     let passes = match data.tokens {
         0 => "of a split without a token".to_owned(),
@@ -36,14 +59,11 @@ fn split(page: &mut Page, run: &RunView, data: &DatasetRef, manifest: Option<&Ma
         ("Tokens", Cell::text(&format!("{} in {} rows", count(data.tokens), count(data.rows)))),
         ("Seen", Cell::text(&format!("{} tokens: {passes}", count(seen)))),
     ];
-    let summary = manifest.map(Summary::of);
+    let summary = link.manifest().map(Summary::of);
     if let Some(summary) = &summary {
         facts.push(("Documents", Cell::count(summary.totals.documents)));
         facts.push(("Source files", Cell::count(summary.inputs)));
-        if let Some(repository) = &summary.repository {
-            let revision = summary.revision.as_deref().unwrap_or("a revision not recorded");
-            facts.push(("Source", Cell::text(&format!("{repository} @ {revision}"))));
-        }
+        facts.extend(origin_facts(&summary.origin));
         let left_out: u64 = summary.totals.left_out.values().sum();
         if left_out > 0 {
             let of = left_out + summary.totals.documents;

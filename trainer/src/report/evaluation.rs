@@ -6,8 +6,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::digest::digest_file;
+use xlstm_manifests::{Sha256Digest, printable};
 use xlstm_pipeline::overlap::OverlapReport;
 use xlstm_pipeline::report::axis::label;
 use xlstm_pipeline::report::{Cell, Page, Table, count, duration, percent};
@@ -17,6 +17,7 @@ use super::figures::statistics_cells;
 use super::{figures, paloma};
 use crate::error::{Result, TrainError};
 use crate::evaluation::results::{Named, Protocol, REPORT_NAME, Report, Results};
+use crate::provenance::{DatasetLink, EvaluationLinks, ParentRun};
 
 /// Folder of a run that its evaluations are written to.
 const EVALUATIONS_NAME: &str = "evaluations";
@@ -124,7 +125,7 @@ pub fn evaluation_page(view: &EvaluationView, overlap: Option<&OverlapReport>) -
     }
     page.section(CHAIN, "Where the figures come from");
     chain(&mut page, view);
-    page.render()
+    printable::lines(&page.render())
 }
 
 /// The figure for the whole, in words.
@@ -206,49 +207,42 @@ fn chain(page: &mut Page, view: &EvaluationView) {
         ]);
     };
     row("report", &view.path, "the figures of this page", view.sha256.to_string());
-    let folder = if report.model.path.is_dir() {
-        report.model.path.clone()
-    } else {
-        report.model.path.parent().unwrap_or(Path::new("")).into()
-    };
-    for (name, file) in &report.model.files {
-        row(
-            "checkpoint",
-            &folder.join(name),
-            &format!("{} bytes", count(file.size)),
-            file.sha256.to_string(),
-        );
+    let links = EvaluationLinks::of(report, &view.path, &[]);
+    for file in &links.files {
+        let size = file.size.map_or_else(String::new, |size| format!("{} bytes", count(size)));
+        row("checkpoint", &file.path, &size, file.sha256.to_string());
     }
     let mut commands: Vec<String> =
-        report.model.files.iter().map(|(name, file)| sum_command(file.sha256, &folder.join(name))).collect();
-    if let Some(run) = &report.run {
+        links.files.iter().map(|file| sum_command(file.sha256, &file.path)).collect();
+    if let Some(parent) = &links.run {
+        let run = &parent.recorded;
         row("run", &run.path.join("run.json"), "the run that made it", run.manifest_sha256.to_string());
         row("recipe", &run.path.join("recipe.toml"), &run.recipe.name, run.recipe.sha256.to_string());
         row(
             "training split",
-            &run.train.path,
-            &format!("{} tokens", count(run.train.tokens)),
+            train_folder(parent),
+            &format!("{} tokens{}", count(run.train.tokens), origin_of(train_link(parent))),
             run.train.root.to_string(),
         );
         commands.push(sum_command(run.recipe.sha256, &run.path.join("recipe.toml")));
-        commands.push(format!("xlstm-data audit {}", quote(&run.train.path.display().to_string())));
+        commands.push(format!("xlstm-data audit {}", quote(&train_folder(parent).display().to_string())));
     }
-    if let Some(data) = &report.dataset {
+    if let (Some(data), Some(link)) = (&report.dataset, &links.dataset) {
         row(
             "evaluated split",
-            &data.path,
-            &format!("{}, split {}", data.profile, data.split),
+            &link.folder,
+            &format!("{}, split {}{}", data.profile, data.split, origin_of(Some(link))),
             data.root.to_string(),
         );
         row(
             "its manifest",
-            &data.path.join("manifest.json"),
+            &link.folder.join("manifest.json"),
             "every digest and count",
             data.manifest_sha256.to_string(),
         );
-        if let Some(repository) = &data.repository {
-            let revision = data.revision.clone().unwrap_or_else(|| "not recorded".into());
-            row("repository", Path::new(repository), "on the Hub, at this commit", revision);
+        // Without a commit nothing was compared with the repository: then it is a claim, told above.
+        if let (Some(repository), Some(revision)) = (&data.repository, &data.revision) {
+            row("repository", Path::new(repository), "on the Hub, at this commit", revision.clone());
         }
         row(
             "tokenizer",
@@ -256,7 +250,8 @@ fn chain(page: &mut Page, view: &EvaluationView) {
             "what pins its behaviour",
             data.tokenizer_sha256.to_string(),
         );
-        commands.push(format!("xlstm-data audit {} --sources", quote(&data.path.display().to_string())));
+        let sources = if data.revision.is_some() { " --sources" } else { "" };
+        commands.push(format!("xlstm-data audit {}{sources}", quote(&link.folder.display().to_string())));
     }
     let program = &report.program;
     let binary = program.binary_sha256.map_or_else(|| "unknown".to_owned(), |digest| digest.to_string());
@@ -268,6 +263,22 @@ fn chain(page: &mut Page, view: &EvaluationView) {
     );
     page.table(&table);
     page.details("The same links with other tools", |page| page.commands(&commands));
+}
+
+fn train_link(run: &ParentRun) -> Option<&DatasetLink> {
+    match &run.found {
+        Some(Ok(found)) => Some(&found.train),
+        _ => run.train.as_ref(),
+    }
+}
+
+fn train_folder(run: &ParentRun) -> &Path {
+    train_link(run).map_or(&run.recorded.train.path, |link| &link.folder)
+}
+
+/// What was compared and what was only claimed, after a semicolon; empty where the manifest is not here.
+fn origin_of(link: Option<&DatasetLink>) -> String {
+    link.and_then(DatasetLink::origin).map_or_else(String::new, |origin| format!("; {}", origin.sentence()))
 }
 
 /// The beginning of the data's root, marked where others of its kind have another one.

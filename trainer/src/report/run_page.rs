@@ -1,5 +1,6 @@
 //! The page of one run or of several side by side.
 
+use xlstm_manifests::printable;
 use xlstm_pipeline::report::axis::label;
 use xlstm_pipeline::report::{Cell, Page, Table, count, duration};
 
@@ -26,7 +27,7 @@ pub fn runs_page(runs: &[RunView], evaluations: &[EvaluationView]) -> Result<Str
     data::write(&mut page, runs);
     chain::write(&mut page, runs);
     environment::write(&mut page, runs);
-    Ok(page.render())
+    Ok(printable::lines(&page.render()))
 }
 
 fn head(page: &mut Page, runs: &[RunView]) {

@@ -3,19 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::digest::digest_file;
 use xlstm_manifests::recipe::{self, Recipe};
-use xlstm_manifests::run_manifest::{
-    CHECKPOINTS_NAME, DatasetRef, METRICS_NAME, RECIPE_NAME, RUN_NAME, RunManifest, Session,
-};
-use xlstm_manifests::{Manifest, Sha256Digest};
+use xlstm_manifests::run_manifest::{METRICS_NAME, RECIPE_NAME, RUN_NAME, RunManifest, Session};
 
-use crate::checkpoint::{self, State};
+use crate::checkpoint::State;
 use crate::error::Result;
-use crate::metrics::{Line, read_lines};
+use crate::metrics::Line;
+use crate::provenance::{CheckpointLink, DatasetLink, RunLinks, newest_figure};
 
 /// A run as a page shows it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct RunView {
     /// Its name: the folder's, made longer where two runs have the same.
     pub name: String,
@@ -33,10 +32,10 @@ pub struct RunView {
     pub seconds: f64,
     /// Checkpoints that are there, ascending.
     pub checkpoints: Vec<State>,
-    /// The training split's manifest, where it is still at hand.
-    pub train: Option<Manifest>,
-    /// The validation split's manifest, where there is one at hand.
-    pub validation: Option<Manifest>,
+    /// The training split.
+    pub train: DatasetLink,
+    /// The validation split.
+    pub validation: Option<DatasetLink>,
     /// SHA-256 of `run.json`, `recipe.toml` and `metrics.jsonl`.
     pub digests: BTreeMap<&'static str, Sha256Digest>,
     /// What a reader must know: files that are missing or are not what they were.
@@ -49,7 +48,7 @@ impl RunView {
     /// # Errors
     /// When its manifest or recipe cannot be read, or a checkpoint's state is damaged.
     pub fn load(folder: &Path) -> Result<Self> {
-        let manifest = RunManifest::load(folder)?.located(folder, &[]);
+        let RunLinks { manifest, lines, checkpoints, train, validation, .. } = RunLinks::read(folder, &[])?;
         let recipe = recipe::load(&folder.join(RECIPE_NAME).display().to_string(), &[])?;
         let mut notes = Vec::new();
         let mut digests = BTreeMap::new();
@@ -62,12 +61,10 @@ impl RunView {
             let expected = manifest.recipe.sha256;
             notes.push(format!("{RECIPE_NAME} is not the one that the run began with (SHA-256 {expected})."));
         }
-        let lines = if folder.join(METRICS_NAME).is_file() {
-            read_lines(&folder.join(METRICS_NAME))?
-        } else {
+        let lines = lines.unwrap_or_else(|| {
             notes.push(format!("{METRICS_NAME} is missing: there are no curves."));
             Vec::new()
-        };
+        });
         let of_kind = |kind: &str| {
             let lines = lines.iter().filter(|line| line.kind == kind);
             lines.map(|line| (line.step, line.clone())).collect::<BTreeMap<_, _>>()
@@ -80,19 +77,14 @@ impl RunView {
                 "Validations of no token were recorded: they measured nothing and are left out.".into(),
             );
         }
-        let checkpoints = folder.join(CHECKPOINTS_NAME);
-        let states = checkpoint::list(&checkpoints)?
-            .into_iter()
-            .map(|step| checkpoint::open(&checkpoint::folder_of(&checkpoints, step)))
-            .collect::<Result<Vec<_>>>()?;
-        let train = at_hand(&manifest.train, "training", &mut notes);
+        let checkpoints =
+            checkpoints.into_iter().map(|CheckpointLink { state, .. }| state).collect::<Result<Vec<_>>>()?;
         if manifest.validation.as_ref().is_some_and(|data| data.root == manifest.train.root) {
             notes.push(
                 "It was validated on its own training split: that says nothing about other text.".into(),
             );
         }
-        let validation =
-            manifest.validation.as_ref().and_then(|data| at_hand(data, "validation", &mut notes));
+        notes.extend(std::iter::once(&train).chain(&validation).filter_map(DatasetLink::absence));
         let name = folder
             .canonicalize()
             .ok()
@@ -105,7 +97,7 @@ impl RunView {
             seconds: seconds(&lines),
             manifest,
             recipe,
-            checkpoints: states,
+            checkpoints,
             train,
             validation,
             digests,
@@ -144,9 +136,7 @@ impl RunView {
     /// The newest validation whose checkpoint is there, or else the newest: the figure that stands for the run.
     #[must_use]
     pub fn figure(&self) -> Option<&Line> {
-        let saved = |step: &u64| self.checkpoints.iter().any(|state| state.step == *step);
-        let newest = self.validations.iter().rev().find(|(step, _)| saved(step));
-        newest.or_else(|| self.validations.iter().next_back()).map(|(_, line)| line)
+        newest_figure(self.validations.values(), |step| self.checkpoint(step).is_some())
     }
 
     /// The checkpoint after this step, if it is there.
@@ -166,33 +156,6 @@ impl RunView {
     pub fn values(&self, value: impl Fn(&Line) -> Option<f64>) -> Vec<(f64, f64)> {
         let tokens = |line: &Line| line.tokens.unwrap_or(line.step * self.tokens_per_step());
         self.steps.values().filter_map(|line| Some((tokens(line) as f64, value(line)?))).collect()
-    }
-}
-
-/// The manifest that a run names, if it is still where it was and still the same.
-fn at_hand(data: &DatasetRef, what: &str, notes: &mut Vec<String>) -> Option<Manifest> {
-    let shown = data.path.display();
-    if !Manifest::locate(&data.path).is_file() {
-        let root = data.root;
-        notes.push(format!(
-            "The {what} split is no longer at {shown} (seen from here): what follows of it is only what the run \
-             recorded. Its root {root} still names it."
-        ));
-        return None;
-    }
-    match Manifest::load(&data.path) {
-        Ok(manifest) if manifest.root == data.root => Some(manifest),
-        Ok(manifest) => {
-            let (found, expected) = (manifest.root, data.root);
-            notes.push(format!(
-                "At {shown} lies another {what} split now: root {found}, and the run used {expected}."
-            ));
-            None
-        }
-        Err(error) => {
-            notes.push(format!("The manifest of the {what} split cannot be read: {error}."));
-            None
-        }
     }
 }
 

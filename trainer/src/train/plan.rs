@@ -1,5 +1,6 @@
 //! What a run needs: parameters, memory by part, tokens, time, and who computes. `--dry-run` prints it.
 
+use xlstm_manifests::printable;
 use xlstm_manifests::recipe::{MemoryEstimate, ModelSize, Recipe};
 use xlstm_manifests::run_manifest::DatasetRef;
 
@@ -82,6 +83,10 @@ pub fn describe(recipe: &Recipe, train: &DatasetRef, row_length: u64, device: &D
             (rate, format!("the device's float32 matrix rate now, {:.0} GFLOP/s: a lower bound", rate / 1e9))
         }
     };
+    let passes = match train.tokens {
+        0 => "none: the split has no token".to_owned(),
+        all => format!("{:.2} over the data", tokens as f64 / all as f64),
+    };
     let lines = [
         format!("recipe           {}", recipe.name),
         format!("model            {}", recipe.model.label()),
@@ -96,7 +101,7 @@ pub fn describe(recipe: &Recipe, train: &DatasetRef, row_length: u64, device: &D
             "tokens           {tokens} in {} steps of {rows} rows ({} tokens)",
             recipe.training.steps, recipe.training.tokens_per_step
         ),
-        format!("passes           {:.2} over the data", tokens as f64 / train.tokens.max(1) as f64),
+        format!("passes           {passes}"),
         format!("micro-batch      {micro} rows, {} a step", rows.div_ceil(micro)),
         format!("memory           {} by estimate", gibibytes(memory.total())),
         format!("  parameters     {}", gibibytes(memory.parameters)),
@@ -107,7 +112,8 @@ pub fn describe(recipe: &Recipe, train: &DatasetRef, row_length: u64, device: &D
         format!("operations       {operations:.3e} ({})", recipe.model.formula()),
         format!("time             {} at {source}", duration(operations / rate)),
     ];
-    Ok(lines.join("\n"))
+    // Names of recipes and datasets are anything.
+    Ok(lines.iter().map(|line| printable::text(line)).collect::<Vec<_>>().join("\n"))
 }
 
 fn duration(seconds: f64) -> String {

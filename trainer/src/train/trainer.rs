@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 use xlstm_manifests::order::{Order, StepRow};
+use xlstm_manifests::printable;
 use xlstm_manifests::recipe::Recipe;
 use xlstm_manifests::rows::Rows;
 use xlstm_manifests::run_manifest::DatasetRef;
@@ -107,7 +108,7 @@ impl Trainer {
             if self.step > 0 { format!("\nfrom             step {}", self.step) } else { String::new() };
         let world = self.communicator.world_size();
         let ranks = if world > 1 { format!("\nranks            {world}") } else { String::new() };
-        Ok(format!("{plan}{ranks}\nrun              {}{from}", self.run.display()))
+        Ok(format!("{plan}{ranks}\nrun              {}{from}", printable::path(&self.run)))
     }
 
     /// Steps done.

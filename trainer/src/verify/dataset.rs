@@ -1,84 +1,54 @@
-//! The links below a run or a report: a dataset's manifest, its files, its sources.
+//! The links below a run or a report: a dataset's manifest, its files, its sources and who vouches for them.
 
 use std::path::Path;
 
 use xlstm_manifests::checksums::{self, CHECKSUMS_NAME};
 use xlstm_manifests::digest::digest_file;
 use xlstm_manifests::manifest::MANIFEST_NAME;
-use xlstm_manifests::run_manifest::find_dataset;
+use xlstm_manifests::origin::Origin;
 use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::{Manifest, Sha256Digest};
 use xlstm_pipeline::audit::{Amount, AuditArgs, Check, SplitReport, audit};
 
-use super::{Chain, Depth, differ};
-
-/// What another file says of a dataset.
-pub(super) struct Expected<'a> {
-    /// `training split`, `validation split`, `evaluated split`.
-    pub(super) name: &'a str,
-    /// Its folder, as recorded.
-    pub(super) path: &'a Path,
-    /// The folder of the run or report that names it.
-    pub(super) from: &'a Path,
-    pub(super) root: Sha256Digest,
-    /// SHA-256 of its manifest, where that was recorded.
-    pub(super) manifest: Option<Sha256Digest>,
-    /// Split, profile, tokens, rows, as far as they were recorded.
-    pub(super) facts: (&'a str, &'a str, u64, Option<u64>),
-}
+use super::{Chain, Depth, State, differ};
+use crate::provenance::{DatasetLink, Found, Recorded};
 
 impl Chain {
-    /// Follows the links of a dataset: manifest and root, files, and with `deep` the sources.
-    pub(super) fn dataset(&mut self, expected: &Expected, depth: &Depth) {
-        let name = expected.name;
-        let found = find_dataset(expected.root, expected.path, expected.from, &depth.data);
-        let beside = expected.from.join(expected.path);
-        let recorded = if Manifest::locate(&beside).is_file() { &beside } else { expected.path };
-        let folder = found.as_deref().unwrap_or(recorded);
+    /// Follows the links of a dataset: manifest and root, files, sources, and with `deep` their texts.
+    pub(super) fn dataset(&mut self, data: &DatasetLink, depth: &Depth) {
+        let (name, folder, recorded) = (data.role.name(), &data.folder, &data.recorded);
+        let (root, link) = (recorded.root, format!("{name}: manifest"));
         let file = Manifest::locate(folder);
-        if !file.is_file() {
-            let detail =
-                format!("no dataset here; its root is {}; name its folder with --data", expected.root);
-            return self.not_at_hand(name, folder, detail);
-        }
-        // Older runs recorded paths from where they were started: what lies there from here is another dataset.
-        let by_chance = found.is_none() && expected.path.is_relative() && folder == expected.path;
-        if let Some(other) = Manifest::load(&file).ok().filter(|_| by_chance) {
-            let detail = format!(
-                "another dataset, root {}; its root is {}; name its folder with --data",
-                other.root, expected.root
-            );
-            return self.not_at_hand(name, folder, detail);
-        }
-        let link = format!("{name}: manifest");
-        let manifest = match Manifest::load(&file) {
-            Ok(manifest) => manifest,
-            // The root is computed from the manifest as it is read: an altered number ends here.
-            Err(error) => return self.failed(&link, &file, error.to_string()),
-        };
-        let mut wrong = Vec::new();
-        differ(&mut wrong, "root", &expected.root, &manifest.root);
-        let (split, profile, tokens, rows) = expected.facts;
-        differ(&mut wrong, "split", &split, &manifest.split.as_str());
-        differ(&mut wrong, "profile", &profile, &manifest.source.profile.as_str());
-        differ(&mut wrong, "tokens", &tokens, &manifest.totals.tokens);
-        if let Some(rows) = rows {
-            differ(&mut wrong, "rows", &rows, &manifest.totals.rows);
-        }
-        match digest_file(&file) {
-            Ok((_, found)) => {
-                let listed = listed(&file);
-                for expected in expected.manifest.into_iter().chain(listed) {
-                    differ(&mut wrong, "SHA-256", &expected, &found);
-                }
+        let manifest = match &data.found {
+            Found::Missing => {
+                let detail = format!("no dataset here; its root is {root}; name its folder with --data");
+                return self.not_at_hand(name, folder, detail);
             }
-            Err(error) => wrong.push(error.to_string()),
-        }
+            Found::Namesake(other) => {
+                let detail =
+                    format!("another dataset, root {other}; its root is {root}; name its folder with --data");
+                return self.not_at_hand(name, folder, detail);
+            }
+            // The root is computed from the manifest as it is read: an altered number ends here.
+            Found::Unreadable(error) => return self.failed(&link, &file, error.to_string()),
+            Found::Here(manifest) | Found::Other(manifest) => manifest,
+        };
+        let wrong = contradictions(recorded, manifest, &file);
         self.list(&link, &file, format!("root {} recomputed", manifest.root), &wrong);
-        if !wrong.is_empty() {
-            return;
+        if wrong.is_empty() {
+            self.files(name, folder, manifest, depth);
+            self.origin(name, folder, &Origin::of(manifest));
         }
-        self.files(name, folder, &manifest, depth);
+    }
+
+    /// Who vouches for the source files, as the manifest recorded it when they were read.
+    fn origin(&mut self, name: &str, folder: &Path, origin: &Origin) {
+        let state = if origin.is_verified() { State::Ok } else { State::Unchecked };
+        let mut detail = origin.sentence();
+        if origin.is_verified() {
+            detail.push_str("; `xlstm-data audit --sources` asks the publisher again");
+        }
+        self.add(&format!("{name}: origin"), folder, state, detail);
     }
 
     fn files(&mut self, name: &str, folder: &Path, manifest: &Manifest, depth: &Depth) {
@@ -138,4 +108,25 @@ impl Chain {
 fn listed(manifest: &Path) -> Option<Sha256Digest> {
     let sums = checksums::read(&manifest.with_file_name(CHECKSUMS_NAME)).ok()?;
     sums.get(&SafePath::new(MANIFEST_NAME).ok()?).copied()
+}
+
+/// What in a manifest is not what was recorded of it.
+fn contradictions(recorded: &Recorded, manifest: &Manifest, file: &Path) -> Vec<String> {
+    let mut wrong = Vec::new();
+    differ(&mut wrong, "root", &recorded.root, &manifest.root);
+    differ(&mut wrong, "split", &recorded.split, &manifest.split);
+    differ(&mut wrong, "profile", &recorded.profile, &manifest.source.profile);
+    differ(&mut wrong, "tokens", &recorded.tokens, &manifest.totals.tokens);
+    if let Some(rows) = recorded.rows {
+        differ(&mut wrong, "rows", &rows, &manifest.totals.rows);
+    }
+    match digest_file(file) {
+        Ok((_, found)) => {
+            for expected in recorded.manifest_sha256.into_iter().chain(listed(file)) {
+                differ(&mut wrong, "SHA-256", &expected, &found);
+            }
+        }
+        Err(error) => wrong.push(error.to_string()),
+    }
+    wrong
 }

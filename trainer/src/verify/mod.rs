@@ -8,8 +8,8 @@
 //! perplexity with its loss, a learning rate with the recipe, a step's tokens with its number. Who alters all of those
 //! consistently is found only by computing the figure again: that is what `deep` is for.
 //!
-//! A link whose bytes are not at hand is neither held nor broken, and is said to be so. Datasets are found by their root,
-//! wherever they are now ([`xlstm_manifests::run_manifest::find_dataset`]).
+//! A link whose bytes are not at hand is neither held nor broken, and is said to be so; likewise source files that nobody
+//! compared with a published digest. [`crate::provenance`] finds the links; this module only compares.
 
 mod dataset;
 mod figures;
@@ -20,11 +20,11 @@ mod run;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::digest::digest_file;
 use xlstm_manifests::run_manifest::RUN_NAME;
 
 use crate::error::Result;
+use crate::provenance::FileLink;
 
 pub use report::verify_report;
 pub use run::verify_run;
@@ -52,6 +52,8 @@ pub enum State {
     NotAtHand,
     /// It was not to be followed: that takes `deep`.
     NotAsked,
+    /// It ends in a claim: nobody compared these bytes with what somebody else published.
+    Unchecked,
 }
 
 /// A link of the chain with what was found.
@@ -87,7 +89,7 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Whether no link is broken. Links that are not at hand do not count.
+    /// Whether no link is broken. Links that are not at hand or end in a claim do not count.
     #[must_use]
     pub fn holds(&self) -> bool {
         self.count(State::Failed) == 0
@@ -128,12 +130,12 @@ impl Chain {
     }
 
     /// Compares a file with the digest recorded for it.
-    fn file(&mut self, link: &str, path: &Path, expected: Sha256Digest) {
+    fn file(&mut self, link: &str, FileLink { path, sha256: expected, .. }: &FileLink) {
         if !path.is_file() {
             return self.not_at_hand(link, path, format!("no such file; its SHA-256 is {expected}"));
         }
         match digest_file(path) {
-            Ok((_, found)) if found == expected => self.ok(link, path, format!("SHA-256 {found}")),
+            Ok((_, found)) if found == *expected => self.ok(link, path, format!("SHA-256 {found}")),
             Ok((_, found)) => {
                 self.failed(link, path, format!("expected SHA-256 {expected}, found {found}"));
             }

@@ -4,15 +4,15 @@ use std::path::Path;
 
 use xlstm_manifests::Dataset;
 use xlstm_manifests::recipe::{Precision, Recipe};
-use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, METRICS_NAME, RunManifest};
 
 use super::Chain;
-use crate::checkpoint::{self, MODEL_NAME};
+use crate::checkpoint::MODEL_NAME;
 use crate::communicator::SingleProcess;
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 use crate::loader::Shape;
-use crate::metrics::{Line, read_lines};
+use crate::metrics::Line;
 use crate::model::Placement;
+use crate::provenance::RunLinks;
 use crate::run::load_model;
 use crate::signals::Signals;
 use crate::train::measure;
@@ -27,17 +27,15 @@ fn tolerance(precision: Precision) -> f64 {
 
 impl Chain {
     /// Computes the newest validation again whose checkpoint is there, in float32 on the CPU.
-    pub(super) fn figure(&mut self, folder: &Path, run: &RunManifest, recipe: &Recipe) -> Result<()> {
-        let path = folder.join(METRICS_NAME);
-        let checkpoints = folder.join(CHECKPOINTS_NAME);
-        let saved = checkpoint::list(&checkpoints)?;
-        let lines = if path.is_file() { read_lines(&path)? } else { Vec::new() };
-        let figure = lines.iter().rfind(|line| line.is_validation() && saved.contains(&line.step));
-        let Some((figure, recorded)) = figure.and_then(|line| Some((line, line.loss?))) else {
+    pub(super) fn figure(&mut self, run: &RunLinks, recipe: &Recipe) -> Result<()> {
+        let path = run.metrics_file();
+        let figure = run.figure(None).and_then(|line| Some((line, line.loss?, run.checkpoint(line.step)?)));
+        let Some((figure, recorded, checkpoint)) = figure else {
             self.not_at_hand("figure", &path, "no validation whose checkpoint was kept");
             return Ok(());
         };
-        let data = run.validation.as_ref().and_then(|data| Dataset::open(&data.path).ok());
+        let here = run.validation.as_ref().filter(|data| data.manifest().is_some());
+        let data = here.and_then(|data| Dataset::open(&data.folder).ok());
         let Some(data) = data else {
             self.not_at_hand(
                 "figure",
@@ -46,7 +44,7 @@ impl Chain {
             );
             return Ok(());
         };
-        let parameters = checkpoint::folder_of(&checkpoints, figure.step).join(MODEL_NAME);
+        let parameters = checkpoint.folder.join(MODEL_NAME);
         let loss = match again(&parameters, &data, figure, recipe) {
             Ok(loss) => loss,
             Err(error) => {
@@ -74,12 +72,16 @@ impl Chain {
 fn again(parameters: &Path, data: &Dataset, figure: &Line, recipe: &Recipe) -> Result<f64> {
     let placement = Placement::new(tch::Device::Cpu, Precision::Float32, false);
     let (model, _) = load_model(parameters, None, placement)?;
+    let context = recipe.training.context_length;
     let shape = Shape {
         rows: 1,
-        context: usize::try_from(recipe.training.context_length).unwrap_or(1),
+        context: usize::try_from(context)
+            .map_err(|_| TrainError::Internal(format!("a context of {context} tokens")))?,
         resets: recipe.training.reset_at_document_boundaries,
     };
+    // Where the number of rows was not recorded, the whole split was measured: 0 asks for that.
     let rows = figure.rows.unwrap_or(0);
     let measured = measure(&model, data, rows, shape, &SingleProcess, &Signals::default())?;
-    Ok(measured.map_or(f64::NAN, |measured| measured.loss))
+    let stopped = || TrainError::Internal("a measurement without signals was stopped by one".into());
+    Ok(measured.ok_or_else(stopped)?.loss)
 }

@@ -2,18 +2,18 @@
 
 use std::path::Path;
 
-use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, RUN_NAME, RunManifest};
+use xlstm_manifests::run_manifest::RunManifest;
 use xlstm_manifests::{Manifest, Sha256Digest, canonical};
 
-use super::dataset::Expected;
 use super::figures::close;
-use super::{Chain, Depth, differ, verify_run};
-use crate::checkpoint::{self, MODEL_NAME};
+use super::{Chain, Depth, differ};
+use crate::checkpoint::MODEL_NAME;
 use crate::error::Result;
 use crate::evaluation::results::{
-    AverageKind, DatasetLink, LARGEST_PERPLEXITY, ModelLink, Paloma, Position, Report, Results, RunLink,
-    ScaledAccuracy, Statistics,
+    AverageKind, LARGEST_PERPLEXITY, ModelLink, Paloma, Position, Report, Results, RunLink, ScaledAccuracy,
+    Statistics,
 };
+use crate::provenance::{DatasetLink, EvaluationLinks, FileLink, ParentRun, RunLinks};
 
 /// Follows all links of the report that `path` names.
 ///
@@ -21,53 +21,29 @@ use crate::evaluation::results::{
 /// When the report cannot be read. What does not hold is a failed link.
 pub fn verify_report(path: &Path, depth: &Depth) -> Result<Chain> {
     let path = Report::locate(path);
-    let mut report = Report::load(&path)?;
-    relocate(&mut report, &path);
+    let report = Report::load(&path)?;
+    let links = EvaluationLinks::of(&report, &path, &depth.data);
     let mut chain = Chain::default();
     let wrong = contradictions(&report);
     chain.list("figures", &path, "sums, means, perplexities and intervals agree with each other", &wrong);
-    chain.model(&report.model);
-    let mut evaluated_is_of_the_run = false;
-    if let Some(run) = &report.run {
-        evaluated_is_of_the_run = chain.run(run, report.dataset.as_ref(), depth)?;
-    }
-    if let Some(data) = report.dataset.as_ref().filter(|_| !evaluated_is_of_the_run) {
-        let from =
-            report.run.as_ref().map_or_else(|| path.parent().unwrap_or(Path::new("")), |run| &run.path);
-        chain.evaluated(data, from, depth);
+    chain.model(&report.model, &links);
+    let data = links.dataset.as_ref();
+    let is_of_the_run = match &links.run {
+        Some(run) => chain.run(run, data, depth)?,
+        None => false,
+    };
+    if let Some(data) = data.filter(|_| !is_of_the_run) {
+        chain.dataset(data, depth);
     }
     Ok(chain)
 }
 
-/// A report that lies in its run's folder moves with it: the run and its checkpoint are then where the report is, whatever
-/// lies at the recorded paths.
-fn relocate(report: &mut Report, path: &Path) {
-    let own = path.ancestors().skip(1).take(3).find(|folder| folder.join(RUN_NAME).is_file());
-    let (Some(own), Some(link)) = (own, &mut report.run) else { return };
-    let Ok(run) = RunManifest::load(own) else { return };
-    if run.recipe != link.recipe || run.train.root != link.train.root {
-        return;
-    }
-    link.path = own.into();
-    if let Some(step) = report.model.step {
-        let folder = checkpoint::folder_of(&own.join(CHECKPOINTS_NAME), step);
-        if folder.is_dir() {
-            report.model.path = folder.join(MODEL_NAME);
-        }
-    }
-}
-
 impl Chain {
-    fn model(&mut self, model: &ModelLink) {
-        let folder = if model.path.is_dir() {
-            model.path.as_path()
-        } else {
-            model.path.parent().unwrap_or(Path::new(""))
-        };
-        for (name, file) in &model.files {
-            self.file(&format!("evaluated checkpoint: {name}"), &folder.join(name), file.sha256);
+    fn model(&mut self, model: &ModelLink, links: &EvaluationLinks) {
+        for file in &links.files {
+            self.file(&format!("evaluated checkpoint: {}", file.name), file);
         }
-        let Ok(state) = checkpoint::open(folder) else { return };
+        let Some(state) = &links.state else { return };
         let mut wrong = Vec::new();
         differ(&mut wrong, "step", &shown(model.step), &shown(Some(state.step)));
         differ(&mut wrong, "tokens", &shown(model.tokens), &shown(Some(state.tokens)));
@@ -76,67 +52,66 @@ impl Chain {
         }
         self.list(
             "evaluated checkpoint: state",
-            folder,
+            &links.folder,
             "step, tokens and digest as the report has them",
             &wrong,
         );
     }
 
     /// Follows the run; whether the evaluated split is one of the run's own, which are followed with it.
-    fn run(&mut self, link: &RunLink, data: Option<&DatasetLink>, depth: &Depth) -> Result<bool> {
-        let path = link.path.join(RUN_NAME);
-        if !path.is_file() {
-            self.not_at_hand(
-                "run",
-                &link.path,
-                format!("no run here; its SHA-256 was {}", link.manifest_sha256),
-            );
-            self.dataset_of_run("training split", &link.train, &link.path, depth);
-            return Ok(false);
-        }
-        let run = match RunManifest::load(&path) {
-            Ok(run) => run,
-            Err(error) => {
-                self.failed("run", &path, error.to_string());
+    fn run(&mut self, parent: &ParentRun, data: Option<&DatasetLink>, depth: &Depth) -> Result<bool> {
+        let recorded = &parent.recorded;
+        let run = match &parent.found {
+            None => {
+                let digest = recorded.manifest_sha256;
+                self.not_at_hand("run", &recorded.path, format!("no run here; its SHA-256 was {digest}"));
+                if let Some(train) = &parent.train {
+                    self.dataset(train, depth);
+                }
                 return Ok(false);
             }
+            Some(Err(error)) => {
+                self.failed("run", &recorded.path, error.to_string());
+                return Ok(false);
+            }
+            Some(Ok(run)) => run,
         };
-        let mut wrong = Vec::new();
-        let found = Sha256Digest::of(&fs_err::read(&path)?);
-        let sessions = sessions_with_digest(&run, link.manifest_sha256);
-        if found != link.manifest_sha256 && sessions.is_none() {
-            wrong.push(format!("expected SHA-256 {}, found {found}", link.manifest_sha256));
-        }
-        differ(&mut wrong, "recipe", &link.recipe.name, &run.recipe.name);
-        differ(&mut wrong, "recipe's SHA-256", &link.recipe.sha256, &run.recipe.sha256);
-        differ(&mut wrong, "training root", &link.train.root, &run.train.root);
-        differ(&mut wrong, "training tokens", &link.train.tokens, &run.train.tokens);
-        let later = sessions.map_or(0, |sessions| run.sessions.len() - sessions);
-        let detail = match later {
-            0 => format!("SHA-256 {found}"),
-            later => format!("SHA-256 {} but for {later} later session(s)", link.manifest_sha256),
-        };
-        self.list("run", &path, detail, &wrong);
+        self.same_run(recorded, run)?;
         // The same root is the same dataset, wherever it lies.
-        let own = run
-            .validation
-            .iter()
-            .chain([&run.train])
-            .find(|split| data.is_some_and(|data| data.root == split.root))
-            .and_then(|split| split.find(&link.path, &depth.data));
-        let checked = data.zip(own).map(|(data, folder)| self.manifest_digest(data, &folder));
-        self.links.extend(verify_run(&link.path, depth)?.links);
+        let own = std::iter::once(&run.train)
+            .chain(&run.validation)
+            .find(|split| data.is_some_and(|data| data.recorded.root == split.recorded.root))
+            .filter(|split| split.manifest().is_some());
+        let checked = data.and_then(|data| data.recorded.manifest_sha256).zip(own);
+        if let Some((sha256, own)) = checked {
+            let path = Manifest::locate(&own.folder);
+            let link = FileLink { name: "manifest.json".into(), path, sha256, size: None };
+            self.file("evaluated split: manifest", &link);
+        }
+        self.run_links(run, depth)?;
         Ok(checked.is_some())
     }
 
-    fn manifest_digest(&mut self, data: &DatasetLink, folder: &Path) {
-        self.file("evaluated split: manifest", &Manifest::locate(folder), data.manifest_sha256);
-    }
-
-    fn evaluated(&mut self, data: &DatasetLink, from: &Path, depth: &Depth) {
-        let facts = (data.split.as_str(), data.profile.as_str(), data.tokens, None);
-        let (name, path, manifest) = ("evaluated split", data.path.as_path(), Some(data.manifest_sha256));
-        self.dataset(&Expected { name, path, from, root: data.root, manifest, facts }, depth);
+    /// Compares a run with what a report recorded of it.
+    fn same_run(&mut self, recorded: &RunLink, links: &RunLinks) -> Result<()> {
+        let (path, run) = (links.manifest_file(), &links.manifest);
+        let mut wrong = Vec::new();
+        let found = Sha256Digest::of(&fs_err::read(&path)?);
+        let sessions = sessions_with_digest(run, recorded.manifest_sha256);
+        if found != recorded.manifest_sha256 && sessions.is_none() {
+            wrong.push(format!("expected SHA-256 {}, found {found}", recorded.manifest_sha256));
+        }
+        differ(&mut wrong, "recipe", &recorded.recipe.name, &run.recipe.name);
+        differ(&mut wrong, "recipe's SHA-256", &recorded.recipe.sha256, &run.recipe.sha256);
+        differ(&mut wrong, "training root", &recorded.train.root, &run.train.root);
+        differ(&mut wrong, "training tokens", &recorded.train.tokens, &run.train.tokens);
+        let later = sessions.map_or(0, |sessions| run.sessions.len() - sessions);
+        let detail = match later {
+            0 => format!("SHA-256 {found}"),
+            later => format!("SHA-256 {} but for {later} later session(s)", recorded.manifest_sha256),
+        };
+        self.list("run", &path, detail, &wrong);
+        Ok(())
     }
 }
 
@@ -162,12 +137,12 @@ impl Contradictions {
         }
     }
 
-    /// `nll / tokens`; a figure over no token is a contradiction in itself.
-    fn mean(&mut self, name: &str, nll: f64, tokens: u64) -> f64 {
+    /// `sum / tokens`; a figure over no token is a contradiction in itself.
+    fn mean(&mut self, name: &str, sum: f64, tokens: u64) -> f64 {
         if tokens == 0 {
             self.0.push(format!("{name}: expected a figure over at least one token, found none"));
         }
-        nll / tokens as f64
+        sum / tokens as f64
     }
 
     fn statistics(&mut self, name: &str, one: &Statistics, whole: bool) {
@@ -316,13 +291,11 @@ fn contradictions(report: &Report) -> Vec<String> {
             for (name, figures) in std::iter::once(("all".to_owned(), &results.total))
                 .chain(results.lengths.iter().map(|length| (length.name(), &length.figures)))
             {
-                let targets = figures.targets.max(1) as f64;
-                wrong.same(
-                    &format!("accuracy of {name}"),
-                    figures.correct as f64 / targets,
-                    figures.accuracy,
-                );
-                wrong.same(&format!("loss of {name}"), figures.nll / targets, figures.loss);
+                let share =
+                    wrong.mean(&format!("accuracy of {name}"), figures.correct as f64, figures.targets);
+                wrong.same(&format!("accuracy of {name}"), share, figures.accuracy);
+                let loss = figures.nll / figures.targets as f64;
+                wrong.same(&format!("loss of {name}"), loss, figures.loss);
             }
             let correct: u64 = results.lengths.iter().map(|length| length.figures.correct).sum();
             wrong.same("correct targets over all lengths", correct as f64, results.total.correct as f64);

@@ -4,16 +4,12 @@ use std::path::Path;
 
 use xlstm_manifests::canonical;
 use xlstm_manifests::recipe::{self, ModelSize, Recipe};
-use xlstm_manifests::run_manifest::{
-    CHECKPOINTS_NAME, DatasetRef, METRICS_NAME, RECIPE_NAME, RUN_NAME, RunManifest,
-};
 
-use super::dataset::Expected;
 use super::figures::contradictions;
 use super::{Chain, Depth, differ};
-use crate::checkpoint::{self, MODEL_NAME, State};
+use crate::checkpoint::MODEL_NAME;
 use crate::error::Result;
-use crate::metrics::read_lines;
+use crate::provenance::{CheckpointLink, RunLinks};
 
 /// Follows all links of the run in `folder`.
 ///
@@ -21,43 +17,45 @@ use crate::metrics::read_lines;
 /// When there is no run manifest to begin with, or a folder cannot be listed. What does not hold is a failed link.
 pub fn verify_run(folder: &Path, depth: &Depth) -> Result<Chain> {
     let mut chain = Chain::default();
-    let manifest = RunManifest::load(folder)?;
-    let recipe_file = folder.join(RECIPE_NAME);
-    let recipe = recipe::load(&recipe_file.display().to_string(), &[]).ok();
-    chain.run_manifest(folder, &manifest, recipe.as_ref());
-    chain.file("recipe", &recipe_file, manifest.recipe.sha256);
-    let so_far = tokens_so_far(folder, &manifest)?;
-    chain.checkpoints(folder, &manifest, &so_far)?;
-    if let Some(recipe) = &recipe {
-        chain.metrics(folder, recipe, &so_far)?;
-        if depth.deep {
-            chain.figure(folder, &manifest.located(folder, &depth.data), recipe)?;
-        }
-    }
-    chain.dataset_of_run("training split", &manifest.train, folder, depth);
-    if let Some(validation) = &manifest.validation {
-        chain.dataset_of_run("validation split", validation, folder, depth);
-    }
+    chain.run_links(&RunLinks::read(folder, &depth.data)?, depth)?;
     Ok(chain)
 }
 
 /// Tokens after each step up to the last one that left anything: a step with a dataset's last row may have fewer.
-fn tokens_so_far(folder: &Path, run: &RunManifest) -> Result<Vec<u64>> {
-    let path = folder.join(METRICS_NAME);
-    let lines = if path.is_file() { read_lines(&path)? } else { Vec::new() };
-    let saved = checkpoint::list(&folder.join(CHECKPOINTS_NAME))?;
-    let last = lines.iter().map(|line| line.step).chain(saved).max().unwrap_or(0);
+fn tokens_so_far(run: &RunLinks) -> Vec<u64> {
+    let logged = run.lines.iter().flatten().map(|line| line.step);
+    let saved = run.checkpoints.iter().map(|checkpoint| checkpoint.step);
+    let last = logged.chain(saved).max().unwrap_or(0);
     let mut sum = 0;
     let steps = (1..=last).map(|step| {
-        sum += run.order.tokens_of_step(step);
+        sum += run.manifest.order.tokens_of_step(step);
         sum
     });
-    Ok(std::iter::once(0).chain(steps).collect())
+    std::iter::once(0).chain(steps).collect()
 }
 
 impl Chain {
-    fn run_manifest(&mut self, folder: &Path, run: &RunManifest, recipe: Option<&Recipe>) {
-        let path = folder.join(RUN_NAME);
+    /// Follows the links of a run that was read.
+    pub(super) fn run_links(&mut self, run: &RunLinks, depth: &Depth) -> Result<()> {
+        let recipe = recipe::load(&run.recipe.path.display().to_string(), &[]).ok();
+        self.run_manifest(run, recipe.as_ref());
+        self.file("recipe", &run.recipe);
+        let so_far = tokens_so_far(run);
+        self.checkpoints(run, &so_far);
+        if let Some(recipe) = &recipe {
+            self.metrics(run, recipe, &so_far);
+            if depth.deep {
+                self.figure(run, recipe)?;
+            }
+        }
+        for data in std::iter::once(&run.train).chain(&run.validation) {
+            self.dataset(data, depth);
+        }
+        Ok(())
+    }
+
+    fn run_manifest(&mut self, links: &RunLinks, recipe: Option<&Recipe>) {
+        let (path, run) = (links.manifest_file(), &links.manifest);
         let mut wrong = Vec::new();
         // It is written in one form only: a reader that accepts another one could be shown two.
         match (fs_err::read(&path), canonical::to_canonical_file(run)) {
@@ -93,63 +91,43 @@ impl Chain {
         );
     }
 
-    fn checkpoints(&mut self, folder: &Path, run: &RunManifest, so_far: &[u64]) -> Result<()> {
-        let checkpoints = folder.join(CHECKPOINTS_NAME);
-        let steps = checkpoint::list(&checkpoints)?;
-        if steps.is_empty() {
-            self.not_at_hand("checkpoint", &checkpoints, "no checkpoint was kept");
+    fn checkpoints(&mut self, run: &RunLinks, so_far: &[u64]) {
+        if run.checkpoints.is_empty() {
+            let folder = run.folder.join(xlstm_manifests::run_manifest::CHECKPOINTS_NAME);
+            self.not_at_hand("checkpoint", &folder, "no checkpoint was kept");
         }
-        for step in steps {
-            let folder = checkpoint::folder_of(&checkpoints, step);
-            let link = format!("checkpoint {step}");
-            match checkpoint::open(&folder) {
-                Ok(state) => self.checkpoint(&link, &folder, step, &state, run, so_far),
-                Err(error) => self.failed(&link, &folder, error.to_string()),
-            }
+        for checkpoint in &run.checkpoints {
+            self.checkpoint(checkpoint, run, so_far);
         }
-        Ok(())
     }
 
-    fn checkpoint(
-        &mut self,
-        link: &str,
-        folder: &Path,
-        step: u64,
-        state: &State,
-        run: &RunManifest,
-        so_far: &[u64],
-    ) {
+    fn checkpoint(&mut self, checkpoint: &CheckpointLink, run: &RunLinks, so_far: &[u64]) {
+        let (link, step) = (format!("checkpoint {}", checkpoint.step), checkpoint.step);
+        let state = match &checkpoint.state {
+            Ok(state) => state,
+            Err(error) => return self.failed(&link, &checkpoint.folder, error.to_string()),
+        };
         let mut wrong = Vec::new();
         differ(&mut wrong, "step", &step, &state.step);
-        differ(&mut wrong, "training root", &run.train.root, &state.train_root);
+        differ(&mut wrong, "training root", &run.manifest.train.root, &state.train_root);
         if let Some(expected) = usize::try_from(step).ok().and_then(|step| so_far.get(step)) {
             differ(&mut wrong, "tokens", expected, &state.tokens);
         }
         if !state.files.contains_key(MODEL_NAME) {
             wrong.push(format!("expected the digest of {MODEL_NAME}, found none"));
         }
-        self.list(&format!("{link}: state"), folder, format!("training root {}", state.train_root), &wrong);
-        for (name, file) in &state.files {
-            self.file(&format!("{link}: {name}"), &folder.join(name), file.sha256);
+        let checked = format!("training root {}", state.train_root);
+        self.list(&format!("{link}: state"), &checkpoint.folder, checked, &wrong);
+        for file in checkpoint.files() {
+            self.file(&format!("{link}: {}", file.name), &file);
         }
     }
 
-    fn metrics(&mut self, folder: &Path, recipe: &Recipe, so_far: &[u64]) -> Result<()> {
-        let path = folder.join(METRICS_NAME);
-        if !path.is_file() {
-            self.not_at_hand("metrics", &path, "no such file");
-            return Ok(());
-        }
-        let lines = read_lines(&path)?;
+    fn metrics(&mut self, run: &RunLinks, recipe: &Recipe, so_far: &[u64]) {
+        let path = run.metrics_file();
+        let Some(lines) = &run.lines else { return self.not_at_hand("metrics", &path, "no such file") };
         let wrong: Vec<String> = lines.iter().flat_map(|line| contradictions(line, recipe, so_far)).collect();
         let checked = format!("{} lines agree with themselves and the recipe", lines.len());
         self.list("metrics", &path, checked, &wrong);
-        Ok(())
-    }
-
-    pub(super) fn dataset_of_run(&mut self, name: &str, data: &DatasetRef, from: &Path, depth: &Depth) {
-        let facts = (data.split.as_str(), data.profile.as_str(), data.tokens, Some(data.rows));
-        let expected = Expected { name, path: &data.path, from, root: data.root, manifest: None, facts };
-        self.dataset(&expected, depth);
     }
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub(crate) mod prepared;
 pub(crate) mod runs;
 
 use std::collections::BTreeMap;
