@@ -31,7 +31,7 @@ impl Fixture {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        let lines: String = (0..80).map(|number| record(number)).collect();
+        let lines: String = (0..80).map(record).collect();
         let input = path("in");
         fs_err::create_dir_all(&input).unwrap();
         fs_err::write(input.join("a\u{202e}b.jsonl"), lines).unwrap();

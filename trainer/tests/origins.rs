@@ -50,7 +50,7 @@ impl Fixture {
 }
 
 fn record(split: &str, number: u32) -> String {
-    let license = if number % 3 == 0 { "public domain" } else { "CC-BY-SA-3.0" };
+    let license = if number.is_multiple_of(3) { "public domain" } else { "CC-BY-SA-3.0" };
     let meta = serde_json::json!({
         "redpajama_set_name": "RedPajamaBook", "license": license, "source": format!("shelf@{}", number % 2),
     });

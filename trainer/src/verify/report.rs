@@ -78,8 +78,10 @@ impl Chain {
         };
         self.same_run(recorded, run)?;
         // The same root is the same dataset, wherever it lies.
-        let own = std::iter::once(&run.train)
-            .chain(&run.validation)
+        let own = run
+            .validation
+            .iter()
+            .chain([&run.train])
             .find(|split| data.is_some_and(|data| data.recorded.root == split.recorded.root))
             .filter(|split| split.manifest().is_some());
         let checked = data.and_then(|data| data.recorded.manifest_sha256).zip(own);
