@@ -4,14 +4,16 @@
     python3 -m venv /tmp/lm-eval && /tmp/lm-eval/bin/pip install 'lm_eval[api]==0.4.13'
     /tmp/lm-eval/bin/python tests/python/lm_eval_tasks.py RUN [--program target/release/xlstm-eval]
 
-The tasks are a multiple choice (acc, acc_norm) and a last word in LAMBADA's manner (acc, perplexity), made here from a few
-sentences, since the real ones need the Hub; the calls are the same. Each log-likelihood that the harness got is then asked for
+The tasks are a multiple choice (acc, acc_norm), a last word in LAMBADA's manner (acc, perplexity), and the six of the paper
+as `tools/zero_shot.py` writes them from files in the forms of their authors and of the Hub, all made here from a few sentences;
+nothing is fetched. Each log-likelihood that the harness got is then asked for
 again, one prompt by itself and by other means (`echo` without a batch, then summed here), and must agree within 1e-3 nats.
 Prints the harness's table, and the largest difference.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -64,6 +66,37 @@ metric_list:
 """
 
 
+PAPER = ["lambada_openai", "hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
+
+
+def write_paper_tasks(folder):
+    """Files as people have them on disk, then the task files that the tool makes of them."""
+    raw = folder / "raw"
+    raw.mkdir()
+
+    def write(name, rows):
+        (raw / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    letters = ["A", "B"]
+    write("lambada_test.jsonl", [{"text": text} for text in WORDS])
+    write("hellaswag_val.jsonl", [
+        {"ind": number, "activity_label": "Reading", "ctx_a": q, "ctx_b": "one", "ctx": q, "label": answer, "split": "val",
+         "endings": [*choices[:2], "sits down.", "leaves."]} for number, (q, choices, answer) in enumerate(CHOICES)])
+    write("piqa_valid.jsonl", [{"goal": q, "sol1": c[0], "sol2": c[1]} for q, c, _ in CHOICES])
+    (raw / "piqa_valid-labels.lst").write_text("".join(f"{answer}\n" for _, _, answer in CHOICES))
+    write("ARC-Easy-Test.jsonl", [
+        {"id": q, "answerKey": letters[answer], "question": {"stem": q, "choices": [
+            {"label": label, "text": text} for label, text in zip(letters, choices)]}} for q, choices, answer in CHOICES])
+    write("ai2_arc__ARC-Challenge__test.jsonl", [
+        {"id": q, "question": q, "choices": {"text": c[:2], "label": letters}, "answerKey": letters[answer]}
+        for q, c, answer in CHOICES])
+    write("winogrande_xl_validation.jsonl", [
+        {"sentence": "The cup did not fit into the box because the _ was too small.", "option1": "cup", "option2": "box",
+         "answer": "2"}])
+    tool = pathlib.Path(__file__).parents[2] / "tools" / "zero_shot.py"
+    subprocess.run([sys.executable, tool, raw, "--out", folder], check=True, stdout=subprocess.DEVNULL)
+
+
 def write_tasks(folder):
     rows = [json.dumps({"question": q, "choices": c, "answer": a}) for q, c, a in CHOICES]
     (folder / "choices.jsonl").write_text("\n".join(rows) + "\n")
@@ -102,14 +135,17 @@ def main():
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
             write_tasks(folder)
+            write_paper_tasks(folder)
+            tasks = ["local_choice", "local_last_word"] + [f"local_{name}" for name in PAPER]
             command = [
                 sys.executable, "-m", "lm_eval", "--model", "local-completions",
-                "--model_args", f"base_url={url},model=xlstm,tokenizer_backend=remote,num_concurrent=1,max_length=2048",
-                "--include_path", str(folder), "--tasks", "local_choice,local_last_word", "--batch_size", "4",
+                "--model_args", f"base_url={url},model=xlstm,tokenizer_backend=remote,num_concurrent=1,max_length=2049",
+                "--include_path", str(folder), "--tasks", ",".join(tasks), "--batch_size", "4",
                 "--log_samples", "--output_path", str(folder / "out"),
             ]
             print("$ " + " ".join(["lm_eval"] + command[3:]).replace(str(folder), "TASKS"), flush=True)
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=offline)
             print(done.stdout[done.stdout.find("|"):].strip())
             worst, count = 0.0, 0
             for path in sorted((folder / "out").rglob("samples_*.jsonl")):
