@@ -95,12 +95,13 @@ impl ArrowWriter {
 }
 
 fn write_error(path: &Path, error: ArrowError) -> Error {
-    let error = match error {
-        ArrowError::IoError(_, io) => io,
-        other => std::io::Error::other(other),
-    };
-    let error = std::io::Error::new(error.kind(), format!("cannot write `{}`: {error}", path.display()));
-    Error::Io(error)
+    match error {
+        ArrowError::IoError(_, error) => {
+            let text = format!("cannot write `{}`: {error}", path.display());
+            Error::Io(std::io::Error::new(error.kind(), text))
+        }
+        other => Error::Internal(format!("`{}`: {other}", path.display())),
+    }
 }
 
 /// A mapped Arrow file with its batches.

@@ -60,7 +60,7 @@ impl AtomicFile {
     /// When flushing, fsync or the rename fails; the destination is then as it was before.
     pub fn commit(mut self) -> Result<Written> {
         let Some(writer) = self.writer.take() else {
-            return Err(io::Error::other("the file was already committed").into());
+            return Err(Error::internal("the file was already committed"));
         };
         let (buffer, size, sha256) = writer.finish();
         let file = buffer.into_inner().map_err(io::IntoInnerError::into_error)?;

@@ -8,7 +8,11 @@
 //! truncated Boolean                                 context  UInt16   tokens before `start` that are input
 //! input UInt32 · record UInt64
 //! digest FixedSizeBinary(32)
+//! license · record_source UInt16?
 //! ```
+//! `license` and `record_source` are indexes into the manifest's `record_licenses` and `record_sources`: what the record
+//! says of itself, beside `source`, which is the dataset's own division. Older files lack both columns.
+//!
 //! `words` counts the pieces that Python's `re.split(r"\s+", text)` yields, `chars` Unicode scalar values.
 //!
 //! A window's input is `ids[start - context .. start + predicted - 1]`, where index -1 stands for
@@ -55,6 +59,10 @@ pub struct Document {
     pub record: u64,
     /// SHA-256 of its text.
     pub digest: Sha256Digest,
+    /// Index into the manifest's `record_licenses`.
+    pub license: Option<u16>,
+    /// Index into the manifest's `record_sources`.
+    pub record_source: Option<u16>,
 }
 
 /// A stretch of a document that is scored in one forward pass.
@@ -104,23 +112,31 @@ fn item() -> Arc<Field> {
 /// The schema of a document shard.
 #[must_use]
 pub fn schema() -> SchemaRef {
+    let mut fields = older_fields();
+    fields.extend(["license", "record_source"].map(|name| Field::new(name, DataType::UInt16, true)));
+    arrow_file::schema("documents", fields)
+}
+
+/// The schema of a document shard from before records' licenses and sources were kept.
+fn older_schema() -> SchemaRef {
+    arrow_file::schema("documents", older_fields())
+}
+
+fn older_fields() -> Vec<Field> {
     let field = |name: &str, kind: DataType| Field::new(name, kind, false);
-    arrow_file::schema(
-        "documents",
-        vec![
-            field("input_ids", DataType::List(item())),
-            field("source", DataType::Utf8),
-            field("domain", DataType::Utf8),
-            Field::new("id", DataType::Utf8, true),
-            field("bytes", DataType::UInt64),
-            field("chars", DataType::UInt64),
-            field("words", DataType::UInt64),
-            field("truncated", DataType::Boolean),
-            field("input", DataType::UInt32),
-            field("record", DataType::UInt64),
-            field("digest", DataType::FixedSizeBinary(32)),
-        ],
-    )
+    vec![
+        field("input_ids", DataType::List(item())),
+        field("source", DataType::Utf8),
+        field("domain", DataType::Utf8),
+        Field::new("id", DataType::Utf8, true),
+        field("bytes", DataType::UInt64),
+        field("chars", DataType::UInt64),
+        field("words", DataType::UInt64),
+        field("truncated", DataType::Boolean),
+        field("input", DataType::UInt32),
+        field("record", DataType::UInt64),
+        field("digest", DataType::FixedSizeBinary(32)),
+    ]
 }
 
 /// The schema of a windows file.
@@ -136,10 +152,6 @@ pub fn windows_schema() -> SchemaRef {
             field("context", DataType::UInt16),
         ],
     )
-}
-
-fn internal(error: arrow_schema::ArrowError) -> Error {
-    Error::Io(std::io::Error::other(error))
 }
 
 /// Tokens in a record batch, about.
@@ -176,7 +188,7 @@ impl DocumentsWriter {
             return Ok(());
         }
         self.pending_tokens = 0;
-        let batch = to_batch(&std::mem::take(&mut self.pending)).map_err(internal)?;
+        let batch = to_batch(&std::mem::take(&mut self.pending)).map_err(Error::internal)?;
         self.writer.write(&batch)
     }
 
@@ -218,6 +230,8 @@ fn to_batch(documents: &[Document]) -> std::result::Result<RecordBatch, arrow_sc
         Arc::new(UInt32Array::from_iter_values(documents.iter().map(|d| d.input))),
         u64s(|d| d.record),
         Arc::new(digests.finish()),
+        Arc::new(documents.iter().map(|d| d.license).collect::<UInt16Array>()),
+        Arc::new(documents.iter().map(|d| d.record_source).collect::<UInt16Array>()),
     ];
     RecordBatch::try_new(schema(), columns)
 }
@@ -235,7 +249,7 @@ pub fn write_windows(path: &Path, windows: &[Window]) -> Result<Written> {
             Arc::new(UInt16Array::from_iter_values(chunk.iter().map(|w| w.predicted))),
             Arc::new(UInt16Array::from_iter_values(chunk.iter().map(|w| w.context))),
         ];
-        writer.write(&RecordBatch::try_new(windows_schema(), columns).map_err(internal)?)?;
+        writer.write(&RecordBatch::try_new(windows_schema(), columns).map_err(Error::internal)?)?;
     }
     writer.finish()
 }
@@ -252,7 +266,7 @@ impl DocumentShard {
     /// # Errors
     /// When the file is no document shard or holds another number.
     pub fn open(path: &Path, documents: u64) -> Result<Self> {
-        Ok(Self { rows: MappedRows::open(path, &[schema()], documents, "documents")? })
+        Ok(Self { rows: MappedRows::open(path, &[schema(), older_schema()], documents, "documents")? })
     }
 
     /// Number of documents.
@@ -273,6 +287,10 @@ impl DocumentShard {
         let (batch, i) = self.rows.locate(index)?;
         let text = |column: usize| batch.column(column).as_string::<i32>();
         let u64_at = |column: usize| batch.column(column).as_primitive::<UInt64Type>().value(i);
+        let u16_at = |column: usize| {
+            let column = batch.columns().get(column)?.as_primitive::<UInt16Type>();
+            column.is_valid(i).then(|| column.value(i))
+        };
         let ids = batch.column(0).as_list::<i32>().value(i);
         let mut digest = [0; 32];
         digest.copy_from_slice(batch.column(10).as_fixed_size_binary().value(i));
@@ -288,6 +306,8 @@ impl DocumentShard {
             input: batch.column(8).as_primitive::<UInt32Type>().value(i),
             record: u64_at(9),
             digest: Sha256Digest(digest),
+            license: u16_at(11),
+            record_source: u16_at(12),
         })
     }
 
@@ -332,6 +352,37 @@ mod tests {
         assert_eq!(of(2049), vec![(0, 2048, 1), (2048, 1, 2048)]);
         assert_eq!(of(3000), vec![(0, 2048, 1), (2048, 952, 1097)]);
         assert_eq!(of(4096), vec![(0, 2048, 1), (2048, 2048, 1)]);
+    }
+
+    #[test]
+    fn files_without_provenance_are_read_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("documents.arrow");
+        let document = Document {
+            ids: vec![1, 2],
+            source: "ptb".into(),
+            domain: "ptb".into(),
+            id: None,
+            bytes: 3,
+            chars: 3,
+            words: 1,
+            truncated: false,
+            input: 0,
+            record: 7,
+            digest: Sha256Digest::of(b"abc"),
+            license: Some(2),
+            record_source: None,
+        };
+        let batch = to_batch(std::slice::from_ref(&document)).unwrap();
+        let older = batch.project(&(0..11).collect::<Vec<_>>()).unwrap();
+        let older = older.with_schema(older_schema()).unwrap();
+        for (batch, schema, license) in [(batch, schema(), Some(2)), (older, older_schema(), None)] {
+            let mut writer = ArrowWriter::create(&path, &schema).unwrap();
+            writer.write(&batch).unwrap();
+            writer.finish().unwrap();
+            let found = DocumentShard::open(&path, 1).unwrap().get(0).unwrap();
+            assert_eq!(found, Document { license, ..document.clone() });
+        }
     }
 
     #[test]

@@ -54,6 +54,10 @@ pub enum Error {
         reason: &'static str,
     },
 
+    /// A fault of this program: nothing of the user's can cause it.
+    #[error("internal fault: {0}; please report it")]
+    Internal(String),
+
     /// Another process holds the folder.
     #[error("`{path}` is in use by another run; wait for it, stop it, or choose another --out", path = printable::path(path))]
     Locked {
@@ -76,6 +80,17 @@ impl Error {
             found: found.into(),
             hint: hint.into(),
         }
+    }
+
+    /// A fault of this program, which `error` describes.
+    pub fn internal(error: impl std::fmt::Display) -> Self {
+        Self::Internal(error.to_string())
+    }
+
+    /// Whether this is a fault of the program, not of its input, its data or the machine.
+    #[must_use]
+    pub fn is_internal(&self) -> bool {
+        matches!(self, Self::Internal(_))
     }
 
     /// A file whose content was damaged after it was written.

@@ -135,7 +135,7 @@ impl ExamplesWriter {
         if example.input_ids.len() != positions || example.targets.len() != positions {
             let found =
                 format!("an example of {} positions for rows of {positions}", example.input_ids.len());
-            return Err(Error::Io(std::io::Error::other(found)));
+            return Err(Error::Internal(found));
         }
         self.ids.extend_from_slice(example.input_ids);
         self.targets.extend_from_slice(example.targets);
@@ -157,7 +157,7 @@ impl ExamplesWriter {
         let list = |values: UInt16Array, nullable| {
             FixedSizeListArray::try_new(item(nullable), i32::from(self.row_length), Arc::new(values), None)
         };
-        let internal = |error: arrow_schema::ArrowError| Error::Io(std::io::Error::other(error));
+        let internal = |error: arrow_schema::ArrowError| Error::internal(error);
         let columns: Vec<Arc<dyn Array>> = vec![
             Arc::new(list(ids, false).map_err(internal)?),
             Arc::new(list(targets, true).map_err(internal)?),

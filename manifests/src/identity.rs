@@ -59,8 +59,7 @@ pub fn root(manifest: &Manifest) -> Result<Sha256Digest> {
         Targets::NextToken => {}
         Targets::Stored => identity["targets"] = json!("stored"),
     }
-    let bytes =
-        canonical::to_canonical_bytes(&identity).map_err(|error| Error::Io(std::io::Error::other(error)))?;
+    let bytes = canonical::to_canonical_bytes(&identity).map_err(Error::internal)?;
     Ok(Sha256Digest::of(&bytes))
 }
 

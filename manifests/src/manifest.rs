@@ -475,7 +475,7 @@ impl Manifest {
     /// # Errors
     /// When a count is above 2^53 and so has no canonical form.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        canonical::to_canonical_file(self).map_err(|error| Error::Io(std::io::Error::other(error)))
+        canonical::to_canonical_file(self).map_err(Error::internal)
     }
 
     /// Every file of the split but the manifest and the checksums.

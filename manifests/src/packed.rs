@@ -159,8 +159,7 @@ impl PackedWriter {
         let values = UInt16Array::new(ScalarBuffer::new(ids.clone(), 0, count), None);
         let list = FixedSizeListArray::new(item(), row_length, Arc::new(values), None);
         let columns: Vec<Arc<dyn Array>> = vec![Arc::new(list), Arc::new(UInt16Array::from(lengths))];
-        let batch = RecordBatch::try_new(schema(self.row_length), columns)
-            .map_err(|error| Error::Io(std::io::Error::other(error)))?;
+        let batch = RecordBatch::try_new(schema(self.row_length), columns).map_err(Error::internal)?;
         self.leaves.extend(self.writer.write_with_leaves(&batch, leaves)?);
         drop(batch);
         // Nobody else holds the batch any longer: its memory serves for the next one.

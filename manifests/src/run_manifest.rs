@@ -274,8 +274,7 @@ impl RunManifest {
     /// # Errors
     /// When writing fails.
     pub fn store(&self, run: &Path) -> Result<()> {
-        let bytes =
-            canonical::to_canonical_file(self).map_err(|error| Error::Io(std::io::Error::other(error)))?;
+        let bytes = canonical::to_canonical_file(self).map_err(Error::internal)?;
         write_atomic(&run.join(RUN_NAME), &bytes)?;
         Ok(())
     }

@@ -103,7 +103,7 @@ pub fn write(path: &Path, spans: &[Span]) -> Result<Written> {
     let schema = if provenance { schema_with_provenance() } else { schema() };
     let mut writer = ArrowWriter::create(path, &schema)?;
     for chunk in spans.chunks(BATCH_SPANS) {
-        let batch = to_batch(chunk, &schema).map_err(|error| Error::Io(std::io::Error::other(error)))?;
+        let batch = to_batch(chunk, &schema).map_err(Error::internal)?;
         writer.write(&batch)?;
     }
     writer.finish()

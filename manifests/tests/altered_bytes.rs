@@ -130,6 +130,8 @@ fn documents_and_windows() {
             input: 0,
             record,
             digest: Sha256Digest::of(b"text"),
+            license: Some(1),
+            record_source: None,
         };
         writer.push(document).unwrap();
     }

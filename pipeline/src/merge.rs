@@ -53,6 +53,7 @@ pub fn merge(parts: &[PathBuf], out: &Path, restart: bool) -> Result<Manifest, M
         }
         Opened::Building(builder) => *builder,
     };
+    check_resumed(out, &parts, builder.tally().ended_inputs())?;
     let cursor = builder.cursor();
     let mut first_input = 0;
     for part in &parts {
@@ -73,11 +74,25 @@ pub fn merge(parts: &[PathBuf], out: &Path, restart: bool) -> Result<Manifest, M
     Ok(builder.finish()?)
 }
 
+/// Whether two inputs are the same bytes under the same name.
+fn is_same(a: &Input, b: &Input) -> bool {
+    (&a.path, a.size, a.sha256) == (&b.path, b.size, b.sha256)
+}
+
+/// Whether an unfinished merge was begun with these parts.
+fn check_resumed(out: &Path, parts: &[LoadedPart], ended: &[Input]) -> Result<(), MergeError> {
+    let inputs = parts.iter().flat_map(|part| &part.manifest.inputs);
+    if inputs.zip(ended).all(|(now, then)| is_same(now, then)) {
+        return Ok(());
+    }
+    let (found, differs) = ("an unfinished merge", "its inputs: it was begun with other parts".to_owned());
+    Err(SplitError::OtherRun { folder: out.into(), found, differs }.into())
+}
+
 /// Whether the whole that is there was made from these parts.
 fn check_finished(out: &Path, parts: &[LoadedPart], manifest: &Manifest) -> Result<(), MergeError> {
     let inputs: Vec<&Input> = parts.iter().flat_map(|part| &part.manifest.inputs).collect();
-    let same = |a: &Input, b: &Input| (&a.path, a.size, a.sha256) == (&b.path, b.size, b.sha256);
-    let prefix = inputs.iter().zip(&manifest.inputs).all(|(a, b)| same(a, b));
+    let prefix = inputs.iter().zip(&manifest.inputs).all(|(now, then)| is_same(now, then));
     let reached = manifest.selection.max_tokens.is_some_and(|limit| manifest.totals.tokens >= limit);
     let whole = match inputs.len().cmp(&manifest.inputs.len()) {
         std::cmp::Ordering::Equal => true,
@@ -247,8 +262,7 @@ impl Feeder<'_> {
                 let Some(row) = dataset.example(span.row)? else { continue };
                 let targets: Vec<_> = row.targets().collect();
                 let example = Example { input_ids: row.input_ids, targets: &targets, length: row.length };
-                let set = span.set.and_then(|set| self.part.manifest.sets.get(usize::from(set)));
-                let set = set.map(|set| set.name.clone());
+                let set = name(span.set, &self.part.manifest.sets);
                 let document =
                     TokenizedDocument::of_example(span.record, example, set.as_deref(), span.id.as_deref());
                 self.push(span.input, &document)?;
@@ -268,9 +282,6 @@ impl Feeder<'_> {
                 let Span { input, record, bytes, digest, .. } = span;
                 ids.clear();
                 dataset.read_tokens(span.row, span.offset, span.length.saturating_sub(1), &mut ids)?;
-                let name = |index: Option<u16>, list: &[SetTotals]| {
-                    index.and_then(|index| list.get(usize::from(index))).map(|total| total.name.clone())
-                };
                 let manifest = &self.part.manifest;
                 let set = name(span.set, &manifest.sets);
                 let license = name(span.license, &manifest.record_licenses);
@@ -317,6 +328,9 @@ impl Feeder<'_> {
                     continue;
                 }
                 let set = format!("{}/{}", document.source, document.domain);
+                let manifest = &self.part.manifest;
+                let license = name(document.license, &manifest.record_licenses);
+                let source = name(document.record_source, &manifest.record_sources);
                 self.push(
                     document.input,
                     &TokenizedDocument {
@@ -328,8 +342,8 @@ impl Feeder<'_> {
                         digest: document.digest,
                         set: Some(&set),
                         id: document.id.as_deref(),
-                        license: None,
-                        source: None,
+                        license: license.as_deref(),
+                        source: source.as_deref(),
                         truncated: document.truncated,
                         example: None,
                     },
@@ -380,6 +394,11 @@ impl Feeder<'_> {
         }
         self.builder.end_input();
     }
+}
+
+/// The name that an index of a document stands for.
+fn name(index: Option<u16>, list: &[SetTotals]) -> Option<String> {
+    list.get(usize::from(index?)).map(|total| total.name.clone())
 }
 
 fn meta(input: &Input) -> InputMeta {

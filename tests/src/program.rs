@@ -19,7 +19,9 @@ fn beside(binary: &str) -> Option<PathBuf> {
     let program = std::env::current_exe().ok()?.parent()?.parent()?.join(binary);
     let built = fs_err::metadata(&program).ok()?.modified().ok()?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
-    let mut folders = vec![root.join("pipeline"), root.join("manifests")];
+    let mut folders = ["pipeline/src", "manifests/src", "manifests/catalog", "manifests/recipes"]
+        .map(|folder| root.join(folder))
+        .to_vec();
     while let Some(folder) = folders.pop() {
         for entry in fs_err::read_dir(folder).ok()? {
             let entry = entry.ok()?;

@@ -197,13 +197,12 @@ impl ShardDocuments<'_> {
     }
 
     fn of_span(&self, span: Span) -> Meta {
-        let name = |index: Option<u16>, names: &[String]| names.get(usize::from(index?)).cloned();
         Meta {
             input: span.input,
             record: span.record,
-            set: name(span.set, &self.sets),
-            license: name(span.license, &self.licenses),
-            source: name(span.source, &self.sources),
+            set: name_at(span.set, &self.sets),
+            license: name_at(span.license, &self.licenses),
+            source: name_at(span.source, &self.sources),
             id: span.id,
             tokens: span.length.saturating_sub(u64::from(self.append)),
             bytes: span.bytes,
@@ -219,8 +218,8 @@ impl ShardDocuments<'_> {
             record: document.record,
             set: set_name(&document.source, &document.domain, &self.sets),
             id: document.id,
-            license: None,
-            source: None,
+            license: name_at(document.license, &self.licenses),
+            source: name_at(document.record_source, &self.sources),
             tokens,
             bytes: document.bytes,
             digest: document.digest,
@@ -228,4 +227,9 @@ impl ShardDocuments<'_> {
             place: None,
         }
     }
+}
+
+/// The name that an index of a document stands for.
+fn name_at(index: Option<u16>, names: &[String]) -> Option<String> {
+    names.get(usize::from(index?)).cloned()
 }

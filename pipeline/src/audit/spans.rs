@@ -113,6 +113,27 @@ impl Documents {
         }
         self.lengths[(tokens.max(1).ilog2() as usize).min(LENGTH_BUCKETS - 1)] += 1;
     }
+
+    /// Counts the next document's own license and source, and looks whether the manifest has them.
+    fn see_provenance(
+        &mut self,
+        place: &Place<'_>,
+        (license, source): (Option<u16>, Option<u16>),
+        bytes: u64,
+        tokens: u64,
+    ) {
+        for (what, index, length, sums) in [
+            ("license", license, place.licenses, &mut self.by_license),
+            ("source", source, place.sources, &mut self.by_source),
+        ] {
+            let Some(index) = index else { continue };
+            sums.entry(index).or_default().add(bytes, tokens);
+            if usize::from(index) >= length {
+                let expected = format!("a {what} below {length} for document {}", self.leaves.len());
+                self.findings.differ(place.file, Check::Spans, expected, index);
+            }
+        }
+    }
 }
 
 /// The first eight bytes of a digest, as the hold-out rule reads them.
@@ -162,17 +183,7 @@ pub(super) fn scan_spans(spans: &SpansFile, place: &Place<'_>) -> Documents {
             let expected = format!("a set below {} for document {index}", place.sets.len());
             complain(&mut found.findings, expected, format!("{:?}", span.set));
         }
-        for (what, index, length, sums) in [
-            ("license", span.license, place.licenses, &mut found.by_license),
-            ("source", span.source, place.sources, &mut found.by_source),
-        ] {
-            let Some(index) = index else { continue };
-            sums.entry(index).or_default().add(span.bytes, span.length);
-            if usize::from(index) >= length {
-                let expected = format!("a {what} below {length} for document {}", found.leaves.len());
-                found.findings.differ(place.file, Check::Spans, expected, index);
-            }
-        }
+        found.see_provenance(place, (span.license, span.source), span.bytes, span.length);
         let end = start.saturating_add(span.length);
         expected_start = Some(end);
         found.start = found.start.or(Some(start));
@@ -205,10 +216,12 @@ pub(super) fn scan_documents(
             found.findings.differ(place.file, Check::Separators, expected, end_of_text);
         }
         let set = set_name(&document.source, &document.domain, place.sets);
+        let tokens = document.ids.len() as u64;
+        found.see_provenance(place, (document.license, document.record_source), document.bytes, tokens);
         let seen = Seen {
             input: document.input,
             record: document.record,
-            tokens: document.ids.len() as u64,
+            tokens,
             bytes: document.bytes,
             set: set.as_deref(),
             digest: document.digest,

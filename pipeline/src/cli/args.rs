@@ -54,7 +54,7 @@ pub(super) enum DatasetArgs {
         #[arg(long, default_value = "Cargo.lock")]
         lockfile: PathBuf,
         /// Hold out this fraction of the documents, chosen by digest, as split `validation`
-        #[arg(long, value_name = "FRACTION")]
+        #[arg(long, value_name = "FRACTION", allow_negative_numbers = true)]
         holdout: Option<String>,
         #[command(flatten)]
         common: CommonArgs,
@@ -80,7 +80,7 @@ pub(super) enum DatasetArgs {
         #[arg(long, value_name = "FIELD")]
         source_field: Option<String>,
         /// Hold out this fraction of the documents, chosen by digest, as split `validation`
-        #[arg(long, value_name = "FRACTION", conflicts_with = "split")]
+        #[arg(long, value_name = "FRACTION", conflicts_with = "split", allow_negative_numbers = true)]
         holdout: Option<String>,
         /// Name of the split
         #[arg(long, default_value = "train")]
@@ -108,7 +108,7 @@ pub(super) struct ExamplesArgs {
     #[arg(long, default_value = "train")]
     pub(super) split: String,
     /// Hold out this fraction of the examples, chosen by digest, as split `validation`
-    #[arg(long, value_name = "FRACTION", conflicts_with = "split")]
+    #[arg(long, value_name = "FRACTION", conflicts_with = "split", allow_negative_numbers = true)]
     pub(super) holdout: Option<String>,
     /// Positions in a row; shorter examples are padded [default: those of the longest example]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]

@@ -54,7 +54,7 @@ pub enum EngineError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     /// A record cannot be used, and `--on-bad-record fail` is in force.
-    #[error("`{path}`, record {record}: {reason}: {found}; {hint}", path = printable::path(path), hint = hint(reason))]
+    #[error("`{path}`, record {record}: {reason}: {found}; {hint}", path = printable::path(path), hint = hint(reason, found))]
     BadRecord {
         /// The input file.
         path: PathBuf,
@@ -80,8 +80,12 @@ pub enum EngineError {
 }
 
 /// What to do about a record of this defect.
-fn hint(reason: &str) -> &'static str {
+fn hint(reason: &str, found: &str) -> &'static str {
     match reason {
+        // What was found says what to do.
+        _ if found.contains("one object a line") => {
+            "or use --on-bad-record skip to leave such records out and count them in the manifest"
+        }
         "missing-text" | "text-not-a-string" => {
             "name the field that holds the text with --text-field (dots lead into nested fields), or use \
              --on-bad-record skip to leave such records out and count them in the manifest"

@@ -20,7 +20,9 @@ use super::walk::cannot_walk;
 use super::{Context, packing, refuse};
 use crate::hub::{Hub, HubError, RemoteFile, Revision};
 use crate::plan::{Location, Plan, PlannedInput, RemoteRepository, declared_by_hub};
-use crate::sources::{Compression, Fields, Format, SLIMPAJAMA_LICENSE, SLIMPAJAMA_SOURCE};
+use crate::sources::{
+    Compression, Fields, Format, PALOMA_LICENSE, PALOMA_SOURCE, SLIMPAJAMA_LICENSE, SLIMPAJAMA_SOURCE,
+};
 use crate::split::SplitSpec;
 
 pub(super) fn slimpajama(
@@ -385,15 +387,18 @@ fn input(
 }
 
 fn fields(profile: &Profile) -> Fields {
-    let slimpajama = profile.dataset == "slimpajama";
+    let (license, source) = match profile.dataset.as_str() {
+        "slimpajama" => (SLIMPAJAMA_LICENSE, SLIMPAJAMA_SOURCE),
+        _ => (PALOMA_LICENSE, PALOMA_SOURCE),
+    };
     Fields {
         text: profile.text_field.clone(),
         set: profile.set_field.clone(),
         set_fallback: profile.set_fallback_field.clone(),
         id: profile.id_field.clone(),
         truncated: profile.truncated_field.clone(),
-        license: slimpajama.then(|| SLIMPAJAMA_LICENSE.to_owned()),
-        source: slimpajama.then(|| SLIMPAJAMA_SOURCE.to_owned()),
+        license: Some(license.to_owned()),
+        source: Some(source.to_owned()),
     }
 }
 

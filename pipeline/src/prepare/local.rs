@@ -22,7 +22,7 @@ pub(super) fn plans(
     tokenizer: &Tokenizer,
 ) -> anyhow::Result<Vec<Plan>> {
     check_split(&request.split)?;
-    let Found { inputs, base, notes } = walk::inputs(&request.paths)?;
+    let Found { inputs, base, mut notes } = walk::inputs(&request.paths)?;
     if inputs.is_empty() {
         let paths: Vec<_> = request.paths.iter().map(|path| format!("`{}`", printable::path(path))).collect();
         let passed = notes.iter().map(|note| format!("; {note}")).collect::<String>();
@@ -31,6 +31,7 @@ pub(super) fn plans(
             "no input: expected files ending in {ENDINGS} in {paths}, found none{passed}"
         )));
     }
+    notes.iter_mut().for_each(|note| *note += &format!("; read are {ENDINGS}"));
     let fields = Fields {
         text: request.text_field.clone(),
         set: request.set_field.clone(),

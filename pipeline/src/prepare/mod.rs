@@ -8,6 +8,7 @@
 
 mod crates_io;
 mod examples;
+mod finished;
 mod hub_profiles;
 mod local;
 mod preview;
@@ -19,9 +20,7 @@ mod walk;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use rayon::prelude::*;
-use xlstm_manifests::manifest::{Input, Layout, Manifest, Packing, Targets};
-use xlstm_manifests::{digest, printable};
+use xlstm_manifests::manifest::{Layout, Manifest, Packing, Targets};
 
 pub use examples::{ExamplesPlan, ExamplesRequest, execute_examples, no_tokenizer, plan_examples};
 pub use local::is_split_name;
@@ -33,9 +32,9 @@ pub use request::{
 
 use crate::engine::{self, EngineOptions, Filter, OnBadRecord};
 use crate::hub::Hub;
-use crate::plan::{InputFolders, Location, Plan, PlannedInput, format_name, is_compressed};
+use crate::plan::{InputFolders, Plan, is_compressed};
 use crate::report::CommandError;
-use crate::split::{Opened, SplitBuilder, SplitError, SplitSpec};
+use crate::split::{Opened, SplitBuilder, SplitSpec};
 use crate::tokenizer::Gpt2Tokenizer;
 
 /// What a prepare run did with one split.
@@ -151,11 +150,12 @@ pub fn execute(
     let folder = split_folder(&common.out, plan);
     let builder = match SplitBuilder::open(&folder, plan.spec.clone(), common.restart)? {
         Opened::Finished(manifest) => {
-            check_finished(&folder, plan, &manifest)?;
+            finished::check(&folder, plan, &manifest)?;
             return Ok(Prepared { folder, manifest: *manifest, was_finished: true });
         }
         Opened::Building(builder) => *builder,
     };
+    finished::check_resumed(&folder, plan, builder.tally().ended_inputs())?;
     note_inputs_folder(&common.out, plan)?;
     let folders = InputFolders { from: common.from.clone(), downloads: common.downloads() };
     let mut provider = provider::for_plan(plan, common, context, folders, builder.cursor(), progress)?;
@@ -204,60 +204,6 @@ fn asked(plan: &Plan) -> engine::Asked {
     }
 }
 
-/// Whether a finished split was made from the plan's inputs: the same files in the same order, with the same bytes.
-///
-/// # Errors
-/// [`SplitError::OtherRun`] naming the first file that differs.
-fn check_finished(folder: &Path, plan: &Plan, manifest: &Manifest) -> anyhow::Result<()> {
-    let differ = |differs: String| {
-        let found = "a finished dataset";
-        anyhow::Error::from(SplitError::OtherRun { folder: folder.into(), found, differs })
-    };
-    let reached = plan.spec.selection.max_tokens.is_some_and(|limit| manifest.totals.tokens >= limit);
-    for (planned, input) in plan.inputs.iter().zip(&manifest.inputs) {
-        if planned.path != input.path {
-            let (was, is) = (printable::text(input.path.as_str()), printable::text(planned.path.as_str()));
-            return Err(differ(format!("its inputs: it was made from `{was}` where `{is}` is now")));
-        }
-    }
-    match (plan.inputs.get(manifest.inputs.len()), manifest.inputs.get(plan.inputs.len())) {
-        (Some(added), _) if !reached => {
-            return Err(differ(format!("its inputs: `{}` is new", printable::text(added.path.as_str()))));
-        }
-        (_, Some(gone)) => {
-            let gone = printable::text(gone.path.as_str());
-            return Err(differ(format!("its inputs: `{gone}` is gone")));
-        }
-        _ => {}
-    }
-    let changed =
-        plan.inputs.par_iter().zip(&manifest.inputs).map(|(planned, input)| is_same(planned, input));
-    let changed: Vec<bool> = changed.collect::<anyhow::Result<_>>()?;
-    match changed.iter().position(|same| !same) {
-        None => Ok(()),
-        Some(index) => {
-            let name = printable::text(manifest.inputs[index].path.as_str());
-            Err(differ(format!("its inputs: `{name}` has other bytes, or is read in another way")))
-        }
-    }
-}
-
-/// Whether a planned input is one that was read. A digest that is published for both tells; else the file is read.
-fn is_same(planned: &PlannedInput, input: &Input) -> anyhow::Result<bool> {
-    if format_name(planned.format) != input.format || planned.size.is_some_and(|size| size != input.size) {
-        return Ok(false);
-    }
-    match (&planned.location, &planned.declared, &input.declared) {
-        (_, Some(now), Some(then)) if now.algorithm == then.algorithm => Ok(now.digest == then.digest),
-        (Location::Remote(_), Some(now), None) if now.algorithm == "sha256" => {
-            Ok(now.digest == input.sha256.to_string())
-        }
-        // Published as a git blob now, and not then: the listing cannot be compared with what was read.
-        (Location::Remote(_), ..) => Ok(true),
-        (Location::Local(path), ..) => Ok(digest::digest_file(path)? == (input.size, input.sha256)),
-    }
-}
-
 fn filter(plan: &Plan) -> anyhow::Result<Filter> {
     let selection = &plan.spec.selection;
     let holdout = selection
@@ -288,7 +234,7 @@ fn write_inputs_folder(out: &Path, folder: &Path) -> anyhow::Result<()> {
 }
 
 /// An error of the user's: what was asked for is not there, or cannot be.
-fn refuse(text: impl Into<String>) -> anyhow::Error {
+pub(crate) fn refuse(text: impl Into<String>) -> anyhow::Error {
     CommandError::Usage(text.into()).into()
 }
 

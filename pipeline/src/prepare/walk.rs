@@ -51,7 +51,9 @@ pub(super) fn inputs(paths: &[PathBuf]) -> anyhow::Result<Found> {
             files
         } else {
             let format = Format::from_path(place).ok_or_else(|| {
-                refuse(format!("`{}`: expected a name ending in {ENDINGS}", printable::path(path)))
+                let json = place.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json"));
+                let hint = if json { "; if it holds one object a line, rename it to .jsonl" } else { "" };
+                refuse(format!("`{}`: expected a name ending in {ENDINGS}{hint}", printable::path(path)))
             })?;
             vec![(place.clone(), format)]
         };
@@ -238,10 +240,14 @@ fn below(given: &Path, folder: &Path) -> anyhow::Result<(Files, Option<String>)>
         }
     }
     let note = passed.into_inner().sentence();
-    Ok((found, note.map(|note| format!("passed over in `{shown}`: {note}; read are {ENDINGS}"))))
+    Ok((found, note.map(|note| format!("passed over in `{shown}`: {note}"))))
 }
 
 fn is_wanted(entry: &DirEntry, root: &Path, passed: &RefCell<PassedOver>) -> bool {
+    // Ours, beside the splits that are said.
+    if entry.file_name() == INPUTS_POINTER {
+        return false;
+    }
     if is_hidden(entry.file_name()) {
         passed.borrow_mut().hidden += 1;
         return false;

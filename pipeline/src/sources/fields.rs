@@ -1,7 +1,8 @@
 //! Which fields of a record are wanted, and what they become.
 //!
 //! Names are paths of keys joined by dots: `meta.redpajama_set_name` is the key `redpajama_set_name` of the
-//! object (or struct column) `meta`; a key that itself holds a dot cannot be named. Only `text` must be there; the rest may be absent from any record.
+//! object (or struct column) `meta`, or the key `meta.redpajama_set_name` itself. Only `text` must be there; the rest may
+//! be absent from any record.
 
 use xlstm_manifests::printable;
 
@@ -19,8 +20,8 @@ pub struct Fields {
     pub set_fallback: Option<String>,
     /// The document's own name: a string, or a number, which is kept as it is written.
     pub id: Option<String>,
-    /// A field that is present and not empty where the source cut the document. Its parent may also be a
-    /// string that holds the object as JSON.
+    /// A field that is present and not empty where the source cut the document. Of this field and the two below, the
+    /// parent may also be a string that holds the object as JSON.
     pub truncated: Option<String>,
     /// The license that the document carries itself.
     pub license: Option<String>,
@@ -32,6 +33,11 @@ pub struct Fields {
 pub const SLIMPAJAMA_LICENSE: &str = "meta.license";
 /// Likewise their source.
 pub const SLIMPAJAMA_SOURCE: &str = "meta.source";
+
+/// Where PALOMA's records hold a license of their own, if they do.
+pub const PALOMA_LICENSE: &str = "metadata.license";
+/// Likewise their source.
+pub const PALOMA_SOURCE: &str = "metadata.source";
 
 impl Default for Fields {
     fn default() -> Self {
@@ -59,7 +65,8 @@ impl Fields {
         }
     }
 
-    /// PALOMA: the domain is `subdomain`, or `source` where there is none; ids are strings or numbers.
+    /// PALOMA: the domain is `subdomain`, or `source` where there is none; ids are strings or numbers. A record's own
+    /// license and source are in its metadata, as in all files of dolma's layout.
     #[must_use]
     pub fn paloma() -> Self {
         Self {
@@ -68,11 +75,15 @@ impl Fields {
             set_fallback: Some("source".to_owned()),
             id: Some("id".to_owned()),
             truncated: Some("metadata.truncated_portion".to_owned()),
-            license: None,
-            source: None,
+            license: Some(PALOMA_LICENSE.to_owned()),
+            source: Some(PALOMA_SOURCE.to_owned()),
         }
     }
 }
+
+/// What to do about JSON that is not one object a line.
+const ONE_OBJECT_A_LINE: &str = "; write one object a line, as with `jq -c '.[]'` for an array";
+const OVER_SEVERAL_LINES: &str = "a document over several lines; write one object a line, as with `jq -c '.[]'` for an array, `jq -c .` for objects";
 
 /// Keys of a record that a message shows.
 const MOST_KEYS: usize = 20;
@@ -82,8 +93,8 @@ pub(super) struct JsonFields {
     paths: Paths,
     /// Where the text is looked for, for messages.
     text: String,
-    /// Where the path from the parent of `truncated` leads, for a parent that is JSON in a string.
-    inside_parent: Option<Paths>,
+    /// The path inside the parent, for [`TRUNCATED`], [`LICENSE`] and [`SOURCE`] in turn: a parent may be JSON in a string.
+    inside_parents: [Option<Paths>; 3],
 }
 
 /// Places in [`JsonFields::paths`]. A field that is not wanted has the empty path, which no key has.
@@ -92,27 +103,32 @@ const SET: usize = 1;
 const SET_FALLBACK: usize = 2;
 const ID: usize = 3;
 const TRUNCATED: usize = 4;
-const TRUNCATED_PARENT: usize = 5;
-const LICENSE: usize = 6;
-const SOURCE: usize = 7;
+const LICENSE: usize = 5;
+const SOURCE: usize = 6;
+/// The parents of [`TRUNCATED`], [`LICENSE`] and [`SOURCE`].
+const PARENTS: usize = 7;
 
 impl JsonFields {
     pub(super) fn new(fields: &Fields) -> Self {
-        let parent = fields.truncated.as_deref().and_then(|path| path.split_once('.'));
+        let nested = [&fields.truncated, &fields.license, &fields.source];
+        let nested = nested.map(|path| path.as_deref().and_then(|path| path.split_once('.')));
+        let [truncated, license, source] = nested.map(|path| path.map(|(parent, _)| parent));
         let paths = Paths::new([
             Some(fields.text.as_str()),
             fields.set.as_deref(),
             fields.set_fallback.as_deref(),
             fields.id.as_deref(),
             fields.truncated.as_deref(),
-            parent.map(|(parent, _)| parent),
             fields.license.as_deref(),
             fields.source.as_deref(),
+            truncated,
+            license,
+            source,
         ]);
         Self {
             paths,
             text: fields.text.clone(),
-            inside_parent: parent.map(|(_, inside)| Paths::new([Some(inside)])),
+            inside_parents: nested.map(|path| path.map(|(_, inside)| Paths::new([Some(inside)]))),
         }
     }
 
@@ -122,12 +138,18 @@ impl JsonFields {
         let mut values = match json::extract(line, &self.paths) {
             Ok(values) => values,
             Err(flaw) => {
-                let reason = match flaw {
-                    Flaw::Syntax { .. } => BadRecord::InvalidJson,
-                    Flaw::NotUtf8 { .. } => BadRecord::InvalidUtf8,
-                    Flaw::NotAnObject { .. } => BadRecord::MissingText,
+                let (reason, found) = match &flaw {
+                    // The first line of a document that somebody laid out over several.
+                    Flaw::Syntax { .. } if matches!(line.trim_ascii(), b"{" | b"[") => {
+                        (BadRecord::InvalidJson, OVER_SEVERAL_LINES.to_owned())
+                    }
+                    Flaw::Syntax { .. } => (BadRecord::InvalidJson, flaw.to_string()),
+                    Flaw::NotUtf8 { .. } => (BadRecord::InvalidUtf8, flaw.to_string()),
+                    Flaw::NotAnObject { .. } => {
+                        (BadRecord::MissingText, format!("{flaw}{ONE_OBJECT_A_LINE}"))
+                    }
                 };
-                return bad(reason, flaw.to_string());
+                return bad(reason, found);
             }
         };
         let mut take = |index: usize| std::mem::take(&mut values[index]);
@@ -140,10 +162,11 @@ impl JsonFields {
                 return bad(BadRecord::TextNotString, found);
             }
         };
-        let set = take(SET).into_name().or(take(SET_FALLBACK).into_name());
-        let id = take(ID).into_name();
-        let truncated = self.is_truncated(&take(TRUNCATED), &take(TRUNCATED_PARENT));
-        let (license, source) = (take(LICENSE).into_name(), take(SOURCE).into_name());
+        let set = take(SET).into_name(line).or(take(SET_FALLBACK).into_name(line));
+        let id = take(ID).into_name(line);
+        let truncated = self.is_truncated(&take(TRUNCATED), &take(PARENTS));
+        let license = self.name_below(1, take(LICENSE), take(PARENTS + 1), line);
+        let source = self.name_below(2, take(SOURCE), take(PARENTS + 2), line);
         Step::Record(Record { number, text, id, set, license, source, truncated })
     }
 
@@ -155,13 +178,24 @@ impl JsonFields {
         format!("no field `{}` among {there}", printable::text(&self.text))
     }
 
+    /// The name in `value`, or in `parent` where that is a string which holds the object as JSON.
+    fn name_below(&self, index: usize, value: Value, parent: Value, line: &[u8]) -> Option<String> {
+        match (parent, &self.inside_parents[index]) {
+            (Value::String(object), Some(inside)) => {
+                let value = json::extract(object.as_bytes(), inside).ok()?.pop()?;
+                value.into_name(object.as_bytes())
+            }
+            _ => value.into_name(line),
+        }
+    }
+
     fn is_truncated(&self, mark: &Value, parent: &Value) -> bool {
         let says_so = |value: &Value| match value {
             Value::Absent | Value::Null | Value::Bool(false) => false,
             Value::String(portion) => !portion.is_empty(),
             _ => true,
         };
-        if let (Value::String(object), Some(inside)) = (parent, &self.inside_parent) {
+        if let (Value::String(object), Some(inside)) = (parent, &self.inside_parents[0]) {
             // Metadata that is not JSON is somebody's free text, and says nothing.
             return json::extract(object.as_bytes(), inside).is_ok_and(|values| says_so(&values[0]));
         }
@@ -219,6 +253,26 @@ mod tests {
         ] {
             let line = format!(r#"{{"text":"t","metadata":{metadata}}}"#);
             assert_eq!(paloma(&line).truncated, truncated, "{metadata}");
+        }
+    }
+
+    #[test]
+    fn licenses_are_found_in_a_struct_and_in_a_string_and_lists_are_kept_as_written() {
+        for (metadata, license, source) in [
+            (r#"{"license":"MIT","source":"a"}"#, Some("MIT"), Some("a")),
+            (r#""{\"license\": \"MIT\", \"source\": 7}""#, Some("MIT"), Some("7")),
+            (r#"{"license":["MIT", "Apache-2.0"],"source":null}"#, Some(r#"["MIT", "Apache-2.0"]"#), None),
+            (r#""{\"license\":[\"MIT\"]}""#, Some(r#"["MIT"]"#), None),
+            (r#"{"license":{"spdx":"MIT"}}"#, Some(r#"{"spdx":"MIT"}"#), None),
+            (r#""license MIT""#, None, None),
+            ("[]", None, None),
+        ] {
+            let record = paloma(&format!(r#"{{"text":"t","metadata":{metadata}}}"#));
+            assert_eq!(
+                (record.license.as_deref(), record.source.as_deref()),
+                (license, source),
+                "{metadata}"
+            );
         }
     }
 

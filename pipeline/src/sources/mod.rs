@@ -24,6 +24,7 @@ mod format;
 mod gzip;
 mod json;
 mod json_lines;
+mod parquet_columns;
 mod parquet_footer;
 mod parquet_rows;
 mod parquet_value;
@@ -32,7 +33,7 @@ mod whole_file;
 use std::path::Path;
 
 pub use error::SourceError;
-pub use fields::{Fields, SLIMPAJAMA_LICENSE, SLIMPAJAMA_SOURCE};
+pub use fields::{Fields, PALOMA_LICENSE, PALOMA_SOURCE, SLIMPAJAMA_LICENSE, SLIMPAJAMA_SOURCE};
 pub use format::{Compression, Format};
 
 use crate::record::{Record, Step};

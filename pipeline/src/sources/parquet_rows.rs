@@ -13,7 +13,6 @@ use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use parquet::basic::ConvertedType;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DoubleType, FixedLenByteArray, FixedLenByteArrayType, FloatType,
@@ -21,28 +20,18 @@ use parquet::data_type::{
 };
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
+use parquet::schema::types::ColumnDescriptor;
 
 use super::error::SourceError;
 use super::fields::Fields;
 use super::format::open_regular;
+use super::parquet_columns::Places;
 use super::parquet_footer;
 use super::parquet_value::{self, Meaning, Stored, meaning};
 use super::{Record, RecordReader, Step};
 use crate::record::BadRecord;
 
 const WHAT: &str = "Parquet file";
-
-/// Where in the file each wanted field lies.
-struct Places {
-    text: usize,
-    set: Option<usize>,
-    set_fallback: Option<usize>,
-    id: Option<usize>,
-    truncated: Option<usize>,
-    license: Option<usize>,
-    source: Option<usize>,
-}
 
 pub(super) struct ParquetRows {
     path: PathBuf,
@@ -352,72 +341,5 @@ fn corrupt(path: &Path, place: String, error: ParquetError) -> SourceError {
             }
         },
         error => SourceError::Corrupt { path: path.to_owned(), what: WHAT, place, detail: error.to_string() },
-    }
-}
-
-impl Places {
-    fn find(path: &Path, schema: &SchemaDescriptor, fields: &Fields) -> Result<Self, SourceError> {
-        let absent = |column: &str, option| absent(path, schema, column, option);
-        let text = place(path, schema, &fields.text, true)?;
-        let text = text.ok_or_else(|| absent(&fields.text, "--text-field"))?;
-        let optional = |field: &Option<String>| -> Result<Option<usize>, SourceError> {
-            field.as_deref().map_or(Ok(None), |column| place(path, schema, column, false))
-        };
-        let (set, set_fallback) = (optional(&fields.set)?, optional(&fields.set_fallback)?);
-        if let (Some(column), None, None) = (&fields.set, set, set_fallback) {
-            return Err(absent(column, "--set-field"));
-        }
-        let (id, truncated) = (optional(&fields.id)?, optional(&fields.truncated)?);
-        let (license, source) = (optional(&fields.license)?, optional(&fields.source)?);
-        Ok(Self { text, set, set_fallback, id, truncated, license, source })
-    }
-}
-
-/// The leaf column of this path, if there is one; an error if its values are no text (`text`) or name nothing.
-fn place(
-    path: &Path,
-    schema: &SchemaDescriptor,
-    column: &str,
-    text: bool,
-) -> Result<Option<usize>, SourceError> {
-    let expected = if text { "a string column" } else { "a column of strings, numbers, dates or times" };
-    let wrong =
-        |found| SourceError::Column { path: path.to_owned(), column: column.to_owned(), expected, found };
-    let mut here = schema.columns().iter().enumerate().filter(|(_, leaf)| leaf.path().string() == column);
-    let Some((index, leaf)) = here.next() else {
-        let below = format!("{column}.");
-        let group = schema.columns().iter().any(|leaf| leaf.path().string().starts_with(&below));
-        return if group { Err(wrong("a struct or list".to_owned())) } else { Ok(None) };
-    };
-    if here.next().is_some() {
-        return Err(wrong("two or more columns of that name: leave one, or rename them".to_owned()));
-    }
-    if leaf.max_rep_level() > 0 {
-        return Err(wrong(format!("a list of {}", leaf.physical_type())));
-    }
-    match meaning(leaf) {
-        Ok(Meaning::Text) => Ok(Some(index)),
-        Ok(_) if !text => Ok(Some(index)),
-        Ok(_) => Err(wrong(format!("values of type {}", described(leaf)))),
-        Err(found) => Err(wrong(found)),
-    }
-}
-
-/// The logical type, else the physical one.
-fn described(leaf: &ColumnDescriptor) -> String {
-    match (leaf.logical_type_ref(), leaf.converted_type()) {
-        (Some(logical), _) => format!("{logical:?} ({})", leaf.physical_type()),
-        (None, ConvertedType::NONE) => leaf.physical_type().to_string(),
-        (None, converted) => format!("{converted} ({})", leaf.physical_type()),
-    }
-}
-
-fn absent(path: &Path, schema: &SchemaDescriptor, column: &str, option: &str) -> SourceError {
-    let present: Vec<String> = schema.columns().iter().take(20).map(|leaf| leaf.path().string()).collect();
-    SourceError::Column {
-        path: path.to_owned(),
-        column: column.to_owned(),
-        expected: "a column of that name",
-        found: format!("the columns {}; name the right one with {option}", present.join(", ")),
     }
 }

@@ -70,7 +70,7 @@ impl Sink for DocumentsSink {
         document: &TokenizedDocument<'_>,
         length: u64,
     ) -> Result<(), SplitError> {
-        let input = counted.input;
+        let Counted { input, license, source: record_source, .. } = counted;
         let open = match &mut self.open {
             Some(open) => open,
             None => {
@@ -108,6 +108,8 @@ impl Sink for DocumentsSink {
             input,
             record: document.record,
             digest: document.digest,
+            license,
+            record_source,
         })?;
         Ok(())
     }

@@ -151,6 +151,12 @@ impl Tally {
         &self.sets.totals
     }
 
+    /// Inputs that were read to their ends.
+    #[must_use]
+    pub fn ended_inputs(&self) -> &[Input] {
+        &self.inputs
+    }
+
     pub(super) fn current_input(&self) -> u32 {
         u32::try_from(self.inputs.len()).unwrap_or(u32::MAX)
     }

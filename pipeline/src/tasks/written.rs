@@ -10,19 +10,19 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use crossbeam_channel::{Receiver, Sender};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use xlstm_manifests::examples::Example as Row;
 use xlstm_manifests::manifest::{Layout, MANIFEST_NAME, Manifest, Part, Selection, Shard, Source, Tokenizer};
 use xlstm_manifests::safe_path::SafePath;
-use xlstm_manifests::{Sha256Digest, canonical};
+use xlstm_manifests::{Sha256Digest, canonical, printable};
 
 use super::streamed::has_no_shards;
 use super::{Example, Split, Task, check_examples};
-use crate::prepare::{Prepared, packing_of_examples};
-use crate::split::{Cursor, InputMeta, Opened, SplitBuilder, SplitSpec, TokenizedDocument};
+use crate::prepare::{Prepared, packing_of_examples, refuse};
+use crate::split::{Cursor, InputMeta, Opened, SplitBuilder, SplitError, SplitSpec, TokenizedDocument};
 
 /// Samples of an input.
 const SHARE: u64 = 1 << 16;
@@ -116,13 +116,7 @@ impl<'a> TaskPlan<'a> {
         let restart = restart || (self.stream && !folder.join(MANIFEST_NAME).exists());
         let builder = match SplitBuilder::open(&folder, self.spec.clone(), restart)? {
             Opened::Finished(manifest) => {
-                if !self.stream && has_no_shards(&folder, &manifest) {
-                    bail!(
-                        "`{}` was prepared with --stream and has no shards: add --restart to write them, or --stream to keep \
-                         it so",
-                        folder.display()
-                    );
-                }
+                self.check_finished(&folder, &manifest)?;
                 return Ok(Prepared { folder, manifest: *manifest, was_finished: true });
             }
             Opened::Building(builder) => *builder,
@@ -141,6 +135,31 @@ impl<'a> TaskPlan<'a> {
             manifest
         })?;
         Ok(Prepared { folder, manifest, was_finished: false })
+    }
+
+    /// Whether a finished split holds the samples of this plan, in the form that is asked for.
+    fn check_finished(&self, folder: &Path, manifest: &Manifest) -> anyhow::Result<()> {
+        let planned = self.shares.iter().map(|share| input(self.task, self.split, *share));
+        let planned: Vec<InputMeta> = planned.collect::<anyhow::Result<_>>()?;
+        let then = manifest.inputs.iter().map(|input| (&input.path, input.sha256));
+        if !then.eq(planned.iter().map(|input| (&input.path, input.sha256))) {
+            let asked: u64 = self.shares.iter().map(|share| share.examples).sum();
+            let differs =
+                format!("its examples: it has {}, asked for are {asked}", manifest.totals.documents);
+            let found = "a finished dataset";
+            return Err(SplitError::OtherRun { folder: folder.into(), found, differs }.into());
+        }
+        let shown = printable::path(folder);
+        match (self.stream, has_no_shards(folder, manifest)) {
+            (false, true) => Err(refuse(format!(
+                "`{shown}` was prepared with --stream and has no shards: add --restart to write them, or --stream to keep \
+                 it so"
+            ))),
+            (true, false) => Err(refuse(format!(
+                "`{shown}` was prepared with its shards: add --restart to keep only the manifest, or leave --stream out"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Shares from the cursor's on, each from the sample on that is wanted.

@@ -305,6 +305,8 @@ fn write_documents(folder: &Path, recipe: &Recipe, prepared: &[Prepared]) -> (Ve
                     input: p.input,
                     record: p.record,
                     digest: Sha256Digest::of(text.as_bytes()),
+                    license: None,
+                    record_source: None,
                 })
                 .unwrap();
         }

@@ -162,14 +162,16 @@ fn wrong_columns_are_named_with_what_there_is() {
     let path = written(
         &folder,
         "wrong.parquet",
-        vec![("number", numbers), ("list", list), ("content", text)],
+        vec![("number", numbers), ("list", list), ("content", text), ("inner", meta().slice(0, 1))],
         small_groups(),
     );
     let with_text = |text: &str| Fields { text: text.into(), ..Fields::default() };
     for (fields, words) in [
         (with_text("text"), ["`text`", "number, list.list.item, content"]),
         (with_text("number"), ["`number`", "INT64"]),
-        (with_text("list"), ["`list`", "a struct or list"]),
+        (with_text("list"), ["`list`", "found a list"]),
+        (with_text("list.list.item"), ["`list.list.item`", "a list of INT32"]),
+        (with_text("inner"), ["`inner`", "a struct; name one of its fields: `inner.redpajama_set_name`"]),
         (Fields { set: Some("meta.set".into()), ..with_text("content") }, ["`meta.set`", "content"]),
     ] {
         let error = error(&path, &fields);
@@ -412,6 +414,16 @@ fn one_column(
     folder.file("types.parquet", &bytes)
 }
 
+/// A file with a text column, another column or group, and no row group.
+fn no_rows(folder: &Folder, declaration: &str) -> PathBuf {
+    let end = if declaration.ends_with('}') { "" } else { ";" };
+    let message = format!("message m {{ REQUIRED BYTE_ARRAY text (STRING); REQUIRED {declaration}{end} }}");
+    let schema = Arc::new(parse_message_type(&message).unwrap_or_else(|error| panic!("{message}: {error}")));
+    let mut bytes = Vec::new();
+    SerializedFileWriter::new(&mut bytes, schema, Arc::default()).unwrap().close().unwrap();
+    folder.file("types.parquet", &bytes)
+}
+
 /// Every physical type with every logical one, 400 values each, against text that is computed apart.
 #[test]
 fn values_of_all_types_are_what_the_format_says() {
@@ -449,6 +461,32 @@ fn values_of_all_types_are_what_the_format_says() {
         let path = one_column(&folder, declaration, |_| {}, 0);
         let error = sources::open(&path, Format::Parquet, &fields, 0).err().unwrap().to_string();
         assert!(error.contains(name) && error.contains("column `x`"), "{error}");
+    }
+    for (declaration, name) in [
+        ("BYTE_ARRAY x (GEOMETRY)", "GEOMETRY"),
+        ("BYTE_ARRAY x (GEOGRAPHY)", "GEOGRAPHY"),
+        ("group x (VARIANT) { REQUIRED BYTE_ARRAY metadata; REQUIRED BYTE_ARRAY value; }", "a VARIANT"),
+        ("group x (FILE) { OPTIONAL BYTE_ARRAY uri (STRING); }", "a FILE; name one of its fields: `x.uri`"),
+        ("group x (LIST) { REPEATED group list { OPTIONAL INT32 element; } }", "a list"),
+        ("group x (MAP) { REPEATED group key_value { REQUIRED INT32 key; OPTIONAL INT32 value; } }", "a map"),
+        ("group x { REQUIRED INT32 a; }", "a struct; name one of its fields: `x.a`"),
+    ] {
+        let path = no_rows(&folder, declaration);
+        let error = sources::open(&path, Format::Parquet, &fields, 0).err().unwrap().to_string();
+        assert!(error.contains(name) && error.contains("column `x`"), "{declaration}: {error}");
+    }
+    // The parts of a variant are no values, whatever they are called; those of a file are.
+    let variant = "group v (VARIANT) { REQUIRED BYTE_ARRAY metadata; OPTIONAL BYTE_ARRAY value; \
+                   OPTIONAL BYTE_ARRAY typed_value (STRING); }";
+    for part in ["v.metadata", "v.value", "v.typed_value"] {
+        let fields = Fields { id: Some(part.to_owned()), ..Fields::default() };
+        let error = sources::open(&no_rows(&folder, variant), Format::Parquet, &fields, 0).err().unwrap();
+        assert!(error.to_string().contains("a part of a VARIANT"), "{part}: {error}");
+    }
+    let file = "group f (FILE) { OPTIONAL BYTE_ARRAY uri (STRING); OPTIONAL INT64 offset; }";
+    for part in ["f.uri", "f.offset"] {
+        let fields = Fields { id: Some(part.to_owned()), ..Fields::default() };
+        assert!(read(&no_rows(&folder, file), &fields).is_empty(), "{part}");
     }
     // A value that its type does not have is a bad record, and the next one is read.
     let write: fn(&mut SerializedColumnWriter<'_>, &[u64]) = write!(Int32Type, |value: u64| value as i32);

@@ -9,6 +9,7 @@
 mod string;
 
 use std::fmt;
+use std::ops::Range;
 
 /// The value found for a wanted field.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -24,19 +25,22 @@ pub(super) enum Value {
     Number(String),
     /// A string, unescaped.
     String(String),
-    /// An array, which is checked and skipped.
-    Array,
-    /// An object, which is checked and skipped.
-    Object,
+    /// An array, which is checked and skipped: where it stands in the line.
+    Array(Range<usize>),
+    /// An object, which is checked and skipped: where it stands in the line.
+    Object(Range<usize>),
 }
 
 impl Value {
-    /// A name: a string, or a number or boolean as it is written.
-    pub(super) fn into_name(self) -> Option<String> {
+    /// A name: a string, or any other value as it is written in `line`.
+    pub(super) fn into_name(self, line: &[u8]) -> Option<String> {
         match self {
             Self::String(name) | Self::Number(name) => Some(name),
             Self::Bool(value) => Some(value.to_string()),
-            Self::Absent | Self::Null | Self::Array | Self::Object => None,
+            Self::Array(place) | Self::Object(place) => {
+                Some(String::from_utf8_lossy(line.get(place)?).into_owned())
+            }
+            Self::Absent | Self::Null => None,
         }
     }
 
@@ -48,8 +52,8 @@ impl Value {
             Self::Bool(value) => format!("the boolean {value}"),
             Self::Number(digits) => format!("the number {}", digits.chars().take(40).collect::<String>()),
             Self::String(_) => "a string".to_owned(),
-            Self::Array => "an array".to_owned(),
-            Self::Object => "an object".to_owned(),
+            Self::Array(_) => "an array".to_owned(),
+            Self::Object(_) => "an object".to_owned(),
         }
     }
 }
@@ -75,14 +79,34 @@ impl fmt::Display for Flaw {
     }
 }
 
-/// The wanted fields, each a path of keys from the top (`meta.redpajama_set_name` is two keys).
+/// The wanted fields, each a path of keys from the top (`meta.redpajama_set_name` is two keys). A key may itself hold dots:
+/// then the rest of a path is one key.
 #[derive(Debug, Clone)]
-pub(super) struct Paths(Vec<Vec<String>>);
+pub(super) struct Paths(Vec<Vec<Key>>);
+
+/// A key of a path, and the path from it to its end as one key.
+#[derive(Debug, Clone)]
+struct Key {
+    name: String,
+    rest: String,
+}
+
+/// The paths that a key leads to: as bits, those that end with it and those that go on inside its value.
+#[derive(Debug, Clone, Copy, Default)]
+struct Matching {
+    ending: u32,
+    inside: u32,
+}
 
 impl Paths {
     /// Paths written with dots, at most 32. One that is `None` names nothing.
     pub(super) fn new<'a>(dotted: impl IntoIterator<Item = Option<&'a str>>) -> Self {
-        let split = |path: &str| path.split('.').map(str::to_owned).collect();
+        let split = |path: &str| {
+            let starts = std::iter::once(0).chain(path.match_indices('.').map(|(dot, _)| dot + 1));
+            let rests = starts.map(|start| &path[start..]);
+            let name = |rest: &str| rest.split('.').next().unwrap_or(rest).to_owned();
+            rests.map(|rest| Key { name: name(rest), rest: rest.to_owned() }).collect()
+        };
         Self(dotted.into_iter().take(32).map(|path| path.map_or_else(Vec::new, split)).collect())
     }
 
@@ -198,8 +222,8 @@ impl Scan<'_> {
         }
     }
 
-    /// Reads a key; the paths of `wanted` whose key at `depth` it is.
-    fn key(&mut self, depth: usize, wanted: u32) -> Outcome<u32> {
+    /// Reads a key; the paths of `wanted` that lead on over it, from `depth` keys on.
+    fn key(&mut self, depth: usize, wanted: u32) -> Outcome<Matching> {
         if self.peek_token() != Some(b'"') {
             return self.fail("a key in quotation marks");
         }
@@ -209,38 +233,39 @@ impl Scan<'_> {
         let unescaped;
         let key = if escaped {
             // A key with half of a surrogate pair is no text, so no path can name it.
-            let Some(text) = string::unescape(raw) else { return Ok(0) };
+            let Some(text) = string::unescape(raw) else { return Ok(Matching::default()) };
             unescaped = text;
             unescaped.as_slice()
         } else {
             raw
         };
-        let names = |path: &Vec<String>| path.get(depth).is_some_and(|name| name.as_bytes() == key);
-        Ok((0..32u32)
-            .zip(&self.paths.0)
-            .filter(|&(index, path)| wanted & (1 << index) != 0 && names(path))
-            .fold(0, |set, (index, _)| set | 1 << index))
+        let mut matching = Matching::default();
+        for (index, path) in (0..32u32).zip(&self.paths.0).filter(|(index, _)| wanted & (1 << index) != 0) {
+            let Some(next) = path.get(depth) else { continue };
+            matching.ending |= u32::from(next.rest.as_bytes() == key) << index;
+            let leads_on = path.len() > depth + 1 && next.name.as_bytes() == key;
+            matching.inside |= u32::from(leads_on) << index;
+        }
+        Ok(matching)
     }
 
-    /// The value of a key that the paths in `matching` name.
-    fn field(&mut self, depth: usize, matching: u32) -> Outcome<()> {
-        if matching == 0 {
+    /// The value of a key that the paths in `matching` lead to.
+    fn field(&mut self, depth: usize, matching: Matching) -> Outcome<()> {
+        let Matching { ending: leaves, inside } = matching;
+        if leaves | inside == 0 {
             return self.skip_value();
         }
-        let mut leaves = 0u32;
-        for (index, path) in self.paths.0.iter().enumerate().filter(|(index, _)| matching & (1 << index) != 0)
-        {
-            // The last of several equal keys counts, also for what lay below the earlier ones.
-            self.values[index] = Value::Absent;
-            if path.len() == depth + 1 {
-                leaves |= 1 << index;
+        // The last of several equal keys counts, also for what lay below the earlier ones.
+        for (index, value) in (0..32u32).zip(&mut self.values) {
+            if (leaves | inside) & (1 << index) != 0 {
+                *value = Value::Absent;
             }
         }
-        let inner = matching & !leaves;
         let value = match self.peek_token() {
-            Some(b'{') if inner != 0 => {
-                self.object(depth + 1, inner)?;
-                Value::Object
+            Some(b'{') if inside != 0 => {
+                let start = self.at;
+                self.object(depth + 1, inside)?;
+                Value::Object(start..self.at)
             }
             _ if leaves == 0 => return self.skip_value(),
             _ => self.value()?,
@@ -258,20 +283,18 @@ impl Scan<'_> {
 
     /// Reads a value and keeps what [`Value`] keeps.
     fn value(&mut self) -> Outcome<Value> {
+        let first = self.peek_token();
         let start = self.at;
-        match self.peek_token() {
+        match first {
             Some(b'"') => self.take_string().map(Value::String),
-            Some(b'{' | b'[') => {
-                let value = if self.peek() == Some(b'{') { Value::Object } else { Value::Array };
-                self.skip_value().map(|()| value)
-            }
+            Some(b'{') => self.skip_value().map(|()| Value::Object(start..self.at)),
+            Some(b'[') => self.skip_value().map(|()| Value::Array(start..self.at)),
             Some(b't') => self.literal(b"true", Value::Bool(true)),
             Some(b'f') => self.literal(b"false", Value::Bool(false)),
             Some(b'n') => self.literal(b"null", Value::Null),
             _ => {
                 self.number()?;
-                let written = String::from_utf8_lossy(&self.line[start..self.at]);
-                Ok(Value::Number(written.trim().to_owned()))
+                Ok(Value::Number(String::from_utf8_lossy(&self.line[start..self.at]).into_owned()))
             }
         }
     }
