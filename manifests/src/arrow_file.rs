@@ -259,8 +259,8 @@ const MOST_ROWS: i64 = 1 << 40;
 /// Refuses a batch whose description names bytes that it does not have: the decoder takes them for granted.
 fn check_buffers(path: &Path, data: &[u8], block: &Block) -> Result<()> {
     let damaged = |found: &str| Err(Error::damaged(path, "buffers inside their record batch", found));
-    let metadata = usize::try_from(block.metaDataLength()).unwrap_or(usize::MAX);
-    let Some((head, body)) = data.split_at_checked(metadata) else {
+    let metadata = usize::try_from(block.metaDataLength()).ok();
+    let Some((head, body)) = metadata.and_then(|metadata| data.split_at_checked(metadata)) else {
         return damaged("a description longer than the batch");
     };
     // A continuation marker and a length, or in old files the length alone, stand before the message.

@@ -201,7 +201,9 @@ impl Dataset {
     /// When they run past the end of the stream, or a shard cannot be mapped.
     pub fn read_tokens(&self, row: u64, offset: u16, length: u64, out: &mut Vec<u16>) -> Result<()> {
         let (mut row, mut offset) = (row, usize::from(offset));
-        let mut missing = usize::try_from(length).unwrap_or(usize::MAX);
+        let mut missing = usize::try_from(length).map_err(|_| {
+            Error::damaged(&self.folder, "a document that fits in memory", format!("{length} tokens"))
+        })?;
         while missing > 0 {
             let tokens = self.row(row)?.tokens();
             let available = tokens.get(offset..).unwrap_or_default();
@@ -232,8 +234,7 @@ impl Dataset {
         let shard = match self.manifest.layout {
             Layout::Packed => Rows::Packed(PackedShard::open(&path, row_length as usize, file.records)?),
             Layout::Examples => {
-                // `identity::check` has seen that it fits.
-                let row_length = u16::try_from(row_length).unwrap_or(u16::MAX);
+                let row_length = self.manifest.packing.stored_row_length()?;
                 Rows::Examples(ExampleShard::open(&path, row_length, file.records)?)
             }
             Layout::Documents => {

@@ -241,6 +241,18 @@ pub struct Packing {
     pub targets: Targets,
 }
 
+impl Packing {
+    /// The row length in the 16 bits that shards store it in. A manifest that was loaded has no longer rows.
+    ///
+    /// # Errors
+    /// When rows are longer than 65,535 tokens.
+    pub fn stored_row_length(&self) -> Result<u16> {
+        u16::try_from(self.row_length).map_err(|_| {
+            Error::Internal(format!("rows of {} tokens, where {} are the most", self.row_length, u16::MAX))
+        })
+    }
+}
+
 /// What is to be predicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -32,10 +32,18 @@ fn item() -> Arc<Field> {
 
 /// The schema of a packed shard.
 #[must_use]
-pub fn schema(row_length: usize) -> SchemaRef {
-    let list = DataType::FixedSizeList(item(), i32::try_from(row_length).unwrap_or(i32::MAX));
+pub fn schema(row_length: u16) -> SchemaRef {
+    let list = DataType::FixedSizeList(item(), i32::from(row_length));
     let fields = vec![Field::new("input_ids", list, false), Field::new("length", DataType::UInt16, false)];
     arrow_file::schema("packed-tokens", fields)
+}
+
+/// The length of a row as a shard stores it.
+fn stored_length(path: &Path, row_length: usize) -> Result<u16> {
+    u16::try_from(row_length).map_err(|_| {
+        let expected = format!("rows of at most {} tokens", u16::MAX);
+        Error::damaged(path, expected, row_length.to_string())
+    })
 }
 
 /// The Merkle leaf of a row or document: its tokens as little-endian bytes.
@@ -74,6 +82,8 @@ fn little_endian(tokens: &[u16]) -> Cow<'_, [u8]> {
 pub struct PackedWriter {
     writer: ArrowWriter,
     row_length: usize,
+    /// The length of a full row, as it is stored.
+    full: u16,
     /// Fills up the last row.
     separator: u16,
     /// The batch being filled, row after row without a gap.
@@ -88,11 +98,13 @@ impl PackedWriter {
     /// Starts a shard of rows of `row_length` tokens at `path`; a short last row is filled up with `separator`.
     ///
     /// # Errors
-    /// When the temporary file cannot be created.
+    /// When the temporary file cannot be created, or rows are longer than 65,535 tokens.
     pub fn create(path: &Path, row_length: usize, separator: u16) -> Result<Self> {
+        let full = stored_length(path, row_length)?;
         Ok(Self {
-            writer: ArrowWriter::create(path, &schema(row_length))?,
+            writer: ArrowWriter::create(path, &schema(full))?,
             row_length,
+            full,
             separator,
             ids: Vec::with_capacity(BATCH_ROWS * row_length),
             lengths: Vec::with_capacity(BATCH_ROWS),
@@ -121,8 +133,7 @@ impl PackedWriter {
             let room = BATCH_ROWS * self.row_length - self.ids.len();
             let (now, later) = tokens.split_at(tokens.len().min(room));
             self.ids.extend_from_slice(now);
-            let full = u16::try_from(self.row_length).unwrap_or(u16::MAX);
-            self.lengths.resize(self.ids.len() / self.row_length, full);
+            self.lengths.resize(self.ids.len() / self.row_length, self.full);
             self.flush_full()?;
             tokens = later;
         }
@@ -137,7 +148,8 @@ impl PackedWriter {
     /// Fills up the last row.
     fn end_row(&mut self) {
         let length = self.ids.len() - self.lengths.len() * self.row_length;
-        self.lengths.push(u16::try_from(length).unwrap_or(u16::MAX));
+        // No more than a full row, whose length fits.
+        self.lengths.push(u16::try_from(length).unwrap_or(self.full));
         self.ids.resize(self.lengths.len() * self.row_length, self.separator);
     }
 
@@ -154,12 +166,11 @@ impl PackedWriter {
         let ids = Buffer::from_vec(std::mem::take(&mut self.ids));
         let stride = self.row_length * size_of::<u16>();
         let leaves = Leaves::new(little_endian_buffer(&ids), stride, valid);
-        let row_length = i32::try_from(self.row_length).unwrap_or(i32::MAX);
         let count = ids.len() / size_of::<u16>();
         let values = UInt16Array::new(ScalarBuffer::new(ids.clone(), 0, count), None);
-        let list = FixedSizeListArray::new(item(), row_length, Arc::new(values), None);
+        let list = FixedSizeListArray::new(item(), i32::from(self.full), Arc::new(values), None);
         let columns: Vec<Arc<dyn Array>> = vec![Arc::new(list), Arc::new(UInt16Array::from(lengths))];
-        let batch = RecordBatch::try_new(schema(self.row_length), columns).map_err(Error::internal)?;
+        let batch = RecordBatch::try_new(schema(self.full), columns).map_err(Error::internal)?;
         self.leaves.extend(self.writer.write_with_leaves(&batch, leaves)?);
         drop(batch);
         // Nobody else holds the batch any longer: its memory serves for the next one.
@@ -212,7 +223,7 @@ impl PackedShard {
     /// # Errors
     /// When the file is not such a shard.
     pub fn open(path: &Path, row_length: usize, rows: u64) -> Result<Self> {
-        let file = ArrowFile::open(path, &[schema(row_length)])?;
+        let file = ArrowFile::open(path, &[schema(stored_length(path, row_length)?)])?;
         if file.rows() != rows {
             return Err(Error::damaged(path, format!("{rows} rows"), format!("{}", file.rows())));
         }

@@ -27,6 +27,18 @@ impl SafePath {
         }
     }
 
+    /// Checks `path`, which names a file of another machine, where `\\` may separate folders: it is refused on this one too.
+    ///
+    /// # Errors
+    /// [`Error::UnsafePath`] naming the rule that `path` breaks.
+    pub fn portable(path: impl Into<String>) -> Result<Self> {
+        let path = path.into();
+        if path.contains('\\') {
+            return Err(Error::UnsafePath { path, reason: BACKSLASH });
+        }
+        Self::new(path)
+    }
+
     /// The path as text, `/`-separated.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -54,6 +66,8 @@ impl SafePath {
     }
 }
 
+const BACKSLASH: &str = "it holds a backslash";
+
 fn broken_rule(path: &str) -> Option<&'static str> {
     if path.is_empty() {
         return Some("it is empty");
@@ -62,7 +76,7 @@ fn broken_rule(path: &str) -> Option<&'static str> {
         return Some("it is absolute");
     }
     if cfg!(windows) && path.contains('\\') {
-        return Some("it contains a backslash");
+        return Some(BACKSLASH);
     }
     if path.chars().any(char::is_control) {
         return Some("it contains a control character");
@@ -101,6 +115,7 @@ mod tests {
         for name in ["a\\b", "C:/a"] {
             assert_eq!(SafePath::new(name).is_ok(), !cfg!(windows), "{name}");
         }
+        assert!(SafePath::portable("a/b.arrow").is_ok() && SafePath::portable("a\\b").is_err());
         for bad in ["", "/a", "../a", "a/../b", "a//b", "./a", "a/", "a\0b", "a\nb", "a\u{9b}b"] {
             assert!(SafePath::new(bad).is_err(), "{bad:?}");
         }

@@ -16,7 +16,9 @@ use xlstm_manifests::spans::Span;
 use xlstm_manifests::{Dataset, Error as ContractError, Sha256Digest, digest};
 
 use crate::engine::BEYOND_MAX_TOKENS;
-use crate::split::{Cursor, InputMeta, Opened, SplitBuilder, SplitError, SplitSpec, TokenizedDocument};
+use crate::split::{
+    Cursor, DocumentMeta, InputMeta, Opened, SplitBuilder, SplitError, SplitSpec, TokenizedDocument,
+};
 
 /// Why parts could not be merged.
 #[derive(Debug, thiserror::Error)]
@@ -170,6 +172,11 @@ fn whole(parts: &[LoadedPart]) -> Result<SplitSpec, MergeError> {
     })
 }
 
+/// Whether the whole has the tokens that were asked for.
+fn has_enough(builder: &SplitBuilder, limit: Option<u64>) -> bool {
+    limit.is_some_and(|limit| builder.tally().totals().tokens >= limit)
+}
+
 /// Feeds one input after another, dropping what comes before the cursor or after the limit.
 struct Feeder<'a> {
     builder: &'a mut SplitBuilder,
@@ -177,7 +184,7 @@ struct Feeder<'a> {
     /// Index of the part's first input in the whole.
     first_input: u32,
     cursor: Cursor,
-    limit: u64,
+    limit: Option<u64>,
     /// The part's input that is open, and documents of it beyond the limit.
     open: Option<(u32, u64)>,
     /// The next input of the part to begin.
@@ -191,8 +198,7 @@ fn feed_part(
     cursor: Cursor,
     limit: Option<u64>,
 ) -> Result<(), MergeError> {
-    let limit = limit.unwrap_or(u64::MAX);
-    if builder.tally().totals().tokens >= limit && !builder.is_interrupted() {
+    if has_enough(builder, limit) && !builder.is_interrupted() {
         return Ok(());
     }
     let next = cursor.input.saturating_sub(first_input);
@@ -262,10 +268,12 @@ impl Feeder<'_> {
                 let Some(row) = dataset.example(span.row)? else { continue };
                 let targets: Vec<_> = row.targets().collect();
                 let example = Example { input_ids: row.input_ids, targets: &targets, length: row.length };
-                let set = name(span.set, &self.part.manifest.sets);
-                let document =
-                    TokenizedDocument::of_example(span.record, example, set.as_deref(), span.id.as_deref());
-                self.push(span.input, &document)?;
+                let meta = DocumentMeta {
+                    set: name(span.set, &self.part.manifest.sets),
+                    id: span.id,
+                    ..DocumentMeta::of_example(span.record, example.digest())
+                };
+                self.push(span.input, &TokenizedDocument::of_example(&meta, example))?;
             }
         }
         Ok(())
@@ -283,26 +291,19 @@ impl Feeder<'_> {
                 ids.clear();
                 dataset.read_tokens(span.row, span.offset, span.length.saturating_sub(1), &mut ids)?;
                 let manifest = &self.part.manifest;
-                let set = name(span.set, &manifest.sets);
-                let license = name(span.license, &manifest.record_licenses);
-                let source = name(span.source, &manifest.record_sources);
-                self.push(
-                    input,
-                    &TokenizedDocument {
-                        record,
-                        ids: &ids,
-                        bytes,
-                        chars: 0,
-                        words: 0,
-                        digest,
-                        set: set.as_deref(),
-                        id: span.id.as_deref(),
-                        license: license.as_deref(),
-                        source: source.as_deref(),
-                        truncated: false,
-                        example: None,
-                    },
-                )?;
+                let meta = DocumentMeta {
+                    record,
+                    bytes,
+                    chars: 0,
+                    words: 0,
+                    digest,
+                    set: name(span.set, &manifest.sets),
+                    id: span.id,
+                    license: name(span.license, &manifest.record_licenses),
+                    source: name(span.source, &manifest.record_sources),
+                    truncated: false,
+                };
+                self.push(input, &TokenizedDocument { meta: &meta, ids: &ids, example: None })?;
             }
         }
         Ok(())
@@ -327,27 +328,21 @@ impl Feeder<'_> {
                 if self.is_done(document.input, document.record) {
                     continue;
                 }
-                let set = format!("{}/{}", document.source, document.domain);
                 let manifest = &self.part.manifest;
-                let license = name(document.license, &manifest.record_licenses);
-                let source = name(document.record_source, &manifest.record_sources);
-                self.push(
-                    document.input,
-                    &TokenizedDocument {
-                        record: document.record,
-                        ids: &document.ids,
-                        bytes: document.bytes,
-                        chars: document.chars,
-                        words: document.words,
-                        digest: document.digest,
-                        set: Some(&set),
-                        id: document.id.as_deref(),
-                        license: license.as_deref(),
-                        source: source.as_deref(),
-                        truncated: document.truncated,
-                        example: None,
-                    },
-                )?;
+                let meta = DocumentMeta {
+                    record: document.record,
+                    bytes: document.bytes,
+                    chars: document.chars,
+                    words: document.words,
+                    digest: document.digest,
+                    set: Some(format!("{}/{}", document.source, document.domain)),
+                    id: document.id,
+                    license: name(document.license, &manifest.record_licenses),
+                    source: name(document.record_source, &manifest.record_sources),
+                    truncated: document.truncated,
+                };
+                let (input, ids) = (document.input, &document.ids);
+                self.push(input, &TokenizedDocument { meta: &meta, ids, example: None })?;
             }
         }
         Ok(())
@@ -360,7 +355,7 @@ impl Feeder<'_> {
 
     fn push(&mut self, input: u32, document: &TokenizedDocument<'_>) -> Result<(), MergeError> {
         self.begin_up_to(input + 1)?;
-        if self.builder.tally().totals().tokens >= self.limit && !self.builder.is_interrupted() {
+        if has_enough(self.builder, self.limit) && !self.builder.is_interrupted() {
             if let Some((_, beyond)) = &mut self.open {
                 *beyond += 1;
             }
@@ -374,7 +369,7 @@ impl Feeder<'_> {
         while self.next < end {
             self.end_open();
             let resumes = self.first_input + self.next == self.cursor.input && self.builder.is_interrupted();
-            if self.builder.tally().totals().tokens >= self.limit && !resumes {
+            if has_enough(self.builder, self.limit) && !resumes {
                 return Ok(());
             }
             self.builder.begin_input(meta(&self.part.manifest.inputs[self.next as usize]))?;

@@ -5,7 +5,7 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use xlstm_pipeline::hub::{DeclaredDigest, Gated, HubError, SilentObserver};
+use xlstm_pipeline::hub::{DeclaredDigest, FileRequest, Gated, HubError, SilentObserver};
 use xlstm_tests::loopback_hub::client::{Client, REPOSITORY, noise};
 use xlstm_tests::loopback_hub::{Effect, Fault, Host, LoopbackHub, SIGNATURE, Target};
 
@@ -125,7 +125,13 @@ fn missing_things_are_told_apart() {
     file.path = "not/there.zst".into();
     let (destination, cancel) = (anonymous.destination("x"), AtomicBool::new(false));
     let (hub, sha) = (&anonymous.hub, &anonymous.sha);
-    let error = hub.download(REPOSITORY, sha, &file, &destination, &SilentObserver, &cancel).unwrap_err();
+    let error = hub
+        .download(
+            &FileRequest { repository: REPOSITORY, sha, file: &file, destination: &destination },
+            &SilentObserver,
+            &cancel,
+        )
+        .unwrap_err();
     assert!(matches!(&error, HubError::EntryNotFound { path, .. } if path == "not/there.zst"), "{error}");
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use xlstm_pipeline::hub::{
-    DownloadObserver, HubError, Origin, RemoteFile, SilentObserver, StoredFile, verify_file,
+    DownloadObserver, FileRequest, HubError, Origin, RemoteFile, SilentObserver, StoredFile, verify_file,
 };
 use xlstm_tests::loopback_hub::client::{Client, REPOSITORY, noise};
 use xlstm_tests::loopback_hub::{Effect, Fault, LoopbackHub, hex};
@@ -110,7 +110,14 @@ fn a_finished_file_that_was_damaged_since_is_replaced_and_the_observer_told() {
     let file = client.file(PATH);
     assert!(matches!(verify_file(&destination, &file), Err(HubError::WrongDigest { .. })));
     let (told, cancel) = (Replacements::default(), AtomicBool::new(false));
-    client.hub.download(REPOSITORY, &client.sha, &file, &destination, &told, &cancel).unwrap();
+    client
+        .hub
+        .download(
+            &FileRequest { repository: REPOSITORY, sha: &client.sha, file: &file, destination: &destination },
+            &told,
+            &cancel,
+        )
+        .unwrap();
     assert_arrived(&client);
     assert_eq!(told.0.into_inner().unwrap().len(), 1);
 }
@@ -185,7 +192,11 @@ fn a_client_that_stops_halfway_downloads_the_other_half_the_next_time() {
     let cancel = AtomicBool::new(false);
     let observer = StopHalfway { seen: AtomicU64::new(0), cancel: &cancel };
     let begun = Instant::now();
-    let stopped = client.hub.download(REPOSITORY, &client.sha, &file, &destination, &observer, &cancel);
+    let stopped = client.hub.download(
+        &FileRequest { repository: REPOSITORY, sha: &client.sha, file: &file, destination: &destination },
+        &observer,
+        &cancel,
+    );
     assert!(stopped.unwrap_err().is_cancelled());
     assert!(begun.elapsed() < Duration::from_secs(300), "it did not wait for the stall to end");
     assert!(!destination.exists());
@@ -207,7 +218,16 @@ fn two_at_once_do_not_write_one_file() {
     let cancel = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let first = scope.spawn(|| {
-            client.hub.download(REPOSITORY, &client.sha, &file, &destination, &SilentObserver, &cancel)
+            client.hub.download(
+                &FileRequest {
+                    repository: REPOSITORY,
+                    sha: &client.sha,
+                    file: &file,
+                    destination: &destination,
+                },
+                &SilentObserver,
+                &cancel,
+            )
         });
         let part = destination.with_added_extension("part");
         while fs_err::metadata(&part).map_or(0, |metadata| metadata.len()) == 0 {
@@ -261,7 +281,14 @@ fn an_error_page_in_place_of_the_file_is_no_file() {
 
 fn obtain(client: &Client, file: &RemoteFile) -> StoredFile {
     let (destination, cancel) = (client.destination(PATH), AtomicBool::new(false));
-    client.hub.obtain(REPOSITORY, &client.sha, file, &destination, &SilentObserver, &cancel).unwrap()
+    client
+        .hub
+        .obtain(
+            &FileRequest { repository: REPOSITORY, sha: &client.sha, file, destination: &destination },
+            &SilentObserver,
+            &cancel,
+        )
+        .unwrap()
 }
 
 #[test]
@@ -297,7 +324,11 @@ fn a_folder_that_cannot_be_made_is_named_before_any_request() {
     let wall = client.folder.path().join("wall");
     fs_err::write(&wall, "").unwrap();
     let (destination, cancel) = (wall.join("deep/file.zst"), AtomicBool::new(false));
-    let result = client.hub.download(REPOSITORY, &client.sha, &file, &destination, &SilentObserver, &cancel);
+    let result = client.hub.download(
+        &FileRequest { repository: REPOSITORY, sha: &client.sha, file: &file, destination: &destination },
+        &SilentObserver,
+        &cancel,
+    );
     let error = result.unwrap_err();
     assert!(matches!(error, HubError::Disk { .. }), "{error}");
     assert!(error.to_string().contains("wall"), "{error}");

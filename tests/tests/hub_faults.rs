@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use xlstm_pipeline::hub::{DownloadObserver, HubError};
+use xlstm_pipeline::hub::{DownloadObserver, FileRequest, HubError};
 use xlstm_tests::loopback_hub::client::{Client, REPOSITORY, noise};
 use xlstm_tests::loopback_hub::{Effect, Fault, LoopbackHub, RecordedRequest, Target};
 
@@ -172,7 +172,14 @@ fn the_wait_is_as_long_as_the_hub_says_and_shared_by_all_downloads() {
     let download = |path: &str| {
         let file = listing.files.iter().find(|file| file.path == path).unwrap();
         let destination = client.destination(path);
-        client.hub.download(REPOSITORY, &client.sha, file, &destination, &observer, &cancel).unwrap();
+        client
+            .hub
+            .download(
+                &FileRequest { repository: REPOSITORY, sha: &client.sha, file, destination: &destination },
+                &observer,
+                &cancel,
+            )
+            .unwrap();
     };
     std::thread::scope(|scope| {
         scope.spawn(|| download("a.zst"));
@@ -199,7 +206,14 @@ fn the_last_request_of_a_window_closes_the_gate_before_any_refusal() {
     client.download("a.zst").unwrap();
     let (observer, cancel, file) = (Waits::default(), AtomicBool::new(false), client.file("b.zst"));
     let destination = client.destination("b.zst");
-    client.hub.download(REPOSITORY, &client.sha, &file, &destination, &observer, &cancel).unwrap();
+    client
+        .hub
+        .download(
+            &FileRequest { repository: REPOSITORY, sha: &client.sha, file: &file, destination: &destination },
+            &observer,
+            &cancel,
+        )
+        .unwrap();
     assert_eq!(observer.0.into_inner().unwrap().len(), 1);
 }
 
@@ -270,7 +284,11 @@ fn assert_clean(destination: &Path, content: &[u8], arrived: bool, story: &str) 
 fn run(client: &Client, path: &str, content: &[u8], story: &str) -> bool {
     let (file, destination) = (client.file(path), client.destination(path));
     let (ledger, cancel) = (Ledger::default(), AtomicBool::new(false));
-    let result = client.hub.download(REPOSITORY, &client.sha, &file, &destination, &ledger, &cancel);
+    let result = client.hub.download(
+        &FileRequest { repository: REPOSITORY, sha: &client.sha, file: &file, destination: &destination },
+        &ledger,
+        &cancel,
+    );
     assert_clean(&destination, content, result.is_ok(), story);
     match result {
         Ok(fetched) => {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use xlstm_pipeline::hub::{
-    DownloadObserver, Hub, HubError, Prefetch, PrefetchOptions, RemoteFile, SilentObserver,
+    DownloadObserver, Hub, HubError, Prefetch, PrefetchJobs, PrefetchOptions, RemoteFile, SilentObserver,
 };
 use xlstm_tests::loopback_hub::client::{Client, REPOSITORY, noise};
 use xlstm_tests::loopback_hub::{Effect, Fault, LoopbackHub, Target};
@@ -46,10 +46,13 @@ impl Set {
         Self { hub: Arc::new(hub), sha, folder, jobs, cancel: Arc::default() }
     }
 
+    fn jobs(&self) -> PrefetchJobs {
+        PrefetchJobs { repository: REPOSITORY.to_owned(), sha: self.sha.clone(), files: self.jobs.clone() }
+    }
+
     fn start(&self, options: PrefetchOptions) -> Prefetch {
         let (hub, observer) = (Arc::clone(&self.hub), Arc::new(SilentObserver));
-        let (jobs, cancel) = (self.jobs.clone(), Arc::clone(&self.cancel));
-        Prefetch::start(hub, REPOSITORY, &self.sha, jobs, options, observer, cancel).unwrap()
+        Prefetch::start(hub, self.jobs(), options, observer, Arc::clone(&self.cancel)).unwrap()
     }
 }
 
@@ -167,8 +170,8 @@ impl DownloadObserver for Clumsy {
 fn a_panic_in_a_download_thread_reaches_the_caller() {
     let server = server(2, []);
     let set = Set::new(&server, Duration::from_secs(60));
-    let (hub, jobs, cancel) = (Arc::clone(&set.hub), set.jobs.clone(), Arc::clone(&set.cancel));
+    let (hub, cancel) = (Arc::clone(&set.hub), Arc::clone(&set.cancel));
     let options = PrefetchOptions::default();
-    let prefetch = Prefetch::start(hub, REPOSITORY, &set.sha, jobs, options, Arc::new(Clumsy), cancel);
+    let prefetch = Prefetch::start(hub, set.jobs(), options, Arc::new(Clumsy), cancel);
     let _ = prefetch.unwrap().next();
 }

@@ -207,10 +207,9 @@ pub(super) fn vote(
             let expected = format!("{} bytes for `{name}` (its digest is right)", actual.size);
             findings.differ(MANIFEST_NAME, Check::Digest, expected, record.size);
         }
-        if listed.is_some_and(|digest| digest != actual.sha256) {
+        if let Some(digest) = listed.filter(|&digest| digest != actual.sha256) {
             let expected = format!("{} for `{name}` (as the manifest and the file say)", actual.sha256);
-            let found = listed.map(|digest| digest.to_string()).unwrap_or_default();
-            findings.differ(CHECKSUMS_NAME, Check::Checksums, expected, found);
+            findings.differ(CHECKSUMS_NAME, Check::Checksums, expected, digest);
         }
         return true;
     }

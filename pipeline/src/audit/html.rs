@@ -3,7 +3,7 @@
 use xlstm_manifests::manifest::SetTotals;
 
 use super::{AuditReport, SplitReport, Summary};
-use crate::report::{Bar, Cell, Page, Table, bar_chart, bytes, count, histogram, percent, share};
+use crate::report::{Bar, Cell, Page, Table, bar_chart, bytes, count, histogram, percent, percent_of, share};
 
 /// The page of `report`.
 pub(super) fn page(report: &AuditReport) -> String {
@@ -132,8 +132,9 @@ pub fn write_sets(page: &mut Page, summary: &Summary) {
         .take(BARS)
         .map(|set| Bar {
             label: set.name.clone(),
-            value: set.token_percent,
-            shown: percent(set.token_percent),
+            // A split without tokens has no shares, and its bars no length.
+            value: set.token_percent.unwrap_or(0.0),
+            shown: percent_of(set.tokens, summary.totals.tokens),
             mark: set.card_percent,
         })
         .collect();
@@ -158,7 +159,7 @@ pub fn write_sets(page: &mut Page, summary: &Summary) {
             Cell::count(set.documents),
             Cell::number(set.text_bytes as f64, &bytes(set.text_bytes)),
             Cell::count(set.tokens),
-            share(set.token_percent),
+            Cell::of(set.token_percent, share),
         ];
         if card {
             cells.push(Cell::of(set.card_percent, share));
@@ -176,7 +177,7 @@ fn write_lengths(page: &mut Page, summary: &Summary) {
     let total = lengths.iter().sum();
     for (k, &documents) in lengths.iter().enumerate().filter(|&(_, &documents)| documents > 0) {
         let range = format!("{} to {}", count(1 << k), count((1u64 << (k + 1)) - 1));
-        table.row(&[&range, &count(documents), &percent(share(documents, total))]);
+        table.row(&[&range, &count(documents), &percent_of(documents, total)]);
     }
     page.table(&table);
 }
@@ -210,13 +211,12 @@ fn write_records(page: &mut Page, title: &str, column: &str, records: &[SetTotal
     let totals = &summary.totals;
     let mut table = Table::new(title, &[column, "#Documents", "#Text", "#Tokens", "#Share"]).sortable();
     let mut row = |name: &str, documents, text_bytes: u64, tokens| {
-        let percents = share(tokens, totals.tokens);
         table.cells(vec![
             Cell::text(name),
             Cell::count(documents),
             Cell::number(text_bytes as f64, &bytes(text_bytes)),
             Cell::count(tokens),
-            Cell::number(percents, &percent(percents)),
+            Cell::of(share(tokens, totals.tokens), |share| Cell::number(share, &percent(share))),
         ]);
     };
     let mut rest = (totals.documents, totals.text_bytes, totals.tokens);

@@ -86,9 +86,9 @@ struct Seen<'a> {
 }
 
 impl Documents {
-    fn see(&mut self, file: &str, index: usize, document: &Seen<'_>, inputs: u32, selected: &Selected) {
+    fn see(&mut self, file: &str, index: usize, document: &Seen<'_>, inputs: u64, selected: &Selected) {
         let Seen { input, record, tokens, bytes, set, digest } = *document;
-        if input >= inputs {
+        if u64::from(input) >= inputs {
             let expected = format!("an input below {inputs} for document {index}");
             self.findings.differ(file, Check::Spans, expected, input);
         }
@@ -148,7 +148,7 @@ pub(super) struct Place<'a> {
     /// Rows of the split that are this shard's.
     pub(super) rows: std::ops::Range<u64>,
     pub(super) row_length: u64,
-    pub(super) inputs: u32,
+    pub(super) inputs: u64,
     pub(super) sets: &'a [String],
     /// How many licenses and sources of documents the manifest lists.
     pub(super) licenses: usize,

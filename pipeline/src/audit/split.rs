@@ -235,6 +235,10 @@ fn check_shard(context: &Context<'_>, number: usize) -> ShardCheck {
 
 type Content = Result<(Rows, Documents), (String, xlstm_manifests::Error)>;
 
+fn stored_row_length(manifest: &Manifest) -> Result<u16, (String, xlstm_manifests::Error)> {
+    manifest.packing.stored_row_length().map_err(|error| (MANIFEST_NAME.to_owned(), error))
+}
+
 fn packed_content(context: &Context<'_>, number: usize) -> Content {
     let manifest = context.manifest;
     let shard = &manifest.shards[number];
@@ -284,8 +288,7 @@ fn examples_content(context: &Context<'_>, number: usize) -> Content {
         move |error| (name, error)
     };
     let path = shard.file.path.resolve(context.folder).map_err(blame(&shard.file.path))?;
-    // The manifest was checked: its rows are at most 65535 long.
-    let row_length = u16::try_from(manifest.packing.row_length).unwrap_or(u16::MAX);
+    let row_length = stored_row_length(manifest)?;
     let examples =
         ExampleShard::open(&path, row_length, shard.file.records).map_err(blame(&shard.file.path))?;
     let path = shard.companion.path.resolve(context.folder).map_err(blame(&shard.companion.path))?;
@@ -314,7 +317,7 @@ fn place<'a>(context: &'a Context<'_>, shard: &'a Shard, rows: std::ops::Range<u
         file: file.path.as_str(),
         rows,
         row_length: u64::from(context.manifest.packing.row_length),
-        inputs: u32::try_from(context.manifest.inputs.len()).unwrap_or(u32::MAX),
+        inputs: context.manifest.inputs.len() as u64,
         sets: &context.sets,
         licenses: context.manifest.record_licenses.len(),
         sources: context.manifest.record_sources.len(),
@@ -345,7 +348,7 @@ fn document_content(context: &Context<'_>, shard: &Shard) -> Content {
     }
     rows::check_root(&rows.leaves, file, shard.tokens_root, &mut rows.findings);
     let lengths = stored.iter().map(|document| document.ids.len() as u64);
-    let length = u16::try_from(manifest.packing.row_length).unwrap_or(u16::MAX);
+    let length = stored_row_length(manifest)?;
     let expected: Vec<Window> =
         lengths.zip(0u32..).flat_map(|(tokens, index)| windows(index, tokens, length)).collect();
     if let Some((index, (wanted, found))) =

@@ -79,12 +79,12 @@ impl Stream {
         self.last = documents.last.or(self.last);
         if self.tiled {
             // After a gap, what precedes the first document that starts here belongs to an unknown one.
-            let known_from = self.position.map_or(documents.start, |_| Some(0)).unwrap_or(u64::MAX);
+            let known_from = self.position.map_or(documents.start, |_| Some(0));
             self.check_tiling(names, &documents);
             if self.append_end_of_text {
                 self.open_ends.extend(&documents.ends);
             }
-            let known = rows.separators.partition_point(|&position| position < known_from);
+            let known = rows.separators.partition_point(|&at| known_from.is_none_or(|from| at < from));
             self.check_separators(names, &rows.separators[known..]);
         }
         for (input, sum) in documents.by_input {
@@ -147,10 +147,10 @@ impl Stream {
         let findings = &mut self.findings;
         if self.tiled {
             let last = manifest.shards.last().map_or(MANIFEST_NAME, |shard| shard.companion.path.as_str());
-            let end = self.position.unwrap_or_default();
-            if end != manifest.totals.tokens {
+            if self.position != Some(manifest.totals.tokens) {
                 let expected = format!("the last document to end at token {}", manifest.totals.tokens);
-                findings.differ(last, Check::Spans, expected, end);
+                let found = self.position.map_or("an unknown end".to_owned(), |end| end.to_string());
+                findings.differ(last, Check::Spans, expected, found);
             }
             if self.append_end_of_text
                 && self.separators_agree

@@ -72,8 +72,8 @@ pub struct SetShare {
     pub text_bytes: u64,
     /// Tokens.
     pub tokens: u64,
-    /// Percent of the split's tokens.
-    pub token_percent: f64,
+    /// Percent of the split's tokens; none where the split has no token.
+    pub token_percent: Option<f64>,
     /// Percent that the dataset's card states.
     pub card_percent: Option<f64>,
 }

@@ -7,7 +7,7 @@ use xlstm_manifests::origin::Compared;
 use xlstm_manifests::printable;
 
 use super::{AuditReport, SourcesReport, SplitReport, Summary};
-use crate::report::{bytes, count, percent, share};
+use crate::report::{bytes, count, percent, percent_of};
 
 pub(super) fn write(out: &mut dyn Write, report: &AuditReport) -> io::Result<()> {
     for (index, split) in report.splits.iter().enumerate() {
@@ -161,7 +161,7 @@ fn write_records(out: &mut dyn Write, label: &str, records: &[SetTotals], totals
     let mut sorted: Vec<&SetTotals> = records.iter().collect();
     sorted.sort_by(|a, b| b.tokens.cmp(&a.tokens).then_with(|| a.name.cmp(&b.name)));
     let mut line = |name: &str, documents: u64, tokens: u64| {
-        let share = percent(share(tokens, totals.tokens));
+        let share = percent_of(tokens, totals.tokens);
         let (documents, tokens) = (count(documents), count(tokens));
         writeln!(out, "  {label:11} {documents:>10} documents {tokens:>15} tokens {share:>8}  {name}")
     };
@@ -193,7 +193,7 @@ fn write_sets(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
             "  set         {:width$}  {:>15} tokens {:>8}{card}",
             name,
             count(set.tokens),
-            percent(set.token_percent)
+            percent_of(set.tokens, summary.totals.tokens)
         )?;
     }
     if let Some(more @ 1..) = summary.sets.len().checked_sub(SETS_SHOWN) {

@@ -13,11 +13,12 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use xlstm_manifests::catalog::CatalogError;
-use xlstm_manifests::printable;
+use xlstm_manifests::{Error as ContractError, printable};
 
 use crate::engine::EngineError;
 use crate::hub::HubError;
 use crate::merge::MergeError;
+use crate::report::CommandError;
 use crate::sources::SourceError;
 use crate::split::SplitError;
 use crate::tasks::TaskError;
@@ -133,28 +134,47 @@ fn advice(error: &anyhow::Error) -> Option<&'static str> {
 
 /// 1 for the user's input or data, 2 for a fault of ours and for what nobody foresaw.
 fn exit_code(error: &anyhow::Error) -> u8 {
-    let internal = |cause: &(dyn std::error::Error + 'static)| {
-        matches!(cause.downcast_ref(), Some(EngineError::Internal(_)))
-    };
-    let command = error.chain().find_map(|cause| cause.downcast_ref::<crate::report::CommandError>());
+    let command = error.chain().find_map(|cause| cause.downcast_ref::<CommandError>());
     match command {
+        _ if error.chain().any(is_ours) => 2,
         Some(command) => command.exit_code(),
-        None if error.chain().any(internal) => 2,
-        None => {
-            if error.chain().any(is_of_the_users) {
-                1
-            } else {
-                2
-            }
-        }
+        None if error.chain().any(is_of_the_users) => 1,
+        None => 2,
     }
+}
+
+/// Whether an error is a fault of this program. Errors that pass on another's words hide it from the chain, so each is
+/// looked into.
+fn is_ours(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let contract = |error: &ContractError| error.is_internal();
+    let split = |error: &SplitError| matches!(error, SplitError::Contract(error) if contract(error));
+    let engine = |error: &EngineError| match error {
+        EngineError::Internal(_) | EngineError::Tokenizer(_) => true,
+        EngineError::Contract(error) => contract(error),
+        EngineError::Split(error) => split(error),
+        _ => false,
+    };
+    let merge = |error: &MergeError| match error {
+        MergeError::Contract(error) => contract(error),
+        MergeError::Split(error) => split(error),
+        MergeError::Parts(_) => false,
+    };
+    let command = |error: &CommandError| match error {
+        CommandError::Internal(_) | CommandError::Tokenizer(_) => true,
+        CommandError::Dataset(error) => contract(error),
+        _ => false,
+    };
+    cause.downcast_ref().is_some_and(contract)
+        || cause.downcast_ref().is_some_and(split)
+        || cause.downcast_ref().is_some_and(engine)
+        || cause.downcast_ref().is_some_and(merge)
+        || cause.downcast_ref().is_some_and(command)
 }
 
 /// Whether an error is one of those that the user's input, data or machine can cause. What is not known to be one is
 /// taken for a fault of ours.
 fn is_of_the_users(cause: &(dyn std::error::Error + 'static)) -> bool {
-    let engine = matches!(cause.downcast_ref(), Some(error) if !matches!(error, EngineError::Tokenizer(_)));
-    engine
+    cause.is::<EngineError>()
         || cause.is::<std::io::Error>()
         || cause.is::<HubError>()
         || cause.is::<SourceError>()
@@ -162,7 +182,7 @@ fn is_of_the_users(cause: &(dyn std::error::Error + 'static)) -> bool {
         || cause.is::<MergeError>()
         || cause.is::<CatalogError>()
         || cause.is::<TaskError>()
-        || cause.is::<xlstm_manifests::Error>()
+        || cause.is::<ContractError>()
 }
 
 /// Whether stdout was closed by its reader (`xlstm-data … | head`): not an error.
@@ -172,4 +192,32 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
             .downcast_ref::<std::io::Error>()
             .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_of_the_program_exit_with_two_wherever_they_come_from() {
+        let internal = || ContractError::Internal("a value without a form".into());
+        let io = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let cases: Vec<(anyhow::Error, u8)> = vec![
+            (internal().into(), 2),
+            (SplitError::from(internal()).into(), 2),
+            (EngineError::from(SplitError::from(internal())).into(), 2),
+            (MergeError::from(internal()).into(), 2),
+            (CommandError::from(internal()).into(), 2),
+            (EngineError::Internal("a thread".into()).into(), 2),
+            (anyhow::Error::from(internal()).context("`a.jsonl`"), 2),
+            (anyhow::anyhow!("nobody foresaw this"), 2),
+            (io().into(), 1),
+            (SplitError::from(io()).into(), 1),
+            (EngineError::from(SplitError::Limit("too many".into())).into(), 1),
+            (CommandError::Usage("no such split".into()).into(), 1),
+        ];
+        for (error, code) in cases {
+            assert_eq!(exit_code(&error), code, "{error:?}");
+        }
+    }
 }

@@ -10,6 +10,7 @@ use xlstm_manifests::manifest::Layout;
 use super::asked::Seen;
 use super::{EngineError, Filter};
 use crate::record::{BadRecord, Record, Step};
+use crate::split::DocumentMeta;
 use crate::tokenizer::{EncodeScratch, Gpt2Tokenizer};
 
 /// Records in source order, with where the result is awaited.
@@ -35,98 +36,90 @@ pub(super) enum Item {
     Bad { number: u64, reason: BadRecord, found: String },
 }
 
-/// A document that is wanted; its tokens are `ids` of the batch.
+/// A document that is wanted.
 pub(super) struct Kept {
-    pub(super) record: u64,
+    pub(super) meta: DocumentMeta,
+    /// Its tokens among `ids` of the batch.
     pub(super) ids: Range<usize>,
-    pub(super) bytes: u64,
-    pub(super) chars: u64,
-    pub(super) words: u64,
-    pub(super) digest: Sha256Digest,
-    pub(super) set: Option<String>,
-    pub(super) id: Option<String>,
-    pub(super) license: Option<String>,
-    pub(super) source: Option<String>,
-    pub(super) truncated: bool,
+}
+
+/// What a tokenizer thread does with every record.
+#[derive(Clone, Copy)]
+pub(super) struct Work<'a> {
+    pub(super) tokenizer: &'a Gpt2Tokenizer,
+    pub(super) filter: &'a Filter,
+    pub(super) layout: Layout,
 }
 
 /// A tokenizer thread: until the queue closes.
-pub(super) fn worker(work: &Receiver<Job>, tokenizer: &Gpt2Tokenizer, filter: &Filter, layout: Layout) {
+pub(super) fn worker(jobs: &Receiver<Job>, work: Work<'_>) {
     let mut scratch = EncodeScratch::default();
-    for job in work {
-        let result = tokenize(job.steps, job.cost, tokenizer, &mut scratch, filter, layout);
+    for job in jobs {
+        let result = work.tokenize(job.steps, job.cost, &mut scratch);
         // The collector is gone only when the run has failed: nobody waits for this batch.
         let _ = job.result.send(result);
     }
 }
 
-fn tokenize(
-    steps: Vec<Step>,
-    cost: usize,
-    tokenizer: &Gpt2Tokenizer,
-    scratch: &mut EncodeScratch,
-    filter: &Filter,
-    layout: Layout,
-) -> Result<Tokenized, EngineError> {
-    // Code has a little more than two bytes a token; untouched capacity costs nothing.
-    let mut ids = Vec::with_capacity(cost / 2);
-    let mut items = Vec::with_capacity(steps.len());
-    let seen = Seen::of(&steps, &filter.exclude_sets);
-    // All at once, which is faster than one by one.
-    let records = steps.iter().filter_map(|step| match step {
-        Step::Record(record) => Some(record),
-        Step::Bad { .. } => None,
-    });
-    let wanted = records.filter(|record| filter.before_digest(&record.text, record.set.as_deref()).is_none());
-    let mut digests = Sha256Digest::of_each(wanted.map(|record| record.text.as_bytes())).into_iter();
-    for step in steps {
-        items.push(match step {
-            Step::Record(record) => {
-                match keep(record, &mut digests, tokenizer, scratch, filter, layout, &mut ids)? {
-                    Ok(kept) => Item::Document(Box::new(kept)),
-                    Err(reason) => Item::LeftOut(reason),
-                }
-            }
-            Step::Bad { number, reason, found } => Item::Bad { number, reason, found },
+impl Work<'_> {
+    fn tokenize(
+        &self,
+        steps: Vec<Step>,
+        cost: usize,
+        scratch: &mut EncodeScratch,
+    ) -> Result<Tokenized, EngineError> {
+        // Code has a little more than two bytes a token; untouched capacity costs nothing.
+        let mut ids = Vec::with_capacity(cost / 2);
+        let mut items = Vec::with_capacity(steps.len());
+        let seen = Seen::of(&steps, &self.filter.exclude_sets);
+        // All at once, which is faster than one by one.
+        let records = steps.iter().filter_map(|step| match step {
+            Step::Record(record) if self.left_out(record).is_none() => Some(record.text.as_bytes()),
+            Step::Record(_) | Step::Bad { .. } => None,
         });
+        let mut digests = Sha256Digest::of_each(records).into_iter();
+        for step in steps {
+            items.push(match step {
+                Step::Bad { number, reason, found } => Item::Bad { number, reason, found },
+                Step::Record(record) => match self.left_out(&record) {
+                    Some(reason) => Item::LeftOut(reason),
+                    None => {
+                        let digest =
+                            digests.next().unwrap_or_else(|| Sha256Digest::of(record.text.as_bytes()));
+                        self.keep(record, digest, scratch, &mut ids)?
+                    }
+                },
+            });
+        }
+        Ok(Tokenized { ids, items, seen, cost })
     }
-    Ok(Tokenized { ids, items, seen, cost })
-}
 
-/// `digests` are those of the records that the filter does not leave out before, this one's next.
-fn keep(
-    record: Record,
-    digests: &mut impl Iterator<Item = Sha256Digest>,
-    tokenizer: &Gpt2Tokenizer,
-    scratch: &mut EncodeScratch,
-    filter: &Filter,
-    layout: Layout,
-    ids: &mut Vec<u16>,
-) -> Result<Result<Kept, &'static str>, EngineError> {
-    if let Some(reason) = filter.before_digest(&record.text, record.set.as_deref()) {
-        return Ok(Err(reason));
+    /// Why a record is left out before its digest is known.
+    fn left_out(&self, record: &Record) -> Option<&'static str> {
+        self.filter.before_digest(&record.text, record.set.as_deref())
     }
-    let digest = digests.next().unwrap_or_else(|| Sha256Digest::of(record.text.as_bytes()));
-    if let Some(reason) = filter.by_digest(&digest) {
-        return Ok(Err(reason));
+
+    /// Tokenizes a record, unless its digest leaves it out.
+    fn keep(
+        &self,
+        record: Record,
+        digest: Sha256Digest,
+        scratch: &mut EncodeScratch,
+        ids: &mut Vec<u16>,
+    ) -> Result<Item, EngineError> {
+        if let Some(reason) = self.filter.by_digest(&digest) {
+            return Ok(Item::LeftOut(reason));
+        }
+        let start = ids.len();
+        self.tokenizer.encode_into(scratch, &record.text, ids)?;
+        let (chars, words) = match self.layout {
+            Layout::Packed | Layout::Examples => (0, 0),
+            Layout::Documents => (record.text.chars().count() as u64, count_words(&record.text)),
+        };
+        let Record { number, text, id, set, license, source, truncated } = record;
+        let bytes = text.len() as u64;
+        let meta =
+            DocumentMeta { record: number, bytes, chars, words, digest, set, id, license, source, truncated };
+        Ok(Item::Document(Box::new(Kept { meta, ids: start..ids.len() })))
     }
-    let start = ids.len();
-    tokenizer.encode_into(scratch, &record.text, ids)?;
-    let (chars, words) = match layout {
-        Layout::Packed | Layout::Examples => (0, 0),
-        Layout::Documents => (record.text.chars().count() as u64, count_words(&record.text)),
-    };
-    Ok(Ok(Kept {
-        record: record.number,
-        ids: start..ids.len(),
-        bytes: record.text.len() as u64,
-        chars,
-        words,
-        digest,
-        set: record.set,
-        id: record.id,
-        license: record.license,
-        source: record.source,
-        truncated: record.truncated,
-    }))
 }

@@ -13,121 +13,116 @@ use super::{EngineError, EngineOptions, Observer, OnBadRecord, Provided, Shared,
 use crate::plan::format_name;
 use crate::split::{Cursor, InputMeta, SplitBuilder, TokenizedDocument};
 
+/// What the collector has at hand from input to input.
+struct Collector<'a, 'p> {
+    builder: SplitBuilder,
+    shared: &'a Shared<'p>,
+    options: &'a EngineOptions,
+    observer: &'a dyn Observer,
+    /// Tokens after which no document is taken.
+    limit: Option<u64>,
+    seen: Seen,
+}
+
 pub(super) fn collect(
-    mut builder: SplitBuilder,
+    builder: SplitBuilder,
     shared: &Shared<'_>,
     streams: &Receiver<Result<Stream, EngineError>>,
     options: &EngineOptions,
     observer: &dyn Observer,
 ) -> Result<Manifest, EngineError> {
-    let limit = options.max_tokens.unwrap_or(u64::MAX);
     let mut durable = builder.durable_input();
     let whole = shared.cursor == Cursor::default() && options.max_tokens.is_none();
-    let mut seen = Seen::default();
+    let (limit, seen) = (options.max_tokens, Seen::default());
+    let mut collector = Collector { builder, shared, options, observer, limit, seen };
     for stream in streams {
         let stream = stream?;
         // A resumed run may have reached the bound already: then the open input is still to be counted out.
         let resumes = stream.provided.index == shared.cursor.input && shared.cursor.stored_tokens.is_some();
-        if builder.tally().totals().tokens >= limit && !resumes {
+        if collector.has_enough() && !resumes {
             break;
         }
         shared.budget.set_head(stream.provided.index);
-        let size = collect_input(&mut builder, shared, &stream, options, observer, limit, &mut seen)?;
+        let size = collector.input(&stream)?;
         observer.input_done(size);
-        if builder.durable_input() > durable {
-            durable = builder.durable_input();
+        if collector.builder.durable_input() > durable {
+            durable = collector.builder.durable_input();
             shared.provider.lock().unwrap_or_else(PoisonError::into_inner).durable_before(durable);
         }
-        if builder.tally().totals().tokens >= limit {
+        if collector.has_enough() {
             break;
         }
     }
     shared.cancel();
-    if let Some(missing) = seen.missing(&options.asked).filter(|_| whole) {
+    if let Some(missing) = collector.seen.missing(&options.asked).filter(|_| whole) {
         return Err(EngineError::Option(missing));
     }
-    Ok(builder.finish()?)
+    Ok(collector.builder.finish()?)
 }
 
 fn lost_thread<T>(_: T) -> EngineError {
     EngineError::Internal("a reader or tokenizer thread ended before its work was done".into())
 }
 
-fn collect_input(
-    builder: &mut SplitBuilder,
-    shared: &Shared<'_>,
-    stream: &Stream,
-    options: &EngineOptions,
-    observer: &dyn Observer,
-    limit: u64,
-    seen: &mut Seen,
-) -> Result<u64, EngineError> {
-    let provided = &stream.provided;
-    let (size, sha256) = stream.start.recv().map_err(lost_thread)??;
-    let planned = &provided.planned;
-    builder.begin_input(InputMeta {
-        path: planned.path.clone(),
-        format: format_name(planned.format).to_owned(),
-        size,
-        sha256,
-        declared: planned.declared.clone(),
-        licence: planned.licence.clone(),
-    })?;
-    for batch in &stream.batches {
-        let batch = batch?.recv().map_err(lost_thread)??;
-        seen.absorb(&batch.seen);
-        take_batch(builder, provided, &batch, options, limit)?;
-        shared.budget.release(provided.index, batch.cost);
-        let totals = builder.tally().totals();
-        if totals.tokens >= limit {
-            shared.enough.store(true, Ordering::Relaxed);
-        }
-        observer.progress(provided.index, totals.documents, totals.text_bytes, totals.tokens);
+impl Collector<'_, '_> {
+    /// Whether the split has the tokens that were asked for.
+    fn has_enough(&self) -> bool {
+        self.limit.is_some_and(|limit| self.builder.tally().totals().tokens >= limit)
     }
-    builder.end_input();
-    Ok(size)
-}
 
-fn take_batch(
-    builder: &mut SplitBuilder,
-    provided: &Provided,
-    batch: &Tokenized,
-    options: &EngineOptions,
-    limit: u64,
-) -> Result<(), EngineError> {
-    for item in &batch.items {
-        match item {
-            Item::LeftOut(reason) => builder.left_out(reason, 1),
-            Item::Bad { reason, .. } if options.on_bad_record == OnBadRecord::Skip => {
-                builder.left_out(reason.reason(), 1);
+    /// Takes one input to its end; its size.
+    fn input(&mut self, stream: &Stream) -> Result<u64, EngineError> {
+        let provided = &stream.provided;
+        let (size, sha256) = stream.start.recv().map_err(lost_thread)??;
+        let planned = &provided.planned;
+        self.builder.begin_input(InputMeta {
+            path: planned.path.clone(),
+            format: format_name(planned.format).to_owned(),
+            size,
+            sha256,
+            declared: planned.declared.clone(),
+            licence: planned.licence.clone(),
+        })?;
+        for batch in &stream.batches {
+            let batch = batch?.recv().map_err(lost_thread)??;
+            self.seen.absorb(&batch.seen);
+            self.batch(provided, &batch)?;
+            self.shared.budget.release(provided.index, batch.cost);
+            if self.has_enough() {
+                self.shared.enough.store(true, Ordering::Relaxed);
             }
-            Item::Bad { number, reason, found } => {
-                return Err(EngineError::BadRecord {
-                    path: provided.path.clone(),
-                    record: *number,
-                    reason: reason.reason(),
-                    found: found.clone(),
-                });
-            }
-            // The interrupted document of a resumed run was counted when its first tokens were stored.
-            Item::Document(_) if builder.tally().totals().tokens >= limit && !builder.is_interrupted() => {
-                builder.left_out(BEYOND_MAX_TOKENS, 1);
-            }
-            Item::Document(kept) => builder.document(&TokenizedDocument {
-                record: kept.record,
-                ids: &batch.ids[kept.ids.clone()],
-                bytes: kept.bytes,
-                chars: kept.chars,
-                words: kept.words,
-                digest: kept.digest,
-                set: kept.set.as_deref(),
-                id: kept.id.as_deref(),
-                license: kept.license.as_deref(),
-                source: kept.source.as_deref(),
-                truncated: kept.truncated,
-                example: None,
-            })?,
+            let totals = self.builder.tally().totals();
+            self.observer.progress(provided.index, totals.documents, totals.text_bytes, totals.tokens);
         }
+        self.builder.end_input();
+        Ok(size)
     }
-    Ok(())
+
+    fn batch(&mut self, provided: &Provided, batch: &Tokenized) -> Result<(), EngineError> {
+        for item in &batch.items {
+            match item {
+                Item::LeftOut(reason) => self.builder.left_out(reason, 1),
+                Item::Bad { reason, .. } if self.options.on_bad_record == OnBadRecord::Skip => {
+                    self.builder.left_out(reason.reason(), 1);
+                }
+                Item::Bad { number, reason, found } => {
+                    return Err(EngineError::BadRecord {
+                        path: provided.path.clone(),
+                        record: *number,
+                        reason: reason.reason(),
+                        found: found.clone(),
+                    });
+                }
+                // The interrupted document of a resumed run was counted when its first tokens were stored.
+                Item::Document(_) if self.has_enough() && !self.builder.is_interrupted() => {
+                    self.builder.left_out(BEYOND_MAX_TOKENS, 1);
+                }
+                Item::Document(kept) => {
+                    let (meta, ids) = (&kept.meta, &batch.ids[kept.ids.clone()]);
+                    self.builder.document(&TokenizedDocument { meta, ids, example: None })?;
+                }
+            }
+        }
+        Ok(())
+    }
 }

@@ -97,7 +97,7 @@ fn hint(reason: &str, found: &str) -> &'static str {
 }
 
 /// An input whose file is at hand.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Provided {
     /// Index in the plan.
     pub index: u32,
@@ -191,12 +191,14 @@ pub fn run(
         let shared = &shared;
         let start = || -> std::io::Result<()> {
             for _ in 0..readers {
-                let (work, streams) = (work_sender.clone(), stream_sender.clone());
-                spawn(scope, "reader", move || read::reader(shared, options, &work, &streams))?;
+                let outlets = read::Outlets { jobs: work_sender.clone(), streams: stream_sender.clone() };
+                let readers = read::Readers { shared, options };
+                spawn(scope, "reader", move || readers.run(&outlets))?;
             }
             for _ in 0..threads {
-                let work: Receiver<batch::Job> = work.clone();
-                spawn(scope, "tokenizer", move || batch::worker(&work, tokenizer, &options.filter, layout))?;
+                let jobs: Receiver<batch::Job> = work.clone();
+                let work = batch::Work { tokenizer, filter: &options.filter, layout };
+                spawn(scope, "tokenizer", move || batch::worker(&jobs, work))?;
             }
             Ok(())
         };
@@ -248,9 +250,13 @@ impl Shared<'_> {
 /// One input as the collector sees it.
 struct Stream {
     provided: Provided,
-    /// Size and digest, then the batches in order, or the error that ended the input.
+    /// Size and digest of its file.
     start: Receiver<Result<(u64, Sha256Digest), EngineError>>,
-    batches: Receiver<Result<Receiver<Result<batch::Tokenized, EngineError>>, EngineError>>,
+    /// Then its batches in order, or the error that ended the input.
+    batches: Receiver<Result<AwaitedBatch, EngineError>>,
 }
+
+/// A batch that a tokenizer thread is at work on.
+type AwaitedBatch = Receiver<Result<batch::Tokenized, EngineError>>;
 
 type StreamSender = Sender<Result<Stream, EngineError>>;

@@ -20,9 +20,9 @@ use arrow_array::{
     UInt64Array,
 };
 use arrow_buffer::OffsetBuffer;
-use arrow_schema::{ArrowError, DataType, Field, Fields, Schema, SchemaRef};
+use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 use xlstm_manifests::Manifest;
-use xlstm_manifests::manifest::Targets;
+use xlstm_manifests::manifest::{Input, Targets};
 use xlstm_manifests::origin::Origin;
 
 use super::write::TableWriter;
@@ -45,7 +45,7 @@ pub(super) fn export(corpus: &Corpus, args: &ExportArgs) -> Result<Vec<ExportedF
         corpus,
         tokenizer,
         documents_schema: documents_schema(manifest, args.with_text),
-        rows_schema: rows_schema(manifest),
+        rows_schema: rows_schema(manifest)?,
         open: VecDeque::new(),
         next_document: 0,
     };
@@ -159,8 +159,8 @@ fn parts_item() -> Arc<Field> {
     Arc::new(field("item", DataType::Struct(part_fields())))
 }
 
-fn rows_schema(manifest: &Manifest) -> SchemaRef {
-    let row_length = i32::try_from(manifest.packing.row_length).unwrap_or(i32::MAX);
+fn rows_schema(manifest: &Manifest) -> Result<SchemaRef, CommandError> {
+    let row_length = i32::from(manifest.packing.stored_row_length()?);
     let mut fields =
         vec![field("row", DataType::UInt64), field("input_ids", DataType::FixedSizeList(item(), row_length))];
     if has_targets(manifest) {
@@ -168,14 +168,14 @@ fn rows_schema(manifest: &Manifest) -> SchemaRef {
     }
     fields.push(field("length", DataType::UInt16));
     fields.push(field("documents", DataType::List(parts_item())));
-    Arc::new(Schema::new(fields).with_metadata(metadata(manifest)))
+    Ok(Arc::new(Schema::new(fields).with_metadata(metadata(manifest))))
 }
 
 fn no_rows() -> CommandError {
     CommandError::Internal("rows of a split without rows".into())
 }
 
-fn internal(error: ArrowError) -> CommandError {
+fn internal(error: impl std::fmt::Display) -> CommandError {
     CommandError::Internal(error.to_string())
 }
 
@@ -188,8 +188,9 @@ fn texts<T: AsRef<str>>(values: impl Iterator<Item = Option<T>>) -> ArrayRef {
 }
 
 impl Exporter<'_> {
-    fn input_path(&self, meta: &Meta) -> Option<&str> {
-        self.corpus.manifest().inputs.get(meta.input as usize).map(|input| input.path.as_str())
+    fn input(&self, meta: &Meta) -> Result<&Input, CommandError> {
+        let missing = || CommandError::Internal(format!("input {} is not in the manifest", meta.input));
+        self.corpus.manifest().inputs.get(meta.input as usize).ok_or_else(missing)
     }
 
     /// The documents of shard `number`.
@@ -218,13 +219,13 @@ impl Exporter<'_> {
             ids.append(true);
         }
         let metas = || documents.iter().map(|(_, meta, _)| meta);
-        let input = |meta: &Meta| self.corpus.manifest().inputs.get(meta.input as usize);
+        let inputs = metas().map(|meta| self.input(meta)).collect::<Result<Vec<_>, _>>()?;
         let mut columns: Vec<ArrayRef> = vec![u64s(documents.iter().map(|d| d.0)), Arc::new(ids.finish())];
         if has_targets(self.corpus.manifest()) {
             let mut targets = ListBuilder::new(UInt16Builder::new()).with_field(target_item());
             let mut lengths = Vec::with_capacity(documents.len());
             for (_, meta, _) in documents {
-                let (row, _) = meta.place.unwrap_or_default();
+                let (row, _) = meta.place.ok_or_else(no_rows)?;
                 lengths.push(self.example(row, targets.values())?);
                 targets.append(true);
             }
@@ -238,15 +239,15 @@ impl Exporter<'_> {
             u64s(metas().map(|meta| meta.bytes)),
             texts(metas().map(|meta| meta.set.as_deref())),
             texts(metas().map(|meta| meta.id.as_deref())),
-            texts(metas().map(|meta| Some(self.input_path(meta).unwrap_or_default()))),
-            texts(
-                metas().map(|meta| Some(input(meta).map_or(String::new(), |input| input.sha256.to_string()))),
-            ),
+            texts(inputs.iter().map(|input| Some(input.path.as_str()))),
+            texts(inputs.iter().map(|input| Some(input.sha256.to_string()))),
             u64s(metas().map(|meta| meta.record)),
             texts(metas().map(|meta| Some(meta.digest.to_string()))),
-            texts(metas().map(|meta| {
-                meta.license.as_deref().or_else(|| input(meta).and_then(|input| input.licence.as_deref()))
-            })),
+            texts(
+                metas()
+                    .zip(&inputs)
+                    .map(|(meta, input)| meta.license.as_deref().or(input.licence.as_deref())),
+            ),
         ]);
         if !self.corpus.manifest().record_sources.is_empty() {
             columns.push(texts(metas().map(|meta| meta.source.as_deref())));
@@ -269,7 +270,7 @@ impl Exporter<'_> {
         let separator = u64::from(manifest.packing.append_end_of_text);
         let documents = self.corpus.shard(number)?;
         for meta in (0..documents.len()).filter_map(|index| documents.meta(index)) {
-            let (row, offset) = meta.place.unwrap_or_default();
+            let (row, offset) = meta.place.ok_or_else(no_rows)?;
             let from = row * row_length + u64::from(offset);
             let to = from + meta.tokens + separator;
             self.open.push_back((self.next_document, meta, from, to));
@@ -298,8 +299,7 @@ impl Exporter<'_> {
             lengths.push(if with_targets {
                 self.example(number, &mut targets)?
             } else {
-                // A row is at most 65535 tokens long.
-                u16::try_from(row.length).unwrap_or(u16::MAX)
+                u16::try_from(row.length).map_err(internal)?
             });
             let (from, to) = (number * row_length, number * row_length + row.length as u64);
             while self.open.front().is_some_and(|(_, _, _, end)| *end <= from) {
@@ -307,21 +307,22 @@ impl Exporter<'_> {
             }
             let here = self.open.iter().take_while(|(_, _, first, _)| *first < to);
             let before = parts.len();
-            parts.extend(here.map(|(document, meta, first, end)| {
+            for (document, meta, first, end) in here {
                 let first = (*first).max(from);
-                let offset = u16::try_from(first - from).unwrap_or(u16::MAX);
-                (*document, offset, (*end).min(to) - first, meta.clone())
-            }));
+                let offset = u16::try_from(first - from).map_err(internal)?;
+                parts.push((*document, offset, (*end).min(to) - first, meta.clone()));
+            }
             counts.push(parts.len() - before);
         }
-        let list_length = i32::try_from(row_length).unwrap_or(i32::MAX);
+        let list_length = i32::try_from(row_length).map_err(internal)?;
+        let inputs = parts.iter().map(|part| self.input(&part.3)).collect::<Result<Vec<_>, _>>()?;
         let ids = FixedSizeListArray::try_new(item(), list_length, Arc::new(UInt16Array::from(ids)), None);
         let children: Vec<ArrayRef> = vec![
             u64s(parts.iter().map(|part| part.0)),
             Arc::new(UInt16Array::from_iter_values(parts.iter().map(|part| part.1))),
             u64s(parts.iter().map(|part| part.2)),
             texts(parts.iter().map(|part| part.3.set.as_deref())),
-            texts(parts.iter().map(|part| Some(self.input_path(&part.3).unwrap_or_default()))),
+            texts(inputs.iter().map(|input| Some(input.path.as_str()))),
             u64s(parts.iter().map(|part| part.3.record)),
             texts(parts.iter().map(|part| Some(part.3.digest.to_string()))),
         ];

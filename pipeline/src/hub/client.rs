@@ -1,75 +1,22 @@
-//! The Hub itself: what a revision is, and where a file may lie already.
+//! The Hub itself, and what a revision of a repository is.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::access::Subject;
 use super::config::HubConfig;
-use super::download::{DownloadObserver, SilentObserver, observed};
 use super::error::HubError;
-use super::listing::RemoteFile;
+use super::observer::{DownloadObserver, SilentObserver, observed};
+use super::remote::{Gated, Revision};
 use super::retry::Effort;
 use super::transport::Transport;
-use super::verify::{FetchedFile, verify_file};
 
 /// A Hugging Face Hub or a mirror of it. Shared by all threads of a process, so that they share what the Hub says
 /// of its rate limit.
 pub struct Hub {
     pub(super) config: HubConfig,
     pub(super) transport: Transport,
-}
-
-/// Who may have the files of a repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Gated {
-    /// Everybody.
-    No,
-    /// Whoever accepts the licence.
-    Auto,
-    /// Whom its owners let in, one by one.
-    Manual,
-}
-
-/// A revision, resolved.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Revision {
-    /// `owner/name`.
-    pub repository: String,
-    /// The branch, tag or (short) commit asked for.
-    pub requested: String,
-    /// The commit, 40 hex digits.
-    pub sha: String,
-    /// Who may have its files.
-    pub gated: Gated,
-    /// Licences its card names, as written there; mostly one, often none.
-    pub licences: Vec<String>,
-    /// When it was last changed, as the Hub writes it.
-    pub last_modified: Option<String>,
-}
-
-/// Where the bytes of a [`StoredFile`] were found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
-    /// They came from the Hub, the last of them now.
-    Hub,
-    /// They were at the destination.
-    Destination,
-    /// They are a blob of a Hugging Face cache, which is used where it lies.
-    HuggingFaceCache,
-}
-
-/// A verified file on this disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredFile {
-    /// Where it is: the destination, or a blob in a Hugging Face cache (never to be changed or removed).
-    pub path: PathBuf,
-    /// Its digest and size, and how it came.
-    pub fetched: FetchedFile,
-    /// Where its bytes were found.
-    pub origin: Origin,
 }
 
 #[derive(Deserialize)]
@@ -184,63 +131,6 @@ impl Hub {
             last_modified: answer.last_modified,
             sha: answer.sha,
         })
-    }
-
-    /// The blob of `file` in the Hugging Face cache, if there is one of the right length. Its content is still to be
-    /// verified ([`verify_file`]).
-    #[must_use]
-    pub fn locate_in_hf_cache(&self, repository: &str, sha: &str, file: &RemoteFile) -> Option<PathBuf> {
-        let cache = hf_hub::Cache::new(self.config.hf_cache.clone()?);
-        let repository = cache.repo(hf_hub::Repo::dataset(repository.to_owned()));
-        // <cache>/datasets--owner--name/snapshots/<commit>: the blobs lie beside the snapshots.
-        let blobs = repository.pointer_path(sha).parent()?.parent()?.join("blobs");
-        let blob = blobs.join(file.digest.hex());
-        let metadata = fs_err::metadata(&blob).ok()?;
-        (metadata.is_file() && metadata.len() == file.size).then_some(blob)
-    }
-
-    /// `file`, verified, from wherever it can be had at the least cost: the destination, the Hugging Face cache,
-    /// the Hub (to the destination). A blob of the cache that turns out damaged is passed over.
-    ///
-    /// # Errors
-    /// As [`Hub::download`].
-    pub fn obtain(
-        &self,
-        repository: &str,
-        sha: &str,
-        file: &RemoteFile,
-        destination: &Path,
-        observer: &dyn DownloadObserver,
-        cancel: &AtomicBool,
-    ) -> Result<StoredFile, HubError> {
-        let stop = || cancel.load(Ordering::Relaxed);
-        self.obtain_until(repository, sha, file, destination, observer, &stop)
-    }
-
-    pub(super) fn obtain_until(
-        &self,
-        repository: &str,
-        sha: &str,
-        file: &RemoteFile,
-        destination: &Path,
-        observer: &dyn DownloadObserver,
-        stop: &dyn Fn() -> bool,
-    ) -> Result<StoredFile, HubError> {
-        if stop() {
-            return Err(HubError::Cancelled);
-        }
-        if !destination.exists()
-            && let Some(path) = self.locate_in_hf_cache(repository, sha, file)
-            && let Ok(fetched) = verify_file(&path, file)
-        {
-            observer.reused(fetched.size);
-            return Ok(StoredFile { path, fetched, origin: Origin::HuggingFaceCache });
-        }
-        let was_there = destination.exists();
-        let fetched = self.download_until(repository, sha, file, destination, observer, stop)?;
-        let kept = was_there && fetched.requests == 0;
-        let origin = if kept { Origin::Destination } else { Origin::Hub };
-        Ok(StoredFile { path: destination.to_owned(), fetched, origin })
     }
 
     /// Refuses what is no repository name, before it becomes an address or a folder.

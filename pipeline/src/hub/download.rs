@@ -14,7 +14,6 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap};
 use reqwest::{Response, StatusCode};
@@ -22,53 +21,12 @@ use reqwest::{Response, StatusCode};
 use super::access::Subject;
 use super::client::Hub;
 use super::error::HubError;
-use super::listing::RemoteFile;
+use super::observer::DownloadObserver;
 use super::partial::Partial;
+use super::remote::{FetchedFile, FileRequest, RemoteFile};
 use super::retry::Effort;
 use super::transport::{Broken, Bucket};
-use super::verify::{FetchedFile, verify_file};
-
-/// Told how requests go, from several threads at once. Every method does nothing unless overridden.
-pub trait DownloadObserver: Sync {
-    /// `files` files of a listing are known so far.
-    fn listed(&self, files: usize) {
-        let _ = files;
-    }
-    /// `bytes` of a file were on disk already.
-    fn reused(&self, bytes: u64) {
-        let _ = bytes;
-    }
-    /// `bytes` more have arrived.
-    fn advanced(&self, bytes: u64) {
-        let _ = bytes;
-    }
-    /// `bytes` reported before (reused or advanced) turned out void: the file starts anew.
-    fn rewound(&self, bytes: u64) {
-        let _ = bytes;
-    }
-    /// Nothing happens for `duration`, because of `reason`.
-    fn waiting(&self, reason: &str, duration: Duration) {
-        let _ = (reason, duration);
-    }
-    /// A finished file at `path` is not what is declared (`problem` says how) and will be replaced.
-    fn replacing(&self, path: &Path, problem: &HubError) {
-        let _ = (path, problem);
-    }
-}
-
-/// An observer that does not look.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SilentObserver;
-
-impl DownloadObserver for SilentObserver {}
-
-/// What an [`Effort`] asks and tells, from what callers give.
-pub(super) fn observed<'a>(
-    observer: &'a dyn DownloadObserver,
-    cancel: &'a AtomicBool,
-) -> (impl Fn() -> bool + 'a, impl Fn(&str, Duration) + 'a) {
-    (|| cancel.load(Ordering::Relaxed), |reason: &str, duration| observer.waiting(reason, duration))
-}
+use super::verify::verify_file;
 
 /// Content that is not the declared one: what was expected, what was found.
 enum Wrong {
@@ -85,7 +43,7 @@ enum Plan {
 }
 
 impl Hub {
-    /// Downloads `file` of commit `sha` of dataset `repository` to `destination`, whose folder is created.
+    /// Downloads the file of `request` to its destination.
     ///
     /// A file that is already there is verified and kept; a partial one is gone on with. When `cancel` becomes
     /// true, this returns [`HubError::Cancelled`] soon, and what has arrived stays for the next time.
@@ -96,25 +54,20 @@ impl Hub {
     /// [`HubError::Disk`], [`HubError::Busy`] from this side.
     pub fn download(
         &self,
-        repository: &str,
-        sha: &str,
-        file: &RemoteFile,
-        destination: &Path,
+        request: &FileRequest<'_>,
         observer: &dyn DownloadObserver,
         cancel: &AtomicBool,
     ) -> Result<FetchedFile, HubError> {
-        self.download_until(repository, sha, file, destination, observer, &|| cancel.load(Ordering::Relaxed))
+        self.download_until(request, observer, &|| cancel.load(Ordering::Relaxed))
     }
 
     pub(super) fn download_until(
         &self,
-        repository: &str,
-        sha: &str,
-        file: &RemoteFile,
-        destination: &Path,
+        request: &FileRequest<'_>,
         observer: &dyn DownloadObserver,
         stop: &dyn Fn() -> bool,
     ) -> Result<FetchedFile, HubError> {
+        let FileRequest { repository, sha, file, destination } = *request;
         Self::check_repository(repository)?;
         Self::check_commit(sha)?;
         let waiting = |reason: &str, duration| observer.waiting(reason, duration);

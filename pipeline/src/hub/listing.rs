@@ -13,30 +13,17 @@ use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
 
 use reqwest::header::{HeaderMap, LINK};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use xlstm_manifests::safe_path::SafePath;
 
 use super::access::Subject;
 use super::client::Hub;
 use super::digest::DeclaredDigest;
-use super::download::{DownloadObserver, SilentObserver, observed};
 use super::error::HubError;
 use super::listing_cache;
+use super::observer::{DownloadObserver, SilentObserver, observed};
+use super::remote::RemoteFile;
 use super::retry::Effort;
-
-/// A file as its listing declares it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RemoteFile {
-    /// Path inside the repository, `/`-separated; from [`Hub::list`] it is known to stay inside a folder.
-    pub path: String,
-    /// Bytes.
-    pub size: u64,
-    /// The digest of its content.
-    pub digest: DeclaredDigest,
-    /// Its name in the Hub's chunk store, where it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub xet_hash: Option<String>,
-}
 
 /// The files of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,14 +165,7 @@ fn remote_file(entry: TreeEntry, repository: &str, effort: &Effort<'_>) -> Resul
 
 /// A listing names paths on another machine, where `\` may separate folders: more is refused than in local names.
 fn check_path(path: String, repository: &str) -> Result<String, HubError> {
-    if path.contains('\\') {
-        return Err(HubError::UnsafePath {
-            repository: repository.to_owned(),
-            path: path.escape_debug().to_string(),
-            reason: "it holds a backslash".to_owned(),
-        });
-    }
-    match SafePath::new(path.as_str()) {
+    match SafePath::portable(path.as_str()) {
         Ok(_) => Ok(path),
         Err(error) => Err(HubError::UnsafePath {
             repository: repository.to_owned(),

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use xlstm_manifests::Sha256Digest;
 
 use super::error::HubError;
-use super::listing::RemoteFile;
+use super::remote::RemoteFile;
 
 const HEAD: &str = "xlstm-listing 1 ";
 

@@ -12,6 +12,9 @@
 //! - `GET /datasets/{repository}/resolve/{commit}/{path}` leads to the bytes, mostly by a redirect to a storage
 //!   host with a signed address. The token must not travel there, and the address must not reach a log.
 //! - `429` says when to come back. Requests, not bytes, are what is scarce: no `HEAD`, one `GET` for a file.
+//!
+//! Modules import one another one way: `client` has the Hub and resolves revisions; `listing`, `download` and `obtain` add to
+//! it; what all of them speak of is in `remote`, `observer`, `digest` and `error`.
 
 mod access;
 mod client;
@@ -22,20 +25,24 @@ mod driver;
 mod error;
 mod listing;
 mod listing_cache;
+mod observer;
+mod obtain;
 mod partial;
 mod prefetch;
 mod rate;
+mod remote;
 mod retry;
 mod transport;
 mod verify;
 
-pub use client::{Gated, Hub, Origin, Revision, StoredFile};
+pub use client::Hub;
 pub use config::{HubConfig, Token};
 pub use digest::{DeclaredDigest, GitBlobSha1};
-pub use download::{DownloadObserver, SilentObserver};
 pub use error::HubError;
-pub use listing::{Listing, RemoteFile};
-pub use prefetch::{Prefetch, PrefetchOptions, Prefetched};
+pub use listing::Listing;
+pub use observer::{DownloadObserver, SilentObserver};
+pub use prefetch::{Prefetch, PrefetchJobs, PrefetchOptions, Prefetched};
 pub use rate::{plan_listing_seconds, plan_seconds};
+pub use remote::{FetchedFile, FileRequest, Gated, Origin, RemoteFile, Revision, StoredFile};
 pub use retry::RetryPolicy;
-pub use verify::{FetchedFile, verify_file};
+pub use verify::verify_file;

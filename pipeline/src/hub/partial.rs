@@ -18,7 +18,7 @@ use xlstm_manifests::Sha256Digest;
 
 use super::digest::{ContentHasher, DeclaredDigest};
 use super::error::HubError;
-use super::listing::RemoteFile;
+use super::remote::RemoteFile;
 use super::verify::hash_all;
 
 /// What `name.part.json` holds.

@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::client::{Hub, StoredFile};
-use super::download::DownloadObserver;
+use super::client::Hub;
 use super::error::HubError;
-use super::listing::RemoteFile;
+use super::observer::DownloadObserver;
+use super::remote::{FileRequest, RemoteFile, StoredFile};
 
 /// Limits of a [`Prefetch`].
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +36,16 @@ impl Default for PrefetchOptions {
     fn default() -> Self {
         Self { threads: 8, bytes_ahead: 2 << 30, files_ahead: 256 }
     }
+}
+
+/// What a [`Prefetch`] downloads.
+pub struct PrefetchJobs {
+    /// `owner/name` of the dataset.
+    pub repository: String,
+    /// The commit, 40 hex digits.
+    pub sha: String,
+    /// Its files in order, and where each goes.
+    pub files: Vec<(RemoteFile, PathBuf)>,
 }
 
 /// A file handed out by a [`Prefetch`].
@@ -56,9 +66,7 @@ pub struct Prefetch {
 
 struct Shared {
     hub: Arc<Hub>,
-    repository: String,
-    sha: String,
-    jobs: Vec<(RemoteFile, PathBuf)>,
+    jobs: PrefetchJobs,
     options: PrefetchOptions,
     observer: Arc<dyn DownloadObserver + Send + Sync>,
     cancel: Arc<AtomicBool>,
@@ -76,25 +84,20 @@ struct State {
 }
 
 impl Prefetch {
-    /// Begins to download `jobs` (files of commit `sha` of dataset `repository`, and where each goes). When `cancel`
-    /// becomes true, all that is still to come becomes [`HubError::Cancelled`].
+    /// Begins to download `jobs`. When `cancel` becomes true, all that is still to come becomes [`HubError::Cancelled`].
     ///
     /// # Errors
     /// [`HubError::Disk`] when the system gives no threads.
     pub fn start(
         hub: Arc<Hub>,
-        repository: &str,
-        sha: &str,
-        jobs: Vec<(RemoteFile, PathBuf)>,
+        jobs: PrefetchJobs,
         options: PrefetchOptions,
         observer: Arc<dyn DownloadObserver + Send + Sync>,
         cancel: Arc<AtomicBool>,
     ) -> Result<Self, HubError> {
-        let count = options.threads.clamp(1, jobs.len().max(1));
+        let count = options.threads.clamp(1, jobs.files.len().max(1));
         let shared = Arc::new(Shared {
             hub,
-            repository: repository.to_owned(),
-            sha: sha.to_owned(),
             jobs,
             options,
             observer,
@@ -120,7 +123,7 @@ impl Iterator for Prefetch {
     /// Waits for the next file in order.
     fn next(&mut self) -> Option<Prefetched> {
         let mut state = self.shared.lock();
-        let (file, _) = self.shared.jobs.get(state.taken)?;
+        let (file, _) = self.shared.jobs.files.get(state.taken)?;
         let index = state.taken;
         let result = loop {
             match state.results.remove(&index) {
@@ -140,7 +143,7 @@ impl Iterator for Prefetch {
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = self.shared.jobs.len() - self.shared.lock().taken;
+        let left = self.shared.jobs.files.len() - self.shared.lock().taken;
         (left, Some(left))
     }
 }
@@ -173,16 +176,11 @@ impl Shared {
 
     fn work(&self) {
         while let Some(index) = self.begin() {
-            let (file, destination) = &self.jobs[index];
+            let (file, destination) = &self.jobs.files[index];
             let result = catch_unwind(AssertUnwindSafe(|| {
-                self.hub.obtain_until(
-                    &self.repository,
-                    &self.sha,
-                    file,
-                    destination,
-                    &*self.observer,
-                    &|| self.stopped(),
-                )
+                let PrefetchJobs { repository, sha, .. } = &self.jobs;
+                let request = FileRequest { repository, sha, file, destination };
+                self.hub.obtain_until(&request, &*self.observer, &|| self.stopped())
             }));
             self.lock().results.insert(index, result);
             self.changed.notify_all();
@@ -194,7 +192,7 @@ impl Shared {
         let mut state = self.lock();
         loop {
             let index = state.begun;
-            let (file, _) = self.jobs.get(index)?;
+            let (file, _) = self.jobs.files.get(index)?;
             if self.dropped.load(Ordering::Relaxed) {
                 return None;
             }

@@ -3,27 +3,12 @@
 use std::io::Read;
 use std::path::Path;
 
-use xlstm_manifests::Sha256Digest;
-
 use super::digest::ContentHasher;
 use super::error::HubError;
-use super::listing::RemoteFile;
+use super::remote::{FetchedFile, RemoteFile};
 
 /// Bytes read at a time.
 pub(super) const BUFFER: usize = 1 << 20;
-
-/// A file whose content is the declared one, and how it came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FetchedFile {
-    /// SHA-256 of the content, computed here whichever digest the Hub declares.
-    pub sha256: Sha256Digest,
-    /// Bytes.
-    pub size: u64,
-    /// Bytes that were on disk already and not downloaded again.
-    pub reused_bytes: u64,
-    /// Requests made to the Hub.
-    pub requests: u64,
-}
 
 /// Reads `path` once and compares it with what the listing declares of `file`.
 ///
@@ -93,6 +78,8 @@ pub(super) fn hash_all(
 
 #[cfg(test)]
 mod tests {
+    use xlstm_manifests::Sha256Digest;
+
     use super::*;
     use crate::hub::digest::DeclaredDigest;
 

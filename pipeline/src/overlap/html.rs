@@ -1,7 +1,7 @@
 //! An overlap report as a page.
 
 use super::OverlapReport;
-use crate::report::{Bar, Page, Table, bar_chart, bytes, count, percent, share};
+use crate::report::{Bar, Page, Table, bar_chart, bytes, count, percent_of, share};
 
 /// Bars drawn before the table alone goes on.
 const BARS: usize = 30;
@@ -16,8 +16,13 @@ pub(super) fn page(report: &OverlapReport) -> String {
         count(eval.documents),
         count(eval.documents_identical)
     );
-    let verdict = if eval.documents_hit == 0 { "No overlap." } else { "They overlap." };
-    page.verdict(eval.documents_hit == 0, verdict, &sentence);
+    let nothing = eval.documents == 0 || report.train_total.documents == 0;
+    let verdict = match eval.documents_hit {
+        _ if nothing => "Nothing was compared: one side holds no document.",
+        0 => "No overlap.",
+        _ => "They overlap.",
+    };
+    page.verdict(eval.documents_hit == 0 && !nothing, verdict, &sentence);
     let paths = |paths: &[std::path::PathBuf]| {
         paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
     };
@@ -32,7 +37,7 @@ pub(super) fn page(report: &OverlapReport) -> String {
                 "{} of {} ({} of the tokens): what PALOMA's decontamination would drop",
                 count(train.documents_hit),
                 count(train.documents),
-                percent(share(train.tokens_hit, train.tokens))
+                percent_of(train.tokens_hit, train.tokens)
             ),
         ),
     ]);
@@ -44,7 +49,8 @@ pub(super) fn page(report: &OverlapReport) -> String {
 
 fn write_eval(page: &mut Page, report: &OverlapReport) {
     page.heading("By evaluation set");
-    let part = |hit: u64, of: u64| share(hit, of);
+    // A set without documents has no share: it stands last, and its bar has no length.
+    let part = |hit: u64, of: u64| share(hit, of).unwrap_or(0.0);
     let mut sorted: Vec<_> = report.eval_sets.iter().collect();
     sorted.sort_by(|a, b| {
         let (x, y) = (part(a.documents_hit, a.documents), part(b.documents_hit, b.documents));
@@ -54,8 +60,8 @@ fn write_eval(page: &mut Page, report: &OverlapReport) {
         .iter()
         .take(BARS)
         .map(|set| {
-            let value = part(set.documents_hit, set.documents);
-            Bar { label: set.name.clone(), value, shown: percent(value), mark: None }
+            let (hit, of) = (set.documents_hit, set.documents);
+            Bar { label: set.name.clone(), value: part(hit, of), shown: percent_of(hit, of), mark: None }
         })
         .collect();
     page.push(&bar_chart("Evaluation documents with text in the training set, highest shares first", &bars));
@@ -75,11 +81,11 @@ fn write_eval(page: &mut Page, report: &OverlapReport) {
             &set.name,
             &count(set.documents),
             &count(set.documents_hit),
-            &percent(share(set.documents_hit, set.documents)),
+            &percent_of(set.documents_hit, set.documents),
             &count(set.documents_identical),
             &count(set.paragraphs),
             &count(set.paragraphs_hit),
-            &percent(share(set.paragraphs_hit, set.paragraphs)),
+            &percent_of(set.paragraphs_hit, set.paragraphs),
         ]);
     }
     page.table(&table);
@@ -87,9 +93,10 @@ fn write_eval(page: &mut Page, report: &OverlapReport) {
 
 fn write_train(page: &mut Page, report: &OverlapReport) {
     page.heading("By training set");
+    let part = |hit: u64, of: u64| share(hit, of).unwrap_or(0.0);
     let mut sorted: Vec<_> = report.train_sets.iter().collect();
     sorted.sort_by(|a, b| {
-        let (x, y) = (share(a.tokens_hit, a.tokens), share(b.tokens_hit, b.tokens));
+        let (x, y) = (part(a.tokens_hit, a.tokens), part(b.tokens_hit, b.tokens));
         y.total_cmp(&x).then_with(|| a.name.cmp(&b.name))
     });
     let bars: Vec<Bar> = sorted
@@ -97,8 +104,8 @@ fn write_train(page: &mut Page, report: &OverlapReport) {
         .take(BARS)
         .map(|set| Bar {
             label: set.name.clone(),
-            value: share(set.tokens_hit, set.tokens),
-            shown: percent(share(set.tokens_hit, set.tokens)),
+            value: part(set.tokens_hit, set.tokens),
+            shown: percent_of(set.tokens_hit, set.tokens),
             mark: None,
         })
         .collect();
@@ -113,7 +120,7 @@ fn write_train(page: &mut Page, report: &OverlapReport) {
             &count(set.documents_identical),
             &count(set.paragraphs_hit),
             &count(set.tokens_hit),
-            &percent(share(set.tokens_hit, set.tokens)),
+            &percent_of(set.tokens_hit, set.tokens),
         ]);
     }
     page.table(&table);

@@ -5,16 +5,21 @@ use std::io::{self, Write};
 use xlstm_manifests::printable;
 
 use super::{EvalSet, OverlapReport, TrainSet};
-use crate::report::{bytes, count, percent, share};
+use crate::report::{bytes, count, percent_of};
 
 pub(super) fn write(out: &mut dyn Write, report: &OverlapReport) -> io::Result<()> {
     let eval = &report.eval_total;
+    for (what, documents) in [("evaluation", eval.documents), ("training", report.train_total.documents)] {
+        if documents == 0 {
+            writeln!(out, "nothing was compared: the {what} sets hold no document")?;
+        }
+    }
     writeln!(
         out,
         "{} of {} evaluation documents ({}) have text in the training set; {} of them stand there whole",
         count(eval.documents_hit),
         count(eval.documents),
-        percent(share(eval.documents_hit, eval.documents)),
+        percent_of(eval.documents_hit, eval.documents),
         count(eval.documents_identical)
     )?;
     writeln!(
@@ -22,7 +27,7 @@ pub(super) fn write(out: &mut dyn Write, report: &OverlapReport) -> io::Result<(
         "{} of {} evaluation paragraphs of at least 13 words ({})",
         count(eval.paragraphs_hit),
         count(eval.paragraphs),
-        percent(share(eval.paragraphs_hit, eval.paragraphs))
+        percent_of(eval.paragraphs_hit, eval.paragraphs)
     )?;
     let sets = report.eval_sets.iter().map(|set| &set.name);
     let names = sets.chain(report.train_sets.iter().map(|set| &set.name));
@@ -58,7 +63,7 @@ fn write_eval(out: &mut dyn Write, set: &EvalSet, width: usize) -> io::Result<()
         count(set.documents_identical),
         count(set.paragraphs),
         count(set.paragraphs_hit),
-        percent(share(set.documents_hit, set.documents))
+        percent_of(set.documents_hit, set.documents)
     )
 }
 
@@ -72,6 +77,6 @@ fn write_train(out: &mut dyn Write, set: &TrainSet, width: usize) -> io::Result<
         count(set.documents_identical),
         count(set.paragraphs_hit),
         count(set.tokens_hit),
-        percent(share(set.tokens_hit, set.tokens))
+        percent_of(set.tokens_hit, set.tokens)
     )
 }

@@ -16,7 +16,7 @@ use crate::engine::{Filter, HoldoutCut, holdout_threshold};
 use crate::plan::format_name;
 use crate::sources::Format;
 use crate::sources::examples::{ExampleStep, Examples, SourceExample};
-use crate::split::{InputMeta, Opened, SplitBuilder, SplitError, SplitSpec, TokenizedDocument};
+use crate::split::{DocumentMeta, InputMeta, Opened, SplitBuilder, SplitError, SplitSpec, TokenizedDocument};
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -304,15 +304,12 @@ fn write_file(
             }
         };
         example.pad(row_length);
-        let document = TokenizedDocument::of_example(
-            number,
-            example.example(),
-            example.set.as_deref(),
-            example.id.as_deref(),
-        );
-        match filter.by_digest(&document.digest) {
+        let digest = example.example().digest();
+        let (set, id) = (example.set.take(), example.id.take());
+        let meta = DocumentMeta { set, id, ..DocumentMeta::of_example(number, digest) };
+        match filter.by_digest(&digest) {
             Some(reason) => builder.left_out(reason, 1),
-            None => builder.document(&document)?,
+            None => builder.document(&TokenizedDocument::of_example(&meta, example.example()))?,
         }
     }
     Ok(())

@@ -67,7 +67,14 @@ pub fn preview(plan: &Plan, common: &Common, context: &Context) -> Preview {
     }
     let authenticated = context.hub.as_ref().is_some_and(|hub| hub.authenticated());
     let known = plan.expected_tokens.filter(|_| plan.spec.part.is_none());
-    let expected = known.unwrap_or(tokens as u64).min(plan.spec.selection.max_tokens.unwrap_or(u64::MAX));
+    let selection = &plan.spec.selection;
+    // A holdout whose fraction is none is refused before there is a plan.
+    let fraction = selection.holdout.as_ref().and_then(|holdout| {
+        let fraction = holdout.fraction.parse::<f64>().ok()?;
+        Some(if holdout.held_out { fraction } else { 1.0 - fraction })
+    });
+    let expected = known.unwrap_or((tokens * fraction.unwrap_or(1.0)) as u64);
+    let expected = selection.max_tokens.map_or(expected, |most| expected.min(most));
     Preview {
         split: plan.spec.split.clone(),
         folder: split_folder(&common.out, plan).display().to_string(),

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use super::request::Common;
 use super::{Context, Progress};
 use crate::engine::{EngineError, Provided, Provider};
-use crate::hub::{Origin, Prefetch, PrefetchOptions};
+use crate::hub::{Origin, Prefetch, PrefetchJobs, PrefetchOptions};
 use crate::plan::{InputFolders, Location, Plan, PlannedInput};
 use crate::split::Cursor;
 
@@ -26,7 +26,7 @@ pub(super) fn for_plan(
     let first = cursor.input as usize;
     let inputs: VecDeque<(u32, PlannedInput)> = (0..).zip(plan.inputs.iter().cloned()).skip(first).collect();
     let Some(remote) = &plan.remote else { return Ok(Box::new(LocalProvider { inputs })) };
-    let jobs: Vec<_> = inputs
+    let files: Vec<_> = inputs
         .iter()
         .filter_map(|(_, input)| match &input.location {
             // A file that the user gave is checked where it lies, and never replaced.
@@ -39,8 +39,8 @@ pub(super) fn for_plan(
     let options = PrefetchOptions { threads: common.parallel_downloads.max(1), ..PrefetchOptions::default() };
     let cancel = Arc::new(AtomicBool::new(false));
     let observer = progress.download_observer();
-    let prefetch =
-        Prefetch::start(hub, &remote.repository, &remote.sha, jobs, options, observer, Arc::clone(&cancel))?;
+    let jobs = PrefetchJobs { repository: remote.repository.clone(), sha: remote.sha.clone(), files };
+    let prefetch = Prefetch::start(hub, jobs, options, observer, Arc::clone(&cancel))?;
     Ok(Box::new(HubProvider {
         inputs,
         prefetch,

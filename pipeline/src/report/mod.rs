@@ -22,7 +22,7 @@ use xlstm_manifests::printable;
 pub use cell::Cell;
 pub use curves::{Cloud, Curves, Series};
 pub use html::{Page, Table, escape};
-pub use numbers::{bytes, count, duration, moment, percent, share};
+pub use numbers::{bytes, count, duration, moment, percent, percent_of, share};
 pub use plot::{Bar, bar_chart, histogram};
 
 use crate::tokenizer::TokenizerError;
@@ -81,6 +81,7 @@ impl CommandError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Internal(_) | Self::Tokenizer(_) => 2,
+            Self::Dataset(error) if error.is_internal() => 2,
             _ => 1,
         }
     }

@@ -32,10 +32,16 @@ pub fn bytes(size: u64) -> String {
     }
 }
 
-/// `part` of `whole` in percent; 0 when there is no whole.
+/// `part` of `whole` in percent; none when there is no whole.
 #[must_use]
-pub fn share(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
+pub fn share(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| 100.0 * part as f64 / whole as f64)
+}
+
+/// `part` of `whole` as text; a dash when there is no whole.
+#[must_use]
+pub fn percent_of(part: u64, whole: u64) -> String {
+    share(part, whole).map_or("–".into(), percent)
 }
 
 /// A share as text: one decimal, more where it is small, `0 %` only for nothing at all.

@@ -15,7 +15,8 @@ fn numbers_read_well() {
     for (value, text) in [(0.0, "0 %"), (0.00012, "1.2e-4 %"), (0.01, "0.010 %"), (52.21, "52.2 %")] {
         assert_eq!(percent(value), text);
     }
-    assert_eq!(share(1, 0), 0.0);
+    assert_eq!((share(1, 0), share(1, 4)), (None, Some(25.0)));
+    assert_eq!((percent_of(0, 0), percent_of(0, 9)), ("–".into(), "0 %".into()));
 }
 
 #[test]

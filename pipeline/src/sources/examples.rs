@@ -30,7 +30,7 @@ pub struct SourceExample {
     /// What is to come out, position by position.
     pub targets: Vec<Option<u16>>,
     /// Positions that count.
-    pub length: usize,
+    pub length: u16,
     /// The source's own name for it.
     pub id: Option<String>,
     /// The set it counts towards.
@@ -48,12 +48,7 @@ impl SourceExample {
     /// It as a row of a split, once it was padded.
     #[must_use]
     pub fn example(&self) -> Example<'_> {
-        Example {
-            input_ids: &self.input_ids,
-            targets: &self.targets,
-            // No row is longer, so that such an example has a complaint.
-            length: u16::try_from(self.length).unwrap_or(u16::MAX),
-        }
+        Example { input_ids: &self.input_ids, targets: &self.targets, length: self.length }
     }
 }
 
@@ -169,6 +164,9 @@ fn parse(line: &[u8]) -> Result<SourceExample, (&'static str, String)> {
     if length > input_ids.len() {
         return invalid(format!("length {length}, expected at most {}, its positions", input_ids.len()));
     }
+    let Ok(length) = u16::try_from(length) else {
+        return invalid(format!("{length} positions that count, expected at most {}", u16::MAX));
+    };
     let mut checked = Vec::with_capacity(targets.len());
     for (position, target) in targets.into_iter().enumerate() {
         checked.push(match target.filter(|&target| target != IGNORED) {

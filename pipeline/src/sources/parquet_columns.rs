@@ -71,7 +71,8 @@ fn place(
         return Err(wrong(format!("a list of {}", leaf.physical_type())));
     }
     match meaning(leaf) {
-        Ok(Meaning::Text) => Ok(Some(index)),
+        // A column of nothing but nulls says so instead of its type: its rows have no text, as any null has none.
+        Ok(Meaning::Text | Meaning::Null) => Ok(Some(index)),
         Ok(_) if !text => Ok(Some(index)),
         Ok(_) => Err(wrong(format!("values of type {}", described(leaf)))),
         Err(found) => Err(wrong(found)),

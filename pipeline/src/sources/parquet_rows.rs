@@ -285,7 +285,7 @@ impl Column {
     }
 
     fn skip(&mut self, rows: u64) -> Result<(), ParquetError> {
-        let rows = usize::try_from(rows).unwrap_or(usize::MAX);
+        let rows = usize::try_from(rows).map_err(|_| too_few_rows())?;
         let skipped = with_values!(&mut self.values, reader, _room => reader.skip_records(rows)?);
         if skipped == rows { Ok(()) } else { Err(too_few_rows()) }
     }

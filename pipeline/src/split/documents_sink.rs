@@ -12,7 +12,7 @@ use xlstm_manifests::safe_path::SafePath;
 
 use super::journal::{Snapshot, Trees, document_leaf};
 use super::tally::{Counted, InputMeta};
-use super::{Sink, SplitError, SplitSpec, TokenizedDocument};
+use super::{Sink, SplitError, SplitSpec, TokenizedDocument, narrow};
 
 /// The table of domains beside PALOMA's shards.
 const DOMAINS_NAME: &str = "domains.csv";
@@ -36,15 +36,14 @@ pub(super) struct DocumentsSink {
 }
 
 impl DocumentsSink {
-    pub(super) fn new(folder: &Path, spec: &SplitSpec, last: Option<&Snapshot>) -> Self {
-        Self {
+    pub(super) fn new(folder: &Path, spec: &SplitSpec, last: Option<&Snapshot>) -> Result<Self, SplitError> {
+        Ok(Self {
             folder: folder.into(),
-            // `identity::check` refuses a manifest with longer windows.
-            window: u16::try_from(spec.packing.row_length).unwrap_or(u16::MAX),
+            window: narrow(spec.packing.row_length, "tokens in a window")?,
             source: String::new(),
             open: None,
             trees: last.map(|snapshot| snapshot.trees.clone()).unwrap_or_default(),
-        }
+        })
     }
 }
 
@@ -94,20 +93,21 @@ impl Sink for DocumentsSink {
             SplitError::Limit(format!("more than 4,294,967,295 documents in source `{}`", open.source))
         })?;
         open.tokens += length;
-        let domain =
-            document.set.and_then(|set| set.split_once('/')).map_or(self.source.as_str(), |(_, d)| d);
+        let meta = document.meta;
+        let set = meta.set.as_deref().and_then(|set| set.split_once('/'));
+        let domain = set.map_or(self.source.as_str(), |(_, domain)| domain);
         open.writer.push(Document {
             ids: document.ids.to_vec(),
             source: open.source.clone(),
             domain: domain.to_owned(),
-            id: document.id.map(str::to_owned),
-            bytes: document.bytes,
-            chars: document.chars,
-            words: document.words,
-            truncated: document.truncated,
+            id: meta.id.clone(),
+            bytes: meta.bytes,
+            chars: meta.chars,
+            words: meta.words,
+            truncated: meta.truncated,
             input,
-            record: document.record,
-            digest: document.digest,
+            record: meta.record,
+            digest: meta.digest,
             license,
             record_source,
         })?;

@@ -11,7 +11,7 @@ use xlstm_manifests::spans::{self, Span};
 use super::journal::{Snapshot, Trees, document_leaf};
 use super::packed_sink::shard_name;
 use super::tally::Counted;
-use super::{Sink, SplitError, SplitSpec, TokenizedDocument};
+use super::{Sink, SplitError, SplitSpec, TokenizedDocument, narrow};
 
 /// The shard being written.
 struct Open {
@@ -32,21 +32,20 @@ pub(super) struct ExamplesSink {
 }
 
 impl ExamplesSink {
-    pub(super) fn new(folder: &Path, spec: &SplitSpec, last: Option<&Snapshot>) -> Self {
+    pub(super) fn new(folder: &Path, spec: &SplitSpec, last: Option<&Snapshot>) -> Result<Self, SplitError> {
         let trees = last.map(|snapshot| snapshot.trees.clone()).unwrap_or_default();
         let rows_per_shard = spec.packing.rows_per_shard.unwrap_or(u64::MAX).max(1);
         // Finished shards of a split that goes on are full.
-        let shard = usize::try_from(trees.tokens.leaves() / rows_per_shard).unwrap_or(usize::MAX);
-        Self {
+        let shard = narrow(trees.tokens.leaves() / rows_per_shard, "shards")?;
+        Ok(Self {
             folder: folder.into(),
-            // A longer row has no example without a complaint.
-            row_length: u16::try_from(spec.packing.row_length).unwrap_or(u16::MAX),
+            row_length: narrow(spec.packing.row_length, "positions in a row")?,
             vocabulary_size: spec.tokenizer.vocabulary_size,
             rows_per_shard,
             shard,
             open: None,
             trees,
-        }
+        })
     }
 }
 
@@ -58,7 +57,8 @@ impl Sink for ExamplesSink {
         length: u64,
     ) -> Result<(), SplitError> {
         let Counted { input, set, license, source } = counted;
-        let record = document.record;
+        let meta = document.meta;
+        let record = meta.record;
         let refused =
             |(expected, found): (String, String)| SplitError::Example { input, record, expected, found };
         let example = document.example.ok_or_else(|| refused(("an example".into(), "a text".into())))?;
@@ -84,10 +84,10 @@ impl Sink for ExamplesSink {
             row,
             offset: 0,
             length,
-            bytes: document.bytes,
+            bytes: meta.bytes,
             set,
-            digest: document.digest,
-            id: document.id.map(str::to_owned),
+            digest: meta.digest,
+            id: meta.id.clone(),
             license,
             source,
         });

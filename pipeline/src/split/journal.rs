@@ -121,7 +121,7 @@ impl Journal {
 
     /// Appends a line and makes it durable.
     pub(super) fn append(&mut self, snapshot: &Snapshot) -> Result<(), SplitError> {
-        let mut line = serde_json::to_vec(snapshot).map_err(std::io::Error::other)?;
+        let mut line = serde_json::to_vec(snapshot).map_err(ContractError::internal)?;
         line.push(b'\n');
         self.file.write_all(&line)?;
         self.file.sync_data()?;
@@ -130,7 +130,7 @@ impl Journal {
 }
 
 fn write_header(file: &mut fs_err::File, header: &Header) -> Result<(), SplitError> {
-    let mut line = serde_json::to_vec(header).map_err(std::io::Error::other)?;
+    let mut line = serde_json::to_vec(header).map_err(ContractError::internal)?;
     line.push(b'\n');
     file.seek(SeekFrom::Start(0))?;
     file.write_all(&line)?;
@@ -151,5 +151,5 @@ fn parse<'a, T: Deserialize<'a>>(path: &Path, line: &'a [u8]) -> Result<T, Split
 
 /// A document is what its leaf covers, wherever it is stored.
 pub(super) fn document_leaf(input: u32, document: &TokenizedDocument<'_>, length: u64) -> Sha256Digest {
-    xlstm_manifests::spans::document_leaf(input, document.record, length, &document.digest)
+    xlstm_manifests::spans::document_leaf(input, document.meta.record, length, &document.meta.digest)
 }

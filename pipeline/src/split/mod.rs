@@ -8,205 +8,38 @@
 //! stream order; the bytes written depend on nothing else. After a kill the builder takes up the state of
 //! the last journal line and asks, through [`SplitBuilder::cursor`], to be fed again from there.
 
+mod document;
 mod documents_sink;
+mod error;
 mod examples_sink;
+mod folder;
 mod journal;
 mod packed_sink;
+mod spec;
 mod tally;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use xlstm_manifests::atomic::{self, FolderLock};
-use xlstm_manifests::checksums;
-use xlstm_manifests::examples::Example;
-use xlstm_manifests::manifest::FORMAT;
 use xlstm_manifests::manifest::{
-    FileRecord, Layout, MANIFEST_NAME, Manifest, Packing, Part, Selection, SetTotals, Shard, Source,
-    Tokenizer, Tool,
+    FORMAT, FileRecord, Layout, MANIFEST_NAME, Manifest, SetTotals, Shard, Tool,
 };
-use xlstm_manifests::safe_path::SafePath;
-use xlstm_manifests::{
-    Dataset, Error as ContractError, Sha256Digest, canonical, identity, origin, printable,
-};
+use xlstm_manifests::{Sha256Digest, identity};
 
+pub use document::{DocumentMeta, TokenizedDocument};
 use documents_sink::DocumentsSink;
+pub use error::SplitError;
 use examples_sink::ExamplesSink;
+use folder::{LOCK_NAME, discard, finish_up, finished, remove_lock, remove_strays};
 use journal::{Journal, Snapshot, Trees};
 use packed_sink::PackedSink;
+pub use spec::SplitSpec;
 use tally::Counted;
 pub use tally::{InputMeta, Tally};
 
 /// Folder for what a run in progress needs, below the split's folder.
 pub const WORK_FOLDER: &str = ".work";
-
-/// The file in it that a run holds.
-const LOCK_NAME: &str = "lock";
-
-/// Why a split could not be built.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SplitError {
-    /// A file of the dataset could not be written, or is not what it should be.
-    #[error(transparent)]
-    Contract(#[from] ContractError),
-    /// The folder holds another dataset, or an unfinished run with other settings.
-    #[error("`{folder}` holds {found}, which differs in {differs}; use another --out, or --restart to discard it", folder = printable::path(folder))]
-    OtherRun {
-        /// The split's folder.
-        folder: PathBuf,
-        /// What was found there.
-        found: &'static str,
-        /// Which settings differ.
-        differs: String,
-    },
-    /// A limit of the format.
-    #[error("{0}")]
-    Limit(String),
-    /// An example that its split cannot hold.
-    #[error(
-        "record {record} of input {input}: expected {expected}, found {found}; correct the example and prepare again"
-    )]
-    Example {
-        /// Index of its input.
-        input: u32,
-        /// Record number in that input.
-        record: u64,
-        /// What an example of this split has.
-        expected: String,
-        /// What this one has.
-        found: String,
-    },
-    /// The feeder broke its promise on resumption: a source changed, or a fault of ours.
-    #[error(
-        "the run cannot go on from its journal: expected record {record} of input {input}, found {found}; \
-         an input changed since the run began: use --restart"
-    )]
-    Resume {
-        /// Input index of the journal's cursor.
-        input: u32,
-        /// Record number of the journal's cursor.
-        record: u64,
-        /// What came instead.
-        found: String,
-    },
-}
-
-impl From<std::io::Error> for SplitError {
-    fn from(error: std::io::Error) -> Self {
-        Self::Contract(error.into())
-    }
-}
-
-/// Everything about a split that is known before its first document.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SplitSpec {
-    /// `train`, `validation`, `test`, `val`.
-    pub split: String,
-    /// Packed rows, documents or examples.
-    pub layout: Layout,
-    /// Where documents come from.
-    pub source: Source,
-    /// Which documents are asked for.
-    pub selection: Selection,
-    /// The tokenizer.
-    pub tokenizer: Tokenizer,
-    /// How tokens become rows.
-    pub packing: Packing,
-    /// This task's part of the whole, if it is one.
-    pub part: Option<Part>,
-    /// Digest of all of the above and the input list.
-    pub plan: Sha256Digest,
-    /// Digest of the same plan with `--on-bad-record fail`, where this one skips: an unfinished run of that one has met
-    /// no bad record in what it stored, so this one goes on from it.
-    pub plan_without_skip: Option<Sha256Digest>,
-}
-
-impl SplitSpec {
-    /// The digest that binds parts and resumed runs together: settings and input list, not the part.
-    ///
-    /// # Errors
-    /// When a number has no canonical form.
-    pub fn plan_digest(&self, inputs: &impl Serialize) -> Result<Sha256Digest, SplitError> {
-        self.digest_with(&self.selection, inputs)
-    }
-
-    /// Sets `plan` and `plan_without_skip`.
-    ///
-    /// # Errors
-    /// As [`Self::plan_digest`].
-    pub fn seal(&mut self, inputs: &impl Serialize) -> Result<(), SplitError> {
-        self.plan = self.plan_digest(inputs)?;
-        let failing = Selection { on_bad_record: "fail".into(), ..self.selection.clone() };
-        let skips = self.selection != failing;
-        self.plan_without_skip = if skips { Some(self.digest_with(&failing, inputs)?) } else { None };
-        Ok(())
-    }
-
-    fn digest_with(
-        &self,
-        selection: &Selection,
-        inputs: &impl Serialize,
-    ) -> Result<Sha256Digest, SplitError> {
-        let plan = serde_json::json!({
-            "split": self.split, "layout": self.layout, "source": self.source, "selection": selection,
-            "tokenizer": self.tokenizer, "packing": self.packing, "inputs": inputs,
-        });
-        let bytes = canonical::to_canonical_bytes(&plan).map_err(std::io::Error::other)?;
-        Ok(Sha256Digest::of(&bytes))
-    }
-}
-
-/// A document as the builder takes it.
-#[derive(Debug, Clone, Copy)]
-pub struct TokenizedDocument<'a> {
-    /// Record number in the current input.
-    pub record: u64,
-    /// Tokens, no separator.
-    pub ids: &'a [u16],
-    /// UTF-8 bytes of its text.
-    pub bytes: u64,
-    /// Unicode scalar values of its text.
-    pub chars: u64,
-    /// Pieces between runs of white space.
-    pub words: u64,
-    /// SHA-256 of its text.
-    pub digest: Sha256Digest,
-    /// The set it counts towards.
-    pub set: Option<&'a str>,
-    /// The source's own name for it.
-    pub id: Option<&'a str>,
-    /// The license that it carries itself.
-    pub license: Option<&'a str>,
-    /// Where it says that it is from.
-    pub source: Option<&'a str>,
-    /// Whether its source cut it.
-    pub truncated: bool,
-    /// What stands beside `ids` in a split of examples.
-    pub example: Option<Example<'a>>,
-}
-
-impl<'a> TokenizedDocument<'a> {
-    /// An example as a document: all its positions are tokens, it has no text, and its digest is its own.
-    #[must_use]
-    pub fn of_example(record: u64, example: Example<'a>, set: Option<&'a str>, id: Option<&'a str>) -> Self {
-        Self {
-            record,
-            ids: example.input_ids,
-            bytes: 0,
-            chars: 0,
-            words: 0,
-            digest: example.digest(),
-            set,
-            id,
-            license: None,
-            source: None,
-            truncated: false,
-            example: Some(example),
-        }
-    }
-}
 
 /// Where to feed a builder from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -255,12 +88,20 @@ trait Sink {
     }
 }
 
-fn sink(folder: &Path, spec: &SplitSpec, last: Option<&Snapshot>) -> Box<dyn Sink> {
-    match spec.layout {
-        Layout::Packed => Box::new(PackedSink::new(folder, spec, last)),
-        Layout::Documents => Box::new(DocumentsSink::new(folder, spec, last)),
-        Layout::Examples => Box::new(ExamplesSink::new(folder, spec, last)),
-    }
+fn sink(folder: &Path, spec: &SplitSpec, last: Option<&Snapshot>) -> Result<Box<dyn Sink>, SplitError> {
+    Ok(match spec.layout {
+        Layout::Packed => Box::new(PackedSink::new(folder, spec, last)?),
+        Layout::Documents => Box::new(DocumentsSink::new(folder, spec, last)?),
+        Layout::Examples => Box::new(ExamplesSink::new(folder, spec, last)?),
+    })
+}
+
+/// A number of the format in a narrower type; more than that is a limit of the format or of this machine.
+fn narrow<T, U: TryFrom<T>>(value: T, what: &str) -> Result<U, SplitError>
+where
+    T: Copy + std::fmt::Display,
+{
+    U::try_from(value).map_err(|_| SplitError::Limit(format!("{value} {what}: more than can be stored here")))
 }
 
 /// What the builder is waiting for.
@@ -318,7 +159,7 @@ impl SplitBuilder {
             last = Some(snapshot);
         }
         remove_strays(folder, &shards)?;
-        let sink = sink(folder, &spec, last.as_ref());
+        let sink = sink(folder, &spec, last.as_ref())?;
         Ok(Opened::Building(Box::new(Self {
             folder: folder.into(),
             spec,
@@ -369,7 +210,7 @@ impl SplitBuilder {
         if self.sink.begins_shard(&meta)
             && let Some(shard) = self.sink.close(self.shards.len())?
         {
-            let cursor = Cursor { input: self.tally.next_input(), record: 0, stored_tokens: None };
+            let cursor = Cursor { input: self.tally.next_input()?, record: 0, stored_tokens: None };
             self.note_shard(shard, cursor)?;
         }
         self.tally.begin_input(meta)
@@ -402,9 +243,9 @@ impl SplitBuilder {
         stored: u64,
     ) -> Result<(), SplitError> {
         let length = document.ids.len() as u64 + u64::from(self.spec.packing.append_end_of_text);
-        if document.record != self.cursor.record || stored > length {
+        if document.meta.record != self.cursor.record || stored > length {
             let Cursor { input, record, .. } = self.cursor;
-            let found = format!("record {} of {length} tokens", document.record);
+            let found = format!("record {} of {length} tokens", document.meta.record);
             return Err(SplitError::Resume { input, record, found });
         }
         self.store(document, stored)
@@ -412,12 +253,12 @@ impl SplitBuilder {
 
     /// Stores the tokens of `document` from number `from` on, finishing shards as they fill.
     fn store(&mut self, document: &TokenizedDocument<'_>, from: u64) -> Result<(), SplitError> {
-        let mut from = usize::try_from(from).unwrap_or(usize::MAX);
+        let mut from: usize = narrow(from, "tokens of a document")?;
         while let Some(stored) = self.sink.store(document, from)? {
             from = stored;
             let Some(shard) = self.sink.close(self.shards.len())? else { continue };
-            let input = self.tally.current_input();
-            let cursor = Cursor { input, record: document.record, stored_tokens: Some(stored as u64) };
+            let input = self.tally.current_input()?;
+            let cursor = Cursor { input, record: document.meta.record, stored_tokens: Some(stored as u64) };
             self.note_shard(shard, cursor)?;
             // The document goes on at once; only a run that takes this one up must be fed it again.
             self.cursor.stored_tokens = None;
@@ -478,107 +319,4 @@ impl SplitBuilder {
         finish_up(&self.folder, &manifest)?;
         Ok(manifest)
     }
-}
-
-/// The finished split in `folder`, if it is the one that `spec` asks for.
-fn finished(folder: &Path, spec: &SplitSpec) -> Result<Manifest, SplitError> {
-    let manifest = Manifest::load(folder)?;
-    match differences(folder, spec, &manifest) {
-        None => Ok(manifest),
-        Some(differs) => {
-            Err(SplitError::OtherRun { folder: folder.into(), found: "a finished dataset", differs })
-        }
-    }
-}
-
-/// Removes the work folder if it holds nothing but the lock. What cannot be removed stays, which costs nothing.
-fn remove_lock(work: &Path) {
-    let alone = fs_err::read_dir(work).is_ok_and(|entries| entries.count() == 1);
-    if alone && fs_err::remove_file(work.join(LOCK_NAME)).is_ok() {
-        let _ = fs_err::remove_dir(work);
-    }
-}
-
-/// Writes the checksums, which close a split, and removes what only a run in progress needs.
-fn finish_up(folder: &Path, manifest: &Manifest) -> Result<(), SplitError> {
-    let path = folder.join(checksums::CHECKSUMS_NAME);
-    if !path.exists() {
-        let mut files: BTreeMap<SafePath, Sha256Digest> =
-            manifest.data_files().map(|file| (file.path.clone(), file.sha256)).collect();
-        files.insert(SafePath::new(MANIFEST_NAME)?, Sha256Digest::of(&manifest.to_bytes()?));
-        atomic::write_atomic(&path, checksums::render(&files).as_bytes())?;
-    }
-    match fs_err::remove_dir_all(folder.join(WORK_FOLDER)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-        _ => Ok(()),
-    }
-}
-
-/// Removes a split, finished or not, keeping the lock that the caller holds.
-fn discard(folder: &Path) -> Result<(), SplitError> {
-    for name in [MANIFEST_NAME, checksums::CHECKSUMS_NAME] {
-        match fs_err::remove_file(folder.join(name)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-    }
-    match fs_err::remove_file(folder.join(WORK_FOLDER).join(journal::JOURNAL_NAME)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
-    remove_strays(folder, &[])
-}
-
-/// Removes shards that the journal does not know and files that a kill left half-written.
-fn remove_strays(folder: &Path, shards: &[Shard]) -> Result<(), SplitError> {
-    let known: Vec<&str> =
-        shards.iter().flat_map(|shard| [shard.file.path.as_str(), shard.companion.path.as_str()]).collect();
-    for entry in fs_err::read_dir(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        let ours =
-            ["shard-", "spans-", "documents-", "windows-"].iter().any(|prefix| name.starts_with(prefix))
-                && name.ends_with(".arrow");
-        if (ours && !known.contains(&name)) || name.ends_with(atomic::PARTIAL_SUFFIX) {
-            fs_err::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// Manifests of before `id_field` was recorded do not say where their ids are from: what they have decides.
-fn same_selection(folder: &Path, asked: &Selection, manifest: &Manifest) -> bool {
-    let mut found = manifest.selection.clone();
-    if found.id_field.is_none() && asked.id_field.is_some() && has_ids(folder) {
-        found.id_field.clone_from(&asked.id_field);
-    }
-    *asked == found
-}
-
-/// Whether a document of the packed split in `folder` has a name of its own.
-fn has_ids(folder: &Path) -> bool {
-    let Ok(dataset) = Dataset::open_part(folder) else { return false };
-    let shards = dataset.manifest().shards.len();
-    (0..shards)
-        .any(|shard| dataset.spans(shard).is_ok_and(|spans| spans.iter().any(|span| span.id.is_some())))
-}
-
-/// The settings in which a finished split differs from what is asked for, if any.
-fn differences(folder: &Path, spec: &SplitSpec, manifest: &Manifest) -> Option<String> {
-    let mut differs = Vec::new();
-    let mut check = |name: &str, same: bool| {
-        if !same {
-            differs.push(name.to_owned());
-        }
-    };
-    check("split", spec.split == manifest.split);
-    check("layout", spec.layout == manifest.layout);
-    check("source", spec.source == origin::normalized(&manifest.source));
-    check("selection", same_selection(folder, &spec.selection, manifest));
-    // The same behavior by another version of the library is the same.
-    check("tokenizer", identity::tokenizer(&spec.tokenizer) == identity::tokenizer(&manifest.tokenizer));
-    check("packing", spec.packing == manifest.packing);
-    check("part", spec.part == manifest.part);
-    (!differs.is_empty()).then(|| differs.join(", "))
 }

@@ -11,7 +11,7 @@ use xlstm_manifests::spans::{self, Span};
 
 use super::journal::{Snapshot, Trees, document_leaf};
 use super::tally::Counted;
-use super::{Sink, SplitError, SplitSpec, TokenizedDocument};
+use super::{Sink, SplitError, SplitSpec, TokenizedDocument, narrow};
 
 pub(super) struct PackedSink {
     folder: PathBuf,
@@ -32,10 +32,11 @@ pub(super) struct PackedSink {
 }
 
 impl PackedSink {
-    pub(super) fn new(folder: &Path, spec: &SplitSpec, last: Option<&Snapshot>) -> Self {
-        let row_length = spec.packing.row_length as usize;
+    pub(super) fn new(folder: &Path, spec: &SplitSpec, last: Option<&Snapshot>) -> Result<Self, SplitError> {
+        // The offset of a token in its row has 16 bits.
+        let row_length = usize::from(narrow::<_, u16>(spec.packing.row_length, "tokens in a row")?);
         let trees = last.map(|snapshot| snapshot.trees.clone()).unwrap_or_default();
-        Self {
+        Ok(Self {
             folder: folder.into(),
             row_length,
             separator: spec.tokenizer.end_of_text,
@@ -47,13 +48,14 @@ impl PackedSink {
             shard_tree: MerkleTree::new(),
             spans: Vec::new(),
             trees,
-        }
+        })
     }
 
-    /// Tokens that the shard being written still takes.
+    /// Tokens that the shard being written still takes, or as many as a slice can have.
     fn room(&self) -> usize {
-        let rows = usize::try_from(self.rows_per_shard - self.shard_rows).unwrap_or(usize::MAX);
-        rows.saturating_mul(self.row_length) - self.row
+        let rows = self.rows_per_shard - self.shard_rows;
+        let tokens = rows.saturating_mul(self.row_length as u64) - self.row as u64;
+        usize::try_from(tokens).unwrap_or(usize::MAX)
     }
 
     /// Puts the next rows of the shard into the trees.
@@ -65,8 +67,8 @@ impl PackedSink {
     }
 
     /// Number of finished shards: all of them are full.
-    fn finished_shards(&self) -> usize {
-        usize::try_from((self.rows - self.shard_rows) / self.rows_per_shard).unwrap_or(usize::MAX)
+    fn finished_shards(&self) -> Result<usize, SplitError> {
+        narrow((self.rows - self.shard_rows) / self.rows_per_shard, "shards")
     }
 
     /// Finishes the current shard, the split's number `index`.
@@ -115,18 +117,18 @@ impl Sink for PackedSink {
         length: u64,
     ) -> Result<(), SplitError> {
         let Counted { input, set, license, source } = counted;
+        let meta = document.meta;
         self.trees.documents.push(document_leaf(input, document, length));
         self.spans.push(Span {
             input,
-            record: document.record,
+            record: meta.record,
             row: self.rows,
-            // Less than a full row, which fits in 16 bits.
-            offset: u16::try_from(self.row).unwrap_or(u16::MAX),
+            offset: narrow(self.row, "tokens in a row")?,
             length,
-            bytes: document.bytes,
+            bytes: meta.bytes,
             set,
-            digest: document.digest,
-            id: document.id.map(str::to_owned),
+            digest: meta.digest,
+            id: meta.id.clone(),
             license,
             source,
         });
@@ -144,7 +146,7 @@ impl Sink for PackedSink {
             let writer = match &mut self.writer {
                 Some(writer) => writer,
                 None => {
-                    let path = self.folder.join(shard_name(self.finished_shards()));
+                    let path = self.folder.join(shard_name(self.finished_shards()?));
                     self.writer.insert(PackedWriter::create(&path, self.row_length, self.separator)?)
                 }
             };

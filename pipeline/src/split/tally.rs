@@ -157,13 +157,13 @@ impl Tally {
         &self.inputs
     }
 
-    pub(super) fn current_input(&self) -> u32 {
-        u32::try_from(self.inputs.len()).unwrap_or(u32::MAX)
+    pub(super) fn current_input(&self) -> Result<u32, SplitError> {
+        u32::try_from(self.inputs.len()).map_err(|_| too_many_inputs())
     }
 
     /// The input that begins after the current one (if one is open) has ended.
-    pub(super) fn next_input(&self) -> u32 {
-        self.current_input() + u32::from(self.open.is_some())
+    pub(super) fn next_input(&self) -> Result<u32, SplitError> {
+        self.current_input()?.checked_add(u32::from(self.open.is_some())).ok_or_else(too_many_inputs)
     }
 
     pub(super) fn begin_input(&mut self, meta: InputMeta) -> Result<(), SplitError> {
@@ -173,12 +173,10 @@ impl Tally {
                 return Ok(());
             }
             let found = format!("`{}` with SHA-256 {}", meta.path, meta.sha256);
-            return Err(SplitError::Resume { input: self.current_input(), record: 0, found });
+            return Err(SplitError::Resume { input: self.current_input()?, record: 0, found });
         }
         if self.inputs.len() >= u32::MAX as usize {
-            return Err(SplitError::Limit(
-                "more than 4,294,967,295 inputs: prepare them as several datasets".into(),
-            ));
+            return Err(too_many_inputs());
         }
         self.open = Some(Input {
             path: meta.path,
@@ -209,21 +207,27 @@ impl Tally {
         document: &TokenizedDocument<'_>,
         tokens: u64,
     ) -> Result<Counted, SplitError> {
-        let input = self.current_input();
+        let input = self.current_input()?;
+        let meta = document.meta;
         if let Some(open) = &mut self.open {
             open.counts.documents += 1;
-            open.counts.text_bytes += document.bytes;
+            open.counts.text_bytes += meta.bytes;
             open.counts.tokens += tokens;
         }
         self.totals.documents += 1;
-        self.totals.text_bytes += document.bytes;
+        self.totals.text_bytes += meta.bytes;
         self.totals.tokens += tokens;
-        let (bytes, licenses, sources) = (document.bytes, &mut self.licenses, &mut self.sources);
+        let (bytes, licenses, sources) = (meta.bytes, &mut self.licenses, &mut self.sources);
         Ok(Counted {
             input,
-            set: self.sets.count(document.set, bytes, tokens, ("sets", "--set-field"))?,
-            license: licenses.count(document.license, bytes, tokens, ("licenses", "--license-field"))?,
-            source: sources.count(document.source, bytes, tokens, ("sources", "--source-field"))?,
+            set: self.sets.count(meta.set.as_deref(), bytes, tokens, ("sets", "--set-field"))?,
+            license: licenses.count(
+                meta.license.as_deref(),
+                bytes,
+                tokens,
+                ("licenses", "--license-field"),
+            )?,
+            source: sources.count(meta.source.as_deref(), bytes, tokens, ("sources", "--source-field"))?,
         })
     }
 
@@ -237,4 +241,8 @@ impl Tally {
             totals: self.totals,
         }
     }
+}
+
+fn too_many_inputs() -> SplitError {
+    SplitError::Limit("more than 4,294,967,295 inputs: prepare them as several datasets".into())
 }

@@ -99,7 +99,7 @@ impl StreamedRows {
             examples::encode(
                 &example.input_ids,
                 example.targets.iter().copied(),
-                u16::try_from(example.length).unwrap_or(u16::MAX),
+                Self::length(&example)?,
                 &mut bytes,
             );
             Ok(merkle::leaf(&[&bytes]))
@@ -123,7 +123,13 @@ impl StreamedRows {
             ));
         }
         let input = self.starts.partition_point(|&start| start <= row) - 1;
-        Ok((u32::try_from(input).unwrap_or(u32::MAX), row - self.starts[input]))
+        let number = u32::try_from(input).map_err(Error::internal)?;
+        Ok((number, row - self.starts[input]))
+    }
+
+    /// Positions that count, as the format has them.
+    fn length(example: &Example) -> Result<u16> {
+        u16::try_from(example.length).map_err(Error::internal)
     }
 
     fn example(&self, row: u64) -> Result<Example> {
@@ -131,7 +137,7 @@ impl StreamedRows {
         let mut example = Example::default();
         self.generated
             .example(input, record, &mut example)
-            .map_err(|error| Error::Io(std::io::Error::other(format!("{error:#}"))))?;
+            .map_err(|error| Error::Internal(format!("row {row} cannot be made again: {error:#}")))?;
         Ok(example)
     }
 }
@@ -167,7 +173,7 @@ impl Rows for StreamedRows {
     fn documents_in_row(&self, row: u64) -> Result<Vec<Span>> {
         let (input, record) = self.place(row)?;
         let example = self.example(row)?;
-        let length = u16::try_from(example.length).unwrap_or(u16::MAX);
+        let length = Self::length(&example)?;
         let stored = Row { input_ids: &example.input_ids, targets: &example.targets, length };
         Ok(vec![Span {
             input,

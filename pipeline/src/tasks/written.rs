@@ -22,7 +22,9 @@ use xlstm_manifests::{Sha256Digest, canonical, printable};
 use super::streamed::has_no_shards;
 use super::{Example, Split, Task, check_examples};
 use crate::prepare::{Prepared, packing_of_examples, refuse};
-use crate::split::{Cursor, InputMeta, Opened, SplitBuilder, SplitError, SplitSpec, TokenizedDocument};
+use crate::split::{
+    Cursor, DocumentMeta, InputMeta, Opened, SplitBuilder, SplitError, SplitSpec, TokenizedDocument,
+};
 
 /// Samples of an input.
 const SHARE: u64 = 1 << 16;
@@ -208,7 +210,8 @@ impl<'a> TaskPlan<'a> {
             while written < share.examples {
                 let block = blocks.recv().context("a thread that makes samples ended early")??;
                 for (record, (example, digest)) in (block.start..).zip(&block.samples) {
-                    builder.document(&document(record, row(example), *digest))?;
+                    let meta = DocumentMeta::of_example(record, *digest);
+                    builder.document(&TokenizedDocument::of_example(&meta, row(example)))?;
                 }
                 written += block.samples.len() as u64;
                 self.remove_shards(builder.shards(), folder)?;
@@ -246,24 +249,6 @@ struct Block {
 /// A sample as the format has it. Rows that are too long for it are refused before the first sample.
 fn row(example: &Example) -> Row<'_> {
     Row { input_ids: &example.input_ids, targets: &example.targets, length: example.length as u16 }
-}
-
-/// As [`TokenizedDocument::of_example`], with the digest that another thread has computed.
-fn document<'a>(record: u64, example: Row<'a>, digest: Sha256Digest) -> TokenizedDocument<'a> {
-    TokenizedDocument {
-        record,
-        ids: example.input_ids,
-        license: None,
-        source: None,
-        bytes: 0,
-        chars: 0,
-        words: 0,
-        digest,
-        set: None,
-        id: None,
-        truncated: false,
-        example: Some(example),
-    }
 }
 
 /// All that decides the samples of a share.

@@ -142,7 +142,8 @@ fn first_document(corpus: &Corpus, position: u64, row_length: u64) -> Result<u64
 /// A document with the stream positions of its first token and after its last, separator included.
 fn stream_place(corpus: &Corpus, number: u64, row_length: u64) -> Result<(Meta, u64, u64), CommandError> {
     let meta = meta(corpus, number)?;
-    let (row, offset) = meta.place.unwrap_or_default();
+    let (row, offset) =
+        meta.place.ok_or_else(|| CommandError::Internal(format!("document {number} has no row")))?;
     let from = row * row_length + u64::from(offset);
     let to = from + meta.tokens + u64::from(corpus.manifest().packing.append_end_of_text);
     Ok((meta, from, to))
@@ -233,7 +234,7 @@ fn trace_token(
     let (shard, place) = corpus.place_of(number).ok_or_else(gone)?;
     let mut ids = Vec::new();
     corpus.shard(shard)?.read(place, &mut ids)?;
-    let index = usize::try_from(of_document).unwrap_or(usize::MAX);
+    let index = usize::try_from(of_document).map_err(|_| gone())?;
     let separator = index >= ids.len();
     let end_of_text = corpus.manifest().tokenizer.end_of_text;
     let id = ids.get(index).copied().unwrap_or(end_of_text);

@@ -34,7 +34,10 @@ pub(super) fn sample(corpus: &Corpus, report: &TraceReport) -> Result<Option<Sam
     let [document] = &report.documents[..] else { return Ok(None) };
     let made = generated(manifest).map_err(|error| CommandError::Usage(error.to_string()))?;
     let input = manifest.inputs.iter().position(|input| input.path.as_str() == document.input.path);
-    let input = input.and_then(|input| u32::try_from(input).ok()).unwrap_or(u32::MAX);
+    let input = input.and_then(|input| u32::try_from(input).ok());
+    let missing =
+        || CommandError::Internal(format!("input `{}` is not in the manifest", document.input.path));
+    let input = input.ok_or_else(missing)?;
     let mut example = Example::default();
     made.example(input, document.record, &mut example)
         .map_err(|error| CommandError::Usage(error.to_string()))?;

@@ -103,20 +103,25 @@ fn check_step(run: &Path, step: u64) -> Result<(), CommandError> {
     if let Some(steps) = steps.and_then(|steps| u64::try_from(steps).ok()).filter(|&steps| step > steps) {
         return refuse(format!("up to {steps}, the last of this run's recipe"));
     }
-    match last_recorded(folder) {
+    match last_recorded(folder)? {
         Some(last) if step > last => refuse(format!("up to {last}, the last that this run has recorded")),
         _ => Ok(()),
     }
 }
 
 /// The last step that metrics or a checkpoint show; `None` where neither is at hand.
-fn last_recorded(run: &Path) -> Option<u64> {
-    let metrics = fs_err::read_to_string(run.join(METRICS_NAME)).unwrap_or_default();
+fn last_recorded(run: &Path) -> Result<Option<u64>, CommandError> {
+    let metrics = match fs_err::read(run.join(METRICS_NAME)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        metrics => metrics?,
+    };
+    // A line that a kill has torn is no step.
+    let metrics = String::from_utf8_lossy(&metrics);
     let of_line = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?.get("step")?.as_u64();
     let checkpoints = fs_err::read_dir(run.join(CHECKPOINTS_NAME)).into_iter().flatten().flatten();
     let of_folder = |name: &str| name.strip_prefix("step-")?.parse::<u64>().ok();
     let saved = checkpoints.filter_map(|entry| of_folder(entry.file_name().to_str()?));
-    metrics.lines().filter_map(of_line).chain(saved).max()
+    Ok(metrics.lines().filter_map(of_line).chain(saved).max())
 }
 
 /// Runs the command: the report goes to `out`.

@@ -8,7 +8,8 @@ use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use tempfile::TempDir;
 use xlstm_pipeline::hub::{
-    FetchedFile, Hub, HubConfig, HubError, Listing, RemoteFile, RetryPolicy, SilentObserver, Token,
+    FetchedFile, FileRequest, Hub, HubConfig, HubError, Listing, RemoteFile, RetryPolicy, SilentObserver,
+    Token,
 };
 
 use super::LoopbackHub;
@@ -94,7 +95,11 @@ impl Client {
     pub fn download(&self, path: &str) -> Result<FetchedFile, HubError> {
         let (file, destination) = (self.file(path), self.destination(path));
         let cancel = AtomicBool::new(false);
-        self.hub.download(REPOSITORY, &self.sha, &file, &destination, &SilentObserver, &cancel)
+        self.hub.download(
+            &FileRequest { repository: REPOSITORY, sha: &self.sha, file: &file, destination: &destination },
+            &SilentObserver,
+            &cancel,
+        )
     }
 }
 

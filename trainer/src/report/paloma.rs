@@ -44,7 +44,7 @@ impl Domain<'_> {
     }
 
     fn contamination(&self) -> Option<f64> {
-        self.overlap.map(|set| share(set.documents_hit, set.documents))
+        self.overlap.and_then(|set| share(set.documents_hit, set.documents))
     }
 }
 

@@ -111,7 +111,8 @@ impl Paths {
     }
 
     fn all(&self) -> u32 {
-        u32::try_from((1u64 << self.0.len()) - 1).unwrap_or(u32::MAX)
+        // One bit each, of at most 32.
+        self.0.iter().fold(0, |bits, _| bits << 1 | 1)
     }
 }
 

@@ -1,0 +1,126 @@
+//! Which files are inputs, and under which names.
+
+use xlstm_tests::corpus;
+use xlstm_tests::program::{assert_same_files, data_command, run};
+
+use super::*;
+
+#[cfg(unix)]
+#[test]
+fn links_are_followed_under_their_own_names() {
+    use std::os::unix::fs::symlink;
+    let place = Place::new(&[("real.txt", b"a real file")]);
+    let elsewhere = place.path("elsewhere");
+    fs_err::create_dir_all(elsewhere.join("folder")).unwrap();
+    fs_err::write(elsewhere.join("blob0123"), "{\"text\":\"from a blob\"}\n").unwrap();
+    fs_err::write(elsewhere.join("folder/d.txt"), "in a linked folder").unwrap();
+    symlink("../elsewhere/blob0123", place.input().join("data.jsonl")).unwrap();
+    symlink("../elsewhere/folder", place.input().join("folder")).unwrap();
+    place.prepare(&[]).success();
+    assert_eq!(place.names(), ["data.jsonl", "folder/d.txt", "real.txt"]);
+    data(["audit", text(&place.path("out")), "--deep", "all"]).success();
+    // A link by its name, also where the file it leads to has no known ending.
+    let named = Place::new(&[]);
+    named.prepare_from(&place.input().join("data.jsonl"), &[]).success();
+    assert_eq!(named.names(), ["data.jsonl"]);
+    data(["audit", text(&named.path("out")), "--deep", "all"]).success();
+    let trace = data(["trace", text(&named.split()), "--document", "0", "--token", "0"]).success();
+    assert_says(&trace, &["digest and text agree"]);
+    // In a circle, and to nowhere.
+    symlink(".", place.input().join("loop")).unwrap();
+    assert_says(&place.prepare(&["--restart"]).failure(1), &["in/loop", "symbolic link back to"]);
+    fs_err::remove_file(place.input().join("loop")).unwrap();
+    symlink("../nowhere", place.input().join("broken.txt")).unwrap();
+    assert_says(&place.prepare(&["--restart"]).failure(1), &["in/broken.txt", "leads nowhere"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_passed_over_is_said_and_legal_names_are_read() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let place = Place::new(&[
+        ("1:intro.md", b"intro"),
+        ("a\\b.txt", b"backslash"),
+        ("c:notes.txt", b"a drive, on another system"),
+        (".hidden.txt", b"hidden"),
+        ("x.csv", b"1,2"),
+        ("y.csv", b"3,4"),
+        ("q.jsonl.xz", b"xz"),
+        ("Makefile", b"all:"),
+        ("z.txt.gz", &corpus::gzip_members(b"zipped text", 1)),
+        ("w.MD.zst", &corpus::zstd_frames(b"frames of text", 2)),
+    ]);
+    let fifo = place.input().join("pipe.jsonl");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let ran = place.prepare(&[]);
+    assert_says(
+        &ran.stderr,
+        &[
+            "passed over",
+            "4 files of other endings (.csv 2, .xz 1, none 1)",
+            "1 hidden",
+            "1 that are not regular",
+        ],
+    );
+    ran.success();
+    assert_eq!(place.names(), ["1:intro.md", "a\\b.txt", "c:notes.txt", "w.MD.zst", "z.txt.gz"]);
+    assert_eq!(
+        place.texts(),
+        ["intro", "backslash", "a drive, on another system", "frames of text", "zipped text"]
+    );
+    let formats: Vec<_> = place.manifest().inputs.into_iter().map(|input| input.format).collect();
+    assert_eq!(formats, ["text", "text", "text", "text.zst", "text.gz"]);
+    data(["audit", text(&place.path("out")), "--deep", "all"]).success();
+    // A pipe that is named would be waited for without end.
+    let named = Place::new(&[]);
+    assert_says(&named.prepare_from(&fifo, &[]).failure(1), &["pipe.jsonl", "not a regular file"]);
+    for (name, reason) in [(&b"a\nb.txt"[..], "control character"), (b"caf\xe9.txt", "not UTF-8")] {
+        let place = Place::new(&[]);
+        fs_err::write(place.input().join(std::ffi::OsStr::from_bytes(name)), "x").unwrap();
+        let error = place.prepare(&[]).failure(1);
+        assert_says(
+            &error,
+            &[reason, "rename the file", if name[0] == b'a' { "a\\nb.txt" } else { "caf\u{fffd}.txt" }],
+        );
+    }
+}
+
+#[test]
+fn a_folder_with_its_own_output_is_the_same_input_again() {
+    let place =
+        Place::new(&[("a.jsonl", b"{\"text\":\"one two\"}\n"), ("b.jsonl", b"{\"text\":\"three\"}\n")]);
+    let here = |out: &str, more: &[&str]| {
+        let arguments = ["prepare", "local", ".", "--out", out, "--quiet"];
+        run(data_command(arguments.into_iter().chain(more.iter().copied())).current_dir(place.input()))
+    };
+    here("out", &[]).success();
+    assert!(here("out", &[]).success().contains("was finished before"));
+    let ran = here("other", &[]);
+    assert_says(&ran.stderr, &["what this program wrote (`out/train`)"]);
+    ran.success();
+    here(".", &[]).success();
+    assert!(here(".", &[]).success().contains("was finished before"));
+    assert_same_files(&place.input().join("out/train"), &place.input().join("other/train"));
+    assert_same_files(&place.input().join("out/train"), &place.input().join("train"));
+    let named = Place::new(&[]);
+    let error = named.prepare_from(&place.input().join("out/train"), &[]).failure(1);
+    assert_says(&error, &["is a prepared split", "no inputs"]);
+}
+
+#[test]
+fn a_lock_files_git_packages_are_mentioned() {
+    let folder = tempfile::tempdir().unwrap();
+    let lock = folder.path().join("Cargo.lock");
+    fs_err::write(
+        &lock,
+        "version = 4\n\n[[package]]\nname = \"forked\"\nversion = \"1.0.0\"\nsource = \"git+https://example.org/x#1\"\n\n\
+         [[package]]\nname = \"ours\"\nversion = \"0.1.0\"\n",
+    )
+    .unwrap();
+    let out = folder.path().join("out");
+    let ran = data(["prepare", "crates", "--lockfile", text(&lock), "--out", text(&out), "--quiet"]);
+    assert_says(
+        &ran.stderr,
+        &["1 packages from git repositories", "forked 1.0.0", "1 packages of the workspace"],
+    );
+}
