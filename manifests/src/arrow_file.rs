@@ -196,7 +196,7 @@ impl ArrowFile {
     }
 }
 
-/// Where rows lie when a file's rows are numbered across its batches.
+/// Where rows are when a file's rows are numbered across its batches.
 #[derive(Debug)]
 pub(crate) struct RowStarts(Vec<usize>);
 
@@ -254,7 +254,7 @@ impl MappedRows {
 }
 
 /// Rows of a batch, or values of a column in it, that no file of ours comes near.
-const MOST_ROWS: i64 = 1 << 40;
+const MAX_ROWS: i64 = 1 << 40;
 
 /// Refuses a batch whose description names bytes that it does not have: the decoder takes them for granted.
 fn check_buffers(path: &Path, data: &[u8], block: &Block) -> Result<()> {
@@ -275,7 +275,7 @@ fn check_buffers(path: &Path, data: &[u8], block: &Block) -> Result<()> {
     let Some(batch) = message.header_as_record_batch() else {
         return damaged("a message of another kind");
     };
-    // Values are read in place, so they must lie where the processor may read them.
+    // Values are read in place, so they must be aligned.
     let aligned = body.as_ptr().addr().is_multiple_of(8);
     let inside = |offset: i64, length: i64| {
         let end = usize::try_from(offset).ok().zip(usize::try_from(length).ok());
@@ -287,7 +287,7 @@ fn check_buffers(path: &Path, data: &[u8], block: &Block) -> Result<()> {
     if !aligned || batch.buffers().into_iter().flatten().any(|buffer| buffer.offset() % 8 != 0) {
         return damaged("one that is not aligned");
     }
-    let possible = |length: i64| (0..=MOST_ROWS).contains(&length);
+    let possible = |length: i64| (0..=MAX_ROWS).contains(&length);
     let nodes = batch.nodes().into_iter().flatten();
     let impossible = |length: i64, nulls: i64| !possible(length) || !(0..=length).contains(&nulls);
     if !possible(batch.length()) || nodes.into_iter().any(|node| impossible(node.length(), node.null_count()))

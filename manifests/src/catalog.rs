@@ -1,7 +1,7 @@
 //! The catalog: pinned datasets as data, in `catalog/*.toml`, part of the program.
 //!
-//! A profile says where a dataset lies (repository and revision on the Hub), how its files are laid out and
-//! read, what is to be expected of them, and who says what about its licence. A corpus that moves, as the
+//! A profile says where a dataset is (repository and revision on the Hub), how its files are laid out and
+//! read, what is to be expected of them, and who says what about its license. A corpus that moves, as the
 //! original SlimPajama did, is a new profile and no new code.
 //!
 //! Which files make up a split, and in which order, decides the token stream, so it is fixed here: the
@@ -98,7 +98,7 @@ pub struct Profile {
     /// What a user should know, a sentence or two each.
     #[serde(default)]
     pub notes: Vec<String>,
-    /// Who says what about the licence. Statements may contradict each other: all are recorded.
+    /// Who says what about the license. Statements may contradict each other: all are recorded.
     pub licences: Vec<Licence>,
     /// The splits.
     pub splits: Vec<Split>,
@@ -220,7 +220,7 @@ impl Profile {
         })
     }
 
-    /// The source whose files lie in `directory`.
+    /// The source whose files are in `directory`.
     #[must_use]
     pub fn source(&self, directory: &str) -> Option<&Source> {
         self.sources.iter().find(|source| source.directory == directory)

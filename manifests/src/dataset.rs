@@ -289,7 +289,7 @@ impl Dataset {
         let mut found = Vec::new();
         loop {
             let spans = self.spans(number)?;
-            // Spans lie in stream order: search for the first that ends after the row's start.
+            // Spans are in stream order: search for the first that ends after the row's start.
             let (mut low, mut high) = (0, spans.len());
             while low < high {
                 let middle = (low + high) / 2;

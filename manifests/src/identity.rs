@@ -12,7 +12,7 @@
 //! targets     only where they are stored: what is to be predicted is then part of the data
 //! ```
 //! Left out on purpose: names and places (repository, revision, paths: the bytes are what counts, and a
-//! mirror serves the same ones), shard size, licences, the engine's version, the tool, the task count.
+//! mirror serves the same ones), shard size, licenses, the engine's version, the tool, the task count.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -63,7 +63,7 @@ pub fn root(manifest: &Manifest) -> Result<Sha256Digest> {
     Ok(Sha256Digest::of(&bytes))
 }
 
-/// One digest of what pins a tokenizer's behaviour: equal where the same text gives the same ids.
+/// One digest of what pins a tokenizer's behavior: equal where the same text gives the same ids.
 #[must_use]
 pub fn tokenizer(tokenizer: &Tokenizer) -> Sha256Digest {
     Sha256Digest::of(tokenizer_value(tokenizer).to_string().as_bytes())

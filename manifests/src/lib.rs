@@ -6,7 +6,7 @@
 //! train/
 //!   manifest.json          what this is, where it came from, every digest and count   (module `manifest`)
 //!   shard-00000.arrow      rows, Arrow IPC, read in place through mmap                (modules `packed`, `examples`)
-//!   spans-00000.arrow      where each document that starts in shard 0 lies            (module `spans`)
+//!   spans-00000.arrow      where each document that starts in shard 0 is              (module `spans`)
 //!   manifest-sha256.txt    `sha256sum -c` accepts it                                  (module `checksums`)
 //! ```
 //!

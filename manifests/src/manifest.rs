@@ -84,11 +84,11 @@ pub struct Manifest {
     pub split: String,
     /// Packed rows, documents or examples.
     pub layout: Layout,
-    /// Where the documents come from, and under which licences.
+    /// Where the documents come from, and under which licenses.
     pub source: Source,
     /// Which of the source's documents were asked for.
     pub selection: Selection,
-    /// The tokenizer and what pins its behaviour.
+    /// The tokenizer and what pins its behavior.
     pub tokenizer: Tokenizer,
     /// How tokens became rows.
     pub packing: Packing,
@@ -132,7 +132,7 @@ pub struct Source {
     pub requested_revision: Option<String>,
     /// The commit that it stood for, 40 hex digits.
     pub resolved_revision: Option<String>,
-    /// What is said about the licence, and by whom. Statements can contradict each other: all are kept.
+    /// What is said about the license, and by whom. Statements can contradict each other: all are kept.
     pub licences: Vec<Licence>,
     /// Of generated data: name, version, parameters and seed of the generator, which stand for source files.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -155,7 +155,7 @@ pub struct Claim {
     pub claimed_by: String,
 }
 
-/// One statement about a licence.
+/// One statement about a license.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Licence {
@@ -205,7 +205,7 @@ pub struct Holdout {
     pub held_out: bool,
 }
 
-/// The tokenizer and what pins its behaviour.
+/// The tokenizer and what pins its behavior.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tokenizer {
@@ -223,7 +223,7 @@ pub struct Tokenizer {
     pub end_of_text: u16,
     /// What happens to text that spells a special token.
     pub special_tokens: String,
-    /// Digest of the ids of a fixed set of strings: catches a change of behaviour that file digests miss.
+    /// Digest of the ids of a fixed set of strings: catches a change of behavior that file digests miss.
     pub probe_sha256: Sha256Digest,
 }
 
@@ -338,7 +338,7 @@ pub struct Input {
     pub sha256: Sha256Digest,
     /// The digest that was published for it, which the content was checked against.
     pub declared: Option<Declared>,
-    /// Licence of this file where it carries its own.
+    /// License of this file where it carries its own.
     pub licence: Option<String>,
     /// What was read from it.
     pub counts: InputCounts,
@@ -380,7 +380,7 @@ pub struct Shard {
     pub file: FileRecord,
     /// Valid tokens; of examples all positions.
     pub tokens: u64,
-    /// Merkle root over this shard's rows or documents: stays when the file is compressed anew.
+    /// Merkle root over this shard's rows or documents: unchanged when the file is recompressed.
     pub tokens_root: Sha256Digest,
     /// Packed: spans of the documents that start in this shard. Examples: their spans. Documents: evaluation windows.
     pub companion: FileRecord,

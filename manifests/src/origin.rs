@@ -6,7 +6,7 @@
 //! (`prepare slimpajama --offline --from DIR`): it stands in `source.claimed`, and statements of a license are then
 //! quoted as claimed for these files.
 //!
-//! Manifests of before `claimed` was written say the same by what they lack: a repository without a resolved revision
+//! Manifests from before `claimed` existed say the same by what they lack: a repository without a resolved revision
 //! and without published digests was only ever named by the caller.
 
 use std::collections::BTreeMap;

@@ -70,7 +70,7 @@ pub fn tokens_leaves<'a>(rows: impl IntoIterator<Item = &'a [u16]>) -> Vec<Sha25
 
 fn little_endian(tokens: &[u16]) -> Cow<'_, [u8]> {
     if cfg!(target_endian = "little") {
-        // SAFETY: u16 has no padding and every byte of it is initialised; the length is in bytes.
+        // SAFETY: u16 has no padding and every byte of it is initialized; the length is in bytes.
         let bytes = unsafe { std::slice::from_raw_parts(tokens.as_ptr().cast::<u8>(), size_of_val(tokens)) };
         Cow::Borrowed(bytes)
     } else {
@@ -184,11 +184,20 @@ impl PackedWriter {
     /// # Errors
     /// When writing, fsync or the rename fails.
     pub fn finish(mut self) -> Result<(Written, Vec<Sha256Digest>)> {
+        self.end()?;
+        Ok((self.writer.finish()?, self.leaves))
+    }
+
+    /// Fills up a last row that was begun and writes all rows: [`Self::finish`] then only makes them durable. No row may
+    /// come afterwards.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn end(&mut self) -> Result<()> {
         if self.ids.len() > self.lengths.len() * self.row_length {
             self.end_row();
         }
-        self.flush()?;
-        Ok((self.writer.finish()?, self.leaves))
+        self.flush()
     }
 }
 

@@ -138,7 +138,7 @@ impl Rows for Dataset {
     }
 }
 
-/// A row is a context of its own: the separator stands before its first token, whatever the row before ends with.
+/// Each row is its own context: the separator precedes its first token, however the row before ends.
 /// Positions past the end of a short row have the separator as input, which is a known id, and no target.
 fn read_packed(row: Row<'_>, separator: u16, into: &mut Sequences) {
     let length = into.inputs.len() + row.ids.len();

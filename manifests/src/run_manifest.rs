@@ -77,7 +77,7 @@ pub struct DatasetRef {
     pub rows: u64,
     /// Tokens.
     pub tokens: u64,
-    /// Digest of what pins its tokenizer (`identity::tokenizer`); runs of before it was recorded have none.
+    /// Digest of what pins its tokenizer (`identity::tokenizer`); absent in older runs.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tokenizer_sha256: Option<Sha256Digest>,
 }
@@ -98,7 +98,7 @@ impl DatasetRef {
     }
 
     /// The folder that holds this dataset now, for a run in folder `run`: the recorded one, or else one in `more`, or below
-    /// the folder that the run lies in or the one above. Whatever has another root is passed over; `None` where there is none.
+    /// the run's parent folder or the one above. Datasets with another root are passed over; `None` where there is none.
     #[must_use]
     pub fn find(&self, run: &Path, more: &[PathBuf]) -> Option<PathBuf> {
         find_dataset(self.root, &self.path, run, more)
@@ -127,7 +127,7 @@ const SEARCH_DEPTH: usize = 3;
 const SEARCH_FOLDERS: usize = 4096;
 
 /// The folder of the dataset with this root: `recorded`, seen from the folder `run` and from the current one, or else a
-/// folder in `more`, or below the folder that `run` lies in or the one above.
+/// folder in `more`, or below the parent folder of `run` or the one above.
 #[must_use]
 pub fn find_dataset(root: Sha256Digest, recorded: &Path, run: &Path, more: &[PathBuf]) -> Option<PathBuf> {
     let here = [run.join(recorded), recorded.to_path_buf()];

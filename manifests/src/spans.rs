@@ -1,8 +1,8 @@
-//! Spans: where each document lies in the token stream. Stored, never inferred from separators.
+//! Spans: where each document is in the token stream. Stored, never inferred from separators.
 //!
 //! ```text
 //! input UInt32 · record UInt64      the source file (index into the manifest's inputs) and record in it
-//! row UInt64 · offset UInt16        where its first token lies: row of the whole split, token in the row
+//! row UInt64 · offset UInt16        where its first token is: row of the whole split, token in the row
 //! length UInt64                     its tokens, separator included
 //! bytes UInt64                      UTF-8 bytes of its text
 //! set UInt16?                       index into the manifest's sets
@@ -29,7 +29,7 @@ use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
 use crate::merkle;
 
-/// Where one document lies.
+/// Where one document is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
     /// Index into the manifest's inputs.

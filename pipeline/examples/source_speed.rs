@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use xlstm_pipeline::record::Step;
+use xlstm_pipeline::record::Entry;
 use xlstm_pipeline::sources::{self, Fields, Format};
 
 #[allow(clippy::print_stdout, reason = "its output is data")]
@@ -18,13 +18,13 @@ fn main() -> Result<()> {
     let started = Instant::now();
     let mut reader = sources::open(&path, Format::of(&path)?, &fields, 0)?;
     let (mut records, mut bad, mut text_bytes) = (0u64, 0u64, 0u64);
-    while let Some(step) = reader.next_step() {
+    while let Some(step) = reader.next_entry() {
         match step? {
-            Step::Record(record) => {
+            Entry::Record(record) => {
                 records += 1;
                 text_bytes += record.text.len() as u64;
             }
-            Step::Bad { .. } => bad += 1,
+            Entry::Bad { .. } => bad += 1,
         }
     }
     let seconds = started.elapsed().as_secs_f64();

@@ -4,7 +4,7 @@
 //! written, each split's files are compared with its own manifest (`--manifests-only` leaves that out and says so).
 //! Differences are of two kinds: those
 //! that decide the tokens and so enter `root` (tokenizer, selection, inputs' bytes, packing, totals, Merkle
-//! roots), and those that do not (names, places, licences, shard size, versions).
+//! roots), and those that do not (names, places, licenses, shard size, versions).
 //! Exit code 0 when the roots are the same and every file is the one its manifest lists, 1 when not.
 
 use std::collections::BTreeMap;

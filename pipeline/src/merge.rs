@@ -15,6 +15,7 @@ use xlstm_manifests::packed::tokens_leaf;
 use xlstm_manifests::spans::Span;
 use xlstm_manifests::{Dataset, Error as ContractError, Sha256Digest, digest};
 
+use crate::audit::progress::Progress;
 use crate::engine::BEYOND_MAX_TOKENS;
 use crate::split::{
     Cursor, DocumentMeta, InputMeta, Opened, SplitBuilder, SplitError, SplitSpec, TokenizedDocument,
@@ -40,6 +41,13 @@ struct LoadedPart {
     manifest: Manifest,
 }
 
+impl LoadedPart {
+    /// Bytes of its shards.
+    fn bytes(&self) -> u64 {
+        self.manifest.shards.iter().map(|shard| shard.file.size).sum()
+    }
+}
+
 /// Merges the part folders `parts` into the split folder `out`.
 ///
 /// # Errors
@@ -57,9 +65,10 @@ pub fn merge(parts: &[PathBuf], out: &Path, restart: bool) -> Result<Manifest, M
     };
     check_resumed(out, &parts, builder.tally().ended_inputs())?;
     let cursor = builder.cursor();
+    let progress = Progress::over_bytes("merge", parts.iter().map(LoadedPart::bytes).sum());
     let mut first_input = 0;
     for part in &parts {
-        feed_part(&mut builder, part, first_input, cursor, limit)?;
+        feed_part(&mut builder, part, first_input, cursor, (limit, &progress))?;
         first_input += part.manifest.inputs.len() as u32;
     }
     let tokens = builder.tally().totals().tokens;
@@ -185,6 +194,7 @@ struct Feeder<'a> {
     first_input: u32,
     cursor: Cursor,
     limit: Option<u64>,
+    progress: &'a Progress,
     /// The part's input that is open, and documents of it beyond the limit.
     open: Option<(u32, u64)>,
     /// The next input of the part to begin.
@@ -196,13 +206,13 @@ fn feed_part(
     part: &LoadedPart,
     first_input: u32,
     cursor: Cursor,
-    limit: Option<u64>,
+    (limit, progress): (Option<u64>, &Progress),
 ) -> Result<(), MergeError> {
     if has_enough(builder, limit) && !builder.is_interrupted() {
         return Ok(());
     }
     let next = cursor.input.saturating_sub(first_input);
-    let mut feeder = Feeder { builder, part, first_input, cursor, limit, open: None, next };
+    let mut feeder = Feeder { builder, part, first_input, cursor, limit, progress, open: None, next };
     match part.manifest.layout {
         Layout::Packed => feeder.packed()?,
         Layout::Documents => feeder.documents()?,
@@ -225,7 +235,7 @@ impl Feeder<'_> {
         Err(ContractError::mismatch(&path, expected, found, hint).into())
     }
 
-    /// A file's own digest can be written anew by whoever alters it; the roots over its tokens are what the part's root
+    /// Whoever alters a file can also rewrite its digest; the roots over its tokens are what the part's root
     /// covers.
     fn check_root(&self, file: &str, root: Sha256Digest, tree: &MerkleTree) -> Result<(), MergeError> {
         if tree.root() == root {
@@ -260,7 +270,8 @@ impl Feeder<'_> {
 
     fn examples(&mut self) -> Result<(), MergeError> {
         let dataset = self.open_rows()?;
-        for number in 0..self.part.manifest.shards.len() {
+        for (number, shard) in self.part.manifest.shards.iter().enumerate() {
+            self.progress.advance(shard.file.size);
             for span in dataset.spans(number)?.iter() {
                 if self.is_done(span.input, span.record) {
                     continue;
@@ -282,7 +293,8 @@ impl Feeder<'_> {
     fn packed(&mut self) -> Result<(), MergeError> {
         let dataset = self.open_rows()?;
         let mut ids = Vec::new();
-        for number in 0..self.part.manifest.shards.len() {
+        for (number, shard) in self.part.manifest.shards.iter().enumerate() {
+            self.progress.advance(shard.file.size);
             for span in dataset.spans(number)?.iter() {
                 if self.is_done(span.input, span.record) {
                     continue;
@@ -323,6 +335,7 @@ impl Feeder<'_> {
         }
         self.check_root(MANIFEST_NAME, self.part.manifest.tokens_root, &whole)?;
         for shard in &self.part.manifest.shards {
+            self.progress.advance(shard.file.size);
             let path = shard.file.path.resolve(&self.part.folder)?;
             for document in DocumentShard::open(&path, shard.file.records)?.iter() {
                 if self.is_done(document.input, document.record) {

@@ -31,7 +31,7 @@ pub struct PlannedInput {
     pub size: Option<u64>,
     /// The digest that its content must have.
     pub declared: Option<Declared>,
-    /// Its own licence.
+    /// Its own license.
     pub licence: Option<String>,
     /// Where it is.
     pub location: Location,

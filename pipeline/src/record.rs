@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub struct Record {
     /// 0-based position in the input file, counting every record.
     pub number: u64,
-    /// The document's text, exactly as stored (no normalisation).
+    /// The document's text, exactly as stored (no normalization).
     pub text: String,
     /// The source's own name for the document: PALOMA's `id`, a path inside an archive.
     pub id: Option<String>,
@@ -51,9 +51,9 @@ impl BadRecord {
     }
 }
 
-/// One step of a reader: a record, or a record that cannot be used (the reader can go on after it).
+/// What a reader yields: a record, or a record that cannot be used (the reader can go on after it).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
+pub enum Entry {
     /// A usable record.
     Record(Record),
     /// A record that cannot be used: its number, why, and what was found.

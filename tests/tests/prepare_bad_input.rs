@@ -144,7 +144,7 @@ fn inputs_are_named_once_and_exist() {
     assert!(!out.exists());
 }
 
-/// The same bytes under two names may be meant (a licence in each folder), so they are counted, and said.
+/// The same bytes under two names may be meant (a license in each folder), so they are counted, and said.
 #[test]
 fn inputs_of_the_same_bytes_are_said() {
     let folder = tempfile::tempdir().unwrap();

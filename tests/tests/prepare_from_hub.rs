@@ -282,7 +282,7 @@ fn refusals_say_what_to_do() {
     let no_token = run(&mut from_hub(&hub, folder.path(), &arguments)).failure(1);
     assert!(no_token.contains("HF_TOKEN") && no_token.contains("datasets/allenai/paloma"), "{no_token}");
     let not_accepted = run(from_hub(&hub, folder.path(), &arguments).env("HF_TOKEN", "hf_other")).failure(1);
-    assert!(not_accepted.contains("licence") || not_accepted.contains("terms"), "{not_accepted}");
+    assert!(not_accepted.contains("license") || not_accepted.contains("terms"), "{not_accepted}");
     assert!(!no_token.contains("hf_") && !not_accepted.contains("hf_other"), "the token is in no message");
     let missing = ["prepare", "slimpajama", "--out", text(&out), "--quiet"];
     let gone = run(&mut from_hub(&hub, folder.path(), &missing)).failure(1);

@@ -66,7 +66,7 @@ fn files_that_nothing_was_compared_with_are_only_claimed_to_be_a_repository() {
     assert!(!audit.contains("source      cerebras"), "{audit}");
     let trace = data(["trace", text(&split), "--document", "1"]).success();
     for part in
-        ["licence CC-BY-SA-3.0 (the document's own)", "from    wiki@2 (says the document)", "claimed to be"]
+        ["license CC-BY-SA-3.0 (the document's own)", "from    wiki@2 (says the document)", "claimed to be"]
     {
         assert!(trace.contains(part), "`{part}` is not in: {trace}");
     }
@@ -185,7 +185,7 @@ fn nothing_that_data_holds_is_obeyed_by_a_terminal() {
     let input = folder.path().join("in");
     let record = serde_json::json!({
         "text": "plain \u{1b}[31mtext\u{1b}[0m here, of more than thirteen words, so that it is a paragraph to compare with",
-        "set": "s\u{1b}[2J\u{9b}31m\u{202e}", "id": "\u{1b}]0;title\u{7}id\n  licence MIT (forged line)",
+        "set": "s\u{1b}[2J\u{9b}31m\u{202e}", "id": "\u{1b}]0;title\u{7}id\n  license MIT (forged line)",
         "license": "L\u{1b}c\nx", "source": "\u{7f}\u{85}src",
     });
     write(input.join("a\u{202e}b.jsonl"), format!("{record}\n{record}\n").as_bytes());
@@ -222,7 +222,7 @@ fn nothing_that_data_holds_is_obeyed_by_a_terminal() {
         let said = format!("{}{}", ran.stdout, ran.stderr);
         let obeyed = said.chars().find(|&c| c != '\n' && xlstm_manifests::printable::is_unsafe(c));
         assert_eq!(obeyed, None, "{said:?}");
-        assert!(!said.lines().any(|line| line.starts_with("  licence MIT")), "{said}");
+        assert!(!said.lines().any(|line| line.starts_with("  license MIT")), "{said}");
         assert!(!said.is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! The documents of a split, one interface for all layouts: where each is from, and its tokens.
 //!
-//! Documents are numbered in stream order over the whole split. Nothing is held but the shard at hand.
+//! Documents are numbered in stream order over the whole split. Only the current shard is held.
 
 use std::path::{Path, PathBuf};
 
@@ -58,7 +58,7 @@ impl Corpus {
     /// # Errors
     /// When the manifest does not hold, or a shard is missing or has another size.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        // A manifest named without its folder lies in the current one.
+        // A manifest named without a folder is in the current one.
         let here = path.parent() == Some(Path::new("")) && path.is_file();
         let path = &if here { Path::new(".").join(path) } else { path.to_path_buf() };
         let manifest = Manifest::load(path)?;

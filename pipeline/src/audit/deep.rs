@@ -1,6 +1,6 @@
-//! `--deep`: documents read again from their source files, tokenized anew and compared with what is stored.
+//! `--deep`: documents are read again from their source files, tokenized again and compared with what is stored.
 //!
-//! Documents lie in the order of their inputs, so each input's documents are one run of numbers and each
+//! Documents are stored in the order of their inputs, so each input's documents are one run of numbers and each
 //! source file is read once. Files are read in parallel, and inside a file batches of documents are
 //! tokenized in parallel, so that one large file keeps all cores at work too.
 
@@ -19,7 +19,7 @@ use super::finding::{Check, Findings};
 use super::locate::Locator;
 use super::progress::Progress;
 use super::sample::{Amount, Chosen};
-use crate::record::{Record, Step};
+use crate::record::{Entry, Record};
 use crate::report::CommandError;
 use crate::sources::{self, Fields, Format, SourceError};
 use crate::tokenizer::{EncodeScratch, Gpt2Tokenizer};
@@ -33,7 +33,7 @@ pub struct DeepReport {
     pub of: u64,
     /// Source files read.
     pub inputs: u64,
-    /// Bytes of text tokenized anew.
+    /// Bytes of text tokenized again.
     pub text_bytes: u64,
 }
 
@@ -47,6 +47,14 @@ struct Workplace<'a> {
     open: Option<(usize, ShardDocuments<'a>)>,
     stored: Vec<u16>,
     encoded: Vec<u16>,
+}
+
+/// Documents of one input that are to be compared.
+struct InputDocuments<'a> {
+    index: u32,
+    input: &'a Input,
+    /// Their numbers in the split, ascending.
+    numbers: Vec<u64>,
 }
 
 struct Deep<'a> {
@@ -99,10 +107,10 @@ pub(super) fn check(
     let results: Vec<(Findings, DeepReport)> = work
         .into_par_iter()
         .filter_map(|(index, input, range)| {
-            let numbers = chosen.within(range);
-            (!numbers.is_empty()).then(|| {
+            let documents = InputDocuments { index, input, numbers: chosen.within(range) };
+            (!documents.numbers.is_empty()).then(|| {
                 let mut found = Findings::default();
-                let report = deep.input(index, input, &numbers, &locator, &mut found);
+                let report = deep.input(&documents, &locator, &mut found);
                 (found, report)
             })
         })
@@ -182,12 +190,11 @@ impl Deep<'_> {
     /// The chosen documents of one input.
     fn input(
         &self,
-        index: u32,
-        input: &Input,
-        numbers: &[u64],
+        documents: &InputDocuments<'_>,
         locator: &Locator,
         findings: &mut Findings,
     ) -> DeepReport {
+        let input = documents.input;
         let name = input.path.as_str();
         let mut report = DeepReport::default();
         let path = match locator.verified(input) {
@@ -197,7 +204,7 @@ impl Deep<'_> {
                 return report;
             }
         };
-        if let Err(problem) = self.compare(index, input, &path, numbers, &mut report, findings) {
+        if let Err(problem) = self.compare(documents, &path, &mut report, findings) {
             findings.add(name, Check::Deep, problem);
         }
         report.inputs = 1;
@@ -206,13 +213,12 @@ impl Deep<'_> {
 
     fn compare(
         &self,
-        index: u32,
-        input: &Input,
+        documents: &InputDocuments<'_>,
         path: &Path,
-        numbers: &[u64],
         report: &mut DeepReport,
         findings: &mut Findings,
     ) -> Result<(), String> {
+        let InputDocuments { index, input, ref numbers } = *documents;
         let say = |error: &dyn std::error::Error| error.to_string();
         // A cache may keep the file under another name: the format is that of the input's own.
         let format = format_of(input).map_err(|error| say(&error))?;
@@ -332,7 +338,7 @@ impl Deep<'_> {
             return differ("set", format!("`{expected}`"), format!("`{found}`"));
         }
         let manifest = self.corpus.manifest();
-        // Manifests of before these fields were recorded do not say which field was read.
+        // Older manifests do not record which field was read.
         for (what, recorded, expected, found) in [
             ("id", manifest.selection.id_field.is_some(), &source.id, &meta.id),
             ("license", !manifest.record_licenses.is_empty(), &source.license, &meta.license),
@@ -367,15 +373,15 @@ fn names_set(stored: &str, source: &str) -> bool {
 /// Reads on until the record numbered `number`.
 fn read_record(reader: &mut dyn sources::RecordReader, number: u64) -> Result<Record, String> {
     loop {
-        let found = match reader.next_step() {
-            Some(Ok(Step::Record(record))) if record.number == number => return Ok(record),
-            Some(Ok(Step::Record(Record { number: at, .. }) | Step::Bad { number: at, .. }))
+        let found = match reader.next_entry() {
+            Some(Ok(Entry::Record(record))) if record.number == number => return Ok(record),
+            Some(Ok(Entry::Record(Record { number: at, .. }) | Entry::Bad { number: at, .. }))
                 if at < number =>
             {
                 continue;
             }
-            Some(Ok(Step::Record(record))) => format!("record {}", record.number),
-            Some(Ok(Step::Bad { number: at, reason, found })) => {
+            Some(Ok(Entry::Record(record))) => format!("record {}", record.number),
+            Some(Ok(Entry::Bad { number: at, reason, found })) => {
                 format!("record {at}, which cannot be used ({}: {found})", reason.reason())
             }
             Some(Err(error)) => return Err(error.to_string()),

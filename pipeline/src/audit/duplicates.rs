@@ -26,7 +26,7 @@ pub(super) struct DuplicateCounter {
 pub struct Duplicates {
     /// Documents that are copies of an earlier one (estimated where `sampled_one_in` is above 1).
     pub documents: u64,
-    /// Texts that stand more than once (estimated likewise).
+    /// Texts that occur more than once (also an estimate where one is made).
     pub texts: u64,
     /// Copies of the most frequent text among those looked at.
     pub most_frequent: u64,

@@ -74,7 +74,7 @@ fn looks_like_split(folder: &Path) -> bool {
         })
 }
 
-/// Reads the manifest as far as it can be read: a contradiction is a finding, and the audit goes on.
+/// Reads as much of the manifest as possible: a contradiction is a finding, and the audit continues.
 pub(super) fn read_manifest(folder: &Path, findings: &mut Findings) -> Option<Manifest> {
     let path = folder.join(MANIFEST_NAME);
     let strict = Manifest::load(&path);

@@ -115,7 +115,7 @@ fn write_facts(page: &mut Page, summary: &Summary) {
     page.facts(&facts);
 }
 
-/// Bars drawn before the table alone goes on.
+/// Bars drawn at most; the table lists the rest.
 const BARS: usize = 30;
 
 /// Writes how the tokens are shared between sets: bars and a table; nothing where there are no sets.
@@ -232,27 +232,27 @@ fn write_records(page: &mut Page, title: &str, column: &str, records: &[SetTotal
     page.table(&table);
 }
 
-/// Writes what is said about the licence, and by whom, and what documents say of themselves.
+/// Writes what is said about the license, and by whom, and what documents say of themselves.
 pub fn write_licences(page: &mut Page, summary: &Summary) {
     if !summary.licences.is_empty() {
         let mut table =
-            Table::new("What is said about the licence, and by whom", &["Who", "Statement", "SPDX"]);
+            Table::new("What is said about the license, and by whom", &["Who", "Statement", "SPDX"]);
         for licence in &summary.licences {
             table.row(&[&licence.claimed_by, &licence.statement, licence.spdx.as_deref().unwrap_or("–")]);
         }
-        page.subheading("Licences");
+        page.subheading("Licenses");
         page.table(&table);
     }
     write_records(
         page,
-        "Licences that documents carry themselves",
-        "Licence",
+        "Licenses that documents carry themselves",
+        "License",
         &summary.record_licenses,
         summary,
     );
     write_records(page, "Where documents say that they are from", "From", &summary.record_sources, summary);
     if !summary.input_licences.is_empty() {
-        let mut table = Table::new("Licences that inputs carry themselves", &["Licence", "#Inputs"]);
+        let mut table = Table::new("Licenses that inputs carry themselves", &["License", "#Inputs"]);
         for (licence, inputs) in summary.licences_by_inputs() {
             table.row(&[licence, &count(inputs)]);
         }

@@ -1,4 +1,4 @@
-//! Where an input may lie on this machine.
+//! Where an input may be on this machine.
 //!
 //! Paths of a machine are not part of a dataset. They are looked for, in this order: the folder that the
 //! user names, the folder that the one-line file `.inputs` beside the split or its parent names (`prepare`

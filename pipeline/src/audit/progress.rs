@@ -8,7 +8,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// A bar over `total` bytes, labelled `what`. Hidden where stderr is no terminal.
+    /// A bar over `total` bytes, labeled `what`. Hidden where stderr is no terminal.
     pub(crate) fn over_bytes(what: &str, total: u64) -> Self {
         let template =
             "{prefix} {bar:24} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}, {eta} left";

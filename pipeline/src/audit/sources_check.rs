@@ -1,6 +1,6 @@
 //! `--sources`: do repository, revision and files still stand on the Hub as they were when they were read?
 //!
-//! The listing is asked for anew, not taken from the cache of listings: the question is about today.
+//! The listing is requested again, not taken from the cache: the question is about today.
 
 use std::collections::BTreeMap;
 

@@ -15,7 +15,7 @@ use super::spans::{Documents, LENGTH_BUCKETS, Sum};
 /// A split's content, put together shard by shard.
 #[derive(Debug)]
 pub(super) struct Stream {
-    /// Whether documents lie end to end in rows.
+    /// Whether documents are packed end to end into rows.
     tiled: bool,
     append_end_of_text: bool,
     tokens_tree: MerkleTree,

@@ -39,9 +39,9 @@ pub struct Summary {
     pub layout: Layout,
     /// The dataset's identity.
     pub root: Sha256Digest,
-    /// Statements about the licence, with who makes them.
+    /// Statements about the license, with who makes them.
     pub licences: Vec<Licence>,
-    /// Inputs by the licence that each carries itself.
+    /// Inputs by the license that each carries itself.
     pub input_licences: BTreeMap<String, u64>,
     /// Totals by the license that documents carry themselves.
     pub record_licenses: Vec<SetTotals>,
@@ -137,7 +137,7 @@ impl Summary {
 }
 
 impl Summary {
-    /// Licences that inputs carry themselves, the most frequent first.
+    /// Licenses that inputs carry themselves, the most frequent first.
     pub(super) fn licences_by_inputs(&self) -> Vec<(&str, u64)> {
         let mut licences: Vec<_> =
             self.input_licences.iter().map(|(licence, &inputs)| (licence.as_str(), inputs)).collect();

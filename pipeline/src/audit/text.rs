@@ -82,7 +82,7 @@ fn write_sources(out: &mut dyn Write, sources: &SourcesReport) -> io::Result<()>
     }
 }
 
-/// Licences of inputs shown before the rest is counted.
+/// Licenses of inputs shown before the rest is counted.
 const LICENCES_SHOWN: usize = 8;
 
 fn write_summary(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
@@ -95,16 +95,16 @@ fn write_summary(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
     for licence in &summary.licences {
         let spdx = licence.spdx.as_ref().map_or(String::new(), |spdx| format!(" [{spdx}]"));
         let (who, statement) = (printable::text(&licence.claimed_by), printable::text(&licence.statement));
-        writeln!(out, "  licence     {who}: “{statement}”{}", printable::text(&spdx))?;
+        writeln!(out, "  license     {who}: “{statement}”{}", printable::text(&spdx))?;
     }
     let licences = summary.licences_by_inputs();
     for (licence, inputs) in licences.iter().take(LICENCES_SHOWN) {
-        writeln!(out, "  licence     {:>6} inputs  {}", count(*inputs), printable::text(licence))?;
+        writeln!(out, "  license     {:>6} inputs  {}", count(*inputs), printable::text(licence))?;
     }
     if let Some(more @ 1..) = licences.len().checked_sub(LICENCES_SHOWN) {
-        writeln!(out, "  licence     and {more} more (--json or --html list them)")?;
+        writeln!(out, "  license     and {more} more (--json or --html list them)")?;
     }
-    write_records(out, "licence", &summary.record_licenses, totals)?;
+    write_records(out, "license", &summary.record_licenses, totals)?;
     write_records(out, "from", &summary.record_sources, totals)?;
     writeln!(
         out,

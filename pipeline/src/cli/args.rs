@@ -31,7 +31,7 @@ pub(super) enum DatasetArgs {
         #[command(flatten)]
         common: CommonArgs,
     },
-    /// PALOMA, the sixteen public sources, stored by document with evaluation windows (gated: accept its licence
+    /// PALOMA, the sixteen public sources, stored by document with evaluation windows (gated: accept its license
     /// on the Hub and set HF_TOKEN)
     Paloma {
         /// Branch, tag or commit in place of the pinned one

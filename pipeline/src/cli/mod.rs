@@ -147,7 +147,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 /// looked into.
 fn is_ours(cause: &(dyn std::error::Error + 'static)) -> bool {
     let contract = |error: &ContractError| error.is_internal();
-    let split = |error: &SplitError| matches!(error, SplitError::Contract(error) if contract(error));
+    let split = |error: &SplitError| error.is_internal();
     let engine = |error: &EngineError| match error {
         EngineError::Internal(_) | EngineError::Tokenizer(_) => true,
         EngineError::Contract(error) => contract(error),

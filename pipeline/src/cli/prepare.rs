@@ -339,13 +339,14 @@ pub(super) fn merge(args: &MergeArgs, out: &mut dyn Write) -> anyhow::Result<Exi
             )));
         }
         let folder = args.out.join(split);
+        let was_finished = !args.restart && folder.join(MANIFEST_NAME).exists();
         let manifest = crate::merge::merge(&parts, &folder, args.restart)?;
         if args.remove_parts {
             for part in &parts {
                 fs_err::remove_dir_all(part)?;
             }
         }
-        let result = Prepared { folder, manifest, was_finished: false };
+        let result = Prepared { folder, manifest, was_finished };
         if !args.json {
             write!(out, "{}", describe(&result))?;
         }

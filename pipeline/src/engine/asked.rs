@@ -1,4 +1,4 @@
-//! Whether what was asked for was there: fields that no record has and excluded sets that match none are told.
+//! Whether what was asked for was there: fields that no record has, and excluded sets that match none, are reported.
 //!
 //! An option that is misspelt must not pass in silence: `--exclude-set bookz` would leave the books in, and
 //! `--id-field uid` the documents without names. What a split's records have is seen only in reading them, so it is
@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::record::{Record, Step};
+use crate::record::{Entry, Record};
 
 /// What the options ask of a split. Only a whole one, read from its beginning, can be asked: a part, a prefix or a
 /// resumed run may not have met what the rest has.
@@ -44,11 +44,11 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// What `steps` have.
-    pub(super) fn of(steps: &[Step], exclude_sets: &[String]) -> Self {
+    /// What `entries` have.
+    pub(super) fn of(entries: &[Entry], exclude_sets: &[String]) -> Self {
         let mut seen = Self::default();
-        for step in steps {
-            if let Step::Record(record) = step {
+        for step in entries {
+            if let Entry::Record(record) = step {
                 seen.see(record, exclude_sets);
             }
         }

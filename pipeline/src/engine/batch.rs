@@ -9,13 +9,13 @@ use xlstm_manifests::manifest::Layout;
 
 use super::asked::Seen;
 use super::{EngineError, Filter};
-use crate::record::{BadRecord, Record, Step};
+use crate::record::{BadRecord, Entry, Record};
 use crate::split::DocumentMeta;
 use crate::tokenizer::{EncodeScratch, Gpt2Tokenizer};
 
 /// Records in source order, with where the result is awaited.
 pub(super) struct Job {
-    pub(super) steps: Vec<Step>,
+    pub(super) entries: Vec<Entry>,
     /// Bytes held against the budget.
     pub(super) cost: usize,
     pub(super) result: Sender<Result<Tokenized, EngineError>>,
@@ -55,7 +55,7 @@ pub(super) struct Work<'a> {
 pub(super) fn worker(jobs: &Receiver<Job>, work: Work<'_>) {
     let mut scratch = EncodeScratch::default();
     for job in jobs {
-        let result = work.tokenize(job.steps, job.cost, &mut scratch);
+        let result = work.tokenize(job.entries, job.cost, &mut scratch);
         // The collector is gone only when the run has failed: nobody waits for this batch.
         let _ = job.result.send(result);
     }
@@ -64,24 +64,24 @@ pub(super) fn worker(jobs: &Receiver<Job>, work: Work<'_>) {
 impl Work<'_> {
     fn tokenize(
         &self,
-        steps: Vec<Step>,
+        entries: Vec<Entry>,
         cost: usize,
         scratch: &mut EncodeScratch,
     ) -> Result<Tokenized, EngineError> {
         // Code has a little more than two bytes a token; untouched capacity costs nothing.
         let mut ids = Vec::with_capacity(cost / 2);
-        let mut items = Vec::with_capacity(steps.len());
-        let seen = Seen::of(&steps, &self.filter.exclude_sets);
+        let mut items = Vec::with_capacity(entries.len());
+        let seen = Seen::of(&entries, &self.filter.exclude_sets);
         // All at once, which is faster than one by one.
-        let records = steps.iter().filter_map(|step| match step {
-            Step::Record(record) if self.left_out(record).is_none() => Some(record.text.as_bytes()),
-            Step::Record(_) | Step::Bad { .. } => None,
+        let records = entries.iter().filter_map(|step| match step {
+            Entry::Record(record) if self.left_out(record).is_none() => Some(record.text.as_bytes()),
+            Entry::Record(_) | Entry::Bad { .. } => None,
         });
         let mut digests = Sha256Digest::of_each(records).into_iter();
-        for step in steps {
+        for step in entries {
             items.push(match step {
-                Step::Bad { number, reason, found } => Item::Bad { number, reason, found },
-                Step::Record(record) => match self.left_out(&record) {
+                Entry::Bad { number, reason, found } => Item::Bad { number, reason, found },
+                Entry::Record(record) => match self.left_out(&record) {
                     Some(reason) => Item::LeftOut(reason),
                     None => {
                         let digest =

@@ -13,7 +13,7 @@ use super::{EngineError, EngineOptions, Observer, OnBadRecord, Provided, Shared,
 use crate::plan::format_name;
 use crate::split::{Cursor, InputMeta, SplitBuilder, TokenizedDocument};
 
-/// What the collector has at hand from input to input.
+/// What the collector keeps from input to input.
 struct Collector<'a, 'p> {
     builder: SplitBuilder,
     shared: &'a Shared<'p>,
@@ -70,7 +70,7 @@ impl Collector<'_, '_> {
         self.limit.is_some_and(|limit| self.builder.tally().totals().tokens >= limit)
     }
 
-    /// Takes one input to its end; its size.
+    /// Collects one whole input and returns its size.
     fn input(&mut self, stream: &Stream) -> Result<u64, EngineError> {
         let provided = &stream.provided;
         let (size, sha256) = stream.start.recv().map_err(lost_thread)??;

@@ -96,7 +96,7 @@ fn hint(reason: &str, found: &str) -> &'static str {
     }
 }
 
-/// An input whose file is at hand.
+/// An input whose file is on this machine.
 #[derive(Debug, Clone)]
 pub struct Provided {
     /// Index in the plan.
@@ -165,7 +165,7 @@ impl Observer for Silent {}
 /// Reads, tokenizes and packs everything that `provider` yields.
 ///
 /// # Errors
-/// The first error in stream order; what was durable by then stays, and a later run goes on from it.
+/// The first error in stream order; what was durable by then stays, and a later run resumes from it.
 pub fn run(
     builder: SplitBuilder,
     layout: Layout,

@@ -12,10 +12,10 @@ use super::batch::Job;
 use super::{AwaitedBatch, EngineError, EngineOptions, Provided, Shared, Stream, StreamSender};
 use crate::hub;
 use crate::plan::Location;
-use crate::record::Step;
+use crate::record::Entry;
 use crate::sources::{self, SourceError};
 
-/// Text in a batch: large enough to amortise hand-over, small enough to spread over threads.
+/// Text in a batch: large enough to amortize hand-over, small enough to spread over threads.
 const BATCH_BYTES: usize = 512 << 10;
 /// Records in a batch at most.
 const BATCH_RECORDS: usize = 4096;
@@ -101,25 +101,25 @@ impl Readers<'_, '_> {
         let mut reader = sources::open(&provided.path, provided.planned.format, &options.fields, from)?;
         let (budget, index) = (Arc::clone(&shared.budget), provided.index);
         reader.set_gate(Box::new(move || budget.wait_alone(index)));
-        let mut steps = Vec::new();
+        let mut entries = Vec::new();
         let mut cost = 0;
         loop {
-            let step = reader.next_step().transpose()?;
+            let step = reader.next_entry().transpose()?;
             let ended = step.is_none();
             if let Some(mut step) = step {
-                if let Step::Record(record) = &mut step {
+                if let Entry::Record(record) = &mut step {
                     provided.planned.name_set(record);
                     cost += record.text.len();
                 }
                 cost += RECORD_OVERHEAD;
-                steps.push(step);
+                entries.push(step);
             }
-            if cost >= BATCH_BYTES || steps.len() >= BATCH_RECORDS || (ended && !steps.is_empty()) {
+            if cost >= BATCH_BYTES || entries.len() >= BATCH_RECORDS || (ended && !entries.is_empty()) {
                 if !shared.budget.acquire(provided.index, cost) {
                     return Ok(());
                 }
                 let (result, awaited) = crossbeam_channel::bounded(1);
-                let job = Job { steps: std::mem::take(&mut steps), cost, result };
+                let job = Job { entries: std::mem::take(&mut entries), cost, result };
                 cost = 0;
                 if batches.send(Ok(awaited)).is_err() || jobs.send(job).is_err() {
                     return Ok(());

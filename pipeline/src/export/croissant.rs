@@ -1,4 +1,4 @@
-//! Croissant 1.1 (MLCommons): the split's files with their digests, the fields of its tables, its licences
+//! Croissant 1.1 (MLCommons): the split's files with their digests, the fields of its tables, its licenses
 //! with who claims them, and what it was derived from (PROV-O).
 //!
 //! Terms are those of the specification's recommended context. What the manifest does not know (publisher,
@@ -143,7 +143,7 @@ fn licences(manifest: &Manifest) -> Value {
             "description": licence.statement,
             "creditText": format!("claimed by {}", licence.claimed_by),
         });
-        // Only a plain identifier has a page of its own; an expression such as `MIT OR Apache-2.0` has none.
+        // Only a plain identifier has a page; an expression such as `MIT OR Apache-2.0` has none.
         let plain = |spdx: &&String| spdx.chars().all(|c| c.is_ascii_alphanumeric() || "-.+".contains(c));
         if let (Some(spdx), Value::Object(work)) = (licence.spdx.as_ref().filter(plain), &mut work) {
             work.insert("url".into(), json!(format!("https://spdx.org/licenses/{spdx}.html")));

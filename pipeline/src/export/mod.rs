@@ -2,7 +2,7 @@
 //!
 //! | to | what is written | for |
 //! |---|---|---|
-//! | `croissant` | one JSON-LD file (Croissant 1.1 with PROV-O) | catalogues, search engines, loaders |
+//! | `croissant` | one JSON-LD file (Croissant 1.1 with PROV-O) | catalogs, search engines, loaders |
 //! | `sha256sums` | one text file, dataset and inputs | `sha256sum -c` |
 //! | `parquet` | a folder, one file a shard | pandas, DuckDB, Spark |
 //! | `arrow-stream` | a folder, one file a shard | `datasets.Dataset.from_file`, which maps streams only |
@@ -163,6 +163,9 @@ pub fn run(args: &ExportArgs, out: &mut dyn Write) -> Result<Outcome, CommandErr
     if args.json {
         write_json(out, &report)?;
     } else {
+        if report.files.is_empty() {
+            writeln!(out, "nothing was written: the split holds no document")?;
+        }
         for file in &report.files {
             writeln!(out, "{}  {} ({})", file.sha256, printable::path(&file.path), bytes(file.size))?;
         }

@@ -3,7 +3,7 @@
 //! ```text
 //! documents: document UInt64 · input_ids List<UInt16> · text Utf8? · bytes UInt64 · set Utf8? · id Utf8?
 //!            input Utf8 · input_sha256 Utf8 · record UInt64 · digest Utf8
-//!            licence Utf8? (the document's own, else its file's) · source Utf8? (only where documents name one)
+//!            license Utf8? (the document's own, else its file's) · source Utf8? (only where documents name one)
 //! rows:      row UInt64 · input_ids FixedSizeList<UInt16> · length UInt16
 //!            documents List<Struct<document UInt64, first UInt16, tokens UInt64, set Utf8?, input Utf8, record UInt64, digest Utf8>>
 //! ```
@@ -11,7 +11,7 @@
 //! Digests are hex text, which every reader shows. A row's documents say at which token of the row their
 //! part begins and how many tokens it has there, separator included.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use arrow_array::builder::{ListBuilder, UInt16Builder};
@@ -21,14 +21,16 @@ use arrow_array::{
 };
 use arrow_buffer::OffsetBuffer;
 use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
-use xlstm_manifests::Manifest;
-use xlstm_manifests::manifest::{Input, Targets};
+use xlstm_manifests::manifest::{Input, MANIFEST_NAME, Shard, Targets};
 use xlstm_manifests::origin::Origin;
+use xlstm_manifests::{Manifest, printable};
 
 use super::write::TableWriter;
 use super::{ExportArgs, ExportedFile, Format, Records, check_file};
 use crate::audit::corpus::{Corpus, Meta};
+use crate::audit::progress::Progress;
 use crate::report::CommandError;
+use crate::split::WORK_FOLDER;
 use crate::tokenizer::Gpt2Tokenizer;
 
 /// Tokens in a batch of documents, about.
@@ -38,8 +40,9 @@ const BATCH_ROWS: u64 = 256;
 
 /// Writes the tables that `args` ask for.
 pub(super) fn export(corpus: &Corpus, args: &ExportArgs) -> Result<Vec<ExportedFile>, CommandError> {
-    fs_err::create_dir_all(&args.out)?;
     let manifest = corpus.manifest();
+    check_out(manifest, args)?;
+    fs_err::create_dir_all(&args.out)?;
     let tokenizer = if args.with_text { Some(Gpt2Tokenizer::new()?) } else { None };
     let mut exporter = Exporter {
         corpus,
@@ -49,6 +52,7 @@ pub(super) fn export(corpus: &Corpus, args: &ExportArgs) -> Result<Vec<ExportedF
         open: VecDeque::new(),
         next_document: 0,
     };
+    let progress = Progress::over_bytes("export", manifest.shards.iter().map(|shard| shard.file.size).sum());
     let mut files = Vec::new();
     for (number, shard) in manifest.shards.iter().enumerate() {
         check_file(corpus.folder(), &shard.file)?;
@@ -57,18 +61,50 @@ pub(super) fn export(corpus: &Corpus, args: &ExportArgs) -> Result<Vec<ExportedF
             Records::Documents => exporter.documents_schema.clone(),
             Records::Rows => exporter.rows_schema.clone(),
         };
-        let stem = shard.file.path.as_str().trim_end_matches(".arrow").replace('/', "-");
+        let path = args.out.join(table_name(shard, args));
         let mut writer = match args.to {
-            Format::Parquet => TableWriter::parquet(args.out.join(format!("{stem}.parquet")), schema)?,
-            _ => TableWriter::stream(args.out.join(format!("{stem}.arrow")), &schema)?,
+            Format::Parquet => TableWriter::parquet(path, schema)?,
+            _ => TableWriter::stream(path, &schema)?,
         };
         match args.records {
             Records::Documents => exporter.documents(number, &mut writer)?,
             Records::Rows => exporter.rows(number, &mut writer)?,
         }
         files.push(writer.finish()?);
+        progress.advance(shard.file.size);
     }
     Ok(files)
+}
+
+/// The name of a shard's table.
+fn table_name(shard: &Shard, args: &ExportArgs) -> String {
+    let stem = shard.file.path.as_str().trim_end_matches(".arrow").replace('/', "-");
+    let ending = if args.to == Format::Parquet { "parquet" } else { "arrow" };
+    format!("{stem}.{ending}")
+}
+
+/// Refuses a folder in which tables would replace shards of a dataset, or stand beside tables of another one.
+fn check_out(manifest: &Manifest, args: &ExportArgs) -> Result<(), CommandError> {
+    let refuse = |found: String| {
+        let out = printable::path(&args.out);
+        Err(CommandError::Usage(format!(
+            "`{out}`: expected a folder without other tables, found {found}; use another --out"
+        )))
+    };
+    if !args.out.exists() {
+        return Ok(());
+    }
+    if args.out.join(MANIFEST_NAME).exists() || args.out.join(WORK_FOLDER).exists() {
+        return refuse("a split, whose files would be replaced".into());
+    }
+    let ours: HashSet<String> = manifest.shards.iter().map(|shard| table_name(shard, args)).collect();
+    for entry in fs_err::read_dir(&args.out)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if (name.ends_with(".parquet") || name.ends_with(".arrow")) && !ours.contains(&name) {
+            return refuse(format!("`{}`, which is not of this split", printable::text(&name)));
+        }
+    }
+    Ok(())
 }
 
 struct Exporter<'a> {

@@ -77,7 +77,7 @@ pub struct HubConfig {
     pub listing_cache: PathBuf,
     /// How failures are met.
     pub retry: RetryPolicy,
-    /// A connection that brings no byte for this long is given up, and the download goes on by another.
+    /// A connection that brings no byte for this long is closed, and the download continues over another.
     pub stall_timeout: Duration,
     /// Refuse all use of the network.
     pub offline: bool,

@@ -45,7 +45,7 @@ enum Plan {
 impl Hub {
     /// Downloads the file of `request` to its destination.
     ///
-    /// A file that is already there is verified and kept; a partial one is gone on with. When `cancel` becomes
+    /// A file that is already there is verified and kept; a partial one is resumed. When `cancel` becomes
     /// true, this returns [`HubError::Cancelled`] soon, and what has arrived stays for the next time.
     ///
     /// # Errors
@@ -139,7 +139,7 @@ impl Hub {
         Ok(None)
     }
 
-    /// Writes what a body brings, up to its end, good or bad.
+    /// Writes a response body to the partial file until it ends or breaks off.
     fn pump(
         &self,
         response: &mut Response,

@@ -26,7 +26,7 @@ impl Driver {
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new().name("hub-network".into()).spawn(move || {
-            // Ends when told to, or when the sender is gone: the same thing.
+            // Ends at a message, or when the sender is dropped: both mean stop.
             let _ = runtime.block_on(stopped);
             runtime.shutdown_background();
         });

@@ -1,4 +1,4 @@
-//! What can go wrong between the Hub and a verified file, told so that a person knows what to do next.
+//! What can go wrong between the Hub and a verified file; every message says what to do next.
 //!
 //! No message carries an address with a query: the signed addresses of the storage host are credentials.
 
@@ -71,9 +71,9 @@ pub enum HubError {
         /// The file.
         path: String,
     },
-    /// The files are given only to those who accepted the licence.
+    /// The files are given only to those who accepted the license.
     #[error(
-        "dataset `{repository}` is gated: {}; accept its licence at {endpoint}/datasets/{repository} with your \
+        "dataset `{repository}` is gated: {}; accept its license at {endpoint}/datasets/{repository} with your \
          account{}",
         if *authenticated { "the account of your token has not been given access" } else { "no token was sent" },
         if *authenticated { ", and let the token read gated repositories" } else {
@@ -128,7 +128,7 @@ pub enum HubError {
         /// The server's words.
         message: String,
     },
-    /// Still told to wait after all the patience there is.
+    /// The server still asks to wait after the longest time that a run waits.
     #[error(
         "{what}: the Hub's rate limit asks for {} s more after {} s of waiting; run again later, use fewer machines \
          at once, or set HF_TOKEN (an account has a higher limit)", asked.as_secs(), waited.as_secs()

@@ -58,7 +58,7 @@ pub(super) fn write(folder: &Path, key: &Key<'_>, files: &[RemoteFile]) -> Resul
     };
     let json = serde_json::to_string(&kept).map_err(|error| HubError::disk("write", &path)(error.into()))?;
     let digest = Sha256Digest::of(json.as_bytes());
-    // A name of its own: several processes may keep the same listing at once.
+    // A unique name: several processes may write the same listing at once.
     let written = tempfile::NamedTempFile::new_in(parent).and_then(|mut file| {
         write!(file, "{HEAD}{digest}\n{json}")?;
         file.as_file().sync_all()?;

@@ -1,4 +1,4 @@
-//! Who is told how requests go, and who may stop them.
+//! Observers of requests, and the flag that stops them.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::error::HubError;
 
-/// Told how requests go, from several threads at once. Every method does nothing unless overridden.
+/// Hears of the progress of requests, from several threads at once. Every method does nothing unless overridden.
 pub trait DownloadObserver: Sync {
     /// `files` files of a listing are known so far.
     fn listed(&self, files: usize) {
@@ -20,7 +20,7 @@ pub trait DownloadObserver: Sync {
     fn advanced(&self, bytes: u64) {
         let _ = bytes;
     }
-    /// `bytes` reported before (reused or advanced) turned out void: the file starts anew.
+    /// `bytes` reported before (reused or advanced) no longer count: the file starts over.
     fn rewound(&self, bytes: u64) {
         let _ = bytes;
     }

@@ -16,7 +16,7 @@ impl Hub {
     pub fn locate_in_hf_cache(&self, repository: &str, sha: &str, file: &RemoteFile) -> Option<PathBuf> {
         let cache = hf_hub::Cache::new(self.config.hf_cache.clone()?);
         let repository = cache.repo(hf_hub::Repo::dataset(repository.to_owned()));
-        // <cache>/datasets--owner--name/snapshots/<commit>: the blobs lie beside the snapshots.
+        // <cache>/datasets--owner--name/snapshots/<commit>: the blobs are beside the snapshots.
         let blobs = repository.pointer_path(sha).parent()?.parent()?.join("blobs");
         let blob = blobs.join(file.digest.hex());
         let metadata = fs_err::metadata(&blob).ok()?;

@@ -4,7 +4,7 @@
 //! name.part        the first bytes, in order
 //! name.part.json   {"digest": {"sha256": "…"}, "size": 15100000}
 //! ```
-//! A later run goes on from the bytes that are there, if the JSON names the digest it wants; else it starts anew.
+//! A later run resumes from the bytes that are there if the JSON names the digest it wants; else it starts over.
 //! They are hashed again first: what is on disk may be less, or other, than what was once written. Only a file
 //! whose digest is the declared one is made durable and given its name. An advisory lock on `name.part` keeps a
 //! second process (or thread) off; it disappears with the process that holds it.

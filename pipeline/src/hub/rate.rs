@@ -4,7 +4,7 @@
 //! its resolver (files). Beyond the limit it answers 429 with
 //! `RateLimit: "resolvers";r=0;t=55` (nothing left, a new window in 55 s; IETF draft-ietf-httpapi-ratelimit-headers-09),
 //! `RateLimit-Policy: "fixed window";"resolvers";q=5000;w=300`, or the older `Retry-After` (seconds, or a date).
-//! The wait concerns all downloads of the process alike: whoever is told first closes the gate for everyone.
+//! The wait concerns all downloads of the process alike: whichever learns of it first closes the gate for all.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};

@@ -40,7 +40,7 @@ pub struct FileRequest<'a> {
 pub enum Gated {
     /// Everybody.
     No,
-    /// Whoever accepts the licence.
+    /// Whoever accepts the license.
     Auto,
     /// Whom its owners let in, one by one.
     Manual,
@@ -57,7 +57,7 @@ pub struct Revision {
     pub sha: String,
     /// Who may have its files.
     pub gated: Gated,
-    /// Licences its card names, as written there; mostly one, often none.
+    /// Licenses its card names, as written there; mostly one, often none.
     pub licences: Vec<String>,
     /// When it was last changed, as the Hub writes it.
     pub last_modified: Option<String>,
@@ -70,7 +70,7 @@ pub enum Origin {
     Hub,
     /// They were at the destination.
     Destination,
-    /// They are a blob of a Hugging Face cache, which is used where it lies.
+    /// They are a blob of a Hugging Face cache, which is used in place.
     HuggingFaceCache,
 }
 

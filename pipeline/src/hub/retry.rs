@@ -1,8 +1,8 @@
 //! Going on after a failure: exponential backoff for what may pass, patience for what was asked for.
 //!
 //! Two budgets, kept apart. Failures (408, 5xx, a refused connection, a reset, a stall) in a row *without one new
-//! byte* are limited to [`RetryPolicy::attempts`]; any progress starts the count anew, so that a file of 6 GB over a
-//! bad line arrives in the end. Being told to wait (429) is no failure: it costs time, up to
+//! byte* are limited to [`RetryPolicy::attempts`]; any progress resets the count, so that a file of 6 GB over a
+//! bad line arrives in the end. Being asked to wait (429) is no failure: it costs time, up to
 //! [`RetryPolicy::rate_limit_patience`] for one request.
 
 use std::hash::{BuildHasher, Hasher};

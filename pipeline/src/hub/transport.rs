@@ -23,9 +23,9 @@ use super::rate::{Gate, exhausted_wait, requested_wait};
 use super::retry::{Effort, RetryPolicy, SLICE};
 
 /// Redirects followed for one request.
-const MOST_REDIRECTS: usize = 10;
+const MAX_REDIRECTS: usize = 10;
 /// The largest answer that is read as a whole (a page of a listing has some 300 kB).
-const LARGEST_DOCUMENT: usize = 256 << 20;
+const MAX_DOCUMENT_BYTES: usize = 256 << 20;
 
 /// The Hub's two rate-limit buckets.
 #[derive(Debug, Clone, Copy)]
@@ -107,7 +107,7 @@ impl Transport {
     }
 
     /// `link` as found in an answer to `base`, on the endpoint whatever host and path it names: a mirror passes on the
-    /// links of the Hub it mirrors, which know nothing of the path that the mirror lies below, and the token must not
+    /// links of the Hub it mirrors, which do not have the mirror's own path prefix, and the token must not
     /// follow them.
     pub(super) fn address_of_link(&self, base: &Url, link: &str) -> Option<Url> {
         let mut url = base.join(link).ok()?;
@@ -181,7 +181,7 @@ impl Transport {
     ) -> Result<(HeaderMap, Vec<u8>), HubError> {
         loop {
             let mut answer = self.get(url, None, Bucket::Api, subject, effort)?;
-            match self.read_whole(&mut answer.response, effort.stop(), LARGEST_DOCUMENT) {
+            match self.read_whole(&mut answer.response, effort.stop(), MAX_DOCUMENT_BYTES) {
                 Ok(body) => return Ok((answer.response.headers().clone(), body)),
                 Err(Broken::Interrupted(reason)) => effort.failed(&reason)?,
                 Err(Broken::Fatal(error)) => return Err(error),
@@ -211,7 +211,7 @@ impl Transport {
         effort.requests += 1;
         let mut url = url.clone();
         let mut from_storage = false;
-        for _ in 0..=MOST_REDIRECTS {
+        for _ in 0..=MAX_REDIRECTS {
             // Once away from the endpoint, the token is not sent again, not even on the way back.
             from_storage |= !self.is_below_endpoint(&url);
             let mut request = self.client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
@@ -233,7 +233,7 @@ impl Transport {
         }
         Err(Broken::Fatal(HubError::Protocol {
             what: effort.what.clone(),
-            expected: format!("at most {MOST_REDIRECTS} redirects"),
+            expected: format!("at most {MAX_REDIRECTS} redirects"),
             found: "more".into(),
         }))
     }

@@ -3,7 +3,7 @@
 use super::OverlapReport;
 use crate::report::{Bar, Page, Table, bar_chart, bytes, count, percent_of, share};
 
-/// Bars drawn before the table alone goes on.
+/// Bars drawn at most; the table lists the rest.
 const BARS: usize = 30;
 
 /// The page of `report`.

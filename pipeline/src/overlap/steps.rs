@@ -12,7 +12,7 @@ use crate::report::{CommandError, bytes};
 use crate::tokenizer::Gpt2Tokenizer;
 
 /// A filter larger than this is refused, with what to do instead.
-const LARGEST_FILTER: f64 = 64.0 * 1024.0 * 1024.0 * 1024.0;
+const MAX_FILTER_BYTES: f64 = 64.0 * 1024.0 * 1024.0 * 1024.0;
 
 /// Where a confirmed key was first seen: evaluation split and set.
 pub(super) type Confirmed = HashMap<u128, (usize, String)>;
@@ -156,11 +156,11 @@ impl Pass<'_> {
         };
         let members = eval.visit(self.tokenizer, self.progress, &|_, _, _| true, &count, &|a, b| a + b)?;
         let size = Bloom::bytes_for(members, rate);
-        if size > LARGEST_FILTER {
+        if size > MAX_FILTER_BYTES {
             return Err(CommandError::Usage(format!(
                 "expected a Bloom filter of at most {}, found {} for {members} paragraphs: pass a larger \
                  --false-positive-rate, or the evaluation sets one at a time",
-                bytes(LARGEST_FILTER as u64),
+                bytes(MAX_FILTER_BYTES as u64),
                 bytes(size as u64)
             )));
         }

@@ -1,7 +1,7 @@
 //! The embedded default: the text of the crates in a `Cargo.lock`, from cargo's own cache.
 //!
 //! Needs no Hub and no download: whoever built this program has the archives. Each is checked against the
-//! lock file's SHA-256; the licence is the one in the crate's manifest.
+//! lock file's SHA-256; the license is the one in the crate's manifest.
 
 use xlstm_manifests::manifest::{Declared, Licence, Tokenizer};
 use xlstm_manifests::printable;

@@ -15,7 +15,7 @@ use super::{Prepared, local, packing_of_examples, refuse, walk, write_inputs_fol
 use crate::engine::{Filter, HoldoutCut, holdout_threshold};
 use crate::plan::format_name;
 use crate::sources::Format;
-use crate::sources::examples::{ExampleStep, Examples, SourceExample};
+use crate::sources::examples::{ExampleEntry, Examples, SourceExample};
 use crate::split::{DocumentMeta, InputMeta, Opened, SplitBuilder, SplitError, SplitSpec, TokenizedDocument};
 
 /// What is wanted.
@@ -170,7 +170,7 @@ pub fn plan_examples(request: &ExamplesRequest) -> anyhow::Result<ExamplesPlan> 
 /// Checks every record of `file`.
 fn look(file: &File, request: &ExamplesRequest, survey: &mut Survey) -> anyhow::Result<()> {
     let mut reader = Examples::open(&file.path)?;
-    while let Some(ExampleStep { number, example }) = reader.next_step()? {
+    while let Some(ExampleEntry { number, example }) = reader.next_entry()? {
         match usable(example) {
             Ok(example) => survey.see(&example),
             Err(_) if request.skip_bad_records => survey.unusable += 1,
@@ -290,8 +290,8 @@ fn write_file(
     filter: &Filter,
 ) -> anyhow::Result<()> {
     let mut reader = Examples::open(&file.path)?;
-    while let Some(ExampleStep { number, example }) = reader.next_step()? {
-        // Counted by the run that this one goes on from.
+    while let Some(ExampleEntry { number, example }) = reader.next_entry()? {
+        // Already counted by the run that this one resumes.
         if number < from {
             continue;
         }

@@ -1,5 +1,5 @@
 //! Whether what a folder holds was made from the inputs that are asked for now: a finished split answers for no other
-//! files, and an unfinished run does not go on from them.
+//! files, and an unfinished run is not resumed with them.
 
 use std::path::Path;
 

@@ -235,7 +235,7 @@ impl Files {
             return Ok(Self { revision: None, listing: Vec::new(), local: walk(from)?, requested });
         }
         let hub = context.hub.as_ref().context("no Hub was set up")?;
-        // With the files at hand a Hub that cannot be reached is soon given up: --offline does without it.
+        // With the files already on disk, give up on an unreachable Hub quickly: --offline works without it.
         let brief = common.from.as_ref().map(|_| hub.impatient()).transpose()?;
         let asked = ask(brief.as_ref().unwrap_or(hub), profile, &requested);
         let (revision, listing) = asked.map_err(|error| advise(error, profile, common.from.is_some()))?;

@@ -140,7 +140,7 @@ pub fn folder_of(out: &Path, spec: &SplitSpec) -> PathBuf {
 /// Carries a plan out.
 ///
 /// # Errors
-/// The first error in stream order; what is durable by then stays, and the same command goes on from it.
+/// The first error in stream order; what is durable by then stays, and the same command resumes from it.
 pub fn execute(
     plan: &Plan,
     common: &Common,
@@ -181,7 +181,7 @@ pub fn execute(
 /// What every record of a whole split can be asked for.
 fn asked(plan: &Plan) -> engine::Asked {
     let selection = &plan.spec.selection;
-    // PALOMA and SlimPajama name their fields by profile; what they lack there is theirs to lack.
+    // The fields of PALOMA and SlimPajama are the profile's, not the caller's: records may lack them.
     let named = plan.spec.source.profile == "local";
     if plan.spec.part.is_some() {
         return engine::Asked::default();

@@ -29,7 +29,7 @@ pub(super) fn for_plan(
     let files: Vec<_> = inputs
         .iter()
         .filter_map(|(_, input)| match &input.location {
-            // A file that the user gave is checked where it lies, and never replaced.
+            // A file that the user gave is checked in place, and never replaced.
             Location::Remote(_) if folders.given(&input.path).is_some() => None,
             Location::Remote(file) => Some((file.clone(), folders.place(&input.path))),
             Location::Local(_) => None,

@@ -91,7 +91,7 @@ fn planned(path: SafePath, file: PathBuf, format: Format) -> anyhow::Result<Plan
     })
 }
 
-/// Where a path that was given lies: a folder with all links resolved, a file in its folder under its own name.
+/// The place of a path that was given: of a folder, with all links resolved; of a file, in its folder under its own name.
 fn place(path: &Path) -> anyhow::Result<PathBuf> {
     if fs_err::metadata(path)?.is_dir() {
         return Ok(fs_err::canonicalize(path)?);

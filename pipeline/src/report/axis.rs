@@ -77,7 +77,7 @@ impl Scale {
         Self { low: self.low.min(0.0), ..self }
     }
 
-    /// Where a value lies: 0 at the low end, 1 at the high one.
+    /// The position of a value on the axis: 0 at the low end, 1 at the high end.
     #[must_use]
     pub fn at(&self, value: f64) -> f64 {
         let map = |value: f64| if self.logarithmic { value.max(f64::MIN_POSITIVE).ln() } else { value };

@@ -23,7 +23,7 @@ impl Cell {
         Self { html: escape(shown), value: Some(value).filter(|value| value.is_finite()) }
     }
 
-    /// A number with so many decimals.
+    /// A number with this many decimals.
     #[must_use]
     pub fn decimals(value: f64, decimals: usize) -> Self {
         Self::number(value, &format!("{value:.decimals$}"))
@@ -65,7 +65,7 @@ impl Cell {
         Self { html: format!("<span id=\"{}\">{}</span>", escape(id), self.html), ..self }
     }
 
-    /// The same content, as something that deserves attention, with a sign that needs no colour.
+    /// The same content, as something that deserves attention, with a sign that needs no color.
     #[must_use]
     pub fn warn(self) -> Self {
         Self { html: format!("<strong class=\"warn\">⚠ {}</strong>", self.html), ..self }

@@ -17,7 +17,7 @@ const BOTTOM: f64 = 44.0;
 const LEFT: f64 = 9.0;
 const RIGHT: f64 = 1.0;
 /// Points of a curve that are drawn: more would only be ink.
-const MOST_POINTS: usize = 300;
+const MAX_POINTS: usize = 300;
 /// Rows of the table under a curve.
 const TABLE_ROWS: usize = 16;
 /// Styles of series in `style.css`.
@@ -272,7 +272,7 @@ fn write_x_axis(svg: &mut String, ticks: &[f64], x: impl Fn(f64) -> f64, floor: 
     );
 }
 
-/// The name of each series beside its last point, moved apart where they would lie on each other.
+/// The name of each series beside its last point, moved apart where they would overlap.
 fn write_names(
     svg: &mut String,
     series: &[Series],
@@ -324,13 +324,13 @@ fn shown(value: f64) -> String {
     }
 }
 
-/// At most [`MOST_POINTS`] points, each the mean of its neighbours; first and last stay.
+/// At most [`MAX_POINTS`] points, each the mean of its neighbors; first and last stay.
 fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    if points.len() <= MOST_POINTS {
+    if points.len() <= MAX_POINTS {
         return points.to_vec();
     }
     let inner = &points[1..points.len() - 1];
-    let size = inner.len().div_ceil(MOST_POINTS - 2);
+    let size = inner.len().div_ceil(MAX_POINTS - 2);
     let mean = |chunk: &[(f64, f64)]| {
         let n = chunk.len() as f64;
         (chunk.iter().map(|p| p.0).sum::<f64>() / n, chunk.iter().map(|p| p.1).sum::<f64>() / n)
@@ -369,7 +369,7 @@ mod tests {
     fn long_curves_keep_their_ends_and_mean() {
         let points: Vec<_> = (0..10_000).map(|i| (f64::from(i), f64::from(i % 2))).collect();
         let some = thin(&points);
-        assert!(some.len() <= MOST_POINTS, "{}", some.len());
+        assert!(some.len() <= MAX_POINTS, "{}", some.len());
         assert_eq!((some[0], some[some.len() - 1]), (points[0], points[9999]));
         assert!(some[1..some.len() - 1].iter().all(|point| (point.1 - 0.5).abs() < 0.05));
     }

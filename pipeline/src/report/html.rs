@@ -86,7 +86,7 @@ impl Page {
         self.push("</details>\n");
     }
 
-    /// A verdict in a word or two, coloured, with its sentence.
+    /// A verdict in a word or two, colored, with its sentence.
     pub fn verdict(&mut self, good: bool, word: &str, sentence: &str) {
         let class = if good { "good" } else { "bad" };
         let sign = if good { "✓" } else { "✗" };

@@ -23,7 +23,7 @@ pub struct Bar {
 /// Pixels that a bar with its label takes.
 const ROW: usize = 40;
 
-/// Horizontal bars from a common zero, each labelled above so that long names fit a narrow screen.
+/// Horizontal bars from a common zero, each labeled above so that long names fit a narrow screen.
 #[must_use]
 pub fn bar_chart(title: &str, bars: &[Bar]) -> String {
     let longest =

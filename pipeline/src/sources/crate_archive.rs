@@ -12,10 +12,10 @@ use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::GzDecoder;
-use tar::{Archive, Entry};
+use tar::{Archive, Entry as ArchiveEntry};
 
 use super::error::SourceError;
-use super::{Record, RecordReader, Step};
+use super::{Entry, Record, RecordReader};
 
 /// The largest file that is used.
 const MAX_FILE: u64 = 1 << 20;
@@ -40,14 +40,14 @@ impl CrateArchive {
 }
 
 impl RecordReader for CrateArchive {
-    fn next_step(&mut self) -> Option<Result<Step, SourceError>> {
+    fn next_entry(&mut self) -> Option<Result<Entry, SourceError>> {
         if let Some(path) = self.path.take() {
             match read_texts(&path, self.from_record) {
                 Ok(records) => self.records = records,
                 Err(error) => return Some(Err(error)),
             }
         }
-        self.records.pop_front().map(|record| Ok(Step::Record(record)))
+        self.records.pop_front().map(|record| Ok(Entry::Record(record)))
     }
 }
 
@@ -74,7 +74,7 @@ fn read_texts(path: &Path, from_record: u64) -> Result<VecDeque<Record>, SourceE
     Ok(records)
 }
 
-/// The licence that the crate's own manifest states: an SPDX expression, or `see FILE`; `None` if it states
+/// The license that the crate's own manifest states: an SPDX expression, or `see FILE`; `None` if it states
 /// neither.
 ///
 /// # Errors
@@ -105,7 +105,7 @@ pub fn read_crate_licence(path: &Path) -> Result<Option<String>, SourceError> {
 /// Calls `visit` with every entry of the archive and its number.
 fn each_entry(
     path: &Path,
-    mut visit: impl FnMut(u64, &mut Entry<'_, CrateFile>) -> io::Result<()>,
+    mut visit: impl FnMut(u64, &mut ArchiveEntry<'_, CrateFile>) -> io::Result<()>,
 ) -> Result<(), SourceError> {
     let file = File::open(path).map_err(|error| SourceError::io(path, error))?;
     let mut archive = Archive::new(GzDecoder::new(BufReader::new(file)));
@@ -122,11 +122,11 @@ fn each_entry(
     })
 }
 
-fn entry_path(entry: &Entry<'_, CrateFile>) -> String {
+fn entry_path(entry: &ArchiveEntry<'_, CrateFile>) -> String {
     String::from_utf8_lossy(&entry.path_bytes()).into_owned()
 }
 
-fn is_small_file(entry: &Entry<'_, CrateFile>) -> bool {
+fn is_small_file(entry: &ArchiveEntry<'_, CrateFile>) -> bool {
     entry.header().entry_type().is_file() && entry.size() <= MAX_FILE
 }
 

@@ -1,5 +1,5 @@
 //! What can be wrong with a source file: each error names the file, what was expected, what was found and
-//! what to do next. Records that cannot be used are not errors but [`crate::record::Step::Bad`].
+//! what to do next. Records that cannot be used are not errors but [`crate::record::Entry::Bad`].
 
 use std::io;
 use std::path::{Path, PathBuf};

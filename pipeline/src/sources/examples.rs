@@ -54,7 +54,7 @@ impl SourceExample {
 
 /// One line with something on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExampleStep {
+pub struct ExampleEntry {
     /// 0-based line of the file.
     pub number: u64,
     /// The example, or the reason why it cannot be used (as a manifest counts it) and what was found.
@@ -101,10 +101,12 @@ impl Examples {
     /// When the file has no usable example of that number, or cannot be read further.
     pub fn seek(&mut self, number: u64) -> Result<SourceExample, SourceError> {
         let found = loop {
-            match self.next_step()? {
+            match self.next_entry()? {
                 Some(step) if step.number < number => {}
-                Some(ExampleStep { number: at, example: Ok(example) }) if at == number => return Ok(example),
-                Some(ExampleStep { number: at, example: Err((reason, found)) }) if at == number => {
+                Some(ExampleEntry { number: at, example: Ok(example) }) if at == number => {
+                    return Ok(example);
+                }
+                Some(ExampleEntry { number: at, example: Err((reason, found)) }) if at == number => {
                     break format!("one that cannot be used ({reason}: {found})");
                 }
                 Some(step) => break format!("record {} as the next one", step.number),
@@ -118,7 +120,7 @@ impl Examples {
     ///
     /// # Errors
     /// When the file cannot be read further.
-    pub fn next_step(&mut self) -> Result<Option<ExampleStep>, SourceError> {
+    pub fn next_entry(&mut self) -> Result<Option<ExampleEntry>, SourceError> {
         loop {
             self.line.clear();
             let read = (&mut self.stream.bytes).take(MAX_LINE).read_until(b'\n', &mut self.line);
@@ -138,7 +140,7 @@ impl Examples {
                 &self.line
             };
             if !line.trim_ascii().is_empty() {
-                return Ok(Some(ExampleStep { number, example: parse(line) }));
+                return Ok(Some(ExampleEntry { number, example: parse(line) }));
             }
         }
     }
@@ -200,7 +202,7 @@ mod tests {
         fs_err::write(&path, text).unwrap();
         let mut reader = Examples::open(&path).unwrap();
         let mut steps = Vec::new();
-        while let Some(step) = reader.next_step().unwrap() {
+        while let Some(step) = reader.next_entry().unwrap() {
             steps.push(step);
         }
         let numbers: Vec<u64> = steps.iter().map(|step| step.number).collect();

@@ -7,7 +7,7 @@
 use xlstm_manifests::printable;
 
 use super::json::{self, Flaw, Paths, Value};
-use crate::record::{BadRecord, Record, Step};
+use crate::record::{BadRecord, Entry, Record};
 
 /// The fields to read. The default reads `text` alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +86,7 @@ const ONE_OBJECT_A_LINE: &str = "; write one object a line, as with `jq -c '.[]'
 const OVER_SEVERAL_LINES: &str = "a document over several lines; write one object a line, as with `jq -c '.[]'` for an array, `jq -c .` for objects";
 
 /// Keys of a record that a message shows.
-const MOST_KEYS: usize = 20;
+const MAX_KEYS: usize = 20;
 
 /// [`Fields`] made ready for lines of JSON.
 pub(super) struct JsonFields {
@@ -133,8 +133,8 @@ impl JsonFields {
     }
 
     /// Makes the record `number` out of one line.
-    pub(super) fn read(&self, line: &[u8], number: u64) -> Step {
-        let bad = |reason, found| Step::Bad { number, reason, found };
+    pub(super) fn read(&self, line: &[u8], number: u64) -> Entry {
+        let bad = |reason, found| Entry::Bad { number, reason, found };
         let mut values = match json::extract(line, &self.paths) {
             Ok(values) => values,
             Err(flaw) => {
@@ -167,12 +167,12 @@ impl JsonFields {
         let truncated = self.is_truncated(&take(TRUNCATED), &take(PARENTS));
         let license = self.name_below(1, take(LICENSE), take(PARENTS + 1), line);
         let source = self.name_below(2, take(SOURCE), take(PARENTS + 2), line);
-        Step::Record(Record { number, text, id, set, license, source, truncated })
+        Entry::Record(Record { number, text, id, set, license, source, truncated })
     }
 
     /// What a record without text has instead.
     fn absent(&self, line: &[u8]) -> String {
-        let keys = json::keys(line, MOST_KEYS).unwrap_or_default();
+        let keys = json::keys(line, MAX_KEYS).unwrap_or_default();
         let keys: Vec<_> = keys.iter().map(|key| format!("`{}`", printable::text(key))).collect();
         let there = if keys.is_empty() { "no key at all".to_owned() } else { keys.join(", ") };
         format!("no field `{}` among {there}", printable::text(&self.text))
@@ -209,14 +209,14 @@ mod tests {
 
     fn paloma(line: &str) -> Record {
         match JsonFields::new(&Fields::paloma()).read(line.as_bytes(), 7) {
-            Step::Record(record) => record,
+            Entry::Record(record) => record,
             bad => panic!("{line}: {bad:?}"),
         }
     }
 
     fn reason(line: &str) -> BadRecord {
         match JsonFields::new(&Fields::slimpajama()).read(line.as_bytes(), 0) {
-            Step::Bad { reason, .. } => reason,
+            Entry::Bad { reason, .. } => reason,
             record => panic!("{line}: {record:?}"),
         }
     }
@@ -227,7 +227,7 @@ mod tests {
         let step = JsonFields::new(&Fields::slimpajama()).read(line.as_bytes(), 3);
         let set = Some("RedPajamaC4".to_owned());
         let record = Record { number: 3, text: "a\nb".to_owned(), set, ..Record::default() };
-        assert_eq!(step, Step::Record(record));
+        assert_eq!(step, Entry::Record(record));
     }
 
     #[test]

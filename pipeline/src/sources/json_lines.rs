@@ -1,7 +1,7 @@
 //! JSON lines: one object a line, the record's number is the line's.
 //!
 //! A line ends with `\n`, or `\r\n`, or the file. A line of white space alone has a number but is no record.
-//! A byte order mark before the first line is skipped. A line that lies in the stream's buffer as a whole, as most
+//! A byte order mark before the first line is skipped. A line that is in the stream's buffer as a whole, as most
 //! do, is read there. Memory is one line and its text: the buffer of a very long line is given back after it.
 
 use std::io::{self, BufRead, Read};
@@ -11,7 +11,7 @@ use super::decompress::Stream;
 use super::error::SourceError;
 use super::fields::{Fields, JsonFields};
 use super::format::{CONVERT, Compression, other_encoding};
-use super::{Gate, LARGE_RECORD, RecordReader, Step};
+use super::{Entry, Gate, LARGE_RECORD, RecordReader};
 
 /// The longest line that is read: far above any document, far below a machine's memory.
 const MAX_LINE: u64 = 1 << 30;
@@ -61,9 +61,9 @@ impl JsonLines {
         Ok(reader)
     }
 
-    /// The step that the next line makes, if the line lies in the stream's buffer as a whole: of a line without a
+    /// The entry that the next line makes, if the whole line is in the stream's buffer: of a line without a
     /// record `Some(None)`.
-    fn buffered_step(&mut self) -> Result<Option<Option<Step>>, SourceError> {
+    fn buffered_entry(&mut self) -> Result<Option<Option<Entry>>, SourceError> {
         let buffer = match self.stream.bytes.fill_buf() {
             Ok(buffer) => buffer,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
@@ -119,9 +119,9 @@ fn check_encoding(path: &Path, line: &[u8]) -> Result<(), SourceError> {
 }
 
 impl RecordReader for JsonLines {
-    fn next_step(&mut self) -> Option<Result<Step, SourceError>> {
+    fn next_entry(&mut self) -> Option<Result<Entry, SourceError>> {
         while !self.finished {
-            match self.buffered_step() {
+            match self.buffered_entry() {
                 Ok(Some(Some(step))) => return Some(Ok(step)),
                 Ok(Some(None)) => continue,
                 Ok(None) => {}

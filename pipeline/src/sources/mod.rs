@@ -1,7 +1,7 @@
 //! Reading documents out of files: JSON lines, Parquet, plain text, crate archives.
 //!
 //! [`open`] gives a [`RecordReader`] over one file. A reader yields every record in the file's order,
-//! numbered as the file numbers it (see [`crate::record`]), also those that cannot be used; it goes on
+//! numbered as the file numbers it (see [`crate::record`]), also those that cannot be used; it continues
 //! after a bad record, and ends after an error of the file itself. What each format counts as a record:
 //!
 //! | format | record number | notes |
@@ -36,7 +36,7 @@ pub use error::SourceError;
 pub use fields::{Fields, PALOMA_LICENSE, PALOMA_SOURCE, SLIMPAJAMA_LICENSE, SLIMPAJAMA_SOURCE};
 pub use format::{Compression, Format};
 
-use crate::record::{Record, Step};
+use crate::record::{Entry, Record};
 
 /// The records of one file, one after the other.
 pub trait RecordReader: Send {
@@ -44,7 +44,7 @@ pub trait RecordReader: Send {
     ///
     /// # Errors
     /// When the file itself cannot be read further: an input or output error, a damaged archive.
-    fn next_step(&mut self) -> Option<Result<Step, SourceError>>;
+    fn next_entry(&mut self) -> Option<Result<Entry, SourceError>>;
 
     /// Sets what is called before a record of more than [`LARGE_RECORD`] bytes is taken into memory; it may block
     /// until there is room. Formats whose records come in bounded pieces ignore it.
@@ -89,9 +89,9 @@ pub fn open(
 /// As [`open`], and when the file has no usable record of that number.
 pub fn read_one(path: &Path, format: Format, fields: &Fields, number: u64) -> Result<Record, SourceError> {
     let mut reader = open(path, format, fields, number)?;
-    match reader.next_step() {
-        Some(Ok(Step::Record(record))) if record.number == number => Ok(record),
-        Some(Ok(Step::Bad { number: found_at, reason, found })) if found_at == number => {
+    match reader.next_entry() {
+        Some(Ok(Entry::Record(record))) if record.number == number => Ok(record),
+        Some(Ok(Entry::Bad { number: found_at, reason, found })) if found_at == number => {
             Err(SourceError::NoSuchRecord {
                 path: path.to_owned(),
                 number,
@@ -99,7 +99,7 @@ pub fn read_one(path: &Path, format: Format, fields: &Fields, number: u64) -> Re
             })
         }
         Some(Err(error)) => Err(error),
-        Some(Ok(Step::Record(Record { number: next, .. }) | Step::Bad { number: next, .. })) => {
+        Some(Ok(Entry::Record(Record { number: next, .. }) | Entry::Bad { number: next, .. })) => {
             Err(SourceError::NoSuchRecord {
                 path: path.to_owned(),
                 number,

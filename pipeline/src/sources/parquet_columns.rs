@@ -1,4 +1,4 @@
-//! Where in a Parquet file the wanted fields lie, and why a column cannot be read.
+//! Which columns of a Parquet file hold the wanted fields, and why a column cannot be read.
 //!
 //! Columns are the leaves of a tree of groups. A group may say of its leaves that they are no values of their own: a list
 //! or map repeats them, a VARIANT has an encoding that spans several of them. Such columns are refused by name.
@@ -15,7 +15,7 @@ use super::parquet_value::{Meaning, meaning};
 /// Columns and fields that a message shows.
 const SHOWN: usize = 20;
 
-/// Where in the file each wanted field lies.
+/// The column of each wanted field.
 pub(super) struct Places {
     pub(super) text: usize,
     pub(super) set: Option<usize>,

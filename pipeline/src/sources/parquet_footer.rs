@@ -13,10 +13,10 @@ use super::format::open_regular;
 const ENCRYPTION_ALGORITHM: i64 = 8;
 
 /// The largest directory that is looked at.
-const MOST: u64 = 256 << 20;
+const MAX_DIRECTORY_BYTES: u64 = 256 << 20;
 
 /// Structures inside structures; the format has five.
-const DEEPEST: u32 = 32;
+const MAX_DEPTH: u32 = 32;
 
 /// Whether the directory of the file at `path` names an encryption algorithm; `false` for what cannot be read.
 pub(super) fn is_encrypted(path: &Path) -> bool {
@@ -29,7 +29,7 @@ fn directory(path: &Path) -> Option<Vec<u8>> {
     let mut tail = [0; 8];
     file.read_exact(&mut tail).ok()?;
     let length = u64::from(u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]));
-    if length > MOST {
+    if length > MAX_DIRECTORY_BYTES {
         return None;
     }
     file.seek(SeekFrom::Start(end.checked_sub(length)?)).ok()?;
@@ -47,7 +47,7 @@ fn has_field(bytes: &[u8], wanted: i64) -> bool {
             return true;
         }
         id = field;
-        if scan.skip(kind, DEEPEST).is_none() {
+        if scan.skip(kind, MAX_DEPTH).is_none() {
             return false;
         }
     }
@@ -158,7 +158,7 @@ mod tests {
         for cut in 0..12 {
             assert!(!has_field(&bytes[..cut], 8), "{cut}");
         }
-        // Structures without end, one in the other.
+        // Structures nested without end.
         assert!(!has_field(&[0x1c; 100], 8));
     }
 }

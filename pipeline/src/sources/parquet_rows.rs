@@ -28,7 +28,7 @@ use super::format::open_regular;
 use super::parquet_columns::Places;
 use super::parquet_footer;
 use super::parquet_value::{self, Meaning, Stored, meaning};
-use super::{Record, RecordReader, Step};
+use super::{Entry, Record, RecordReader};
 use crate::record::BadRecord;
 
 const WHAT: &str = "Parquet file";
@@ -127,7 +127,7 @@ impl ParquetRows {
         corrupt(&self.path, format!("at row {} (from 0)", self.next), error)
     }
 
-    fn read_row(&mut self) -> Result<Option<Step>, SourceError> {
+    fn read_row(&mut self) -> Result<Option<Entry>, SourceError> {
         if self.rows_left == 0 && !self.open_group()? {
             return Ok(None);
         }
@@ -145,7 +145,7 @@ impl ParquetRows {
 }
 
 impl RecordReader for ParquetRows {
-    fn next_step(&mut self) -> Option<Result<Step, SourceError>> {
+    fn next_entry(&mut self) -> Option<Result<Entry, SourceError>> {
         if self.finished {
             return None;
         }
@@ -184,8 +184,8 @@ impl Columns {
         self.all().try_for_each(|column| column.skip(rows))
     }
 
-    fn read(&mut self, number: u64) -> Result<Step, ParquetError> {
-        let bad = |reason, found| Ok(Step::Bad { number, reason, found });
+    fn read(&mut self, number: u64) -> Result<Entry, ParquetError> {
+        let bad = |reason, found| Ok(Entry::Bad { number, reason, found });
         // Every column moves on by a row, whatever becomes of the record.
         let text = self.text.read()?;
         let set = self.set.as_mut().map_or(Ok(Ok(None)), Column::read)?;
@@ -213,7 +213,7 @@ impl Columns {
         let [id, truncated, license, source] = others;
         let truncated = truncated.is_some_and(|portion| !portion.is_empty());
         match text {
-            Ok(Some(text)) => Ok(Step::Record(Record { number, text, id, set, license, source, truncated })),
+            Ok(Some(text)) => Ok(Entry::Record(Record { number, text, id, set, license, source, truncated })),
             Ok(None) => bad(BadRecord::MissingText, "null".to_owned()),
             Err(found) => bad(BadRecord::InvalidUtf8, format!("the text: {found}")),
         }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::decompress::Stream;
 use super::error::SourceError;
 use super::format::{CONVERT, Compression, other_encoding};
-use super::{Gate, LARGE_RECORD, Record, RecordReader, Step};
+use super::{Entry, Gate, LARGE_RECORD, Record, RecordReader};
 use crate::record::BadRecord;
 
 /// The longest text: far above any document, far below a machine's memory. A short file can decompress to anything.
@@ -26,7 +26,7 @@ impl WholeFile {
         Self { path: (from_record == 0).then(|| path.to_owned()), compression, gate: None }
     }
 
-    fn read(&self, path: &Path) -> Result<Step, SourceError> {
+    fn read(&self, path: &Path) -> Result<Entry, SourceError> {
         let mut stream = Stream::open(path, self.compression)?;
         let large = std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > LARGE_RECORD);
         // What a compressed file holds is not known before: the gate is asked when it proves to be much.
@@ -54,9 +54,9 @@ impl WholeFile {
         }
         Ok(match String::from_utf8(bytes) {
             Ok(text) => {
-                Step::Record(Record { text, set: set_of(path, self.compression), ..Record::default() })
+                Entry::Record(Record { text, set: set_of(path, self.compression), ..Record::default() })
             }
-            Err(error) => Step::Bad {
+            Err(error) => Entry::Bad {
                 number: 0,
                 reason: BadRecord::InvalidUtf8,
                 found: format!("byte {} is not UTF-8", error.utf8_error().valid_up_to()),
@@ -75,7 +75,7 @@ fn set_of(path: &Path, compression: Compression) -> Option<String> {
 }
 
 impl RecordReader for WholeFile {
-    fn next_step(&mut self) -> Option<Result<Step, SourceError>> {
+    fn next_entry(&mut self) -> Option<Result<Entry, SourceError>> {
         let path = self.path.take()?;
         Some(self.read(&path))
     }

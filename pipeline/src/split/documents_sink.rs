@@ -11,6 +11,7 @@ use xlstm_manifests::packed::tokens_leaf;
 use xlstm_manifests::safe_path::SafePath;
 
 use super::journal::{Snapshot, Trees, document_leaf};
+use super::ledger::Closing;
 use super::tally::{Counted, InputMeta};
 use super::{Sink, SplitError, SplitSpec, TokenizedDocument, narrow};
 
@@ -48,10 +49,6 @@ impl DocumentsSink {
 }
 
 impl Sink for DocumentsSink {
-    fn trees(&self) -> Trees {
-        self.trees.clone()
-    }
-
     /// One shard a source.
     fn begins_shard(&mut self, meta: &InputMeta) -> bool {
         let source = source_of(&meta.path);
@@ -127,13 +124,13 @@ impl Sink for DocumentsSink {
         Ok(vec![write_domains(&self.folder, sets)?])
     }
 
-    fn close(&mut self, _index: usize) -> Result<Option<Shard>, SplitError> {
+    fn close(&mut self, _index: usize) -> Result<Option<Closing>, SplitError> {
         let Some(open) = self.open.take() else { return Ok(None) };
         let name = format!("documents-{}.arrow", open.source);
         let written = open.writer.finish()?;
         let windows_name = format!("windows-{}.arrow", open.source);
         let windows_written = documents::write_windows(&self.folder.join(&windows_name), &open.windows)?;
-        Ok(Some(Shard {
+        let shard = Shard {
             file: FileRecord {
                 path: SafePath::new(name)?,
                 size: written.size,
@@ -148,7 +145,9 @@ impl Sink for DocumentsSink {
                 sha256: windows_written.sha256,
                 records: open.windows.len() as u64,
             },
-        }))
+        };
+        let trees = self.trees.clone();
+        Ok(Some(Box::new(move || Ok((shard, trees)))))
     }
 }
 

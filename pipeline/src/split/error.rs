@@ -53,6 +53,14 @@ pub enum SplitError {
     },
 }
 
+impl SplitError {
+    /// Whether this is a fault of the program.
+    #[must_use]
+    pub fn is_internal(&self) -> bool {
+        matches!(self, Self::Contract(error) if error.is_internal())
+    }
+}
+
 impl From<std::io::Error> for SplitError {
     fn from(error: std::io::Error) -> Self {
         Self::Contract(error.into())

@@ -9,6 +9,7 @@ use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::spans::{self, Span};
 
 use super::journal::{Snapshot, Trees, document_leaf};
+use super::ledger::Closing;
 use super::packed_sink::shard_name;
 use super::tally::Counted;
 use super::{Sink, SplitError, SplitSpec, TokenizedDocument, narrow};
@@ -35,7 +36,7 @@ impl ExamplesSink {
     pub(super) fn new(folder: &Path, spec: &SplitSpec, last: Option<&Snapshot>) -> Result<Self, SplitError> {
         let trees = last.map(|snapshot| snapshot.trees.clone()).unwrap_or_default();
         let rows_per_shard = spec.packing.rows_per_shard.unwrap_or(u64::MAX).max(1);
-        // Finished shards of a split that goes on are full.
+        // When a run resumes, all its finished shards are full.
         let shard = narrow(trees.tokens.leaves() / rows_per_shard, "shards")?;
         Ok(Self {
             folder: folder.into(),
@@ -94,20 +95,20 @@ impl Sink for ExamplesSink {
         Ok(())
     }
 
-    /// An example is written as a whole when it begins: only the end of a shard is to be told, and once.
+    /// `begin` writes an example whole; all that is left to report, once, is the end of a shard.
     fn store(&mut self, document: &TokenizedDocument<'_>, from: usize) -> Result<Option<usize>, SplitError> {
         let full = self.open.as_ref().is_some_and(|open| open.spans.len() as u64 == self.rows_per_shard);
         Ok((full && from < document.ids.len()).then_some(document.ids.len()))
     }
 
-    fn close(&mut self, index: usize) -> Result<Option<Shard>, SplitError> {
+    fn close(&mut self, index: usize) -> Result<Option<Closing>, SplitError> {
         let Some(Open { writer, tree, spans }) = self.open.take() else { return Ok(None) };
         let written = writer.finish()?;
         let companion = format!("spans-{index:05}.arrow");
         let companion_written = spans::write(&self.folder.join(&companion), &spans)?;
         self.shard = index + 1;
         let rows = spans.len() as u64;
-        Ok(Some(Shard {
+        let shard = Shard {
             file: FileRecord {
                 path: SafePath::new(shard_name(index))?,
                 size: written.size,
@@ -122,10 +123,8 @@ impl Sink for ExamplesSink {
                 sha256: companion_written.sha256,
                 records: rows,
             },
-        }))
-    }
-
-    fn trees(&self) -> Trees {
-        self.trees.clone()
+        };
+        let trees = self.trees.clone();
+        Ok(Some(Box::new(move || Ok((shard, trees)))))
     }
 }

@@ -82,7 +82,7 @@ pub(super) fn remove_strays(folder: &Path, shards: &[Shard]) -> Result<(), Split
     Ok(())
 }
 
-/// Manifests of before `id_field` was recorded do not say where their ids are from: what they have decides.
+/// Older manifests do not record `id_field`: there, whether documents have ids decides.
 fn same_selection(folder: &Path, asked: &Selection, manifest: &Manifest) -> bool {
     let mut found = manifest.selection.clone();
     if found.id_field.is_none() && asked.id_field.is_some() && has_ids(folder) {
@@ -91,7 +91,7 @@ fn same_selection(folder: &Path, asked: &Selection, manifest: &Manifest) -> bool
     *asked == found
 }
 
-/// Whether a document of the packed split in `folder` has a name of its own.
+/// Whether any document of the packed split in `folder` has an id.
 fn has_ids(folder: &Path) -> bool {
     let Ok(dataset) = Dataset::open_part(folder) else { return false };
     let shards = dataset.manifest().shards.len();
@@ -114,6 +114,6 @@ fn differences(folder: &Path, spec: &SplitSpec, manifest: &Manifest) -> Option<S
     // The same behavior by another version of the library is the same.
     check("tokenizer", identity::tokenizer(&spec.tokenizer) == identity::tokenizer(&manifest.tokenizer));
     check("packing", spec.packing == manifest.packing);
-    check("part", spec.part == manifest.part);
+    check("its part of the whole, or the settings or inputs of that whole", spec.part == manifest.part);
     (!differs.is_empty()).then(|| differs.join(", "))
 }

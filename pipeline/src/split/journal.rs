@@ -31,7 +31,7 @@ pub(crate) struct Trees {
 pub(crate) struct Snapshot {
     /// The shard that was finished.
     pub shard: Shard,
-    /// Where feeding goes on.
+    /// Where feeding resumes.
     pub cursor: Cursor,
     /// Inputs that ended since the line before.
     pub closed_inputs: Vec<Input>,
@@ -91,7 +91,7 @@ impl Journal {
                 let stored = lines.clone().next().is_some();
                 let continues = spec.plan_without_skip == Some(found.plan)
                     && Header { plan: spec.plan, ..found.clone() } == header;
-                // A run that stored nothing binds nobody: a mistake in its options is mended by running it again.
+                // A run that stored nothing yet may be run again with other options.
                 if !stored && found != header {
                     file.set_len(0)?;
                     write_header(&mut file, &header)?;

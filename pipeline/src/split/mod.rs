@@ -1,8 +1,8 @@
-//! Building one split, document by document, so that a killed run goes on where it was.
+//! Building one split, document by document, so that a killed run can resume.
 //!
 //! ```text
 //! SplitBuilder ── counts inputs, sets, totals ── Sink (packed rows | documents | examples) ── shards
-//!       └──────── journal: one line per finished shard, fsynced after the shard itself
+//!       └──────── ledger ── journal: one line per finished shard, fsynced after the shard itself
 //! ```
 //! Whoever feeds a builder (`prepare` from sources, `merge` from parts) pushes inputs and documents in
 //! stream order; the bytes written depend on nothing else. After a kill the builder takes up the state of
@@ -14,7 +14,9 @@ mod error;
 mod examples_sink;
 mod folder;
 mod journal;
+mod ledger;
 mod packed_sink;
+mod row_writer;
 mod spec;
 mod tally;
 
@@ -32,7 +34,8 @@ use documents_sink::DocumentsSink;
 pub use error::SplitError;
 use examples_sink::ExamplesSink;
 use folder::{LOCK_NAME, discard, finish_up, finished, remove_lock, remove_strays};
-use journal::{Journal, Snapshot, Trees};
+use journal::{Journal, Snapshot};
+use ledger::{Closing, Ledger};
 use packed_sink::PackedSink;
 pub use spec::SplitSpec;
 use tally::Counted;
@@ -71,16 +74,13 @@ trait Sink {
     /// be called again after [`Sink::close`].
     fn store(&mut self, document: &TokenizedDocument<'_>, from: usize) -> Result<Option<usize>, SplitError>;
 
-    /// Finishes the shard being written, the split's number `index`; `None` when there is none.
-    fn close(&mut self, index: usize) -> Result<Option<Shard>, SplitError>;
+    /// Ends the shard being written, the split's number `index`; `None` when there is none.
+    fn close(&mut self, index: usize) -> Result<Option<Closing>, SplitError>;
 
     /// As [`Sink::close`], for the split's last shard.
-    fn close_last(&mut self, index: usize) -> Result<Option<Shard>, SplitError> {
+    fn close_last(&mut self, index: usize) -> Result<Option<Closing>, SplitError> {
         self.close(index)
     }
-
-    /// The Merkle trees so far.
-    fn trees(&self) -> Trees;
 
     /// Writes what stands beside the shards of a finished split.
     fn other_files(&self, _sets: &[SetTotals]) -> Result<Vec<FileRecord>, SplitError> {
@@ -110,8 +110,8 @@ pub struct SplitBuilder {
     spec: SplitSpec,
     sink: Box<dyn Sink>,
     tally: Tally,
-    journal: Journal,
-    shards: Vec<Shard>,
+    // Dropped after the sink, whose shards it waits for.
+    ledger: Ledger,
     cursor: Cursor,
     _lock: FolderLock,
 }
@@ -148,26 +148,18 @@ impl SplitBuilder {
             return result.map(|manifest| Opened::Finished(Box::new(manifest)));
         }
         let (journal, snapshots) = Journal::open(&work, &spec, folder)?;
-        let mut shards = Vec::new();
         let mut tally = Tally::new();
-        let mut cursor = Cursor::default();
-        let mut last = None;
-        for snapshot in snapshots {
-            shards.push(snapshot.shard.clone());
-            tally.restore(&snapshot);
-            cursor = snapshot.cursor;
-            last = Some(snapshot);
-        }
-        remove_strays(folder, &shards)?;
-        let sink = sink(folder, &spec, last.as_ref())?;
+        snapshots.iter().for_each(|snapshot| tally.restore(snapshot));
+        let sink = sink(folder, &spec, snapshots.last())?;
+        let ledger = Ledger::new(journal, snapshots)?;
+        remove_strays(folder, ledger.shards())?;
         Ok(Opened::Building(Box::new(Self {
             folder: folder.into(),
             spec,
             sink,
             tally,
-            journal,
-            shards,
-            cursor,
+            cursor: ledger.durable(),
+            ledger,
             _lock: lock,
         })))
     }
@@ -184,10 +176,10 @@ impl SplitBuilder {
         self.cursor.stored_tokens.is_some()
     }
 
-    /// Finished shards so far.
+    /// Shards that are durable so far.
     #[must_use]
     pub fn shards(&self) -> &[Shard] {
-        &self.shards
+        self.ledger.shards()
     }
 
     /// Totals so far.
@@ -199,7 +191,7 @@ impl SplitBuilder {
     /// The input up to which everything is durable: files before it are not needed again.
     #[must_use]
     pub fn durable_input(&self) -> u32 {
-        self.cursor.input
+        self.ledger.durable().input
     }
 
     /// Begins the next input. On resumption the first call names the input of the cursor again.
@@ -208,10 +200,10 @@ impl SplitBuilder {
     /// When the sink has to close a shard and cannot.
     pub fn begin_input(&mut self, meta: InputMeta) -> Result<(), SplitError> {
         if self.sink.begins_shard(&meta)
-            && let Some(shard) = self.sink.close(self.shards.len())?
+            && let Some(closing) = self.sink.close(self.ledger.len())?
         {
             let cursor = Cursor { input: self.tally.next_input()?, record: 0, stored_tokens: None };
-            self.note_shard(shard, cursor)?;
+            self.note_shard(closing, cursor)?;
         }
         self.tally.begin_input(meta)
     }
@@ -254,23 +246,31 @@ impl SplitBuilder {
     /// Stores the tokens of `document` from number `from` on, finishing shards as they fill.
     fn store(&mut self, document: &TokenizedDocument<'_>, from: u64) -> Result<(), SplitError> {
         let mut from: usize = narrow(from, "tokens of a document")?;
-        while let Some(stored) = self.sink.store(document, from)? {
+        loop {
+            let stored = match self.sink.store(document, from) {
+                Ok(None) => return Ok(()),
+                Ok(Some(stored)) => stored,
+                Err(error) => return Err(self.ledger.failure(error)),
+            };
             from = stored;
-            let Some(shard) = self.sink.close(self.shards.len())? else { continue };
+            let closing = self.sink.close(self.ledger.len());
+            let Some(closing) = closing.map_err(|error| self.ledger.failure(error))? else { continue };
             let input = self.tally.current_input()?;
             let cursor = Cursor { input, record: document.meta.record, stored_tokens: Some(stored as u64) };
-            self.note_shard(shard, cursor)?;
-            // The document goes on at once; only a run that takes this one up must be fed it again.
+            self.note_shard(closing, cursor)?;
+            // The document continues at once; only a resumed run must be fed it again.
             self.cursor.stored_tokens = None;
         }
-        Ok(())
     }
 
-    /// Notes a finished shard, after which a later run would go on at `cursor`.
-    fn note_shard(&mut self, shard: Shard, cursor: Cursor) -> Result<(), SplitError> {
-        let snapshot = self.tally.snapshot(shard, cursor, self.sink.trees());
-        self.journal.append(&snapshot)?;
-        self.shards.push(snapshot.shard);
+    /// Hands over a full shard, after which a later run would go on at `cursor`.
+    fn note_shard(&mut self, closing: Closing, cursor: Cursor) -> Result<(), SplitError> {
+        let moment = self.tally.moment(cursor);
+        self.ledger.note(closing, moment)?;
+        if self.spec.layout != Layout::Packed {
+            // These shards are written already: there is nothing to wait for but the journal.
+            self.ledger.settle()?;
+        }
         self.cursor = cursor;
         Ok(())
     }
@@ -285,12 +285,19 @@ impl SplitBuilder {
     /// # Errors
     /// When something cannot be written.
     pub fn finish(mut self) -> Result<Manifest, SplitError> {
-        self.shards.extend(self.sink.close_last(self.shards.len())?);
-        let trees = self.sink.trees();
+        let last = self.sink.close_last(self.ledger.len());
+        let last = last.map_err(|error| self.ledger.failure(error))?;
+        // Its rows may still be written by now; the shards before it become durable meanwhile.
+        let (mut shards, mut trees) = self.ledger.finish()?;
+        if let Some(closing) = last {
+            let (shard, after) = closing()?;
+            shards.push(shard);
+            trees = after;
+        }
         let files = self.sink.other_files(self.tally.sets())?;
         let spec = self.spec;
         let tally::Counts { inputs, sets, record_licenses, record_sources, mut totals } = self.tally.finish();
-        totals.rows = self.shards.iter().map(|shard| shard.file.records).sum();
+        totals.rows = shards.iter().map(|shard| shard.file.records).sum();
         let mut manifest = Manifest {
             format: FORMAT.into(),
             version: spec.layout.version(),
@@ -302,7 +309,7 @@ impl SplitBuilder {
             tokenizer: spec.tokenizer,
             packing: spec.packing,
             inputs,
-            shards: self.shards,
+            shards,
             files,
             sets,
             record_licenses,

@@ -1,53 +1,64 @@
 //! Documents end to end into rows, rows into shards.
+//!
+//! The sink decides what goes where; [`super::row_writer`] writes it.
 
 use std::path::{Path, PathBuf};
 
-use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::manifest::{FileRecord, Shard};
 use xlstm_manifests::merkle::MerkleTree;
-use xlstm_manifests::packed::PackedWriter;
 use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::spans::{self, Span};
 
 use super::journal::{Snapshot, Trees, document_leaf};
+use super::ledger::Closing;
+use super::row_writer::{RowWriter, Rows, Sealed};
 use super::tally::Counted;
 use super::{Sink, SplitError, SplitSpec, TokenizedDocument, narrow};
 
 pub(super) struct PackedSink {
     folder: PathBuf,
     row_length: usize,
-    /// Ends every document and fills up the last row.
+    /// Ends every document.
     separator: u16,
     rows_per_shard: u64,
     /// Full rows in finished shards and in the one being written.
     rows: u64,
     /// Tokens in the row after them.
     row: usize,
-    writer: Option<PackedWriter>,
+    writer: RowWriter,
     /// Full rows in the shard being written.
     shard_rows: u64,
-    shard_tree: MerkleTree,
     spans: Vec<Span>,
-    trees: Trees,
+    /// Merkle tree over the documents so far; the one over the rows is the writer's.
+    documents: MerkleTree,
 }
 
 impl PackedSink {
     pub(super) fn new(folder: &Path, spec: &SplitSpec, last: Option<&Snapshot>) -> Result<Self, SplitError> {
         // The offset of a token in its row has 16 bits.
         let row_length = usize::from(narrow::<_, u16>(spec.packing.row_length, "tokens in a row")?);
-        let trees = last.map(|snapshot| snapshot.trees.clone()).unwrap_or_default();
+        let Trees { tokens, documents } = last.map(|snapshot| snapshot.trees.clone()).unwrap_or_default();
+        let rows_per_shard = spec.packing.rows_per_shard.unwrap_or(u64::MAX).max(1);
+        let rows = tokens.leaves();
+        let separator = spec.tokenizer.end_of_text;
         Ok(Self {
             folder: folder.into(),
             row_length,
-            separator: spec.tokenizer.end_of_text,
-            rows_per_shard: spec.packing.rows_per_shard.unwrap_or(u64::MAX).max(1),
-            rows: trees.tokens.leaves(),
+            separator,
+            rows_per_shard,
+            rows,
             row: 0,
-            writer: None,
+            writer: RowWriter::start(Rows {
+                folder: folder.into(),
+                row_length,
+                separator,
+                // Finished shards of a run that resumes are full.
+                shard: narrow(rows / rows_per_shard, "shards")?,
+                tree: tokens,
+            })?,
             shard_rows: 0,
-            shard_tree: MerkleTree::new(),
             spans: Vec::new(),
-            trees,
+            documents,
         })
     }
 
@@ -58,58 +69,41 @@ impl PackedSink {
         usize::try_from(tokens).unwrap_or(usize::MAX)
     }
 
-    /// Puts the next rows of the shard into the trees.
-    fn push_leaves(&mut self, leaves: &[Sha256Digest]) {
-        for &leaf in leaves {
-            self.shard_tree.push(leaf);
-            self.trees.tokens.push(leaf);
-        }
-    }
-
-    /// Number of finished shards: all of them are full.
-    fn finished_shards(&self) -> Result<usize, SplitError> {
-        narrow((self.rows - self.shard_rows) / self.rows_per_shard, "shards")
-    }
-
-    /// Finishes the current shard, the split's number `index`.
-    fn finish_shard(&mut self, index: usize) -> Result<Shard, SplitError> {
-        let name = shard_name(index);
-        let writer = match self.writer.take() {
-            Some(writer) => writer,
-            None => PackedWriter::create(&self.folder.join(&name), self.row_length, self.separator)?,
-        };
-        let (written, leaves) = writer.finish()?;
-        self.push_leaves(&leaves);
-        let spans_name = format!("spans-{index:05}.arrow");
-        let spans_written = spans::write(&self.folder.join(&spans_name), &self.spans)?;
-        let tokens_root = std::mem::take(&mut self.shard_tree).root();
+    /// Ends the current shard, the split's number `index`, whose last row lacks `missing` tokens. What is left to do, to
+    /// make it durable, is the closing.
+    fn finish_shard(&mut self, index: usize, missing: usize) -> Result<Closing, SplitError> {
+        let sealed = self.writer.seal()?;
+        let (fault, documents) = (self.writer.fault(), self.documents.clone());
         let rows = std::mem::take(&mut self.shard_rows);
         let spans = std::mem::take(&mut self.spans);
-        Ok(Shard {
-            file: FileRecord {
-                path: SafePath::new(name)?,
-                size: written.size,
-                sha256: written.sha256,
-                records: rows,
-            },
-            // All rows are full; `close_last` corrects the last one.
-            tokens: rows * self.row_length as u64,
-            tokens_root,
-            companion: FileRecord {
-                path: SafePath::new(spans_name)?,
-                size: spans_written.size,
-                sha256: spans_written.sha256,
-                records: spans.len() as u64,
-            },
-        })
+        let (folder, tokens) = (self.folder.clone(), rows * self.row_length as u64 - missing as u64);
+        Ok(Box::new(move || {
+            let Sealed { writer, tokens_root, tree } = sealed.recv().map_err(|_| fault.take())?;
+            let (written, _) = writer.finish()?;
+            let spans_name = format!("spans-{index:05}.arrow");
+            let spans_written = spans::write(&folder.join(&spans_name), &spans)?;
+            let shard = Shard {
+                file: FileRecord {
+                    path: SafePath::new(shard_name(index))?,
+                    size: written.size,
+                    sha256: written.sha256,
+                    records: rows,
+                },
+                tokens,
+                tokens_root,
+                companion: FileRecord {
+                    path: SafePath::new(spans_name)?,
+                    size: spans_written.size,
+                    sha256: spans_written.sha256,
+                    records: spans.len() as u64,
+                },
+            };
+            Ok((shard, Trees { tokens: tree, documents }))
+        }))
     }
 }
 
 impl Sink for PackedSink {
-    fn trees(&self) -> Trees {
-        self.trees.clone()
-    }
-
     fn begin(
         &mut self,
         counted: Counted,
@@ -118,7 +112,7 @@ impl Sink for PackedSink {
     ) -> Result<(), SplitError> {
         let Counted { input, set, license, source } = counted;
         let meta = document.meta;
-        self.trees.documents.push(document_leaf(input, document, length));
+        self.documents.push(document_leaf(input, document, length));
         self.spans.push(Span {
             input,
             record: meta.record,
@@ -143,16 +137,7 @@ impl Sink for PackedSink {
             let separator = [self.separator];
             let tokens = if next == ids.len() { &separator[..] } else { &ids[next..] };
             let tokens = &tokens[..tokens.len().min(self.room())];
-            let writer = match &mut self.writer {
-                Some(writer) => writer,
-                None => {
-                    let path = self.folder.join(shard_name(self.finished_shards()?));
-                    self.writer.insert(PackedWriter::create(&path, self.row_length, self.separator)?)
-                }
-            };
-            writer.extend(tokens)?;
-            let leaves = writer.take_leaves();
-            self.push_leaves(&leaves);
+            self.writer.extend(tokens)?;
             next += tokens.len();
             let rows = (self.row + tokens.len()) / self.row_length;
             self.row = (self.row + tokens.len()) % self.row_length;
@@ -165,12 +150,12 @@ impl Sink for PackedSink {
         Ok(None)
     }
 
-    fn close(&mut self, index: usize) -> Result<Option<Shard>, SplitError> {
-        self.finish_shard(index).map(Some)
+    fn close(&mut self, index: usize) -> Result<Option<Closing>, SplitError> {
+        self.finish_shard(index, 0).map(Some)
     }
 
     /// The last row may be short.
-    fn close_last(&mut self, index: usize) -> Result<Option<Shard>, SplitError> {
+    fn close_last(&mut self, index: usize) -> Result<Option<Closing>, SplitError> {
         let missing = match std::mem::take(&mut self.row) {
             0 => 0,
             length => {
@@ -183,9 +168,7 @@ impl Sink for PackedSink {
         if self.shard_rows == 0 && self.spans.is_empty() {
             return Ok(None);
         }
-        let mut shard = self.finish_shard(index)?;
-        shard.tokens -= missing as u64;
-        Ok(Some(shard))
+        self.finish_shard(index, missing).map(Some)
     }
 }
 

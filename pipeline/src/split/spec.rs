@@ -26,7 +26,7 @@ pub struct SplitSpec {
     /// Digest of all of the above and the input list.
     pub plan: Sha256Digest,
     /// Digest of the same plan with `--on-bad-record fail`, where this one skips: an unfinished run of that one has met
-    /// no bad record in what it stored, so this one goes on from it.
+    /// no bad record in what it stored, so this one may resume from it.
     pub plan_without_skip: Option<Sha256Digest>,
 }
 

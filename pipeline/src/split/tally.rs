@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use xlstm_manifests::Sha256Digest;
-use xlstm_manifests::manifest::{Declared, Input, InputCounts, SetTotals, Shard, Totals};
+use xlstm_manifests::manifest::{Declared, Input, InputCounts, SetTotals, Totals};
 use xlstm_manifests::safe_path::SafePath;
 
-use super::journal::{Snapshot, Trees};
+use super::journal::Snapshot;
+use super::ledger::Moment;
 use super::{Cursor, SplitError, TokenizedDocument};
 
 /// What is known of an input before its first record.
@@ -22,7 +23,7 @@ pub struct InputMeta {
     pub sha256: Sha256Digest,
     /// The digest that was published for it.
     pub declared: Option<Declared>,
-    /// Its own licence.
+    /// Its own license.
     pub licence: Option<String>,
 }
 
@@ -123,20 +124,24 @@ impl Tally {
         self.totals = snapshot.totals.clone();
     }
 
-    pub(super) fn snapshot(&mut self, shard: Shard, cursor: Cursor, trees: Trees) -> Snapshot {
+    /// The counts at this moment, for the journal.
+    pub(super) fn moment(&mut self, cursor: Cursor) -> Moment {
         let closed_inputs = self.inputs[self.journalled..].to_vec();
         self.journalled = self.inputs.len();
-        Snapshot {
+        let open_input = self.open.clone();
+        let (sets, totals) = (self.sets.totals.clone(), self.totals.clone());
+        let (record_licenses, record_sources) = (self.licenses.totals.clone(), self.sources.totals.clone());
+        Box::new(move |shard, trees| Snapshot {
             shard,
             cursor,
             closed_inputs,
-            open_input: self.open.clone(),
-            sets: self.sets.totals.clone(),
-            record_licenses: self.licenses.totals.clone(),
-            record_sources: self.sources.totals.clone(),
-            totals: self.totals.clone(),
+            open_input,
+            sets,
+            record_licenses,
+            record_sources,
+            totals,
             trees,
-        }
+        })
     }
 
     /// Totals so far (rows are counted at the end).

@@ -58,7 +58,7 @@ impl<'a> TaskPlan<'a> {
     /// `examples` samples of `task` as `split`.
     ///
     /// # Errors
-    /// When there are no or not so many different samples, or a row is longer than the format stores.
+    /// When the split has fewer different samples than that, none is asked for, or a row is longer than the format stores.
     pub fn new(task: &'a dyn Task, split: Split, examples: u64, rows_per_shard: u64) -> anyhow::Result<Self> {
         check_examples(task, split, examples)?;
         let shares: Vec<Share> = (0..examples.div_ceil(SHARE))
@@ -114,7 +114,7 @@ impl<'a> TaskPlan<'a> {
     /// When the folder holds something else, or cannot be written.
     pub fn execute(&self, out: &Path, threads: usize, restart: bool) -> anyhow::Result<Prepared> {
         let folder = self.folder(out);
-        // What a killed run of this kind left cannot be gone on from: its shards are gone.
+        // A killed run of this kind cannot be resumed: its shards are gone.
         let restart = restart || (self.stream && !folder.join(MANIFEST_NAME).exists());
         let builder = match SplitBuilder::open(&folder, self.spec.clone(), restart)? {
             Opened::Finished(manifest) => {
@@ -130,7 +130,7 @@ impl<'a> TaskPlan<'a> {
         let cursor = builder.cursor();
         let (sender, blocks) = crossbeam_channel::bounded(2);
         let manifest = std::thread::scope(|scope| {
-            // The sender goes with the thread: when it ends, whoever waits for a block hears of it.
+            // The thread owns the sender: when it ends, a receiver that waits for a block gets an error.
             scope.spawn(move || pool.install(|| self.make(cursor, threads as u64, &sender)));
             let manifest = self.write(builder, &folder, cursor, &blocks);
             drop(blocks);

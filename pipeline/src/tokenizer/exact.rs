@@ -1,7 +1,7 @@
 //! Byte-pair encoding of one word by proof instead of by table: the path for words that the library gets
 //! wrong and for words too long for it.
 //!
-//! The definition starts from the word's bytes and, as long as two neighbours form a merge, joins the pair
+//! The definition starts from the word's bytes and, as long as two neighbors form a merge, joins the pair
 //! whose merge comes first in the list, of equal ones the leftmost. Done literally on a word of 200 MB that
 //! takes gigabytes. Two facts give the same result with a few kilobytes:
 //!
@@ -21,7 +21,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use super::vocabulary::Vocabulary;
 
 /// The longest token in bytes.
-const LONGEST: usize = 128;
+const MAX_WORD_BYTES: usize = 128;
 
 /// Prefixes after which settled tokens are written out.
 const WINDOW: usize = 1 << 14;
@@ -88,10 +88,10 @@ impl Exact {
             // Ids are in the order of the merges: the larger one was made later, so it is undone first. Of
             // two equal ones the left was made first.
             let (undone, due_before) = if left > right {
-                // A pair across the boundary that needs the same merge lies further right, and comes later.
+                // A pair across the boundary that needs the same merge is further right, and comes later.
                 (left, u32::from(left))
             } else {
-                // One that needs the same merge lies further left, and comes first.
+                // One that needs the same merge is further left, and comes first.
                 (right, u32::from(right) + 1)
             };
             match parts(vocabulary, undone) {
@@ -134,7 +134,7 @@ impl Exact {
 
     /// The last token of the encoding of `prefix`, given those of all shorter prefixes.
     fn last_token(&self, vocabulary: &Vocabulary, prefix: &[u8], known: &Prefixes) -> u16 {
-        let mut candidates = [0u16; LONGEST];
+        let mut candidates = [0u16; MAX_WORD_BYTES];
         let mut count = 0;
         let mut node = 0;
         // No token reaches over a boundary that is settled.
@@ -185,7 +185,7 @@ impl Prefixes {
     /// The longest prefix at whose end all encodings that may still be continued have a boundary.
     fn agreement(&self, vocabulary: &Vocabulary) -> usize {
         let end = self.last.len();
-        let first = end.saturating_sub(LONGEST - 1);
+        let first = end.saturating_sub(MAX_WORD_BYTES - 1);
         // Each place that is in use, relative to `start`; the highest one steps back by its last token
         // until a single one is left.
         let mut used = vec![false; end + 1];

@@ -8,7 +8,7 @@
 //!   that it is, so id 50256 only ever stands where the packer puts it.
 //! * The ids that the library gives for a word are decoded again and compared with its bytes. The library looks
 //!   words up by digests of 32 and 64 bits; two words may share one. It is rare, and a wrong token in a trillion
-//!   would never be noticed later. Where the comparison fails, module `exact` encodes the word anew.
+//!   would never be noticed later. Where the comparison fails, module `exact` encodes the word again.
 //! * Words that passed are kept whole, with their ids, in module `words`: nine of ten words are found there, by
 //!   their own bytes, and need neither the library nor the comparison.
 //! * Documents of any length in constant memory: text is split through a window. What a match is depends on
@@ -51,7 +51,7 @@ const ENGINE_VERSION: &str = "1.0.0-rc.3";
 const WINDOW_BYTES: usize = 64 << 10;
 
 /// Words whose places in the table of words are asked for before the first of them is needed.
-const AHEAD: usize = 16;
+const PREFETCH: usize = 16;
 
 /// A window is made this many times larger for a long word, before the word is given to module `exact`.
 const LARGER_WINDOW: usize = 16;
@@ -313,8 +313,8 @@ impl Inner {
             ids.resize(text.len() + EMITTED, 0);
         }
         let mut count = 0;
-        for spans in scratch.words[..words].chunks(AHEAD) {
-            let mut keys = [None; AHEAD];
+        for spans in scratch.words[..words].chunks(PREFETCH) {
+            let mut keys = [None; PREFETCH];
             for (key, span) in keys.iter_mut().zip(spans) {
                 let range = span.range();
                 *key = Word::new(text.as_bytes(), range.start, range.end);

@@ -1,4 +1,4 @@
-//! Strings whose ids are a fingerprint of the tokenizer's behaviour.
+//! Strings whose ids are a fingerprint of the tokenizer's behavior.
 //!
 //! A vocabulary's digest does not show a change of Unicode tables, of the splitting pattern's engine or of
 //! a cache; the ids of awkward strings do. `probe.jsonl` holds one JSON string a line and is append-only:

@@ -9,13 +9,13 @@
 //! without a branch between them. Longer words, and the few of more ids, are never stored.
 
 /// Bytes of the longest word that is stored.
-const LONGEST: usize = 15;
+const MAX_WORD_BYTES: usize = 15;
 
 /// Ids of a stored word at most.
-const MOST_IDS: usize = 7;
+const MAX_IDS: usize = 7;
 
 /// Ids that [`WordTable::emit`] writes, the valid ones first.
-pub(super) const EMITTED: usize = MOST_IDS + 1;
+pub(super) const EMITTED: usize = MAX_IDS + 1;
 
 /// Lines of a table: 4 MiB, which a processor's cache of the last level holds beside the library's tables.
 const LINES: usize = 1 << 16;
@@ -24,10 +24,10 @@ const LINES: usize = 1 << 16;
 const MIX: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x9e37_79b9_7f4a_7c15];
 
 /// Ones over the first `length` bytes of a little-endian number.
-const HEADS: [u128; LONGEST + 1] = {
-    let mut heads = [0; LONGEST + 1];
+const HEADS: [u128; MAX_WORD_BYTES + 1] = {
+    let mut heads = [0; MAX_WORD_BYTES + 1];
     let mut length = 1;
-    while length <= LONGEST {
+    while length <= MAX_WORD_BYTES {
         heads[length] = u128::MAX >> (128 - 8 * length);
         length += 1;
     }
@@ -102,18 +102,18 @@ impl WordTable {
         let [first, second] = &self.0[word.line()].0;
         let slot = if first.word == word { first } else { second };
         *room = slot.ids;
-        if slot.word == word { usize::from(slot.ids[MOST_IDS]) } else { 0 }
+        if slot.word == word { usize::from(slot.ids[MAX_IDS]) } else { 0 }
     }
 
     /// Stores the ids of a word, which must be its ids for certain. Of the two words in its line, the one
     /// that was stored first makes room.
     pub(super) fn store(&mut self, word: Word, ids: &[u16]) {
-        if ids.len() > MOST_IDS {
+        if ids.len() > MAX_IDS {
             return;
         }
         let mut slot = Slot { word, ids: [0; EMITTED] };
         slot.ids[..ids.len()].copy_from_slice(ids);
-        slot.ids[MOST_IDS] = ids.len() as u16;
+        slot.ids[MAX_IDS] = ids.len() as u16;
         let [first, second] = &mut self.0[word.line()].0;
         *second = std::mem::replace(first, slot);
     }
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_word_is_its_bytes_and_length_wherever_it_stands() {
-        for length in 1..=LONGEST {
+        for length in 1..=MAX_WORD_BYTES {
             let text = [vec![b'x'; 20], vec![7; length], vec![b'y'; 20]].concat();
             let inside = Word::new(&text, 20, 20 + length).unwrap();
             assert_eq!(word(&vec![7; length]), Some(inside), "{length}");
@@ -141,15 +141,15 @@ mod tests {
             let longer = [vec![7; length], vec![0]].concat();
             assert_ne!(word(&longer), Some(inside), "{length}");
         }
-        assert_eq!(word(&[7; LONGEST + 1]), None);
+        assert_eq!(word(&[7; MAX_WORD_BYTES + 1]), None);
     }
 
     proptest! {
         /// A table may forget a word (its line is full), but never gives ids that are not the word's.
         #[test]
         fn what_is_met_is_what_was_stored(
-            stored in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..=LONGEST), prop::collection::vec(any::<u16>(), 1..10)), 0..40),
-            others in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..=LONGEST), 0..40),
+            stored in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..=MAX_WORD_BYTES), prop::collection::vec(any::<u16>(), 1..10)), 0..40),
+            others in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..=MAX_WORD_BYTES), 0..40),
         ) {
             let stored: HashMap<_, _> = stored.into_iter().collect();
             let mut table = WordTable::default();

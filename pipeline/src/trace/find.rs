@@ -67,7 +67,7 @@ fn trace_row(
     }
     let (start, end) = (row_trace.first_position, row_trace.first_position + row_trace.tokens);
     let row_length = u64::from(dataset.manifest().packing.row_length);
-    // Documents of the row lie next to each other in the stream.
+    // Documents of the row are next to each other in the stream.
     let first = first_document(corpus, start, row_length)?;
     let mut found = Vec::new();
     for number in first..corpus.documents() {

@@ -41,7 +41,7 @@ pub(super) fn sample(corpus: &Corpus, report: &TraceReport) -> Result<Option<Sam
     let mut example = Example::default();
     made.example(input, document.record, &mut example)
         .map_err(|error| CommandError::Usage(error.to_string()))?;
-    // Examples lie one in a row, in the order of the documents.
+    // There is one example a row, in the order of the documents.
     let stored = dataset.example(document.document)?;
     let agrees = stored.is_some_and(|row| {
         row.input_ids == example.input_ids

@@ -5,7 +5,7 @@
 //!                                                                     └──► input file (sha256, published digest) ─► repository @ revision
 //! ```
 //! The row is proved against the shard's Merkle root, which the manifest's `root` covers. The text around a
-//! token is decoded from the stored tokens; where the source file is at hand, its digest is checked, the
+//! token is decoded from the stored tokens; where the source file can be found, its digest is checked, the
 //! record read again, and the same place shown in it.
 
 mod find;
@@ -144,7 +144,7 @@ pub struct InputTrace {
     pub repository: Option<String>,
     /// The commit.
     pub revision: Option<String>,
-    /// What is said about its licence, and by whom.
+    /// What is said about its license, and by whom.
     pub licences: Vec<String>,
 }
 

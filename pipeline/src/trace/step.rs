@@ -109,7 +109,7 @@ fn check_step(run: &Path, step: u64) -> Result<(), CommandError> {
     }
 }
 
-/// The last step that metrics or a checkpoint show; `None` where neither is at hand.
+/// The last step that metrics or a checkpoint show; `None` if neither exists.
 fn last_recorded(run: &Path) -> Result<Option<u64>, CommandError> {
     let metrics = match fs_err::read(run.join(METRICS_NAME)) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),

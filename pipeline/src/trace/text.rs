@@ -59,7 +59,7 @@ fn write_document(out: &mut dyn Write, document: &DocumentTrace) -> io::Result<(
         writeln!(out, "  set     {}", printable::text(set))?;
     }
     if let Some(license) = &document.license {
-        writeln!(out, "  licence {} (the document's own)", printable::text(license))?;
+        writeln!(out, "  license {} (the document's own)", printable::text(license))?;
     }
     if let Some(source) = &document.source {
         writeln!(out, "  from    {} (says the document)", printable::text(source))?;
@@ -81,7 +81,7 @@ fn write_document(out: &mut dyn Write, document: &DocumentTrace) -> io::Result<(
         writeln!(out, "  from    {} @ {}", printable::text(repository), printable::text(revision))?;
     }
     for licence in &input.licences {
-        writeln!(out, "  licence {}", printable::text(licence))?;
+        writeln!(out, "  license {}", printable::text(licence))?;
     }
     Ok(())
 }

@@ -46,8 +46,8 @@ fn text_files_are_documents_numbered_as_entries() {
     let found: Vec<_> = read(&path, &Fields::default())
         .into_iter()
         .map(|step| match step {
-            Step::Record(record) => (record.number, record.id.unwrap(), record.set.unwrap()),
-            Step::Bad { .. } => panic!("a crate has no bad records"),
+            Entry::Record(record) => (record.number, record.id.unwrap(), record.set.unwrap()),
+            Entry::Bad { .. } => panic!("a crate has no bad records"),
         })
         .collect();
     let expected = [

@@ -54,7 +54,7 @@ fn lines_are_the_same_however_they_are_stored() {
             path.display()
         );
         assert_eq!(steps.iter().map(number).collect::<Vec<_>>(), [0, 2, 4, 5, 6]);
-        let Step::Record(record) = &steps[1] else { panic!() };
+        let Entry::Record(record) = &steps[1] else { panic!() };
         assert_eq!(record.set.as_deref(), Some("RedPajamaBook"));
         assert_any_start_agrees(&path, &Fields::slimpajama());
     }
@@ -155,8 +155,8 @@ fn bad_lines_do_not_stop_a_reader() {
     let reasons: Vec<_> = steps
         .iter()
         .map(|step| match step {
-            Step::Record(record) => record.text.as_str(),
-            Step::Bad { reason, .. } => reason.reason(),
+            Entry::Record(record) => record.text.as_str(),
+            Entry::Bad { reason, .. } => reason.reason(),
         })
         .collect();
     let expected = [
@@ -273,7 +273,7 @@ fn no_damaged_line_is_lost_or_changed() {
             .filter(|_| std::str::from_utf8(line).is_ok());
         let text = strict.as_ref().and_then(|value| value.as_object()?.get("text")?.as_str());
         match (step, text) {
-            (Step::Record(record), Some(text)) => {
+            (Entry::Record(record), Some(text)) => {
                 taken += 1;
                 assert_eq!(record.text, text, "{}", String::from_utf8_lossy(line));
                 let id = strict.as_ref().and_then(|value| value.get("id"));
@@ -281,10 +281,10 @@ fn no_damaged_line_is_lost_or_changed() {
                     assert_eq!(record.id.as_deref(), Some(id));
                 }
             }
-            (Step::Bad { .. }, None) => {}
-            (Step::Bad { found, .. }, Some(text)) => panic!("`{text}` was lost: {found}"),
+            (Entry::Bad { .. }, None) => {}
+            (Entry::Bad { found, .. }, Some(text)) => panic!("`{text}` was lost: {found}"),
             // Beyond the strict parser: what Python writes, half of a pair in a key, depth and digits without limit.
-            (Step::Record(record), None) => {
+            (Entry::Record(record), None) => {
                 let line = String::from_utf8_lossy(line);
                 let lenient = ["NaN", "Infinity", "\\u"].iter().any(|word| line.contains(word));
                 assert!(lenient, "{line} gave {record:?}");

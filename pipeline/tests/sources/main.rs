@@ -9,7 +9,7 @@ mod parquet_rows;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
-use xlstm_pipeline::record::{BadRecord, Record, Step};
+use xlstm_pipeline::record::{BadRecord, Entry, Record};
 use xlstm_pipeline::sources::{self, Fields, Format, SourceError};
 
 /// A folder that is gone after the test.
@@ -29,17 +29,17 @@ impl Folder {
 }
 
 /// Everything a reader yields, to its end or its error.
-fn read_from(path: &Path, fields: &Fields, from: u64) -> (Vec<Step>, Option<SourceError>) {
+fn read_from(path: &Path, fields: &Fields, from: u64) -> (Vec<Entry>, Option<SourceError>) {
     let mut reader = match sources::open(path, Format::of(path).unwrap(), fields, from) {
         Ok(reader) => reader,
         Err(error) => return (Vec::new(), Some(error)),
     };
     let mut steps = Vec::new();
-    while let Some(step) = reader.next_step() {
+    while let Some(step) = reader.next_entry() {
         match step {
             Ok(step) => steps.push(step),
             Err(error) => {
-                assert!(reader.next_step().is_none(), "a reader ends after an error");
+                assert!(reader.next_entry().is_none(), "a reader ends after an error");
                 return (steps, Some(error));
             }
         }
@@ -48,7 +48,7 @@ fn read_from(path: &Path, fields: &Fields, from: u64) -> (Vec<Step>, Option<Sour
 }
 
 /// Everything a sound file yields.
-fn read(path: &Path, fields: &Fields) -> Vec<Step> {
+fn read(path: &Path, fields: &Fields) -> Vec<Entry> {
     let (steps, error) = read_from(path, fields, 0);
     assert!(error.is_none(), "{}", error.unwrap());
     steps
@@ -62,17 +62,17 @@ fn error(path: &Path, fields: &Fields) -> String {
     error
 }
 
-fn number(step: &Step) -> u64 {
+fn number(step: &Entry) -> u64 {
     match step {
-        Step::Record(record) => record.number,
-        Step::Bad { number, .. } => *number,
+        Entry::Record(record) => record.number,
+        Entry::Bad { number, .. } => *number,
     }
 }
 
-fn texts(steps: &[Step]) -> Vec<&str> {
+fn texts(steps: &[Entry]) -> Vec<&str> {
     let text = |step| match step {
-        &Step::Record(Record { ref text, .. }) => text.as_str(),
-        Step::Bad { .. } => "BAD",
+        &Entry::Record(Record { ref text, .. }) => text.as_str(),
+        Entry::Bad { .. } => "BAD",
     };
     steps.iter().map(text).collect()
 }
@@ -84,14 +84,14 @@ fn assert_any_start_agrees(path: &Path, fields: &Fields) {
     for from in 0..end {
         let (steps, error) = read_from(path, fields, from);
         assert!(error.is_none(), "from {from}: {}", error.unwrap());
-        let expected: Vec<Step> = all.iter().filter(|step| number(step) >= from).cloned().collect();
+        let expected: Vec<Entry> = all.iter().filter(|step| number(step) >= from).cloned().collect();
         assert_eq!(steps, expected, "{} from record {from}", path.display());
     }
     for step in &all {
         let one = sources::read_one(path, Format::of(path).unwrap(), fields, number(step));
         match step {
-            Step::Record(record) => assert_eq!(&one.unwrap(), record),
-            Step::Bad { .. } => assert!(matches!(one.unwrap_err(), SourceError::NoSuchRecord { .. })),
+            Entry::Record(record) => assert_eq!(&one.unwrap(), record),
+            Entry::Bad { .. } => assert!(matches!(one.unwrap_err(), SourceError::NoSuchRecord { .. })),
         }
     }
     let past = sources::read_one(path, Format::of(path).unwrap(), fields, end).unwrap_err().to_string();
@@ -104,12 +104,12 @@ fn a_text_file_is_one_document() {
     let path = folder.file("Notes.MD", "# Títle\r\n".as_bytes());
     let record =
         Record { number: 0, text: "# Títle\r\n".into(), set: Some("md".into()), ..Record::default() };
-    assert_eq!(read(&path, &Fields::default()), [Step::Record(record)]);
+    assert_eq!(read(&path, &Fields::default()), [Entry::Record(record)]);
     assert_any_start_agrees(&path, &Fields::default());
 
     let path = folder.file("latin.txt", b"caf\xe9");
     let steps = read(&path, &Fields::default());
-    assert!(matches!(&steps[..], [Step::Bad { number: 0, reason: BadRecord::InvalidUtf8, found }]
+    assert!(matches!(&steps[..], [Entry::Bad { number: 0, reason: BadRecord::InvalidUtf8, found }]
         if found.contains("byte 3")));
 }
 

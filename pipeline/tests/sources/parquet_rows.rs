@@ -85,8 +85,8 @@ fn strings_are_read_however_the_writer_called_them() {
         let sets: Vec<_> = steps
             .iter()
             .map(|step| match step {
-                Step::Record(record) => record.set.as_deref(),
-                Step::Bad { reason, .. } => Some(reason.reason()),
+                Entry::Record(record) => record.set.as_deref(),
+                Entry::Bad { reason, .. } => Some(reason.reason()),
             })
             .collect();
         assert_eq!(
@@ -135,8 +135,8 @@ fn integers_serve_as_ids() {
     let ids: Vec<_> = read(&path, &fields)
         .into_iter()
         .map(|step| match step {
-            Step::Record(record) => record.id,
-            Step::Bad { .. } => panic!(),
+            Entry::Record(record) => record.id,
+            Entry::Bad { .. } => panic!(),
         })
         .collect();
     assert_eq!(ids, [Some("7".to_owned()), None, Some("-1".to_owned())]);
@@ -149,7 +149,7 @@ fn a_row_that_is_no_utf8_is_a_bad_record() {
     let path = written(&folder, "binary.parquet", vec![("text", text)], small_groups());
     let steps = read(&path, &Fields::default());
     assert_eq!(texts(&steps), ["good", "BAD", "good again"]);
-    assert!(matches!(&steps[1], Step::Bad { number: 1, reason: BadRecord::InvalidUtf8, .. }));
+    assert!(matches!(&steps[1], Entry::Bad { number: 1, reason: BadRecord::InvalidUtf8, .. }));
 }
 
 #[test]
@@ -442,7 +442,7 @@ fn values_of_all_types_are_what_the_format_says() {
             .collect();
         let path = one_column(&folder, kind.declaration, |column| (kind.write)(column, &seeds), seeds.len());
         for (step, &seed) in read(&path, &fields).iter().zip(&seeds) {
-            let Step::Record(record) = step else { panic!("{}: {step:?}", kind.declaration) };
+            let Entry::Record(record) = step else { panic!("{}: {step:?}", kind.declaration) };
             assert_eq!(
                 record.id.as_deref(),
                 Some((kind.text)(seed).as_str()),
@@ -494,9 +494,9 @@ fn values_of_all_types_are_what_the_format_says() {
         one_column(&folder, "INT32 x (TIME(MILLIS,true))", |column| write(column, &[86_400_000, 5]), 2);
     let steps = read(&path, &fields);
     assert!(
-        matches!(&steps[0], Step::Bad { found, .. } if found.contains("no time of a day")),
+        matches!(&steps[0], Entry::Bad { found, .. } if found.contains("no time of a day")),
         "{:?}",
         steps[0]
     );
-    assert!(matches!(&steps[1], Step::Record(record) if record.id.as_deref() == Some("00:00:00.005")));
+    assert!(matches!(&steps[1], Entry::Record(record) if record.id.as_deref() == Some("00:00:00.005")));
 }

@@ -214,7 +214,7 @@ fn records_of_paloma_keep_their_own_licenses() {
             data(["trace", text(&out.join("validation")), "--document", &number.to_string()]).success()
         })
         .collect();
-    assert_says(&said, &["licence MIT (the document's own)", "licence CC-BY-4.0 (the document's own)"]);
+    assert_says(&said, &["license MIT (the document's own)", "license CC-BY-4.0 (the document's own)"]);
     // Parts put together are the same bytes, licenses and all.
     let parts = folder.path().join("parts");
     paloma(&parts, &["--task", "1/2"]);

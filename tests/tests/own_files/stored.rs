@@ -66,3 +66,49 @@ fn a_step_that_a_run_does_not_have_is_refused() {
     assert_says(&trace("21").failure(1), &["up to 20", "has recorded", "found step 21"]);
     assert_says(&trace("99999").failure(1), &["up to 200", "recipe", "found step 99999"]);
 }
+
+#[test]
+fn an_export_replaces_no_shard_and_mixes_with_no_other_tables() {
+    let place = Place::new(&[("a.txt", b"some words to be exported")]);
+    place.prepare(&[]).success();
+    let before = files(&place.split());
+    for to in ["arrow-stream", "parquet"] {
+        let error =
+            data(["export", text(&place.split()), "--to", to, "--out", text(&place.split())]).failure(1);
+        assert_says(&error, &["expected a folder without other tables", "a split", "another --out"]);
+        assert_eq!(files(&place.split()), before);
+    }
+    let table = place.path("table");
+    let export = || data(["export", text(&place.split()), "--to", "parquet", "--out", text(&table)]);
+    export().success();
+    // The same tables again are the same; those of a larger split would be read along with them.
+    export().success();
+    fs_err::copy(table.join("shard-00000.parquet"), table.join("shard-00001.parquet")).unwrap();
+    assert_says(&export().failure(1), &["`shard-00001.parquet`, which is not of this split"]);
+    let empty = Place::new(&[("a.txt", b"")]);
+    empty.prepare(&[]).success();
+    let said = data(["export", text(&empty.split()), "--to", "parquet", "--out", text(&empty.path("table"))]);
+    assert_says(&said.success(), &["nothing was written: the split holds no document"]);
+}
+
+#[test]
+fn nothing_that_counted_nothing_has_a_share() {
+    let place =
+        Place::new(&[("a.txt", b"one two three four five six seven eight nine ten eleven twelve thirteen")]);
+    place.prepare(&[]).success();
+    let empty = Place::new(&[("a.txt", b"")]);
+    empty.prepare(&[]).success();
+    let (full, nothing) = (place.split(), empty.split());
+    for (train, eval, side) in [(&full, &nothing, "evaluation"), (&nothing, &full, "training")] {
+        let page = place.path("page.html");
+        let said = data(["overlap", text(train), text(eval), "--html", text(&page)]).success();
+        assert_says(&said, &[&format!("nothing was compared: the {side} sets hold no document"), "–"]);
+        let page = fs_err::read_to_string(page).unwrap();
+        assert_says(&page, &["Nothing was compared"]);
+        assert!(!page.contains("No overlap.") && !page.contains("NaN"));
+    }
+    let audit = data(["audit", text(&nothing), "--deep", "all", "--json"]).success();
+    let audit: serde_json::Value = serde_json::from_str(&audit).unwrap();
+    assert_eq!(audit["splits"][0]["deep"]["of"], 0);
+    assert!(!audit.to_string().contains("NaN"));
+}

@@ -84,7 +84,7 @@ impl fmt::Display for Flaw {
 #[derive(Debug, Clone)]
 pub(super) struct Paths(Vec<Vec<Key>>);
 
-/// A key of a path, and the path from it to its end as one key.
+/// A key of a path, and the rest of the path, from this key on, as a single key.
 #[derive(Debug, Clone)]
 struct Key {
     name: String,

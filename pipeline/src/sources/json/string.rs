@@ -159,7 +159,7 @@ fn take_by(body: &[u8], first_special: impl Fn(&[u8; STEP]) -> usize) -> Result<
             None => return Err((from, NO_END)),
         }
     }
-    // SAFETY: everything before `to` was written, and lies inside the spare capacity, which slices check.
+    // SAFETY: everything before `to` was written, and is inside the spare capacity, which slices check.
     unsafe { out.set_len(to) };
     // The rest of the line may be long (and then the room is mostly unused): give it back.
     if out.capacity() > 2 * to + 64 {

@@ -39,7 +39,7 @@ struct Sample {
 struct Language {
     name: &'static str,
     vocabulary_size: u32,
-    /// A guess is right once in so many: the paper's random baseline.
+    /// A guess is right once in this many times: the paper's random baseline.
     guesses: u32,
     /// Shortest length, and the distance between possible lengths.
     shortest: u32,
