@@ -51,7 +51,7 @@ demo-model: demo-data libtorch # the training half
 
 tasks: fetch libtorch ## a synthetic task from data to page: parity's small twin, trained and tested
 	$(CARGO) build --release --locked -p xlstm-pipeline -p xlstm-trainer
-	$(TRAIN) sweep parity-small --out runs/parity-small
+	$(TRAIN) sweep parity-small --out runs/parity-small --jobs 2
 
 test: setup ## all tests
 	$(CARGO) test --release --locked --workspace

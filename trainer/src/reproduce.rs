@@ -1,7 +1,7 @@
 //! `docs/reproduce.md`: every table and figure of the paper, what reproduces it here, and what came out.
 //!
-//! The text is printed by `xlstm-eval reproduce` from the built-in recipes and from the evaluation reports under a
-//! folder of results; nothing in it is typed by hand but the list of the paper's experiments below. A recipe whose run
+//! The text is printed by `xlstm-eval reproduce` from the built-in recipes and from the evaluation reports and results of
+//! sweeps under a folder of results; nothing in it is typed by hand but the list of the paper's experiments below. A recipe whose run
 //! has no report gets its cost: operations a token (`xlstm_manifests::recipe::Architecture`) × tokens ÷ a
 //! published rate.
 
@@ -9,10 +9,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use serde::Deserialize;
 use xlstm_manifests::recipe::{self, Builtin, ModelSize, Recipe, builtins};
 
-use crate::error::Result;
-use crate::evaluation::results::{Report, Results};
+use crate::error::{Result, TrainError};
+use crate::evaluation::results::{REPORT_FORMAT, Report, Results};
+use crate::sweep;
 
 /// Operations a second of one card that costs are computed with: what the authors' own code for this architecture
 /// reached on an H100, 28,130 tokens a second of the 400M model (xLSTM-7B paper, arXiv 2503.13427, table 2,
@@ -46,6 +48,8 @@ struct Experiment {
     commands: &'static [&'static str],
     /// What of it is not here, and why.
     without: &'static str,
+    /// Sweeps whose results stand below the recipes, small twins among them.
+    sweeps: &'static [&'static str],
 }
 
 const SLIMPAJAMA_15B: &str = "xlstm-data prepare slimpajama --split train --max-tokens 15B --exclude-set RedPajamaBook --out data/slimpajama-15b";
@@ -62,6 +66,7 @@ const EXPERIMENTS: &[Experiment] = &[
         kind: "squared-error",
         commands: &[],
         without: "its samples are made (`xlstm_pipeline::tasks::neighbor`), and nothing is trained on vectors yet",
+        sweeps: &[],
     },
     Experiment {
         place: "Figure 2, right",
@@ -70,6 +75,7 @@ const EXPERIMENTS: &[Experiment] = &[
         kind: "perplexity",
         commands: &[],
         without: "values are in the figure only",
+        sweeps: &[],
     },
     Experiment {
         place: "Figures 4 and 12",
@@ -78,6 +84,7 @@ const EXPERIMENTS: &[Experiment] = &[
         kind: "accuracy",
         commands: &["xlstm-train sweep formal-languages --out runs/formal-languages"],
         without: "architectures without a variant below; width and heads are not printed in the paper",
+        sweeps: &["formal-languages", "formal-languages-small", "parity-small"],
     },
     Experiment {
         place: "Figures 5, 14, 15, 16",
@@ -90,6 +97,7 @@ const EXPERIMENTS: &[Experiment] = &[
             "xlstm-train sweep mqar-3 --out runs/mqar-3",
         ],
         without: "architectures without a variant below; values are in the figures only",
+        sweeps: &["mqar-1", "mqar-2", "mqar-3", "mqar-small"],
     },
     Experiment {
         place: "Tables 5 and 6",
@@ -98,6 +106,7 @@ const EXPERIMENTS: &[Experiment] = &[
         kind: "accuracy",
         commands: &["xlstm-train sweep listops --out runs/listops"],
         without: "Retrieval, Pathfinder, G-Image and RGB-Image: their published files are not read yet",
+        sweeps: &["listops"],
     },
     Experiment {
         place: "Table 1",
@@ -106,6 +115,7 @@ const EXPERIMENTS: &[Experiment] = &[
         kind: "perplexity",
         commands: &[SLIMPAJAMA_15B, PERPLEXITY],
         without: "architectures without a recipe below",
+        sweeps: &[],
     },
     Experiment {
         place: "Table 2, top",
@@ -114,6 +124,7 @@ const EXPERIMENTS: &[Experiment] = &[
         kind: "perplexity",
         commands: &[SLIMPAJAMA_15B, PERPLEXITY],
         without: "",
+        sweeps: &[],
     },
     Experiment {
         place: "Table 2, bottom",
@@ -122,6 +133,7 @@ const EXPERIMENTS: &[Experiment] = &[
         kind: "perplexity",
         commands: &[SLIMPAJAMA_15B, PERPLEXITY],
         without: "",
+        sweeps: &[],
     },
     Experiment {
         place: "Figure 6 and Table 7",
@@ -130,6 +142,7 @@ const EXPERIMENTS: &[Experiment] = &[
         kind: "perplexity",
         commands: &[SLIMPAJAMA_15B, PERPLEXITY],
         without: "architectures without a recipe below; the figure's values are not printed",
+        sweeps: &[],
     },
     Experiment {
         place: "Table 8",
@@ -138,6 +151,7 @@ const EXPERIMENTS: &[Experiment] = &[
         kind: "perplexity",
         commands: &[SLIMPAJAMA_15B, PERPLEXITY],
         without: "",
+        sweeps: &[],
     },
     Experiment {
         place: "Table 3, perplexity, and Figure 8",
@@ -146,6 +160,7 @@ const EXPERIMENTS: &[Experiment] = &[
         kind: "perplexity",
         commands: &[SLIMPAJAMA, PERPLEXITY],
         without: "architectures without a recipe below",
+        sweeps: &[],
     },
     Experiment {
         place: "Table 3, downstream",
@@ -154,6 +169,7 @@ const EXPERIMENTS: &[Experiment] = &[
         kind: "tasks",
         commands: &["xlstm-eval serve RUN", "docs/zero-shot.md has the command of each task"],
         without: "",
+        sweeps: &[],
     },
     Experiment {
         place: "Tables 4, 9 and 10",
@@ -162,6 +178,7 @@ const EXPERIMENTS: &[Experiment] = &[
         kind: "paloma",
         commands: &[PALOMA, "xlstm-eval paloma RUN --manifest data/paloma/validation"],
         without: "The Pile and ICE, which are not in the public release (nor in the paper)",
+        sweeps: &[],
     },
     Experiment {
         place: "Figure 7",
@@ -170,6 +187,7 @@ const EXPERIMENTS: &[Experiment] = &[
         kind: "extrapolation",
         commands: &[SLIMPAJAMA, "xlstm-eval extrapolate RUN --manifest data/slimpajama/validation"],
         without: "the other lengths are in the figure only",
+        sweeps: &[],
     },
     Experiment {
         place: "Figure 9",
@@ -178,6 +196,7 @@ const EXPERIMENTS: &[Experiment] = &[
         kind: "throughput",
         commands: &["xlstm-eval throughput RUN"],
         without: "values are in the figure only",
+        sweeps: &[],
     },
 ];
 
@@ -197,7 +216,7 @@ fn kind_of(results: &Results) -> &'static str {
 /// # Errors
 /// When a recipe does not resolve, or a report cannot be read.
 pub fn reproduce(results: &Path) -> Result<String> {
-    let reports = reports(results)?;
+    let committed = Committed::read(results)?;
     let rate = RATE.operations_per_second()?;
     let mut out = String::from(
         "# Every table and figure of the paper\n\n\
@@ -222,27 +241,95 @@ pub fn reproduce(results: &Path) -> Result<String> {
          printed by `xlstm-data prepare` and stands in every report.\n",
     );
     for experiment in EXPERIMENTS {
-        write_experiment(&mut out, experiment, &reports, rate)?;
+        write_experiment(&mut out, experiment, &committed, rate)?;
     }
     write_total(&mut out, rate)?;
     Ok(out)
 }
 
-/// All reports in a folder and below, by path.
-fn reports(folder: &Path) -> Result<BTreeMap<String, Report>> {
-    let mut found = BTreeMap::new();
-    if !folder.is_dir() {
-        return Ok(found);
+/// What is found in the folder of results and below.
+#[derive(Default)]
+struct Committed {
+    /// Evaluation reports by path.
+    reports: BTreeMap<String, Report>,
+    sweeps: Vec<sweep::Results>,
+}
+
+/// What a file says that it is.
+#[derive(Deserialize)]
+struct Header {
+    #[serde(default)]
+    format: String,
+}
+
+impl Committed {
+    fn read(folder: &Path) -> Result<Self> {
+        let mut found = Self::default();
+        found.add(folder)?;
+        found.sweeps.sort_by(|a, b| a.sweep.cmp(&b.sweep));
+        Ok(found)
     }
-    for entry in fs_err::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            found.extend(reports(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "json") {
-            found.insert(path.display().to_string(), Report::load(&path)?);
+
+    /// Files of other formats, a run's manifest beside its figures, are left alone.
+    fn add(&mut self, folder: &Path) -> Result<()> {
+        if !folder.is_dir() {
+            return Ok(());
+        }
+        for entry in fs_err::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                self.add(&path)?;
+                continue;
+            }
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            let bytes = fs_err::read(&path)?;
+            let unreadable = |error: serde_json::Error| {
+                let hint = "write it again with the command that made it";
+                TrainError::file(&path, "a report or a sweep's results", error.to_string(), hint)
+            };
+            let header: Header = serde_json::from_slice(&bytes).map_err(unreadable)?;
+            if header.format == sweep::SWEEP_FORMAT {
+                self.sweeps.push(serde_json::from_slice(&bytes).map_err(unreadable)?);
+            } else if header.format == REPORT_FORMAT {
+                self.reports.insert(path.display().to_string(), Report::load(&path)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Figures of sweeps: the best learning rate of each task and model, beside the paper's.
+fn write_sweeps(out: &mut String, experiment: &Experiment, sweeps: &[sweep::Results]) {
+    for results in sweeps.iter().filter(|results| experiment.sweeps.contains(&results.sweep.as_str())) {
+        let (done, planned) = (results.runs.len(), results.planned);
+        let _ = write!(out, "\nSweep `{}` of `{}`, {done} of {planned} runs.", results.sweep, results.recipe);
+        if let Some(small) = &results.small {
+            let _ = write!(out, " **A small twin, whose figures do not compare with the paper's:** {small}");
+        }
+        out.push_str(
+            "\n\n| task | model | paper | ours, scaled accuracy on the test split | seeds | learning rate | steps | data root |\n\
+             |---|---|---|---|---:|---:|---:|---|\n",
+        );
+        for cell in &results.best {
+            let ours = match cell.test_deviation {
+                Some(deviation) => format!("{:.3} ± {deviation:.3}", cell.test),
+                None => format!("{:.3}", cell.test),
+            };
+            let root = results.roots.get(&cell.task).map_or_else(|| "–".into(), |root| format!("`{root}`"));
+            let _ = writeln!(
+                out,
+                "| `{}` | {} | {} | {ours} | {} | {:e} | {} | {root} |",
+                cell.task,
+                sweep::paper_method(&cell.variant),
+                sweep::paper_figure(&cell.task, &cell.variant).unwrap_or("–"),
+                cell.seeds,
+                cell.learning_rate,
+                cell.steps
+            );
         }
     }
-    Ok(found)
 }
 
 fn variants(prefixes: &[&str]) -> Result<Vec<Recipe>> {
@@ -254,7 +341,7 @@ fn variants(prefixes: &[&str]) -> Result<Vec<Recipe>> {
 fn write_experiment(
     out: &mut String,
     experiment: &Experiment,
-    reports: &BTreeMap<String, Report>,
+    committed: &Committed,
     rate: f64,
 ) -> Result<()> {
     let _ = write!(out, "\n## {}: {}\n\n", experiment.place, experiment.what);
@@ -275,7 +362,7 @@ fn write_experiment(
     for recipe in &recipes {
         let size = ModelSize::of(&recipe.model);
         let tokens = tokens(recipe);
-        let (ours, root) = ours(experiment, recipe, reports, days(recipe, rate));
+        let (ours, root) = ours(experiment, recipe, &committed.reports, days(recipe, rate));
         let _ = writeln!(
             out,
             "| `{}` | {:.1}M | {:.1}B | {} | {ours} | {root} |",
@@ -285,6 +372,7 @@ fn write_experiment(
             recipe.paper
         );
     }
+    write_sweeps(out, experiment, &committed.sweeps);
     Ok(())
 }
 
@@ -356,6 +444,30 @@ mod tests {
         let expected = tokens(&recipe) / RATE.tokens_per_second / 86_400.0;
         let found = days(&recipe, RATE.operations_per_second().unwrap());
         assert!((found - expected).abs() < 1e-9 && (6.0..6.2).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn sweeps_stand_below_their_recipes_and_small_twins_are_marked() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("sweeps/parity");
+        fs_err::create_dir_all(&inside).unwrap();
+        let text = r#"{"format": "xlstm-sweep", "sweep": "parity-small", "recipe": "tasks-small", "roots": {},
+            "small": "width 64.", "planned": 4, "runs": [], "best": [{"task": "parity", "variant": "0to1",
+            "learning_rate": 0.01, "seeds": 2, "steps": 100, "validation": 1.0, "test": 0.9876,
+            "test_deviation": 0.004}]}"#;
+        fs_err::write(inside.join("results.json"), text).unwrap();
+        // What lies beside figures is no report.
+        fs_err::write(inside.join("run.json"), r#"{"format": "xlstm-run"}"#).unwrap();
+        let page = reproduce(folder.path()).unwrap();
+        let line = "| `parity` | xLSTM[0:1] | 1.0 | 0.988 ± 0.004 | 2 | 1e-2 | 100 | – |";
+        assert!(page.contains(line), "{page}");
+        assert!(
+            page.contains("Sweep `parity-small` of `tasks-small`, 0 of 4 runs. **A small twin"),
+            "{page}"
+        );
+        fs_err::write(inside.join("results.json"), text.replace("\"seeds\": 2,", "")).unwrap();
+        let error = reproduce(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("results.json") && error.contains("seeds"), "{error}");
     }
 
     #[test]

@@ -433,6 +433,7 @@ set = [
 task = "parity"
 examples = { train = 64, validation = 16, test = 16 }
 parameters = { evaluation_length = [40, 64], row_length = 64 }
+also = [{ label = "longer", examples = 8, parameters = { evaluation_length = [64, 80], row_length = 80 } }]
 "#;
 
 #[test]
@@ -461,6 +462,13 @@ fn a_sweep_goes_from_generators_to_a_page_and_leaves_alone_what_is_finished() {
     assert_eq!(sweep(&["--report"]), all);
     let page = fs_err::read_to_string(out.join("report.html")).unwrap();
     assert!(page.contains("xLSTM[0:1]") && page.contains("2 of 2 runs are finished"), "{page}");
+    assert!(best["also"]["longer"].is_number() && page.contains("longer"), "{best}");
+    // The same figure as a report of its own.
+    let mut accuracy = Command::new(env!("CARGO_BIN_EXE_xlstm-eval"));
+    accuracy.arg("accuracy").arg(out.join("runs/parity_0to1_lr1e-2_seed0"));
+    accuracy.arg("--manifest").arg(out.join("data/parity/test")).args(["--device", "cpu", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&succeed(&accuracy.output().unwrap())).unwrap();
+    assert_eq!(report["results"]["scaled"]["total"], all["runs"][0]["test"]);
     // Another sweep does not take this one's data for its own.
     fs_err::write(&file, TINY_SWEEP.replace("row_length = 64", "row_length = 64, train_length = [3, 20]"))
         .unwrap();

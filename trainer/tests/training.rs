@@ -413,6 +413,18 @@ fn write_examples(file: &Path) {
     fs_err::write(file, lines).unwrap();
 }
 
+/// A run ends at the accuracy that its recipe asks for, and has nothing to do when it is resumed.
+fn check_early_stop(run: &Path, command: &mut dyn FnMut() -> Command) {
+    let said = String::from_utf8(succeed(&mut command()).stderr).unwrap();
+    assert!(said.contains("ending early at step") && said.contains("stop_at_accuracy = 1"), "{said}");
+    let last = lines(run, "train").last().unwrap().step;
+    assert!(last < 1000 && last.is_multiple_of(20), "step {last}");
+    assert_eq!(lines(run, "validation").last().unwrap().step, last);
+    let said = String::from_utf8(succeed(command().arg("--resume")).stderr).unwrap();
+    assert!(said.contains(&format!("ending early at step {last}")), "{said}");
+    assert_eq!(lines(run, "train").last().unwrap().step, last, "nothing was trained after it");
+}
+
 /// Three masked examples: prepared, audited, traced, trained on and scored.
 #[test]
 fn examples_go_from_a_file_to_a_figure() {
@@ -456,6 +468,12 @@ fn examples_go_from_a_file_to_a_figure() {
     assert!(measured.iter().all(|line| line.tokens == Some(5)), "five targets are scored: {measured:?}");
     assert!((measured[0].loss.unwrap() - 64.0_f64.ln()).abs() < 0.5, "{measured:?}");
     assert_eq!(measured.last().unwrap().accuracy, Some(1.0), "{measured:?}");
+    check_early_stop(&fixture.path("early"), &mut || {
+        train_toy(
+            "early",
+            &["training.steps=1000", "validation.every_steps=20", "validation.stop_at_accuracy=1.0"],
+        )
+    });
     // A step's mean is over its targets, whatever micro-batches it is cut into: they have 2, 2 and 1.
     let losses = |run: &str, rows: &str| {
         let cut = format!("training.micro_batch_rows={rows}");
@@ -488,8 +506,16 @@ fn examples_go_from_a_file_to_a_figure() {
         .map(|length| (length["first"].as_u64().unwrap(), length["figures"]["targets"].as_u64().unwrap()))
         .collect();
     assert_eq!(lengths, [(2, 1), (3, 2), (4, 2)]);
+    let positions: Vec<(u64, u64)> = results["positions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|place| (place["first"].as_u64().unwrap(), place["targets"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(positions, [(1, 2), (2, 2), (3, 1)]);
+    assert!(results.get("scaled").is_none(), "nobody knows what a guess is right of: {results}");
     let csv = fs_err::read_to_string(fixture.path("accuracy").join("report.csv")).unwrap();
-    assert!(csv.contains("total,,,3,5,5,1,"), "{csv}");
+    assert!(csv.contains("total,,,3,5,5,1,") && csv.contains("position,3,3,,1,1,1,"), "{csv}");
     assert!(
         fs_err::read_to_string(fixture.path("accuracy").join("report.html"))
             .unwrap()

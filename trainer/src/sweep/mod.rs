@@ -25,7 +25,8 @@ pub use file::{Also, Data, Sweep, names};
 pub use launch::{Options, run};
 pub use measure::{Measured, measure_run};
 pub use page::page;
-pub use results::{Cell, Finished, Results, collect};
+pub use paper::{figure as paper_figure, method as paper_method};
+pub use results::{Cell, Finished, Results, SWEEP_FORMAT, collect};
 
 /// One run of a sweep.
 #[derive(Debug, Clone, PartialEq)]

@@ -61,7 +61,8 @@ const METHODS: [Method; 5] = [
 ];
 
 /// The paper's figure for a task and a variant, if it has one.
-pub(super) fn figure(task: &str, variant: &str) -> Option<&'static str> {
+#[must_use]
+pub fn figure(task: &str, variant: &str) -> Option<&'static str> {
     // The paper has brackets once, and does not say whether with products.
     let task = task.strip_suffix("_nomult").unwrap_or(task);
     let (_, figure_4, figure_12) = METHODS.iter().find(|(name, ..)| *name == variant)?;
@@ -71,7 +72,8 @@ pub(super) fn figure(task: &str, variant: &str) -> Option<&'static str> {
 }
 
 /// A variant as the paper names it.
-pub(super) fn method(variant: &str) -> String {
+#[must_use]
+pub fn method(variant: &str) -> String {
     match variant {
         "lstm" => "LSTM".into(),
         "lstm-block" => "LSTM (Block)".into(),

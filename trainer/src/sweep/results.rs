@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{Planned, Sweep, measure};
+use xlstm_manifests::{Manifest, Sha256Digest};
+use xlstm_pipeline::tasks::Split;
+
+use super::{Data, Planned, Sweep, data, measure};
 use crate::error::Result;
 
 /// A finished run.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Finished {
     /// Its folder's name.
     pub name: String,
@@ -30,12 +33,12 @@ pub struct Finished {
     /// Share of the test split's targets that came out first.
     pub test_accuracy: f64,
     /// The same, scaled, of other data that the sweep measures runs on, by its label.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub also: BTreeMap<String, f64>,
 }
 
 /// A task and a variant at the best of its learning rates.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
     /// The data's label.
     pub task: String,
@@ -45,6 +48,8 @@ pub struct Cell {
     pub learning_rate: f64,
     /// Seeds at it.
     pub seeds: u64,
+    /// Most steps of its runs; one that ended early has fewer than the recipe.
+    pub steps: u64,
     /// Mean over them of the scaled accuracy on the validation split.
     pub validation: f64,
     /// The same on the test split: what is reported.
@@ -52,15 +57,24 @@ pub struct Cell {
     /// Its standard deviation (n − 1); none of a single seed.
     pub test_deviation: Option<f64>,
     /// Means over the seeds on other data that the sweep measures runs on, by its label.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub also: BTreeMap<String, f64>,
 }
 
+/// The value of `format` in `results.json`.
+pub const SWEEP_FORMAT: &str = "xlstm-sweep";
+
 /// All that came out.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Results {
+    /// Always [`SWEEP_FORMAT`].
+    pub format: String,
     /// The sweep.
     pub sweep: String,
+    /// Its recipe, without the variant.
+    pub recipe: String,
+    /// Root of each task's training split, by the data's label.
+    pub roots: BTreeMap<String, Sha256Digest>,
     /// What is not the paper's, of a small twin.
     pub small: Option<String>,
     /// Runs that the sweep has.
@@ -92,8 +106,26 @@ pub fn collect(sweep: &Sweep, out: &Path) -> Result<Results> {
             best.extend(cells.max_by(|a, b| a.validation.total_cmp(&b.validation)));
         }
     }
-    let planned = sweep.runs().len() as u64;
-    Ok(Results { sweep: sweep.name.clone(), small: sweep.small.clone(), planned, runs, best })
+    Ok(Results {
+        format: SWEEP_FORMAT.into(),
+        sweep: sweep.name.clone(),
+        recipe: sweep.recipe.clone(),
+        roots: sweep
+            .data
+            .iter()
+            .filter_map(|data| Some((data.label().to_owned(), root(out, data)?)))
+            .collect(),
+        small: sweep.small.clone(),
+        planned: sweep.runs().len() as u64,
+        runs,
+        best,
+    })
+}
+
+/// The root of a task's training split, where it was made.
+fn root(out: &Path, data: &Data) -> Option<Sha256Digest> {
+    let folder = data::folder(out, data).join(Split::Train.name());
+    Manifest::load(&folder).ok().map(|manifest| manifest.root)
 }
 
 /// The run, if it was measured.
@@ -132,6 +164,7 @@ fn cell(runs: &[&Finished], learning_rate: f64) -> Option<Cell> {
         variant: first.variant.clone(),
         learning_rate,
         seeds: at_rate.len() as u64,
+        steps: at_rate.iter().map(|run| run.step).max().unwrap_or_default(),
         validation: mean(|run| run.validation),
         test,
         test_deviation: (at_rate.len() > 1).then(|| (squares / (n - 1.0)).sqrt()),

@@ -120,6 +120,28 @@ impl SlstmBlock {
         Ok((output.y_BTD, Some(output.state)))
     }
 
+    /// W x of all gates, `(B, T, G·C)`: input and forget gate from `c`, cell input and output gate from `y`.
+    fn gate_inputs(&self, c_BTC: &Tensor, y_BTC: &Tensor, precision: Option<Kind>) -> Result<Tensor> {
+        if self.heads > 1 && self.weights[0].dim() == 3 {
+            let inputs = [c_BTC, c_BTC, y_BTC, y_BTC].into_iter().zip(&self.weights);
+            let raw = inputs.map(|(input, weight)| gates::block_linear(input, weight));
+            let raw = raw.collect::<std::result::Result<Vec<_>, _>>()?;
+            return Ok(Tensor::f_cat(&raw, -1)?);
+        }
+        // Full matrices: one product for all gates of an input, which writes them where the cell reads them.
+        let width = y_BTC.size()[2];
+        let together = |weights: &[Tensor]| -> Result<Tensor> {
+            let flat = weights.iter().map(|weight| weight.f_view([width, width]));
+            Ok(Tensor::f_cat(&flat.collect::<std::result::Result<Vec<_>, _>>()?, 0)?)
+        };
+        if self.convolution.is_none() {
+            return product(y_BTC, &together(&self.weights)?, precision);
+        }
+        let (from_c, from_y) = self.weights.split_at(2);
+        let first = product(c_BTC, &together(from_c)?, precision)?;
+        Ok(Tensor::f_cat(&[first, product(y_BTC, &together(from_y)?, precision)?], -1)?)
+    }
+
     /// The cell over the whole sequence: its outputs, `(B, T, H, E)`, and the state after them.
     fn mix(&self, x_BTGHE: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, Vec<(&'static str, Tensor)>)> {
         let recurrent_HEGE = slstm::canonical_recurrent(&self.recurrent, SlstmLayout::Vanilla)?;
@@ -166,15 +188,8 @@ impl Block for SlstmBlock {
         let (c_BTC, window) = self.convolve(&y_BTC, call)?;
         let size = y_BTC.size();
         let (batch, time, width) = (size[0], size[1], size[2]);
-        let inputs = [&c_BTC, &c_BTC, &y_BTC, &y_BTC];
-        let mut raw = Vec::with_capacity(4);
-        for (input, weight) in inputs.into_iter().zip(&self.weights) {
-            raw.push(match weight.dim() {
-                2 => product(input, weight, call.precision)?,
-                _ => gates::block_linear(input, weight)?,
-            });
-        }
-        let x_BTGHE = Tensor::f_stack(&raw, 2)?.f_view([batch, time, 4, self.heads, width / self.heads])?;
+        let raw_BTF = self.gate_inputs(&c_BTC, &y_BTC, call.precision)?;
+        let x_BTGHE = raw_BTF.f_view([batch, time, 4, self.heads, width / self.heads])?;
         let (y_BTHE, cell) = self.mix(&x_BTGHE, call)?;
         let x_BTC = x_BTC + norm::head_norm(&y_BTHE, &self.group_norm, NORM_EPSILON)?;
         let y_BTC = norm::layer_norm(&x_BTC, &self.feed_norm, NORM_EPSILON)?;
