@@ -79,7 +79,7 @@ fn every_form_of_the_papers_tasks_becomes_the_harnesss_own() {
     fixture.write("ARC-Easy/ARC-Easy-Test.jsonl", &[nested]);
     fixture.write("ARC-Easy/ARC-Easy-Dev.jsonl", &[json!({"other": 1})]);
     let rendered = json!({"id": "r", "query": "Question: q\nAnswer:", "choices": ["x", "y"], "gold": 1});
-    fixture.write("arc_challenge_val.jsonl", &[rendered.clone()]);
+    fixture.write("arc_challenge_val.jsonl", std::slice::from_ref(&rendered));
     let row = json!({"qID": "w", "sentence": "a _ b", "option1": "x", "option2": "y", "answer": "2"});
     fixture.write("winogrande_xl_dev.jsonl", &[row]);
 

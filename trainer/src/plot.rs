@@ -53,19 +53,25 @@ pub fn curve(run: &Path) -> Result<Curve> {
         let hint = "name the folder of a run that has done a step";
         return Err(TrainError::file(&path, "lines of kind `train` or `validation`", "none", hint));
     }
+    // Of a step that no line of training tells: in proportion to the next one that does, or the last. Without any there
+    // is no place on this axis but for the beginning.
+    let told = |(&at, line): (&u64, &&Line)| Some(line.tokens? as f64 / at as f64).filter(|_| at > 0);
     let tokens_at = |step: u64| {
-        let known = steps.range(step..).next().or_else(|| steps.iter().next_back());
-        known.map_or(step as f64, |(&at, line)| {
-            line.tokens.unwrap_or(at) as f64 / at.max(1) as f64 * step as f64
-        })
+        let a_step = steps.range(step..).find_map(told).or_else(|| steps.range(..step).rev().find_map(told));
+        if step == 0 { Some(0.0) } else { a_step.map(|tokens| tokens * step as f64) }
     };
     let points = |lines: &std::collections::BTreeMap<u64, &Line>| {
         lines
             .iter()
-            .filter_map(|(&step, line)| Some((tokens_at(step), line.loss.filter(|loss| loss.is_finite())?)))
+            .filter_map(|(&step, line)| Some((tokens_at(step)?, line.loss.filter(|loss| loss.is_finite())?)))
             .collect()
     };
-    Ok(Curve { name, train: points(&steps), validation: points(&measured) })
+    let curve = Curve { name, train: points(&steps), validation: points(&measured) };
+    if curve.train.is_empty() && curve.validation.is_empty() {
+        let hint = "name the folder of a run whose losses are numbers";
+        return Err(TrainError::file(&path, "a finite loss with its tokens", "none", hint));
+    }
+    Ok(curve)
 }
 
 /// The SVG of these curves.

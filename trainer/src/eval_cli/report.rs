@@ -7,7 +7,7 @@ use xlstm_manifests::atomic::write_atomic;
 use xlstm_manifests::printable;
 use xlstm_trainer::command_line::{print, say};
 use xlstm_trainer::report::{
-    EvaluationView, RunView, evaluation_page, evaluations_of, load_overlap, runs_page,
+    EvaluationView, RunView, comparisons, evaluation_page, evaluations_of, load_overlap, runs_page,
 };
 
 /// A page about a run.
@@ -101,7 +101,11 @@ fn write(runs: &[PathBuf], evaluations: &[PathBuf], out: &Path) -> anyhow::Resul
     for path in evaluations {
         shown.push(EvaluationView::load(path)?);
     }
-    write_atomic(out, runs_page(&views, &shown)?.as_bytes())?;
+    let differences = comparisons(&views, &shown)?;
+    for comparison in differences.iter().filter(|comparison| comparison.is_of_everything()) {
+        say(&printable::text(&comparison.sentence()));
+    }
+    write_atomic(out, runs_page(&views, &shown, &differences)?.as_bytes())?;
     print(&format!("{}\n", printable::path(out)))?;
     Ok(0)
 }

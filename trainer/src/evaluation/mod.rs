@@ -11,6 +11,7 @@
 //! | [`open`] | model and dataset, checked |
 //! | [`corpus`], [`score`] | a split as sequences, and their log-likelihoods |
 //! | [`statistics`], [`perplexity`], [`paloma`] | figures from sums over documents |
+//! | [`documents`], [`paired`] | figures of single documents, and whether two recipes differ |
 //! | [`evaluate`] | one evaluation from arguments to report |
 //! | [`accuracy`] | stored targets instead of text: how many come out first |
 //! | [`extrapolate`], [`throughput`] | longer contexts than in training; speed of generation |
@@ -19,11 +20,13 @@
 
 pub mod accuracy;
 pub mod corpus;
+pub mod documents;
 pub mod evaluate;
 pub mod extrapolate;
 mod journal;
 pub mod open;
 pub mod output;
+pub mod paired;
 pub mod paloma;
 pub mod paper;
 pub mod perplexity;

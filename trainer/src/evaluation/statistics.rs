@@ -19,9 +19,16 @@ pub const MIN_DOCUMENTS: usize = 5;
 /// Fewest documents, in Kish's sense, that an interval is computed from: below it one or two long ones decide alone.
 pub const MIN_EFFECTIVE: f64 = 3.0;
 
-/// Half the width of a 95 % interval of Student's t, in standard deviations, for at least two degrees of freedom, whole or
-/// not: G. W. Hill, Algorithm 396, Communications of the ACM 13 (1970); 0.04 % too high at two, exact from three on.
-fn student_quantile(degrees: f64) -> f64 {
+/// Half the width of a 95 % interval of Student's t, in standard deviations, for at least one degree of freedom, whole or
+/// not: G. W. Hill, Algorithm 396, Communications of the ACM 13 (1970); 0.04 % too high at two, exact from three on. Below
+/// two, where that is not close, between the exact values at one and two; 3 % too high at most.
+pub(super) fn student_quantile(degrees: f64) -> f64 {
+    /// At one and two degrees of freedom.
+    const SMALL: [f64; 2] = [12.706_204_736, 4.302_652_730];
+    if degrees < 2.0 {
+        let place = 2.0 / degrees.max(1.0) - 1.0;
+        return SMALL[1] * (SMALL[0] / SMALL[1]).powf(place);
+    }
     const OUTSIDE: f64 = 0.05;
     const NORMAL: f64 = 1.959_963_984_540_054;
     let a = 1.0 / (degrees - 0.5);
@@ -46,7 +53,7 @@ fn student_quantile(degrees: f64) -> f64 {
 
 /// Half of an interval's width over its standard error, for `count` documents whose lengths have this sum and sum of
 /// squares; `None` where they are too few.
-fn half_width(count: usize, sum: f64, squares: f64) -> Option<f64> {
+pub(super) fn half_width(count: usize, sum: f64, squares: f64) -> Option<f64> {
     let effective = sum * sum / squares;
     let enough = count >= MIN_DOCUMENTS && effective >= MIN_EFFECTIVE;
     enough.then(|| student_quantile(effective - 1.0))
@@ -126,23 +133,28 @@ pub(super) fn exponential(interval: Interval) -> Interval {
 
 /// `Σ y / Σ x` of pairs `(y, x)` with its interval; `None` when the denominator is zero.
 pub(super) fn ratio(pairs: &[(f64, f64)]) -> Option<(f64, Option<Interval>)> {
+    let denominator: f64 = pairs.iter().map(|(_, x)| x).sum();
+    let squares: f64 = pairs.iter().map(|(_, x)| x * x).sum();
+    let (ratio, error) = ratio_and_error(pairs)?;
+    let interval = half_width(pairs.len(), denominator, squares)
+        .map(|width| Interval { low: ratio - width * error, high: ratio + width * error });
+    Some((ratio, interval))
+}
+
+/// `Σ y / Σ x` of pairs `(y, x)` with the jackknife's standard error, which means something only where [`half_width`] has a
+/// value; `None` when the denominator is zero.
+pub(super) fn ratio_and_error(pairs: &[(f64, f64)]) -> Option<(f64, f64)> {
     let numerator: f64 = pairs.iter().map(|(y, _)| y).sum();
     let denominator: f64 = pairs.iter().map(|(_, x)| x).sum();
     if denominator <= 0.0 {
         return None;
     }
-    let ratio = numerator / denominator;
-    let squares: f64 = pairs.iter().map(|(_, x)| x * x).sum();
-    let interval = half_width(pairs.len(), denominator, squares).map(|width| {
-        let count = pairs.len() as f64;
-        // A document that is the whole denominator would leave none; the effective number is then 1.
-        let without: Vec<f64> = pairs.iter().map(|(y, x)| (numerator - y) / (denominator - x)).collect();
-        let mean = without.iter().sum::<f64>() / count;
-        let squares: f64 = without.iter().map(|ratio| (ratio - mean).powi(2)).sum();
-        let half = width * ((count - 1.0) / count * squares).sqrt();
-        Interval { low: ratio - half, high: ratio + half }
-    });
-    Some((ratio, interval))
+    let count = pairs.len() as f64;
+    // A document that is the whole denominator would leave none; the effective number is then 1.
+    let without: Vec<f64> = pairs.iter().map(|(y, x)| (numerator - y) / (denominator - x)).collect();
+    let mean = without.iter().sum::<f64>() / count;
+    let squares: f64 = without.iter().map(|ratio| (ratio - mean).powi(2)).sum();
+    Some((numerator / denominator, ((count - 1.0) / count * squares).sqrt()))
 }
 
 /// As [`ratio`], with the delta method's variance, of sums over `count` pairs: of `y`, of `x`, and of `y²`, `xy`, `x²`.
@@ -186,6 +198,7 @@ mod tests {
     fn the_quantile_is_students() {
         // Tables of the distribution.
         for (degrees, expected) in [
+            (1.0, 12.706_205),
             (2.0, 4.302_653),
             (3.0, 3.182_446),
             (4.0, 2.776_445),
@@ -198,7 +211,7 @@ mod tests {
         }
         assert!((student_quantile(1e9) - 1.959_963_98).abs() < 1e-7);
         // Between whole numbers it falls steadily; it is asked for any.
-        let steps: Vec<f64> = (0..=400).map(|step| student_quantile(2.0 + f64::from(step) / 100.0)).collect();
+        let steps: Vec<f64> = (0..=400).map(|step| student_quantile(1.0 + f64::from(step) / 100.0)).collect();
         assert!(steps.windows(2).all(|pair| pair[0] > pair[1]), "{steps:?}");
     }
 

@@ -15,6 +15,8 @@
 use super::hosts::first_host;
 use crate::error::{Result, TrainError};
 
+/// Set in ranks that `--nproc` started.
+pub(super) const MARK: &str = "XLSTM_LAUNCHED";
 /// The port where nothing else says one; `torchrun`'s own.
 const DEFAULT_PORT: u16 = 29500;
 
@@ -117,7 +119,7 @@ fn torchrun(variable: &dyn Fn(&str) -> Option<String>) -> Result<Place> {
     let names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"];
     all_set(variable, &names)?;
     let agent = variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True");
-    let ours = variable(super::local::MARK).is_some();
+    let ours = variable(MARK).is_some();
     let place = Place {
         rank: number(variable, "RANK")?,
         world: number(variable, "WORLD_SIZE")?,

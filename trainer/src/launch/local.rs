@@ -18,14 +18,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use xlstm_bridge::distributed::Store;
 use xlstm_manifests::printable;
 
-use super::environment::{Place, place};
+use super::environment::{MARK, Place, place};
 use super::watch::write_end;
 use super::{GRACE, Options, prefix, prefix_of};
 use crate::error::{Result, TrainError};
 use crate::signals::Signals;
-
-/// Set in ranks that this launcher started.
-pub(super) const MARK: &str = "XLSTM_LAUNCHED";
 
 /// Starts `options.processes` ranks of this program and waits for them; `None` where this process is to do the work
 /// itself. Call it before libtorch's first use. Returns the exit code: 0, or that of the rank that failed first.

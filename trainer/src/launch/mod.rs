@@ -74,7 +74,7 @@ impl Place {
 #[must_use]
 pub fn error_prefix() -> String {
     match Place::here() {
-        Ok(Some(place)) if variable(local::MARK).is_none() => prefix_of(place.rank),
+        Ok(Some(place)) if variable(environment::MARK).is_none() => prefix_of(place.rank),
         _ => String::new(),
     }
 }

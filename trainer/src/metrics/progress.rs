@@ -36,12 +36,12 @@ impl Progress {
 
     /// Shows a logged step.
     pub fn step(&mut self, line: &Line) {
-        let message = format!(
-            "loss {:.4} · gradient {:.3} · {:.0} tokens/s",
-            line.loss.unwrap_or(f64::NAN),
-            line.gradient_norm.unwrap_or(f64::NAN),
-            line.tokens_per_second.unwrap_or(0.0),
-        );
+        let told = [
+            line.loss.map(|loss| format!("loss {loss:.4}")),
+            line.gradient_norm.map(|norm| format!("gradient {norm:.3}")),
+            line.tokens_per_second.map(|speed| format!("{speed:.0} tokens/s")),
+        ];
+        let message = told.into_iter().flatten().collect::<Vec<_>>().join(" · ");
         match &self.bar {
             Some(bar) => {
                 bar.set_message(message);

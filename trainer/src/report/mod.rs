@@ -11,6 +11,7 @@
 mod chain;
 mod curves;
 mod data;
+mod differences;
 mod environment;
 mod evaluation;
 mod figures;
@@ -19,6 +20,7 @@ mod recipe;
 mod run_page;
 mod view;
 
+pub use differences::{Comparison, comparisons};
 pub use evaluation::{EvaluationView, evaluation_page, evaluations_of, load_overlap};
 pub use run_page::runs_page;
 pub use view::RunView;

@@ -4,14 +4,19 @@ use xlstm_manifests::printable;
 use xlstm_pipeline::report::axis::label;
 use xlstm_pipeline::report::{Cell, Page, Table, count, duration};
 
+use super::differences::{self, Comparison};
 use super::{EvaluationView, RunView, chain, curves, data, environment, evaluation, recipe};
 use crate::error::Result;
 
-/// The page of these runs and of evaluations of their checkpoints, complete HTML.
+/// The page of these runs, of evaluations of their checkpoints and of what those compare, complete HTML.
 ///
 /// # Errors
 /// When a recipe has no TOML form; none has.
-pub fn runs_page(runs: &[RunView], evaluations: &[EvaluationView]) -> Result<String> {
+pub fn runs_page(
+    runs: &[RunView],
+    evaluations: &[EvaluationView],
+    comparisons: &[Comparison],
+) -> Result<String> {
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
     let title = match names.as_slice() {
         [name] => format!("Run {name}"),
@@ -23,6 +28,7 @@ pub fn runs_page(runs: &[RunView], evaluations: &[EvaluationView]) -> Result<Str
     curves::write_loss(&mut page, runs);
     curves::write_optimizer(&mut page, runs);
     curves::write_speed(&mut page, runs);
+    differences::write(&mut page, comparisons);
     evaluation::write(&mut page, evaluations);
     data::write(&mut page, runs);
     chain::write(&mut page, runs);
