@@ -36,7 +36,7 @@ fn build() -> Result<(), String> {
     }
     check_version(&libtorch)?;
     compile(&libtorch)?;
-    compile_nccl(&libtorch)?;
+    compile_cuda_half(&libtorch)?;
     let rpath = search_path(&library);
     println!("cargo::metadata=rpath={rpath}");
     for folder in rpath.split(':') {
@@ -98,11 +98,11 @@ fn compile(libtorch: &Path) -> Result<(), String> {
         .map_err(|error| format!("the C++ half of the bridge does not compile: {error}"))
 }
 
-/// Compiles what needs libtorch's CUDA half into a shared library of its own, which the crate carries as bytes and opens
-/// where there is a card (`src/distributed/nccl.rs`). It needs a few headers of CUDA, no toolkit and no card; where they
-/// are missing, the build goes on without it.
-fn compile_nccl(libtorch: &Path) -> Result<(), String> {
-    println!("cargo::rustc-check-cfg=cfg(xlstm_nccl)");
+/// Compiles what needs libtorch's CUDA half (NCCL, recorded graphs) into a shared library of its own, which the crate
+/// carries as bytes and opens where there is a GPU (`src/cuda_half.rs`). It needs a few headers of CUDA, no toolkit and no
+/// GPU; where they are missing, the build goes on without it.
+fn compile_cuda_half(libtorch: &Path) -> Result<(), String> {
+    println!("cargo::rustc-check-cfg=cfg(xlstm_cuda_half)");
     println!("cargo::rerun-if-env-changed=CUDA_HOME");
     let beside = libtorch.join("include-cuda");
     let toolkit = env::var_os("CUDA_HOME").map(|folder| PathBuf::from(folder).join("include"));
@@ -112,7 +112,7 @@ fn compile_nccl(libtorch: &Path) -> Result<(), String> {
     println!("cargo::rerun-if-changed={}", headers.join("cuda_runtime_api.h").display());
     let include = libtorch.join("include");
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets no OUT_DIR")?);
-    let library = out.join("libxlstm_nccl.so");
+    let library = out.join("libxlstm_cuda_half.so");
     let mut command = cc::Build::new()
         .cpp(true)
         .std("c++17")
@@ -126,17 +126,17 @@ fn compile_nccl(libtorch: &Path) -> Result<(), String> {
         .get_compiler()
         .to_command();
     command.args(["-shared", "-fvisibility=hidden", "-Icpp"]);
-    let folders =
-        [include.clone(), include.join("torch/csrc/api/include"), "cpp/nccl/declarations".into(), headers];
-    for folder in folders {
+    let declarations = "cpp/cuda_half/declarations".into();
+    for folder in [include.clone(), include.join("torch/csrc/api/include"), declarations, headers] {
         command.arg("-isystem").arg(folder);
     }
-    let status = command.arg("cpp/nccl/backend_nccl.cpp").arg("-o").arg(&library).status();
+    let sources = ["cpp/cuda_half/backend_nccl.cpp", "cpp/cuda_half/graph.cpp"];
+    let status = command.args(sources).arg("-o").arg(&library).status();
     if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
-        return Err(format!("cpp/nccl/backend_nccl.cpp does not compile: {status:?}, {command:?}"));
+        return Err(format!("{sources:?} do not compile: {status:?}, {command:?}"));
     }
-    println!("cargo::rustc-cfg=xlstm_nccl");
-    println!("cargo::rustc-env=XLSTM_NCCL_LIBRARY={}", library.display());
+    println!("cargo::rustc-cfg=xlstm_cuda_half");
+    println!("cargo::rustc-env=XLSTM_CUDA_HALF={}", library.display());
     Ok(())
 }
 

@@ -37,7 +37,7 @@
 static constexpr int K_TILES = (DQK + TILE - 1) / TILE;
 static constexpr int V_TILES = (DV + TILE - 1) / TILE;
 static constexpr int ROW_TILES = CHUNK / TILE;
-static_assert(CHUNK % TILE == 0 && DQK % 8 == 0 && DV % 8 == 0, "chunk and head sizes");
+static_assert(CHUNK % WARP == 0 && DQK % 8 == 0 && DV % 8 == 0, "chunk and head sizes");
 
 // Where element (batch, head, token, 0) of an activation lies, in elements; the last axis is contiguous.
 struct Strides {

@@ -13,6 +13,8 @@
 // dq and dk also leave q . dq and k . dk, from which the gate gradients follow.
 #include "mlstm.cuh"
 
+static_assert(CHUNK % TILE == 0, "a chunk is whole tiles");
+
 enum Mode { OUTPUT, QUERY_GRADIENT, KEY_GRADIENT, VALUE_GRADIENT };
 
 // The signed byte below a float's upper half once that is rounded: the fifth to eighth hex digit's top.

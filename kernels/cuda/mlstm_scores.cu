@@ -11,6 +11,8 @@
 // side, and what they share falls out of the L2 cache: 4.3 ms against 2.6 ms forward at 1024 x 1024.
 #include "mlstm.cuh"
 
+static_assert(CHUNK % TILE == 0, "a chunk is whole tiles");
+
 enum ScoreMode { FORWARD, GRADIENT };
 
 // Adds q . n of the entering state, an extra column of the scores.

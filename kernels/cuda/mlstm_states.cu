@@ -13,6 +13,8 @@
 // through the sequence.
 #include "mlstm.cuh"
 
+static_assert(CHUNK % TILE == 0, "a chunk is whole tiles");
+
 static constexpr int VECTOR_BYTES = BLOCK_K * 2;
 static constexpr int STEPS_PER_CHUNK = CHUNK / BLOCK_K;
 

@@ -16,6 +16,8 @@ use xlstm_bridge::{BoxError, BridgeError, named_tensors};
 
 /// The exponentials of a chunk take at most about this much memory.
 const CHUNK_BYTES: i64 = 144 << 20;
+/// The logits of a chunk on a GPU take at most about this much memory.
+const LOGIT_BYTES: i64 = 256 << 20;
 /// Tokens of a chunk come in multiples of this where the function chooses: whole panels of the matrix product.
 const CHUNK_UNIT: i64 = 48;
 
@@ -64,7 +66,35 @@ pub fn projected_cross_entropy(
     composed(&hidden_ND, &weight_VD, targets_N, options, count)
 }
 
-/// Rows in chunks, by libtorch's operations; any device. A chunk's logits are computed again in the backward pass.
+/// As [`projected_cross_entropy`] for a caller that knows how many targets count: nothing waits for the device, so that a
+/// step can be recorded. `count` is a float32 scalar on the device, at least 1; a target outside the vocabulary makes the
+/// loss NaN. The output's own `count` is what `known` says.
+///
+/// # Errors
+/// [`KernelError`] when a shape, type or device does not fit.
+pub fn counted_cross_entropy(
+    hidden_ND: &Tensor,
+    weight_VD: &Tensor,
+    targets_N: &Tensor,
+    ignore: i64,
+    (count, known): (&Tensor, i64),
+) -> Result<CrossEntropyOutput, KernelError> {
+    const NAME: &str = "counted_cross_entropy";
+    let (kind, vocabulary) = check_shapes(NAME, hidden_ND, weight_VD, targets_N)?;
+    expect_shape(NAME, "count", count, &[])?;
+    expect_device(NAME, "count", count, hidden_ND)?;
+    let (hidden_ND, weight_VD) = (hidden_ND.f_to_kind(kind)?, weight_VD.f_to_kind(kind)?);
+    let outside_N = targets_N.f_lt(0)?.f_logical_or(&targets_N.f_ge(vocabulary)?)?;
+    let safe_N = targets_N.f_masked_fill(&outside_N, ignore)?;
+    let chunk = (LOGIT_BYTES / (4 * vocabulary)).max(1);
+    let losses_N = chunked_losses(&hidden_ND, &weight_VD, &safe_N, ignore, chunk)?;
+    let wrong_N = outside_N.f_logical_and(&targets_N.f_ne(ignore)?)?;
+    let losses_N = losses_N.f_masked_fill(&wrong_N, f64::NAN)?;
+    let loss = losses_N.f_sum(losses_N.kind())?.f_div(&count.f_to_kind(losses_N.kind())?)?;
+    Ok(CrossEntropyOutput { loss, token_losses_N: losses_N.detach(), count: known })
+}
+
+/// By libtorch's operations; any device.
 fn composed(
     hidden_ND: &Tensor,
     weight_VD: &Tensor,
@@ -72,31 +102,42 @@ fn composed(
     options: &CrossEntropyOptions,
     count: i64,
 ) -> Result<CrossEntropyOutput, KernelError> {
-    let rows = hidden_ND.size()[0];
     let chunk = options.chunk_rows.and_then(|rows| i64::try_from(rows).ok()).unwrap_or(1024).max(1);
-    let ignore = options.ignore_index;
-    let mut losses = Vec::new();
+    let losses_N = chunked_losses(hidden_ND, weight_VD, targets_N, options.ignore_index, chunk)?;
+    let loss = losses_N.f_sum(losses_N.kind())?.f_div_scalar(count as f64)?;
+    Ok(CrossEntropyOutput { loss, token_losses_N: losses_N.detach(), count })
+}
+
+/// The loss of every target, `chunk` rows at a time; with several chunks, a chunk's logits are computed again in the
+/// backward pass.
+fn chunked_losses(
+    hidden_ND: &Tensor,
+    weight_VD: &Tensor,
+    targets_N: &Tensor,
+    ignore: i64,
+    chunk: i64,
+) -> Result<Tensor, KernelError> {
+    let rows = hidden_ND.size()[0];
+    let losses = move |hidden_RD: &Tensor, weight_VD: &Tensor, targets_R: &Tensor| {
+        let logits_RV = hidden_RD.f_matmul(&weight_VD.f_tr()?)?;
+        logits_RV.f_cross_entropy_loss(targets_R, None::<&Tensor>, Reduction::None, ignore, 0.0)
+    };
+    if rows <= chunk {
+        return Ok(losses(hidden_ND, weight_VD, targets_N)?);
+    }
+    let mut parts = Vec::new();
     let mut start = 0;
     while start < rows {
         let length = chunk.min(rows - start);
         let targets_R = targets_N.narrow(0, start, length);
         let mut outputs =
             checkpoint("cross_entropy", &[&hidden_ND.narrow(0, start, length), weight_VD], move |inputs| {
-                let logits_RV = inputs[0].f_matmul(&inputs[1].f_tr()?)?;
-                Ok(vec![logits_RV.f_cross_entropy_loss(
-                    &targets_R,
-                    None::<&Tensor>,
-                    Reduction::None,
-                    ignore,
-                    0.0,
-                )?])
+                Ok(vec![losses(&inputs[0], &inputs[1], &targets_R)?])
             })?;
-        losses.push(outputs.swap_remove(0));
+        parts.push(outputs.swap_remove(0));
         start += length;
     }
-    let losses_N = Tensor::f_cat(&losses, 0)?;
-    let loss = losses_N.f_sum(losses_N.kind())?.f_div_scalar(count as f64)?;
-    Ok(CrossEntropyOutput { loss, token_losses_N: losses_N.detach(), count })
+    Ok(Tensor::f_cat(&parts, 0)?)
 }
 
 named_tensors! {
@@ -245,16 +286,7 @@ fn check(
     options: &CrossEntropyOptions,
 ) -> Result<(i64, Kind), KernelError> {
     const NAME: &str = "projected_cross_entropy";
-    let [rows, width] = dimensions(NAME, "hidden_ND", hidden_ND)?;
-    let [vocabulary, _] = dimensions(NAME, "weight_VD", weight_VD)?;
-    expect_shape(NAME, "weight_VD", weight_VD, &[vocabulary, width])?;
-    expect_shape(NAME, "targets_N", targets_N, &[rows])?;
-    expect_device(NAME, "weight_VD", weight_VD, hidden_ND)?;
-    expect_device(NAME, "targets_N", targets_N, hidden_ND)?;
-    if targets_N.kind() != Kind::Int64 {
-        let found = targets_N.kind();
-        return Err(KernelError::Kind { function: NAME, argument: "targets_N", expected: "Int64", found });
-    }
+    let (kind, vocabulary) = check_shapes(NAME, hidden_ND, weight_VD, targets_N)?;
     let counted_N = targets_N.ne(options.ignore_index);
     let count = counted_N.sum(Kind::Int64).int64_value(&[]);
     let outside_N = targets_N.lt(0).logical_or(&targets_N.ge(vocabulary)).logical_and(&counted_N);
@@ -267,12 +299,61 @@ fn check(
             found: format!("{count} that count, {outside} outside 0..{vocabulary}"),
         });
     }
-    Ok((count, computing_kind(NAME, "hidden_ND", hidden_ND)?))
+    Ok((count, kind))
+}
+
+/// Checks everything that needs no waiting; the type to compute in, and the vocabulary's size.
+fn check_shapes(
+    name: &'static str,
+    hidden_ND: &Tensor,
+    weight_VD: &Tensor,
+    targets_N: &Tensor,
+) -> Result<(Kind, i64), KernelError> {
+    let [rows, width] = dimensions(name, "hidden_ND", hidden_ND)?;
+    let [vocabulary, _] = dimensions(name, "weight_VD", weight_VD)?;
+    expect_shape(name, "weight_VD", weight_VD, &[vocabulary, width])?;
+    expect_shape(name, "targets_N", targets_N, &[rows])?;
+    expect_device(name, "weight_VD", weight_VD, hidden_ND)?;
+    expect_device(name, "targets_N", targets_N, hidden_ND)?;
+    if targets_N.kind() != Kind::Int64 {
+        let found = targets_N.kind();
+        return Err(KernelError::Kind { function: name, argument: "targets_N", expected: "Int64", found });
+    }
+    Ok((computing_kind(name, "hidden_ND", hidden_ND)?, vocabulary))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_count_on_the_device_gives_the_same_loss_and_bad_targets_give_nan() {
+        let random =
+            |shape: [i64; 2]| Tensor::randn(shape, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let (hidden_ND, weight_VD) = (random([6, 5]), random([11, 5]));
+        let options = CrossEntropyOptions::default();
+        let gradients = |loss: &Tensor| {
+            let sources = [&hidden_ND, &weight_VD];
+            xlstm_bridge::autograd::gradients(&[loss], &[None], &sources, false).unwrap()
+        };
+        let count = Tensor::from(5.0_f32);
+        let counted = |targets: &[i64]| {
+            let targets = Tensor::from_slice(targets);
+            counted_cross_entropy(&hidden_ND, &weight_VD, &targets, -100, (&count, 5)).unwrap()
+        };
+        let targets = [1_i64, 2, -100, 10, 0, 3];
+        let expected =
+            projected_cross_entropy(&hidden_ND, &weight_VD, &Tensor::from_slice(&targets), &options).unwrap();
+        let found = counted(&targets);
+        assert_eq!(found.count, expected.count);
+        assert!((&found.loss - &expected.loss).abs().double_value(&[]) < 1e-6);
+        for (a, b) in gradients(&found.loss).into_iter().zip(gradients(&expected.loss)) {
+            assert!((a.unwrap() - b.unwrap()).abs().max().double_value(&[]) < 1e-6);
+        }
+        for bad in [11_i64, -1] {
+            assert!(counted(&[1, 2, -100, bad, 0, 3]).loss.double_value(&[]).is_nan(), "{bad}");
+        }
+    }
 
     #[test]
     fn both_ways_agree() {

@@ -36,6 +36,11 @@ pub fn block_linear(x_BTD: &Tensor, weight_NOI: &Tensor) -> Result<Tensor, Kerne
         let (x, weight_NOI) = (x_BTD.to_kind(kind), weight_NOI.to_kind(kind));
         return Ok(blocks_of_four(&x, &weight_NOI)?.to_kind(x_BTD.kind()));
     }
+    if matches!(x_BTD.device(), Device::Cuda(_)) && blocks * outputs.max(inputs) <= WIDEST_DENSE {
+        let x_RD = x_BTD.to_kind(kind).f_reshape([batch * time, blocks * inputs])?;
+        let y_RD = blocks_on_gpu(&x_RD, &weight_NOI.to_kind(kind))?;
+        return Ok(y_RD.f_view([batch, time, blocks * outputs])?.to_kind(x_BTD.kind()));
+    }
     let x_NRI = x_BTD.to_kind(kind).view([batch * time, blocks, inputs]).transpose(0, 1);
     let y_NRO = x_NRI.matmul(&weight_NOI.to_kind(kind).transpose(1, 2));
     let y_BTD = y_NRO.transpose(0, 1).reshape([batch, time, blocks * outputs]);
@@ -45,6 +50,50 @@ pub fn block_linear(x_BTD: &Tensor, weight_NOI: &Tensor) -> Result<Tensor, Kerne
 named_tensors! {
     /// What [`block_linear`] takes, and saves.
     struct Blocks<T> { x_BTD: T, weight_NOI: T }
+}
+
+/// Up to this width the gradient of a block-diagonal weight is cut out of the dense one, on a GPU.
+const WIDEST_DENSE: i64 = 1024;
+
+/// [`block_linear`] on a GPU. The weight's gradient is one product over all rows for each block, a small result of a very
+/// long sum, which libtorch's batched product gives one thread block each; the dense product is cut along its sum.
+fn blocks_on_gpu(x_RD: &Tensor, weight_NOI: &Tensor) -> Result<Tensor, KernelError> {
+    let output = node(
+        "block_linear",
+        Blocks { x_BTD: Some(x_RD), weight_NOI: Some(weight_NOI) },
+        |_| {
+            let [blocks, outputs, inputs] = dimensions("block_linear", "weight_NOI", weight_NOI)?;
+            let rows = x_RD.size()[0];
+            let y_RD = Tensor::f_empty([rows, blocks * outputs], (x_RD.kind(), x_RD.device()))?;
+            let by_block = |tensor: &Tensor, width: i64| -> Result<Tensor, BoxError> {
+                Ok(tensor.f_view([rows, blocks, width])?.f_transpose(0, 1)?)
+            };
+            let x_RD = x_RD.f_contiguous()?;
+            let y_NRO = by_block(&y_RD, outputs)?;
+            let _ = by_block(&x_RD, inputs)?.f_bmm_out(&y_NRO, &weight_NOI.f_transpose(1, 2)?)?;
+            Ok((Output { y: y_RD }, Blocks { x_BTD: x_RD, weight_NOI: weight_NOI.shallow_clone() }))
+        },
+        |Blocks { x_BTD: x_RD, weight_NOI }: Blocks<Tensor>,
+         upstream: Output<Option<Tensor>>,
+         wanted: Blocks<bool>| {
+            let [blocks, outputs, inputs] = dimensions("block_linear", "weight_NOI", &weight_NOI)?;
+            let rows = x_RD.size()[0];
+            let upstream_RD = upstream.gradient()?.f_contiguous()?;
+            let x_BTD = if wanted.x_BTD {
+                let gradient = x_RD.f_empty_like()?;
+                let upstream_NRO = upstream_RD.f_view([rows, blocks, outputs])?.f_transpose(0, 1)?;
+                let gradient_NRI = gradient.f_view([rows, blocks, inputs])?.f_transpose(0, 1)?;
+                let _ = upstream_NRO.f_bmm_out(&gradient_NRI, &weight_NOI)?;
+                Some(gradient)
+            } else {
+                None
+            };
+            let dense = upstream_RD.f_tr()?.f_mm(&x_RD)?.f_view([blocks, outputs, blocks, inputs])?;
+            let weight_NOI = dense.f_diagonal(0, 0, 2)?.f_permute([2, 0, 1])?.f_contiguous()?;
+            Ok(Blocks { x_BTD, weight_NOI: Some(weight_NOI) })
+        },
+    )?;
+    Ok(output.y)
 }
 
 /// Blocks of 4 by 4, one pass over the rows, with a backward pass by hand (`cpu/pointwise.h`).

@@ -10,6 +10,7 @@
 //! | [`norm::layer_norm`], [`norm::head_norm`] | fig. 10, 11 | reference, fused |
 //! | [`gates`] | fig. 10, 11 | reference, fused |
 //! | [`projections::mlstm_projections`] | fig. 11 | composed, fused |
+//! | [`embedding::embedding`] | – | libtorch; on a GPU a gradient in a fixed order |
 //! | [`linear::linear`] | – | libtorch, own product |
 //! | [`cross_entropy::projected_cross_entropy`] | – | composed, fused |
 //! | [`linear_attention::linear_attention`] | GLA, HGRN2, RetNet, RWKV-5, RWKV-6 | step loop, chunks, fused loop |
@@ -39,6 +40,7 @@ pub mod conv;
 pub mod cpu;
 pub mod cross_entropy;
 pub mod cuda;
+pub mod embedding;
 mod error;
 pub mod gates;
 pub mod linear;

@@ -1,10 +1,11 @@
 //! Layer norm over the stream, and over each head alone (the papers' "group norm").
 //!
 //! Weights are stored as in the official package: as what is added to one, so that zeros mean no scaling. There is
-//! no bias. libtorch's fused layer norm does the work; with the output gate of mLSTM around it the norm is part of
-//! [`crate::gates::mlstm_output`]. `y = (x − mean) / sqrt(variance + ε) · (1 + w)`, the variance divided by the count.
+//! no bias. libtorch's fused layer norm does the work, in float32 on a GPU a kernel of this program (`cuda/pointwise.cu`);
+//! with the output gate of mLSTM around it the norm is part of [`crate::gates::mlstm_output`]. `y = (x − mean) / sqrt(variance + ε) · (1 + w)`, the variance divided by the count.
 
 use crate::KernelError;
+use crate::cuda;
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
 use tch::Tensor;
 
@@ -21,6 +22,10 @@ pub fn layer_norm(x_D: &Tensor, weight_D: &Tensor, epsilon: f64) -> Result<Tenso
     expect_shape(NAME, "weight_D", weight_D, &[width])?;
     expect_device(NAME, "weight_D", weight_D, x_D)?;
     let kind = computing_kind(NAME, "x_D", x_D)?;
+    if cuda::norm_fits(x_D, width) {
+        let x_ND = x_D.contiguous().view([1, -1, 1, width]);
+        return Ok(cuda::head_norm(&x_ND, weight_D, epsilon)?.view_as(x_D));
+    }
     let scale_D = weight_D.to_kind(kind) + 1.0;
     let normal_D = x_D.to_kind(kind).f_layer_norm([width], Some(&scale_D), None::<&Tensor>, epsilon, true)?;
     Ok(normal_D.to_kind(x_D.kind()))
@@ -36,6 +41,9 @@ pub fn head_norm(x_BTHE: &Tensor, weight_D: &Tensor, epsilon: f64) -> Result<Ten
     expect_shape(NAME, "weight_D", weight_D, &[heads * width])?;
     expect_device(NAME, "weight_D", weight_D, x_BTHE)?;
     let kind = computing_kind(NAME, "x_BTHE", x_BTHE)?;
+    if cuda::norm_fits(x_BTHE, width) {
+        return cuda::head_norm(&x_BTHE.contiguous(), weight_D, epsilon);
+    }
     let x = x_BTHE.to_kind(kind);
     let normal_BTHE = x.f_layer_norm([width], None::<&Tensor>, None::<&Tensor>, epsilon, true)?;
     let y_BTD = normal_BTHE.reshape([batch, time, heads * width]) * (weight_D.to_kind(kind) + 1.0);

@@ -16,7 +16,7 @@ use xlstm_manifests::order::{Order, StepRow};
 use xlstm_manifests::rows::{self, Rows, Sequences};
 
 use crate::error::{Result, TrainError};
-use crate::model::IGNORE_TARGET;
+use crate::model::{IGNORE_TARGET, TargetCount};
 
 /// Micro-batches that wait at most.
 const PREFETCH: usize = 8;
@@ -73,6 +73,12 @@ impl MicroBatch {
         };
         let Sequences { inputs, targets, starts: resets } = read;
         Ok(Self { rows: rows.to_vec(), context, inputs, targets, resets, tokens })
+    }
+
+    /// The targets that count, for the loss; a batch without any has a loss of zero.
+    #[must_use]
+    pub fn target_count(&self) -> TargetCount<'static> {
+        TargetCount::Known(i64::try_from(self.tokens).unwrap_or(i64::MAX).max(1))
     }
 
     /// Inputs and targets, `(sequences, context)`, Int64, and the reset mask where there is one.

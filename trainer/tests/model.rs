@@ -8,7 +8,7 @@ use xlstm_manifests::recipe::{
     WeightInit, XlstmConfig,
 };
 use xlstm_trainer::TrainError;
-use xlstm_trainer::model::{Generation, Model, ModelState, Placement, Sampling, export, import};
+use xlstm_trainer::model::{Generation, Model, ModelState, Placement, Sampling, TargetCount, export, import};
 use xlstm_trainer::tensor_file;
 
 fn config() -> XlstmConfig {
@@ -283,7 +283,8 @@ fn evaluation_and_validation_give_the_same_digits() {
         for resets in [None, Some(&flags)] {
             // As `train::measure` and as `evaluation::score` compute.
             let validation =
-                tch::no_grad(|| model.loss_with_count(&inputs, &targets, resets, Some(60))).unwrap();
+                tch::no_grad(|| model.loss_with_count(&inputs, &targets, resets, TargetCount::Known(60)))
+                    .unwrap();
             let validation = validation.token_losses_N.to_kind(Kind::Double);
             let evaluation = model.sequence_losses(&inputs, &targets, resets).unwrap();
             assert_eq!(Vec::<f64>::try_from(validation).unwrap(), evaluation);

@@ -1,4 +1,4 @@
-// What the store, the process group and the reducer share. `nccl/backend_nccl.cpp` is compiled into a library of its own
+// What the store, the process group and the reducer share. `cuda_half/backend_nccl.cpp` is compiled into a library of its own
 // (see build.rs) with the same compiler against the same libtorch, so C++ objects may cross between the two.
 #pragma once
 

@@ -15,17 +15,18 @@ using xlstm::collect;
 
 extern "C" {
 
-// One update of AdamW for tensors of one device; `step` (fp32, one element) counts from 1, `scale` divides gradients.
+// One update of AdamW for tensors of one device; `step` (fp32, one element) counts from 1, `scale` divides gradients, and
+// with `skip` 1 nothing is changed.
 char* xlstm_optimizer_adamw(const at::Tensor* const* parameters, const at::Tensor* const* gradients,
                             const at::Tensor* const* first, const at::Tensor* const* second, size_t count,
-                            const at::Tensor* step, const at::Tensor* scale, double learning_rate, double beta1,
-                            double beta2, double weight_decay, double epsilon) {
+                            const at::Tensor* step, const at::Tensor* scale, const at::Tensor* learning_rate,
+                            const at::Tensor* skip, double beta1, double beta2, double weight_decay, double epsilon) {
   return xlstm::guarded([&] {
     at::NoGradGuard guard;
     const std::vector<at::Tensor> steps(count, *step);
     at::_fused_adamw_(collect(parameters, count), collect(gradients, count), collect(first, count),
-                      collect(second, count), {}, steps, learning_rate, beta1, beta2, weight_decay, epsilon, false,
-                      false, *scale, {});
+                      collect(second, count), {}, steps, *learning_rate, beta1, beta2, weight_decay, epsilon, false,
+                      false, *scale, *skip);
   });
 }
 
@@ -50,6 +51,14 @@ char* xlstm_optimizer_drop_gradients(const at::Tensor* const* tensors, size_t co
 // The same numbers in memory that a card reads itself, so that a copy to it need not be waited for.
 char* xlstm_pin_memory(const at::Tensor* tensor, at::Tensor** out) {
   return xlstm::guarded([&] { *out = new at::Tensor(tensor->pin_memory()); });
+}
+
+// Copies numbers of the CPU over those of a tensor on a GPU, without waiting.
+char* xlstm_upload(const at::Tensor* to, const at::Tensor* from) {
+  return xlstm::guarded([&] {
+    at::NoGradGuard guard;
+    to->copy_(from->pin_memory(), true);
+  });
 }
 
 // The most bytes that tensors on this card have taken at once since the last reset, and that libtorch holds for them.

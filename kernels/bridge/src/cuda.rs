@@ -9,8 +9,8 @@
 //! 2. in `../cuda/torch/lib` from there (what `tools/fetch_libtorch.py --cuda` fills);
 //! 3. wherever the loader looks: `LD_LIBRARY_PATH`, the system's folders.
 
-use crate::ffi;
-use std::ffi::{CStr, CString, c_void};
+use crate::{BridgeError, ffi};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -146,24 +146,66 @@ fn last_reason() -> String {
     }
 }
 
-/// Opens a shared library that this program carries as bytes, from a file in memory called `name`, and finds a symbol
-/// in it. The library stays open.
-pub(crate) fn symbol_of_bytes(bytes: &[u8], name: &CStr, symbol: &CStr) -> Result<*mut c_void, String> {
-    use std::io::Write as _;
-    use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-    // SAFETY: a NUL-terminated name; the descriptor is ours.
-    let descriptor = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
-    if descriptor < 0 {
-        return Err(format!("no file in memory: {}", std::io::Error::last_os_error()));
+/// A library that stays open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OpenLibrary(*mut c_void);
+
+// SAFETY: the loader's handles may be used from any thread, and this one is never closed.
+unsafe impl Send for OpenLibrary {}
+// SAFETY: as above; looking a symbol up does not change the handle.
+unsafe impl Sync for OpenLibrary {}
+
+impl OpenLibrary {
+    /// Opens a shared library that this program carries as bytes, from a file in memory called `name`.
+    pub(crate) fn from_bytes(bytes: &[u8], name: &CStr) -> Result<Self, String> {
+        use std::io::Write as _;
+        use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+        // SAFETY: a NUL-terminated name; the descriptor is ours.
+        let descriptor = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+        if descriptor < 0 {
+            return Err(format!("no file in memory: {}", std::io::Error::last_os_error()));
+        }
+        // SAFETY: just made and owned by nobody else.
+        let mut file = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
+        file.write_all(bytes).map_err(|error| format!("cannot write a file in memory: {error}"))?;
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        handle_of(Path::new(&path), libc::RTLD_NOW | libc::RTLD_LOCAL).map(Self)
     }
-    // SAFETY: just made and owned by nobody else.
-    let mut file = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
-    file.write_all(bytes).map_err(|error| format!("cannot write a file in memory: {error}"))?;
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let handle = handle_of(Path::new(&path), libc::RTLD_NOW | libc::RTLD_LOCAL)?;
-    // SAFETY: an open library and a NUL-terminated name.
-    let found = unsafe { libc::dlsym(handle, symbol.as_ptr()) };
-    if found.is_null() { Err(last_reason()) } else { Ok(found) }
+
+    /// The address of a symbol.
+    pub(crate) fn symbol(self, symbol: &CStr) -> Result<*mut c_void, String> {
+        // SAFETY: an open library and a NUL-terminated name.
+        let found = unsafe { libc::dlsym(self.0, symbol.as_ptr()) };
+        if found.is_null() { Err(last_reason()) } else { Ok(found) }
+    }
+}
+
+/// The stream that this thread launches on, on this GPU: a `cudaStream_t`, null for the default stream.
+///
+/// # Errors
+/// When libtorch has no such GPU.
+pub fn current_stream(device: usize) -> Result<*mut c_void, BridgeError> {
+    let mut stream = std::ptr::null_mut();
+    // SAFETY: a place for the stream, which stays libtorch's.
+    unsafe { ffi::check(ffi::xlstm_stream_current(number(device)?, &raw mut stream))? };
+    Ok(stream)
+}
+
+/// From now on this thread launches on a stream of its own on this GPU, so that work of several threads runs side by side.
+///
+/// # Errors
+/// When libtorch has no such GPU.
+pub fn use_own_stream(device: usize) -> Result<(), BridgeError> {
+    // SAFETY: a plain call.
+    unsafe { ffi::check(ffi::xlstm_stream_begin(number(device)?)) }
+}
+
+pub(crate) fn number(device: usize) -> Result<c_int, BridgeError> {
+    c_int::try_from(device).map_err(|_| BridgeError::Contract {
+        name: "device",
+        expected: "the number of a GPU".into(),
+        found: device.to_string(),
+    })
 }
 
 #[cfg(test)]

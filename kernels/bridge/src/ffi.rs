@@ -59,7 +59,8 @@ unsafe extern "C" {
         count: usize,
         step: *const Handle,
         scale: *const Handle,
-        learning_rate: f64,
+        learning_rate: *const Handle,
+        skip: *const Handle,
         beta1: f64,
         beta2: f64,
         weight_decay: f64,
@@ -72,12 +73,15 @@ unsafe extern "C" {
     ) -> *mut c_char;
     pub(crate) fn xlstm_optimizer_drop_gradients(tensors: *const *const Handle, count: usize) -> *mut c_char;
     pub(crate) fn xlstm_pin_memory(tensor: *const Handle, out: *mut *mut Handle) -> *mut c_char;
+    pub(crate) fn xlstm_upload(to: *const Handle, from: *const Handle) -> *mut c_char;
     pub(crate) fn xlstm_device_memory(
         card: c_int,
         reset: c_int,
         out_allocated: *mut u64,
         out_reserved: *mut u64,
     ) -> *mut c_char;
+    pub(crate) fn xlstm_stream_current(gpu: c_int, out_stream: *mut *mut c_void) -> *mut c_char;
+    pub(crate) fn xlstm_stream_begin(gpu: c_int) -> *mut c_char;
     pub(crate) fn xlstm_runtime_allow_tf32(allowed: c_int) -> *mut c_char;
     pub(crate) fn xlstm_runtime_flush_denormals(out_supported: *mut c_int) -> *mut c_char;
     pub(crate) fn xlstm_runtime_full_sums() -> *mut c_char;

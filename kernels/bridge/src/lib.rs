@@ -8,7 +8,8 @@
 //! | [`runtime`] | denormals, threads, versions, memory | `cpp/runtime.cpp` |
 //! | [`multi_tensor`] | AdamW and norms over many tensors in a few launches | `cpp/lists.cpp` |
 //! | [`memory`] | pinned memory, the peak of a GPU | `cpp/lists.cpp` |
-//! | [`cuda`] | opens libtorch's CUDA half at run time, where there is a driver | none: `dlopen` |
+//! | [`cuda`] | opens libtorch's CUDA half at run time, where there is a driver; a thread's stream | `cpp/stream.cpp` |
+//! | [`graph`] | launches recorded once and replayed | `cpp/cuda_half/graph.cpp` |
 //!
 //! The program links only the CPU half of libtorch. Everything crosses the border as plain C (`cpp/abi.h`): C++
 //! exceptions become [`BridgeError`], panics of Rust become C++ exceptions inside the autograd engine and come
@@ -16,9 +17,11 @@
 
 pub mod autograd;
 pub mod cuda;
+mod cuda_half;
 pub mod distributed;
 mod error;
 mod ffi;
+pub mod graph;
 pub mod memory;
 pub mod multi_tensor;
 pub mod named;

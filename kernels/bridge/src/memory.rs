@@ -24,6 +24,16 @@ pub fn pinned(tensor: &Tensor) -> Result<Tensor, BridgeError> {
     })
 }
 
+/// Copies numbers on the CPU over those of `to`, a tensor on a GPU of the same shape, through pinned memory: nothing waits,
+/// and later work of this thread's stream sees the copy.
+///
+/// # Errors
+/// When shapes differ, or there is no memory.
+pub fn upload(to: &Tensor, from: &Tensor) -> Result<(), BridgeError> {
+    // SAFETY: two live tensors.
+    unsafe { ffi::check(ffi::xlstm_upload(to.as_ptr().cast(), from.as_ptr().cast())) }
+}
+
 /// The most memory of a GPU that was in use at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DevicePeak {

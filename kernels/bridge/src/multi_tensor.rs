@@ -7,7 +7,8 @@ use tch::Tensor;
 
 use crate::{BridgeError, ffi};
 
-/// What AdamW reads and changes: as many gradients and moments as parameters, all fp32 on one device.
+/// What AdamW reads and changes: as many gradients and moments as parameters, all fp32 on one device, where the numbers of an
+/// update lie too: so an update waits for nothing and can be recorded.
 #[derive(Debug, Clone, Copy)]
 pub struct AdamWTensors<'a> {
     /// Changed in place.
@@ -22,13 +23,16 @@ pub struct AdamWTensors<'a> {
     pub step: &'a Tensor,
     /// One number that gradients are divided by.
     pub scale: &'a Tensor,
+    /// One number, the learning rate.
+    pub learning_rate: &'a Tensor,
+    /// One number: with 1, nothing is changed; 0 elsewhere.
+    pub skip: &'a Tensor,
 }
 
 /// The constants of an update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[allow(missing_docs, reason = "names say it")]
 pub struct AdamWConstants {
-    pub learning_rate: f64,
     pub beta1: f64,
     pub beta2: f64,
     pub weight_decay: f64,
@@ -53,7 +57,7 @@ pub fn adamw(tensors: &AdamWTensors<'_>, constants: &AdamWConstants) -> Result<(
         return Ok(());
     }
     let [parameters, gradients, first, second] = all.map(|list| ffi::handles(list.iter().map(Some)));
-    // SAFETY: four lists of `count` live tensors, and two more.
+    // SAFETY: four lists of `count` live tensors, and four more.
     unsafe {
         ffi::check(ffi::xlstm_optimizer_adamw(
             parameters.as_ptr(),
@@ -63,7 +67,8 @@ pub fn adamw(tensors: &AdamWTensors<'_>, constants: &AdamWConstants) -> Result<(
             count,
             tensors.step.as_ptr().cast(),
             tensors.scale.as_ptr().cast(),
-            constants.learning_rate,
+            tensors.learning_rate.as_ptr().cast(),
+            tensors.skip.as_ptr().cast(),
             constants.beta1,
             constants.beta2,
             constants.weight_decay,
@@ -117,19 +122,25 @@ mod tests {
     fn an_update_is_that_of_the_formula() {
         let options = (Kind::Float, Device::Cpu);
         let [p, g, m, v] = [2.0, 0.5, 0.0, 0.0].map(|value| vec![Tensor::full([3], value, options)]);
+        let number = |value: f32| Tensor::from(value);
+        let (step, scale, learning_rate, skip) = (number(1.0), number(2.0), number(0.1), number(0.0));
         let tensors = AdamWTensors {
             parameters: &p,
             gradients: &g,
             first: &m,
             second: &v,
-            step: &Tensor::from(1.0_f32),
-            scale: &Tensor::from(2.0_f32),
+            step: &step,
+            scale: &scale,
+            learning_rate: &learning_rate,
+            skip: &skip,
         };
-        let constants =
-            AdamWConstants { learning_rate: 0.1, beta1: 0.9, beta2: 0.95, weight_decay: 0.1, epsilon: 1e-8 };
+        let constants = AdamWConstants { beta1: 0.9, beta2: 0.95, weight_decay: 0.1, epsilon: 1e-8 };
         adamw(&tensors, &constants).unwrap();
         // After one step the corrected moments are g and g²: p (1 - lr·wd) - lr.
-        assert!((p[0].double_value(&[0]) - (2.0 * 0.99 - 0.1)).abs() < 1e-5);
+        let expected = 2.0 * 0.99 - 0.1;
+        assert!((p[0].double_value(&[0]) - expected).abs() < 1e-5);
+        adamw(&AdamWTensors { skip: &number(1.0), ..tensors }, &constants).unwrap();
+        assert!((p[0].double_value(&[0]) - expected).abs() < 1e-5, "a skipped update changes nothing");
         let short = AdamWTensors { gradients: &[], ..tensors };
         assert!(adamw(&short, &constants).unwrap_err().to_string().contains("1 tensors in each list"));
     }

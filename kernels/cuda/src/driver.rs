@@ -92,7 +92,7 @@ pub struct BoxedTensor {
     pub strides: [u64; 3],
 }
 
-/// A moment on the default stream. Must be given back with [`Driver::forget`].
+/// A moment on a stream. Must be given back with [`Driver::forget`].
 #[derive(Debug)]
 pub struct Event(Handle);
 
@@ -339,17 +339,17 @@ impl Driver {
         self.check("cuCtxSynchronize", unsafe { (self.synchronize)() })
     }
 
-    /// An event on the default stream, after all work so far.
+    /// An event on `stream` (null: the default stream), after all its work so far.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
-    pub fn event(&self) -> Result<Event, CudaError> {
+    pub fn event(&self, stream: *mut c_void) -> Result<Event, CudaError> {
         let mut event = std::ptr::null_mut();
         self.make_current()?;
-        // SAFETY: a place for the event, then the event itself on the default stream.
+        // SAFETY: a place for the event, then the event itself on a stream of this context.
         unsafe {
             self.check("cuEventCreate", (self.event_create)(&raw mut event, 0))?;
-            self.check("cuEventRecord", (self.event_record)(event, std::ptr::null_mut()))?;
+            self.check("cuEventRecord", (self.event_record)(event, stream))?;
         }
         Ok(Event(event))
     }

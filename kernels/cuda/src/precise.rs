@@ -67,7 +67,7 @@ pub struct GateSizes {
     pub heads: u32,
     /// Tokens of a sequence.
     pub tokens: u32,
-    /// Tokens of a chunk: 128 or 256.
+    /// Tokens of a chunk, a multiple of 32 up to 256.
     pub chunk: u32,
 }
 

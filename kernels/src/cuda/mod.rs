@@ -1,8 +1,7 @@
 //! The CUDA kernels under libtorch's tensors: loaded kernels, device memory, and the layers that use them.
 //!
 //! `xlstm-cuda` compiles and launches; here its addresses come from tensors and its rooms are byte tensors, so that
-//! libtorch's allocator owns all memory. Launches go to the default stream, which is the one libtorch uses unless told
-//! otherwise. Compiled kernels stay loaded for the life of the process; the first call of a size compiles or reads the
+//! libtorch's allocator owns all memory. Launches go to the stream that libtorch itself uses on the calling thread. Compiled kernels stay loaded for the life of the process; the first call of a size compiles or reads the
 //! cache.
 //!
 //! | function | computes | kernels |
@@ -44,6 +43,7 @@ pub(crate) use wrapped::{block_projections, mlstm_output};
 pub use wrapped::{conv_silu, gelu_gate, head_norm};
 
 use std::collections::HashMap;
+use std::ffi::c_void;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -79,6 +79,11 @@ pub(crate) fn float32_fits(tensors: &[&Tensor], width: i64) -> bool {
     width % 8 == 0 && tensors.iter().all(|tensor| tensor.kind() == Kind::Float && enabled(tensor.device()))
 }
 
+/// Whether there is a float32 kernel for the norm of pieces of `width` numbers.
+pub(crate) fn norm_fits(tensor: &Tensor, width: i64) -> bool {
+    float32_fits(&[tensor], width) && width <= MAX_HEAD && tensor.numel() > 0
+}
+
 /// What `--gpu-architecture` asked for.
 static FORCED: OnceLock<Architecture> = OnceLock::new();
 
@@ -90,6 +95,7 @@ pub fn force_architecture(architecture: Architecture) {
 
 /// Driver, compiler, cache and everything loaded so far, for one card.
 pub struct Card {
+    number: usize,
     driver: Driver,
     nvrtc: Nvrtc,
     cache: Cache,
@@ -100,7 +106,7 @@ impl Card {
     fn open(number: usize) -> Result<Self, xlstm_cuda::CudaError> {
         let driver = Driver::open(u32::try_from(number).unwrap_or(u32::MAX), FORCED.get().copied())?;
         let nvrtc = Nvrtc::open_in(&nvrtc_folders())?;
-        Ok(Self { driver, nvrtc, cache: Cache::of_user(), loaded: Mutex::default() })
+        Ok(Self { number, driver, nvrtc, cache: Cache::of_user(), loaded: Mutex::default() })
     }
 
     /// The card that holds a tensor; the first call opens it, and an error is the answer of every call.
@@ -132,7 +138,7 @@ impl Card {
         &self.driver
     }
 
-    /// Launches a kernel on the default stream.
+    /// Launches a kernel on libtorch's current stream of this thread.
     ///
     /// # Safety
     /// As [`Driver::launch`]: the structure is the kernel's own, its addresses are tensors of the sizes it states.
@@ -144,8 +150,7 @@ impl Card {
     ) -> Result<(), BoxError> {
         // SAFETY: the caller's word. libtorch's allocator gives a tensor's memory to no later work of this stream
         // before this launch has run.
-        let start =
-            |kernel| unsafe { self.driver.launch(kernel, launch.shape, parameters, std::ptr::null_mut()) };
+        let start = |kernel, stream| unsafe { self.driver.launch(kernel, launch.shape, parameters, stream) };
         self.launched(wanted, launch, start)
     }
 
@@ -160,8 +165,8 @@ impl Card {
         parameters: &P,
     ) -> Result<(), BoxError> {
         // SAFETY: as in `launch`.
-        let start = |kernel| unsafe {
-            self.driver.launch_cooperative(kernel, launch.shape, parameters, std::ptr::null_mut())
+        let start = |kernel, stream| unsafe {
+            self.driver.launch_cooperative(kernel, launch.shape, parameters, stream)
         };
         self.launched(wanted, launch, start)
     }
@@ -170,12 +175,13 @@ impl Card {
         &self,
         wanted: Specialisation,
         launch: LayerLaunch,
-        start: impl FnOnce(Kernel) -> Result<(), xlstm_cuda::CudaError>,
+        start: impl FnOnce(Kernel, *mut c_void) -> Result<(), xlstm_cuda::CudaError>,
     ) -> Result<(), BoxError> {
         let kernel = self.kernel(wanted, launch.kernel, launch.shape.shared_bytes)?;
-        let begin = profile::begin(&self.driver)?;
-        start(kernel)?;
-        profile::end(&self.driver, launch.kernel, begin)?;
+        let stream = xlstm_bridge::cuda::current_stream(self.number)?;
+        let begin = profile::begin(&self.driver, stream)?;
+        start(kernel, stream)?;
+        profile::end(&self.driver, launch.kernel, begin, stream)?;
         Ok(())
     }
 

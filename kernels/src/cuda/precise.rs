@@ -54,9 +54,15 @@ named_tensors! {
     }
 }
 
-/// Tokens of a chunk: longer ones have fewer states to write and read, and more scores.
+/// Tokens of a chunk, in whole warps: longer ones have fewer states to write and read, and more scores. A short text is
+/// one chunk.
 fn chunk(tokens: i64, key: i64, value: i64) -> i64 {
-    if tokens > 128 && key * value >= 256 * 256 { 256 } else { 128 }
+    match tokens {
+        ..=96 => (tokens + 31) / 32 * 32,
+        97..=128 => 128,
+        _ if key * value >= 256 * 256 => 256,
+        _ => 128,
+    }
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -4,6 +4,7 @@
 //! begin is that of libtorch's operations between them (or of an idle card).
 
 use std::collections::BTreeMap;
+use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -65,14 +66,19 @@ pub fn stop(card: &Card) -> Result<Vec<Share>, BoxError> {
 }
 
 /// An event before a launch, while times are taken.
-pub(super) fn begin(driver: &Driver) -> Result<Option<Event>, CudaError> {
-    if ON.load(Ordering::Relaxed) { driver.event().map(Some) } else { Ok(None) }
+pub(super) fn begin(driver: &Driver, stream: *mut c_void) -> Result<Option<Event>, CudaError> {
+    if ON.load(Ordering::Relaxed) { driver.event(stream).map(Some) } else { Ok(None) }
 }
 
 /// An event after it.
-pub(super) fn end(driver: &Driver, name: &'static str, begin: Option<Event>) -> Result<(), CudaError> {
+pub(super) fn end(
+    driver: &Driver,
+    name: &'static str,
+    begin: Option<Event>,
+    stream: *mut c_void,
+) -> Result<(), CudaError> {
     let Some(begin) = begin else { return Ok(()) };
-    let end = driver.event()?;
+    let end = driver.event(stream)?;
     MARKS.lock().unwrap_or_else(PoisonError::into_inner).push((name, begin, end));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `xlstm-train selfcheck`: every kernel of the card against float64.
+//! `xlstm-train selfcheck`: every kernel of the GPU against float64, and recorded steps against launched ones.
 
 use std::time::Instant;
 
@@ -7,6 +7,7 @@ use serde_json::json;
 use xlstm_kernels::cuda::selfcheck::{self, Check};
 use xlstm_trainer::TrainError;
 use xlstm_trainer::command_line::{DeviceArguments, print, say};
+use xlstm_trainer::train::check_recorded_steps;
 
 /// Every kernel of the card against float64.
 #[derive(Debug, Args)]
@@ -30,11 +31,13 @@ pub(super) fn run(arguments: &SelfcheckArguments) -> anyhow::Result<u8> {
     }
     let begin = Instant::now();
     let quiet = arguments.json;
-    let checks = selfcheck::run(device.device, &mut |check| {
+    let mut tell = |check: &Check| {
         if !quiet {
             let _ = print(&line(check));
         }
-    })?;
+    };
+    let mut checks = selfcheck::run(device.device, &mut tell)?;
+    checks.extend(check_recorded_steps(device.device, &mut tell)?);
     let seconds = begin.elapsed().as_secs_f64();
     let mut failed: Vec<&str> =
         checks.iter().filter(|check| !check.passed()).map(|check| check.kernel).collect();

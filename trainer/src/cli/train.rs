@@ -11,7 +11,7 @@ use xlstm_trainer::communicator::Communicator;
 use xlstm_trainer::device::DeviceInfo;
 use xlstm_trainer::launch;
 use xlstm_trainer::signals::Signals;
-use xlstm_trainer::train::{Outcome, TrainOptions, describe, resolve_recipe, setup};
+use xlstm_trainer::train::{Outcome, RecordSteps, TrainOptions, describe, resolve_recipe, setup};
 
 use super::{DeviceArguments, print, print_json, say};
 
@@ -36,6 +36,10 @@ pub(super) struct TrainArguments {
     /// Go on with the run in --out from its newest checkpoint
     #[arg(long, requires = "out")]
     resume: bool,
+    /// On a GPU: record a step as one CUDA graph and replay it, which small models gain from; `auto`: where a step is one
+    /// micro-batch of one process that takes little of the GPU's memory
+    #[arg(long, value_enum, default_value_t = RecordSteps::Auto)]
+    cuda_graph: RecordSteps,
     #[command(flatten)]
     launch: launch::Options,
     /// Print the resolved recipe as TOML and stop
@@ -60,6 +64,7 @@ impl TrainArguments {
             overrides: self.set.clone(),
             out: self.out.clone(),
             resume: self.resume,
+            cuda_graph: self.cuda_graph,
         }
     }
 }

@@ -44,7 +44,10 @@ mod xlstm;
 use std::sync::{Arc, Mutex};
 
 use tch::{Device, Kind, Tensor};
-use xlstm_kernels::cross_entropy::{CrossEntropyOptions, CrossEntropyOutput, projected_cross_entropy};
+use xlstm_kernels::cross_entropy::{
+    CrossEntropyOptions, CrossEntropyOutput, counted_cross_entropy, projected_cross_entropy,
+};
+use xlstm_kernels::embedding::embedding;
 use xlstm_kernels::{cuda, linear};
 use xlstm_manifests::recipe::{ComputePath, ModelConfig, Precision, Recipe};
 
@@ -65,6 +68,18 @@ pub use xlstm::official::{config_from_json, config_to_json, official_config};
 
 /// The target of a position that is not scored.
 pub const IGNORE_TARGET: i64 = -100;
+
+/// How many targets of a batch are scored.
+#[derive(Debug, Clone, Copy)]
+pub enum TargetCount<'a> {
+    /// To be counted, for which a GPU is waited for.
+    Unknown,
+    /// So many, at least one.
+    Known(i64),
+    /// As many as this float32 scalar on the device says: a recorded step reads it anew each time. Now it is the number
+    /// beside it.
+    OnDevice(&'a Tensor, i64),
+}
 
 /// Where and how a model computes.
 #[derive(Debug, Clone, Copy)]
@@ -229,13 +244,13 @@ impl Model {
     }
 
     fn embed(&self, tokens_BT: &Tensor, positions_BT: Option<&Tensor>, goes_on: bool) -> Result<Tensor> {
-        let mut x_BTC = Tensor::f_embedding(&self.embedding, tokens_BT, -1, false, false)?;
+        let mut x_BTC = embedding(&self.embedding, tokens_BT)?;
         if let (Some(table), Some(positions_BT)) = (&self.position_embedding, positions_BT) {
             // Without a state, positions are below the number of tokens: a GPU need not be waited for.
             if goes_on || positions_BT.size()[1] > table.size()[0] {
                 check_positions(table.size()[0], positions_BT)?;
             }
-            x_BTC = x_BTC.f_add(&Tensor::f_embedding(table, positions_BT, -1, false, false)?)?;
+            x_BTC = x_BTC.f_add(&embedding(table, positions_BT)?)?;
         }
         match &self.embedding_norm {
             Some(norm) => norm.apply(&x_BTC),
@@ -262,11 +277,11 @@ impl Model {
         targets_BT: &Tensor,
         resets_BT: Option<&Tensor>,
     ) -> Result<CrossEntropyOutput> {
-        self.loss_with_count(tokens_BT, targets_BT, resets_BT, None)
+        self.loss_with_count(tokens_BT, targets_BT, resets_BT, TargetCount::Unknown)
     }
 
-    /// As [`loss`](Self::loss), for a caller that knows how many positions are scored. With fused kernels nothing waits for
-    /// the GPU then, and a target outside the vocabulary gives a loss of NaN instead of an error.
+    /// As [`loss`](Self::loss), for a caller that knows how many positions are scored. Nothing waits for a GPU then, and a
+    /// target outside the vocabulary gives a loss of NaN there instead of an error.
     ///
     /// # Errors
     /// As [`loss`](Self::loss).
@@ -275,14 +290,21 @@ impl Model {
         tokens_BT: &Tensor,
         targets_BT: &Tensor,
         resets_BT: Option<&Tensor>,
-        count: Option<i64>,
+        count: TargetCount<'_>,
     ) -> Result<CrossEntropyOutput> {
         let path = self.compute_path(Need { resets: resets_BT.is_some(), states: false })?.path;
         let checkpointed = self.placement.activation_checkpointing;
         let pass = Pass { path, checkpointed, keep_state: false, state: None, resets_BT };
         let (hidden_BTC, _) = self.hidden(tokens_BT, &pass)?;
         let hidden_NC = hidden_BTC.f_view([-1, signed(self.config.embedding_dim())])?;
-        self.cross_entropy(&hidden_NC, &targets_BT.f_reshape([-1])?, count, path)
+        self.cross_entropy(&hidden_NC, &targets_BT.f_reshape([-1])?, count)
+    }
+
+    /// Whether the loss is computed by the fused kernel, whose count of targets is fixed when a step is recorded.
+    #[must_use]
+    pub fn has_fused_loss(&self) -> bool {
+        let Placement { device, kind, products, .. } = self.placement;
+        cuda::enabled(device) && kind == Kind::Float && products == Some(Kind::BFloat16)
     }
 
     /// Cross-entropy of targets after hidden values, `(N, C)`, by the output projection.
@@ -290,13 +312,12 @@ impl Model {
         &self,
         hidden_NC: &Tensor,
         targets_N: &Tensor,
-        count: Option<i64>,
-        path: ComputePath,
+        count: TargetCount<'_>,
     ) -> Result<CrossEntropyOutput> {
-        if path == ComputePath::FusedGpu {
+        if self.has_fused_loss() {
             let count = match count {
-                Some(count) => count,
-                None => i64::try_from(targets_N.f_ne(IGNORE_TARGET)?.f_sum(Kind::Int64)?)?,
+                TargetCount::Known(count) | TargetCount::OnDevice(_, count) => count,
+                TargetCount::Unknown => i64::try_from(targets_N.f_ne(IGNORE_TARGET)?.f_sum(Kind::Int64)?)?,
             };
             return Ok(cuda::projected_cross_entropy(
                 hidden_NC,
@@ -310,8 +331,21 @@ impl Model {
             Some(kind) => (hidden_NC.f_to_kind(kind)?, self.output.f_to_kind(kind)?),
             None => (hidden_NC.shallow_clone(), self.output.shallow_clone()),
         };
-        let options = CrossEntropyOptions { ignore_index: IGNORE_TARGET, ..CrossEntropyOptions::default() };
-        Ok(projected_cross_entropy(&hidden_NC, &output, targets_N, &options)?)
+        let on_gpu = matches!(self.placement.device, Device::Cuda(_));
+        match count {
+            TargetCount::OnDevice(tensor, count) => {
+                Ok(counted_cross_entropy(&hidden_NC, &output, targets_N, IGNORE_TARGET, (tensor, count))?)
+            }
+            TargetCount::Known(count) if on_gpu => {
+                let tensor = Tensor::f_full([], count, (Kind::Float, self.placement.device))?;
+                Ok(counted_cross_entropy(&hidden_NC, &output, targets_N, IGNORE_TARGET, (&tensor, count))?)
+            }
+            TargetCount::Known(_) | TargetCount::Unknown => {
+                let options =
+                    CrossEntropyOptions { ignore_index: IGNORE_TARGET, ..CrossEntropyOptions::default() };
+                Ok(projected_cross_entropy(&hidden_NC, &output, targets_N, &options)?)
+            }
+        }
     }
 
     /// States of single sequences as the state of a batch.

@@ -2,9 +2,8 @@
 //! positions whose target counts.
 
 use tch::{Kind, Tensor};
-use xlstm_manifests::recipe::ComputePath;
 
-use super::{IGNORE_TARGET, Model, ModelState, Need, Pass, signed};
+use super::{IGNORE_TARGET, Model, ModelState, Need, Pass, TargetCount, signed};
 use crate::error::Result;
 
 /// Logits that are held at once: 256 MiB in float32.
@@ -27,7 +26,7 @@ impl Model {
             let path = self.compute_path(Need { resets: resets_BT.is_some(), states: true })?.path;
             let pass = Pass { path, checkpointed: false, keep_state: true, state, resets_BT };
             let (hidden_BTC, state) = self.hidden(tokens_BT, &pass)?;
-            Ok((self.losses_of(&hidden_BTC, targets_BT, path)?, state))
+            Ok((self.losses_of(&hidden_BTC, targets_BT)?, state))
         })
     }
 
@@ -47,7 +46,7 @@ impl Model {
             let path = self.compute_path(Need { resets: resets_BT.is_some(), states: false })?.path;
             let pass = Pass { path, checkpointed: false, keep_state: false, state: None, resets_BT };
             let (hidden_BTC, _) = self.hidden(tokens_BT, &pass)?;
-            self.losses_of(&hidden_BTC, targets_BT, path)
+            self.losses_of(&hidden_BTC, targets_BT)
         })
     }
 
@@ -69,14 +68,14 @@ impl Model {
             let Some((hidden_MC, targets_M)) = self.counting(&hidden_BTC, targets_BT)? else {
                 return Ok((Vec::new(), Vec::new()));
             };
-            let losses = self.losses_of_counting(&hidden_MC, &targets_M, path)?;
+            let losses = self.losses_of_counting(&hidden_MC, &targets_M)?;
             Ok((losses, self.first_of_all(&hidden_MC, &targets_M)?))
         })
     }
 
-    fn losses_of(&self, hidden_BTC: &Tensor, targets_BT: &Tensor, path: ComputePath) -> Result<Vec<f64>> {
+    fn losses_of(&self, hidden_BTC: &Tensor, targets_BT: &Tensor) -> Result<Vec<f64>> {
         match self.counting(hidden_BTC, targets_BT)? {
-            Some((hidden_MC, targets_M)) => self.losses_of_counting(&hidden_MC, &targets_M, path),
+            Some((hidden_MC, targets_M)) => self.losses_of_counting(&hidden_MC, &targets_M),
             None => Ok(Vec::new()),
         }
     }
@@ -100,10 +99,9 @@ impl Model {
         &self,
         hidden_MC: &Tensor,
         targets_M: &Tensor,
-        path: ComputePath,
     ) -> Result<Vec<f64>> {
         let count = targets_M.size()[0];
-        let losses = self.cross_entropy(hidden_MC, targets_M, Some(count), path)?;
+        let losses = self.cross_entropy(hidden_MC, targets_M, TargetCount::Known(count))?;
         let losses_M = losses.token_losses_N.f_to_kind(Kind::Double)?.f_to_device(tch::Device::Cpu)?;
         Ok(Vec::<f64>::try_from(losses_M)?)
     }

@@ -4,22 +4,29 @@
 //! options     what is asked for, and the recipe that it means
 //! plan        parameters, memory, time, who computes
 //! setup       splits, model, run folder, checkpoint; refuses what contradicts itself
-//! trainer     steps: micro-batches, gradients, clipping, update; checkpoints; validation by cadence
+//! trainer     the loop: steps, checkpoints, validation by cadence
+//! step        one step: micro-batches, gradients, clipping, update
+//! recorded    a step of a small model on a GPU, recorded once and replayed
 //! validate    token-weighted negative log-likelihood over a split
 //! early       whether what was measured ends a run before its last step
+//! selfcheck   recorded steps against launched ones
 //! report      metrics, events, progress
 //! ```
 
 mod early;
 mod options;
 mod plan;
+mod recorded;
 mod report;
+mod selfcheck;
 mod setup;
+mod step;
 mod trainer;
 mod validate;
 
-pub use options::{TrainOptions, resolve_recipe};
+pub use options::{RecordSteps, TrainOptions, resolve_recipe};
 pub use plan::{compute_path, describe, memory_estimate, micro_batch_rows};
+pub use selfcheck::check_recorded_steps;
 pub use setup::setup;
 pub use trainer::{Outcome, Trainer};
 pub use validate::{Measurement, measure};

@@ -14,6 +14,18 @@ use super::setup::check_folder;
 use crate::device::DeviceInfo;
 use crate::error::{Result, TrainError};
 
+/// Whether the steps of a run on a GPU are recorded as a CUDA graph and replayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum RecordSteps {
+    /// Where a step is one micro-batch of one process that takes little of the GPU's memory.
+    #[default]
+    Auto,
+    /// Always; it is an error where that cannot be.
+    On,
+    /// Never.
+    Off,
+}
+
 /// What the command line asks for.
 #[derive(Debug, Clone, Default)]
 pub struct TrainOptions {
@@ -29,6 +41,8 @@ pub struct TrainOptions {
     pub out: Option<PathBuf>,
     /// Go on with the run in that folder.
     pub resume: bool,
+    /// Whether steps are recorded.
+    pub cuda_graph: RecordSteps,
 }
 
 /// A run's folder as it was found.

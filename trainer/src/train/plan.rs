@@ -34,8 +34,9 @@ pub fn micro_batch_rows(recipe: &Recipe, rows: u64, row_length: u64, device: &De
     if recipe.training.micro_batch_rows > 0 {
         return Ok(recipe.training.micro_batch_rows.min(rows.max(1)));
     }
-    // More rows do not speed up a CPU, and large buffers cost page faults.
-    let max_rows = if matches!(device.device, tch::Device::Cpu) { 2 } else { 64 };
+    // More tokens do not speed up a CPU, and large buffers cost page faults.
+    let max_tokens = if matches!(device.device, tch::Device::Cpu) { 2 * 2048 } else { 64 * 2048 };
+    let max_rows = (max_tokens / row_length.max(1)).max(1);
     let fits = (1..=rows.clamp(1, max_rows)).rev().find(|&rows| estimate(rows).total() <= budget);
     // The fewest micro-batches that fit, of about equal size.
     let count = rows.max(1).div_ceil(fits.unwrap_or(1));

@@ -23,8 +23,9 @@ use xlstm_manifests::run_manifest::{
 use xlstm_pipeline::tasks::streamed;
 
 use super::early::EarlyStop;
-use super::options::{Existing, TrainOptions, beside, check_rows, resolve_recipe, split_folder};
-use super::plan::micro_batch_rows;
+use super::options::{Existing, RecordSteps, TrainOptions, beside, check_rows, resolve_recipe, split_folder};
+use super::plan::{memory_estimate, micro_batch_rows};
+use super::recorded::Recording;
 use super::report::{Report, now};
 use super::trainer::Trainer;
 use crate::checkpoint::{self, MODEL_NAME, OPTIMIZER_NAME, Retention, Writer};
@@ -40,6 +41,9 @@ use crate::optimizer::AdamW;
 use crate::run::check_finite;
 use crate::signals::Signals;
 use crate::tensor_file::TensorFile;
+
+/// A recorded step's memory stays its own: it is recorded where it needs less than one part in so many of the GPU's.
+const RECORDED_SHARE: u64 = 4;
 
 /// A trainer for these options.
 ///
@@ -60,7 +64,47 @@ pub fn setup(
     if ranks.rank() == 0 {
         store_run(&opened, resumed.step + 1, ranks.world_size(), device)?;
     }
-    assemble(opened, agreed, built, &resumed, (device, communicator, signals))
+    let recording = recording(&opened, &agreed, options.cuda_graph, device, ranks.world_size())?;
+    assemble(opened, (agreed, recording), built, &resumed, (device, communicator, signals))
+}
+
+/// Whether steps are recorded, or why not.
+fn recording(
+    opened: &Opened,
+    agreed: &Agreed,
+    asked: RecordSteps,
+    device: &DeviceInfo,
+    world: u64,
+) -> Result<Recording> {
+    let obstacle = match device.device {
+        tch::Device::Cuda(_) if asked == RecordSteps::Off => Some("asked for by --cuda-graph off"),
+        tch::Device::Cuda(_) if world > 1 => Some("several ranks"),
+        tch::Device::Cuda(_) if agreed.micro_batch_rows < opened.rows => {
+            Some("a step is several micro-batches")
+        }
+        tch::Device::Cuda(_) if opened.recipe.training.activation_checkpointing => {
+            Some("activations are checkpointed")
+        }
+        tch::Device::Cuda(_) => None,
+        _ => Some("no GPU"),
+    };
+    match (obstacle, asked) {
+        (None, RecordSteps::On) => Ok(Recording::planned(true)),
+        (Some(obstacle), RecordSteps::On) => {
+            Err(TrainError::Usage(format!("--cuda-graph on: steps cannot be recorded here: {obstacle}")))
+        }
+        (Some(obstacle), _) => Ok(Recording::Never(obstacle.into())),
+        (None, _) => {
+            let tokens = opened.rows * u64::from(opened.train.manifest().packing.row_length);
+            let needed = memory_estimate(&opened.recipe, tokens, device)?.total();
+            let little = device.memory.is_some_and(|memory| needed < memory / RECORDED_SHARE);
+            Ok(if little {
+                Recording::planned(false)
+            } else {
+                Recording::Never("large steps gain nothing by it".into())
+            })
+        }
+    }
 }
 
 /// Everything that is read before a file of the run is written.
@@ -205,7 +249,7 @@ fn resume(
 /// Puts the trainer together.
 fn assemble(
     opened: Opened,
-    agreed: Agreed,
+    (agreed, recording): (Agreed, Recording),
     built: Built,
     resumed: &Resumed,
     (device, communicator, signals): (&DeviceInfo, Box<dyn Communicator>, Signals),
@@ -240,6 +284,7 @@ fn assemble(
         communicator,
         signals,
         writer,
+        recording,
         report: report.on(device.device),
         step: resumed.step,
         tokens: resumed.tokens,

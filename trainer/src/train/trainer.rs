@@ -1,13 +1,8 @@
 //! The loop: steps, checkpoints, validation, and how a run ends.
-//!
-//! A step is `micro-batches → sum of gradients over ranks → check → clip → update`. Each micro-batch's loss counts by
-//! its share of the step's targets, which every rank knows before it computes. Ranks may have different numbers of
-//! micro-batches; they are aligned at the end of the step, so that all ranks meet in the same collective calls.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tch::{Kind, Tensor};
 use xlstm_manifests::order::{Order, StepRow};
 use xlstm_manifests::printable;
 use xlstm_manifests::recipe::Recipe;
@@ -15,12 +10,14 @@ use xlstm_manifests::rows::Rows;
 use xlstm_manifests::run_manifest::DatasetRef;
 
 use super::early::EarlyStop;
-use super::report::{Report, StepNumbers};
+use super::recorded::Recording;
+use super::report::Report;
+use super::step::StepEnd;
 use super::validate::measure;
 use crate::checkpoint::{Snapshot, Writer};
-use crate::communicator::{Communicator, flags};
+use crate::communicator::Communicator;
 use crate::device::DeviceInfo;
-use crate::error::{Result, TrainError};
+use crate::error::Result;
 use crate::loader::{Loader, Plan, Shape};
 use crate::metrics::RowLog;
 use crate::model::{Model, metadata};
@@ -66,16 +63,12 @@ pub struct Trainer {
     pub(super) saved: Option<u64>,
     pub(super) last_validation: Option<f64>,
     pub(super) early: EarlyStop,
+    /// Whether steps are recorded and replayed.
+    pub(super) recording: Recording,
     /// Where this rank notes its rows, when it is asked to.
     pub(super) rows: Option<RowLog>,
     /// Holds the run's folder for this process.
     pub(super) _lock: Option<xlstm_manifests::atomic::FolderLock>,
-}
-
-/// How a step ended.
-enum StepEnd {
-    Done,
-    Stop,
 }
 
 impl Trainer {
@@ -108,7 +101,8 @@ impl Trainer {
             if self.step > 0 { format!("\nfrom             step {}", self.step) } else { String::new() };
         let world = self.communicator.world_size();
         let ranks = if world > 1 { format!("\nranks            {world}") } else { String::new() };
-        Ok(format!("{plan}{ranks}\nrun              {}{from}", printable::path(&self.run)))
+        let steps = format!("\nsteps            {}", self.recording);
+        Ok(format!("{plan}{ranks}{steps}\nrun              {}{from}", printable::path(&self.run)))
     }
 
     /// Steps done.
@@ -152,12 +146,18 @@ impl Trainer {
         let mut ended = self.ends_early();
         while self.step < steps && !ended {
             match self.one_step(&mut loader)? {
-                StepEnd::Stop => return self.stop(),
+                StepEnd::Stop => {
+                    self.settle()?;
+                    return self.stop();
+                }
                 StepEnd::Done => {}
             }
             let step = self.step;
             let due = |every: u64| every > 0 && step.is_multiple_of(every);
             let last = self.step == steps;
+            if last || due(self.recipe.checkpoint.every_steps) || due(self.recipe.validation.every_steps) {
+                self.settle()?;
+            }
             if due(self.recipe.checkpoint.every_steps) && !last {
                 self.save(false)?;
                 self.report.restart_clock();
@@ -193,91 +193,8 @@ impl Trainer {
         Ok(Outcome::Stopped { signal: self.signals.received().unwrap_or(15), step })
     }
 
-    fn one_step(&mut self, loader: &mut Loader) -> Result<StepEnd> {
-        let step = self.step + 1;
-        let (rank, world) = (self.communicator.rank(), self.communicator.world_size());
-        let tokens = self.order.tokens_of_step(step);
-        let rows = self.order.rows_of_step(step);
-        let targets_of_step: u64 =
-            rows.iter().map(|row| self.train.targets_in(row.row)).sum::<std::result::Result<_, _>>()?;
-        let batches = |rank| self.order.rank_range(rank, world).len().div_ceil(self.shape.rows.max(1));
-        let own = batches(rank);
-        let rounds = (0..world).map(batches).max().unwrap_or(own);
-        self.optimizer.begin_step(world > 1)?;
-        let device = self.model.placement().device;
-        let total = Tensor::f_zeros([], (Kind::Double, device))?;
-        for round in 0..rounds {
-            if self.any_flags()? & flags::STOP != 0 {
-                return Ok(StepEnd::Stop);
-            }
-            if round + own < rounds {
-                continue;
-            }
-            let batch = loader.next_batch()?;
-            if let Some(log) = &mut self.rows {
-                log.write(step, &batch.rows)?;
-            }
-            let (inputs, targets, resets) = batch.tensors(device)?;
-            let count = i64::try_from(batch.tokens).ok();
-            let output = self.model.loss_with_count(&inputs, &targets, resets.as_ref(), count)?;
-            let share = batch.tokens as f64 / targets_of_step as f64;
-            // A step of one micro-batch needs no scaling, which spares a pass over the largest gradients.
-            let scaled = if share == 1.0 { output.loss } else { output.loss.f_mul_scalar(share)? };
-            self.communicator.before_backward(round + 1 == rounds)?;
-            xlstm_bridge::autograd::backward(&[&scaled], &[None], false)?;
-            let _ = total.shallow_clone().f_add_(&scaled.detach().f_to_kind(Kind::Double)?)?;
-        }
-        self.communicator.finish_gradients(&self.optimizer.tensors())?;
-        let mut loss = [f64::try_from(total)?];
-        self.communicator.sum(&mut loss)?;
-        let norm = self.optimizer.gradient_norm()?;
-        self.check_finite(step, loss[0], norm)?;
-        let clip = self.recipe.optimizer.clip_norm;
-        let factor = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        let learning_rate = self.recipe.learning_rate(step);
-        self.optimizer.update(learning_rate, factor)?;
-        self.step = step;
-        self.tokens += tokens;
-        self.report.count(tokens, loader.take_waited().as_secs_f64());
-        if step.is_multiple_of(self.recipe.logging.every_steps) || step == self.recipe.training.steps {
-            let tokens = self.tokens;
-            self.report.step(&StepNumbers {
-                step,
-                loss: loss[0],
-                gradient_norm: norm,
-                learning_rate,
-                tokens,
-            })?;
-        }
-        Ok(StepEnd::Done)
-    }
-
-    fn any_flags(&self) -> Result<u64> {
-        let own = if self.signals.received().is_some() { flags::STOP } else { 0 };
-        self.communicator.any_flags(own)
-    }
-
-    /// Stops all ranks before the update when a value is not finite.
-    fn check_finite(&self, step: u64, loss: f64, norm: f64) -> Result<()> {
-        let bad = !loss.is_finite() || !norm.is_finite();
-        let flag = if bad { flags::NOT_FINITE } else { 0 };
-        if self.communicator.any_flags(flag)? & flags::NOT_FINITE == 0 {
-            return Ok(());
-        }
-        let (what, value) = if loss.is_finite() { ("gradient norm", norm) } else { ("loss", loss) };
-        let rows = self.order.rows_of_step(step);
-        Err(TrainError::NotFinite {
-            run: self.run.clone(),
-            step,
-            what,
-            value,
-            rows: list(rows.iter().map(|row| row.row.to_string())),
-            documents: self.documents(&rows),
-        })
-    }
-
     /// The first documents of these rows, as `file record N`.
-    fn documents(&self, rows: &[StepRow]) -> String {
+    pub(super) fn documents(&self, rows: &[StepRow]) -> String {
         let inputs = &self.train.manifest().inputs;
         let spans = rows.iter().take(8).filter_map(|row| self.train.documents_in_row(row.row).ok()).flatten();
         list(spans.map(|span| {
@@ -338,7 +255,7 @@ impl Trainer {
 }
 
 /// At most sixteen entries, then how many more.
-fn list(entries: impl Iterator<Item = String>) -> String {
+pub(super) fn list(entries: impl Iterator<Item = String>) -> String {
     let entries: Vec<String> = entries.collect();
     let shown = entries.iter().take(16).cloned().collect::<Vec<_>>().join(", ");
     match entries.len().saturating_sub(16) {

@@ -72,7 +72,7 @@ pub fn measure(
         let (inputs, expected, resets) = batch.tensors(model.placement().device)?;
         match targets {
             Targets::NextToken => {
-                let count = i64::try_from(batch.tokens).ok();
+                let count = batch.target_count();
                 let output =
                     tch::no_grad(|| model.loss_with_count(&inputs, &expected, resets.as_ref(), count))?;
                 let _ = total.shallow_clone().f_add_(&output.token_losses_N.f_sum(Kind::Double)?)?;

@@ -1,5 +1,5 @@
-// libtorch's ProcessGroupNCCL, in a shared library of its own that is opened where there is a card (build.rs,
-// src/distributed/nccl.rs): it needs symbols of libtorch_cuda.so, which the program does not link.
+// libtorch's ProcessGroupNCCL, in a shared library of its own that is opened where there is a GPU (build.rs,
+// src/cuda_half.rs): it needs symbols of libtorch_cuda.so, which the program does not link.
 
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 

@@ -5,12 +5,14 @@
 //! p ← p - lr / (1 - β1ᵗ) · m / (√v / √(1 - β2ᵗ) + ε)          g is the gradient times the clipping factor
 //! ```
 //! On the CPU one pass over each parameter does all of it, in chunks that all cores share; a chunk's bounds do not
-//! depend on the number of threads, so neither does any result. On a GPU libtorch's fused operation updates all
-//! parameters in a few launches, and the norm is one number that is waited for once.
+//! depend on the number of threads, so neither does any result. On a GPU (`on_gpu`) libtorch's fused operation updates all
+//! parameters in a few launches, and nothing is waited for.
+
+mod on_gpu;
 
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
-use xlstm_bridge::multi_tensor;
+use xlstm_bridge::multi_tensor::drop_gradients;
 use xlstm_manifests::recipe::Optimizer;
 
 use crate::error::{Result, TrainError};
@@ -33,7 +35,11 @@ pub struct AdamW {
     options: Optimizer,
     states: Vec<ParameterState>,
     step: u64,
+    /// On a GPU: 1 since a step whose loss or gradient was not finite, 0 before; with 1 no update changes anything.
+    failed: Option<Tensor>,
 }
+
+pub use on_gpu::UpdateNumbers;
 
 impl AdamW {
     /// Fresh moments.
@@ -52,7 +58,15 @@ impl AdamW {
                 decays: parameter.decays,
             });
         }
-        Ok(Self { options: options.clone(), states, step: 0 })
+        let mut optimizer = Self { options: options.clone(), states, step: 0, failed: None };
+        if optimizer.on_gpu() {
+            optimizer.failed = Some(Tensor::f_zeros([], (Kind::Float, optimizer.device()))?);
+        }
+        Ok(optimizer)
+    }
+
+    fn device(&self) -> Device {
+        self.states.first().map_or(Device::Cpu, |state| state.parameter.device())
     }
 
     /// Updates done so far.
@@ -83,7 +97,7 @@ impl AdamW {
             self.zero_gradients();
             return Ok(());
         }
-        Ok(multi_tensor::drop_gradients(&self.tensors())?)
+        Ok(drop_gradients(&self.tensors())?)
     }
 
     /// The trained parameters, for reductions over ranks.
@@ -92,19 +106,11 @@ impl AdamW {
         self.states.iter().map(|state| state.parameter.shallow_clone()).collect()
     }
 
-    /// Euclidean norm of all gradients together, before clipping.
+    /// Euclidean norm of all gradients together, before clipping; for parameters on a CPU.
     ///
     /// # Errors
     /// When libtorch fails.
     pub fn gradient_norm(&self) -> Result<f64> {
-        if self.on_gpu() {
-            let gradients: Vec<Tensor> =
-                self.states.iter().map(|state| state.parameter.grad()).filter(Tensor::defined).collect();
-            if gradients.is_empty() {
-                return Ok(0.0);
-            }
-            return Ok(f64::try_from(multi_tensor::norm(&gradients)?.f_to_kind(Kind::Double)?)?);
-        }
         let mut total = 0.0;
         for state in &self.states {
             let gradient = state.parameter.grad();
@@ -119,15 +125,12 @@ impl AdamW {
         Ok(total.sqrt())
     }
 
-    /// One update with this learning rate; gradients are multiplied by `factor` first (clipping).
+    /// One update with this learning rate; gradients are multiplied by `factor` first (clipping). For parameters on a CPU.
     ///
     /// # Errors
     /// When libtorch fails.
     pub fn update(&mut self, learning_rate: f64, factor: f64) -> Result<()> {
         self.step += 1;
-        if self.on_gpu() {
-            return self.update_on_gpu(learning_rate, factor);
-        }
         let exponent = i32::try_from(self.step).unwrap_or(i32::MAX);
         let options = &self.options;
         let common = Constants {
@@ -154,42 +157,12 @@ impl AdamW {
     }
 
     /// Whether all parameters are fp32 on a GPU.
-    fn on_gpu(&self) -> bool {
+    #[must_use]
+    pub fn on_gpu(&self) -> bool {
         let on_gpu = |state: &ParameterState| {
             matches!(state.parameter.device(), Device::Cuda(_)) && state.parameter.kind() == Kind::Float
         };
         !self.states.is_empty() && self.states.iter().all(on_gpu)
-    }
-
-    fn update_on_gpu(&self, learning_rate: f64, factor: f64) -> Result<()> {
-        let number =
-            |value: f64| Tensor::f_full([1], value, (Kind::Float, self.states[0].parameter.device()));
-        let (step, scale) = (number(self.step as f64)?, number(1.0 / factor)?);
-        for decays in [true, false] {
-            let states = self.states.iter().filter(|state| state.decays == decays);
-            let states: Vec<&ParameterState> =
-                states.filter(|state| state.parameter.grad().defined()).collect();
-            let list = |tensor: fn(&ParameterState) -> Tensor| {
-                states.iter().map(|state| tensor(state)).collect::<Vec<_>>()
-            };
-            let tensors = multi_tensor::AdamWTensors {
-                parameters: &list(|state| state.parameter.detach()),
-                gradients: &list(|state| state.parameter.grad()),
-                first: &list(|state| state.first.shallow_clone()),
-                second: &list(|state| state.second.shallow_clone()),
-                step: &step,
-                scale: &scale,
-            };
-            let constants = multi_tensor::AdamWConstants {
-                learning_rate,
-                beta1: self.options.beta1,
-                beta2: self.options.beta2,
-                weight_decay: if decays { self.options.weight_decay } else { 0.0 },
-                epsilon: self.options.epsilon,
-            };
-            multi_tensor::adamw(&tensors, &constants)?;
-        }
-        Ok(())
     }
 
     /// Copies of the moments on the CPU, by name: `first.NAME`, `second.NAME`.
