@@ -343,10 +343,13 @@ impl Driver {
     ///
     /// # Errors
     /// [`CudaError::Driver`].
-    pub fn event(&self, stream: *mut c_void) -> Result<Event, CudaError> {
+    ///
+    /// # Safety
+    /// `stream` must be a `CUstream` of this context or null.
+    pub unsafe fn event(&self, stream: *mut c_void) -> Result<Event, CudaError> {
         let mut event = std::ptr::null_mut();
         self.make_current()?;
-        // SAFETY: a place for the event, then the event itself on a stream of this context.
+        // SAFETY: a place for the event, then the event itself on a stream of this context, by the caller's word.
         unsafe {
             self.check("cuEventCreate", (self.event_create)(&raw mut event, 0))?;
             self.check("cuEventRecord", (self.event_record)(event, stream))?;

@@ -179,9 +179,11 @@ impl Card {
     ) -> Result<(), BoxError> {
         let kernel = self.kernel(wanted, launch.kernel, launch.shape.shared_bytes)?;
         let stream = xlstm_bridge::cuda::current_stream(self.number)?;
-        let begin = profile::begin(&self.driver, stream)?;
+        // SAFETY: libtorch's current stream belongs to the primary context, which the driver uses.
+        let begin = unsafe { profile::begin(&self.driver, stream)? };
         start(kernel, stream)?;
-        profile::end(&self.driver, launch.kernel, begin, stream)?;
+        // SAFETY: as above.
+        unsafe { profile::end(&self.driver, launch.kernel, begin, stream)? };
         Ok(())
     }
 

@@ -65,20 +65,28 @@ pub fn stop(card: &Card) -> Result<Vec<Share>, BoxError> {
     Ok(shares)
 }
 
-/// An event before a launch, while times are taken.
-pub(super) fn begin(driver: &Driver, stream: *mut c_void) -> Result<Option<Event>, CudaError> {
-    if ON.load(Ordering::Relaxed) { driver.event(stream).map(Some) } else { Ok(None) }
+/// An event before a launch on a stream, while times are taken.
+///
+/// # Safety
+/// As [`Driver::event`].
+pub(super) unsafe fn begin(driver: &Driver, stream: *mut c_void) -> Result<Option<Event>, CudaError> {
+    // SAFETY: the caller's word.
+    if ON.load(Ordering::Relaxed) { unsafe { driver.event(stream) }.map(Some) } else { Ok(None) }
 }
 
 /// An event after it.
-pub(super) fn end(
+///
+/// # Safety
+/// As [`Driver::event`].
+pub(super) unsafe fn end(
     driver: &Driver,
     name: &'static str,
     begin: Option<Event>,
     stream: *mut c_void,
 ) -> Result<(), CudaError> {
     let Some(begin) = begin else { return Ok(()) };
-    let end = driver.event(stream)?;
+    // SAFETY: the caller's word.
+    let end = unsafe { driver.event(stream)? };
     MARKS.lock().unwrap_or_else(PoisonError::into_inner).push((name, begin, end));
     Ok(())
 }
