@@ -95,11 +95,7 @@ impl Model {
         Ok(Some((hidden_NC.f_index_select(0, &counting_M)?, targets_N.f_index_select(0, &counting_M)?)))
     }
 
-    fn losses_of_counting(
-        &self,
-        hidden_MC: &Tensor,
-        targets_M: &Tensor,
-    ) -> Result<Vec<f64>> {
+    fn losses_of_counting(&self, hidden_MC: &Tensor, targets_M: &Tensor) -> Result<Vec<f64>> {
         let count = targets_M.size()[0];
         let losses = self.cross_entropy(hidden_MC, targets_M, TargetCount::Known(count))?;
         let losses_M = losses.token_losses_N.f_to_kind(Kind::Double)?.f_to_device(tch::Device::Cpu)?;
