@@ -73,8 +73,13 @@ const EXPERIMENTS: &[Experiment] = &[
         what: "rare tokens of WikiText-103 by frequency (perplexity)",
         recipes: &["figure2-rare"],
         kind: "perplexity",
-        commands: &[],
-        without: "values are in the figure only",
+        commands: &[
+            "xlstm-data prepare local WIKITEXT/train --split train --out data/wikitext-103",
+            "xlstm-data prepare local WIKITEXT/validation --split validation --out data/wikitext-103",
+            "xlstm-eval perplexity RUN --manifest data/wikitext-103/validation",
+        ],
+        without: "perplexity by the frequency of tokens, and articles put together from WikiText's lines: give them as documents; values are \
+                  in the figure only",
         sweeps: &[],
     },
     Experiment {

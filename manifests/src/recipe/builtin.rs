@@ -21,6 +21,7 @@ pub fn builtins() -> &'static [Builtin] {
     include_recipes!(
         "demo",
         "small-cpu",
+        "figure2-rare",
         "table1-15b",
         "figure6-scaling-15b",
         "table2-lstm-to-xlstm",

@@ -202,6 +202,7 @@ pub fn link_dataset(path: &Path, manifest: &Manifest, opened: &mut OpenedModel) 
     }
     match opened.run.as_ref().and_then(trained_tokenizer) {
         Some(trained) if trained == tokenizer_sha256 => {}
+        Some(_) if is_of_the_trained_task(manifest, opened) => {}
         Some(trained) => {
             let expected = format!("the tokenizer that the model was trained with, SHA-256 {trained}");
             let found = format!("`{}`, SHA-256 {tokenizer_sha256}", manifest.tokenizer.name);
@@ -242,6 +243,32 @@ pub fn link_dataset(path: &Path, manifest: &Manifest, opened: &mut OpenedModel) 
         tokenizer: manifest.tokenizer.name.clone(),
         tokenizer_sha256,
     })
+}
+
+/// Whether a generated split is of the task that the model was trained on, whose ids mean the same at any length: what pins
+/// them is the generator with all its parameters, so that splits of other lengths differ in it. A mark says so where the
+/// training split is not at hand to compare vocabularies with.
+fn is_of_the_trained_task(manifest: &Manifest, opened: &mut OpenedModel) -> bool {
+    let Some(run) = &opened.run else { return false };
+    if manifest.source.generator.is_none() || run.train.profile != manifest.source.profile {
+        return false;
+    }
+    match Manifest::load(&run.train.path) {
+        Ok(trained) if trained.root == run.train.root => {
+            trained.tokenizer.vocabulary_size == manifest.tokenizer.vocabulary_size
+        }
+        _ => {
+            opened.marks.push(Mark {
+                kind: MarkKind::TokenizerUnchecked,
+                text: format!(
+                    "the training split is not at hand: it is of the same task, `{}`, and that its ids are the same could \
+                     not be checked",
+                    manifest.source.profile
+                ),
+            });
+            true
+        }
+    }
 }
 
 /// The digest of the tokenizer of a run's training split: as recorded, or as the split still says at its place.

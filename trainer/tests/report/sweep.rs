@@ -1,5 +1,8 @@
 //! A sweep from generators to a page.
 
+use xlstm_pipeline::tasks::written::TaskPlan;
+use xlstm_pipeline::tasks::{Parameters, Split, by_name};
+
 use super::*;
 
 /// Two runs of three steps on parity.
@@ -49,12 +52,26 @@ fn a_sweep_goes_from_generators_to_a_page_and_leaves_alone_what_is_finished() {
     let page = fs_err::read_to_string(out.join("report.html")).unwrap();
     assert!(page.contains("xLSTM[0:1]") && page.contains("2 of 2 runs are finished"), "{page}");
     assert!(best["also"]["longer"].is_number() && page.contains("longer"), "{best}");
-    // The same figure as a report of its own.
-    let mut accuracy = Command::new(env!("CARGO_BIN_EXE_xlstm-eval"));
-    accuracy.arg("accuracy").arg(out.join("runs/parity_0to1_lr1e-2_seed0"));
-    accuracy.arg("--manifest").arg(out.join("data/parity/test")).args(["--device", "cpu", "--json"]);
-    let report: serde_json::Value = serde_json::from_str(&succeed(&accuracy.output().unwrap())).unwrap();
-    assert_eq!(report["results"]["scaled"]["total"], all["runs"][0]["test"]);
+    // The same figures as reports of their own, of other lengths than trained too; another task has other ids.
+    let measure = |data: &std::path::Path| {
+        let mut accuracy = Command::new(env!("CARGO_BIN_EXE_xlstm-eval"));
+        accuracy.arg("accuracy").arg(out.join("runs/parity_0to1_lr1e-2_seed0"));
+        accuracy.arg("--manifest").arg(data).args(["--device", "cpu", "--json"]);
+        accuracy.output().unwrap()
+    };
+    let run = &all["runs"][0];
+    for (data, expected) in [("data/parity/test", &run["test"]), ("data/longer/test", &run["also"]["longer"])]
+    {
+        let report: serde_json::Value = serde_json::from_str(&succeed(&measure(&out.join(data)))).unwrap();
+        assert_eq!(report["results"]["scaled"]["total"], *expected, "{data}");
+    }
+    let task = by_name("even_pairs", 0, &Parameters::default()).unwrap();
+    let plan = TaskPlan::new(&*task, Split::Test, 8, 64).unwrap();
+    plan.execute(&folder.path().join("pairs"), 1, false).unwrap();
+    let refused = measure(&folder.path().join("pairs/test"));
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused.stderr);
+    assert!(said.contains("expected the tokenizer that the model was trained with"), "{said}");
     // Another sweep does not take this one's data for its own.
     fs_err::write(&file, TINY_SWEEP.replace("row_length = 64", "row_length = 64, train_length = [3, 20]"))
         .unwrap();
