@@ -74,7 +74,9 @@ def main():
     for _ in range(rounds):
         for threads in counts:
             for name, program in programs.items():
-                results[name].append(run(program, corpus, threads, out))
+                result = run(program, corpus, threads, out)
+                results[name].append(result)
+                print(f"{name} {threads} threads: {result['mb_per_second']:.0f} MB/s", file=sys.stderr, flush=True)
     shutil.rmtree(os.path.dirname(out))
     roots = {result["root"] for runs in results.values() for result in runs}
     assert len(roots) == 1, roots
