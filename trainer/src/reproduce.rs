@@ -16,7 +16,7 @@ use crate::error::{Result, TrainError};
 use crate::evaluation::results::{REPORT_FORMAT, Report, Results};
 use crate::sweep;
 
-/// Operations a second of one card that costs are computed with: what the authors' own code for this architecture
+/// Operations a second of one GPU that costs are computed with: what the authors' own code for this architecture
 /// reached on an H100, 28,130 tokens a second of the 400M model (xLSTM-7B paper, arXiv 2503.13427, table 2,
 /// "previous" block), times the operations of a token of our 350M xLSTM[7:1].
 const RATE: Rate = Rate { tokens_per_second: 28_130.0, recipe: "table1-15b/7to1" };
@@ -234,9 +234,9 @@ pub fn reproduce(results: &Path) -> Result<String> {
     // Writing to a String cannot fail.
     let _ = writeln!(
         out,
-        "{:.1} TFLOP/s for each card: what the authors' own code reached on an H100, {} tokens a second of the 400M model \
+        "{:.1} TFLOP/s for each GPU: what the authors' own code reached on an H100, {} tokens a second of the 400M model \
          with this architecture's block (xLSTM-7B paper, arXiv 2503.13427, table 2, \"previous\"), counted with the operations of \
-         `{}`. A GPU-day is a day of one such card.\n",
+         `{}`. A GPU-day is a day of one such GPU.\n",
         rate / 1e12,
         RATE.tokens_per_second,
         RATE.recipe

@@ -44,6 +44,13 @@ fn recipes_are_compared_over_documents_and_seeds() {
     let paths: Vec<&Path> = learned.iter().chain(&slow).map(PathBuf::as_path).collect();
     let (page, said) = compare(&fixture, &paths);
     assert!(page.contains("<h2 id=\"differences\">") && page.contains("Is the difference real?"));
+    // Each recipe is one curve: a mean, and a band of its seeds.
+    assert!(
+        page.contains("(learned-1), 3 seeds, training") && page.contains("(slow-1), 3 seeds, validation")
+    );
+    for band in ["class=\"band s0\"", "class=\"band s1\""] {
+        assert_eq!(page.matches(band).count(), 2, "{band}");
+    }
     let lines: Vec<&str> = said.lines().filter(|line| line.contains("nats a token")).collect();
     assert_eq!(lines.len(), 1, "{said}");
     assert!(lines[0].contains("seeds 3 and 3: ") && lines[0].ends_with("(learned-1) is lower"), "{said}");

@@ -90,7 +90,7 @@ fn a_claim_stays_one_from_the_data_to_every_page() {
     let page = fs_err::read_to_string(run.join("report.html")).unwrap();
     contains(
         &page,
-        &[CLAIM, "not checked", "Licences that documents carry themselves", "CC-BY-SA-3.0", "shelf@1"],
+        &[CLAIM, "not checked", "Licenses that documents carry themselves", "CC-BY-SA-3.0", "shelf@1"],
     );
     // 40 of 60 documents.
     let row = page.split(">CC-BY-SA-3.0<").nth(1).unwrap().split("</tr>").next().unwrap();

@@ -36,6 +36,15 @@ pub struct Series {
     pub style: usize,
 }
 
+/// What lies between two curves: the lowest and the highest of several.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Band {
+    /// `(x, low, high)`, ascending in x.
+    pub points: Vec<(f64, f64, f64)>,
+    /// Its style: that of the series whose band it is.
+    pub style: usize,
+}
+
 /// A plot of one or more series.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curves {
@@ -47,6 +56,8 @@ pub struct Curves {
     pub y: String,
     /// Its series.
     pub series: Vec<Series>,
+    /// Bands behind them; their values stand in no table.
+    pub bands: Vec<Band>,
     /// Whether y is logarithmic.
     pub logarithmic: bool,
     /// Whether y begins at 0.
@@ -64,6 +75,7 @@ impl Curves {
             x: x.into(),
             y: y.into(),
             series: Vec::new(),
+            bands: Vec::new(),
             logarithmic: false,
             from_zero: false,
             height: 280.0,
@@ -90,7 +102,14 @@ impl Curves {
     }
 
     fn picture(&self, series: &[Series], averaged: bool) -> String {
-        let points = || series.iter().flat_map(|one| one.points.iter());
+        let usable = |&&(x, low, high): &&(f64, f64, f64)| {
+            x.is_finite() && low.is_finite() && high.is_finite() && (!self.logarithmic || low > 0.0)
+        };
+        let drawn =
+            |band: &Band| Band { points: band.points.iter().filter(usable).copied().collect(), ..*band };
+        let bands: Vec<Band> = self.bands.iter().map(drawn).collect();
+        let ends = || bands.iter().flat_map(|band| &band.points).flat_map(|&(x, a, b)| [(x, a), (x, b)]);
+        let points = || series.iter().flat_map(|one| one.points.iter().copied()).chain(ends());
         let x_scale = Scale::over(points().map(|point| point.0), false);
         let y_scale = Scale::over(points().map(|point| point.1), self.logarithmic);
         let y_scale = if self.from_zero { y_scale.from_zero() } else { y_scale.padded() };
@@ -111,6 +130,13 @@ impl Curves {
             "<svg x=\"0\" y=\"0\" width=\"100%\" height=\"{0}\" viewBox=\"0 0 1000 {0}\" preserveAspectRatio=\"none\">",
             self.height
         );
+        for Band { points, style } in bands.iter().filter(|band| band.points.len() > 1) {
+            let upper = points.iter().map(|&(a, _, high)| (a, high));
+            let lower = points.iter().rev().map(|&(a, low, _)| (a, low));
+            let path: Vec<String> =
+                upper.chain(lower).map(|(a, b)| format!("{:.1} {:.1}", 10.0 * x(a), y(b))).collect();
+            let _ = write!(svg, "<path class=\"band s{}\" d=\"M{}Z\"/>", style % STYLES, path.join("L"));
+        }
         for one in series.iter().filter(|one| !one.dots) {
             let path: Vec<String> =
                 one.points.iter().map(|&(a, b)| format!("{:.1} {:.1}", 10.0 * x(a), y(b))).collect();

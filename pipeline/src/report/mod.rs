@@ -20,7 +20,7 @@ use serde::Serialize;
 use xlstm_manifests::printable;
 
 pub use cell::Cell;
-pub use curves::{Cloud, Curves, Series};
+pub use curves::{Band, Cloud, Curves, Series};
 pub use html::{Page, Table, escape};
 pub use numbers::{bytes, count, duration, moment, percent, percent_of, share};
 pub use plot::{Bar, bar_chart, histogram};

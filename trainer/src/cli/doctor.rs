@@ -21,7 +21,7 @@ pub(super) struct DoctorArguments {
 pub(super) fn run(arguments: &DoctorArguments) -> anyhow::Result<u8> {
     let device = arguments.device.start()?;
     let status = cuda::open();
-    let cards = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
+    let gpus = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
     let folder =
         cuda::libtorch_folder().map_or_else(|| "unknown".to_owned(), |path| path.display().to_string());
     let rate = device::measured_rate(device.device)?;
@@ -44,7 +44,7 @@ pub(super) fn run(arguments: &DoctorArguments) -> anyhow::Result<u8> {
             .to_owned(),
         ),
         ("cuda", status.to_string()),
-        ("cards", cards.to_string()),
+        ("GPUs", gpus.to_string()),
         ("device for runs", device.name.clone()),
         ("memory to use", memory),
         ("matrix products", format!("{:.0} GFLOP/s in float32, measured now", rate / 1e9)),
@@ -73,8 +73,8 @@ pub(super) fn run(arguments: &DoctorArguments) -> anyhow::Result<u8> {
 /// What several ranks can talk through here.
 fn process_groups(status: &cuda::CudaStatus) -> String {
     let nccl = match (distributed::has_nccl(), status.is_available()) {
-        (true, true) => "NCCL on cards".to_owned(),
-        (true, false) => "NCCL built in, no card here".to_owned(),
+        (true, true) => "NCCL on GPUs".to_owned(),
+        (true, false) => "NCCL built in, no GPU here".to_owned(),
         (false, _) => {
             "no NCCL (run tools/fetch_libtorch.py, which fetches CUDA's headers, and build again)".to_owned()
         }

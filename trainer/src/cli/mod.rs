@@ -30,7 +30,7 @@ enum Command {
     Doctor(doctor::DoctorArguments),
     /// List the built-in recipes
     Recipes,
-    /// Compare every kernel of the card with float64, before a run is trusted
+    /// Compare every kernel for this GPU with float64, before a run is trusted
     Selfcheck(selfcheck::SelfcheckArguments),
     /// Draw the loss of one or several runs as an SVG
     Plot(plot::PlotArguments),

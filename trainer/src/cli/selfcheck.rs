@@ -9,7 +9,7 @@ use xlstm_trainer::TrainError;
 use xlstm_trainer::command_line::{DeviceArguments, print, say};
 use xlstm_trainer::train::check_recorded_steps;
 
-/// Every kernel of the card against float64.
+/// Every kernel for this GPU against float64.
 #[derive(Debug, Args)]
 pub(super) struct SelfcheckArguments {
     /// Print one JSON object
@@ -24,7 +24,7 @@ pub(super) fn run(arguments: &SelfcheckArguments) -> anyhow::Result<u8> {
     let device = arguments.device.start()?;
     if !matches!(device.device, tch::Device::Cuda(_)) {
         let text = format!(
-            "expected a card to check, found {}: `xlstm-train doctor` says what is missing",
+            "expected a GPU to check, found {}: `xlstm-train doctor` says what is missing",
             device.name
         );
         return Err(TrainError::Usage(text).into());

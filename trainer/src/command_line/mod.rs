@@ -27,7 +27,7 @@ pub struct DeviceArguments {
     /// Threads on the CPU [default: one for each core]
     #[arg(long)]
     pub threads: Option<usize>,
-    /// On a card: `auto` uses this program's kernels where there is one, `libtorch` none of them
+    /// On a GPU: `auto` uses this program's kernels where there is one, `libtorch` none of them
     #[arg(long, value_enum, default_value_t = Kernels::Auto)]
     pub kernels: Kernels,
     /// Compile the kernels as for an older GPU, `8.0` or `8.6`, to test what these run
@@ -35,7 +35,7 @@ pub struct DeviceArguments {
     pub gpu_architecture: Option<Architecture>,
 }
 
-/// What computes on a card.
+/// What computes on a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kernels {
     /// This program's kernels where there is one for the size, libtorch's operations elsewhere.
@@ -45,7 +45,7 @@ pub enum Kernels {
 }
 
 impl DeviceArguments {
-    /// Starts libtorch and finds the device; one rank of several takes its share of threads, memory and cards.
+    /// Starts libtorch and finds the device; one rank of several takes its share of threads, memory and GPUs.
     ///
     /// # Errors
     /// When libtorch cannot be set up, or there is no such device.

@@ -37,7 +37,7 @@ enum Command {
     Generate(GenerateArguments),
     /// Speed of generation: time against length, tokens a second against batch size
     Throughput(throughput::ThroughputArguments),
-    /// Write a page about a run: recipe, curves, speed, data, licences, and where each figure comes from
+    /// Write a page about a run: recipe, curves, speed, data, licenses, and where each figure comes from
     Report(report::ReportArguments),
     /// Write a page about several runs side by side
     Compare(report::CompareArguments),

@@ -149,6 +149,16 @@ pub struct Corpus {
     pub other_windows: bool,
 }
 
+/// A number as the 32 bits in which an evaluation keeps it.
+fn in_32_bits<N: TryInto<u32> + Copy + std::fmt::Display>(what: &str, number: N) -> Result<u32> {
+    number.try_into().map_err(|_| {
+        let most = u32::MAX;
+        TrainError::Usage(format!(
+            "expected at most {most} {what}, found {number}: evaluate a part of them with --first"
+        ))
+    })
+}
+
 impl Corpus {
     /// Opens the split whose folder or manifest `path` names and cuts it.
     ///
@@ -248,17 +258,17 @@ impl Corpus {
                 };
                 let until = document_end.min(stop);
                 self.parts.push(Part {
-                    document: u32::try_from(document).unwrap_or(u32::MAX),
-                    tokens: u32::try_from(until - position).unwrap_or(u32::MAX),
+                    document: in_32_bits("documents", document)?,
+                    tokens: in_32_bits("tokens in a part", until - position)?,
                 });
                 position = until;
             }
             self.sequences.push(Sequence {
                 place: Place::Row {
                     row: start / row_length,
-                    start: u32::try_from(start % row_length).unwrap_or(u32::MAX),
+                    start: in_32_bits("tokens in a row", start % row_length)?,
                 },
-                length: u32::try_from(stop - start).unwrap_or(u32::MAX),
+                length: in_32_bits("tokens in a sequence", stop - start)?,
                 skipped: 0,
                 parts: first_part..self.parts.len(),
             });
@@ -288,7 +298,7 @@ impl Corpus {
                     break;
                 }
                 left -= 1;
-                let row = u32::try_from(row).unwrap_or(u32::MAX);
+                let row = in_32_bits("documents in a shard", row)?;
                 let tokens = document.ids.len() as u64;
                 if tokens == 0 {
                     self.empty_documents += 1;
@@ -299,7 +309,7 @@ impl Corpus {
                 } else {
                     format!("{}/{}", document.source, document.domain)
                 };
-                let next = u32::try_from(sets.len()).unwrap_or(u32::MAX);
+                let next = in_32_bits("sets", sets.len())?;
                 let set = *sets.entry(name.clone()).or_insert(next);
                 if set == next {
                     self.sets.push(name);
@@ -311,14 +321,14 @@ impl Corpus {
                     input: document.input,
                     record: document.record,
                 });
-                let shard_number = u32::try_from(number).unwrap_or(u32::MAX);
+                let shard_number = in_32_bits("shards", number)?;
                 if self.other_windows {
                     for window in windows(row, tokens, length) {
-                        self.push_window(shard_number, window, cut.protocol);
+                        self.push_window(shard_number, window, cut.protocol)?;
                     }
                 } else {
                     while let Some(window) = stored.next_if(|window| window.document == row) {
-                        self.push_window(shard_number, window, cut.protocol);
+                        self.push_window(shard_number, window, cut.protocol)?;
                     }
                 }
             }
@@ -328,12 +338,12 @@ impl Corpus {
         Ok(())
     }
 
-    fn push_window(&mut self, shard: u32, mut window: Window, protocol: Protocol) {
+    fn push_window(&mut self, shard: u32, mut window: Window, protocol: Protocol) -> Result<()> {
         if protocol == Protocol::Disjoint {
             window.context = 1;
         }
         let first = self.parts.len();
-        let document = u32::try_from(self.documents.len() - 1).unwrap_or(u32::MAX);
+        let document = in_32_bits("documents", self.documents.len() - 1)?;
         self.parts.push(Part { document, tokens: u32::from(window.predicted) });
         self.sequences.push(Sequence {
             place: Place::Window { shard, window },
@@ -341,6 +351,7 @@ impl Corpus {
             skipped: u32::from(window.context) - 1,
             parts: first..self.parts.len(),
         });
+        Ok(())
     }
 
     /// The tokens of a sequence.

@@ -176,7 +176,10 @@ pub fn stretches(
             let mut before = separator;
             for index in 0..most.min(longest / length) {
                 let (start, mut ids) = (index * length, Vec::with_capacity(length));
-                let offset = u16::try_from(start % row_length).unwrap_or(0);
+                let offset = u16::try_from(start % row_length).map_err(|_| {
+                    let found = format!("rows of {row_length}");
+                    TrainError::file(path, "rows of at most 65535 tokens", found, "prepare the split again")
+                })?;
                 dataset.read_tokens((start / row_length) as u64, offset, length as u64, &mut ids)?;
                 let last = ids.last().copied().unwrap_or(separator);
                 found.push(Stretch { before, ids });

@@ -27,7 +27,7 @@ pub struct Place {
     pub rank: u64,
     /// How many there are.
     pub world: u64,
-    /// This rank among those on this machine: which card it takes.
+    /// This rank among those on this machine: which GPU it takes.
     pub local_rank: u64,
     /// Ranks on this machine that share its cores; `None` where the launcher gives each its own.
     pub local_world: Option<u64>,

@@ -143,8 +143,11 @@ impl Ranks {
 
     /// Notes how a rank ended; its exit code, 1 where a signal ended it.
     fn ended(&mut self, rank: u64, status: std::io::Result<ExitStatus>) -> u8 {
-        let child = &mut self.children[usize::try_from(rank).unwrap_or(0)];
-        child.ended = true;
+        let child = usize::try_from(rank).ok().and_then(|rank| self.children.get_mut(rank));
+        // Every rank that ends was started here.
+        if let Some(child) = child {
+            child.ended = true;
+        }
         let (code, how) = match status {
             Ok(status) => match (status.code(), status.signal()) {
                 (Some(code), _) => {

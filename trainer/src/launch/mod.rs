@@ -41,7 +41,7 @@ const GRACE: Duration = Duration::from_secs(30);
 /// What the command line says about processes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// Ranks to start on this machine; cards are given out one each
+    /// Ranks to start on this machine; each takes a GPU of its own
     #[arg(long = "nproc", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub processes: u64,
     /// Seconds after which a rank that is dead or stuck ends all others; longer than a checkpoint takes to write
@@ -111,7 +111,8 @@ pub fn connect(options: &Options, device: Device) -> Result<Connection> {
     let timeout = options.rank_timeout;
     let store = open_store(&place, timeout)?;
     let (rank, world) = (place.rank, place.world);
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let host = host.map_or_else(|_| "an unnamed host".to_owned(), |host| host.trim().to_owned());
     let member = Member { host, pid: std::process::id(), world };
     if store.add(&format!("count/{rank}"), 1)? != 1 {
         return Err(TrainError::Usage(format!(

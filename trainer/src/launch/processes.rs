@@ -101,7 +101,7 @@ impl Communicator for Processes {
                     what: what.clone(),
                     first: differing(expected, found),
                     rank,
-                    host: self.shared.members[usize::try_from(rank).unwrap_or(0)].host.clone(),
+                    host: self.shared.host_of(rank),
                     found: differing(found, expected),
                 });
             }

@@ -12,7 +12,7 @@
 //! | a rank failed and says why, or `--nproc`'s parent saw how it ended | its last beat | seconds |
 //! | the process that holds the store died | the store does not answer | seconds |
 //!
-//! The verdict goes to the main thread. Where that waits for a card or for another rank and cannot be reached, this
+//! The verdict goes to the main thread. Where that waits for a GPU or for another rank and cannot be reached, this
 //! thread ends the process.
 
 use std::path::PathBuf;
@@ -95,6 +95,15 @@ struct Verdict {
 }
 
 impl Shared {
+    fn member(&self, rank: u64) -> Option<&Member> {
+        usize::try_from(rank).ok().and_then(|rank| self.members.get(rank))
+    }
+
+    /// The machine of a rank.
+    pub(super) fn host_of(&self, rank: u64) -> String {
+        self.member(rank).map_or_else(|| "an unknown host".to_owned(), |member| member.host.clone())
+    }
+
     pub(super) fn new(place: Place, members: Vec<Member>, timeout: Duration) -> Self {
         Self {
             place,
@@ -148,7 +157,7 @@ impl Shared {
 
     fn lost(&self, verdict: &Verdict) -> TrainError {
         let who = match verdict.rank {
-            Some(rank) => match self.members.get(usize::try_from(rank).unwrap_or(usize::MAX)) {
+            Some(rank) => match self.member(rank) {
                 Some(member) => format!("rank {rank} (host {}, process {})", member.host, member.pid),
                 None => format!("rank {rank}"),
             },

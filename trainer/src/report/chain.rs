@@ -216,7 +216,7 @@ fn documents_table(page: &mut Page, links: &[RowLink], step: u64) {
         "#Pass",
         "Document",
         "Set",
-        "Its own licence",
+        "Its own license",
         "Source file",
         "#Record",
         "Text, SHA-256",
@@ -281,7 +281,7 @@ fn dataset(page: &mut Page, name: &str, data: &DatasetLink) {
 fn sources(page: &mut Page, name: &str, sources: &[SourceLink<'_>]) {
     let caption =
         format!("Source files of the {}, and what their bytes were compared with", name.to_lowercase());
-    let columns = ["File", "#Size", "SHA-256", "Compared with", "Licence", "#Documents"];
+    let columns = ["File", "#Size", "SHA-256", "Compared with", "License", "#Documents"];
     let mut table = Table::new(&caption, &columns);
     for SourceLink { input, evidence } in sources.iter().take(SHOWN) {
         let compared = match evidence {

@@ -1,11 +1,12 @@
 //! What a run told step by step: loss, learning rate, gradient norm, speed, waiting, memory; validations.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use xlstm_pipeline::report::axis::label;
-use xlstm_pipeline::report::{Cell, Curves, Page, Series, Table, bytes, duration, percent};
+use xlstm_pipeline::report::{Band, Cell, Curves, Page, Series, Table, bytes, duration, percent};
 
 use super::RunView;
+use super::differences::groups;
 use super::view::median;
 use crate::metrics::Line;
 
@@ -14,8 +15,17 @@ const TOKENS: &str = "training tokens";
 /// The section on loss: curves and validations.
 pub(super) fn write_loss(page: &mut Page, runs: &[RunView]) {
     page.section("loss", "Loss");
-    let mut plot =
-        Curves::new("Loss of training steps (lines) and validations (dots)", TOKENS, "nats a token");
+    let title = "Loss of training steps (lines) and validations (dots)";
+    let mut plot = Curves::new(title, TOKENS, "nats a token");
+    let groups = groups(runs);
+    if groups.iter().any(|(_, members)| members.len() > 1) {
+        plot.title =
+            format!("{title}; of several seeds their mean, and a band from the lowest to the highest");
+        write_groups(&mut plot, runs, &groups);
+        plot.height = 340.0;
+        plot.draw(page);
+        return validations(page, runs);
+    }
     for (style, run) in runs.iter().enumerate() {
         let name = |what: &str| if runs.len() > 1 { format!("{} {what}", run.name) } else { what.to_owned() };
         let points = run.values(|line| line.loss);
@@ -27,6 +37,51 @@ pub(super) fn write_loss(page: &mut Page, runs: &[RunView]) {
     plot.height = 340.0;
     plot.draw(page);
     validations(page, runs);
+}
+
+/// One curve for each recipe: of one run its own, of several seeds their mean and band.
+fn write_groups(plot: &mut Curves, runs: &[RunView], groups: &[(String, Vec<usize>)]) {
+    for (style, (name, members)) in groups.iter().enumerate() {
+        let name = match members.len() {
+            1 => name.clone(),
+            seeds => format!("{name}, {seeds} seeds"),
+        };
+        let training: Vec<_> = members.iter().map(|&run| runs[run].values(|line| line.loss)).collect();
+        let measured = |run: &usize| {
+            let lines = runs[*run].validations.values();
+            lines.filter_map(|line| Some((tokens(&runs[*run], line), line.loss?))).collect::<Vec<_>>()
+        };
+        let measured: Vec<_> = members.iter().map(measured).collect();
+        for (what, curves, dots) in [("training", training, false), ("validation", measured, true)] {
+            let (mean, band) = mean_and_band(&curves);
+            plot.series.push(Series { name: format!("{name}, {what}"), points: mean, dots, style });
+            if curves.len() > 1 {
+                plot.bands.push(Band { points: band, style });
+            }
+        }
+    }
+}
+
+type Points = Vec<(f64, f64)>;
+
+/// The mean of curves, and its lowest and highest values, where all of them have a finite one.
+fn mean_and_band(curves: &[Points]) -> (Points, Vec<(f64, f64, f64)>) {
+    let mut by_x: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+    for &(x, y) in curves.iter().flatten().filter(|(_, y)| y.is_finite()) {
+        // Numbers of tokens are whole.
+        by_x.entry(x as u64).or_default().push(y);
+    }
+    by_x.retain(|_, values| values.len() == curves.len());
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let ends = |values: &[f64]| {
+        values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &y| (low.min(y), high.max(y)))
+    };
+    let means = by_x.iter().map(|(&x, values)| (x as f64, mean(values))).collect();
+    let band = by_x.iter().map(|(&x, values)| {
+        let (low, high) = ends(values);
+        (x as f64, low, high)
+    });
+    (means, band.collect())
 }
 
 fn tokens(run: &RunView, line: &Line) -> f64 {
@@ -155,4 +210,19 @@ pub(super) fn write_speed(page: &mut Page, runs: &[RunView]) {
     plot(page, runs, "Most memory of the process so far", "GB", (true, false), |line| {
         line.memory_peak_bytes.map(|bytes| bytes as f64 / 1e9)
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mean_stands_where_every_seed_has_a_value() {
+        let curves =
+            [vec![(10.0, 4.0), (20.0, 3.0), (30.0, 2.0)], vec![(10.0, 5.0), (20.0, f64::NAN), (30.0, 1.0)]];
+        let (mean, band) = mean_and_band(&curves);
+        assert_eq!(mean, [(10.0, 4.5), (30.0, 1.5)]);
+        assert_eq!(band, [(10.0, 4.0, 5.0), (30.0, 1.0, 2.0)]);
+        assert_eq!(mean_and_band(&[]), (vec![], vec![]));
+    }
 }

@@ -1,4 +1,4 @@
-//! What a run was trained on: totals, mixture by set, licences.
+//! What a run was trained on: totals, mixture by set, licenses.
 
 use xlstm_manifests::origin::{Compared, Origin};
 use xlstm_pipeline::audit::{Summary, write_licences, write_sets};
@@ -9,7 +9,7 @@ use crate::provenance::DatasetLink;
 
 /// The section on data. Runs that share a training split share its description.
 pub(super) fn write(page: &mut Page, runs: &[RunView]) {
-    page.section("data", "Data and licences");
+    page.section("data", "Data and licenses");
     for (index, run) in runs.iter().enumerate() {
         let first = runs.iter().position(|other| other.manifest.train.root == run.manifest.train.root);
         if runs.len() > 1 {
@@ -81,7 +81,7 @@ fn split(page: &mut Page, run: &RunView, link: &DatasetLink) {
             write_licences(page, summary);
         }
         None => page.paragraph(
-            "Mixture and licences stand in the dataset's manifest, which is not at hand here; write the page again \
+            "Mixture and licenses stand in the dataset's manifest, which is not at hand here; write the page again \
              where it is.",
         ),
     }

@@ -6,7 +6,7 @@ use xlstm_manifests::recipe::Recipe;
 use xlstm_pipeline::report::{Cell, Page, Table};
 
 use super::RunView;
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 
 /// Keys that say what a recipe is, not what it does.
 const NAMES: [&str; 3] = ["name", "description", "paper"];
@@ -17,7 +17,7 @@ type Row<'a> = (&'a String, String, Vec<String>);
 /// Every key of a recipe by its dotted name.
 fn keys(recipe: &Recipe) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
-    let table: toml::Table = recipe.to_toml()?.parse().unwrap_or_default();
+    let table: toml::Table = recipe.to_toml()?.parse().map_err(TrainError::internal)?;
     flatten(&table, "", &mut found);
     Ok(found)
 }

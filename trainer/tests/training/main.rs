@@ -240,5 +240,5 @@ fn documents_can_be_kept_apart_and_products_halved() {
 fn a_check_of_kernels_without_a_card_is_refused() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xlstm-train"));
     let message = fail(command.args(["selfcheck", "--device", "cpu", "--json"]), 1);
-    assert!(message.contains("expected a card to check, found cpu"), "{message}");
+    assert!(message.contains("expected a GPU to check, found cpu"), "{message}");
 }

@@ -144,7 +144,7 @@ pub struct Setting {
     pub context_length: u64,
     /// Type of the matrix products: `float32`, `bfloat16`, `float64`.
     pub precision: String,
-    /// Where it computed: `cpu (2 threads, AVX2)`, a card's name.
+    /// Where it computed: `cpu (2 threads, AVX2)`, a GPU's name.
     pub device: String,
     /// Whether the state is reset where a document begins inside a row.
     pub reset_at_document_boundaries: bool,
