@@ -5,25 +5,28 @@
 //! ```
 //! The schema's metadata carries `xlstm.kind` and `xlstm.version`; readers check both. Files are written
 //! uncompressed, so that a reader maps them and hands out slices without a copy; zstd-compressed copies
-//! are read too.
+//! are read too, up to 512 MiB of memory. What a batch says of itself is compared with the bytes that are there first
+//! (module `arrow_layout`).
 
 use std::collections::HashMap;
 use std::io::Write as _;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow_array::RecordBatch;
 use arrow_buffer::Buffer;
 use arrow_ipc::convert::try_fb_to_schema;
-use arrow_ipc::reader::{FileDecoder, read_footer_length};
+use arrow_ipc::reader::read_footer_length;
 use arrow_ipc::writer::{FileWriter, IpcWriteOptions};
-use arrow_ipc::{Block, root_as_footer, root_as_message};
+use arrow_ipc::{Block, Endianness, root_as_footer};
 use arrow_schema::{ArrowError, Field, Schema, SchemaRef};
 
+use crate::arrow_layout;
 use crate::atomic::{AtomicFile, Written};
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
+use crate::mapped::Mapped;
 use crate::merkle::Leaves;
 
 const KIND_KEY: &str = "xlstm.kind";
@@ -111,6 +114,8 @@ pub struct ArrowFile {
     pub path: PathBuf,
     /// Its batches, views into the map (owned copies where compressed).
     pub batches: Vec<RecordBatch>,
+    /// Kept as long as the batches are.
+    pub(crate) unpacked: Unpacked,
 }
 
 impl ArrowFile {
@@ -120,13 +125,10 @@ impl ArrowFile {
     /// When it is no Arrow file, is cut short, or holds something else than one of `expected`, the first of which is
     /// named in the error.
     pub fn open(path: &Path, expected: &[SchemaRef]) -> Result<Self> {
-        let file = fs_err::File::open(path)?;
-        if file.metadata()?.len() < 18 {
+        let map = Mapped::open(path)?;
+        if map.len() < 18 {
             return Err(Error::damaged(path, "an Arrow IPC file", "fewer than 18 bytes"));
         }
-        // SAFETY: the map is read-only; a file that another process cuts short while it is mapped is
-        // outside what a reader can guard against, and shards are written once and renamed into place.
-        let map = unsafe { memmap2::Mmap::map(file.file()) }?;
         let buffer = Buffer::from(bytes::Bytes::from_owner(map));
         Self::decode(path, &buffer, expected)
     }
@@ -145,9 +147,6 @@ impl ArrowFile {
 
     fn decode(path: &Path, buffer: &Buffer, expected: &[SchemaRef]) -> Result<Self> {
         let fail = |error: ArrowError| arrow_error(path, &error);
-        if &buffer[..6] != b"ARROW1" {
-            return Err(Error::damaged(path, "the magic `ARROW1`", format!("{:02x?}", &buffer[..6])));
-        }
         let trailer = buffer.len() - 10;
         let mut tail = [0; 10];
         tail.copy_from_slice(&buffer[trailer..]);
@@ -159,34 +158,40 @@ impl ArrowFile {
             .map_err(|error| Error::damaged(path, "a readable Arrow footer", error.to_string()))?;
         let schema =
             footer.schema().ok_or_else(|| Error::damaged(path, "a schema in the Arrow footer", "none"))?;
+        if footer.custom_metadata().is_some() {
+            return Err(Error::damaged(path, "a footer without metadata of its own", "one with"));
+        }
+        if schema.endianness() != Endianness::Little {
+            return Err(Error::damaged(path, "little-endian numbers", "big-endian ones"));
+        }
         let schema = try_fb_to_schema(schema).map_err(fail)?;
         let fits = |expected: &&SchemaRef| expected.fields() == schema.fields();
         if let Some(expected) = expected.iter().find(fits).or(expected.first()) {
             check_schema(path, expected, &schema)?;
         }
-        let decoder = FileDecoder::new(Arc::new(schema), footer.version());
-        let mut batches = Vec::new();
-        for block in footer.recordBatches().into_iter().flatten() {
-            let (offset, metadata, body) = (block.offset(), block.metaDataLength(), block.bodyLength());
-            let slice = usize::try_from(offset)
-                .ok()
-                .zip(usize::try_from(metadata).ok())
-                .zip(usize::try_from(body).ok())
-                .and_then(|((offset, metadata), body)| {
-                    let length = metadata.checked_add(body)?;
-                    (offset.checked_add(length)? <= start).then_some((offset, length))
-                })
-                .ok_or_else(|| {
-                    Error::damaged(path, "record batches inside the file", "one that leaves it")
-                })?;
-            let data = buffer.slice_with_length(slice.0, slice.1);
-            check_buffers(path, &data, block)?;
-            // What the checks above do not know of, the decoder meets with a panic.
-            let batch = catch_unwind(AssertUnwindSafe(|| decoder.read_record_batch(block, &data)));
-            let batch = batch.unwrap_or_else(|_| Err(ArrowError::IpcError("a batch that cannot be".into())));
-            batches.extend(batch.map_err(fail)?);
+        let blocks: Vec<Block> = footer.recordBatches().into_iter().flatten().copied().collect();
+        let mut file = Self { path: path.into(), batches: Vec::new(), unpacked: Unpacked::default() };
+        file.decode_blocks(&buffer.slice_with_length(0, start), &blocks, &Arc::new(schema))?;
+        Ok(file)
+    }
+
+    fn decode_blocks(&mut self, buffer: &Buffer, blocks: &[Block], schema: &SchemaRef) -> Result<()> {
+        let path = self.path.clone();
+        let damaged = |found| Error::damaged(&path, "record batches that hold what they say", found);
+        arrow_layout::check_blocks(blocks).map_err(damaged)?;
+        // All are gone through before the first is decoded: what they take together is known then.
+        let mut located = Vec::with_capacity(blocks.len());
+        let mut unpacked = 0_u64;
+        for block in blocks {
+            let batch = arrow_layout::locate(buffer, block).map_err(damaged)?;
+            unpacked = unpacked.saturating_add(batch.unpacked(buffer, schema).map_err(damaged)?);
+            located.push(batch);
         }
-        Ok(Self { path: path.into(), batches })
+        self.unpacked = Unpacked::reserve(&path, unpacked)?;
+        for batch in located {
+            self.batches.push(batch.decode(buffer, schema).map_err(damaged)?);
+        }
+        Ok(())
     }
 
     /// Rows over all batches.
@@ -232,13 +237,15 @@ impl RowStarts {
 pub(crate) struct MappedRows {
     starts: RowStarts,
     batches: Vec<RecordBatch>,
+    _unpacked: Unpacked,
 }
 
 impl MappedRows {
     /// As [`ArrowFile::open_counted`].
     pub(crate) fn open(path: &Path, expected: &[SchemaRef], rows: u64, what: &str) -> Result<Self> {
-        let ArrowFile { batches, .. } = ArrowFile::open_counted(path, expected, rows, what)?;
-        Ok(Self { starts: RowStarts::new(batches.iter().map(RecordBatch::num_rows)), batches })
+        let ArrowFile { batches, unpacked, .. } = ArrowFile::open_counted(path, expected, rows, what)?;
+        let starts = RowStarts::new(batches.iter().map(RecordBatch::num_rows));
+        Ok(Self { starts, batches, _unpacked: unpacked })
     }
 
     /// Number of rows.
@@ -253,48 +260,35 @@ impl MappedRows {
     }
 }
 
-/// Rows of a batch, or values of a column in it, that no file of ours comes near.
-const MAX_ROWS: i64 = 1 << 40;
+/// Bytes that compressed files of this process take in memory together.
+static UNPACKED: AtomicU64 = AtomicU64::new(0);
 
-/// Refuses a batch whose description names bytes that it does not have: the decoder takes them for granted.
-fn check_buffers(path: &Path, data: &[u8], block: &Block) -> Result<()> {
-    let damaged = |found: &str| Err(Error::damaged(path, "buffers inside their record batch", found));
-    let metadata = usize::try_from(block.metaDataLength()).ok();
-    let Some((head, body)) = metadata.and_then(|metadata| data.split_at_checked(metadata)) else {
-        return damaged("a description longer than the batch");
-    };
-    // A continuation marker and a length, or in old files the length alone, stand before the message.
-    let head = match head {
-        [0xff, 0xff, 0xff, 0xff, _, _, _, _, message @ ..] | [_, _, _, _, message @ ..] => message,
-        _ => return damaged("no description"),
-    };
-    let message = match root_as_message(head) {
-        Ok(message) => message,
-        Err(error) => return damaged(&error.to_string()),
-    };
-    let Some(batch) = message.header_as_record_batch() else {
-        return damaged("a message of another kind");
-    };
-    // Values are read in place, so they must be aligned.
-    let aligned = body.as_ptr().addr().is_multiple_of(8);
-    let inside = |offset: i64, length: i64| {
-        let end = usize::try_from(offset).ok().zip(usize::try_from(length).ok());
-        end.and_then(|(offset, length)| offset.checked_add(length)).is_some_and(|end| end <= body.len())
-    };
-    if batch.buffers().into_iter().flatten().any(|buffer| !inside(buffer.offset(), buffer.length())) {
-        return damaged("one that leaves it");
+/// Most of them: a file of 82 kB can say that it holds gigabytes.
+const MOST_UNPACKED: u64 = 512 << 20;
+
+/// A file's part of [`UNPACKED`], given back with it.
+#[derive(Debug, Default)]
+pub(crate) struct Unpacked(u64);
+
+impl Unpacked {
+    fn reserve(path: &Path, bytes: u64) -> Result<Self> {
+        let sum = |taken: u64| taken.checked_add(bytes).filter(|&sum| sum <= MOST_UNPACKED);
+        match UNPACKED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum) {
+            Ok(_) => Ok(Self(bytes)),
+            Err(_) => Err(Error::mismatch(
+                path,
+                format!("compressed files that take at most {MOST_UNPACKED} bytes of memory together"),
+                format!("one that takes {bytes}"),
+                "store it without compression: then it is read in place",
+            )),
+        }
     }
-    if !aligned || batch.buffers().into_iter().flatten().any(|buffer| buffer.offset() % 8 != 0) {
-        return damaged("one that is not aligned");
+}
+
+impl Drop for Unpacked {
+    fn drop(&mut self) {
+        UNPACKED.fetch_sub(self.0, Ordering::Relaxed);
     }
-    let possible = |length: i64| (0..=MAX_ROWS).contains(&length);
-    let nodes = batch.nodes().into_iter().flatten();
-    let impossible = |length: i64, nulls: i64| !possible(length) || !(0..=length).contains(&nulls);
-    if !possible(batch.length()) || nodes.into_iter().any(|node| impossible(node.length(), node.null_count()))
-    {
-        return damaged("a number of rows or nulls that cannot be");
-    }
-    Ok(())
 }
 
 fn check_schema(path: &Path, expected: &Schema, found: &Schema) -> Result<()> {

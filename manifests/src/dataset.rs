@@ -3,7 +3,7 @@
 //!
 //! Two ways to open it. Training reads through [`Dataset::open_checked`]: a shard's rows are digested when the first of
 //! them is wanted, and compared with the Merkle root that the manifest has for the shard, which the dataset's `root`
-//! covers; so nothing is computed from a row that is not the one that was prepared. Commands that check digests
+//! covers, and its ids with the vocabulary; so nothing is computed from a row that is not the one that was prepared. Commands that check digests
 //! themselves (audit, merge, export, trace) use [`Dataset::open`].
 
 use std::path::{Path, PathBuf};
@@ -63,6 +63,23 @@ impl Rows {
             leaves.into_iter().for_each(|leaf| tree.push(leaf));
         }
         tree.root()
+    }
+}
+
+impl Rows {
+    /// What a model of `vocabulary_size` tokens could not read: the row, and what is wrong there.
+    fn complaint(&self, row_length: u16, vocabulary_size: u32) -> Option<(usize, (String, String))> {
+        (0..self.len()).find_map(|index| {
+            let wrong = match self {
+                Self::Packed(shard) => {
+                    let highest = shard.row(index)?.ids.iter().copied().max()?;
+                    (u32::from(highest) >= vocabulary_size)
+                        .then(|| (format!("ids below {vocabulary_size}"), highest.to_string()))
+                }
+                Self::Examples(shard) => shard.row(index)?.complaint(row_length, vocabulary_size),
+            };
+            Some((index, wrong?))
+        })
     }
 }
 
@@ -252,6 +269,12 @@ impl Dataset {
                 );
                 let found = format!("{found} when row {row} was wanted, and nothing was computed from it");
                 return Err(Error::damaged(&path, expected, found));
+            }
+            let row_length = u16::try_from(row_length).unwrap_or(u16::MAX);
+            let vocabulary_size = self.manifest.tokenizer.vocabulary_size;
+            if let Some((within, (expected, found))) = shard.complaint(row_length, vocabulary_size) {
+                let row = self.starts[number] + within as u64;
+                return Err(Error::damaged(&path, format!("{expected} in row {row}"), found));
             }
         }
         Ok(self.shards[number].get_or_init(|| shard))

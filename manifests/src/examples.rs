@@ -21,7 +21,7 @@ use arrow_array::{Array, FixedSizeListArray, RecordBatch, UInt16Array};
 use arrow_buffer::{NullBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, SchemaRef};
 
-use crate::arrow_file::{self, ArrowFile, ArrowWriter, RowStarts};
+use crate::arrow_file::{self, ArrowFile, ArrowWriter, RowStarts, Unpacked};
 use crate::atomic::Written;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
@@ -192,6 +192,7 @@ pub struct ExampleShard {
     row_length: usize,
     starts: RowStarts,
     batches: Vec<Batch>,
+    _unpacked: Unpacked,
 }
 
 /// An example of a mapped shard.
@@ -277,7 +278,7 @@ impl ExampleShard {
             });
         }
         let starts = RowStarts::new(batches.iter().map(|batch| batch.lengths.len()));
-        Ok(Self { row_length, starts, batches })
+        Ok(Self { row_length, starts, batches, _unpacked: file.unpacked })
     }
 
     /// Number of examples.

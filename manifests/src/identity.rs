@@ -14,7 +14,7 @@
 //! Left out on purpose: names and places (repository, revision, paths: the bytes are what counts, and a
 //! mirror serves the same ones), shard size, licenses, the engine's version, the tool, the task count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde_json::json;
@@ -89,6 +89,40 @@ fn check_row_length(path: &Path, manifest: &Manifest) -> Result<()> {
     Err(Error::damaged(path, format!("packing.row_length from 1 to {}", u16::MAX), found.to_string()))
 }
 
+/// Refuses counts above 2^53, which have no canonical form: no file can be written of them again, and sums of them wrap.
+fn check_counts(path: &Path, manifest: &Manifest) -> Result<()> {
+    const MOST: u64 = 1 << 53;
+    let files = manifest.data_files().flat_map(|file| [file.size, file.records]);
+    let inputs = manifest.inputs.iter().flat_map(|input| {
+        let counts = &input.counts;
+        let left_out = counts.left_out.values().copied();
+        left_out.chain([input.size, counts.documents, counts.text_bytes, counts.tokens])
+    });
+    let lists = [&manifest.sets, &manifest.record_licenses, &manifest.record_sources];
+    let names = lists.into_iter().flatten().flat_map(|set| [set.documents, set.text_bytes, set.tokens]);
+    let totals = [manifest.totals.text_bytes, manifest.packing.rows_per_shard.unwrap_or(0)];
+    let part = manifest.part.as_ref().map_or(0, |part| part.not_planned);
+    let mut all = files.chain(inputs).chain(names).chain(totals).chain([part]);
+    match all.find(|&count| count > MOST) {
+        None => Ok(()),
+        Some(count) => Err(Error::damaged(path, format!("counts of at most {MOST}"), count.to_string())),
+    }
+}
+
+/// Refuses a file that is listed twice: it would be read again each time, a hundred thousand times for one of 5 kB.
+fn check_files(path: &Path, manifest: &Manifest) -> Result<()> {
+    let mut seen = HashSet::new();
+    match manifest.data_files().find(|file| !seen.insert(file.path.as_str())) {
+        None => Ok(()),
+        Some(twice) => Err(Error::damaged(path, "each file once", format!("`{}` twice", twice.path))),
+    }
+}
+
+/// A sum that does not wrap: one that is too large for 64 bits equals no total, since totals are at most 2^53.
+fn sum(counts: impl Iterator<Item = u64>) -> u64 {
+    counts.fold(0, u64::saturating_add)
+}
+
 /// Checks that a manifest does not contradict itself: sums, layout and `root`.
 ///
 /// # Errors
@@ -101,15 +135,18 @@ pub fn check(path: &Path, manifest: &Manifest) -> Result<()> {
             Err(Error::damaged(path, format!("{what} {expected}"), format!("{found}")))
         }
     };
+    check_counts(path, manifest)?;
+    check_files(path, manifest)?;
     let totals = &manifest.totals;
     let mut sums = InputCounts::default();
     let mut left_out = BTreeMap::<String, u64>::new();
     for input in &manifest.inputs {
-        sums.documents += input.counts.documents;
-        sums.text_bytes += input.counts.text_bytes;
-        sums.tokens += input.counts.tokens;
+        sums.documents = sums.documents.saturating_add(input.counts.documents);
+        sums.text_bytes = sums.text_bytes.saturating_add(input.counts.text_bytes);
+        sums.tokens = sums.tokens.saturating_add(input.counts.tokens);
         for (reason, count) in &input.counts.left_out {
-            *left_out.entry(reason.clone()).or_default() += count;
+            let sum = left_out.entry(reason.clone()).or_default();
+            *sum = sum.saturating_add(*count);
         }
     }
     same("totals.documents, the sum over inputs,", sums.documents, totals.documents)?;
@@ -123,8 +160,8 @@ pub fn check(path: &Path, manifest: &Manifest) -> Result<()> {
         ));
     }
     let shards = &manifest.shards;
-    same("totals.rows, the sum over shards,", shards.iter().map(|s| s.file.records).sum(), totals.rows)?;
-    same("totals.tokens, the sum over shards,", shards.iter().map(|s| s.tokens).sum(), totals.tokens)?;
+    same("totals.rows, the sum over shards,", sum(shards.iter().map(|s| s.file.records)), totals.rows)?;
+    same("totals.tokens, the sum over shards,", sum(shards.iter().map(|s| s.tokens)), totals.tokens)?;
     check_row_length(path, manifest)?;
     let targets = match manifest.layout {
         Layout::Packed | Layout::Documents => Targets::NextToken,
@@ -149,7 +186,7 @@ pub fn check(path: &Path, manifest: &Manifest) -> Result<()> {
     match manifest.layout {
         // A row has one example and all its positions, padding too.
         Layout::Packed | Layout::Examples => {
-            let spans = shards.iter().map(|shard| shard.companion.records).sum();
+            let spans = sum(shards.iter().map(|shard| shard.companion.records));
             same("totals.documents, the sum over spans,", spans, totals.documents)?;
             let rows = totals.tokens.div_ceil(u64::from(manifest.packing.row_length));
             same("totals.rows, tokens over row length,", rows, totals.rows)?;

@@ -19,6 +19,7 @@
 //! The byte-level description is `docs/manifest-format.md`.
 
 pub mod arrow_file;
+mod arrow_layout;
 pub mod atomic;
 pub mod canonical;
 pub mod catalog;
@@ -31,6 +32,7 @@ pub mod examples;
 mod hashing_writer;
 pub mod identity;
 pub mod manifest;
+pub mod mapped;
 pub mod merkle;
 pub mod order;
 pub mod origin;

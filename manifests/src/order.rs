@@ -137,11 +137,16 @@ impl Order {
         if self.rows == 0 {
             return Vec::new();
         }
-        let first = before * self.rows_per_step;
+        // Past the last sample that can be numbered there is no step.
+        let (Some(first), rows) = (before.checked_mul(self.rows_per_step), self.rows_per_step as usize)
+        else {
+            return Vec::new();
+        };
+        let Some(end) = first.checked_add(self.rows_per_step) else { return Vec::new() };
         let mut epoch = first / self.rows;
         let mut permutation = Permutation::new(&self.root, self.seed, epoch, self.rows);
-        let mut rows = Vec::with_capacity(self.rows_per_step as usize);
-        for sample in first..first + self.rows_per_step {
+        let mut rows = Vec::with_capacity(rows);
+        for sample in first..end {
             if sample / self.rows != epoch {
                 epoch = sample / self.rows;
                 permutation = Permutation::new(&self.root, self.seed, epoch, self.rows);

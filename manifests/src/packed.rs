@@ -17,7 +17,7 @@ use arrow_array::{Array, FixedSizeListArray, RecordBatch, UInt16Array};
 use arrow_buffer::{Buffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, SchemaRef};
 
-use crate::arrow_file::{self, ArrowFile, ArrowWriter, RowStarts};
+use crate::arrow_file::{self, ArrowFile, ArrowWriter, RowStarts, Unpacked};
 use crate::atomic::Written;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
@@ -207,6 +207,7 @@ pub struct PackedShard {
     row_length: usize,
     starts: RowStarts,
     batches: Vec<(ScalarBuffer<u16>, ScalarBuffer<u16>)>,
+    _unpacked: Unpacked,
 }
 
 /// A row: its tokens, and how many of them are valid.
@@ -254,7 +255,7 @@ impl PackedShard {
             batches.push((ids, lengths));
         }
         let starts = RowStarts::new(batches.iter().map(|(_, lengths)| lengths.len()));
-        Ok(Self { row_length, starts, batches })
+        Ok(Self { row_length, starts, batches, _unpacked: file.unpacked })
     }
 
     /// Number of rows.

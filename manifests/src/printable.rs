@@ -9,6 +9,8 @@
 //!   tab, which our own lines need;
 //! - [`json`] does it for JSON text, where `\u001b` means the character itself, so that nothing is lost.
 //!
+//! None of them lets a secret through ([`keep_secret`]).
+//!
 //! Spelled out are the control characters (C0, DEL, C1), the line and paragraph separators, and the marks that change
 //! the direction of text, which can show a name backwards. Backslashes stay as they are: what is printed is for people,
 //! `--json` is for programs.
@@ -16,6 +18,7 @@
 use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::{PoisonError, RwLock};
 
 /// Whether a terminal, or whoever reads the line, could be misled by `character`.
 #[must_use]
@@ -27,14 +30,43 @@ pub fn is_unsafe(character: char) -> bool {
         )
 }
 
+/// What is never printed.
+static SECRETS: RwLock<Vec<String>> = RwLock::new(Vec::new());
+
+/// Stands for a secret.
+const HIDDEN: &str = "(secret, not shown)";
+
+/// Keeps `secret` (a token, say) out of everything that is printed from now on: a server can repeat in an error what it
+/// was sent. Texts of fewer than eight characters are no secrets: they would be found in innocent words.
+pub fn keep_secret(secret: &str) {
+    let mut secrets = SECRETS.write().unwrap_or_else(PoisonError::into_inner);
+    if secret.len() >= 8 && !secrets.iter().any(|other| other == secret) {
+        secrets.push(secret.to_owned());
+    }
+}
+
+/// `text` without the secrets of [`keep_secret`].
+#[must_use]
+pub fn redacted(text: &str) -> Cow<'_, str> {
+    let secrets = SECRETS.read().unwrap_or_else(PoisonError::into_inner);
+    let mut shown = Cow::Borrowed(text);
+    for secret in secrets.iter() {
+        if shown.contains(secret.as_str()) {
+            shown = Cow::Owned(shown.replace(secret.as_str(), HIDDEN));
+        }
+    }
+    shown
+}
+
 /// `text` on one line, with every character of [`is_unsafe`] spelled out.
 #[must_use]
 pub fn text(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(is_unsafe) {
-        return Cow::Borrowed(text);
+    let redacted = redacted(text);
+    if !redacted.chars().any(is_unsafe) {
+        return redacted;
     }
     let mut shown = String::with_capacity(text.len() + 16);
-    text.chars().for_each(|character| spell(character, &mut shown));
+    redacted.chars().for_each(|character| spell(character, &mut shown));
     Cow::Owned(shown)
 }
 
@@ -48,7 +80,7 @@ pub fn path(path: &Path) -> String {
 #[must_use]
 pub fn lines(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
-    for character in text.chars() {
+    for character in redacted(text).chars() {
         if matches!(character, '\n' | '\t') { shown.push(character) } else { spell(character, &mut shown) }
     }
     shown
@@ -59,8 +91,9 @@ pub fn lines(text: &str) -> String {
 pub fn json(text: &str) -> Cow<'_, str> {
     // Outside strings JSON has no other control characters, and inside them none of the first 32 as themselves.
     let kept = |character: char| matches!(character, '\n' | '\t' | '\r') || !is_unsafe(character);
+    let text = redacted(text);
     if text.chars().all(kept) {
-        return Cow::Borrowed(text);
+        return text;
     }
     let mut escaped = String::with_capacity(text.len() + 16);
     for character in text.chars() {

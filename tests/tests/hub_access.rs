@@ -252,3 +252,35 @@ fn names_that_are_no_repository_or_commit_never_become_an_address() {
     }
     assert!(server.requests().is_empty());
 }
+
+#[test]
+fn a_refusal_that_repeats_the_token_does_not_show_it() {
+    let token = "hf_rightAndVerySecret123";
+    let said = format!("you sent Authorization: Bearer {token}, {}", "which is not enough ".repeat(20));
+    for (headers, body) in [
+        (vec![("X-Error-Message".to_owned(), said.clone())], String::new()),
+        (Vec::new(), serde_json::json!({ "error": said }).to_string()),
+        (Vec::new(), said.clone()),
+        // Cut where the message is cut.
+        (Vec::new(), format!("{}{token}", "x".repeat(290))),
+    ] {
+        let fault = Fault::new(Target::Revision, Effect::Status(403, headers, body));
+        let server = LoopbackHub::builder().dataset(REPOSITORY, files(1)).fault(fault).start();
+        let error = Client::with_token(&server, token).hub.resolve(REPOSITORY, "main").unwrap_err();
+        let shown = error.to_string();
+        assert!(!shown.contains("hf_right") && shown.contains("status 403"), "{shown}");
+    }
+    assert!(!xlstm_manifests::printable::lines(&said).contains(token), "nothing that is printed shows it");
+}
+
+#[test]
+fn a_listing_of_empty_pages_ends() {
+    let link = [("Link".to_owned(), "</api/datasets/next?cursor=1>; rel=\"next\"".to_owned())];
+    let fault = Fault::new(Target::Tree, Effect::Status(200, link.to_vec(), "[]".into()));
+    let server = LoopbackHub::builder().dataset(REPOSITORY, files(1)).fault(fault).start();
+    let error = Client::anonymous(&server).list().unwrap_err();
+    assert!(
+        matches!(error, HubError::Protocol { .. }) && error.to_string().contains("without any"),
+        "{error}"
+    );
+}

@@ -127,6 +127,9 @@ pub enum TrainError {
         /// Which setting to lower.
         advice: &'static str,
     },
+    /// Nobody waits for the result any longer.
+    #[error("given up: nobody waits for it any longer")]
+    GivenUp,
     /// Something that never happens unless this program has a fault.
     #[error("{0}; this is a fault of the program, please report it")]
     Internal(String),
@@ -209,6 +212,7 @@ impl TrainError {
             | Self::Usage(_)
             | Self::AnotherRank
             | Self::Overflow { .. }
+            | Self::GivenUp
             | Self::OutOfMemory { .. } => 1,
             Self::Kernel(_) | Self::Bridge(_) | Self::Torch(_) | Self::Internal(_) | Self::LoaderGone => 2,
         }

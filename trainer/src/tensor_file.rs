@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};
 use xlstm_manifests::atomic::{AtomicFile, Written};
+use xlstm_manifests::mapped::Mapped;
 
 use crate::error::{Result, TrainError};
 
@@ -86,6 +86,9 @@ fn dtype_name(path: &Path, name: &str, kind: Kind) -> Result<&'static str> {
     })
 }
 
+/// Longest header that is read: its names and shapes take a few times as much memory.
+const LONGEST_HEADER: u64 = 32 << 20;
+
 struct Entry {
     name: String,
     kind: Kind,
@@ -96,7 +99,7 @@ struct Entry {
 /// An opened safetensors file.
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
+    map: Mapped,
     metadata: BTreeMap<String, String>,
     entries: Vec<Entry>,
 }
@@ -107,9 +110,7 @@ impl TensorFile {
     /// # Errors
     /// When it is missing, is no safetensors file, was cut short, or holds types that are not used here.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = fs_err::File::open(path)?;
-        // SAFETY: the map is read-only, and files of this format are written once and renamed into place.
-        let map = unsafe { Mmap::map(file.file()) }?;
+        let map = Mapped::open(path)?;
         if map.starts_with(b"PK\x03\x04") || map.starts_with(b"\x80\x02") {
             let hint = "load it with PyTorch and write it with safetensors.torch.save_file(model.state_dict(), FILE)";
             return Err(TrainError::file(path, "a safetensors file", "a file of torch.save", hint));
@@ -118,11 +119,13 @@ impl TensorFile {
             let hint = "it was cut short or altered, or is none: use another checkpoint or fetch it again";
             TrainError::file(path, "a readable safetensors file", found, hint)
         };
-        let (length, header) =
-            SafeTensors::read_metadata(&map).map_err(|error| damaged(error.to_string()))?;
+        let length = map.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+        if length > LONGEST_HEADER {
+            return Err(damaged(format!("a header of {length} bytes, of at most {LONGEST_HEADER}")));
+        }
+        let (_, header) = SafeTensors::read_metadata(&map).map_err(|error| damaged(error.to_string()))?;
         let content = SafeTensors::deserialize(&map).map_err(|error| damaged(error.to_string()))?;
         let start = map.as_ptr() as usize;
-        debug_assert!(length <= map.len());
         let mut entries = Vec::new();
         for (name, view) in content.iter() {
             let kind = match view.dtype() {
@@ -164,15 +167,29 @@ impl TensorFile {
         self.entries.iter().map(|entry| entry.name.as_str())
     }
 
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        let index = self.entries.binary_search_by(|entry| entry.name.as_str().cmp(name)).ok()?;
+        self.entries.get(index)
+    }
+
+    /// A tensor's shape; `None` when the file has no such name.
+    #[must_use]
+    pub fn shape(&self, name: &str) -> Option<&[i64]> {
+        self.entry(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// Numbers in all tensors together: the header was compared with the file's size, so they are there.
+    #[must_use]
+    pub fn numbers(&self) -> u64 {
+        self.entries.iter().map(|entry| (entry.range.len() / entry.kind.elt_size_in_bytes()) as u64).sum()
+    }
+
     /// A copy of a tensor on the CPU; `None` when the file has no such name.
     ///
     /// # Errors
     /// When libtorch cannot make it.
     pub fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
-        let Ok(index) = self.entries.binary_search_by(|entry| entry.name.as_str().cmp(name)) else {
-            return Ok(None);
-        };
-        let entry = &self.entries[index];
+        let Some(entry) = self.entry(name) else { return Ok(None) };
         Ok(Some(Tensor::f_from_data_size(&self.map[entry.range.clone()], &entry.shape, entry.kind)?))
     }
 }

@@ -352,3 +352,29 @@ fn slurm_and_open_mpi_start_ranks_as_they_are() {
         assert_close(&losses(&fixture.path(name)), &losses(&fixture.path("alone")), name);
     }
 }
+
+#[test]
+fn a_store_that_is_silent_or_not_ours_and_a_network_without_a_secret_end_in_errors() {
+    let fixture = Fixture::new();
+    // Somebody who accepts and says nothing: with a gate of ours to be there, and as torchrun's agent.
+    for agent in [false, true] {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = silent.local_addr().unwrap().port().to_string();
+        let mut command = training(&fixture, "run", &[]);
+        if agent {
+            command.env("TORCHELASTIC_USE_AGENT_STORE", "True");
+        }
+        let begin = Instant::now();
+        let output = end_of(rank_of_two(&mut command, "1", &port));
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(stderr(&output).contains("expected rank 0's store"), "{}", stderr(&output));
+        assert!(begin.elapsed() < Duration::from_secs(40), "{:?}", begin.elapsed());
+    }
+    let mut command = training(&fixture, "run", &[]);
+    let ranks = [("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "node7.example")];
+    let message = fail(command.envs(ranks).env("MASTER_PORT", free_port()), 1);
+    assert!(message.contains("XLSTM_STORE_SECRET") && message.contains("openssl"), "{message}");
+    let message = fail(command.env("XLSTM_STORE_SECRET", "short"), 1);
+    assert!(message.contains("at least 16 characters"), "{message}");
+    assert!(!fixture.path("run").exists());
+}

@@ -29,7 +29,8 @@ pub use auto::{Accelerator, choose};
 pub use builtin::{Builtin, builtins};
 pub use compute_path::ComputePath;
 pub use memory::MemoryEstimate;
-pub use parse::{load, nearest, resolve};
+pub use parse::{in_short, load, nearest, resolve};
+pub use validate::check_model;
 
 use serde::{Deserialize, Serialize};
 

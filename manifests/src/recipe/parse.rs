@@ -15,9 +15,16 @@ pub fn load(name: &str, overrides: &[String]) -> Result<Recipe> {
     let (text, stem, variant) = find(name)?;
     let table: Table = text.parse().map_err(|error: toml::de::Error| RecipeError::Syntax {
         name: name.into(),
-        reason: error.to_string(),
+        reason: in_short(&error),
     })?;
     resolve_table(name, table, &stem, variant.as_deref(), overrides)
+}
+
+/// What is wrong with a text in TOML, with the line that it is on where that is a line for people.
+#[must_use]
+pub fn in_short(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    if text.len() < 1000 { text } else { error.message().trim_end().to_owned() }
 }
 
 /// Overrides on top of a recipe that is already resolved.

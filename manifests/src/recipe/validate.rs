@@ -1,21 +1,34 @@
 //! Contradictions inside a recipe, before anything is built.
 
 use super::architecture::Checker;
-use super::{Recipe, Result};
+use super::{ModelConfig, Recipe, Result};
 
 /// Refuses values out of range and values that contradict each other.
 pub(super) fn check(recipe: &Recipe) -> Result<()> {
     let checker = Checker::new(&recipe.name);
-    check_model(&checker, recipe)?;
+    check_context(&checker, recipe)?;
     check_training(&checker, recipe)
 }
 
-fn check_model(checker: &Checker<'_>, recipe: &Recipe) -> Result<()> {
-    let model = &recipe.model;
+/// Refuses sizes out of range and options in contradiction; `name` is where the model stands. What has passed can be
+/// computed with: no count of parameters, operations or bytes overflows.
+///
+/// # Errors
+/// Naming the key, what it can be, and what it is.
+pub fn check_model(name: &str, model: &ModelConfig) -> Result<()> {
+    check_sizes(&Checker::new(name), model)
+}
+
+fn check_sizes(checker: &Checker<'_>, model: &ModelConfig) -> Result<()> {
     checker.range("model.vocabulary_size", model.vocabulary_size(), 2, 1 << 20)?;
     checker.range("model.embedding_dim", model.embedding_dim(), 1, 1 << 16)?;
     checker.range("model.blocks", model.blocks(), 1, 1024)?;
-    model.check(checker)?;
+    model.check(checker)
+}
+
+fn check_context(checker: &Checker<'_>, recipe: &Recipe) -> Result<()> {
+    let model = &recipe.model;
+    check_sizes(checker, model)?;
     let (context, longest) = (recipe.training.context_length, model.longest_context().unwrap_or(u64::MAX));
     let expected = format!("at most {longest}, the positions of the model");
     checker.require(context <= longest, "training.context_length", &expected, context)
@@ -23,9 +36,9 @@ fn check_model(checker: &Checker<'_>, recipe: &Recipe) -> Result<()> {
 
 fn check_training(checker: &Checker<'_>, recipe: &Recipe) -> Result<()> {
     let (training, optimizer) = (&recipe.training, &recipe.optimizer);
-    checker.positive("training.context_length", training.context_length)?;
-    checker.positive("training.tokens_per_step", training.tokens_per_step)?;
-    checker.positive("training.steps", training.steps)?;
+    checker.range("training.context_length", training.context_length, 1, 1 << 24)?;
+    checker.range("training.tokens_per_step", training.tokens_per_step, 1, 1 << 32)?;
+    checker.range("training.steps", training.steps, 1, 1 << 31)?;
     checker.positive("checkpoint.keep_last", recipe.checkpoint.keep_last)?;
     checker.positive("logging.every_steps", recipe.logging.every_steps)?;
     checker.require(training.seed <= 1 << 53, "training.seed", "at most 2^53", training.seed)?;

@@ -144,6 +144,7 @@ fn verify(provided: &Provided) -> Result<Verified, EngineError> {
     if !metadata.is_file() {
         return Err(SourceError::NotAFile { path: path.clone() }.into());
     }
+    sources::check_size(path, provided.planned.format)?;
     let modified = metadata.modified().ok();
     let (size, sha256) = match (provided.verified, &provided.planned.location) {
         (Some(verified), _) => verified,

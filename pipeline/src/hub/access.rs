@@ -6,6 +6,7 @@
 
 use reqwest::StatusCode;
 use reqwest::header::HeaderMap;
+use xlstm_manifests::printable;
 
 use super::error::HubError;
 
@@ -83,7 +84,9 @@ fn message_of(headers: &HeaderMap, body: &[u8]) -> String {
         (None, Ok(body)) => body.error,
         (None, Err(_)) => String::from_utf8_lossy(body).into_owned(),
     };
-    let message: String = message.chars().filter(|c| !c.is_control()).take(300).collect();
+    // A refusal may repeat the request with its token: that goes before the text is cut, which could leave half of it.
+    let message: String = message.chars().filter(|c| !c.is_control()).collect();
+    let message: String = printable::redacted(&message).chars().take(300).collect();
     if message.is_empty() { "(no message)".to_owned() } else { message }
 }
 

@@ -16,6 +16,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use xlstm_manifests::printable;
+
 use super::error::HubError;
 use super::retry::RetryPolicy;
 
@@ -43,6 +45,8 @@ impl Token {
                 reason: "expected one word of printable ASCII characters, such as hf_…".into(),
             });
         }
+        // Whatever repeats it, nothing that is printed shows it.
+        printable::keep_secret(secret);
         Ok(Some(Self(secret.to_owned())))
     }
 

@@ -24,7 +24,7 @@ use super::error::HubError;
 use super::observer::DownloadObserver;
 use super::partial::Partial;
 use super::remote::{FetchedFile, FileRequest, RemoteFile};
-use super::retry::Effort;
+use super::retry::{Effort, Speed};
 use super::transport::{Broken, Bucket};
 use super::verify::verify_file;
 
@@ -148,6 +148,7 @@ impl Hub {
         observer: &dyn DownloadObserver,
         effort: &mut Effort<'_>,
     ) -> Result<Option<Wrong>, HubError> {
+        let mut pace = self.transport.pace();
         loop {
             match self.transport.next_chunk(response, effort.stop()) {
                 Ok(Some(bytes)) if bytes.len() as u64 > file.size - partial.reached() => {
@@ -157,6 +158,15 @@ impl Hub {
                     partial.append(&bytes)?;
                     observer.advanced(bytes.len() as u64);
                     effort.progressed_to(partial.reached());
+                    match pace.advance(bytes.len()) {
+                        Speed::Unknown => {}
+                        Speed::Enough => effort.well_paced(),
+                        Speed::TooSlow if partial.reached() == file.size => {}
+                        Speed::TooSlow => {
+                            effort.too_slow()?;
+                            return Ok(None);
+                        }
+                    }
                 }
                 Ok(None) if partial.reached() == file.size => return Ok(None),
                 Ok(None) => {

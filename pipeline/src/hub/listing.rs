@@ -11,6 +11,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use reqwest::header::{HeaderMap, LINK};
 use serde::Deserialize;
@@ -24,6 +25,13 @@ use super::listing_cache;
 use super::observer::{DownloadObserver, SilentObserver, observed};
 use super::remote::RemoteFile;
 use super::retry::Effort;
+
+/// Files of a listing; SlimPajama has 59,000. They are all in memory.
+const MOST_FILES: usize = 2_000_000;
+/// Its pages; the Hub puts 1,000 files on one.
+const MOST_PAGES: usize = 10_000;
+/// The longest that a listing may take altogether.
+const LONGEST: Duration = Duration::from_secs(2 * 3600);
 
 /// The files of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,17 +118,32 @@ impl Hub {
         address.set_query(Some("recursive=true"));
         let mut files = Vec::new();
         let mut visited = HashSet::new();
+        let begin = Instant::now();
         loop {
+            if visited.len() >= MOST_PAGES {
+                return Err(protocol(&effort, &format!("at most {MOST_PAGES} pages"), "more"));
+            }
+            if begin.elapsed() > LONGEST {
+                let expected = format!("a listing within {} s", LONGEST.as_secs());
+                return Err(protocol(&effort, &expected, &format!("{} pages by then", visited.len())));
+            }
             if !visited.insert(address.clone()) {
                 return Err(protocol(&effort, "each page once", "a page that links to an earlier one"));
             }
             let (headers, body) = self.transport.get_document(&address, &subject, &mut effort)?;
             let page = parse_page(&body, repository, &effort)?;
             effort.progressed_to(visited.len() as u64);
-            files.extend(page);
+            let empty = page.entries == 0;
+            files.extend(page.files);
+            if files.len() > MOST_FILES {
+                return Err(protocol(&effort, &format!("at most {MOST_FILES} files"), "more"));
+            }
             observer.listed(files.len());
             match next_link(&headers) {
                 None => break,
+                Some(_) if empty => {
+                    return Err(protocol(&effort, "entries on each page but the last", "a page without any"));
+                }
                 Some(link) => {
                     address = self.transport.address_of_link(&address, &link).ok_or_else(|| {
                         protocol(&effort, "an address in the Link header", "what cannot be parsed")
@@ -141,12 +164,21 @@ fn protocol(effort: &Effort<'_>, expected: &str, found: &str) -> HubError {
     HubError::Protocol { what: effort.what.clone(), expected: expected.into(), found: found.into() }
 }
 
-fn parse_page(body: &[u8], repository: &str, effort: &Effort<'_>) -> Result<Vec<RemoteFile>, HubError> {
+/// A page of a listing.
+struct Page {
+    /// Files and folders on it.
+    entries: usize,
+    files: Vec<RemoteFile>,
+}
+
+fn parse_page(body: &[u8], repository: &str, effort: &Effort<'_>) -> Result<Page, HubError> {
     let entries: Vec<TreeEntry> = serde_json::from_slice(body).map_err(|error| {
         protocol(effort, "a JSON array of tree entries", &format!("other data ({error})"))
     })?;
+    let count = entries.len();
     let files = entries.into_iter().filter(|entry| entry.kind == "file");
-    files.map(|entry| remote_file(entry, repository, effort)).collect()
+    let files = files.map(|entry| remote_file(entry, repository, effort)).collect::<Result<_, _>>()?;
+    Ok(Page { entries: count, files })
 }
 
 fn remote_file(entry: TreeEntry, repository: &str, effort: &Effort<'_>) -> Result<RemoteFile, HubError> {
@@ -226,7 +258,9 @@ mod tests {
              "lfs": {"oid": sha256, "size": 7, "pointerSize": 134}},
             {"type": "file", "path": "b", "oid": sha1, "size": 2},
         ]);
-        let files = parse_page(page.to_string().as_bytes(), "o/n", &effort).unwrap();
+        let page = parse_page(page.to_string().as_bytes(), "o/n", &effort).unwrap();
+        assert_eq!(page.entries, 3);
+        let files = page.files;
         assert_eq!(files.len(), 2);
         assert_eq!(files[0].digest.hex(), sha256);
         assert_eq!((files[0].size, files[0].xet_hash.as_deref()), (7, Some("x")));

@@ -69,8 +69,49 @@ pub(super) struct Effort<'a> {
     stop: &'a dyn Fn() -> bool,
     waiting: &'a dyn Fn(&str, Duration),
     failures: u32,
+    /// Connections in a row that were given up for being too slow: that they brought a few bytes does not count.
+    slow: u32,
     waited: Duration,
     farthest: u64,
+}
+
+/// Whether a body comes fast enough: a byte every half minute is no silence, and yet no file ever arrives.
+pub(super) struct Pace {
+    window: Duration,
+    since: Instant,
+    bytes: u64,
+}
+
+/// What a [`Pace`] says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Speed {
+    /// Too early to say.
+    Unknown,
+    /// Fast enough, for a whole window.
+    Enough,
+    /// Too slow.
+    TooSlow,
+}
+
+impl Pace {
+    /// Bytes a second that a connection must bring.
+    const LEAST: f64 = 512.0;
+
+    /// Looked at over four times the longest silence.
+    pub(super) fn new(silence: Duration) -> Self {
+        Self { window: silence * 4, since: Instant::now(), bytes: 0 }
+    }
+
+    pub(super) fn advance(&mut self, bytes: usize) -> Speed {
+        self.bytes += bytes as u64;
+        let elapsed = self.since.elapsed();
+        if elapsed < self.window {
+            return Speed::Unknown;
+        }
+        let enough = self.bytes as f64 >= Self::LEAST * elapsed.as_secs_f64();
+        (self.since, self.bytes) = (Instant::now(), 0);
+        if enough { Speed::Enough } else { Speed::TooSlow }
+    }
 }
 
 impl<'a> Effort<'a> {
@@ -80,7 +121,17 @@ impl<'a> Effort<'a> {
         stop: &'a dyn Fn() -> bool,
         waiting: &'a dyn Fn(&str, Duration),
     ) -> Self {
-        Self { what, requests: 0, policy, stop, waiting, failures: 0, waited: Duration::ZERO, farthest: 0 }
+        Self {
+            what,
+            requests: 0,
+            policy,
+            stop,
+            waiting,
+            failures: 0,
+            slow: 0,
+            waited: Duration::ZERO,
+            farthest: 0,
+        }
     }
 
     /// Whether the caller wants to stop, as an error.
@@ -105,6 +156,21 @@ impl<'a> Effort<'a> {
     /// The bytes so far were wrong: the next ones count as progress again.
     pub(super) fn starts_anew(&mut self) {
         self.farthest = 0;
+    }
+
+    /// A connection has been fast enough for a while.
+    pub(super) fn well_paced(&mut self) {
+        self.slow = 0;
+    }
+
+    /// As [`failed`](Self::failed), for a connection that was too slow.
+    ///
+    /// # Errors
+    /// As [`failed`](Self::failed).
+    pub(super) fn too_slow(&mut self) -> Result<(), HubError> {
+        self.slow += 1;
+        self.failures = self.failures.max(self.slow - 1);
+        self.failed("the server sends less than 512 bytes a second")
     }
 
     /// Counts a failure and waits before the next attempt.

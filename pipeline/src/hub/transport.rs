@@ -20,12 +20,14 @@ use super::config::HubConfig;
 use super::driver::Driver;
 use super::error::HubError;
 use super::rate::{Gate, exhausted_wait, requested_wait};
-use super::retry::{Effort, RetryPolicy, SLICE};
+use super::retry::{Effort, Pace, RetryPolicy, SLICE};
 
 /// Redirects followed for one request.
 const MAX_REDIRECTS: usize = 10;
 /// The largest answer that is read as a whole (a page of a listing has some 300 kB).
-const MAX_DOCUMENT_BYTES: usize = 256 << 20;
+const MAX_DOCUMENT_BYTES: usize = 32 << 20;
+/// A document that takes longer than this many times the longest silence is asked for again.
+const DOCUMENT_TIMES: u32 = 10;
 
 /// The Hub's two rate-limit buckets.
 #[derive(Debug, Clone, Copy)]
@@ -189,6 +191,11 @@ impl Transport {
         }
     }
 
+    /// Watches the speed of a body.
+    pub(super) fn pace(&self) -> Pace {
+        Pace::new(self.stall_timeout)
+    }
+
     /// The next piece of a body; `None` at its end.
     pub(super) fn next_chunk(
         &self,
@@ -273,7 +280,12 @@ impl Transport {
         limit: usize,
     ) -> Result<Vec<u8>, Broken> {
         let mut body = Vec::new();
+        let deadline = Instant::now() + self.stall_timeout * DOCUMENT_TIMES;
         while let Some(chunk) = self.next_chunk(response, stop)? {
+            if Instant::now() > deadline {
+                let seconds = (self.stall_timeout * DOCUMENT_TIMES).as_secs_f64();
+                return Err(Broken::Interrupted(format!("the answer was not whole after {seconds} s")));
+            }
             if body.len() + chunk.len() > limit {
                 return Err(Broken::Interrupted(format!("the answer is longer than {limit} bytes")));
             }

@@ -21,9 +21,29 @@ use super::{Entry, Record, RecordReader};
 const MAX_FILE: u64 = 1 << 20;
 
 /// The most text that is held of one archive; cargo's registry accepts 10 MB compressed.
-const MAX_TEXT: usize = 512 << 20;
+const MAX_TEXT: usize = 256 << 20;
 
-type CrateFile = GzDecoder<BufReader<File>>;
+/// The most that an archive unpacks to: names and attributes of its entries can be as long as it says.
+const MAX_UNPACKED: u64 = 512 << 20;
+
+type CrateFile = AtMost<GzDecoder<BufReader<File>>>;
+
+/// A reader that ends with an error after so many bytes.
+struct AtMost<R> {
+    reader: R,
+    left: u64,
+}
+
+impl<R: Read> Read for AtMost<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.reader.read(buffer)?;
+        self.left = self
+            .left
+            .checked_sub(count as u64)
+            .ok_or_else(|| io::Error::other(format!("more than {MAX_UNPACKED} bytes in one archive")))?;
+        Ok(count)
+    }
+}
 
 /// The text files of one archive.
 pub(super) struct CrateArchive {
@@ -108,7 +128,8 @@ fn each_entry(
     mut visit: impl FnMut(u64, &mut ArchiveEntry<'_, CrateFile>) -> io::Result<()>,
 ) -> Result<(), SourceError> {
     let file = File::open(path).map_err(|error| SourceError::io(path, error))?;
-    let mut archive = Archive::new(GzDecoder::new(BufReader::new(file)));
+    let mut archive =
+        Archive::new(AtMost { reader: GzDecoder::new(BufReader::new(file)), left: MAX_UNPACKED });
     let mut number = 0;
     let result = archive.entries().and_then(|entries| {
         for entry in entries {

@@ -26,6 +26,10 @@ const PLAIN_BUFFER: usize = 256 << 10;
 /// The largest window a zstd frame may ask for, as a power of two.
 const WINDOW_LOG_MAX: u32 = 31;
 
+/// Bytes that any file may decompress to; beyond, at most so many times what was read of it. Text reaches a tenth of that.
+pub(super) const FREE: u64 = 256 << 20;
+pub(super) const MOST_TIMES: u64 = 200;
+
 /// A file's decompressed bytes, and how far the file itself was read.
 pub(super) struct Stream {
     pub(super) bytes: Box<dyn BufRead + Send>,
@@ -45,9 +49,9 @@ impl Stream {
             Compression::Zstd => {
                 let mut decoder = zstd::Decoder::with_buffer(file).map_err(fail)?;
                 decoder.window_log_max(WINDOW_LOG_MAX).map_err(fail)?;
-                Box::new(BufReader::with_capacity(PLAIN_BUFFER, decoder))
+                bounded(decoder, &position)
             }
-            Compression::Gzip => Box::new(BufReader::with_capacity(PLAIN_BUFFER, Members::new(file))),
+            Compression::Gzip => bounded(Members::new(file), &position),
         };
         Ok(Self { bytes, position, compression })
     }
@@ -71,6 +75,34 @@ impl Stream {
         let position = self.position.load(Ordering::Relaxed);
         let place = format!("in record {number} (from 0), within the first {position} bytes of the file");
         SourceError::decoding(path, what, place, error)
+    }
+}
+
+fn bounded(decoder: impl Read + Send + 'static, position: &Arc<AtomicU64>) -> Box<dyn BufRead + Send> {
+    let bounded = Bounded { decoder, produced: 0, position: Arc::clone(position) };
+    Box::new(BufReader::with_capacity(PLAIN_BUFFER, bounded))
+}
+
+/// A decoder that ends with an error where a few bytes become far more than any text does: they would be read for days,
+/// and a window of 2 GiB would fill.
+struct Bounded<R> {
+    decoder: R,
+    produced: u64,
+    position: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.decoder.read(buffer)?;
+        self.produced += count as u64;
+        let read = self.position.load(Ordering::Relaxed);
+        if self.produced > FREE && self.produced / MOST_TIMES > read {
+            return Err(io::Error::other(format!(
+                "{read} bytes became {}, more than {MOST_TIMES} times as many: if that is meant, decompress the file first",
+                self.produced
+            )));
+        }
+        Ok(count)
     }
 }
 

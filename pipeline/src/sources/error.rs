@@ -77,6 +77,18 @@ pub enum SourceError {
         /// The longest line that is read.
         limit: u64,
     },
+    /// A file that is one document is longer than any document.
+    #[error(
+        "{}: expected a text of at most {limit} bytes, since a file is one document, found a longer one; cut it into \
+         several files, or store its documents as JSON lines",
+        path.display()
+    )]
+    TextTooLong {
+        /// The file.
+        path: PathBuf,
+        /// The longest text that is read.
+        limit: u64,
+    },
     /// A Parquet column is absent or of another type.
     #[error("{}: column `{column}`: expected {expected}, found {found}", path.display())]
     Column {

@@ -11,10 +11,7 @@ use super::decompress::Stream;
 use super::error::SourceError;
 use super::fields::{Fields, JsonFields};
 use super::format::{CONVERT, Compression, other_encoding};
-use super::{Entry, Gate, LARGE_RECORD, RecordReader};
-
-/// The longest line that is read: far above any document, far below a machine's memory.
-const MAX_LINE: u64 = 1 << 30;
+use super::{Entry, Gate, LARGE_RECORD, MOST_TEXT, RecordReader};
 
 /// A line buffer above this size is not kept for the next line.
 const KEPT_BUFFER: usize = 8 << 20;
@@ -89,11 +86,11 @@ impl JsonLines {
             if let Some(gate) = &self.gate {
                 gate();
             }
-            length += self.read_part(MAX_LINE - LARGE_RECORD)?;
+            length += self.read_part(MOST_TEXT - LARGE_RECORD)?;
         }
-        if length as u64 == MAX_LINE && self.line.last() != Some(&b'\n') {
+        if length as u64 == MOST_TEXT && self.line.last() != Some(&b'\n') {
             let path = self.path.clone();
-            return Err(SourceError::LineTooLong { path, record: self.next, limit: MAX_LINE });
+            return Err(SourceError::LineTooLong { path, record: self.next, limit: MOST_TEXT });
         }
         if self.next == 0 {
             check_encoding(&self.path, &self.line)?;

@@ -21,6 +21,7 @@ mod error;
 pub mod examples;
 mod fields;
 mod format;
+mod guard;
 mod gzip;
 mod json;
 mod json_lines;
@@ -56,6 +57,10 @@ pub trait RecordReader: Send {
 /// Called before a large record is taken into memory.
 pub type Gate = Box<dyn Fn() + Send>;
 
+/// The longest text or line that is read, bytes: far above any document, and with its tokens still below a small
+/// machine's memory. A short file can decompress to anything.
+pub const MOST_TEXT: u64 = 256 << 20;
+
 /// Bytes above which a record asks its [`Gate`].
 pub const LARGE_RECORD: u64 = 16 << 20;
 
@@ -81,6 +86,17 @@ pub fn open(
         Format::Text { compression } => Box::new(whole_file::WholeFile::new(path, compression, from_record)),
         Format::Crate => Box::new(crate_archive::CrateArchive::new(path, from_record)),
     })
+}
+
+/// Refuses a file whose size alone says that it cannot be used as `format`: before it is read for its digest.
+///
+/// # Errors
+/// [`SourceError::TextTooLong`].
+pub fn check_size(path: &Path, format: Format) -> Result<(), SourceError> {
+    match format {
+        Format::Text { compression } => whole_file::check_size(path, compression),
+        Format::JsonLines { .. } | Format::Parquet | Format::Crate => Ok(()),
+    }
 }
 
 /// Reads the one record numbered `number`, for tracing a token back and for audits.

@@ -1,5 +1,9 @@
-//! Whether a Parquet file with a readable directory has encrypted columns.
+//! What is looked up in a Parquet file's directory before and after the library reads it.
 //!
+//! Before: a schema whose groups lie in each other, which the library follows until the stack ends, and one of millions of
+//! columns, which take far more memory than the file.
+//!
+//! After an error: whether columns are encrypted.
 //! The directory (`FileMetaData`, Thrift's compact protocol, before the last eight bytes of the file) of such a file has
 //! a field 8, `encryption_algorithm` (Encryption.md of the format). The library built here passes over it, and then calls
 //! the encrypted pages damaged; so after such an error the field is looked for, by walking over the structure's fields.
@@ -12,8 +16,15 @@ use super::format::open_regular;
 /// `encryption_algorithm` in `FileMetaData`.
 const ENCRYPTION_ALGORITHM: i64 = 8;
 
-/// The largest directory that is looked at.
-const MAX_DIRECTORY_BYTES: u64 = 256 << 20;
+/// `schema` in `FileMetaData`: a list of `SchemaElement`, each of which says how many of the following are inside it.
+const SCHEMA: i64 = 2;
+const NUM_CHILDREN: i64 = 5;
+
+/// The largest directory that is read: it takes some ten times as much memory.
+const MOST: u64 = 64 << 20;
+/// The most columns and groups, and groups inside groups, of a schema.
+const MOST_ELEMENTS: u64 = 100_000;
+const DEEPEST_SCHEMA: usize = 64;
 
 /// Structures inside structures; the format has five.
 const MAX_DEPTH: u32 = 32;
@@ -23,15 +34,66 @@ pub(super) fn is_encrypted(path: &Path) -> bool {
     directory(path).is_some_and(|bytes| has_field(&bytes, ENCRYPTION_ALGORITHM))
 }
 
+/// What keeps the directory of the file at `path` from being read; nothing is said of one that is damaged.
+pub(super) fn obstacle(path: &Path) -> Option<String> {
+    match length(path) {
+        Some(length) if length > MOST => {
+            return Some(format!("a directory of {length} bytes, of at most {MOST}"));
+        }
+        _ => {}
+    }
+    schema_obstacle(&directory(path)?)
+}
+
+fn schema_obstacle(bytes: &[u8]) -> Option<String> {
+    let mut scan = Scan { bytes };
+    let mut id = 0;
+    loop {
+        let (field, kind) = scan.field(id)?;
+        if field == SCHEMA && kind == 9 {
+            break;
+        }
+        id = field;
+        scan.skip(kind, MAX_DEPTH)?;
+    }
+    let head = scan.byte()?;
+    let count = if head >> 4 == 15 { scan.varint()? } else { u64::from(head >> 4) };
+    if count > MOST_ELEMENTS {
+        return Some(format!("a schema of {count} columns and groups, of at most {MOST_ELEMENTS}"));
+    }
+    // Elements that are still to come in each of the groups around the next one.
+    let mut open: Vec<u64> = Vec::new();
+    for _ in 0..count {
+        let children = scan.children()?;
+        if let Some(left) = open.last_mut() {
+            *left = left.saturating_sub(1);
+        }
+        if children > 0 {
+            open.push(children);
+        }
+        while open.last() == Some(&0) {
+            open.pop();
+        }
+        if open.len() > DEEPEST_SCHEMA {
+            return Some(format!("a schema of more than {DEEPEST_SCHEMA} groups inside each other"));
+        }
+    }
+    None
+}
+
+/// Length of the directory.
+fn length(path: &Path) -> Option<u64> {
+    let mut file = open_regular(path).ok()?;
+    file.seek(SeekFrom::End(-8)).ok()?;
+    let mut tail = [0; 4];
+    file.read_exact(&mut tail).ok()?;
+    Some(u64::from(u32::from_le_bytes(tail)))
+}
+
 fn directory(path: &Path) -> Option<Vec<u8>> {
+    let length = length(path).filter(|&length| length <= MOST)?;
     let mut file = open_regular(path).ok()?;
     let end = file.seek(SeekFrom::End(-8)).ok()?;
-    let mut tail = [0; 8];
-    file.read_exact(&mut tail).ok()?;
-    let length = u64::from(u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]));
-    if length > MAX_DIRECTORY_BYTES {
-        return None;
-    }
     file.seek(SeekFrom::Start(end.checked_sub(length)?)).ok()?;
     let mut bytes = Vec::new();
     file.take(length).read_to_end(&mut bytes).ok()?;
@@ -99,6 +161,24 @@ impl Scan<'_> {
         Some((id, head & 0x0f))
     }
 
+    /// `num_children` of the structure that begins here; 0 where it has none.
+    fn children(&mut self) -> Option<u64> {
+        let (mut id, mut children) = (0, 0);
+        while *self.bytes.first()? != 0 {
+            let (field, kind) = self.field(id)?;
+            id = field;
+            if field == NUM_CHILDREN && kind == 5 {
+                // Zigzag; a negative number is none.
+                let raw = self.varint()?;
+                children = if raw & 1 == 0 { raw >> 1 } else { 0 };
+            } else {
+                self.skip(kind, MAX_DEPTH)?;
+            }
+        }
+        self.take(1)?;
+        Some(children)
+    }
+
     fn skip(&mut self, kind: u8, depth: u32) -> Option<()> {
         let depth = depth.checked_sub(1)?;
         match kind {
@@ -149,6 +229,29 @@ impl Scan<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn schemas_that_are_too_deep_or_wide_are_seen() {
+        // version 1 · schema: a list of structures {4: name "g", 5: num_children}.
+        let schema = |count: usize, children: u8| {
+            let mut bytes = vec![0x15, 2, 0x19, 0xfc];
+            let mut left = count;
+            while left > 127 {
+                bytes.push(left as u8 & 127 | 128);
+                left >>= 7;
+            }
+            bytes.push(left as u8);
+            (0..count).for_each(|_| bytes.extend([0x48, 1, b'g', 0x15, 2 * children, 0]));
+            bytes
+        };
+        assert_eq!(schema_obstacle(&schema(60, 1)), None);
+        assert!(schema_obstacle(&schema(70, 1)).unwrap().contains("inside each other"));
+        assert_eq!(schema_obstacle(&schema(70, 0)), None);
+        assert!(schema_obstacle(&schema(100_001, 0)).unwrap().contains("100001 columns"));
+        for cut in 0..60 {
+            assert_eq!(schema_obstacle(&schema(20, 1)[..cut]), None, "{cut}");
+        }
+    }
 
     #[test]
     fn fields_are_found_behind_others_and_damage_is_no_field() {

@@ -10,7 +10,6 @@
 //! Nulls, also of a surrounding struct, are in the definition levels: a value is there only at the maximum.
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
@@ -22,9 +21,11 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
 
+use super::decompress::{FREE, MOST_TIMES};
 use super::error::SourceError;
 use super::fields::Fields;
 use super::format::open_regular;
+use super::guard::guarded;
 use super::parquet_columns::Places;
 use super::parquet_footer;
 use super::parquet_value::{self, Meaning, Stored, meaning};
@@ -45,6 +46,9 @@ pub(super) struct ParquetRows {
     /// The number of the row that comes next.
     next: u64,
     finished: bool,
+    /// Bytes of the file, and of the text that came of it: a dictionary can repeat a long text a million times.
+    size: u64,
+    produced: u64,
 }
 
 /// The wanted columns of one row group, each standing before the same row.
@@ -60,7 +64,12 @@ struct Columns {
 
 impl ParquetRows {
     pub(super) fn open(path: &Path, fields: &Fields, from_record: u64) -> Result<Self, SourceError> {
+        if let Some(found) = parquet_footer::obstacle(path) {
+            let (what, place) = (WHAT, "in its directory at the end".to_owned());
+            return Err(SourceError::Corrupt { path: path.to_owned(), what, place, detail: found });
+        }
         let file = open_regular(path)?;
+        let size = file.metadata().map_err(|error| SourceError::io(path, error))?.len();
         let file = guarded(|| SerializedFileReader::new(file))
             .map_err(|error| corrupt(path, "in its directory at the end".to_owned(), error))?;
         let places = Places::find(path, file.metadata().file_metadata().schema_descr(), fields)?;
@@ -73,6 +82,8 @@ impl ParquetRows {
             columns: None,
             next: 0,
             finished: false,
+            size,
+            produced: 0,
         };
         reader.skip(from_record)?;
         Ok(reader)
@@ -137,10 +148,27 @@ impl ParquetRows {
             Ok(step) => {
                 self.rows_left -= 1;
                 self.next += 1;
+                // A row without text costs as much as a few bytes.
+                self.produced +=
+                    if let Entry::Record(record) = &step { record.text.len() as u64 } else { 0 } + 8;
+                self.check_amount()?;
                 Ok(Some(step))
             }
             Err(error) => Err(self.damage(error)),
         }
+    }
+}
+
+impl ParquetRows {
+    /// As for compressed streams: a few bytes that become far more than any text does would be read for days.
+    fn check_amount(&self) -> Result<(), SourceError> {
+        let (size, produced) = (self.size, self.produced);
+        if produced <= FREE || produced / MOST_TIMES <= size {
+            return Ok(());
+        }
+        let detail = format!("{size} bytes became {produced} of text, more than {MOST_TIMES} times as many");
+        let (path, place) = (self.path.clone(), format!("at row {} (from 0)", self.next));
+        Err(SourceError::Corrupt { path, what: WHAT, place, detail })
     }
 }
 
@@ -320,16 +348,6 @@ impl Column {
 
 fn too_few_rows() -> ParquetError {
     ParquetError::EOF("a column has fewer rows than the directory says".to_owned())
-}
-
-/// Runs a step of the decoder, which meets some damage with a panic, and makes an error of that. The reader
-/// is not used again after an error, so no half-changed state is seen.
-fn guarded<T>(step: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
-    catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|panic| {
-        let message = panic.downcast_ref::<String>().map(String::as_str);
-        let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        Err(ParquetError::General(format!("the decoder gave up: {message}")))
-    })
 }
 
 fn corrupt(path: &Path, place: String, error: ParquetError) -> SourceError {

@@ -1,6 +1,6 @@
 //! Plain text and Markdown, perhaps compressed: the whole file is the document, record 0, in the set of its ending.
 //!
-//! A byte order mark at the head says how the file is encoded and is no part of its text, as in JSON lines.
+//! The text is at most 256 MiB long. A byte order mark at the head says how the file is encoded and is no part of its text, as in JSON lines.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,8 @@ use std::path::{Path, PathBuf};
 use super::decompress::Stream;
 use super::error::SourceError;
 use super::format::{CONVERT, Compression, other_encoding};
-use super::{Entry, Gate, LARGE_RECORD, Record, RecordReader};
+use super::{Entry, Gate, LARGE_RECORD, MOST_TEXT, Record, RecordReader};
 use crate::record::BadRecord;
-
-/// The longest text: far above any document, far below a machine's memory. A short file can decompress to anything.
-const MAX_TEXT: u64 = 4 << 30;
 
 pub(super) struct WholeFile {
     /// `None` once it was read.
@@ -28,7 +25,9 @@ impl WholeFile {
 
     fn read(&self, path: &Path) -> Result<Entry, SourceError> {
         let mut stream = Stream::open(path, self.compression)?;
-        let large = std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > LARGE_RECORD);
+        check_size(path, self.compression)?;
+        let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        let large = size > LARGE_RECORD;
         // What a compressed file holds is not known before: the gate is asked when it proves to be much.
         let first = if large { 0 } else { LARGE_RECORD };
         let mut bytes = Vec::new();
@@ -40,10 +39,10 @@ impl WholeFile {
             if let Some(gate) = &self.gate {
                 gate();
             }
-            take(MAX_TEXT - first, &mut bytes)?;
+            take(MOST_TEXT + 1 - first, &mut bytes)?;
         }
-        if bytes.len() as u64 >= MAX_TEXT {
-            return Err(SourceError::LineTooLong { path: path.to_owned(), record: 0, limit: MAX_TEXT });
+        if bytes.len() as u64 > MOST_TEXT {
+            return Err(SourceError::TextTooLong { path: path.to_owned(), limit: MOST_TEXT });
         }
         if let Some(encoding) = other_encoding(&bytes) {
             let (expected, found) = ("text in UTF-8", format!("text in {encoding}"));
@@ -63,6 +62,15 @@ impl WholeFile {
             },
         })
     }
+}
+
+/// Refuses what cannot be used before it is read.
+pub(super) fn check_size(path: &Path, compression: Compression) -> Result<(), SourceError> {
+    let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    if compression == Compression::None && size > MOST_TEXT {
+        return Err(SourceError::TextTooLong { path: path.to_owned(), limit: MOST_TEXT });
+    }
+    Ok(())
 }
 
 /// The ending, without that of the compression.

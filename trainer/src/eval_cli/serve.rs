@@ -1,11 +1,13 @@
 //! `xlstm-eval serve RUN`: a checkpoint behind the completions protocol.
 
+use std::ffi::OsStr;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use xlstm_manifests::printable;
 use xlstm_manifests::recipe::Precision;
+use xlstm_trainer::checkpoint;
 use xlstm_trainer::command_line::{DeviceArguments, say};
 use xlstm_trainer::model::Placement;
 use xlstm_trainer::run::load_model;
@@ -52,9 +54,25 @@ impl ServeArguments {
         };
         let placement = Placement::new(device.device, precision, false);
         let (model, file) = load_model(&self.run, self.step, placement)?;
-        let engine = Engine::new(file.display().to_string(), model)?;
+        let engine = Engine::new(name_of(&file), model)?;
         say(&format!("serving {}; Ctrl-C ends it", printable::path(&file)));
         serve(engine, Server { address: SocketAddr::new(self.host, self.port) }, &signals)?;
         Ok(0)
     }
+}
+
+/// The model's name for clients: its run and step, or its file. Not where it lies: a stranger learns nothing of this
+/// machine's folders.
+fn name_of(file: &Path) -> String {
+    let full = file.canonicalize().unwrap_or_else(|_| file.to_path_buf());
+    let text = |part: Option<&OsStr>| part.map(|part| part.to_string_lossy().into_owned());
+    let step = full.parent().filter(|folder| checkpoint::is_checkpoint(folder));
+    let named = match step {
+        Some(step) => {
+            let run = step.parent().and_then(Path::parent).and_then(|run| text(run.file_name()));
+            run.zip(text(step.file_name())).map(|(run, step)| format!("{run}/{step}"))
+        }
+        None => text(full.file_stem()),
+    };
+    named.unwrap_or_else(|| "model".into())
 }

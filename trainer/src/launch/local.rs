@@ -1,6 +1,7 @@
 //! `--nproc N`: ranks on this machine, as children of a process that is no rank itself.
 //!
-//! The parent holds the ranks' common store, on a port that the system picks, so no two runs can want the same one.
+//! The parent holds the ranks' common store on the loopback interface, behind a secret that only its children get, on a
+//! port that the system picks, so no two runs can want the same one.
 //! It starts this program again with the same arguments, less `--nproc`, and with the variables that `torchrun` sets.
 //! Rank 0 writes to the terminal as a single process would; of the others only what they write to stderr is shown,
 //! after their number. A signal to the parent goes on to all ranks. When one rank ends badly, the parent writes into
@@ -19,6 +20,7 @@ use xlstm_bridge::distributed::Store;
 use xlstm_manifests::printable;
 
 use super::environment::{MARK, Place, place};
+use super::gate::{self, Secret};
 use super::watch::write_end;
 use super::{GRACE, Options, prefix, prefix_of};
 use crate::error::{Result, TrainError};
@@ -44,7 +46,9 @@ pub fn start_local(options: &Options) -> Result<Option<u8>> {
     }
     let signals = Signals::forward()?;
     let store = Store::serve(0, &prefix(0), options.rank_timeout)?;
-    let mut ranks = Ranks { store, children: Vec::new(), seen: Arc::default() };
+    let secret = Secret::random()?;
+    let port = gate::open(true, 0, store.port(), Secret::new(&secret)?)?;
+    let mut ranks = Ranks { store, port, secret, children: Vec::new(), seen: Arc::default() };
     let (sender, ends) = unbounded();
     for rank in 0..options.processes {
         match ranks.start(rank, options.processes) {
@@ -79,6 +83,9 @@ struct Running {
 
 struct Ranks {
     store: Store,
+    /// Where ranks reach it, and with what.
+    port: u16,
+    secret: String,
     children: Vec<Running>,
     /// Lines that a rank above 0 has written: ranks often say the same.
     seen: Arc<Mutex<HashSet<String>>>,
@@ -96,7 +103,8 @@ impl Ranks {
             .env("LOCAL_RANK", rank.to_string())
             .env("LOCAL_WORLD_SIZE", world.to_string())
             .env("MASTER_ADDR", "127.0.0.1")
-            .env("MASTER_PORT", self.store.port().to_string())
+            .env("MASTER_PORT", self.port.to_string())
+            .env(gate::SECRET, &self.secret)
             .env("TORCHELASTIC_USE_AGENT_STORE", "True")
             .env("TORCHELASTIC_RESTART_COUNT", "0")
             .env(MARK, "1")

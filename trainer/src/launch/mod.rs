@@ -6,13 +6,14 @@
 //! Place::here() ── RANK … | OMPI_… | SLURM_… (environment.rs) ──► which device, how many threads
 //!         │
 //! connect ── alone: SingleProcess
-//!         └─ rank:  store, names, group (Gloo, NCCL), watching thread (watch.rs) ──► Communicator + Membership
+//!         └─ rank:  store (gate.rs), names, group (Gloo, NCCL), watching thread (watch.rs) ──► Communicator + Membership
 //!         │
 //! Membership::leave(result) ── says how this rank ended, so that the others can
 //! ```
 //! Every program of this crate that computes on several processes goes these four steps.
 
 mod environment;
+mod gate;
 mod hosts;
 mod local;
 mod processes;
@@ -23,13 +24,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tch::Device;
-use xlstm_bridge::BridgeError;
 use xlstm_bridge::distributed::{Group, Store};
 
 pub use environment::{Place, place};
 pub use hosts::first_host;
 pub use local::start_local;
 
+use self::gate::{Secret, Way};
 use self::processes::Processes;
 use self::watch::{Member, Shared, Watch, beat_key};
 use crate::communicator::{Communicator, SingleProcess};
@@ -126,7 +127,7 @@ pub fn connect(options: &Options, device: Device) -> Result<Connection> {
     store.set(&format!("who/{rank}"), &text)?;
     let members = watch::meet(&place, &store, timeout)?;
 
-    let loopback = matches!(place.host.as_str(), "127.0.0.1" | "localhost" | "::1");
+    let loopback = gate::is_loopback(&place.host);
     let shared = Arc::new(Shared::new(place, members, timeout));
     let watching = Watch::start(Arc::clone(&shared), client(&shared.place, timeout)?);
     // The watching thread is to be first: it knows which rank it is.
@@ -144,26 +145,53 @@ fn open_store(place: &Place, timeout: Duration) -> Result<Store> {
     if place.rank != 0 || place.launcher_holds_store {
         return client(place, timeout);
     }
-    Store::serve(place.port, &prefix(place.attempt), timeout).map_err(|error| match error {
-        BridgeError::Libtorch(text) if text.contains("EADDRINUSE") => TrainError::Usage(format!(
+    let store = Store::serve(0, &prefix(place.attempt), timeout)?;
+    let local = gate::is_loopback(&place.host);
+    let secret = secret(place)?.unwrap_or_else(Secret::of_this_machine);
+    match gate::open(local, place.port, store.port(), secret) {
+        Ok(_) => Ok(store),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(TrainError::Usage(format!(
             "expected port {} to be free on {}, where rank 0 begins, found it in use: another run may have it; set \
              MASTER_PORT to a free one for all ranks",
             place.port, place.host
-        )),
-        other => other.into(),
-    })
+        ))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What proves that a process belongs to the run; `None` where a launcher of others holds the store, and asks nobody.
+fn secret(place: &Place) -> Result<Option<Secret>> {
+    let ours = variable(local::MARK).is_some();
+    if place.launcher_holds_store && !ours {
+        return Ok(None);
+    }
+    match variable(gate::SECRET) {
+        Some(text) => Secret::new(&text).map(Some),
+        None if gate::is_loopback(&place.host) => Ok(Some(Secret::of_this_machine())),
+        None => Err(TrainError::Usage(format!(
+            "expected the run's secret in {}, because rank 0 at {} is reached over the network, found none: set it to \
+             the same random text for all ranks (`export {}=$(openssl rand -hex 32)` before srun; with mpirun hand it \
+             on as MASTER_ADDR), so that nobody else can write into the run's store",
+            gate::SECRET,
+            place.host,
+            gate::SECRET
+        ))),
+    }
 }
 
 fn client(place: &Place, timeout: Duration) -> Result<Store> {
-    Store::connect(&place.host, place.port, &prefix(place.attempt), timeout).map_err(|error| {
+    let nobody = |error: &dyn std::fmt::Display| {
         TrainError::Usage(format!(
-            "expected rank 0's store at {}:{}, found nobody there within {} s: is rank 0 running, and do all ranks \
+            "expected rank 0's store at {}:{}, found none within {} s: is rank 0 running, and do all ranks \
              have the same MASTER_ADDR and MASTER_PORT? ({error})",
             place.host,
             place.port,
             timeout.as_secs()
         ))
-    })
+    };
+    let way = Way { host: place.host.clone(), port: place.port, secret: secret(place)?, timeout };
+    let port = gate::tunnel(&way).map_err(|error| nobody(&error))?;
+    Store::connect("127.0.0.1", port, &prefix(place.attempt), timeout).map_err(|error| nobody(&error))
 }
 
 /// This process's place among the ranks, until it leaves.

@@ -10,7 +10,8 @@
 //! | a process stopped, a machine or a cable died | its beat stands still | the stated time |
 //! | a rank is stuck and its process lives | its progress stands still while another rank is ahead | the stated time |
 //! | a rank failed and says why, or `--nproc`'s parent saw how it ended | its last beat | seconds |
-//! | the process that holds the store died | the store does not answer | seconds |
+//! | the process that holds the store died | the connection to it breaks | seconds |
+//! | the process that holds the store stopped | it does not answer; a second thread sees that this one waits | the stated time |
 //!
 //! The verdict goes to the main thread. Where that waits for a GPU or for another rank and cannot be reached, this
 //! thread ends the process.
@@ -78,6 +79,8 @@ pub(super) struct Shared {
     suspicious: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
+    /// When the store last answered.
+    answered: Mutex<Instant>,
 }
 
 #[derive(Default)]
@@ -115,6 +118,7 @@ impl Shared {
             suspicious: AtomicBool::new(false),
             state: Mutex::default(),
             changed: Condvar::new(),
+            answered: Mutex::new(Instant::now()),
         }
     }
 
@@ -194,6 +198,8 @@ impl Watch {
     /// Starts the thread; `store` is its own connection.
     pub(super) fn start(shared: Arc<Shared>, store: Store) -> Self {
         let own = Arc::clone(&shared);
+        let other = Arc::clone(&shared);
+        std::thread::spawn(move || watch_store(&other));
         let thread = std::thread::spawn(move || watch(&own, &store));
         Self { shared, thread: Some(thread) }
     }
@@ -214,6 +220,34 @@ struct Seen {
     since: Instant,
     progress: u64,
     progress_since: Instant,
+}
+
+/// Sees to a store that has become silent: whoever asks it waits for ever.
+fn watch_store(shared: &Shared) {
+    loop {
+        std::thread::sleep(shared.interval());
+        let silent = shared.answered.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        let mut state = shared.state();
+        // Once there is a verdict, the watching thread sees to the rest, unless it is the one that waits.
+        if state.last_words.is_some() {
+            return;
+        }
+        if silent <= shared.timeout {
+            continue;
+        }
+        if state.verdict.is_none() {
+            let rank = (!shared.place.launcher_holds_store).then_some(0);
+            let reason = format!("its store has not answered for {:.0} s", silent.as_secs_f64());
+            state.verdict = Some(Verdict { rank, reason });
+            shared.changed.notify_all();
+        }
+        if silent > shared.timeout + GRACE
+            && let Some(verdict) = state.verdict.clone()
+        {
+            drop(state);
+            end_process(&shared.lost(&verdict));
+        }
+    }
 }
 
 fn watch(shared: &Shared, store: &Store) {
@@ -237,6 +271,8 @@ fn watch(shared: &Shared, store: &Store) {
                 })
             })
         };
+        // A broken connection is answer enough: it has its verdict.
+        *shared.answered.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let mut state = shared.state();
         if last_words.is_some() {
             return;

@@ -8,6 +8,9 @@ use tch::{Kind, Tensor};
 use super::{Model, ModelState, signed};
 use crate::error::{Result, TrainError};
 
+/// Tokens of a prompt that are read at a time: what a longer one takes in memory beside its state.
+pub(crate) const PIECE: usize = 8192;
+
 /// How the next token is drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
@@ -56,14 +59,37 @@ impl<'a> Generation<'a> {
     /// # Errors
     /// When there is no prompt, one is empty or holds ids outside the vocabulary, or options have no meaning.
     pub fn new(model: &'a Model, prompts: &[Vec<i64>], sampling: Sampling) -> Result<Self> {
+        Self::new_while(model, prompts, sampling, &|| true)
+    }
+
+    /// As [`new`](Self::new), while `wanted` says so: it is asked before each piece of a prompt.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); [`TrainError::GivenUp`] where it is no longer wanted.
+    pub fn new_while(
+        model: &'a Model,
+        prompts: &[Vec<i64>],
+        sampling: Sampling,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Self> {
         check(model, prompts, &sampling)?;
         tch::no_grad(|| {
             let (mut states, mut logits) = (Vec::new(), Vec::new());
             for prompt in prompts {
-                let tokens =
-                    Tensor::f_from_slice(prompt)?.f_unsqueeze(0)?.f_to_device(model.placement().device)?;
-                let (hidden_BTC, state) = model.forward(&tokens, None, None)?;
-                let last_BC = hidden_BTC.f_select(1, -1)?;
+                let mut state = None;
+                let mut last_BC = None;
+                for piece in prompt.chunks(PIECE) {
+                    if !wanted() {
+                        return Err(TrainError::GivenUp);
+                    }
+                    let tokens =
+                        Tensor::f_from_slice(piece)?.f_unsqueeze(0)?.f_to_device(model.placement().device)?;
+                    let (hidden_BTC, next) = model.forward(&tokens, state.as_ref(), None)?;
+                    last_BC = Some(hidden_BTC.f_select(1, -1)?);
+                    state = Some(next);
+                }
+                // `check` has seen that no prompt is empty.
+                let (Some(last_BC), Some(state)) = (last_BC, state) else { continue };
                 logits.push(model.logits(&last_BC)?);
                 states.push(state);
             }

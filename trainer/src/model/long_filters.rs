@@ -377,11 +377,11 @@ impl Hyena {
         let shape = [channels, 1, SHORT_TAPS];
         let short_weight = builder.add(name("short_filter.weight"), &shape, &short, Decay::Yes)?;
         let short_bias = builder.add(name("short_filter.bias"), &[channels], &short, Decay::No)?;
+        let z = builder.values(|| Ok(position_features(config)))?;
         let mut add = |part: &str, shape: &[i64], init: &Init| {
             builder.add(name(&format!("filter_fn.{part}")), shape, init, Decay::No)
         };
         let skip = add("bias", &[filters], &Init::Normal(1.0))?;
-        let z = Init::Values(position_features(config));
         let features = add("pos_emb.z", &[1, signed(config.positions), e], &z)?;
         let mut map = |index: u64, shape: [i64; 2]| -> Result<Map> {
             let part = |kind: &str| format!("implicit_filter.{index}.{kind}");

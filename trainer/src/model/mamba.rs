@@ -76,6 +76,8 @@ impl MambaBlock {
         let norm = norm(builder, config, format!("{prefix}.norm.weight"))?;
         let name = |part: &str| format!("{prefix}.mixer.{part}");
         let bound = |inputs: i64| (inputs as f64).powf(-0.5);
+        let states = || (0..inner).flat_map(|_| (1..=n).map(|state| (state as f64).ln() as f32)).collect();
+        let logarithms = builder.values(|| Ok(states()))?;
         let mut add =
             |part: &str, shape: &[i64], init: Init, decay| builder.add(name(part), shape, &init, decay);
         let input = add("in_proj.weight", &[2 * inner, d], Init::Uniform(bound(d)), Decay::Yes)?;
@@ -85,9 +87,7 @@ impl MambaBlock {
             add("x_proj.weight", &[rank + 2 * n, inner], Init::Uniform(bound(inner)), Decay::Yes)?;
         let step = add("dt_proj.weight", &[inner, rank], Init::Uniform(bound(rank)), Decay::Yes)?;
         let step_bias = add("dt_proj.bias", &[inner], Init::Values(first_steps(inner)?), Decay::No)?;
-        let logarithms: Vec<f32> =
-            (0..inner).flat_map(|_| (1..=n).map(|state| (state as f64).ln() as f32)).collect();
-        let a_log = add("A_log", &[inner, n], Init::Values(logarithms), Decay::No)?;
+        let a_log = add("A_log", &[inner, n], logarithms, Decay::No)?;
         let skip = add("D", &[inner], Init::Constant(1.0), Decay::No)?;
         let last = bound(inner) / (config.blocks as f64).sqrt();
         let output = add("out_proj.weight", &[d, inner], Init::Uniform(last), Decay::Yes)?;

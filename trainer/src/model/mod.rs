@@ -58,11 +58,12 @@ use normalization::Norm;
 use parameters::Builder;
 
 pub use block::BlockState;
+pub(crate) use generate::PIECE;
 pub use generate::{Generation, Sampling};
 pub use parameters::Parameter;
 pub use path::{Decision, Need, choose};
 pub use state::ModelState;
-pub(crate) use weights::{copy_to_cpu, metadata};
+pub(crate) use weights::{check_sizes, copy_to_cpu, metadata};
 pub use weights::{export, import};
 pub use xlstm::official::{config_from_json, config_to_json, official_config};
 

@@ -47,6 +47,8 @@ pub(super) struct Builder {
     pub(super) parameters: Vec<Parameter>,
     device: Device,
     kind: Kind,
+    /// Names and shapes alone: no value is drawn or stored.
+    sketch: bool,
 }
 
 impl Builder {
@@ -54,7 +56,18 @@ impl Builder {
     pub(super) fn new(device: Device, kind: Kind, seed: u64) -> Self {
         // libtorch takes the bits, not the number.
         tch::manual_seed(seed.cast_signed());
-        Self { parameters: Vec::new(), device, kind }
+        Self { parameters: Vec::new(), device, kind, sketch: false }
+    }
+
+    /// Parameters of all names and shapes, each of which takes the memory of one number: to compare a model with a file
+    /// before anything of its size is allocated.
+    pub(super) fn sketch() -> Self {
+        Self { parameters: Vec::new(), device: Device::Cpu, kind: Kind::Float, sketch: true }
+    }
+
+    /// First values that are computed; a sketch has none.
+    pub(super) fn values(&self, compute: impl FnOnce() -> Result<Vec<f32>>) -> Result<Init> {
+        if self.sketch { Ok(Init::Constant(0.0)) } else { compute().map(Init::Values) }
     }
 
     /// A trained parameter.
@@ -72,6 +85,12 @@ impl Builder {
         trainable: bool,
     ) -> Result<Tensor> {
         let options = (Kind::Float, Device::Cpu);
+        if self.sketch {
+            let tensor = Tensor::f_zeros([1], options)?.f_expand(shape, false)?;
+            let decays = decay == Decay::Yes;
+            self.parameters.push(Parameter { name, tensor: tensor.shallow_clone(), trainable, decays });
+            return Ok(tensor);
+        }
         let values = match init {
             Init::Constant(value) => Tensor::f_full(shape, *value, options)?,
             Init::Normal(deviation) => Tensor::f_randn(shape, options)? * *deviation,

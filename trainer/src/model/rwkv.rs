@@ -69,23 +69,19 @@ fn build<N: RwkvVersion>(config: &RwkvConfig<N>, builder: &mut Builder) -> Resul
     }
     let norm = Norm::layer(builder, "ln_out", d, NORM_EPSILON)?;
     let gain = 0.5 * (vocabulary as f64 / d as f64).sqrt();
-    let output = builder.add(
-        "head.weight".into(),
-        &[vocabulary, d],
-        &orthogonal([vocabulary, d], gain)?,
-        Decay::Yes,
-    )?;
+    let head = builder.values(|| orthogonal([vocabulary, d], gain))?;
+    let output = builder.add("head.weight".into(), &[vocabulary, d], &head, Decay::Yes)?;
     Ok(Parts { embedding, position_embedding: None, embedding_norm, blocks, norm, output, positional: false })
 }
 
 /// A random matrix with orthogonal rows or columns, times `gain`.
-fn orthogonal([rows, columns]: [i64; 2], gain: f64) -> Result<Init> {
+fn orthogonal([rows, columns]: [i64; 2], gain: f64) -> Result<Vec<f32>> {
     let long = Tensor::f_randn([rows.max(columns), rows.min(columns)], (Kind::Float, Device::Cpu))?;
     let (q, r) = Tensor::f_linalg_qr(&long, "reduced")?;
     // The sign of R's diagonal makes the distribution uniform.
     let q = q * r.f_diagonal(0, 0, 1)?.f_sign()?;
     let matrix = if rows < columns { q.f_transpose(0, 1)? } else { q };
-    Ok(Init::Values(Vec::try_from((matrix * gain).f_contiguous()?.f_view([-1])?)?))
+    Ok(Vec::try_from((matrix * gain).f_contiguous()?.f_view([-1])?)?)
 }
 
 /// A block's place among the others, from which first values follow.
@@ -208,7 +204,10 @@ impl Adder<'_> {
 
     /// Orthogonal with a gain, zeros without one.
     fn matrix(&mut self, name: &str, shape: [i64; 2], gain: f64) -> Result<Tensor> {
-        let init = if gain == 0.0 { Init::Constant(0.0) } else { orthogonal(shape, gain)? };
+        let init = match gain {
+            0.0 => Init::Constant(0.0),
+            _ => self.builder.values(|| orthogonal(shape, gain))?,
+        };
         self.builder.add(format!("{}.{name}.weight", self.prefix), &shape, &init, Decay::Yes)
     }
 }

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::{Kind, Tensor};
-use xlstm_manifests::recipe::ModelConfig;
+use xlstm_manifests::recipe::{self, ModelConfig, RecipeError};
 
 use super::network::network;
+use super::parameters::Builder;
 use super::{Model, Placement, config_from_json};
 use crate::error::{Result, TrainError};
 use crate::tensor_file::{self, TensorFile};
@@ -50,28 +51,126 @@ pub fn export(model: &Model, path: &Path, context_length: u64) -> Result<()> {
 pub fn import(path: &Path, placement: Placement) -> Result<Model> {
     let file = TensorFile::open(path)?;
     let config = config_of(&file)?;
+    check_sizes(&config, &file)?;
     let model = Model::new(&config, placement, 0)?;
     model.load(&file, "")?;
     Ok(model)
 }
 
+/// Refuses a file that does not hold a model of these sizes, before anything of their size is allocated. What is left to
+/// [`Model::load`] are shapes of equally many numbers, which an architecture may store otherwise.
+///
+/// # Errors
+/// When the model is many times larger than the file, or parameters are missing or of another size (they are named).
+pub(crate) fn check_sizes(config: &ModelConfig, file: &TensorFile) -> Result<()> {
+    /// Numbers whose names and shapes can be listed in a moment.
+    const LISTED: u64 = 1 << 26;
+    let (needed, found) = (config.size().parameters, file.numbers());
+    if needed > found.saturating_mul(4).saturating_add(LISTED) {
+        let hint = "the metadata and the tensors are of different models: export the model again";
+        let expected = format!("the {needed} numbers of the model that the metadata describes");
+        return Err(TrainError::file(file.path(), expected, format!("{found}"), hint));
+    }
+    let mut sketch = Builder::sketch();
+    network(config).build(&mut sketch)?;
+    let mut problems = Problems::default();
+    for parameter in &sketch.parameters {
+        let expected = parameter.tensor.size();
+        match file.shape(&parameter.name) {
+            None => problems.add(format!("  {}: expected {expected:?}, found none", parameter.name)),
+            Some(shape) if count(shape) != count(&expected) => {
+                problems.add(format!("  {}: expected {expected:?}, found {shape:?}", parameter.name));
+            }
+            Some(_) => {}
+        }
+    }
+    if problems.count == 0 {
+        return Ok(());
+    }
+    // Only together with what is missing does a name tell something that is left over.
+    let known: std::collections::HashSet<&str> =
+        sketch.parameters.iter().map(|parameter| parameter.name.as_str()).collect();
+    problems.left_over(file, "", |name| known.contains(name));
+    problems.result(file, "")
+}
+
+fn count(shape: &[i64]) -> Option<i64> {
+    shape.iter().try_fold(1_i64, |product, &size| product.checked_mul(size))
+}
+
+/// What does not fit between a model and a file. A file can have any number of names: not all are listed.
+#[derive(Default)]
+struct Problems {
+    lines: Vec<String>,
+    count: usize,
+}
+
+impl Problems {
+    const LISTED: usize = 200;
+
+    fn add(&mut self, line: String) {
+        self.count += 1;
+        if self.lines.len() < Self::LISTED {
+            self.lines.push(line);
+        }
+    }
+
+    /// Adds the names of `file` that the model does not have.
+    fn left_over(&mut self, file: &TensorFile, prefix: &str, known: impl Fn(&str) -> bool) {
+        for name in file.names().filter_map(|name| name.strip_prefix(prefix)) {
+            if !known(name) {
+                self.add(format!("  {prefix}{name}: expected no such parameter, found one"));
+            }
+        }
+    }
+
+    fn result(mut self, file: &TensorFile, prefix: &str) -> Result<()> {
+        if let Some(problem) = wrapped_names(file, prefix) {
+            self.lines.insert(0, problem);
+            self.count += 1;
+        }
+        if self.count == 0 {
+            return Ok(());
+        }
+        let more = self.count.saturating_sub(self.lines.len());
+        if more > 0 {
+            self.lines.push(format!("  and {more} more"));
+        }
+        let (path, count) = (file.path().to_path_buf(), self.count);
+        Err(TrainError::Parameters { path, count, list: self.lines.join("\n") })
+    }
+}
+
 /// The architecture that a file's metadata describes.
 pub(crate) fn config_of(file: &TensorFile) -> Result<ModelConfig> {
-    if let Some(text) = file.metadata().get("model") {
-        return toml::from_str(text).map_err(|error| {
+    let own = file.metadata().get("model").map(|text| {
+        toml::from_str(text).map_err(|error| {
             let hint = "the file was written by another version; export it again";
-            TrainError::file(file.path(), "a model in the metadata key `model`", error.to_string(), hint)
-        });
-    }
-    match file.metadata().get("config") {
-        Some(text) => config_from_json(file.path(), text),
-        None => Err(TrainError::file(
-            file.path(),
-            "metadata with the model's `config`",
-            "none",
-            "add the configuration as JSON under `config` (names as in an exported file)",
-        )),
-    }
+            let found = recipe::in_short(&error);
+            TrainError::file(file.path(), "a model in the metadata key `model`", found, hint)
+        })
+    });
+    let config = match (own, file.metadata().get("config")) {
+        (Some(own), _) => own?,
+        (None, Some(text)) => config_from_json(file.path(), text)?,
+        (None, None) => {
+            return Err(TrainError::file(
+                file.path(),
+                "metadata with the model's `config`",
+                "none",
+                "add the configuration as JSON under `config` (names as in an exported file)",
+            ));
+        }
+    };
+    let shown = file.path().display().to_string();
+    recipe::check_model(&shown, &config).map_err(|error| match error {
+        RecipeError::Value { key, expected, found, .. } => {
+            let hint = "no such model can be: the metadata is damaged, export the model again";
+            TrainError::file(file.path(), format!("`{key}` {expected}"), found, hint)
+        }
+        other => other.into(),
+    })?;
+    Ok(config)
 }
 
 impl Model {
@@ -82,35 +181,31 @@ impl Model {
     /// When parameters are missing, left over or of another shape: all are named, and none is replaced.
     pub fn load(&self, file: &TensorFile, prefix: &str) -> Result<()> {
         let mut found = Vec::with_capacity(self.parameters().len());
-        let mut problems = Vec::new();
+        let mut problems = Problems::default();
         for parameter in self.parameters() {
             let name = format!("{prefix}{}", parameter.name);
             let expected = parameter.tensor.size();
-            match file.tensor(&name)? {
-                None => problems.push(format!("  {name}: expected {expected:?}, found none")),
-                Some(tensor) => {
+            // A tensor of another size is not even read.
+            match file.shape(&name).map(|shape| (shape, count(shape) == count(&expected))) {
+                None => problems.add(format!("  {name}: expected {expected:?}, found none")),
+                Some((shape, false)) => {
+                    problems.add(format!("  {name}: expected {expected:?}, found {shape:?}"));
+                }
+                Some((_, true)) => {
+                    let Some(tensor) = file.tensor(&name)? else { continue };
                     let tensor = network(self.config()).canonical(file, prefix, &parameter.name, tensor)?;
                     if tensor.size() == expected {
                         found.push(tensor);
                     } else {
-                        problems.push(format!("  {name}: expected {expected:?}, found {:?}", tensor.size()));
+                        problems.add(format!("  {name}: expected {expected:?}, found {:?}", tensor.size()));
                     }
                 }
             }
         }
-        if let Some(problem) = wrapped_names(file, prefix) {
-            problems.insert(0, problem);
-        }
-        let known = |name: &str| self.parameters().iter().any(|parameter| parameter.name == name);
-        for name in file.names().filter_map(|name| name.strip_prefix(prefix)) {
-            if !known(name) {
-                problems.push(format!("  {prefix}{name}: expected no such parameter, found one"));
-            }
-        }
-        if !problems.is_empty() {
-            let (path, count) = (file.path().to_path_buf(), problems.len());
-            return Err(TrainError::Parameters { path, count, list: problems.join("\n") });
-        }
+        let known: std::collections::HashSet<&str> =
+            self.parameters().iter().map(|parameter| parameter.name.as_str()).collect();
+        problems.left_over(file, prefix, |name| known.contains(name));
+        problems.result(file, prefix)?;
         tch::no_grad(|| -> Result<()> {
             for (parameter, tensor) in self.parameters().iter().zip(found) {
                 parameter.tensor.shallow_clone().f_copy_(&tensor)?;

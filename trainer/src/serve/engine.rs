@@ -6,43 +6,78 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use xlstm_manifests::END_OF_TEXT;
-use xlstm_pipeline::tokenizer::Gpt2Tokenizer;
 
 use super::protocol::{
-    CompletionRequest, DetokenizeRequest, MAX_TOKENS, MAX_TOKENS_TOGETHER, Prompts, TokenizeRequest, failure,
+    CompletionRequest, MAX_GENERATED, MAX_PROMPTS, MAX_TOKENS, MAX_TOKENS_TOGETHER, Prompts, failure,
 };
+use super::queue::{Wanted, stopping};
 use super::score::{Score, score};
+use super::texts::{END_OF_TEXT_NAME, Texts};
 use crate::error::{Result, TrainError};
 use crate::guard::guarded;
 use crate::model::{Generation, Model, Sampling};
-
-/// The separator's name. As a whole text it stands for the separator, as the harness asks for it; inside a text it is
-/// text like any other.
-const END_OF_TEXT_NAME: &str = "<|endoftext|>";
 
 /// Answers requests about one model.
 pub struct Engine {
     name: String,
     model: Model,
-    tokenizer: Gpt2Tokenizer,
+    texts: Texts,
     /// Requests so far: a part of each answer's id.
     answered: AtomicU64,
 }
 
+/// Who answers a request.
+pub(super) enum Route {
+    /// Anybody, at once: status and answer.
+    AtOnce(u16, Value),
+    /// The thread that owns the model.
+    Model,
+    /// The thread that has a tokenizer.
+    Texts,
+}
+
+/// Who answers a request: by its method and the path after the host. `name` is the model's.
+pub(super) fn route(name: &str, method: &str, path: &str) -> Route {
+    match (method, path) {
+        ("GET", "/health") => Route::AtOnce(200, json!({"status": "ok"})),
+        ("GET", "/v1/models") => Route::AtOnce(
+            200,
+            json!({"object": "list", "data": [{"id": name, "object": "model", "owned_by": "local"}]}),
+        ),
+        ("GET", "/tokenizer_info") => Route::AtOnce(
+            200,
+            json!({
+                "tokenizer_class": "GPT2Tokenizer",
+                "bos_token": END_OF_TEXT_NAME, "eos_token": END_OF_TEXT_NAME, "pad_token": END_OF_TEXT_NAME,
+                "chat_template": null,
+            }),
+        ),
+        ("POST", "/tokenize" | "/detokenize") => Route::Texts,
+        ("POST", "/v1/completions") => Route::Model,
+        _ => {
+            let path: String = path.chars().take(200).collect();
+            Route::AtOnce(404, failure("not_found", &format!("nothing answers {method} {path}")))
+        }
+    }
+}
+
 /// Why a request has no answer.
-enum Refusal {
+pub(super) enum Refusal {
     /// The client's fault (400).
     Client(String),
     /// More than fits into memory (413).
     TooLarge(String),
     /// Ours (500).
     Server(String),
+    /// Nobody waits for it any longer, or the server ends (503).
+    Given,
 }
 
 impl From<TrainError> for Refusal {
     fn from(error: TrainError) -> Self {
         match &error {
             TrainError::Usage(text) => Self::Client(text.clone()),
+            TrainError::GivenUp => Self::Given,
             _ if error.is_out_of_memory() => {
                 Self::TooLarge(format!("{}; send fewer or shorter prompts", error.message()))
             }
@@ -51,9 +86,20 @@ impl From<TrainError> for Refusal {
     }
 }
 
-type Answer<T = Value> = std::result::Result<T, Refusal>;
+pub(super) type Answer<T = Value> = std::result::Result<T, Refusal>;
 
-fn client<T>(text: impl Into<String>) -> Answer<T> {
+/// Status and JSON of an answer.
+pub(super) fn settle(answer: Answer) -> (u16, Value) {
+    match answer {
+        Ok(value) => (200, value),
+        Err(Refusal::Client(text)) => (400, failure("invalid_request_error", &text)),
+        Err(Refusal::TooLarge(text)) => (413, failure("invalid_request_error", &text)),
+        Err(Refusal::Server(text)) => (500, failure("server_error", &text)),
+        Err(Refusal::Given) => (503, stopping()),
+    }
+}
+
+pub(super) fn client<T>(text: impl Into<String>) -> Answer<T> {
     Err(Refusal::Client(text.into()))
 }
 
@@ -88,100 +134,40 @@ impl Engine {
                 "expected a model of GPT-2's {needed} tokens or more, found {found}: text cannot be scored with it"
             )));
         }
-        let tokenizer = Gpt2Tokenizer::new().map_err(|error| TrainError::Internal(error.to_string()))?;
-        Ok(Self { name, model, tokenizer, answered: AtomicU64::new(0) })
+        Ok(Self { name, model, texts: Texts::new()?, answered: AtomicU64::new(0) })
     }
 
-    /// Answers a request: the path after the host, the method, the body.
-    pub(super) fn answer(&self, method: &str, path: &str, body: &[u8]) -> (u16, Value) {
-        let answer = match (method, path) {
-            ("GET", "/health") => Ok(json!({"status": "ok"})),
-            ("GET", "/v1/models") => Ok(
-                json!({"object": "list", "data": [{"id": self.name, "object": "model", "owned_by": "local"}]}),
-            ),
-            ("GET", "/tokenizer_info") => Ok(json!({
-                "tokenizer_class": "GPT2Tokenizer",
-                "bos_token": END_OF_TEXT_NAME, "eos_token": END_OF_TEXT_NAME, "pad_token": END_OF_TEXT_NAME,
-                "chat_template": null,
-            })),
-            ("POST", "/tokenize") => {
-                TokenizeRequest::parse(body).or_else(client).and_then(|request| self.tokenize(&request))
-            }
-            ("POST", "/detokenize") => {
-                DetokenizeRequest::parse(body).or_else(client).and_then(|request| self.detokenize(&request))
-            }
-            ("POST", "/v1/completions") => {
-                CompletionRequest::parse(body).or_else(client).and_then(|request| self.guarded(&request))
-            }
-            _ => return (404, failure("not_found", &format!("nothing answers {method} {path}"))),
-        };
-        match answer {
-            Ok(value) => (200, value),
-            Err(Refusal::Client(text)) => (400, failure("invalid_request_error", &text)),
-            Err(Refusal::TooLarge(text)) => (413, failure("invalid_request_error", &text)),
-            Err(Refusal::Server(text)) => (500, failure("server_error", &text)),
-        }
+    /// The name that clients know it by.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Answers a request for completions, while it is wanted.
+    pub(super) fn answer(&self, body: &[u8], wanted: Wanted<'_>) -> (u16, Value) {
+        let request = CompletionRequest::parse(body).or_else(client);
+        settle(request.and_then(|request| self.guarded(&request, wanted)))
     }
 
     /// Completes; one request that fails does not end the thread that owns the model.
-    fn guarded(&self, request: &CompletionRequest) -> Answer {
-        guarded(|| Ok(self.complete(request)))?
+    fn guarded(&self, request: &CompletionRequest, wanted: Wanted<'_>) -> Answer {
+        guarded(|| Ok(self.complete(request, wanted)))?
     }
 
-    fn encode(&self, text: &str) -> Answer<Vec<i64>> {
-        if text == END_OF_TEXT_NAME {
-            return Ok(vec![i64::from(END_OF_TEXT)]);
-        }
-        match self.tokenizer.encode(text) {
-            Ok(ids) => Ok(ids.into_iter().map(i64::from).collect()),
-            Err(error) => Err(Refusal::Server(error.to_string())),
-        }
-    }
-
-    fn decode(&self, ids: &[i64]) -> String {
-        // Ids past the vocabulary are padding rows that training never meets: they spell nothing.
-        let ids: Vec<u16> = ids.iter().filter_map(|&id| u16::try_from(id).ok()).collect();
-        self.tokenizer.decode_lossy(&ids)
-    }
-
-    /// A token as the protocol writes it: its text, or `bytes:` and its bytes where it is a part of a character.
-    fn token(&self, id: i64) -> String {
-        let bytes = u16::try_from(id).ok().and_then(|id| self.tokenizer.token_bytes(id)).unwrap_or_default();
-        match std::str::from_utf8(bytes) {
-            Ok("") => format!("<|{id}|>"),
-            Ok(text) => text.to_owned(),
-            Err(_) => bytes.iter().fold("bytes:".to_owned(), |text, byte| format!("{text}\\x{byte:02x}")),
-        }
-    }
-
-    fn tokenize(&self, request: &TokenizeRequest) -> Answer {
-        let tokens = self.encode(&request.prompt)?;
-        Ok(json!({"count": tokens.len(), "max_model_len": MAX_TOKENS, "tokens": tokens}))
-    }
-
-    fn detokenize(&self, request: &DetokenizeRequest) -> Answer {
-        let known = 0..=i64::from(END_OF_TEXT);
-        if let Some(id) = request.tokens.iter().find(|id| !known.contains(id)) {
-            return client(format!("`tokens`: expected ids from 0 to {END_OF_TEXT}, found {id}"));
-        }
-        Ok(json!({"prompt": self.decode(&request.tokens)}))
-    }
-
-    fn complete(&self, request: &CompletionRequest) -> Answer {
+    fn complete(&self, request: &CompletionRequest, wanted: Wanted<'_>) -> Answer {
         let prompts = self.prompts(request)?;
-        let wanted = request.logprobs.is_some();
+        let scored = request.logprobs.is_some();
         // The commonest request of the harness: the prompt scored, and one token that one forward pass gives too.
-        let at_once = wanted && request.temperature == 0.0 && request.max_tokens <= 1;
+        let at_once = scored && request.temperature == 0.0 && request.max_tokens <= 1;
         let likely = request.logprobs.unwrap_or(0);
         let (completions, scores) = if at_once {
-            let scores = score(&self.model, &prompts, likely)?;
+            let scores = score(&self.model, &prompts, likely, wanted)?;
             let completions =
                 prompts.into_iter().zip(&scores).map(|(ids, score)| self.next(ids, score, request));
             (completions.collect(), Some(scores))
         } else {
-            let completions = self.generate(prompts, request)?;
+            let completions = self.generate(prompts, request, wanted)?;
             let sequences: Vec<Vec<i64>> = completions.iter().map(|one| one.ids.clone()).collect();
-            let scores = wanted.then(|| score(&self.model, &sequences, likely)).transpose()?;
+            let scores = scored.then(|| score(&self.model, &sequences, likely, wanted)).transpose()?;
             (completions, scores)
         };
         Ok(self.response(request, &completions, scores.as_deref()))
@@ -189,7 +175,9 @@ impl Engine {
 
     fn prompts(&self, request: &CompletionRequest) -> Answer<Vec<Vec<i64>>> {
         let prompts = match &request.prompt {
-            Prompts::Texts(texts) => texts.iter().map(|text| self.encode(text)).collect::<Answer<_>>()?,
+            Prompts::Texts(texts) => {
+                texts.iter().map(|text| self.texts.encode(text)).collect::<Answer<_>>()?
+            }
             Prompts::Ids(lists) => lists.clone(),
         };
         let vocabulary = i64::try_from(self.model.config().vocabulary_size()).unwrap_or(i64::MAX);
@@ -204,6 +192,18 @@ impl Engine {
         }
         if longest.saturating_add(request.max_tokens) > MAX_TOKENS {
             return client(format!("expected at most {MAX_TOKENS} tokens of a prompt and its completion"));
+        }
+        let (count, generates) = (prompts.len(), request.max_tokens > 1);
+        let most = if generates { MAX_GENERATED } else { MAX_PROMPTS };
+        if count > most {
+            return client(format!("`prompt`: expected at most {most} prompts in a request, found {count}"));
+        }
+        let entries = (longest + request.max_tokens).saturating_mul(count);
+        if entries.saturating_mul(request.logprobs.unwrap_or(0)) > MAX_TOKENS_TOGETHER {
+            return client(format!(
+                "expected at most {MAX_TOKENS_TOGETHER} log-probabilities in an answer: lower `logprobs`, or send fewer \
+                 prompts"
+            ));
         }
         if longest * prompts.len() > MAX_TOKENS_TOGETHER {
             return client(format!(
@@ -229,7 +229,7 @@ impl Engine {
             completion.reason = "stop";
             return;
         }
-        completion.text = self.decode(&completion.ids[completion.prompt..]);
+        completion.text = self.texts.decode(&completion.ids[completion.prompt..]);
         let ends = stops.iter().filter_map(|stop| completion.text.find(stop.as_str()));
         if let Some(end) = ends.min() {
             completion.text.truncate(end);
@@ -237,7 +237,12 @@ impl Engine {
         }
     }
 
-    fn generate(&self, prompts: Vec<Vec<i64>>, request: &CompletionRequest) -> Answer<Vec<Completion>> {
+    fn generate(
+        &self,
+        prompts: Vec<Vec<i64>>,
+        request: &CompletionRequest,
+        wanted: Wanted<'_>,
+    ) -> Answer<Vec<Completion>> {
         let sampling = Sampling {
             temperature: request.temperature,
             top_k: request.top_k,
@@ -248,9 +253,12 @@ impl Engine {
         if request.max_tokens == 0 {
             return Ok(prompts.into_iter().map(Completion::new).collect());
         }
-        let mut generation = Generation::new(&self.model, &prompts, sampling)?;
+        let mut generation = Generation::new_while(&self.model, &prompts, sampling, wanted)?;
         let mut completions: Vec<Completion> = prompts.into_iter().map(Completion::new).collect();
         for _ in 0..request.max_tokens {
+            if !wanted() {
+                return Err(TrainError::GivenUp.into());
+            }
             for (one, token) in completions.iter_mut().zip(generation.next_tokens()?) {
                 if !one.ended() {
                     self.push(one, token, &request.stop);
@@ -273,7 +281,8 @@ impl Engine {
             .iter()
             .enumerate()
             .map(|(index, one)| {
-                let echoed = if request.echo { self.decode(&one.ids[..one.prompt]) } else { String::new() };
+                let echoed =
+                    if request.echo { self.texts.decode(&one.ids[..one.prompt]) } else { String::new() };
                 let scored = scores.and_then(|scores| scores.get(index));
                 json!({
                     "index": index,
@@ -301,10 +310,10 @@ impl Engine {
     /// a text that stopped the completion are not returned.
     fn logprobs(&self, request: &CompletionRequest, one: &Completion, score: &Score) -> Value {
         let first = if request.echo { 0 } else { one.prompt };
-        let echoed = self.decode(&one.ids[first..one.prompt]).chars().count();
+        let echoed = self.texts.decode(&one.ids[first..one.prompt]).chars().count();
         // The two texts are decoded apart, and put one after the other.
-        let mut offsets = self.offsets(&one.ids[first..one.prompt]);
-        offsets.extend(self.offsets(&one.ids[one.prompt..]).iter().map(|offset| echoed + offset));
+        let mut offsets = self.texts.offsets(&one.ids[first..one.prompt]);
+        offsets.extend(self.texts.offsets(&one.ids[one.prompt..]).iter().map(|offset| echoed + offset));
         let end = echoed + one.text.chars().count();
         let stopped = one.ended() && one.ids.last() != Some(&i64::from(END_OF_TEXT));
         let (mut tokens, mut logs, mut tops, mut starts) = (vec![], vec![], vec![], vec![]);
@@ -319,42 +328,13 @@ impl Engine {
             let log = log.or_else(|| before.and_then(|before| score.best_log.get(before).copied()));
             let top = before.and_then(|before| score.likely.get(before)).map(|likely| {
                 let some = likely.iter().take(request.logprobs.unwrap_or(0));
-                some.map(|&(id, log)| (self.token(id), json!(log))).collect::<serde_json::Map<_, _>>()
+                some.map(|&(id, log)| (self.texts.token(id), json!(log))).collect::<serde_json::Map<_, _>>()
             });
-            tokens.push(self.token(id));
+            tokens.push(self.texts.token(id));
             logs.push(log);
             tops.push(top);
             starts.push(offset);
         }
         json!({"tokens": tokens, "token_logprobs": logs, "top_logprobs": tops, "text_offset": starts})
-    }
-
-    /// For each token the character of their text, counted from 0, that its first byte belongs to. Tokens that share a
-    /// character have the same; bytes that are no UTF-8 are one U+FFFD, as in the text.
-    fn offsets(&self, ids: &[i64]) -> Vec<usize> {
-        let bytes: Vec<&[u8]> = ids
-            .iter()
-            .map(|&id| {
-                u16::try_from(id).ok().and_then(|id| self.tokenizer.token_bytes(id)).unwrap_or_default()
-            })
-            .collect();
-        let text = bytes.concat();
-        let (mut starts, mut position) = (Vec::new(), 0);
-        for chunk in text.utf8_chunks() {
-            starts.extend(chunk.valid().char_indices().map(|(index, _)| position + index));
-            position += chunk.valid().len();
-            if !chunk.invalid().is_empty() {
-                starts.push(position);
-                position += chunk.invalid().len();
-            }
-        }
-        let mut begin = 0;
-        let offset = |token: &&[u8]| {
-            let at = begin;
-            begin += token.len();
-            // The last character that begins here or before; past the end, the number of characters.
-            if at == text.len() { starts.len() } else { starts.partition_point(|&start| start <= at) - 1 }
-        };
-        bytes.iter().map(offset).collect()
     }
 }

@@ -1,29 +1,57 @@
-//! HTTP/1.1 around the engine, by hyper: a thread that owns the model, and a small loop that reads requests.
+//! HTTP/1.1 around the engine, by hyper: threads that compute, and a small loop that reads requests and bounds them.
+//!
+//! | bound | |
+//! |---|---|
+//! | connections | `connections.rs`: the slowest makes room; a minute without a whole request or without reading an answer |
+//! | a head | 64 KiB, 30 s |
+//! | a body | 8 MiB, 30 s; all bodies above 64 KiB together 128 MiB |
+//! | requests that wait | 256 for each thread |
+//! | answers not yet read | 256 MiB |
+//!
+//! What needs no computing (`/health`, `/v1/models`, `/tokenizer_info`) is answered by the loop itself, at once.
 
 use std::convert::Infallible;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HOST, HeaderMap};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
+use xlstm_bridge::runtime;
 
 use super::Engine;
+use super::connections::{Budget, Connections, Place, Share};
+use super::engine::{self, Route};
 use super::protocol::failure;
+use super::queue::{Answered, Entrance, Job, Queue, stopping};
+use super::texts::Texts;
 use crate::error::{Result, TrainError};
 use crate::signals::Signals;
 
-/// Largest body of a request, bytes.
-const LARGEST_BODY: usize = 32 << 20;
+/// Largest body of a request, bytes: more than any prompt that is answered takes.
+const LARGEST_BODY: usize = 8 << 20;
+/// Bodies up to this size always have room: connections are bounded.
+const SMALL_BODY: usize = 64 << 10;
+/// All larger ones together.
+const ALL_BODIES: usize = 128 << 20;
+/// All answers that their clients have not read yet.
+const ALL_ANSWERS: usize = 256 << 20;
+/// The longest that a head, or a body, may take to arrive.
+const ARRIVAL: Duration = Duration::from_secs(30);
+/// Bytes of a head.
+const LARGEST_HEAD: usize = 64 << 10;
+/// What is being computed when a signal comes may end by itself for so long, and has as long again to be given up.
+const GRACE: Duration = Duration::from_millis(1500);
 
 /// Where to listen.
 #[derive(Debug, Clone, Copy)]
@@ -32,12 +60,17 @@ pub struct Server {
     pub address: SocketAddr,
 }
 
-/// A request on its way to the thread that owns the model.
-struct Job {
-    method: String,
-    path: String,
-    body: Bytes,
-    answer: oneshot::Sender<(u16, Value)>,
+/// What every connection shares.
+#[derive(Clone)]
+struct Shared {
+    name: Arc<str>,
+    model: Entrance,
+    texts: Entrance,
+    connections: Connections,
+    bodies: Budget,
+    answers: Budget,
+    /// Whether only this machine is served.
+    local: bool,
 }
 
 /// Serves until a signal comes. Prints the address of the completions endpoint on stdout once it listens.
@@ -45,84 +78,193 @@ struct Job {
 /// # Errors
 /// When the address cannot be listened on.
 pub fn serve(engine: Engine, server: Server, signals: &Signals) -> Result<()> {
-    let (jobs, queue) = mpsc::channel::<Job>();
-    let worker = std::thread::spawn(move || {
-        for job in queue {
-            // A client that has gone away needs no answer.
-            let _ = job.answer.send(engine.answer(&job.method, &job.path, &job.body));
-        }
-    });
+    let name: Arc<str> = engine.name().into();
+    let own = Texts::new()?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let model = Queue::start(&stop, move |_, body, wanted| engine.answer(body, wanted));
+    let texts = Queue::start(&stop, move |path, body, _| own.answer(path, body));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    let served = runtime.block_on(listen(server, jobs, signals));
+    let entrances = (model.entrance(), texts.entrance());
+    let served = runtime.block_on(async {
+        let listener = TcpListener::bind(server.address).await.map_err(|error| {
+            TrainError::Usage(format!("cannot listen on {}: {error}; name another --port", server.address))
+        })?;
+        let address = listener.local_addr()?;
+        let shared = Shared {
+            name,
+            model: entrances.0,
+            texts: entrances.1,
+            connections: Connections::default(),
+            bodies: Budget::new(ALL_BODIES),
+            answers: Budget::new(ALL_ANSWERS),
+            local: address.ip().is_loopback(),
+        };
+        let mut out = std::io::stdout();
+        writeln!(out, "http://{address}/v1/completions")?;
+        out.flush()?;
+        listen(&listener, &shared, signals).await;
+        // Answers that are nearly there go out; then whatever is computed is given up.
+        let begin = Instant::now();
+        while shared.connections.any_working() && begin.elapsed() < GRACE {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        stop.store(true, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Ok(())
+    });
+    stop.store(true, Ordering::Relaxed);
     runtime.shutdown_background();
-    // With the runtime gone the queue has no sender left; a request that is being computed is finished first.
-    worker.join().map_err(|_| TrainError::Internal("the thread that owns the model ended".into()))?;
-    served
+    let deadline = Instant::now() + GRACE;
+    if model.ends_by(deadline) & texts.ends_by(deadline) {
+        return served;
+    }
+    // A step of the model that takes longer than anybody waits: nothing is lost by not waiting for it either.
+    served?;
+    runtime::exit_at_once(0)
 }
 
-async fn listen(server: Server, jobs: mpsc::Sender<Job>, signals: &Signals) -> Result<()> {
-    let listener = TcpListener::bind(server.address).await.map_err(|error| {
-        TrainError::Usage(format!("cannot listen on {}: {error}; name another --port", server.address))
-    })?;
-    let address = listener.local_addr()?;
-    let mut out = std::io::stdout();
-    writeln!(out, "http://{address}/v1/completions")?;
-    out.flush()?;
+async fn listen(listener: &TcpListener, shared: &Shared, signals: &Signals) {
+    let mut swept = Instant::now();
     while signals.received().is_none() {
+        if swept.elapsed() > Duration::from_secs(1) {
+            swept = Instant::now();
+            shared.connections.end_stale();
+        }
         // Looks up often enough that a signal ends it at once for a person.
         let Ok(accepted) = tokio::time::timeout(Duration::from_millis(100), listener.accept()).await else {
             continue;
         };
-        // One connection that failed before it began is no reason to stop.
-        let Ok((stream, _)) = accepted else { continue };
-        let jobs = jobs.clone();
-        let local = address.ip().is_loopback();
-        tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, jobs.clone(), local));
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
-            // A connection that breaks off concerns the client only.
-            let _ = http.serve_connection(TokioIo::new(stream), service).await;
-        });
+        match accepted {
+            Ok((stream, _)) => attend(stream, shared),
+            // No descriptor left, mostly: somebody must go. One connection that failed is no reason to stop.
+            Err(_) => {
+                shared.connections.end_slowest();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
     }
-    Ok(())
+}
+
+/// Serves one connection in a task of its own.
+fn attend(stream: TcpStream, shared: &Shared) {
+    let place = Arc::new(shared.connections.place());
+    let (own, shared) = (Arc::clone(&place), shared.clone());
+    let task = tokio::spawn(async move {
+        let service = service_fn(|request| answer(request, &shared, &own));
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(ARRIVAL).max_buf_size(LARGEST_HEAD);
+        // A connection that breaks off concerns the client only.
+        let _ = http.serve_connection(TokioIo::new(stream), service).await;
+    });
+    place.served_by(task.abort_handle());
 }
 
 async fn answer(
     request: Request<Incoming>,
-    jobs: mpsc::Sender<Job>,
-    local: bool,
+    shared: &Shared,
+    place: &Place,
 ) -> std::result::Result<Response<Full<Bytes>>, Infallible> {
-    if local && !names_this_machine(request.headers()) {
-        return Ok(respond(
-            403,
-            &failure("forbidden", "the Host header names another machine than this one"),
-        ));
+    place.works(false);
+    let (status, text) = match accept(request, shared, place).await {
+        Ok(answered) => answered,
+        Err(refusal) => refusal.answered(),
+    };
+    place.works(false);
+    let mut share = shared.answers.share();
+    if !share.grow(text.len()) {
+        shared.connections.end_slowest();
+        if !share.grow(text.len()) {
+            let refusal = Refusal(503, "too many answers wait to be read: try again later".into());
+            let (status, text) = refusal.answered();
+            return Ok(respond(status, text));
+        }
+    }
+    Ok(respond(status, Bytes::from_owner(Held { text, _share: share })))
+}
+
+/// An answer's text with what it takes of the budget.
+struct Held {
+    text: Bytes,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+/// A request that is not passed on: status and reason.
+struct Refusal(u16, String);
+
+impl Refusal {
+    fn answered(self) -> Answered {
+        let kind = if self.0 == 403 { "forbidden" } else { "invalid_request_error" };
+        let kind = if self.0 >= 500 { "server_error" } else { kind };
+        (self.0, text_of(&failure(kind, &self.1)))
+    }
+}
+
+async fn accept(
+    request: Request<Incoming>,
+    shared: &Shared,
+    place: &Place,
+) -> std::result::Result<Answered, Refusal> {
+    if shared.local && !names_this_machine(request.headers()) {
+        return Err(Refusal(403, "the Host header names another machine than this one".into()));
     }
     if request.method() == Method::POST && !is_json(request.headers()) {
-        return Ok(respond(
-            415,
-            &failure("invalid_request_error", "expected Content-Type: application/json"),
-        ));
+        return Err(Refusal(415, "expected Content-Type: application/json".into()));
     }
     let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
-    let body = match Limited::new(request.into_body(), LARGEST_BODY).collect().await {
-        Ok(body) => body,
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            let text = format!("expected a body of at most {LARGEST_BODY} bytes, found a larger one");
-            return Ok(respond(413, &failure("invalid_request_error", &text)));
-        }
-        Err(error) => {
-            let text = format!("the body ended early: {error}");
-            return Ok(respond(400, &failure("invalid_request_error", &text)));
+    let entrance = match engine::route(&shared.name, &method, &path) {
+        Route::AtOnce(status, value) => return Ok((status, text_of(&value))),
+        Route::Model => &shared.model,
+        Route::Texts => &shared.texts,
+    };
+    let mut share = shared.bodies.share();
+    let body = match tokio::time::timeout(ARRIVAL, whole(request.into_body(), &mut share)).await {
+        Ok(body) => body?,
+        Err(_) => {
+            let seconds = ARRIVAL.as_secs();
+            return Err(Refusal(408, format!("expected a whole body within {seconds} s, found less")));
         }
     };
+    place.works(true);
     let (sender, receiver) = oneshot::channel();
-    let gone = || respond(503, &failure("server_error", "the server is stopping"));
-    if jobs.send(Job { method, path, body: body.to_bytes(), answer: sender }).is_err() {
-        return Ok(gone());
+    let job = Job { path, body, share, answer: sender };
+    if let Err(refused) = entrance.try_send(job) {
+        return Err(match refused {
+            std::sync::mpsc::TrySendError::Full(_) => {
+                Refusal(503, "too many requests wait already: try again later".into())
+            }
+            std::sync::mpsc::TrySendError::Disconnected(_) => Refusal(503, "the server is stopping".into()),
+        });
     }
-    Ok(receiver.await.map_or_else(|_| gone(), |(status, value)| respond(status, &value)))
+    Ok(receiver.await.unwrap_or_else(|_| (503, text_of(&stopping()))))
+}
+
+/// A body as a whole, within the bounds.
+async fn whole(mut body: Incoming, share: &mut Share) -> std::result::Result<Bytes, Refusal> {
+    let too_large =
+        || Refusal(413, format!("expected a body of at most {LARGEST_BODY} bytes, found a larger one"));
+    if body.size_hint().lower() > LARGEST_BODY as u64 {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Refusal(400, format!("the body ended early: {error}")))?;
+        let Some(data) = frame.data_ref() else { continue };
+        let length = bytes.len() + data.len();
+        if length > LARGEST_BODY {
+            return Err(too_large());
+        }
+        if length > SMALL_BODY && !share.grow(data.len()) {
+            return Err(Refusal(503, "too many large requests wait already: try again later".into()));
+        }
+        bytes.extend_from_slice(data);
+    }
+    Ok(bytes.into())
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -139,10 +281,18 @@ fn names_this_machine(headers: &HeaderMap) -> bool {
     name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
-fn respond(status: u16, value: &Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(value.to_string())));
+fn text_of(value: &Value) -> Bytes {
+    Bytes::from(value.to_string())
+}
+
+fn respond(status: u16, text: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if status == 408 || status == 413 {
+        // The rest of the body is not waited for.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

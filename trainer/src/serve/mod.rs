@@ -9,12 +9,15 @@
 //! ```
 //! It listens on the loopback interface unless told otherwise, and takes JSON only, which a page in a browser cannot
 //! send to it unasked. One thread owns the model: requests wait for each other, prompts of a request are computed
-//! together.
+//! together. Everything a stranger can send is bounded (`http.rs`); what a client no longer waits for is given up.
 
+mod connections;
 mod engine;
 mod http;
 mod protocol;
+mod queue;
 mod score;
+mod texts;
 
 pub use engine::Engine;
 pub use http::{Server, serve};

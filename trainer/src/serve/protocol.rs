@@ -4,6 +4,7 @@
 //! an option that is ignored gives an answer to another question. `null` stands for a key that was left out, as in
 //! the protocol. A key that occurs twice is refused, because JSON does not say which of the two counts.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::Deserialize;
@@ -14,6 +15,10 @@ use serde_json::{Value, json};
 pub(super) const MAX_TOKENS: usize = 1 << 17;
 /// Most tokens of all prompts of a request, padding counted.
 pub(super) const MAX_TOKENS_TOGETHER: usize = 1 << 20;
+/// Most prompts of a request that scores them.
+pub(super) const MAX_PROMPTS: usize = 4096;
+/// Most prompts of a request that goes on from them: each has a state of its own.
+pub(super) const MAX_GENERATED: usize = 64;
 /// Most likely tokens that can be asked for at each place.
 pub(super) const MAX_LIKELY: usize = 100;
 /// Most texts that end a completion.
@@ -146,10 +151,9 @@ impl Body {
     fn parse(body: &[u8]) -> Result<Self, String> {
         let Members(members) = serde_json::from_slice(body)
             .map_err(|error| format!("the body is not the JSON that was expected: {error}"))?;
-        for (index, (key, _)) in members.iter().enumerate() {
-            if members[..index].iter().any(|(other, _)| other == key) {
-                return Err(format!("`{key}`: expected once, found twice"));
-            }
+        let mut seen = HashSet::new();
+        if let Some((key, _)) = members.iter().find(|(key, _)| !seen.insert(key.as_str())) {
+            return Err(format!("`{}`: expected once, found twice", shown(key)));
         }
         Ok(Self(members.into_iter().filter(|(_, value)| !value.is_null()).collect()))
     }

@@ -5,11 +5,13 @@
 
 use tch::{Kind, Tensor};
 
-use crate::error::Result;
-use crate::model::Model;
+use crate::error::{Result, TrainError};
+use crate::model::{Model, PIECE};
 
 /// Positions whose logits exist at a time: at 50,304 tokens, 100 MB.
 const POSITIONS: i64 = 512;
+/// Logits that exist at a time, where the vocabulary is larger.
+const LOGITS: i64 = 1 << 26;
 
 /// What the model makes of one sequence.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -24,38 +26,87 @@ pub struct Score {
     pub best_log: Vec<f32>,
 }
 
-/// Scores sequences together, padded at their ends (a causal model does not see what comes later), with the `likely`
-/// most likely tokens at each place (at least 1).
+/// Tokens of a forward pass, padding counted: what a request takes in memory beside its states does not grow with it.
+const TOKENS: usize = 2 * PIECE;
+
+/// Scores sequences, several at a time, padded at their ends (a causal model does not see what comes later), with the
+/// `likely` most likely tokens at each place (at least 1). A sequence longer than a piece goes on from its state.
 ///
 /// # Errors
-/// When libtorch fails.
-pub fn score(model: &Model, sequences: &[Vec<i64>], likely: usize) -> Result<Vec<Score>> {
-    let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
-    if longest == 0 {
-        return Ok(sequences.iter().map(|_| Score::default()).collect());
+/// When libtorch fails; [`TrainError::GivenUp`] when `wanted`, which is asked before each piece, says no.
+pub fn score(
+    model: &Model,
+    sequences: &[Vec<i64>],
+    likely: usize,
+    wanted: &dyn Fn() -> bool,
+) -> Result<Vec<Score>> {
+    let mut scores = Vec::with_capacity(sequences.len());
+    let mut rest = sequences;
+    while let Some(first) = rest.first() {
+        // As many as fit with their padding, and at least one.
+        let (mut count, mut longest) = (1, first.len());
+        while let Some(next) = rest.get(count) {
+            let padded = longest.max(next.len());
+            if padded * (count + 1) > TOKENS {
+                break;
+            }
+            (count, longest) = (count + 1, padded);
+        }
+        let (together, later) = rest.split_at(count);
+        scores.extend(score_together(model, together, longest, likely, wanted)?);
+        rest = later;
     }
-    let padded: Vec<i64> = sequences
-        .iter()
-        .flat_map(|ids| ids.iter().copied().chain(std::iter::repeat_n(0, longest - ids.len())))
-        .collect();
-    let shape = [signed(sequences.len()), signed(longest)];
+    Ok(scores)
+}
+
+fn score_together(
+    model: &Model,
+    sequences: &[Vec<i64>],
+    longest: usize,
+    likely: usize,
+    wanted: &dyn Fn() -> bool,
+) -> Result<Vec<Score>> {
+    let mut scores: Vec<Score> = sequences.iter().map(|_| Score::default()).collect();
     tch::no_grad(|| {
-        let tokens_BT =
-            Tensor::f_from_slice(&padded)?.f_view(shape)?.f_to_device(model.placement().device)?;
-        let (hidden_BTC, _) = model.forward(&tokens_BT, None, None)?;
-        let rows = sequences.iter().enumerate();
-        rows.map(|(row, ids)| score_one(model, &hidden_BTC.f_get(signed(row))?, ids, likely)).collect()
+        let mut state = None;
+        for start in (0..longest).step_by(PIECE) {
+            if !wanted() {
+                return Err(TrainError::GivenUp);
+            }
+            let end = (start + PIECE).min(longest);
+            let padded: Vec<i64> = sequences
+                .iter()
+                .flat_map(|ids| (start..end).map(|at| ids.get(at).copied().unwrap_or(0)))
+                .collect();
+            let shape = [signed(sequences.len()), signed(end - start)];
+            let tokens_BT =
+                Tensor::f_from_slice(&padded)?.f_view(shape)?.f_to_device(model.placement().device)?;
+            let (hidden_BTC, next) = model.forward(&tokens_BT, state.as_ref(), None)?;
+            state = (end < longest).then_some(next);
+            for (row, (ids, score)) in sequences.iter().zip(&mut scores).enumerate() {
+                score_piece(model, &hidden_BTC.f_get(signed(row))?, ids, start, likely, score)?;
+            }
+        }
+        Ok(scores)
     })
 }
 
-fn score_one(model: &Model, hidden_TC: &Tensor, ids: &[i64], likely: usize) -> Result<Score> {
-    let mut score = Score::default();
-    let likely =
-        signed(likely.max(1)).min(signed(usize::try_from(model.config().vocabulary_size()).unwrap_or(1)));
-    let length = signed(ids.len());
+/// Adds what hidden values of the places from `piece` on say of the tokens after them.
+fn score_piece(
+    model: &Model,
+    hidden_TC: &Tensor,
+    ids: &[i64],
+    piece: usize,
+    likely: usize,
+    score: &mut Score,
+) -> Result<()> {
+    let vocabulary = signed(usize::try_from(model.config().vocabulary_size()).unwrap_or(1));
+    let likely = signed(likely.max(1)).min(vocabulary);
+    let positions = (LOGITS / vocabulary).clamp(1, POSITIONS);
+    let length = signed(ids.len().saturating_sub(piece)).min(hidden_TC.size()[0]);
     let mut start = 0;
     while start < length {
-        let size = POSITIONS.min(length - start);
+        let size = positions.min(length - start);
         let logits_TV = model.logits(&hidden_TC.f_narrow(0, start, size)?)?.f_to_kind(Kind::Float)?;
         let logs_TV = logits_TV.f_log_softmax(-1, Kind::Float)?;
         // By logits: rounding makes equal logarithms of unequal logits.
@@ -63,25 +114,33 @@ fn score_one(model: &Model, hidden_TC: &Tensor, ids: &[i64], likely: usize) -> R
         let values = logs_TV.f_gather(-1, &indices, false)?;
         let best_T1 = logits_TV.f_argmax(-1, true)?;
         let best_log_T1 = logs_TV.f_gather(-1, &best_T1, false)?;
-        score.best.extend(Vec::<i64>::try_from(best_T1.f_to_device(tch::Device::Cpu)?.f_reshape([-1])?)?);
-        score
-            .best_log
-            .extend(Vec::<f32>::try_from(best_log_T1.f_to_device(tch::Device::Cpu)?.f_reshape([-1])?)?);
-        let values = Vec::<f32>::try_from(values.f_to_device(tch::Device::Cpu)?.f_reshape([-1])?)?;
-        let indices = Vec::<i64>::try_from(indices.f_to_device(tch::Device::Cpu)?.f_reshape([-1])?)?;
+        score.best.extend(numbers::<i64>(&best_T1)?);
+        score.best_log.extend(numbers::<f32>(&best_log_T1)?);
+        let (values, indices) = (numbers::<f32>(&values)?, numbers::<i64>(&indices)?);
         let width = usize::try_from(likely).unwrap_or(1);
         for (values, indices) in values.chunks(width).zip(indices.chunks(width)) {
             score.likely.push(indices.iter().copied().zip(values.iter().copied()).collect());
         }
         // The place at t predicts the token at t + 1; after the last one nothing follows.
+        let first = piece + usize::try_from(start).unwrap_or(0);
         let targets: Vec<i64> =
-            (start..start + size).filter_map(|t| ids.get(usize::try_from(t).ok()? + 1).copied()).collect();
-        let targets_T1 = Tensor::f_from_slice(&targets)?.f_unsqueeze(1)?.f_to_device(logs_TV.device())?;
-        let picked = logs_TV.f_narrow(0, 0, signed(targets.len()))?.f_gather(1, &targets_T1, false)?;
-        score.tokens.extend(Vec::<f32>::try_from(picked.f_to_device(tch::Device::Cpu)?.f_reshape([-1])?)?);
+            ids.iter().skip(first + 1).take(usize::try_from(size).unwrap_or(0)).copied().collect();
+        if !targets.is_empty() {
+            let targets_T1 = Tensor::f_from_slice(&targets)?.f_unsqueeze(1)?.f_to_device(logs_TV.device())?;
+            let picked = logs_TV.f_narrow(0, 0, signed(targets.len()))?.f_gather(1, &targets_T1, false)?;
+            score.tokens.extend(numbers::<f32>(&picked)?);
+        }
         start += size;
     }
-    Ok(score)
+    Ok(())
+}
+
+/// All numbers of a tensor, row by row.
+fn numbers<T>(tensor: &Tensor) -> Result<Vec<T>>
+where
+    Vec<T>: TryFrom<Tensor, Error = tch::TchError>,
+{
+    Ok(Vec::<T>::try_from(tensor.f_to_device(tch::Device::Cpu)?.f_reshape([-1])?)?)
 }
 
 fn signed(size: usize) -> i64 {

@@ -36,7 +36,7 @@ use crate::environment;
 use crate::error::{Result, TrainError};
 use crate::loader::Shape;
 use crate::metrics::{Progress, RowLog, peak_operations};
-use crate::model::{Model, Placement};
+use crate::model::{Model, Placement, check_sizes};
 use crate::optimizer::AdamW;
 use crate::run::check_finite;
 use crate::signals::Signals;
@@ -59,6 +59,7 @@ pub fn setup(
     let mut opened = open_data(options, device, ranks.world_size())?;
     opened.validation = usable_validation(opened.validation, opened.train.manifest().root, ranks.rank() == 0);
     let agreed = agree(&opened, options, device, ranks)?;
+    check_checkpoint(&opened, options)?;
     let mut built = build(&opened.recipe, device)?;
     let resumed = resume(&opened, options, &mut built, ranks)?;
     if ranks.rank() == 0 {
@@ -216,6 +217,17 @@ fn agree(
     let lock = if ranks.rank() == 0 { Some(prepare_folder(run)?) } else { None };
     ranks.barrier()?;
     Ok(Agreed { micro_batch_rows, lock })
+}
+
+/// Refuses to go on from a checkpoint of another model than the recipe's, before one of the recipe's sizes is made.
+fn check_checkpoint(opened: &Opened, options: &TrainOptions) -> Result<()> {
+    if !options.resume {
+        return Ok(());
+    }
+    let checkpoints = opened.run.join(CHECKPOINTS_NAME);
+    let Some(step) = checkpoint::list(&checkpoints)?.pop() else { return Ok(()) };
+    let file = checkpoint::folder_of(&checkpoints, step).join(MODEL_NAME);
+    check_sizes(&opened.recipe.model, &TensorFile::open(&file)?)
 }
 
 /// The model with first values, and fresh moments.

@@ -19,13 +19,14 @@ unsafe impl Send for Store {}
 unsafe impl Sync for Store {}
 
 impl Store {
-    /// Makes the table in this process and listens on `port` of all addresses; 0: a free port, see
-    /// [`port`](Self::port). It ends when the value is dropped.
+    /// Makes the table in this process and listens on `port` of the loopback interface; 0: a free port, see
+    /// [`port`](Self::port). It ends when the value is dropped. It asks nobody who they are, and takes any number of bytes:
+    /// whoever lets other machines reach it has to see to both.
     ///
     /// # Errors
     /// When the port cannot be had.
     pub fn serve(port: u16, prefix: &str, timeout: Duration) -> Result<Self, BridgeError> {
-        Self::open("localhost", port, true, prefix, timeout)
+        Self::open("127.0.0.1", port, true, prefix, timeout)
     }
 
     /// Reaches the table at `host`:`port`, which may still be about to start, within `timeout`. `prefix` goes before

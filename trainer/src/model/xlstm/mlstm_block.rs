@@ -300,7 +300,7 @@ impl Gates {
             InputBias::Zero => zero.clone(),
         };
         let [first, last] = config.forget_gate_bias;
-        let forget_bias = Init::Values(linspace(first, last, config.heads));
+        let forget_bias = builder.values(|| Ok(linspace(first, last, config.heads)))?;
         let mut add = |name: &str, shape: &[i64], init: &Init, trainable: bool| {
             let decay = if name.ends_with("weight") { Decay::Yes } else { Decay::No };
             builder.add_with(format!("{prefix}.{name}"), shape, init, decay, trainable)

@@ -80,7 +80,7 @@ impl SlstmBlock {
         let recurrent_shape = [heads, 4 * (width / heads), width / heads];
         let recurrent_name = name("slstm_cell._recurrent_kernel_");
         let recurrent = builder.add(recurrent_name, &recurrent_shape, &recurrent_init, Decay::No)?;
-        let bias_init = bias_init(model, index);
+        let bias_init = bias_init(builder, model, index)?;
         let bias = builder.add(name("slstm_cell._bias_"), &[4 * width], &bias_init, Decay::No)?;
         let group_norm = norm_weight(builder, name("group_norm.weight"), width)?;
         let feed = signed(model.feed_forward_dim());
@@ -269,6 +269,9 @@ pub(super) fn to_vanilla(
         _ => return Ok(tensor),
     };
     if name.ends_with("_bias_") {
+        if tensor.dim() != 1 {
+            return Ok(tensor);
+        }
         let bias = slstm::canonical_bias(&tensor, heads, SlstmLayout::Cuda)?;
         return Ok(bias.f_contiguous()?.f_view([-1])?);
     }
@@ -287,23 +290,31 @@ fn cell_state(state: &BlockState) -> Result<SlstmState> {
 }
 
 /// First values of the biases in the vanilla layout, `[gate][head][unit]`, gates in the order i, f, z, o.
-fn bias_init(model: &XlstmConfig, index: u64) -> Init {
+fn bias_init(builder: &Builder, model: &XlstmConfig, index: u64) -> Result<Init> {
+    match model.slstm.bias_init {
+        SlstmBias::Zeros => Ok(Init::Constant(0.0)),
+        SlstmBias::Standard => Ok(Init::Uniform((model.embedding_dim as f64).powf(-0.5))),
+        SlstmBias::SmallInit | SlstmBias::PowerlawBlockdependent => {
+            builder.values(|| Ok(forget_biases(model, index)))
+        }
+    }
+}
+
+/// As [`bias_init`], where only the forget gates have one.
+fn forget_biases(model: &XlstmConfig, index: u64) -> Vec<f32> {
     let (heads, d) = (model.slstm.heads, model.embedding_dim);
     let unit = d / heads;
-    let forget = match model.slstm.bias_init {
-        SlstmBias::Zeros => return Init::Constant(0.0),
-        SlstmBias::Standard => return Init::Uniform((d as f64).powf(-0.5)),
-        SlstmBias::SmallInit => linspace(3.0, 6.0, unit),
-        SlstmBias::PowerlawBlockdependent => {
-            let depth = if model.blocks > 1 { index as f64 / (model.blocks - 1) as f64 } else { 0.0 };
-            let last = unit.saturating_sub(1).max(1) as f64;
-            let value = |j: u64| -(-5.0 + 12.0 * (j as f64 / last).powf(0.3 + 1.3 * depth));
-            (0..unit).map(|j| value(j) as f32).collect()
-        }
+    let forget = if model.slstm.bias_init == SlstmBias::SmallInit {
+        linspace(3.0, 6.0, unit)
+    } else {
+        let depth = if model.blocks > 1 { index as f64 / (model.blocks - 1) as f64 } else { 0.0 };
+        let last = unit.saturating_sub(1).max(1) as f64;
+        let value = |j: u64| -(-5.0 + 12.0 * (j as f64 / last).powf(0.3 + 1.3 * depth));
+        (0..unit).map(|j| value(j) as f32).collect()
     };
     let mut values = vec![0.0; 4 * d as usize];
     for (slot, value) in values[d as usize..2 * d as usize].iter_mut().zip(forget.iter().cycle()) {
         *slot = *value;
     }
-    Init::Values(values)
+    values
 }
