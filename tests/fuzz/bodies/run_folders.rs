@@ -39,7 +39,7 @@ pub(crate) fn run(data: &[u8]) {
     fs_err::write(file, content).expect("written");
     let _ = load_model(&run, None, Placement::new(tch::Device::Cpu, Precision::Float32, false));
     let _ = RunView::load(&run);
-    let _ = chain::chain(&run, None);
+    let _ = chain::chain(&run, None, &[]);
     let _ = plot::curve(&run).map(|curve| plot::svg(&[curve]));
     let _ = rows_of_step(&run, 1, None);
     let _ = verify(&run, &Depth::default());
@@ -49,6 +49,10 @@ fn copy(from: &Path, to: &Path) {
     fs_err::create_dir_all(to).expect("made");
     for entry in fs_err::read_dir(from).expect("listed").flatten() {
         let (path, target) = (entry.path(), to.join(entry.file_name()));
-        if path.is_dir() { copy(&path, &target) } else { drop(fs_err::copy(path, target).expect("copied")) }
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs_err::copy(path, target).expect("copied");
+        }
     }
 }

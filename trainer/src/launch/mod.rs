@@ -161,7 +161,7 @@ fn open_store(place: &Place, timeout: Duration) -> Result<Store> {
 
 /// What proves that a process belongs to the run; `None` where a launcher of others holds the store, and asks nobody.
 fn secret(place: &Place) -> Result<Option<Secret>> {
-    let ours = variable(local::MARK).is_some();
+    let ours = variable(environment::MARK).is_some();
     if place.launcher_holds_store && !ours {
         return Ok(None);
     }
