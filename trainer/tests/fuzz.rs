@@ -42,7 +42,7 @@ fn small(architecture: &str) -> ModelConfig {
 #[test]
 fn checkpoints_of_every_architecture() {
     for architecture in ModelConfig::ARCHITECTURES {
-        let count = if *architecture == "xlstm" { 4000 } else { 500 };
+        let count = if *architecture == "xlstm" { 1500 } else { 150 };
         alter_and_run(&[exported(&small(architecture))], count, checkpoints::run);
     }
 }
@@ -95,7 +95,7 @@ fn folders_of_runs() {
             data
         })
         .collect();
-    alter_and_run(&seeds, 400, run_folders::run);
+    alter_and_run(&seeds, 150, run_folders::run);
 }
 
 /// A run of one step, as training leaves it, without its data.
