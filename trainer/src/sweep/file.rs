@@ -18,6 +18,7 @@ macro_rules! include_sweeps {
 /// Sweeps that come with the program: name and text.
 const BUILTIN: &[(&str, &str)] = include_sweeps!(
     "parity-small",
+    "parity-half-small",
     "formal-languages",
     "formal-languages-small",
     "mqar-1",
