@@ -184,7 +184,7 @@ pub(super) fn write_speed(page: &mut Page, runs: &[RunView]) {
             Cell::of(middle(|line| line.flop_utilization), share),
             Cell::of(middle(|line| line.data_wait_share), share),
             Cell::of(memory, |memory| Cell::number(memory as f64, &bytes(memory))),
-            Cell::number(run.seconds, &duration(run.seconds)),
+            Cell::of(run.seconds, |seconds| Cell::number(seconds, &duration(seconds))),
         ]);
     }
     page.table(&table);

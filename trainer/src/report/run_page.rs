@@ -73,7 +73,7 @@ fn head(page: &mut Page, runs: &[RunView]) {
             Cell::number(tokens, &label(tokens)),
             Cell::of(loss, |loss| linked(Cell::decimals(loss, 4))),
             Cell::of(loss, |loss| linked(Cell::decimals(loss.exp(), 2))),
-            Cell::number(run.seconds, &duration(run.seconds)),
+            Cell::of(run.seconds, |seconds| Cell::number(seconds, &duration(seconds))),
             Cell::code(&format!("{}…", &root[..12])),
         ]);
     }
@@ -103,8 +103,8 @@ fn verdict(page: &mut Page, several: bool, run: &RunView) {
         ),
         None => "There is no validation figure.".to_owned(),
     };
-    if let Some(line) = run.figure().filter(|line| line.rows < line.rows_of_split) {
-        let (rows, of) = (line.rows.unwrap_or(0), line.rows_of_split.unwrap_or(0));
+    let rows = run.figure().and_then(|line| line.rows.zip(line.rows_of_split));
+    if let Some((rows, of)) = rows.filter(|(rows, of)| rows < of) {
         sentence.push_str(&format!(" Measured on the first {} of {} rows.", count(rows), count(of)));
     }
     let name = if several { format!("{}: ", run.name) } else { String::new() };

@@ -29,7 +29,7 @@ pub struct RunView {
     /// The last line of each validation.
     pub validations: BTreeMap<u64, Line>,
     /// Seconds from the start of each session to its last line, together.
-    pub seconds: f64,
+    pub seconds: Option<f64>,
     /// Checkpoints that are there, ascending.
     pub checkpoints: Vec<State>,
     /// The training split.
@@ -159,8 +159,8 @@ impl RunView {
     }
 }
 
-/// Time from each session's start to its last line, summed.
-fn seconds(lines: &[Line]) -> f64 {
+/// Time from each session's start to its last line, summed; `None` where nothing was logged after a start.
+fn seconds(lines: &[Line]) -> Option<f64> {
     let (mut total, mut start, mut last) = (0.0, None, 0.0);
     for line in lines {
         if line.kind == "session" {
@@ -169,7 +169,8 @@ fn seconds(lines: &[Line]) -> f64 {
         }
         last = line.time;
     }
-    total + start.map_or(0.0, |start| last - start)
+    let total = total + start.map_or(0.0, |start| last - start);
+    (total > 0.0).then_some(total)
 }
 
 /// The value in the middle; `None` of nothing.
@@ -188,8 +189,9 @@ mod tests {
         let line = |kind: &str, time| Line { kind: kind.into(), time, ..Line::default() };
         let lines =
             [line("session", 10.0), line("train", 14.0), line("session", 100.0), line("train", 103.0)];
-        assert_eq!(seconds(&lines), 7.0);
-        assert_eq!(seconds(&lines[..1]), 0.0);
+        assert_eq!(seconds(&lines), Some(7.0));
+        assert_eq!(seconds(&lines[..1]), None, "no time stands on nothing");
+        assert_eq!(seconds(&[]), None);
         assert_eq!(median([3.0, 1.0, f64::NAN, 2.0].into_iter()), Some(2.0));
         assert_eq!(median(std::iter::empty()), None);
     }

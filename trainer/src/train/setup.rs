@@ -219,15 +219,17 @@ fn agree(
     Ok(Agreed { micro_batch_rows, lock })
 }
 
-/// Refuses to go on from a checkpoint of another model than the recipe's, before one of the recipe's sizes is made.
+/// Refuses to go on from a checkpoint that was altered, or of another model than the recipe's, before one of the recipe's
+/// sizes is made.
 fn check_checkpoint(opened: &Opened, options: &TrainOptions) -> Result<()> {
     if !options.resume {
         return Ok(());
     }
     let checkpoints = opened.run.join(CHECKPOINTS_NAME);
     let Some(step) = checkpoint::list(&checkpoints)?.pop() else { return Ok(()) };
-    let file = checkpoint::folder_of(&checkpoints, step).join(MODEL_NAME);
-    check_sizes(&opened.recipe.model, &TensorFile::open(&file)?)
+    let folder = checkpoint::folder_of(&checkpoints, step);
+    checkpoint::verify(&folder, &checkpoint::open(&folder)?)?;
+    check_sizes(&opened.recipe.model, &TensorFile::open(&folder.join(MODEL_NAME))?)
 }
 
 /// The model with first values, and fresh moments.
@@ -411,12 +413,12 @@ fn prepare_folder(run: &Path) -> Result<FolderLock> {
     Ok(lock)
 }
 
-/// Loads the newest checkpoint; there may be none yet.
+/// Loads the newest checkpoint, which was checked before; there may be none yet.
 fn load_newest(checkpoints: &Path, model: &Model, optimizer: &mut AdamW, order: &Order) -> Result<Resumed> {
     let Some(step) = checkpoint::list(checkpoints)?.pop() else { return Ok(Resumed::default()) };
     let folder = checkpoint::folder_of(checkpoints, step);
+    // Its bytes were compared with their digests in `check_checkpoint`.
     let state = checkpoint::open(&folder)?;
-    checkpoint::verify(&folder, &state)?;
     if state.train_root != order.root {
         let hint = "this checkpoint belongs to another run: give the run its own folder back";
         let (expected, found) = (format!("root {}", order.root), format!("root {}", state.train_root));

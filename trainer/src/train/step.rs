@@ -59,7 +59,7 @@ impl Trainer {
         self.log_rows(launched.step, &batch)?;
         self.recording.launch(&batch, launched)?;
         self.optimizer.count_update();
-        self.advance(launched, loader);
+        self.advance(launched, (batch.inputs.len(), batch.rows.len()), loader);
         if self.recording.is_full() || self.is_logged(launched.step) {
             self.settle()?;
         }
@@ -88,6 +88,7 @@ impl Trainer {
         self.optimizer.begin_step(world > 1)?;
         let device = self.model.placement().device;
         let total = Tensor::f_zeros([], (Kind::Double, device))?;
+        let (mut positions, mut rows_done) = (0, 0);
         for round in 0..rounds {
             if first.is_none() && self.any_flags()? & flags::STOP != 0 {
                 return Ok(StepEnd::Stop);
@@ -100,6 +101,8 @@ impl Trainer {
                 None => loader.next_batch()?,
             };
             self.log_rows(launched.step, &batch)?;
+            positions += batch.inputs.len();
+            rows_done += batch.rows.len();
             let (inputs, targets, resets) = batch.tensors(device)?;
             let count = batch.target_count();
             let output = self.model.loss_with_count(&inputs, &targets, resets.as_ref(), count)?;
@@ -116,7 +119,7 @@ impl Trainer {
         } else {
             self.update_on_cpu(launched, &total)?
         };
-        self.advance(launched, loader);
+        self.advance(launched, (positions, rows_done), loader);
         self.recording.count_eager();
         self.log(launched, numbers)?;
         Ok(StepEnd::Done)
@@ -156,8 +159,13 @@ impl Trainer {
         Launched { step, learning_rate: self.recipe.learning_rate(step), tokens }
     }
 
-    fn advance(&mut self, launched: Launched, loader: &mut Loader) {
-        self.report.count(launched.tokens - self.tokens, loader.take_waited().as_secs_f64());
+    /// Counts a step whose `positions` of this rank's `rows` were computed: batches of examples end behind their last
+    /// target, and a speed counts no position that was cut.
+    fn advance(&mut self, launched: Launched, (positions, rows): (usize, usize), loader: &mut Loader) {
+        let whole = rows as f64 * self.order.row_length as f64;
+        let computed = if whole > 0.0 { positions as f64 / whole } else { 1.0 };
+        let tokens = (launched.tokens - self.tokens) as f64 * computed.min(1.0);
+        self.report.count(tokens.round() as u64, loader.take_waited().as_secs_f64());
         (self.step, self.tokens) = (launched.step, launched.tokens);
     }
 

@@ -101,7 +101,8 @@ impl Trainer {
             if self.step > 0 { format!("\nfrom             step {}", self.step) } else { String::new() };
         let world = self.communicator.world_size();
         let ranks = if world > 1 { format!("\nranks            {world}") } else { String::new() };
-        let steps = format!("\nsteps            {}", self.recording);
+        let on_gpu = matches!(self.model.placement().device, tch::Device::Cuda(_));
+        let steps = if on_gpu { format!("\nsteps            {}", self.recording) } else { String::new() };
         Ok(format!("{plan}{ranks}{steps}\nrun              {}{from}", printable::path(&self.run)))
     }
 

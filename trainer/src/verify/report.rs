@@ -303,7 +303,8 @@ fn contradictions(report: &Report) -> Vec<String> {
             wrong.same("correct targets over all lengths", correct as f64, results.total.correct as f64);
             for place in &results.positions {
                 let name = format!("accuracy at position {}", place.name());
-                wrong.same(&name, place.correct as f64 / place.targets.max(1) as f64, place.accuracy);
+                let share = wrong.mean(&name, place.correct as f64, place.targets);
+                wrong.same(&name, share, place.accuracy);
             }
             if !results.positions.is_empty() {
                 let correct: u64 = results.positions.iter().map(|place| place.correct).sum();

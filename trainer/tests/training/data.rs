@@ -215,3 +215,21 @@ fn examples_go_from_a_file_to_a_figure() {
     let error = fail(&mut train_toy("cut-examples", &["training.context_length=2"]), 1);
     assert!(error.contains("training.context_length") && error.contains("never cut"), "{error}");
 }
+
+/// The address space is what is limited, so that the test takes no memory and no GPU.
+#[test]
+fn too_little_memory_is_an_error_that_names_what_to_lower() {
+    let fixture = Fixture::new();
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -v 2500000; exec \"$@\"", "sh"]).arg(env!("CARGO_BIN_EXE_xlstm-train"));
+    command.arg("--manifest").arg(&fixture.train).arg("--recipe").arg(&fixture.recipe);
+    command.arg("--out").arg(fixture.path("large")).args(["--device", "cpu", "--threads", "1"]);
+    command.args(["--set", "model.embedding_dim=2048", "--set", "model.blocks=6"]);
+    let error = fail(&mut command, 1);
+    for part in ["not enough memory", "training.micro_batch_rows", "choose a smaller recipe"] {
+        assert!(error.contains(part), "`{part}` is not in {error}");
+    }
+    for part in ["frame #", "panicked", "c10::"] {
+        assert!(!error.contains(part), "`{part}` is in {error}");
+    }
+}
