@@ -41,7 +41,7 @@ row() { # name, then one result a program
   printf '| %s |' "$name"; printf ' %s |' "$@"; printf '\n'
 }
 
-printf '| case |'; for program in "$@"; do printf ' %s |' "$(basename "$program")"; done; printf '\n|---|'
+number=0; printf '| case |'; for program in "$@"; do number=$((number + 1)); printf ' %s %s |' "$number" "$(basename "$program")"; done; printf '\n|---|'
 for _ in "$@"; do printf -- '---|'; done; printf '\n'
 
 prepare_case() { # name, folder

@@ -271,6 +271,76 @@ fn millis(seed: u64) -> i64 {
 }
 
 fn kinds() -> Vec<Kind> {
+    [numbers(), moments(), others()].into_iter().flatten().collect()
+}
+
+/// Whole numbers of every width, by both of the format's names.
+fn numbers() -> Vec<Kind> {
+    let kind = |declaration, write, text| Kind { declaration, write, text };
+    vec![
+        kind("INT32 x (INT_8)", write!(Int32Type, |s| i32::from(s as i8)), |s| (s as i8).to_string()),
+        kind("INT32 x (INT_16)", write!(Int32Type, |s| i32::from(s as i16)), |s| (s as i16).to_string()),
+        kind("INT32 x (INTEGER(16,true))", write!(Int32Type, |s| i32::from(s as i16)), |s| {
+            (s as i16).to_string()
+        }),
+        kind("INT32 x (INT_32)", write!(Int32Type, |s| s as i32), |s| (s as i32).to_string()),
+        kind("INT32 x (INTEGER(32,true))", write!(Int32Type, |s| s as i32), |s| (s as i32).to_string()),
+        kind("INT32 x (UINT_8)", write!(Int32Type, |s| i32::from(s as u8)), |s| (s as u8).to_string()),
+        kind("INT32 x (INTEGER(8,false))", write!(Int32Type, |s| i32::from(s as u8)), |s| {
+            (s as u8).to_string()
+        }),
+        kind("INT32 x (UINT_16)", write!(Int32Type, |s| i32::from(s as u16)), |s| (s as u16).to_string()),
+        kind("INT64 x (INT_64)", write!(Int64Type, |s: u64| s.cast_signed()), |s| {
+            s.cast_signed().to_string()
+        }),
+        kind("INT64 x (INTEGER(64,true))", write!(Int64Type, |s: u64| s.cast_signed()), |s| {
+            s.cast_signed().to_string()
+        }),
+        kind(
+            "FIXED_LEN_BYTE_ARRAY (5) x (DECIMAL(11,3))",
+            write!(FixedLenByteArrayType, |s| fixed(&(spread(s) % 100_000_000_000).to_be_bytes()[3..])),
+            |s| by_hand(i128::from(spread(s) % 100_000_000_000), 3),
+        ),
+        kind(
+            "BYTE_ARRAY x (DECIMAL(20,7))",
+            write!(ByteArrayType, |s| ByteArray::from(spread(s).to_be_bytes().to_vec())),
+            |s| by_hand(i128::from(spread(s)), 7),
+        ),
+    ]
+}
+
+/// Times and timestamps of every unit, with and without a time zone, by both of the format's names.
+fn moments() -> Vec<Kind> {
+    let kind = |declaration, write, text| Kind { declaration, write, text };
+    let day_of_millis = |s: u64| time_by_hand((s % 86_400_000) as i64, 1000);
+    vec![
+        kind("INT32 x (TIME_MILLIS)", write!(Int32Type, |s| (s % 86_400_000) as i32), day_of_millis),
+        kind("INT32 x (TIME(MILLIS,false))", write!(Int32Type, |s| (s % 86_400_000) as i32), day_of_millis),
+        kind("INT64 x (TIME_MICROS)", write!(Int64Type, |s| (s % 86_400_000_000) as i64), |s| {
+            time_by_hand((s % 86_400_000_000) as i64, 1_000_000)
+        }),
+        kind("INT64 x (TIME(MICROS,true))", write!(Int64Type, |s| (s % 86_400_000_000) as i64), |s| {
+            time_by_hand((s % 86_400_000_000) as i64, 1_000_000)
+        }),
+        kind("INT64 x (TIME(NANOS,false))", write!(Int64Type, |s| (s % 86_400_000_000_000) as i64), |s| {
+            time_by_hand((s % 86_400_000_000_000) as i64, 1_000_000_000)
+        }),
+        kind("INT64 x (TIMESTAMP_MICROS)", write!(Int64Type, |s| millis(s) * 1000 + 3), |s| {
+            moment_by_hand(millis(s) * 1000 + 3, 1_000_000, "Z")
+        }),
+        kind("INT64 x (TIMESTAMP(MICROS,true))", write!(Int64Type, |s| millis(s) * 1000 + 5), |s| {
+            moment_by_hand(millis(s) * 1000 + 5, 1_000_000, "Z")
+        }),
+        kind("INT64 x (TIMESTAMP(MILLIS,false))", write!(Int64Type, millis), |s| {
+            moment_by_hand(millis(s), 1000, "")
+        }),
+        kind("INT64 x (TIMESTAMP(NANOS,false))", write!(Int64Type, spread), |s| {
+            moment_by_hand(spread(s), 1_000_000_000, "")
+        }),
+    ]
+}
+
+fn others() -> Vec<Kind> {
     let kind = |declaration, write, text| Kind { declaration, write, text };
     vec![
         kind("BOOLEAN x", write!(BoolType, |seed: u64| seed % 2 == 1), |s| (s % 2 == 1).to_string()),
@@ -441,6 +511,7 @@ fn values_of_all_types_are_what_the_format_says() {
             })
             .collect();
         let path = one_column(&folder, kind.declaration, |column| (kind.write)(column, &seeds), seeds.len());
+        let before = values;
         for (step, &seed) in read(&path, &fields).iter().zip(&seeds) {
             let Entry::Record(record) = step else { panic!("{}: {step:?}", kind.declaration) };
             assert_eq!(
@@ -451,6 +522,7 @@ fn values_of_all_types_are_what_the_format_says() {
             );
             values += 1;
         }
+        assert_eq!(values - before, seeds.len(), "{}: every value is read", kind.declaration);
     }
     assert!(values >= 10_000, "{values}");
     for (declaration, name) in [
