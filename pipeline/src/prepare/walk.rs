@@ -210,7 +210,7 @@ fn below(given: &Path, folder: &Path) -> anyhow::Result<(Files, Option<String>)>
     let shown = printable::path(given);
     if is_written_by_us(folder) {
         return Err(refuse(format!(
-            "`{shown}` is a prepared split or a run of training: its files are no inputs; name the files that are"
+            "`{shown}` is a prepared split, a run of training or a report: its files are no inputs; name the files that are"
         )));
     }
     let passed = RefCell::new(PassedOver::default());
@@ -267,7 +267,15 @@ fn is_wanted(entry: &DirEntry, root: &Path, passed: &RefCell<PassedOver>) -> boo
     true
 }
 
-/// Whether a folder is a split, finished or not, or a run of training.
+/// Files that say by their `format` whose folder they lie in: splits, runs, reports of evaluations, tables of sweeps.
+const OWN: [(&str, &str); 4] = [
+    (MANIFEST_NAME, FORMAT),
+    (RUN_NAME, RUN_FORMAT),
+    ("report.json", "xlstm-evaluation"),
+    ("results.json", "xlstm-sweep"),
+];
+
+/// Whether a folder is a split, finished or not, a run of training, a report or a sweep.
 fn is_written_by_us(folder: &Path) -> bool {
     #[derive(serde::Deserialize)]
     struct Header {
@@ -282,8 +290,7 @@ fn is_written_by_us(folder: &Path) -> bool {
                 .is_some_and(|header| header.format == format)
     };
     folder.join(WORK_FOLDER).join("journal.jsonl").is_file()
-        || is(MANIFEST_NAME, FORMAT)
-        || is(RUN_NAME, RUN_FORMAT)
+        || OWN.iter().any(|(name, format)| is(name, format))
 }
 
 pub(super) fn cannot_walk(shown: &str, error: &walkdir::Error) -> anyhow::Error {

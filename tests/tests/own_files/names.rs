@@ -102,6 +102,15 @@ fn a_folder_with_its_own_output_is_the_same_input_again() {
     assert!(here(".", &[]).success().contains("was finished before"));
     assert_same_files(&place.input().join("out/train"), &place.input().join("other/train"));
     assert_same_files(&place.input().join("out/train"), &place.input().join("train"));
+    // A report of an evaluation, whose words are no text to learn from.
+    let report = place.input().join("evaluation");
+    fs_err::create_dir(&report).unwrap();
+    fs_err::write(report.join("report.json"), r#"{"format": "xlstm-evaluation", "version": 1}"#).unwrap();
+    fs_err::write(report.join("report.md"), "# perplexity").unwrap();
+    let ran = here("another", &[]);
+    assert_says(&ran.stderr, &["`evaluation`"]);
+    ran.success();
+    assert_same_files(&place.input().join("out/train"), &place.input().join("another/train"));
     let named = Place::new(&[]);
     let error = named.prepare_from(&place.input().join("out/train"), &[]).failure(1);
     assert_says(&error, &["is a prepared split", "no inputs"]);
