@@ -5,6 +5,7 @@
 mod archives;
 mod json_lines;
 mod parquet_rows;
+mod parquet_types;
 
 use std::path::{Path, PathBuf};
 
