@@ -10,7 +10,7 @@ use super::digest::DeclaredDigest;
 /// A file as its listing declares it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteFile {
-    /// Path inside the repository, `/`-separated; from [`Hub::list`] it is known to stay inside a folder.
+    /// Path inside the repository, `/`-separated; from [`super::Hub::list`] it is known to stay inside a folder.
     pub path: String,
     /// Bytes.
     pub size: u64,

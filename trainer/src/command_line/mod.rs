@@ -103,7 +103,7 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 /// Writes a value to stdout as one line of JSON that means the same in a terminal.
 ///
 /// # Errors
-/// As [`print`], and when the value has no JSON form.
+/// As [`print()`], and when the value has no JSON form.
 pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&format!("{}\n", printable::json(&serde_json::to_string(value)?)))
 }
