@@ -19,6 +19,12 @@ const NAME: &str = "projected_cross_entropy (CUDA)";
 /// Bytes of a chunk's logits.
 const CHUNK_BYTES: i64 = 768 << 20;
 
+/// Whether [`projected_cross_entropy`] has a kernel for a vocabulary of this size: a multiple of 8.
+#[must_use]
+pub fn cross_entropy_fits(vocabulary: i64) -> bool {
+    vocabulary % 8 == 0
+}
+
 /// Mean cross-entropy over `count` targets of `softmax(hidden_ND · weight_VDᵀ)`, hidden bf16, weight fp32 (rounded to
 /// bf16 for the products), targets Int64. A target of `ignore` counts for nothing; one outside the vocabulary makes
 /// the loss NaN. Gradients of `loss` flow to both; nothing waits for the card.

@@ -31,7 +31,7 @@ mod stream;
 mod supports;
 mod wrapped;
 
-pub use cross_entropy::projected_cross_entropy;
+pub use cross_entropy::{cross_entropy_fits, projected_cross_entropy};
 pub use inner::{InnerInput, InnerOutput, InnerState, gate_weights, inner_fits, mlstm_inner};
 pub use mlstm::mlstm;
 pub(crate) use precise::mlstm as mlstm_precise;

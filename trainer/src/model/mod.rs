@@ -301,11 +301,13 @@ impl Model {
         self.cross_entropy(&hidden_NC, &targets_BT.f_reshape([-1])?, count)
     }
 
-    /// Whether the loss is computed by the fused kernel, whose count of targets is fixed when a step is recorded.
+    /// Whether the loss is computed by the fused kernel, whose count of targets is fixed when a step is recorded: in bf16 on
+    /// a GPU, for the sizes that it has.
     #[must_use]
     pub fn has_fused_loss(&self) -> bool {
         let Placement { device, kind, products, .. } = self.placement;
-        cuda::enabled(device) && kind == Kind::Float && products == Some(Kind::BFloat16)
+        let fits = cuda::cross_entropy_fits(signed(self.config.vocabulary_size()));
+        fits && cuda::enabled(device) && kind == Kind::Float && products == Some(Kind::BFloat16)
     }
 
     /// Cross-entropy of targets after hidden values, `(N, C)`, by the output projection.

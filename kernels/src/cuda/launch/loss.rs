@@ -5,7 +5,7 @@ use xlstm_bridge::BoxError;
 use xlstm_cuda::Specialisation;
 use xlstm_cuda::layers::{CrossEntropyParameters, GeluParameters};
 
-use super::super::{Card, address, expect, make};
+use super::super::{Card, address, cross_entropy_fits, expect, make};
 use super::{any_head, dense, expect_same, int};
 
 /// `GELU(g) ⊙ u` of `(g, u)` side by side, `(N, 2 F)`; with a gradient of the result, its gradient instead.
@@ -62,7 +62,7 @@ pub fn cross_entropy(
         && losses.kind() == Kind::Float
         && [targets.size(), losses.size()].iter().all(|size| *size == [rows])
         && [logits, targets, losses].iter().all(|tensor| tensor.is_contiguous())
-        && vocabulary % 8 == 0;
+        && cross_entropy_fits(vocabulary);
     if !fits {
         return Err(format!("cross-entropy: expected a vocabulary of a multiple of 8, a target and a loss for each row, found {:?}", logits.size()).into());
     }

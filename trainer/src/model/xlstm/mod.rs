@@ -72,7 +72,7 @@ impl Network for XlstmConfig {
         if !cuda::stream_fits(width) {
             return Ok(Some(format!("model.embedding_dim = {width} has no fused kernel")));
         }
-        if !self.vocabulary_size.is_multiple_of(8) {
+        if !cuda::cross_entropy_fits(signed(self.vocabulary_size)) {
             return Ok(Some(format!("model.vocabulary_size = {} is no multiple of 8", self.vocabulary_size)));
         }
         if matrix && !mlstm_is_fused(self) {
