@@ -9,7 +9,7 @@
 //! (module `arrow_layout`).
 
 use std::collections::HashMap;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +26,7 @@ use crate::arrow_layout;
 use crate::atomic::{AtomicFile, Written};
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
+use crate::hashing_writer::HashingWriter;
 use crate::mapped::Mapped;
 use crate::merkle::Leaves;
 
@@ -48,9 +49,59 @@ fn arrow_error(path: &Path, error: &ArrowError) -> Error {
     Error::damaged(path, "a readable Arrow IPC file", error.to_string())
 }
 
+/// Where an Arrow file's bytes go.
+enum Output {
+    File(AtomicFile),
+    /// Nowhere: they are only counted and digested.
+    Nowhere(HashingWriter<io::Sink>),
+}
+
+impl Output {
+    fn begin_leaves(&mut self, leaves: Leaves) {
+        match self {
+            Self::File(file) => file.begin_leaves(leaves),
+            Self::Nowhere(bytes) => bytes.begin_leaves(leaves),
+        }
+    }
+
+    fn end_leaves(&mut self) -> Vec<Sha256Digest> {
+        match self {
+            Self::File(file) => file.end_leaves(),
+            Self::Nowhere(bytes) => bytes.end_leaves(),
+        }
+    }
+
+    fn finish(mut self) -> Result<Written> {
+        self.flush()?;
+        match self {
+            Self::File(file) => file.commit(),
+            Self::Nowhere(bytes) => {
+                let (_, size, sha256) = bytes.finish();
+                Ok(Written { size, sha256 })
+            }
+        }
+    }
+}
+
+impl io::Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file) => file.write(bytes),
+            Self::Nowhere(nowhere) => nowhere.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.flush(),
+            Self::Nowhere(nowhere) => nowhere.flush(),
+        }
+    }
+}
+
 /// Writes one Arrow file, whole or not at all.
 pub struct ArrowWriter {
-    writer: FileWriter<AtomicFile>,
+    writer: FileWriter<Output>,
     path: PathBuf,
 }
 
@@ -60,8 +111,16 @@ impl ArrowWriter {
     /// # Errors
     /// When the temporary file cannot be created.
     pub fn create(path: &Path, schema: &Schema) -> Result<Self> {
-        let file = AtomicFile::create(path)?;
-        let writer = FileWriter::try_new_with_options(file, schema, IpcWriteOptions::default())
+        Self::over(Output::File(AtomicFile::create(path)?), path, schema)
+    }
+
+    /// Counts and digests what would be written to `path`, and writes nothing.
+    pub(crate) fn digest_only(path: &Path, schema: &Schema) -> Result<Self> {
+        Self::over(Output::Nowhere(HashingWriter::new(io::sink())), path, schema)
+    }
+
+    fn over(output: Output, path: &Path, schema: &Schema) -> Result<Self> {
+        let writer = FileWriter::try_new_with_options(output, schema, IpcWriteOptions::default())
             .map_err(|error| write_error(path, error))?;
         Ok(Self { writer, path: path.into() })
     }
@@ -91,9 +150,7 @@ impl ArrowWriter {
     /// As [`AtomicFile::commit`].
     pub fn finish(self) -> Result<Written> {
         let path = self.path;
-        let mut file = self.writer.into_inner().map_err(|error| write_error(&path, error))?;
-        file.flush()?;
-        file.commit()
+        self.writer.into_inner().map_err(|error| write_error(&path, error))?.finish()
     }
 }
 

@@ -18,17 +18,17 @@ use std::sync::Arc;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt16Type;
 use arrow_array::{Array, FixedSizeListArray, RecordBatch, UInt16Array};
-use arrow_buffer::{NullBuffer, ScalarBuffer};
+use arrow_buffer::{BooleanBufferBuilder, Buffer, NullBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, SchemaRef};
 
 use crate::arrow_file::{self, ArrowFile, ArrowWriter, RowStarts, Unpacked};
 use crate::atomic::Written;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
-use crate::merkle;
+use crate::merkle::{self, Leaves};
 
 /// Rows in a record batch.
-const BATCH_ROWS: usize = 256;
+pub const BATCH_ROWS: usize = 256;
 
 fn item(nullable: bool) -> Arc<Field> {
     Arc::new(Field::new("item", DataType::UInt16, nullable))
@@ -44,6 +44,16 @@ pub fn schema(row_length: u16) -> SchemaRef {
         Field::new("length", DataType::UInt16, false),
     ];
     arrow_file::schema("examples", fields)
+}
+
+/// Targets as they are stored: 0 where there is none.
+fn values(targets: &[Option<u16>]) -> impl ExactSizeIterator<Item = u16> {
+    targets.iter().map(|target| target.unwrap_or(0))
+}
+
+/// The lowest bits of eight bytes, the first byte's lowest.
+fn bits(bytes: [u8; 8]) -> u8 {
+    (u64::from_le_bytes(bytes).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
 }
 
 /// One example, as it is written.
@@ -70,19 +80,26 @@ impl Example<'_> {
         if self.length == 0 || self.length > row_length {
             return Some((format!("a length from 1 to {row_length}"), self.length.to_string()));
         }
+        // The highest first: that is quickly found, and of most examples all there is to know.
         let outside = |id: &u16| u32::from(*id) >= vocabulary_size;
-        let mut ids = self.input_ids.iter().chain(self.targets.iter().flatten()).copied();
-        if let Some(id) = ids.find(outside) {
-            return Some((format!("ids below {vocabulary_size}"), id.to_string()));
+        let ids = self.input_ids.iter().copied();
+        let highest = ids.fold(0, u16::max).max(values(self.targets).fold(0, u16::max));
+        if outside(&highest) {
+            let mut ids = self.input_ids.iter().chain(self.targets.iter().flatten());
+            let found = ids.find(|id| outside(id)).map_or_else(String::new, u16::to_string);
+            return Some((format!("ids below {vocabulary_size}"), found));
         }
-        match self.targets.iter().rposition(Option::is_some) {
-            None => Some(("at least one target".into(), "none".into())),
-            Some(last) if last >= usize::from(self.length) => Some((
+        let scored =
+            |targets: &[Option<u16>]| targets.iter().fold(false, |any, target| any | target.is_some());
+        let (counted, padding) = self.targets.split_at(usize::from(self.length));
+        if scored(padding) {
+            let last = self.targets.iter().rposition(Option::is_some).unwrap_or_default();
+            return Some((
                 format!("no target from position {} on, where the padding begins", self.length),
                 format!("one at position {last}"),
-            )),
-            Some(_) => None,
+            ));
         }
+        (!scored(counted)).then(|| ("at least one target".into(), "none".into()))
     }
 
     /// The SHA-256 of [`encode`].
@@ -97,23 +114,144 @@ impl Example<'_> {
 /// Appends the bytes that stand for an example: see the module.
 pub fn encode(
     input_ids: &[u16],
-    targets: impl Iterator<Item = Option<u16>> + Clone,
+    targets: impl ExactSizeIterator<Item = Option<u16>> + Clone,
     length: u16,
     out: &mut Vec<u8>,
 ) {
-    out.extend(input_ids.iter().flat_map(|id| id.to_le_bytes()));
-    out.extend(targets.clone().flat_map(|target| target.unwrap_or(0).to_le_bytes()));
-    out.extend(targets.map(|target| u8::from(target.is_some())));
-    out.extend(length.to_le_bytes());
+    let (start, ids, positions) = (out.len(), 2 * input_ids.len(), targets.len());
+    out.resize(start + ids + 3 * positions + size_of::<u16>(), 0);
+    let (stored, rest) = out[start..].split_at_mut(ids);
+    for (bytes, id) in stored.as_chunks_mut::<2>().0.iter_mut().zip(input_ids) {
+        *bytes = id.to_le_bytes();
+    }
+    let (stored, rest) = rest.split_at_mut(2 * positions);
+    for (bytes, target) in stored.as_chunks_mut::<2>().0.iter_mut().zip(targets.clone()) {
+        *bytes = target.unwrap_or(0).to_le_bytes();
+    }
+    let (stored, last) = rest.split_at_mut(positions);
+    for (byte, target) in stored.iter_mut().zip(targets) {
+        *byte = u8::from(target.is_some());
+    }
+    last.copy_from_slice(&length.to_le_bytes());
+}
+
+/// Examples that are written together.
+#[derive(Debug)]
+pub struct ExampleBatch {
+    row_length: u16,
+    ids: Vec<u16>,
+    /// 0 where there is none.
+    targets: Vec<u16>,
+    scored: BooleanBufferBuilder,
+    /// The bits of one example.
+    packed: Vec<u8>,
+    lengths: Vec<u16>,
+    /// [`encode`] of all examples, one after the other.
+    bytes: Vec<u8>,
+}
+
+impl ExampleBatch {
+    /// Room for [`BATCH_ROWS`] examples of `row_length` positions.
+    #[must_use]
+    pub fn new(row_length: u16) -> Self {
+        let positions = BATCH_ROWS * usize::from(row_length);
+        Self {
+            row_length,
+            ids: Vec::with_capacity(positions),
+            targets: Vec::with_capacity(positions),
+            scored: BooleanBufferBuilder::new(positions),
+            packed: Vec::new(),
+            lengths: Vec::with_capacity(BATCH_ROWS),
+            bytes: Vec::with_capacity(BATCH_ROWS * Self::stride(row_length)),
+        }
+    }
+
+    /// Bytes of [`encode`].
+    fn stride(row_length: u16) -> usize {
+        5 * usize::from(row_length) + size_of::<u16>()
+    }
+
+    /// Appends an example without a [`complaint`](Example::complaint).
+    ///
+    /// # Errors
+    /// When its vectors are not as long as a row.
+    pub fn push(&mut self, example: &Example<'_>) -> Result<()> {
+        let positions = usize::from(self.row_length);
+        if example.input_ids.len() != positions || example.targets.len() != positions {
+            let found =
+                format!("an example of {} positions for rows of {positions}", example.input_ids.len());
+            return Err(Error::Internal(found));
+        }
+        self.ids.extend_from_slice(example.input_ids);
+        self.targets.extend(values(example.targets));
+        self.lengths.push(example.length);
+        let start = self.bytes.len();
+        encode(example.input_ids, example.targets.iter().copied(), example.length, &mut self.bytes);
+        // What says in these bytes whether a position is scored is a byte each; here it is a bit.
+        let (eights, rest) = self.bytes[start + 4 * positions..][..positions].as_chunks::<8>();
+        self.scored.reserve(positions);
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        self.packed.clear();
+        self.packed.extend(eights.iter().chain([&last]).map(|eight| bits(*eight)));
+        self.scored.append_packed_range(0..positions, &self.packed);
+        Ok(())
+    }
+
+    /// Number of examples.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lengths.is_empty()
+    }
+
+    fn encoded(&self) -> impl Iterator<Item = &[u8]> {
+        self.bytes.chunks_exact(Self::stride(self.row_length))
+    }
+
+    /// Their [digests](Example::digest), in their order: faster than one by one.
+    #[must_use]
+    pub fn digests(&self) -> Vec<Sha256Digest> {
+        Sha256Digest::of_each(self.encoded())
+    }
+
+    /// Their Merkle leaves, in their order.
+    #[must_use]
+    pub fn leaves(&self) -> Vec<Sha256Digest> {
+        merkle::leaves(self.encoded())
+    }
+
+    /// The record batch, and what the leaves of its rows are over.
+    fn into_record_batch(mut self) -> Result<(RecordBatch, Leaves)> {
+        let stride = Self::stride(self.row_length);
+        let leaves = Leaves::new(Buffer::from_vec(self.bytes), stride, vec![stride; self.lengths.len()]);
+        let list = |values: UInt16Array, nullable| {
+            FixedSizeListArray::try_new(item(nullable), i32::from(self.row_length), Arc::new(values), None)
+        };
+        let scored = NullBuffer::new(self.scored.finish());
+        let targets = UInt16Array::try_new(self.targets.into(), Some(scored)).map_err(Error::internal)?;
+        let columns: Vec<Arc<dyn Array>> = vec![
+            Arc::new(list(UInt16Array::from(self.ids), false).map_err(Error::internal)?),
+            Arc::new(list(targets, true).map_err(Error::internal)?),
+            Arc::new(UInt16Array::from(self.lengths)),
+        ];
+        let batch = RecordBatch::try_new(schema(self.row_length), columns).map_err(Error::internal)?;
+        Ok((batch, leaves))
+    }
 }
 
 /// Writes the examples of one shard.
 pub struct ExamplesWriter {
     writer: ArrowWriter,
     row_length: u16,
-    ids: Vec<u16>,
-    targets: Vec<Option<u16>>,
-    lengths: Vec<u16>,
+    open: ExampleBatch,
+    /// Leaves of the rows that were written.
+    leaves: Vec<Sha256Digest>,
 }
 
 impl ExamplesWriter {
@@ -122,48 +260,60 @@ impl ExamplesWriter {
     /// # Errors
     /// When the temporary file cannot be created.
     pub fn create(path: &Path, row_length: u16) -> Result<Self> {
-        let writer = ArrowWriter::create(path, &schema(row_length))?;
-        Ok(Self { writer, row_length, ids: Vec::new(), targets: Vec::new(), lengths: Vec::new() })
+        Ok(Self::over(ArrowWriter::create(path, &schema(row_length))?, row_length))
     }
 
-    /// Appends an example without a [`complaint`](Example::complaint); returns its Merkle leaf.
+    /// As [`Self::create`], but nothing is written: the shard is only digested.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn digest_only(path: &Path, row_length: u16) -> Result<Self> {
+        Ok(Self::over(ArrowWriter::digest_only(path, &schema(row_length))?, row_length))
+    }
+
+    fn over(writer: ArrowWriter, row_length: u16) -> Self {
+        Self { writer, row_length, open: ExampleBatch::new(row_length), leaves: Vec::new() }
+    }
+
+    /// Appends an example without a [`complaint`](Example::complaint).
     ///
     /// # Errors
     /// When its vectors are not as long as a row, or writing fails.
-    pub fn push(&mut self, example: &Example<'_>) -> Result<Sha256Digest> {
-        let positions = usize::from(self.row_length);
-        if example.input_ids.len() != positions || example.targets.len() != positions {
-            let found =
-                format!("an example of {} positions for rows of {positions}", example.input_ids.len());
-            return Err(Error::Internal(found));
-        }
-        self.ids.extend_from_slice(example.input_ids);
-        self.targets.extend_from_slice(example.targets);
-        self.lengths.push(example.length);
-        let mut bytes = Vec::new();
-        encode(example.input_ids, example.targets.iter().copied(), example.length, &mut bytes);
-        if self.lengths.len() == BATCH_ROWS {
-            self.flush()?;
-        }
-        Ok(merkle::leaf(&[&bytes]))
+    pub fn push(&mut self, example: &Example<'_>) -> Result<()> {
+        self.open.push(example)?;
+        if self.open.len() == BATCH_ROWS { self.end() } else { Ok(()) }
     }
 
-    fn flush(&mut self) -> Result<()> {
-        if self.lengths.is_empty() {
+    /// Appends a batch that was put together apart: of [`BATCH_ROWS`] examples, unless it is the shard's last. `leaves` are
+    /// those of its rows, where they are known.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn write(&mut self, batch: ExampleBatch, leaves: Option<Vec<Sha256Digest>>) -> Result<()> {
+        let (batch, beside) = batch.into_record_batch()?;
+        let leaves = match leaves {
+            Some(leaves) => self.writer.write(&batch).map(|()| leaves)?,
+            None => self.writer.write_with_leaves(&batch, beside)?,
+        };
+        self.leaves.extend(leaves);
+        Ok(())
+    }
+
+    /// Writes all examples: [`Self::finish`] then only makes them durable. No example may come afterwards.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn end(&mut self) -> Result<()> {
+        if self.open.is_empty() {
             return Ok(());
         }
-        let ids = UInt16Array::from(std::mem::take(&mut self.ids));
-        let targets = std::mem::take(&mut self.targets).into_iter().collect::<UInt16Array>();
-        let list = |values: UInt16Array, nullable| {
-            FixedSizeListArray::try_new(item(nullable), i32::from(self.row_length), Arc::new(values), None)
-        };
-        let internal = |error: arrow_schema::ArrowError| Error::internal(error);
-        let columns: Vec<Arc<dyn Array>> = vec![
-            Arc::new(list(ids, false).map_err(internal)?),
-            Arc::new(list(targets, true).map_err(internal)?),
-            Arc::new(UInt16Array::from(std::mem::take(&mut self.lengths))),
-        ];
-        self.writer.write(&RecordBatch::try_new(schema(self.row_length), columns).map_err(internal)?)
+        let batch = std::mem::replace(&mut self.open, ExampleBatch::new(self.row_length));
+        self.write(batch, None)
+    }
+
+    /// The Merkle leaves of examples that were written since the last call.
+    pub fn take_leaves(&mut self) -> Vec<Sha256Digest> {
+        std::mem::take(&mut self.leaves)
     }
 
     /// Makes the shard durable.
@@ -171,7 +321,7 @@ impl ExamplesWriter {
     /// # Errors
     /// When writing, fsync or the rename fails.
     pub fn finish(mut self) -> Result<Written> {
-        self.flush()?;
+        self.end()?;
         self.writer.finish()
     }
 }
@@ -210,7 +360,7 @@ pub struct ExampleRow<'a> {
 
 impl<'a> ExampleRow<'a> {
     /// What is to come out, position by position; `None` where nothing is scored.
-    pub fn targets(&self) -> impl Iterator<Item = Option<u16>> + Clone + use<'a> {
+    pub fn targets(&self) -> impl ExactSizeIterator<Item = Option<u16>> + Clone + use<'a> {
         let Self { targets, scored, start, .. } = *self;
         let is_scored = move |at: usize| scored.is_none_or(|scored| scored.is_valid(start + at));
         targets.iter().enumerate().map(move |(at, &target)| is_scored(at).then_some(target))
@@ -328,11 +478,24 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("shard.arrow");
             let mut writer = ExamplesWriter::create(&path, ROW as u16).unwrap();
-            let mut leaves = Vec::new();
+            let mut digested = ExamplesWriter::digest_only(&path, ROW as u16).unwrap();
             for (input_ids, targets, length) in &examples {
-                leaves.push(writer.push(&Example { input_ids, targets, length: *length }).unwrap());
+                writer.push(&Example { input_ids, targets, length: *length }).unwrap();
             }
-            writer.finish().unwrap();
+            for examples in examples.chunks(BATCH_ROWS) {
+                let mut batch = ExampleBatch::new(ROW as u16);
+                for (input_ids, targets, length) in examples {
+                    batch.push(&Example { input_ids, targets, length: *length }).unwrap();
+                }
+                let leaves = Some(batch.leaves());
+                digested.write(batch, leaves).unwrap();
+            }
+            writer.end().unwrap();
+            let leaves = writer.take_leaves();
+            prop_assert_eq!(&leaves, &digested.take_leaves());
+            let written = writer.finish().unwrap();
+            prop_assert_eq!(written.sha256, Sha256Digest::of(&std::fs::read(&path).unwrap()));
+            prop_assert_eq!(digested.finish().unwrap(), written);
             let shard = ExampleShard::open(&path, ROW as u16, examples.len() as u64).unwrap();
             for (index, (input_ids, targets, length)) in examples.iter().enumerate() {
                 let row = shard.row(index).unwrap();

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::Sha256Digest;
+use crate::error::{Error, Result};
 use crate::sha256_lanes::{BLOCK, INITIAL, State, compress, compress_two, finish};
 
 /// What stands before the data of a leaf.
@@ -134,6 +135,81 @@ fn node(left: Sha256Digest, right: Sha256Digest) -> Sha256Digest {
     Sha256Digest(hasher.finalize().into())
 }
 
+/// The root over as many leaves as a power of two.
+fn perfect(leaves: &[Sha256Digest]) -> Sha256Digest {
+    const NODE: usize = 1 + 2 * size_of::<Sha256Digest>();
+    let mut level = leaves.to_vec();
+    let mut nodes = Vec::with_capacity(NODE * leaves.len() / 2);
+    while level.len() > 1 {
+        nodes.clear();
+        for pair in level.as_chunks::<2>().0 {
+            nodes.push(1);
+            pair.iter().for_each(|digest| nodes.extend_from_slice(&digest.0));
+        }
+        level = Sha256Digest::of_each(nodes.chunks_exact(NODE));
+    }
+    level.pop().unwrap_or_else(|| Sha256Digest::of(b""))
+}
+
+/// A subtree over `2^level` leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Subtree {
+    level: u32,
+    digest: Sha256Digest,
+}
+
+/// Consecutive leaves of a tree, put together apart from those before them: on another thread, say.
+///
+/// They are kept as the perfect subtrees of the whole tree that lie in them, some 30 for a million leaves, so
+/// [`MerkleTree::append`] costs next to nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Section {
+    /// Number of the first leaf.
+    start: u64,
+    leaves: u64,
+    /// In the order of their leaves.
+    subtrees: Vec<Subtree>,
+}
+
+impl Section {
+    /// No leaves yet; the first will be leaf `start` of the whole tree.
+    #[must_use]
+    pub fn new(start: u64) -> Self {
+        Self { start, leaves: 0, subtrees: Vec::new() }
+    }
+
+    /// Appends leaf digests (see [`leaf`]).
+    pub fn extend(&mut self, mut leaves: &[Sha256Digest]) {
+        while !leaves.is_empty() {
+            // The largest subtree that can begin here and whose leaves are all there.
+            let next = self.start + self.leaves;
+            let level = next.trailing_zeros().min(leaves.len().ilog2());
+            let (block, rest) = leaves.split_at(1 << level);
+            self.push(Subtree { level, digest: perfect(block) });
+            self.leaves += 1 << level;
+            leaves = rest;
+        }
+    }
+
+    /// Appends a subtree, joined with those before it that are left halves of larger ones.
+    fn push(&mut self, mut subtree: Subtree) {
+        let next = self.start + self.leaves;
+        while (next >> subtree.level) & 1 == 1 {
+            let Some(left) = self.subtrees.pop_if(|left| left.level == subtree.level) else { break };
+            subtree = Subtree { level: subtree.level + 1, digest: node(left.digest, subtree.digest) };
+        }
+        self.subtrees.push(subtree);
+    }
+
+    /// The same leaves as those from number `start` on, where their subtrees are also subtrees there.
+    #[must_use]
+    pub fn moved(&self, start: u64) -> Option<Self> {
+        let size = self.leaves.next_power_of_two();
+        let fits = |start: u64| start.is_multiple_of(size);
+        (fits(self.start) && fits(start)).then(|| Self { start, ..self.clone() })
+    }
+}
+
 /// A tree under construction. It can be stored in a journal and taken up again.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MerkleTree {
@@ -151,14 +227,32 @@ impl MerkleTree {
 
     /// Appends a leaf digest (see [`leaf`]).
     pub fn push(&mut self, leaf: Sha256Digest) {
-        let mut subtree = leaf;
-        for _ in 0..self.leaves.trailing_ones() {
+        self.push_subtree(&Subtree { level: 0, digest: leaf });
+    }
+
+    /// Appends a perfect subtree, which must begin where one of its size can.
+    fn push_subtree(&mut self, subtree: &Subtree) {
+        let mut digest = subtree.digest;
+        for _ in 0..(self.leaves >> subtree.level).trailing_ones() {
             if let Some(left) = self.stack.pop() {
-                subtree = node(left, subtree);
+                digest = node(left, digest);
             }
         }
-        self.stack.push(subtree);
-        self.leaves += 1;
+        self.stack.push(digest);
+        self.leaves += 1 << subtree.level;
+    }
+
+    /// Appends leaves that were put together apart from this tree.
+    ///
+    /// # Errors
+    /// When the section does not begin behind the leaves so far.
+    pub fn append(&mut self, section: &Section) -> Result<()> {
+        if section.start != self.leaves {
+            let (start, leaves) = (section.start, self.leaves);
+            return Err(Error::Internal(format!("leaves from {start} on for a tree of {leaves}")));
+        }
+        section.subtrees.iter().for_each(|subtree| self.push_subtree(subtree));
+        Ok(())
     }
 
     /// Leaves so far.
@@ -213,6 +307,39 @@ mod tests {
             prop_assert_eq!(stream.length(), whole.len() as u64);
             prop_assert_eq!(Sha256Digest(stream.finish()), Sha256Digest::of(&whole));
             prop_assert_eq!(leaves.finish(), expected);
+        }
+    }
+
+    proptest! {
+        /// However a tree's leaves are cut into sections, and each section into pieces.
+        #[test]
+        fn sections_appended_are_the_tree_of_all_their_leaves(
+            sections in prop::collection::vec(prop::collection::vec(0usize..70, 0..4), 0..6),
+        ) {
+            let count: usize = sections.iter().flatten().sum();
+            let all: Vec<_> = (0..count as u32).map(|at| leaf(&[&at.to_le_bytes()])).collect();
+            let (mut tree, mut left) = (MerkleTree::new(), &all[..]);
+            for pieces in &sections {
+                let mut section = Section::new(tree.leaves());
+                let mut alone = Section::new(0);
+                let before = left;
+                for &piece in pieces {
+                    section.extend(&left[..piece]);
+                    alone.extend(&left[..piece]);
+                    left = &left[piece..];
+                }
+                let mut own = MerkleTree::new();
+                own.append(&alone).unwrap();
+                prop_assert_eq!(own.root(), by_definition(&before[..before.len() - left.len()]));
+                if let Some(moved) = alone.moved(tree.leaves()) {
+                    prop_assert_eq!(&moved, &section);
+                }
+                tree.append(&section).unwrap();
+            }
+            let mut one_by_one = MerkleTree::new();
+            all.iter().for_each(|leaf| one_by_one.push(*leaf));
+            prop_assert_eq!(&tree, &one_by_one);
+            prop_assert!(tree.append(&Section::new(tree.leaves() + 1)).is_err());
         }
     }
 

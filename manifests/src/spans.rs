@@ -62,6 +62,19 @@ pub fn document_leaf(input: u32, record: u64, length: u64, digest: &Sha256Digest
     merkle::leaf(&[&input.to_le_bytes(), &record.to_le_bytes(), &length.to_le_bytes(), &digest.0])
 }
 
+/// The Merkle leaves of several documents, in their order: faster than [`document_leaf`] for each.
+#[must_use]
+pub fn document_leaves(spans: &[Span]) -> Vec<Sha256Digest> {
+    let mut bytes = Vec::with_capacity(spans.len() * DOCUMENT_BYTES);
+    for span in spans {
+        bytes.extend_from_slice(&span.input.to_le_bytes());
+        bytes.extend_from_slice(&span.record.to_le_bytes());
+        bytes.extend_from_slice(&span.length.to_le_bytes());
+        bytes.extend_from_slice(&span.digest.0);
+    }
+    merkle::leaves(bytes.chunks_exact(DOCUMENT_BYTES))
+}
+
 /// The schema of a spans file whose documents carry no license and no source of their own.
 #[must_use]
 pub fn schema() -> SchemaRef {
@@ -91,6 +104,9 @@ fn fields() -> Vec<Field> {
     ]
 }
 
+/// Bytes that a document's leaf is over.
+const DOCUMENT_BYTES: usize = 4 + 8 + 8 + 32;
+
 /// Spans in a record batch.
 const BATCH_SPANS: usize = 1 << 16;
 
@@ -99,11 +115,27 @@ const BATCH_SPANS: usize = 1 << 16;
 /// # Errors
 /// When writing fails; the error names the file.
 pub fn write(path: &Path, spans: &[Span]) -> Result<Written> {
+    let schema = schema_of(spans);
+    write_to(ArrowWriter::create(path, &schema)?, spans, &schema)
+}
+
+/// As [`write()`], but nothing is written: what `path` would be.
+///
+/// # Errors
+/// When the spans are more than a file can hold.
+pub fn digest(path: &Path, spans: &[Span]) -> Result<Written> {
+    let schema = schema_of(spans);
+    write_to(ArrowWriter::digest_only(path, &schema)?, spans, &schema)
+}
+
+fn schema_of(spans: &[Span]) -> SchemaRef {
     let provenance = spans.iter().any(|span| span.license.is_some() || span.source.is_some());
-    let schema = if provenance { schema_with_provenance() } else { schema() };
-    let mut writer = ArrowWriter::create(path, &schema)?;
+    if provenance { schema_with_provenance() } else { schema() }
+}
+
+fn write_to(mut writer: ArrowWriter, spans: &[Span], schema: &SchemaRef) -> Result<Written> {
     for chunk in spans.chunks(BATCH_SPANS) {
-        let batch = to_batch(chunk, &schema).map_err(Error::internal)?;
+        let batch = to_batch(chunk, schema).map_err(Error::internal)?;
         writer.write(&batch)?;
     }
     writer.finish()

@@ -2,33 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
-use xlstm_manifests::examples::ExamplesWriter;
-use xlstm_manifests::manifest::{FileRecord, Shard};
-use xlstm_manifests::merkle::MerkleTree;
-use xlstm_manifests::safe_path::SafePath;
-use xlstm_manifests::spans::{self, Span};
+use xlstm_manifests::manifest::Packing;
+use xlstm_manifests::spans::Span;
 
-use super::journal::{Snapshot, Trees, document_leaf};
+use super::examples_shard::{ExamplesShard, MadeShard};
+use super::journal::{Snapshot, Trees};
 use super::ledger::Closing;
-use super::packed_sink::shard_name;
 use super::tally::Counted;
 use super::{Sink, SplitError, SplitSpec, TokenizedDocument, narrow};
 
-/// The shard being written.
-struct Open {
-    writer: ExamplesWriter,
-    tree: MerkleTree,
-    spans: Vec<Span>,
-}
-
 pub(super) struct ExamplesSink {
     folder: PathBuf,
+    packing: Packing,
     row_length: u16,
     vocabulary_size: u32,
     rows_per_shard: u64,
     /// Number of the shard being written.
     shard: usize,
-    open: Option<Open>,
+    open: Option<ExamplesShard>,
+    /// Up to the end of the last full shard.
     trees: Trees,
 }
 
@@ -40,6 +32,7 @@ impl ExamplesSink {
         let shard = narrow(trees.tokens.leaves() / rows_per_shard, "shards")?;
         Ok(Self {
             folder: folder.into(),
+            packing: spec.packing.clone(),
             row_length: narrow(spec.packing.row_length, "positions in a row")?,
             vocabulary_size: spec.tokenizer.vocabulary_size,
             rows_per_shard,
@@ -69,20 +62,14 @@ impl Sink for ExamplesSink {
         let open = match &mut self.open {
             Some(open) => open,
             None => {
-                let path = self.folder.join(shard_name(self.shard));
-                let writer = ExamplesWriter::create(&path, self.row_length)?;
-                self.open.insert(Open { writer, tree: MerkleTree::new(), spans: Vec::new() })
+                let shard = ExamplesShard::create(&self.folder, &self.packing, self.shard, true)?;
+                self.open.insert(shard)
             }
         };
-        let row = self.trees.tokens.leaves();
-        let leaf = open.writer.push(&example)?;
-        open.tree.push(leaf);
-        self.trees.tokens.push(leaf);
-        self.trees.documents.push(document_leaf(input, document, length));
-        open.spans.push(Span {
+        let span = Span {
             input,
             record,
-            row,
+            row: open.next_row(),
             offset: 0,
             length,
             bytes: meta.bytes,
@@ -91,40 +78,25 @@ impl Sink for ExamplesSink {
             id: meta.id.clone(),
             license,
             source,
-        });
-        Ok(())
+        };
+        open.push(&example, span)
     }
 
     /// `begin` writes an example whole; all that is left to report, once, is the end of a shard.
     fn store(&mut self, document: &TokenizedDocument<'_>, from: usize) -> Result<Option<usize>, SplitError> {
-        let full = self.open.as_ref().is_some_and(|open| open.spans.len() as u64 == self.rows_per_shard);
+        let full = self.open.as_ref().is_some_and(|open| open.len() == self.rows_per_shard);
         Ok((full && from < document.ids.len()).then_some(document.ids.len()))
     }
 
-    fn close(&mut self, index: usize) -> Result<Option<Closing>, SplitError> {
-        let Some(Open { writer, tree, spans }) = self.open.take() else { return Ok(None) };
-        let written = writer.finish()?;
-        let companion = format!("spans-{index:05}.arrow");
-        let companion_written = spans::write(&self.folder.join(&companion), &spans)?;
-        self.shard = index + 1;
-        let rows = spans.len() as u64;
-        let shard = Shard {
-            file: FileRecord {
-                path: SafePath::new(shard_name(index))?,
-                size: written.size,
-                sha256: written.sha256,
-                records: rows,
-            },
-            tokens: rows * u64::from(self.row_length),
-            tokens_root: tree.root(),
-            companion: FileRecord {
-                path: SafePath::new(companion)?,
-                size: companion_written.size,
-                sha256: companion_written.sha256,
-                records: rows,
-            },
-        };
+    fn close(&mut self, _index: usize) -> Result<Option<Closing>, SplitError> {
+        self.open.take().map(|open| self.take(open.finish()?)).transpose()
+    }
+
+    fn take(&mut self, made: MadeShard) -> Result<Closing, SplitError> {
+        self.trees.tokens.append(&made.rows)?;
+        self.trees.documents.append(&made.documents)?;
+        self.shard = made.index + 1;
         let trees = self.trees.clone();
-        Ok(Some(Box::new(move || Ok((shard, trees)))))
+        Ok(Box::new(move || Ok((made.shard, trees))))
     }
 }

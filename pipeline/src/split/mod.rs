@@ -11,6 +11,7 @@
 mod document;
 mod documents_sink;
 mod error;
+mod examples_shard;
 mod examples_sink;
 mod folder;
 mod journal;
@@ -27,11 +28,12 @@ use xlstm_manifests::atomic::{self, FolderLock};
 use xlstm_manifests::manifest::{
     FORMAT, FileRecord, Layout, MANIFEST_NAME, Manifest, SetTotals, Shard, Tool,
 };
-use xlstm_manifests::{Sha256Digest, identity};
+use xlstm_manifests::{Error as ContractError, Sha256Digest, identity};
 
 pub use document::{DocumentMeta, TokenizedDocument};
 use documents_sink::DocumentsSink;
 pub use error::SplitError;
+pub use examples_shard::{ExamplesShard, MadeShard};
 use examples_sink::ExamplesSink;
 use folder::{LOCK_NAME, discard, finish_up, finished, remove_lock, remove_strays};
 use journal::{Journal, Snapshot};
@@ -80,6 +82,11 @@ trait Sink {
     /// As [`Sink::close`], for the split's last shard.
     fn close_last(&mut self, index: usize) -> Result<Option<Closing>, SplitError> {
         self.close(index)
+    }
+
+    /// Takes a shard that was made apart, the next of the split.
+    fn take(&mut self, _made: MadeShard) -> Result<Closing, SplitError> {
+        Err(ContractError::internal("shards of this layout are made in order").into())
     }
 
     /// Writes what stands beside the shards of a finished split.
@@ -226,6 +233,28 @@ impl SplitBuilder {
         let counted = self.tally.count(document, length)?;
         self.sink.begin(counted, document, length)?;
         self.store(document, 0)
+    }
+
+    /// Counts examples of the current input that are rows of a shard made apart: see [`Self::shard`].
+    ///
+    /// # Errors
+    /// When a limit of the format is met.
+    pub fn count_examples(&mut self, examples: u64) -> Result<(), SplitError> {
+        self.cursor.stored_tokens = None;
+        self.tally.count_examples(examples, examples * u64::from(self.spec.packing.row_length))
+    }
+
+    /// Takes the next shard, whose examples are all counted.
+    ///
+    /// # Errors
+    /// When it is not the next one, or cannot be noted.
+    pub fn shard(&mut self, made: MadeShard) -> Result<(), SplitError> {
+        let Some(last) = made.last else { return Ok(()) };
+        let cursor = Cursor { input: last.input, record: last.record, stored_tokens: Some(last.length) };
+        let closing = self.sink.take(made)?;
+        self.note_shard(closing, cursor)?;
+        self.cursor.stored_tokens = None;
+        Ok(())
     }
 
     /// The document in whose middle the journal's last shard ended: only its remaining tokens are missing.

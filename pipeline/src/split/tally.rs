@@ -206,6 +206,18 @@ impl Tally {
         }
     }
 
+    /// Counts examples without text, sets, licenses and sources.
+    pub(super) fn count_examples(&mut self, examples: u64, tokens: u64) -> Result<(), SplitError> {
+        self.current_input()?;
+        if let Some(open) = &mut self.open {
+            open.counts.documents += examples;
+            open.counts.tokens += tokens;
+        }
+        self.totals.documents += examples;
+        self.totals.tokens += tokens;
+        Ok(())
+    }
+
     /// Counts a document; returns the indexes of its input, set, license and source.
     pub(super) fn count(
         &mut self,

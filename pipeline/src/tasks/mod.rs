@@ -15,6 +15,7 @@ pub mod neighbor;
 mod parameters;
 mod random;
 mod recall;
+mod shards;
 pub mod streamed;
 pub mod written;
 

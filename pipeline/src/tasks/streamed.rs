@@ -1,6 +1,6 @@
 //! Generated rows without shards: `prepare task --stream`, and the reader that training uses.
 //!
-//! The manifest is the one of the written split, byte for byte: every shard was made, digested and removed. A row is made
+//! The manifest is the one of the written split, byte for byte: every shard was made and digested, and none was written. A row is made
 //! again whenever it is wanted, from the generator that the manifest names. Opening makes the first shard's rows again
 //! and compares their Merkle root with the manifest's, so a program that would make others is refused.
 

@@ -2,47 +2,30 @@
 //!
 //! ```text
 //! split = shares of 65,536 samples │ one share: an input of the manifest; its digest is over spec, split and numbers
-//! pool of threads ─► blocks of examples, in order ─► this thread ─► SplitBuilder ─► shards, manifest
+//! threads ─► shards (module `shards`) ─► in order ─► SplitBuilder ─► journal, manifest
 //! ```
 //! No file is read: what stands for the source file is the canonical JSON of everything that decides the samples, so
-//! datasets of other parameters or seeds never have the same root. Blocks are taken in order, so the number of threads
+//! datasets of other parameters or seeds never have the same root. Shards are taken in order, so the number of threads
 //! decides no byte; parts are runs of whole shares, so that `merge` puts the same inputs together.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use crossbeam_channel::{Receiver, Sender};
-use rayon::prelude::*;
 use serde_json::{Value, json};
-use xlstm_manifests::examples::Example as Row;
-use xlstm_manifests::manifest::{Layout, MANIFEST_NAME, Manifest, Part, Selection, Shard, Source, Tokenizer};
+use xlstm_manifests::manifest::{Layout, MANIFEST_NAME, Manifest, Part, Selection, Source, Tokenizer};
 use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::{Sha256Digest, canonical, printable};
 
+pub use super::shards::Share;
+use super::shards::{SHARE, Shards, place};
 use super::streamed::has_no_shards;
 use super::{Example, Split, Task, check_examples};
 use crate::prepare::{Prepared, packing_of_examples, refuse};
-use crate::split::{
-    Cursor, DocumentMeta, InputMeta, Opened, SplitBuilder, SplitError, SplitSpec, TokenizedDocument,
-};
+use crate::split::{InputMeta, Opened, SplitBuilder, SplitError, SplitSpec};
 
-/// Samples of an input.
-const SHARE: u64 = 1 << 16;
-/// Samples that a thread makes at a time.
-const BLOCK: u64 = 512;
-/// Blocks of a thread that wait to be written.
-const WAITING: u64 = 4;
 /// How inputs of such datasets are read.
 pub const FORMAT: &str = "generated";
-
-/// Consecutive samples of a split: one input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Share {
-    /// Number of the first sample.
-    pub first: u64,
-    /// How many there are.
-    pub examples: u64,
-}
 
 /// One split to be written.
 pub struct TaskPlan<'a> {
@@ -50,7 +33,7 @@ pub struct TaskPlan<'a> {
     split: Split,
     spec: SplitSpec,
     shares: Vec<Share>,
-    /// Whether shards are removed once they are digested (module `streamed`).
+    /// Whether shards are only digested (module `streamed`).
     stream: bool,
 }
 
@@ -114,7 +97,7 @@ impl<'a> TaskPlan<'a> {
     /// When the folder holds something else, or cannot be written.
     pub fn execute(&self, out: &Path, threads: usize, restart: bool) -> anyhow::Result<Prepared> {
         let folder = self.folder(out);
-        // A killed run of this kind cannot be resumed: its shards are gone.
+        // A killed run of this kind is not resumed: whatever shards it finds are not its own.
         let restart = restart || (self.stream && !folder.join(MANIFEST_NAME).exists());
         let builder = match SplitBuilder::open(&folder, self.spec.clone(), restart)? {
             Opened::Finished(manifest) => {
@@ -123,20 +106,42 @@ impl<'a> TaskPlan<'a> {
             }
             Opened::Building(builder) => *builder,
         };
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .context("the threads that make samples could not be started")?;
-        let cursor = builder.cursor();
-        let (sender, blocks) = crossbeam_channel::bounded(2);
-        let manifest = std::thread::scope(|scope| {
-            // The thread owns the sender: when it ends, a receiver that waits for a block gets an error.
-            scope.spawn(move || pool.install(|| self.make(cursor, threads as u64, &sender)));
-            let manifest = self.write(builder, &folder, cursor, &blocks);
-            drop(blocks);
-            manifest
-        })?;
+        let manifest = self.write(builder, &folder, threads)?;
         Ok(Prepared { folder, manifest, was_finished: false })
+    }
+
+    /// Makes the shards that the builder lacks.
+    fn write(&self, mut builder: SplitBuilder, folder: &Path, threads: usize) -> anyhow::Result<Manifest> {
+        let Self { task, split, spec, shares, stream } = self;
+        let shards =
+            Shards { task: *task, split: *split, packing: &spec.packing, shares, folder, kept: !stream };
+        let first = builder.shards().len();
+        if shards.rows_of(first).start.is_multiple_of(SHARE) {
+            // A run that was cut short ended with the last sample of an input.
+            builder.end_input();
+        }
+        let mut index = first;
+        shards.each(first, threads, |made| {
+            let Range { mut start, end } = shards.rows_of(index);
+            index += 1;
+            let mut made = Some(made);
+            while start < end {
+                let (number, record) = place(start);
+                let share = *shares.get(number as usize).context("a row lies behind the last sample")?;
+                builder.begin_input(input(*task, *split, share)?)?;
+                let examples = (end - start).min(share.examples - record);
+                builder.count_examples(examples)?;
+                start += examples;
+                if start == end {
+                    made.take().into_iter().try_for_each(|made| builder.shard(made))?;
+                }
+                if record + examples == share.examples {
+                    builder.end_input();
+                }
+            }
+            Ok(())
+        })?;
+        Ok(builder.finish()?)
     }
 
     /// Whether a finished split holds the samples of this plan, in the form that is asked for.
@@ -163,92 +168,6 @@ impl<'a> TaskPlan<'a> {
             _ => Ok(()),
         }
     }
-
-    /// Shares from the cursor's on, each from the sample on that is wanted.
-    fn wanted(&self, cursor: Cursor) -> impl Iterator<Item = (Share, u64)> {
-        let first = cursor.input as usize;
-        let skipped = move |at: usize| if at == first { cursor.record } else { 0 };
-        self.shares.iter().enumerate().skip(first).map(move |(at, share)| (*share, skipped(at)))
-    }
-
-    /// Sends all samples that are wanted, in order, until nobody takes them.
-    fn make(&self, cursor: Cursor, threads: u64, sender: &Sender<anyhow::Result<Block>>) {
-        for (share, skipped) in self.wanted(cursor) {
-            let starts: Vec<u64> = (skipped..share.examples).step_by(BLOCK as usize).collect();
-            for together in starts.chunks((threads * WAITING) as usize) {
-                let blocks: Vec<_> = together.par_iter().map(|&start| self.block(share, start)).collect();
-                for block in blocks {
-                    if sender.send(block).is_err() {
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    fn block(&self, share: Share, start: u64) -> anyhow::Result<Block> {
-        let end = share.examples.min(start + BLOCK);
-        let samples = (start..end).map(|record| {
-            let mut example = Example::default();
-            self.task.example(self.split, share.first + record, &mut example)?;
-            let digest = row(&example).digest();
-            anyhow::Ok((example, digest))
-        });
-        Ok(Block { start, samples: samples.collect::<anyhow::Result<_>>()? })
-    }
-
-    fn write(
-        &self,
-        mut builder: SplitBuilder,
-        folder: &Path,
-        cursor: Cursor,
-        blocks: &Receiver<anyhow::Result<Block>>,
-    ) -> anyhow::Result<Manifest> {
-        for (share, skipped) in self.wanted(cursor) {
-            builder.begin_input(input(self.task, self.split, share)?)?;
-            let mut written = skipped;
-            while written < share.examples {
-                let block = blocks.recv().context("a thread that makes samples ended early")??;
-                for (record, (example, digest)) in (block.start..).zip(&block.samples) {
-                    let meta = DocumentMeta::of_example(record, *digest);
-                    builder.document(&TokenizedDocument::of_example(&meta, row(example)))?;
-                }
-                written += block.samples.len() as u64;
-                self.remove_shards(builder.shards(), folder)?;
-            }
-            builder.end_input();
-        }
-        let manifest = builder.finish()?;
-        self.remove_shards(&manifest.shards, folder)?;
-        Ok(manifest)
-    }
-
-    /// Removes finished shards where rows are streamed.
-    fn remove_shards(&self, shards: &[Shard], folder: &Path) -> anyhow::Result<()> {
-        if !self.stream {
-            return Ok(());
-        }
-        // The newest first: those before it were removed when they were the newest.
-        for shard in shards.iter().rev() {
-            let files = [&shard.file, &shard.companion].map(|file| file.path.under(folder));
-            if !files[0].exists() {
-                break;
-            }
-            files.iter().try_for_each(fs_err::remove_file)?;
-        }
-        Ok(())
-    }
-}
-
-/// Consecutive samples of a share.
-struct Block {
-    start: u64,
-    samples: Vec<(Example, Sha256Digest)>,
-}
-
-/// A sample as the format has it. Rows that are too long for it are refused before the first sample.
-fn row(example: &Example) -> Row<'_> {
-    Row { input_ids: &example.input_ids, targets: &example.targets, length: example.length as u16 }
 }
 
 /// All that decides the samples of a share.

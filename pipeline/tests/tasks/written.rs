@@ -79,10 +79,23 @@ fn threads_parts_and_interruptions_change_no_byte() {
     let at = |name: &str| folder.path().join(name);
     let task = small(0);
     plan(&*task).execute(&at("one"), 1, false).unwrap();
-    plan(&*task).execute(&at("three"), 3, false).unwrap();
     let expected = bytes(&at("one/train"));
     assert!(expected.len() > 6, "several shards: {:?}", expected.keys());
-    assert!(bytes(&at("three/train")) == expected);
+    // Fewer workers than shards, as many, and teams of several threads for a shard.
+    for threads in [2, 3, 4, 16] {
+        let out = at(&format!("{threads} threads"));
+        plan(&*task).execute(&out, threads, false).unwrap();
+        assert!(bytes(&out.join("train")) == expected, "{threads} threads");
+    }
+    for threads in [1, 2, 4, 16] {
+        let out = at(&format!("{threads} threads, no shards"));
+        plan(&*task).streamed().execute(&out, threads, false).unwrap();
+        let found = bytes(&out.join("train"));
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["manifest-sha256.txt", "manifest.json"]);
+        for (name, found) in found {
+            assert!(found == expected[&name], "{threads} threads, no shards: {name}");
+        }
+    }
     // In the middle of an input and of a shard, behind the first two shards.
     let error = plan(&GoesDown(&*task, 130_000)).execute(&at("cut"), 2, false).err().unwrap();
     assert!(error.to_string().contains("down"), "{error}");
