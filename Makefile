@@ -21,7 +21,7 @@ fetch: # every crate of the lock file, of all platforms: they are also the demo'
 libtorch: # libtorch from its PyPI wheel, or the one that LIBTORCH names
 	@$(PYTHON) tools/fetch_libtorch.py
 
-nvrtc: # the CUDA compiler as a library, for the kernels' tests; no card and no toolkit needed
+nvrtc: # the CUDA compiler as a library, for the kernels' tests; no GPU and no toolkit needed
 	@$(PYTHON) tools/fetch_nvrtc.py
 
 build: fetch ## the release binaries of the data side

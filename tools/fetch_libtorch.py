@@ -10,7 +10,7 @@ The PyTorch wheel carries the whole C++ library and its headers. This script dow
                           libtorch_cpu.so names as needed, and libtorch.so: a linker script that stands for them
       build-version       "2.11.0+cu130", which the build checks
       stamp.json          what was fetched, so that a second call does nothing
-      include-cuda/       headers of CUDA's runtime (2 MB), to compile the process group for cards; no card needed
+      include-cuda/       headers of CUDA's runtime (2 MB), to compile the process group for GPUs; no GPU needed
       cuda/               with --cuda only: libtorch_cuda.so and the libraries under it, opened at run time
 
 A program linked against `lib/` needs no GPU and no driver; where there is one, the same program opens
@@ -51,7 +51,7 @@ CUDA_WHEELS = [
     "nvidia-nccl-cu13==2.28.9",
     "nvidia-nvshmem-cu13==3.4.5",
 ]
-# Headers that libtorch's own headers for cards include.
+# Headers that libtorch's own headers for GPUs include.
 HEADER_WHEELS = {
     "nvidia-cuda-runtime==13.0.96": CPU_WHEELS["nvidia-cuda-runtime==13.0.96"],
     "nvidia-cuda-crt==13.0.88": "2c8043c7c9e02492716426e9919fc78d2c5b3b2a7a768a88e952676b08aa55a4",

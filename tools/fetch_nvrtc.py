@@ -2,7 +2,7 @@
 """Put NVRTC, the CUDA compiler as a library, where the tests and the programs look for it: `.nvrtc/lib/`.
 
 One wheel (90 MB) is downloaded by name with pip; nothing is installed. Kept are libnvrtc.so.13 and its builtins: all
-that compiling the kernels takes, with or without a card (they include no header of CUDA). If XLSTM_NVRTC is set,
+that compiling the kernels takes, with or without a GPU (they include no header of CUDA). If XLSTM_NVRTC is set,
 nothing is fetched and that folder is used.
 
 Usage: python3 tools/fetch_nvrtc.py [--force] [--into DIR]

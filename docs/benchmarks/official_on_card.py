@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Training steps of the official package on a card: 125M xLSTM[1:0], context 2048, bf16 autocast over fp32 weights.
+"""Training steps of the official package on a GPU: 125M xLSTM[1:0], context 2048, bf16 autocast over fp32 weights.
 
     python3 docs/benchmarks/official_on_card.py [--rows 16,8,4] > FILE
     (xlstm 2.0.6, mlstm_kernels 2.0.6 and dacite on PYTHONPATH, PyTorch 2.11; ours in the same run: `bench_training`)
@@ -56,7 +56,7 @@ def main():
     parser.add_argument("--rows", default="32,16,8,4")
     arguments = parser.parse_args()
     for chunkwise in (False, True):
-        record = {"card": torch.cuda.get_device_name(), "torch": torch.__version__, "model": "125M xLSTM[1:0]",
+        record = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "model": "125M xLSTM[1:0]",
                   "cell": "TFLA, chunk 128" if chunkwise else "as released"}
         for rows in (int(text) for text in arguments.rows.split(",")):
             torch.cuda.empty_cache()

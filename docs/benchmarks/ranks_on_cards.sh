@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Ranks on cards: two ranks compute what one does, started by --nproc and by torchrun; speed at one and at two ranks;
+# Ranks on GPUs: two ranks compute what one does, started by --nproc and by torchrun; speed at one and at two ranks;
 # what happens when one is killed.
 #
 #   docs/benchmarks/ranks_on_cards.sh PROGRAM DATASET > docs/benchmarks/ranks-on-cards.txt
 #
-# Needs two cards and libtorch's CUDA half on LD_LIBRARY_PATH (an installed PyTorch 2.11 will do).
+# Needs two GPUs and libtorch's CUDA half on LD_LIBRARY_PATH (an installed PyTorch 2.11 will do).
 set -uo pipefail
 program=$1 data=$2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=0
 nvidia-smi --query-gpu=index,name,driver_version --format=csv,noheader
-"$program" doctor --device cpu | grep -E "source commit|libtorch|cuda|cards|process groups"
+"$program" doctor --device cpu | grep -E "source commit|libtorch|cuda|GPUs|process groups"
 
 # A model of both kinds of block in fp32, so that differences between runs are rounding alone.
 small="--manifest $data --recipe small-cpu --set training.precision=float32 --set training.context_length=256

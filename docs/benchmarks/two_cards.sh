@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The kernels of the card on one card and on two: the same losses, and tokens a second. Needs two cards and libtorch's CUDA
+# The kernels of the GPU on one GPU and on two: the same losses, and tokens a second. Needs two GPUs and libtorch's CUDA
 # half on LD_LIBRARY_PATH (an installed PyTorch 2.11 will do).
 #
 #   xlstm-data prepare crates --holdout 0.05 --max-tokens 6M --out DATA
@@ -9,7 +9,7 @@ program=$1 data=$2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 nvidia-smi --query-gpu=index,name,driver_version --format=csv,noheader
-"$program" doctor --device cuda:0 | grep -E "source commit|libtorch|cards|process groups|kernels"
+"$program" doctor --device cuda:0 | grep -E "source commit|libtorch|GPUs|process groups|kernels"
 common="--manifest $data/train --validation $data/validation --recipe figure6-scaling-15b/125m-7to1 --device cuda
   --set training.precision=bfloat16 --set training.steps=12 --set training.micro_batch_rows=32 --set schedule.warmup_steps=5
   --set logging.tensorboard=false --set validation.rows=64 --set validation.every_steps=0"

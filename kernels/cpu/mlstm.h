@@ -2,7 +2,7 @@
 //
 // Work is cut into one task for each chunk of each head, so that all cores are busy with any number of heads:
 //
-//   forward   scalars    stabiliser m and decay sums of every step, in fp64 (head by head: they are a recurrence)
+//   forward   scalars    stabilizer m and decay sums of every step, in fp64 (head by head: they are a recurrence)
 //             write      what each chunk adds to the state: (a k)ᵀ v
 //             scan       states at the chunks' borders, one after the other
 //             read       inside each chunk: pairs of steps, and what the state gives

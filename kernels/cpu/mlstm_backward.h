@@ -12,7 +12,7 @@
 //   d log σ(f_t) = sum of every W whose arrow crosses the border before t: inside the chunk, from the state into
 //                  it, from it into the state after, and the state's own decay
 //
-// The stabiliser m has a gradient only through the 1e-6 of the denominator and through the states as they are
+// The stabilizer m has a gradient only through the 1e-6 of the denominator and through the states as they are
 // returned. It runs back along the steps that m was taken from.
 #pragma once
 

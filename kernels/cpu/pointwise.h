@@ -257,13 +257,13 @@ static inline void moments(const T* h, long width, T epsilon, T* mean, T* recipr
   for (long e = 0; e < width; ++e) {
     sum += h[e];
   }
-  const T centre = sum / static_cast<T>(width);
+  const T center = sum / static_cast<T>(width);
   T squares = 0;
 #pragma omp simd reduction(+ : squares)
   for (long e = 0; e < width; ++e) {
-    squares += (h[e] - centre) * (h[e] - centre);
+    squares += (h[e] - center) * (h[e] - center);
   }
-  *mean = centre;
+  *mean = center;
   *reciprocal = static_cast<T>(1 / sqrt(static_cast<double>(squares / static_cast<T>(width) + epsilon)));
 }
 

@@ -1,4 +1,4 @@
-"""Checks and times the kernels between an mLSTM block's up-projection and its cell on a card.
+"""Checks and times the kernels between an mLSTM block's up-projection and its cell on a GPU.
 
     python3 check_inner.py check [--raw FILE]
     python3 check_inner.py bench [--raw FILE]     runs of several lengths
@@ -12,7 +12,7 @@ import sys
 import torch
 from torch.nn import functional
 
-from harness import compile_all, emit, machine, median_milliseconds, script_parser, start_card
+from harness import compile_all, emit, machine, median_milliseconds, script_parser, start_gpu
 
 P, INT, I64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
 POINTERS = ("input conv_weight conv_bias query_weight key_weight value_weight gate_weight gate_bias conv query key value gates "
@@ -175,7 +175,7 @@ def main():
     parser = script_parser(__doc__, ["check", "bench"])
     arguments = parser.parse_args()
     torch.manual_seed(5)
-    driver = start_card()
+    driver = start_gpu()
     sys.exit(bench(driver, arguments.raw) if arguments.what == "bench" else 1 if check(driver, arguments.raw) else 0)
 
 

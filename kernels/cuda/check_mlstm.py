@@ -1,4 +1,4 @@
-"""Checks and times the chunkwise mLSTM kernels on a card.
+"""Checks and times the chunkwise mLSTM kernels on a GPU.
 
     python3 check_mlstm.py check [--raw FILE]     errors against float64, determinism, odd and extreme inputs
     python3 check_mlstm.py boundaries [--raw FILE]  resets anywhere, states in and out, against float64 document by document;
@@ -16,7 +16,7 @@ import sys
 
 import torch
 
-from harness import HERE, compile_all, emit, machine, median_milliseconds, resources, script_parser, start_card
+from harness import HERE, compile_all, emit, machine, median_milliseconds, resources, script_parser, start_gpu
 
 P, I64 = ctypes.c_void_p, ctypes.c_longlong
 TENSORS = ["query", "key", "value", "input_gate", "forget_gate", "output", "resets", "initial_matrix", "initial_norm",
@@ -58,7 +58,7 @@ KERNELS = {"mlstm_gates_local": "gates", "mlstm_gates_carry": "gates", "mlstm_ba
            "mlstm_value_gradient": "outputs"}
 
 
-class Specialised:
+class Specialized:
     """The kernels compiled for one (K, V, chunk)."""
 
     def __init__(self, driver, shape, cubins):
@@ -293,7 +293,7 @@ PAPER = [(32, 4, 2048, 384, 384), (32, 4, 2048, 512, 512), (32, 4, 2048, 768, 76
          (16, 4, 2048, 1024, 1024), (32, 4, 2048, 1024, 1024)]
 
 
-def specialise(driver, shapes, workers=16):
+def specialize(driver, shapes, workers=16):
     capability = torch.cuda.get_device_capability()
     architecture = {(9, 0): "sm_90a"}.get(capability, "sm_%d%d" % capability)
     shapes = sorted(set(shapes))
@@ -303,7 +303,7 @@ def specialise(driver, shapes, workers=16):
     table = {}
     for index, shape in enumerate(shapes):
         own = dict(zip(FILES, cubins[index * len(FILES):]))
-        table[shape] = Specialised(driver, shape, own)
+        table[shape] = Specialized(driver, shape, own)
         for cubin in own.values():
             for line in resources(cubin):
                 if "spill" in line:
@@ -313,7 +313,7 @@ def specialise(driver, shapes, workers=16):
 
 def check(driver, raw, block, cases):
     emit({"machine": machine(), "command": " ".join(sys.argv)}, raw)
-    table = specialise(driver, [(c[3], c[4], c[5], *block) for c in cases])
+    table = specialize(driver, [(c[3], c[4], c[5], *block) for c in cases])
     failures = 0
     for number, (batch, heads, tokens, dqk, dv, chunk, gates, token_major) in enumerate(cases):
         # The error of a few tokens is that of a few rounded scores, large or small by chance.
@@ -429,7 +429,7 @@ def boundary_case(table, block, case, seed):
 
 def boundaries(driver, raw, block):
     emit({"machine": machine(), "command": " ".join(sys.argv)}, raw)
-    table = specialise(driver, [(c[3], c[4], c[5], *block) for c in BOUNDARIES] + [(384, 384, 256, *block)])
+    table = specialize(driver, [(c[3], c[4], c[5], *block) for c in BOUNDARIES] + [(384, 384, 256, *block)])
     failures = 0
     for number, case in enumerate(BOUNDARIES):
         drawn, equal = {}, True
@@ -448,7 +448,7 @@ def boundaries(driver, raw, block):
     for shape in PAPER[:2]:
         inputs, dh = draw(*shape, "plain", False, seed=7)
         chunk = 256
-        own = specialise(driver, [(shape[3], shape[4], chunk, *block)])[(shape[3], shape[4], chunk, *block)]
+        own = specialize(driver, [(shape[3], shape[4], chunk, *block)])[(shape[3], shape[4], chunk, *block)]
         times = {}
         for kind in ("none", "some"):
             layer = Layer(own, *inputs, poison=False)
@@ -501,7 +501,7 @@ def floors(batch, heads, tokens, dqk, dv, chunk):
 def bench(driver, raw, blocks, chunks, with_peer, shapes):
     emit({"machine": machine(), "command": " ".join(sys.argv)}, raw)
     combos = [(s[3], s[4], c, *b) for s in shapes for c in chunks for b in blocks]
-    table = specialise(driver, combos)
+    table = specialize(driver, combos)
     for shape in shapes:
         inputs, dh = draw(*shape, "plain", False, seed=7)
         record = {"batch": shape[0], "heads": shape[1], "tokens": shape[2], "head": f"{shape[3]}x{shape[4]}"}
@@ -542,7 +542,7 @@ def bench(driver, raw, blocks, chunks, with_peer, shapes):
 
 
 def profile(driver, raw, block, chunks, shapes):
-    table = specialise(driver, [(s[3], s[4], c, *block) for s in shapes for c in chunks])
+    table = specialize(driver, [(s[3], s[4], c, *block) for s in shapes for c in chunks])
     for shape in shapes:
         inputs, dh = draw(*shape, "plain", False, seed=7)
         for chunk in chunks:
@@ -571,7 +571,7 @@ def main():
     blocks = [tuple(int(x) for x in b.split("x")) for b in arguments.blocks.split(",")]
     chunks = [int(c) for c in arguments.chunks.split(",")]
     shapes = [PAPER[int(x)] for x in arguments.shapes.split(",")] if arguments.shapes else PAPER
-    driver = start_card()
+    driver = start_gpu()
     if arguments.what == "check":
         cases = [c for c in CASES if not arguments.small or c[2] <= 700]
         sys.exit(1 if check(driver, arguments.raw, blocks[0], cases) else 0)

@@ -1,4 +1,4 @@
-"""Checks and times the kernels between the matrix products on a card.
+"""Checks and times the kernels between the matrix products on a GPU.
 
     python3 check_pointwise.py check [--raw FILE]
     python3 check_pointwise.py bench [--raw FILE]     beside PyTorch's own operations, run one by one
@@ -12,7 +12,7 @@ import sys
 import torch
 from torch.nn import functional
 
-from harness import HERE, compile_all, emit, machine, median_milliseconds, script_parser, start_card
+from harness import HERE, compile_all, emit, machine, median_milliseconds, script_parser, start_gpu
 
 P, INT, I64, F32 = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong, ctypes.c_float
 
@@ -209,7 +209,7 @@ def main():
     parser = script_parser(__doc__, ["check", "bench"])
     arguments = parser.parse_args()
     torch.manual_seed(5)
-    kernels = Kernels(start_card(), [64, 192, 384, 512, 1024])
+    kernels = Kernels(start_gpu(), [64, 192, 384, 512, 1024])
     if arguments.what == "bench":
         return bench(kernels, arguments.raw)
     return sys.exit(1 if check(kernels, arguments.raw) else 0)

@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from harness import HERE, compile_all, emit, machine, median_milliseconds, script_parser, start_card
+from harness import HERE, compile_all, emit, machine, median_milliseconds, script_parser, start_gpu
 
 INTEGERS = ["batch", "tokens", "heads", "exponential_forget"]
 POINTERS = ["input", "recurrent", "bias", "resets", "state", "output", "saved", "last", "output_gradient", "last_gradient",
@@ -199,7 +199,7 @@ def bench(driver, raw):
 
 def main():
     arguments = script_parser(__doc__, ["check", "bench"]).parse_args()
-    driver = start_card()
+    driver = start_gpu()
     if arguments.what == "bench":
         return bench(driver, arguments.raw)
     return sys.exit(1 if check(driver, arguments.raw) else 0)

@@ -18,7 +18,7 @@ import tempfile
 
 import torch
 
-from harness import HERE, compile_all, emit, machine, median_milliseconds, resources, script_parser, start_card
+from harness import HERE, compile_all, emit, machine, median_milliseconds, resources, script_parser, start_gpu
 
 POINTERS = ["input", "recurrent", "output", "gates", "states", "output_gradient", "input_gradient", "resets", "state", "last",
             "messages", "sent"]
@@ -165,7 +165,7 @@ def draw(batch, tokens, units, gates, seed):
     return inputs.bfloat16(), recurrent.bfloat16(), normal(batch, tokens, HEADS, units).bfloat16()
 
 
-def specialise(driver, choices):
+def specialize(driver, choices):
     choices = sorted(set(choices))
     jobs = [("slstm.cu", {"UNITS": u, "GROUP": g, "SPLIT": s, "CLUSTERED": c, "BATCH_TILES": b}) for u, g, s, c, b in choices]
     table = {}
@@ -184,7 +184,7 @@ def check(driver, raw, units_list):
              for tiles, batch, tokens, gates in [(1, 16, 65, "plain"), (1, 5, 33, "extreme"), (1, 20, 1, "plain state"), (2, 40, 40, "plain"),
                                                  (1, 40, 50, "resets state"), (1, 16, 9, "every")]]
     cases += [(units, *choice, 1, 7, 50, "resets") for units in units_list for choice in CHOICES[units][1:]]
-    table = specialise(driver, [c[:5] for c in cases])
+    table = specialize(driver, [c[:5] for c in cases])
     emit({"machine": machine(), "command": " ".join(sys.argv)}, raw)
     failures = 0
     for number, case in enumerate(cases):
@@ -218,7 +218,7 @@ def check(driver, raw, units_list):
 def bench(driver, raw, units_list, batches):
     emit({"machine": machine(), "command": " ".join(sys.argv)}, raw)
     choices = [(u, *c, b) for u in units_list for c in CHOICES[u] for b in (1, 2, 4)]
-    table = specialise(driver, choices)
+    table = specialize(driver, choices)
     for units, batch in itertools.product(units_list, batches):
         inputs, recurrent, gradient = draw(batch, TOKENS, units, "plain", 3)
         for choice in choices:
@@ -243,7 +243,7 @@ def resets(driver, raw):
     """Forward and backward without and with resets, a first and a last state, in turns."""
     emit({"machine": machine(), "command": " ".join(sys.argv)}, raw)
     cases = [(192, 6, 1, 1, 1, 22), (192, 6, 2, 1, 1, 22), (256, 8, 2, 1, 1, 11), (384, 12, 2, 1, 1, 16), (512, 16, 2, 1, 1, 8), (192, 6, 1, 0, 1, 22)]
-    table = specialise(driver, [c[:5] for c in cases])
+    table = specialize(driver, [c[:5] for c in cases])
     for case in cases:
         units, batch = case[0], case[5]
         inputs, recurrent, gradient = draw(batch, TOKENS, units, "plain", 3)
@@ -262,7 +262,7 @@ def resets(driver, raw):
 def peer(raw, units_list, batches):
     import flashrnn.flashrnn.flashrnn  # noqa: F401
 
-    # flashrnn 1.0.8 asks the card through a C++ extension that CUDA 13 no longer compiles (fields removed from
+    # flashrnn 1.0.8 asks the GPU through a C++ extension that CUDA 13 no longer compiles (fields removed from
     # cudaDeviceProp). The same answers for compute capability 9.0:
     module = sys.modules["flashrnn.flashrnn.flashrnn"]
     count = torch.cuda.get_device_properties(0).multi_processor_count
@@ -301,7 +301,7 @@ def main():
     parser.add_argument("--batches", default="16,64,256")
     arguments = parser.parse_args()
     units, batches = ([int(x) for x in text.split(",")] for text in (arguments.units, arguments.batches))
-    driver = start_card()
+    driver = start_gpu()
     if arguments.what == "peer":
         return peer(arguments.raw, units, batches)
     if arguments.what == "resets":

@@ -91,7 +91,7 @@ def script_parser(description, actions):
     return parser
 
 
-def start_card():
+def start_gpu():
     """PyTorch's context, made and used by its autograd thread too, and the driver on it."""
     import torch
 
@@ -150,7 +150,7 @@ class Driver:
 
 
 def machine():
-    """What a figure must be read with: card, driver, versions."""
+    """What a figure must be read with: GPU, driver, versions."""
     import torch
 
     try:
@@ -158,7 +158,7 @@ def machine():
                                 capture_output=True, text=True).stdout.strip()
     except OSError:
         driver = "unknown"
-    return {"card": driver, "torch": torch.__version__, "cuda": torch.version.cuda}
+    return {"gpu": driver, "torch": torch.__version__, "cuda": torch.version.cuda}
 
 
 def median_milliseconds(function, repeats=10, warm_up=3):

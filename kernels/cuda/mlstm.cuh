@@ -1,14 +1,14 @@
 // Shapes, parameters and the software pipeline shared by the chunkwise mLSTM kernels.
 //
 // Per head (exponential input gate, sigmoid forget gate), with b the sum of log sigmoid(f) from the chunk's
-// start, u = i - b and M_t = max(m_before, max of u up to t), where m_before is the stabiliser of the
+// start, u = i - b and M_t = max(m_before, max of u up to t), where m_before is the stabilizer of the
 // state that enters the chunk, every exponent of the chunkwise form becomes a difference of two terms:
 //     weight of pair (t, j <= t)       exp(u_j - M_t)
 //     weight of the entering state     exp(m_before - M_t)          ("carry")
 //     weight of token j in the state   exp(u_j - M_last)            ("keep")
 //     decay of the entering state      exp(m_before - M_last)
-//     stabiliser of token t            m_t = b_t + M_t
-// All are at most 1, and all follow from the gates alone: one cheap scan fixes every stabiliser
+//     stabilizer of token t            m_t = b_t + M_t
+// All are at most 1, and all follow from the gates alone: one cheap scan fixes every stabilizer
 // before any matrix product starts, so that no kernel needs an online maximum.
 //
 // A reset at token r (a document begins there) cuts the chunk into segments: b starts anew at r, M_t is the maximum of u

@@ -65,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(CHUNK) mlstm_gates_local(const __gr
     }
 }
 
-// Carries the stabiliser over the chunks before this one (a max-plus recurrence of two numbers each),
+// Carries the stabilizer over the chunks before this one (a max-plus recurrence of two numbers each),
 // then fixes every weight of the chunk.
 extern "C" __global__ void __launch_bounds__(CHUNK) mlstm_gates_carry(const __grid_constant__ MlstmParameters p) {
     const int chunk = blockIdx.x, batch_head = blockIdx.y;

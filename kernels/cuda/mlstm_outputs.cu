@@ -8,7 +8,7 @@
 // The first product runs over a head's size against the chunk's entering state (leaving state's gradient
 // below), then the accumulator's rows are scaled in place, and the second product, over the tokens of the
 // chunk that the triangle leaves, adds to the same accumulator: one store, no intermediate in memory, and
-// one pipeline whose copies run on through the change of operands. Blocks of one chunk are neighbours in
+// one pipeline whose copies run on through the change of operands. Blocks of one chunk are neighbors in
 // launch order, so that what they share (rows, state, scores) is read from the L2 cache.
 // dq and dk also leave q . dq and k . dk, from which the gate gradients follow.
 #include "mlstm.cuh"

@@ -7,7 +7,7 @@
 //   forward    S = Q K^T, gated;  U = (kp K)^T V;  C_n by a scan of U;  h = (S V + (c s Q) C) / den
 //   backward   g = dh / den;  dS = g V^T, gated: G;  W = (c s Q)^T g;  R_n by a scan of W
 //              dQ = G K + c s (g C^T + dn n)   dK = G^T Q + kp (V R^T + r)   dV = S^T g + (kp K) R
-// n and r are the normaliser's column of C and R. A warp takes a row; no atomics: two runs agree to the last bit.
+// n and r are the normalizer's column of C and R. A warp takes a row; no atomics: two runs agree to the last bit.
 //
 // Legend: B batch, H heads, N chunks of L tokens, K and V head sizes; a row is a token and head, a slice a chunk and head.
 #include "common.cuh"
@@ -129,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(256) precise_state_gradients(const 
     if (inside && p.last != nullptr) p.last[head * p.width + at] = gradient * p.last_factor;
 }
 
-// h from the numerator in `x`: n . q is the row's sum of scores and what the state's normaliser (`vector`) adds to it.
+// h from the numerator in `x`: n . q is the row's sum of scores and what the state's normalizer (`vector`) adds to it.
 extern "C" __global__ void __launch_bounds__(256) precise_denominator(const __grid_constant__ PreciseParameters p) {
     const i64 row = own_row(), slice = row / p.length;
     if (row >= p.rows) return;

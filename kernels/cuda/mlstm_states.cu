@@ -6,7 +6,7 @@
 //
 // The sum runs over tokens, which are rows of both operands in memory: both are read across k, and the weight
 // of a token multiplies the fragment of A in registers (16 packed products for 32 `mma`, 8 for 2 `wgmma`).
-// The normaliser is one more column of B, ones forward, d(n . q) den backward: four (two) more `mma` for the
+// The normalizer is one more column of B, ones forward, d(n . q) den backward: four (two) more `mma` for the
 // blocks of the first column tile. Running one block over the sequence needs no second pass over states
 // and keeps the accumulator in fp32 throughout; with H heads of K x V there are B H K V / 16384 blocks.
 // Only stored states are rounded, to bf16; those that the caller gives or asks for are fp32, and so is what is carried

@@ -4,14 +4,14 @@
 // tasks (section 4.1), 8 to 128 units, and at falling speed up to 640. Products are float32 (`fma`): at these sizes a step is latency, and
 // TF32 would save nothing.
 //
-// sLSTM, per unit and step (paper eq. 8 to 17, stabilised), with the state before a step zero where it is reset:
+// sLSTM, per unit and step (paper eq. 8 to 17, stabilized), with the state before a step zero where it is reset:
 //     (i, f, z, o) = x_t + b + R h_{t-1}        m_t = i where n_{t-1} = 0, else max(log sigmoid(f) + m_{t-1}, i)
 //     i' = exp(i - m_t)                         f' = min(exp(log sigmoid(f) + m_{t-1} - m_t), 1)
 //     c_t = f' c_{t-1} + i' tanh(z)             n_t = f' n_{t-1} + i'             h_t = sigmoid(o) c_t / n_t
 // LSTM: i, f, o through sigmoid, z through tanh; c_t = f c_{t-1} + i z; h_t = o tanh(c_t).
 //
 // Both directions are one product a step: four columns a thread (forward: the gates of one unit; backward: four units), and
-// the sum over the inner index cut into SLICES (backward 4 SLICES) that neighbouring lanes take. Their partial sums meet by
+// the sum over the inner index cut into SLICES (backward 4 SLICES) that neighboring lanes take. Their partial sums meet by
 // shuffles in a fixed order, after which each lane has ROWS / SLICES results, and computes what is pointwise for those.
 //
 // Legend: B batch, T tokens, H heads, D units of a head, K inner index, N = B T.
@@ -62,7 +62,7 @@ struct RecurrentParameters {
 DEVICE float quotient(float a, float b) { return __fdividef(a, b); }
 DEVICE float logistic(float x) { return quotient(1.0f, 1.0f + expf(-x)); }
 
-// Sums over the LANES neighbouring lanes that share a column; lane s is left with values [s N / LANES, (s + 1) N / LANES).
+// Sums over the LANES neighboring lanes that share a column; lane s is left with values [s N / LANES, (s + 1) N / LANES).
 template <int N, int LANES>
 DEVICE void reduce_scatter(float (&values)[N], int slice) {
     if constexpr (LANES > 1) {
@@ -231,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) recurrent_forward(const __
 }
 
 // ---- backward ---------------------------------------------------------------------------------------------
-// The gradient of h_{t-1} is R times the four gates' gradients of step t. A thread's PER results are neighbours in a table
+// The gradient of h_{t-1} is R times the four gates' gradients of step t. A thread's PER results are neighbors in a table
 // of [row][4 units], so that it reads and writes them as one or more vectors.
 
 static constexpr int LANES = 4 * SLICES, WIDE = PER < 4 ? PER : 4, GROUPS = PER / WIDE;

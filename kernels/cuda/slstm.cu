@@ -1,6 +1,6 @@
 // sLSTM in bf16 over a whole sequence in one launch: a group of blocks holds one head's recurrent matrix.
 //
-// Per unit and step (paper eq. 8 to 17, stabilised; R is block-diagonal by head, so that heads never meet):
+// Per unit and step (paper eq. 8 to 17, stabilized; R is block-diagonal by head, so that heads never meet):
 //     (i, f, z, o) = x_t + R h_{t-1}            m_t = max(log sigmoid(f) + m_{t-1}, i)
 //     c_t = f' c_{t-1} + i' tanh(z)             i' = exp(i - m_t), f' = exp(log sigmoid(f) + m_{t-1} - m_t)
 //     n_t = f' n_{t-1} + i'                     h_t = sigmoid(o) c_t / n_t

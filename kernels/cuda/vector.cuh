@@ -1,4 +1,4 @@
-// Four or eight neighbouring numbers in fp32 registers, read and written as bf16 or fp32 in one access.
+// Four or eight neighboring numbers in fp32 registers, read and written as bf16 or fp32 in one access.
 //
 // Loads go through the read-only path and say nothing about memory, so that the compiler may start those of the next
 // token before the stores of this one: nothing here reads what the same launch writes.

@@ -272,7 +272,7 @@ fn chunk_rows(rows: i64, vocabulary: i64, bytes: i64) -> i64 {
 }
 
 /// Elements from one word's exponentials to the next: whole panels, and an odd number of lines of the caches, so that
-/// neighbouring words do not meet in the same sets.
+/// neighboring words do not meet in the same sets.
 fn stride(chunk: i64, bytes: i64) -> i64 {
     let line = 64 / bytes;
     let panels = (chunk + CHUNK_UNIT - 1) / CHUNK_UNIT * CHUNK_UNIT;

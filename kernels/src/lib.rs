@@ -29,7 +29,7 @@
 //! O, I  outputs and inputs of a map       M  chunks, where a function says so
 //! ```
 //!
-//! Everything is laid out as the residual stream is, batch and time first: `q_BTHK` is a plain view of a `(B, T, H·K)`
+//! Everything is laid out as the residual is, batch and time first: `q_BTHK` is a plain view of a `(B, T, H·K)`
 //! tensor, and no function needs a transposed copy. Each function takes any length (also 1), initial states where
 //! it has any, and optional `resets_BT` (boolean: forget everything *before* this step, for document boundaries).
 //! `Float` and `Double` are computed as they are; `BFloat16` and `Half` are computed in `Float` and rounded once at

@@ -1,4 +1,4 @@
-//! Layer norm over the stream, and over each head alone (the papers' "group norm").
+//! Layer norm over the residual, and over each head alone (the papers' "group norm").
 //!
 //! Weights are stored as in the official package: as what is added to one, so that zeros mean no scaling. There is
 //! no bias. libtorch's fused layer norm does the work, in float32 on a GPU a kernel of this program (`cuda/pointwise.cu`);

@@ -151,9 +151,9 @@ fn block_linear_equals_a_block_diagonal_matrix() {
 
 /// The norm as it is defined.
 fn plain_norm(x: &Tensor) -> Tensor {
-    let centred = x - x.mean_dim(-1, true, None::<Kind>);
-    let variance = centred.square().mean_dim(-1, true, None::<Kind>);
-    centred / (variance + 1e-5).sqrt()
+    let centered = x - x.mean_dim(-1, true, None::<Kind>);
+    let variance = centered.square().mean_dim(-1, true, None::<Kind>);
+    centered / (variance + 1e-5).sqrt()
 }
 
 #[test]

@@ -11,7 +11,7 @@ use serde_json::Value;
 /// A value that has no canonical form.
 #[derive(Debug, thiserror::Error)]
 pub enum CanonicalError {
-    /// Serialisation failed.
+    /// Serialization failed.
     #[error("not representable as JSON: {0}")]
     Json(#[from] serde_json::Error),
     /// A number that is not an unsigned integer up to 2^53.

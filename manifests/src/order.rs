@@ -12,7 +12,7 @@
 //! key    = SHA-256("xlstm-order feistel-1\0" ‖ root (32 bytes) ‖ seed (u64 LE) ‖ epoch (u64 LE)) = k0 k1 k2 k3 (u64 LE)
 //! h      = max(1, ceil(ceil(log2 N) / 2)) bits; x = left·2^h + right
 //! round i (0..8): (left, right) = (right, left XOR (mix(right + k[i mod 4] + i·0x9E3779B97F4A7C15) >> (64 - h)))
-//! mix    = the finaliser of SplitMix64; sums are modulo 2^64
+//! mix    = the finalizer of SplitMix64; sums are modulo 2^64
 //! repeat the whole network on the result until it is below N (fewer than 4 times on average)
 //! ```
 

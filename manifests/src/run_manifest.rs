@@ -213,7 +213,7 @@ pub struct Session {
     pub first_step: u64,
     /// Ranks.
     pub world: u64,
-    /// Where it computes: `cpu (2 threads, AVX2)`, a card's name.
+    /// Where it computes: `cpu (2 threads, AVX2)`, a GPU's name.
     pub device: String,
     /// `float32` or `bfloat16`.
     pub precision: String,

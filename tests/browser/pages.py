@@ -72,8 +72,8 @@ CONTRAST = """() => {
   };
   const ground = (e) => {
     for (let at = e; at; at = at.parentElement) {
-      const colour = parse(getComputedStyle(at).backgroundColor);
-      if (colour[3] === 1) return colour;
+      const color = parse(getComputedStyle(at).backgroundColor);
+      if (color[3] === 1) return color;
     }
     return [255, 255, 255, 1];
   };
@@ -81,8 +81,8 @@ CONTRAST = """() => {
   document.querySelectorAll('h1,h2,h3,h4,p,dt,dd,th,td,caption,a,button,summary,figcaption,text,code,label,output').forEach((e) => {
     if (!e.textContent.trim()) return;
     const style = getComputedStyle(e);
-    const colour = parse(e.namespaceURI.endsWith('svg') ? style.fill : style.color);
-    const [a, b] = [light(colour), light(ground(e))].sort((x, y) => y - x);
+    const color = parse(e.namespaceURI.endsWith('svg') ? style.fill : style.color);
+    const [a, b] = [light(color), light(ground(e))].sort((x, y) => y - x);
     const ratio = (a + 0.05) / (b + 0.05);
     if (ratio < lowest[0]) lowest = [ratio, `${e.tagName} ${e.className.baseVal ?? e.className}: ${e.textContent.slice(0, 40)}`];
   });

@@ -1,4 +1,4 @@
-//! Tokens a second of whole training steps on a card: forward, backward, gradient norm, clipping, update.
+//! Tokens a second of whole training steps on a GPU: forward, backward, gradient norm, clipping, update.
 //!
 //! ```text
 //! cargo run --release -p xlstm-trainer --example bench_training -- RECIPE[:ROWS] … [--repeats N] [--profile] [--recorded]
@@ -17,7 +17,7 @@ use serde_json::json;
 use tch::{Kind, Tensor};
 use xlstm_bridge::graph::Graph;
 use xlstm_bridge::{autograd, memory, runtime};
-use xlstm_kernels::cuda::{Architecture, Card, profile};
+use xlstm_kernels::cuda::{Architecture, Gpu, profile};
 use xlstm_manifests::recipe::{self, ComputePath, Precision};
 use xlstm_trainer::device::{self, DeviceInfo};
 use xlstm_trainer::metrics::peak_operations;
@@ -142,8 +142,8 @@ fn measure(
     if with_profile {
         profile::start();
         let whole = step()?;
-        let card = Card::of(&model.parameters()[0].tensor)?;
-        for share in profile::stop(card)? {
+        let gpu = Gpu::of(&model.parameters()[0].tensor)?;
+        for share in profile::stop(gpu)? {
             println!(
                 "{}",
                 json!({"recipe": name, "step ms": whole * 1e3, "part": share.name, "count": share.count,
@@ -158,7 +158,7 @@ fn measure(
     let operations = recipe.operations_per_token() as f64;
     Ok(json!({
         "recipe": name,
-        "card": device.name,
+        "gpu": device.name,
         "rows": rows,
         "context": context,
         "activation checkpointing": checkpointing,

@@ -32,7 +32,7 @@ pub enum TrainError {
     /// libtorch.
     #[error(transparent)]
     Torch(#[from] tch::TchError),
-    /// A file is not what its name or its neighbours say.
+    /// A file is not what its name or its neighbors say.
     #[error("`{path}`: expected {expected}, found {found}; {hint}", path = printable::path(path))]
     File {
         /// The file.

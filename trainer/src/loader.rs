@@ -92,7 +92,7 @@ impl MicroBatch {
             if !matches!(device, Device::Cuda(_)) {
                 return Ok(tensor.f_to_device(device)?);
             }
-            // From memory that the card reads itself, so that nothing waits for the copy.
+            // From memory that the GPU reads itself, so that nothing waits for the copy.
             let kind = tensor.kind();
             Ok(xlstm_bridge::memory::pinned(&tensor)?.f_to_device_(device, kind, true, false)?)
         };

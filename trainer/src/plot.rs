@@ -16,8 +16,8 @@ const WIDTH: f64 = 900.0;
 const HEIGHT: f64 = 520.0;
 /// Left, right, top, bottom.
 const MARGIN: [f64; 4] = [64.0, 20.0, 24.0, 52.0];
-/// Distinguishable also to colour-blind readers (Okabe and Ito).
-const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
+/// Distinguishable also to color-blind readers (Okabe and Ito).
+const COLORS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
 
 /// Points of a run.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -120,24 +120,24 @@ pub fn svg(curves: &[Curve]) -> String {
         "<text transform=\"translate(16 {middle:.1}) rotate(-90)\" text-anchor=\"middle\">loss (nats a token)</text>"
     );
     for (index, curve) in curves.iter().enumerate() {
-        let colour = COLOURS[index % COLOURS.len()];
+        let color = COLORS[index % COLORS.len()];
         let path: Vec<String> =
             curve.train.iter().map(|&(t, l)| format!("{:.1} {:.1}", x(t), y(l))).collect();
         if !path.is_empty() {
             let _ = writeln!(
                 out,
-                "<path d=\"M{}\" fill=\"none\" stroke=\"{colour}\" stroke-opacity=\"0.7\"/>",
+                "<path d=\"M{}\" fill=\"none\" stroke=\"{color}\" stroke-opacity=\"0.7\"/>",
                 path.join("L")
             );
         }
         for &(t, l) in &curve.validation {
             let _ =
-                writeln!(out, "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3.5\" fill=\"{colour}\"/>", x(t), y(l));
+                writeln!(out, "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3.5\" fill=\"{color}\"/>", x(t), y(l));
         }
         let (row, end) = (top + 16.0 + 18.0 * index as f64, WIDTH - right - 12.0);
         let _ = writeln!(
             out,
-            "<text x=\"{end}\" y=\"{row}\" text-anchor=\"end\" fill=\"{colour}\">{} (line: training, dots: validation)</text>",
+            "<text x=\"{end}\" y=\"{row}\" text-anchor=\"end\" fill=\"{color}\">{} (line: training, dots: validation)</text>",
             escape(&printable::text(&curve.name))
         );
     }

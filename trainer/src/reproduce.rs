@@ -61,7 +61,7 @@ const PERPLEXITY: &str = "xlstm-eval perplexity RUN --manifest data/slimpajama/v
 const EXPERIMENTS: &[Experiment] = &[
     Experiment {
         place: "Figure 2, left",
-        what: "nearest-neighbour search (mean squared error)",
+        what: "nearest-neighbor search (mean squared error)",
         recipes: &["figure2-nearest"],
         kind: "squared-error",
         commands: &[],

@@ -63,7 +63,7 @@ fn bytes(tensor: &Tensor) -> &[u8] {
     if length == 0 {
         return &[];
     }
-    // SAFETY: a contiguous CPU tensor owns `length` initialised bytes at `data_ptr`, and the borrow keeps it alive.
+    // SAFETY: a contiguous CPU tensor owns `length` initialized bytes at `data_ptr`, and the borrow keeps it alive.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>().cast_const(), length) }
 }
 

@@ -144,7 +144,7 @@ fn check_resets(model: &Model) {
 }
 
 #[test]
-fn generation_takes_the_most_likely_token_and_no_neighbour_matters() {
+fn generation_takes_the_most_likely_token_and_no_neighbor_matters() {
     every_model().iter().for_each(check_generation);
 }
 

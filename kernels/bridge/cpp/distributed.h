@@ -20,8 +20,8 @@ struct GroupHandle {
   std::atomic<uint64_t> buckets{0};
 };
 
-// Makes libtorch's backend for one card and puts it into `out_backend` (a c10::intrusive_ptr<c10d::Backend>).
-using NcclBackendFunction = char* (*)(const StoreHandle* store, int rank, int world, int card, int64_t timeout_ms,
+// Makes libtorch's backend for one GPU and puts it into `out_backend` (a c10::intrusive_ptr<c10d::Backend>).
+using NcclBackendFunction = char* (*)(const StoreHandle* store, int rank, int world, int gpu, int64_t timeout_ms,
                                       void* out_backend);
 
 }  // namespace xlstm

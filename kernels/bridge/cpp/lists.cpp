@@ -48,7 +48,7 @@ char* xlstm_optimizer_drop_gradients(const at::Tensor* const* tensors, size_t co
   });
 }
 
-// The same numbers in memory that a card reads itself, so that a copy to it need not be waited for.
+// The same numbers in memory that a GPU reads itself, so that a copy to it need not be waited for.
 char* xlstm_pin_memory(const at::Tensor* tensor, at::Tensor** out) {
   return xlstm::guarded([&] { *out = new at::Tensor(tensor->pin_memory()); });
 }
@@ -61,11 +61,11 @@ char* xlstm_upload(const at::Tensor* to, const at::Tensor* from) {
   });
 }
 
-// The most bytes that tensors on this card have taken at once since the last reset, and that libtorch holds for them.
-char* xlstm_device_memory(int card, int reset, uint64_t* out_allocated, uint64_t* out_reserved) {
+// The most bytes that tensors on this GPU have taken at once since the last reset, and that libtorch holds for them.
+char* xlstm_device_memory(int gpu, int reset, uint64_t* out_allocated, uint64_t* out_reserved) {
   return xlstm::guarded([&] {
     auto* allocator = c10::getDeviceAllocator(c10::DeviceType::CUDA);
-    const auto device = static_cast<c10::DeviceIndex>(card);
+    const auto device = static_cast<c10::DeviceIndex>(gpu);
     const auto statistics = allocator->getDeviceStats(device);
     const auto total = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
     *out_allocated = static_cast<uint64_t>(statistics.allocated_bytes[total].peak);

@@ -1,5 +1,5 @@
 // Collective operations over the ranks of a run: c10d's ProcessGroup with Gloo for tensors on the CPU and, where the
-// ranks compute on cards, NCCL for tensors there.
+// ranks compute on GPUs, NCCL for tensors there.
 
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/comm.hpp>
@@ -26,7 +26,7 @@ extern "C" {
 
 // A group over Gloo; `loopback` keeps all connections on this machine. With `nccl`, also over that backend.
 char* xlstm_group_create(const StoreHandle* store, int rank, int world, int64_t timeout_ms, int loopback,
-                         xlstm::NcclBackendFunction nccl, int card, GroupHandle** out_group) {
+                         xlstm::NcclBackendFunction nccl, int gpu, GroupHandle** out_group) {
   return xlstm::guarded([&] {
     using c10d::ProcessGroup;
     const auto timeout = std::chrono::milliseconds(timeout_ms);
@@ -42,7 +42,7 @@ char* xlstm_group_create(const StoreHandle* store, int rank, int world, int64_t 
     auto common = ProcessGroup::BackendType::GLOO;
     if (nccl != nullptr) {
       c10::intrusive_ptr<c10d::Backend> backend;
-      if (char* message = nccl(store, rank, world, card, timeout_ms, &backend)) {
+      if (char* message = nccl(store, rank, world, gpu, timeout_ms, &backend)) {
         const std::string text(message);
         std::free(message);
         throw std::runtime_error(text);

@@ -18,7 +18,7 @@ char* xlstm_runtime_flush_denormals(int* out_supported) {
   });
 }
 
-// Matrix products of bf16 on a card add up in fp32 also where the sum is split over several blocks.
+// Matrix products of bf16 on a GPU add up in fp32 also where the sum is split over several blocks.
 char* xlstm_runtime_full_sums() {
   return xlstm::guarded([] { at::globalContext().setAllowBF16ReductionCuBLAS(false); });
 }

@@ -128,7 +128,7 @@ fn load(path: &Path, flags: i32) -> Result<(), String> {
 
 fn handle_of(path: &Path, flags: i32) -> Result<*mut c_void, String> {
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| format!("{path:?} holds a NUL byte"))?;
-    // SAFETY: a NUL-terminated name; libraries opened here run their own initialisers, as linked ones do.
+    // SAFETY: a NUL-terminated name; libraries opened here run their own initializers, as linked ones do.
     let handle = unsafe { libc::dlopen(name.as_ptr(), flags) };
     if handle.is_null() { Err(last_reason()) } else { Ok(handle) }
 }

@@ -75,7 +75,7 @@ unsafe extern "C" {
     pub(crate) fn xlstm_pin_memory(tensor: *const Handle, out: *mut *mut Handle) -> *mut c_char;
     pub(crate) fn xlstm_upload(to: *const Handle, from: *const Handle) -> *mut c_char;
     pub(crate) fn xlstm_device_memory(
-        card: c_int,
+        gpu: c_int,
         reset: c_int,
         out_allocated: *mut u64,
         out_reserved: *mut u64,

@@ -1,4 +1,4 @@
-//! Compiles the mLSTM kernels for the card at hand, runs them, and compares every result with float64.
+//! Compiles the mLSTM kernels for the GPU at hand, runs them, and compares every result with float64.
 //!
 //! ```text
 //! cargo run --release -p xlstm-cuda --example selfcheck

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::specialisation::{HEADERS, Specialisation};
+use crate::specialization::{HEADERS, Specialization};
 use crate::{Compiled, CudaError, Nvrtc, ResourceReport};
 
 /// A folder of compiled kernels.
@@ -40,9 +40,9 @@ impl Cache {
         Self::new(folder)
     }
 
-    /// The key of a specialisation under this NVRTC: 64 hex digits.
+    /// The key of a specialization under this NVRTC: 64 hex digits.
     #[must_use]
-    pub fn key(nvrtc_version: (i32, i32), wanted: &Specialisation) -> String {
+    pub fn key(nvrtc_version: (i32, i32), wanted: &Specialization) -> String {
         let mut digest = Sha256::new();
         let mut part = |bytes: &[u8]| {
             digest.update((bytes.len() as u64).to_le_bytes());
@@ -64,7 +64,7 @@ impl Cache {
     ///
     /// # Errors
     /// Those of [`Nvrtc::compile`], and [`CudaError::Cache`] if the folder cannot be read or written.
-    pub fn get(&self, nvrtc: &Nvrtc, wanted: &Specialisation) -> Result<Compiled, CudaError> {
+    pub fn get(&self, nvrtc: &Nvrtc, wanted: &Specialization) -> Result<Compiled, CudaError> {
         let key = Self::key(nvrtc.version(), wanted);
         let (code, report) =
             (self.folder.join(format!("{key}.cubin")), self.folder.join(format!("{key}.txt")));

@@ -1,6 +1,6 @@
 //! The CUDA driver, opened at run time: what it takes to load machine code and launch it.
 //!
-//! `libcuda.so.1` comes with the card's driver, never with a package. Everything here works on a card's primary
+//! `libcuda.so.1` comes with the GPU's driver, never with a package. Everything here works on a GPU's primary
 //! context, the one that libtorch uses too, so that its allocations and streams can be passed as they are. Launches are
 //! asynchronous; errors of a kernel come back with a later call.
 
@@ -51,7 +51,7 @@ const CAPABILITY: [c_int; 2] = [75, 76];
 /// `CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT`.
 const MULTIPROCESSORS: c_int = 16;
 
-/// The driver and the primary context of one card.
+/// The driver and the primary context of one GPU.
 #[derive(Debug)]
 pub struct Driver {
     architecture: Architecture,
@@ -96,7 +96,7 @@ pub struct BoxedTensor {
 #[derive(Debug)]
 pub struct Event(Handle);
 
-// SAFETY: as for `Kernel`; an event is recorded once and read after a synchronisation.
+// SAFETY: as for `Kernel`; an event is recorded once and read after a synchronization.
 unsafe impl Send for Event {}
 
 /// One kernel of a loaded module. Modules stay loaded until the process ends.
@@ -186,7 +186,7 @@ impl Driver {
         }
     }
 
-    /// Makes the card's context current on the calling thread, as every call below that is not about memory does.
+    /// Makes the GPU's context current on the calling thread, as every call below that is not about memory does.
     fn make_current(&self) -> Result<(), CudaError> {
         // SAFETY: a context that was retained when the driver was opened.
         self.check("cuCtxSetCurrent", unsafe { (self.set_current)(self.context) })

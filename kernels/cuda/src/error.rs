@@ -49,7 +49,7 @@ pub enum CudaError {
     },
     /// There is no driver.
     #[error(
-        "no CUDA driver ({message}): this machine has no NVIDIA card, or its driver is not installed; run on the CPU instead"
+        "no CUDA driver ({message}): this machine has no NVIDIA GPU, or its driver is not installed; run on the CPU instead"
     )]
     NoDriver {
         /// What the loader said.

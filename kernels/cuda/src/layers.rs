@@ -1,5 +1,5 @@
 //! How the kernels around the cells are called: parameters and launches of `pointwise.cu`, `inner.cu`,
-//! `stream.cu`, `cross_entropy.cu` and `sums.cu`.
+//! `residual.cu`, `cross_entropy.cu` and `sums.cu`.
 //!
 //! Each structure is that of its source, field by field; addresses are device addresses, 0 for null. Activations are
 //! bf16, parameters, statistics and partial sums fp32. A launch covers everything; the caller makes the partial sums'
@@ -248,15 +248,15 @@ impl ProjectionParameters {
     }
 }
 
-/// Residual stream and layer norm.
+/// Residual and layer norm.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-#[allow(missing_docs, reason = "stream.cu says it")]
-pub struct StreamParameters {
+#[allow(missing_docs, reason = "residual.cu says it")]
+pub struct ResidualParameters {
     pub tokens: i64,
     pub rows_per_block: i32,
     pub epsilon: f32,
-    pub stream: u64,
+    pub residual: u64,
     pub delta: u64,
     pub weight: u64,
     pub sum: u64,
@@ -264,12 +264,12 @@ pub struct StreamParameters {
     pub statistics: u64,
     pub output_gradient: u64,
     pub sum_gradient: u64,
-    pub stream_gradient: u64,
+    pub residual_gradient: u64,
     pub delta_gradient: u64,
     pub partial: u64,
 }
 
-impl StreamParameters {
+impl ResidualParameters {
     /// Rows that a block of the backward pass walks over: some eight blocks on each of 132 multiprocessors.
     #[must_use]
     pub fn rows_per_block(tokens: u64) -> u32 {
@@ -368,7 +368,7 @@ mod tests {
             (Source::Pointwise, "GeluParameters", size_of::<GeluParameters>()),
             (Source::Inner, "InnerParameters", size_of::<InnerParameters>()),
             (Source::Projections, "ProjectionParameters", size_of::<ProjectionParameters>()),
-            (Source::Stream, "StreamParameters", size_of::<StreamParameters>()),
+            (Source::Residual, "ResidualParameters", size_of::<ResidualParameters>()),
             (Source::CrossEntropy, "CrossEntropyParameters", size_of::<CrossEntropyParameters>()),
             (Source::Sums, "ColumnParameters", size_of::<ColumnParameters>()),
             (Source::MlstmPrecise, "PreciseParameters", size_of::<crate::precise::PreciseParameters>()),
@@ -386,7 +386,7 @@ mod tests {
                 (Source::Pointwise, NormParameters::launch(390, 4, backward)),
                 (Source::Pointwise, GeluParameters::launch(390, 1024, backward)),
                 (Source::Inner, InnerParameters::launch(3, 130, 1536, backward)),
-                (Source::Stream, StreamParameters::launch(390, backward)),
+                (Source::Residual, ResidualParameters::launch(390, backward)),
                 (Source::CrossEntropy, CrossEntropyParameters::launch(390, backward)),
             ];
             for (source, launch) in all {
@@ -405,8 +405,8 @@ mod tests {
                         && runs < 2 * one.div_ceil(run) + 8
                 );
             }
-            let launch = StreamParameters::launch(tokens, true);
-            let rows = u64::from(StreamParameters::rows_per_block(tokens));
+            let launch = ResidualParameters::launch(tokens, true);
+            let rows = u64::from(ResidualParameters::rows_per_block(tokens));
             assert!(
                 u64::from(launch.parts) * rows >= tokens && (u64::from(launch.parts) - 1) * rows < tokens
             );

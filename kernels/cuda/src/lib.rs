@@ -1,9 +1,9 @@
 //! CUDA kernels of the sLSTM and mLSTM layers, compiled when they are first needed.
 //!
 //! The `.cu` and `.cuh` files beside this crate are part of the binary. NVRTC, opened at run time ([`Nvrtc`]), turns
-//! them into machine code for one architecture and one set of sizes ([`Specialisation`]); the result is kept in a
+//! them into machine code for one architecture and one set of sizes ([`Specialization`]); the result is kept in a
 //! folder under the digest of everything that decides it ([`Cache`]). Nothing of CUDA is needed to build, and no
-//! header of CUDA to compile: the sources state their instructions themselves. Where there is no card, everything up
+//! header of CUDA to compile: the sources state their instructions themselves. Where there is no GPU, everything up
 //! to the machine code still works, with the assembler's account of registers and spills ([`ResourceReport`]):
 //! that is how tests see every kernel without one.
 //!
@@ -22,13 +22,13 @@ pub mod recurrent;
 mod report;
 pub mod selfcheck;
 pub mod slstm;
-mod specialisation;
+mod specialization;
 
 pub use cache::Cache;
 pub use description::{Description, describe};
 pub use error::CudaError;
 pub use nvrtc::{Compiled, Nvrtc};
 pub use report::{KernelResources, ResourceReport};
-pub use specialisation::{
-    Architecture, MlstmSizes, SlstmSizes, Source, Specialisation, paper_specialisations,
+pub use specialization::{
+    Architecture, MlstmSizes, SlstmSizes, Source, Specialization, paper_specializations,
 };

@@ -7,7 +7,7 @@
 
 use crate::driver::{BoxedTensor, Driver, Shape, TensorMap};
 use crate::precise::GateAddresses;
-use crate::{Architecture, CudaError, MlstmSizes, Source, Specialisation};
+use crate::{Architecture, CudaError, MlstmSizes, Source, Specialization};
 
 /// Strides of an activation's first axes in elements; the last axis is contiguous.
 #[repr(C)]
@@ -235,7 +235,7 @@ const TILE: u64 = 128;
 pub struct MlstmPlan {
     /// Head sizes and chunk.
     pub sizes: MlstmSizes,
-    /// The card.
+    /// The GPU.
     pub architecture: Architecture,
     /// Sequences.
     pub batch: u32,
@@ -268,8 +268,8 @@ impl MlstmPlan {
 
     /// What to compile for a launch of this plan.
     #[must_use]
-    pub fn specialisation(&self, source: Source) -> Specialisation {
-        Specialisation::mlstm(source, self.architecture, self.sizes)
+    pub fn specialization(&self, source: Source) -> Specialization {
+        Specialization::mlstm(source, self.architecture, self.sizes)
     }
 
     /// Bytes of the saved and of the scratch room (the latter for the backward pass, the larger).
@@ -401,7 +401,7 @@ impl MlstmPlan {
         p
     }
 
-    /// What the kernels take: the parameters, with maps where the card has a copy engine.
+    /// What the kernels take: the parameters, with maps where the GPU has a copy engine.
     ///
     /// # Errors
     /// [`CudaError::Driver`] for a tensor that it cannot read: an address or stride that is no multiple of 16 bytes.
@@ -508,7 +508,7 @@ impl MlstmPlan {
     fn by_state(&self, kernel: &'static str) -> Launch {
         let (key_tiles, value_tiles, _) = self.tiles();
         let grid = [narrow(key_tiles * value_tiles), narrow(self.batch_heads()), 1];
-        // Beside the operands, two bf16 a token: its weight and the normaliser's column.
+        // Beside the operands, two bf16 a token: its weight and the normalizer's column.
         let shape = Shape { grid, threads: 128, shared_bytes: self.ring_bytes(4) };
         Launch { source: Source::MlstmStates, kernel, shape }
     }

@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 
 use crate::library::Library;
-use crate::specialisation::{HEADERS, Specialisation};
+use crate::specialization::{HEADERS, Specialization};
 use crate::{CudaError, ResourceReport};
 
 type Program = *mut c_void;
@@ -26,7 +26,7 @@ type GetBytes = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
 type DestroyProgram = unsafe extern "C" fn(*mut Program) -> c_int;
 type Version = unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int;
 
-/// The machine code of one specialisation and the assembler's report on it.
+/// The machine code of one specialization and the assembler's report on it.
 #[derive(Debug, Clone)]
 pub struct Compiled {
     /// What the driver loads (`cuModuleLoadData`): an ELF image, or PTX ending in a NUL.
@@ -103,11 +103,11 @@ impl Nvrtc {
         self.version
     }
 
-    /// Compiles one specialisation. May be called from several threads.
+    /// Compiles one specialization. May be called from several threads.
     ///
     /// # Errors
     /// [`CudaError::Compile`] with the compiler's log, [`CudaError::Nvrtc`] if the library itself fails.
-    pub fn compile(&self, wanted: &Specialisation) -> Result<Compiled, CudaError> {
+    pub fn compile(&self, wanted: &Specialization) -> Result<Compiled, CudaError> {
         let source = c_string(wanted.source.text());
         let name = c_string(wanted.source.file_name());
         let headers: Vec<CString> = HEADERS.iter().map(|(_, text)| c_string(text)).collect();

@@ -3,7 +3,7 @@
 use crate::driver::Shape;
 use crate::layers::LayerLaunch;
 use crate::mlstm::{MlstmArguments, MlstmParameters, Strides};
-use crate::{Architecture, MlstmSizes, Source, Specialisation};
+use crate::{Architecture, MlstmSizes, Source, Specialization};
 
 /// `PreciseParameters` of `mlstm_precise.cu`, field by field; addresses are device addresses, 0 for null.
 #[repr(C)]
@@ -110,9 +110,9 @@ impl GateSizes {
 
     /// What to compile: heads of one tile, whose dots are one number a token.
     #[must_use]
-    pub fn specialisation(&self, architecture: Architecture) -> Specialisation {
+    pub fn specialization(&self, architecture: Architecture) -> Specialization {
         let sizes = MlstmSizes { key: 128, value: 128, chunk: self.chunk };
-        Specialisation::mlstm(Source::MlstmGates, architecture, sizes)
+        Specialization::mlstm(Source::MlstmGates, architecture, sizes)
     }
 
     /// A kernel of `mlstm_gates.cu`: a block a chunk and head, a thread a token.

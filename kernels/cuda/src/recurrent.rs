@@ -7,7 +7,7 @@
 
 use crate::driver::Shape;
 use crate::layers::LayerLaunch;
-use crate::{Architecture, Specialisation};
+use crate::{Architecture, Specialization};
 
 /// Sequences of a block: the fastest from 256 sequences of 40 tokens to 4096 on an H100 (docs/benchmarks).
 const ROWS: u32 = 4;
@@ -152,8 +152,8 @@ pub struct RecurrentPlan {
 impl RecurrentPlan {
     /// What to compile.
     #[must_use]
-    pub fn specialisation(&self) -> Specialisation {
-        Specialisation::recurrent(self.architecture, self.sizes)
+    pub fn specialization(&self) -> Specialization {
+        Specialization::recurrent(self.architecture, self.sizes)
     }
 
     fn launch(&self, kernel: &'static str, shared_bytes: u32) -> LayerLaunch {
@@ -244,7 +244,7 @@ mod tests {
             for launch in [plan.forward(), plan.backward(), plan.weights()] {
                 assert!(launch.shape.threads <= 1024, "{launch:?}");
                 assert!(launch.shape.shared_bytes <= 99 * 1024, "{launch:?}");
-                assert!(plan.specialisation().source.kernels().contains(&launch.kernel));
+                assert!(plan.specialization().source.kernels().contains(&launch.kernel));
             }
             assert!((1..=3).contains(&plan.weights().parts), "35 tokens are three steps");
         }

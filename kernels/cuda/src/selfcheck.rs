@@ -1,4 +1,4 @@
-//! Runs the mLSTM kernels on the card through the driver alone and compares them with float64 on the CPU.
+//! Runs the mLSTM kernels on the GPU through the driver alone and compares them with float64 on the CPU.
 //!
 //! The reference is the parallel form (paper A.3, eq. 71–105) written out, forward and backward. Queries and keys
 //! are drawn positive, so that no denominator is a sum that cancels: there bf16 products determine neither sign nor
@@ -241,7 +241,7 @@ fn run(
     let parameters = plan.parameters(&tensors, strides, saved.address(), scratch.address());
     let arguments = plan.arguments(driver, parameters)?;
     for launch in plan.forward().into_iter().chain(plan.backward()) {
-        let wanted = plan.specialisation(launch.source);
+        let wanted = plan.specialization(launch.source);
         let compiled = cache.get(nvrtc, &wanted)?;
         let kernel = driver.load(&compiled.image, launch.kernel, launch.shape.shared_bytes)?;
         // SAFETY: the structure is the kernels' own, and every room is device memory of the plan's size, alive until the

@@ -7,7 +7,7 @@
 //! `x_BTGHE` with y of the step before, which libtorch does best.
 
 use crate::driver::Shape;
-use crate::{Architecture, SlstmSizes, Source, Specialisation};
+use crate::{Architecture, SlstmSizes, Source, Specialization};
 
 /// Rows of the batch that one fragment holds.
 const ROWS: u32 = 16;
@@ -173,8 +173,8 @@ pub struct SlstmPlan {
 impl SlstmPlan {
     /// What to compile.
     #[must_use]
-    pub fn specialisation(&self) -> Specialisation {
-        Specialisation::slstm(self.architecture, self.sizes)
+    pub fn specialization(&self) -> Specialization {
+        Specialization::slstm(self.architecture, self.sizes)
     }
 
     /// The source of both kernels.
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn every_choice_fits_a_multiprocessor_and_is_compiled_by_the_test_of_all() {
-        let compiled = crate::paper_specialisations(true);
+        let compiled = crate::paper_specializations(true);
         for (architecture, units, batch) in Architecture::NATIVE.into_iter().flat_map(|architecture| {
             [192, 256, 384, 512, 640]
                 .into_iter()
@@ -297,7 +297,7 @@ mod tests {
                 }
                 assert!(sizes.clustered || next == plan.groups());
                 assert!([32, 64].contains(&(units / sizes.group)), "{sizes:?}");
-                assert!(compiled.contains(&plan.specialisation()), "{architecture} {sizes:?}");
+                assert!(compiled.contains(&plan.specialization()), "{architecture} {sizes:?}");
             }
         }
         assert_eq!(SlstmSizes::fastest(Architecture::Sm90a, 100, 16, Direction::Forward), None);

@@ -7,8 +7,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use xlstm_cuda::{
-    Architecture, Cache, CudaError, MlstmSizes, Nvrtc, ResourceReport, Source, Specialisation,
-    paper_specialisations,
+    Architecture, Cache, CudaError, MlstmSizes, Nvrtc, ResourceReport, Source, Specialization,
+    paper_specializations,
 };
 
 fn target_folder() -> PathBuf {
@@ -22,7 +22,7 @@ fn open() -> Nvrtc {
 }
 
 /// Compiles all on every core; the cache in the target folder makes a second run instant.
-fn compile_all(wanted: &[Specialisation]) -> Vec<ResourceReport> {
+fn compile_all(wanted: &[Specialization]) -> Vec<ResourceReport> {
     let (nvrtc, cache) = (open(), Cache::new(target_folder().join("kernels/cache")));
     let next = AtomicUsize::new(0);
     let reports = Mutex::new(vec![ResourceReport::default(); wanted.len()]);
@@ -43,7 +43,7 @@ fn compile_all(wanted: &[Specialisation]) -> Vec<ResourceReport> {
 
 #[test]
 fn every_kernel_compiles_for_every_size_and_architecture() {
-    let wanted = paper_specialisations(std::env::var_os("XLSTM_KERNELS_EVERYTHING").is_some());
+    let wanted = paper_specializations(std::env::var_os("XLSTM_KERNELS_EVERYTHING").is_some());
     let reports = compile_all(&wanted);
     let mut text = String::new();
     for (one, report) in wanted.iter().zip(&reports) {
@@ -79,12 +79,12 @@ fn every_kernel_compiles_for_every_size_and_architecture() {
 #[test]
 fn the_key_follows_everything_that_decides_the_code() {
     let sizes = MlstmSizes { key: 128, value: 128, chunk: 128 };
-    let base = Specialisation::mlstm(Source::MlstmGates, Architecture::Sm80, sizes);
-    let same = Specialisation::mlstm(Source::MlstmGates, Architecture::Sm80, sizes);
+    let base = Specialization::mlstm(Source::MlstmGates, Architecture::Sm80, sizes);
+    let same = Specialization::mlstm(Source::MlstmGates, Architecture::Sm80, sizes);
     let others = [
-        Specialisation::mlstm(Source::MlstmGates, Architecture::Sm90a, sizes),
-        Specialisation::mlstm(Source::MlstmStates, Architecture::Sm80, sizes),
-        Specialisation::mlstm(Source::MlstmGates, Architecture::Sm80, MlstmSizes { chunk: 256, ..sizes }),
+        Specialization::mlstm(Source::MlstmGates, Architecture::Sm90a, sizes),
+        Specialization::mlstm(Source::MlstmStates, Architecture::Sm80, sizes),
+        Specialization::mlstm(Source::MlstmGates, Architecture::Sm80, MlstmSizes { chunk: 256, ..sizes }),
     ];
     assert_eq!(Cache::key((13, 0), &base), Cache::key((13, 0), &same));
     assert_ne!(Cache::key((13, 0), &base), Cache::key((13, 1), &base));
@@ -98,7 +98,7 @@ fn a_damaged_entry_is_compiled_again() {
     let folder = tempfile::tempdir().expect("a folder");
     let (nvrtc, cache) = (open(), Cache::new(folder.path()));
     let sizes = MlstmSizes { key: 64, value: 64, chunk: 128 };
-    let wanted = Specialisation::mlstm(Source::MlstmGates, Architecture::Sm80, sizes);
+    let wanted = Specialization::mlstm(Source::MlstmGates, Architecture::Sm80, sizes);
     let first = cache.get(&nvrtc, &wanted).expect("compiles");
     let report = folder.path().join(format!("{}.txt", Cache::key(nvrtc.version(), &wanted)));
     std::fs::write(&report, "half a li").expect("writable");
@@ -110,7 +110,7 @@ fn a_damaged_entry_is_compiled_again() {
 #[test]
 fn a_size_the_kernels_cannot_have_is_refused_with_the_compilers_words() {
     let sizes = MlstmSizes { key: 60, value: 64, chunk: 128 };
-    let wanted = Specialisation::mlstm(Source::MlstmGates, Architecture::Sm80, sizes);
+    let wanted = Specialization::mlstm(Source::MlstmGates, Architecture::Sm80, sizes);
     let error = open().compile(&wanted).expect_err("60 is no multiple of 8");
     assert!(matches!(&error, CudaError::Compile { source_name: "mlstm_gates.cu", .. }), "{error}");
     assert!(error.to_string().contains("chunk and head sizes"), "{error}");

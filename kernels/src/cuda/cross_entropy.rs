@@ -1,4 +1,4 @@
-//! Vocabulary projection and cross-entropy on the card, in chunks of rows: all logits never exist at once.
+//! Vocabulary projection and cross-entropy on the GPU, in chunks of rows: all logits never exist at once.
 //!
 //! A chunk's logits are a bf16 product that the kernel overwrites with their gradient, from which the two products of
 //! the backward pass follow at once; the weight's gradient is summed over chunks in fp32. Where nothing is to be
@@ -27,10 +27,10 @@ pub fn cross_entropy_fits(vocabulary: i64) -> bool {
 
 /// Mean cross-entropy over `count` targets of `softmax(hidden_ND · weight_VDᵀ)`, hidden bf16, weight fp32 (rounded to
 /// bf16 for the products), targets Int64. A target of `ignore` counts for nothing; one outside the vocabulary makes
-/// the loss NaN. Gradients of `loss` flow to both; nothing waits for the card.
+/// the loss NaN. Gradients of `loss` flow to both; nothing waits for the GPU.
 ///
 /// # Errors
-/// [`KernelError`] when a shape, type or device does not fit, or the card fails.
+/// [`KernelError`] when a shape, type or device does not fit, or the GPU fails.
 pub fn projected_cross_entropy(
     hidden_ND: &Tensor,
     weight_VD: &Tensor,

@@ -13,7 +13,7 @@ use xlstm_cuda::MlstmSizes;
 use xlstm_cuda::layers::LayerLaunch;
 use xlstm_cuda::mlstm::{Launch, MlstmParameters, MlstmPlan, MlstmTensors, StateAddresses, Strides};
 
-use super::{Card, MAX_HEAD, address, expect, optional_address, scratch};
+use super::{Gpu, MAX_HEAD, address, expect, optional_address, scratch};
 use crate::KernelError;
 use crate::mlstm::{MlstmInput, MlstmOutput, MlstmState};
 use crate::shape::{dimensions, expect_device, expect_resets, expect_shape};
@@ -278,13 +278,13 @@ pub(super) struct CellGradients {
 }
 
 impl Cell<'_> {
-    fn plan(&self, card: &Card) -> Result<MlstmPlan, BoxError> {
+    fn plan(&self, gpu: &Gpu) -> Result<MlstmPlan, BoxError> {
         let [batch, tokens, heads, key] = dimensions::<4>(NAME, "q_BTHK", self.query)?;
         let [.., value] = dimensions::<4>(NAME, "v_BTHV", self.value)?;
         let (tokens, [batch, heads]) = (u32::try_from(tokens)?, [batch, heads].map(u32::try_from));
         Ok(MlstmPlan {
             sizes: MlstmSizes::fastest(u32::try_from(key)?, u32::try_from(value)?, tokens),
-            architecture: card.architecture(),
+            architecture: gpu.architecture(),
             batch: batch?,
             heads: heads?,
             tokens,
@@ -329,8 +329,8 @@ impl Cell<'_> {
 
     /// h, the bytes that the backward pass needs, and, where asked for, the state after the last token.
     pub(super) fn forward(&self, with_state: bool) -> Result<CellOutput, BoxError> {
-        let card = Card::of(self.query)?;
-        let plan = self.plan(card)?;
+        let gpu = Gpu::of(self.query)?;
+        let plan = self.plan(gpu)?;
         let (saved_bytes, scratch_bytes) = plan.bytes();
         let device = self.query.device();
         let (bytes, scratch) = (scratch(saved_bytes, device)?, scratch(scratch_bytes, device)?);
@@ -342,19 +342,19 @@ impl Cell<'_> {
             ..self.tensors()?
         };
         let parameters = plan.parameters(&tensors, self.strides(&plan), address(&bytes), address(&scratch));
-        launch(card, &plan, &plan.forward(), &parameters)?;
+        launch(gpu, &plan, &plan.forward(), &parameters)?;
         Ok(CellOutput { hidden, bytes, last })
     }
 
     /// What rounding took from h, in the bytes that [`Cell::forward`] left.
     pub(super) fn rest(&self, bytes: &Tensor) -> Result<Tensor, BoxError> {
-        let offset = self.plan(Card::of(self.query)?)?.rest_offset();
+        let offset = self.plan(Gpu::of(self.query)?)?.rest_offset();
         Ok(bytes.f_narrow(0, i64::try_from(offset)?, i64::try_from(self.value.numel())?)?)
     }
 
     /// 1 / den of every token and head, `(B·T, H)` fp32, in the bytes that [`Cell::forward`] left.
     pub(super) fn inverse_denominator(&self, bytes: &Tensor) -> Result<Tensor, BoxError> {
-        let offset = self.plan(Card::of(self.query)?)?.inverse_denominator_offset();
+        let offset = self.plan(Gpu::of(self.query)?)?.inverse_denominator_offset();
         let [batch, tokens, heads, _] = dimensions::<4>(NAME, "q_BTHK", self.query)?;
         let part = bytes.f_narrow(0, i64::try_from(offset)?, 4 * batch * tokens * heads)?;
         Ok(part.f_view_dtype(Kind::Float)?.f_view([batch * tokens, heads])?)
@@ -363,8 +363,8 @@ impl Cell<'_> {
     /// Gradients of queries, keys, values and of the state before the first token; those of the gates go where `upstream`
     /// says.
     pub(super) fn backward(&self, upstream: &CellUpstream<'_>) -> Result<CellGradients, BoxError> {
-        let card = Card::of(self.query)?;
-        let plan = MlstmPlan { divided: upstream.dots.is_some(), ..self.plan(card)? };
+        let gpu = Gpu::of(self.query)?;
+        let plan = MlstmPlan { divided: upstream.dots.is_some(), ..self.plan(gpu)? };
         let scratch = scratch(plan.bytes().1, self.query.device())?;
         let (query, key) = (self.query.f_empty_like()?, self.key.f_empty_like()?);
         let value = self.value.f_empty_like()?;
@@ -390,7 +390,7 @@ impl Cell<'_> {
         };
         let bytes = address(upstream.bytes);
         let parameters = plan.parameters(&tensors, self.strides(&plan), bytes, address(&scratch));
-        launch(card, &plan, &plan.backward(), &parameters)?;
+        launch(gpu, &plan, &plan.backward(), &parameters)?;
         let initial = self.initial.zip(initial).map(|(state, gradient)| state_gradient(state, gradient));
         Ok(CellGradients { query, key, value, initial: initial.transpose()? })
     }
@@ -439,16 +439,16 @@ fn state_addresses(state: &MlstmState) -> Result<StateAddresses, BoxError> {
 }
 
 fn launch(
-    card: &Card,
+    gpu: &Gpu,
     plan: &MlstmPlan,
     launches: &[Launch],
     parameters: &MlstmParameters,
 ) -> Result<(), BoxError> {
-    let arguments = plan.arguments(card.driver(), *parameters)?;
+    let arguments = plan.arguments(gpu.driver(), *parameters)?;
     for step in launches {
         let launch = LayerLaunch { kernel: step.kernel, shape: step.shape, parts: 0 };
         // SAFETY: the parameters are these kernels' own; every address is a tensor of the size that the plan states.
-        unsafe { card.launch(plan.specialisation(step.source), launch, &arguments)? };
+        unsafe { gpu.launch(plan.specialization(step.source), launch, &arguments)? };
     }
     Ok(())
 }
@@ -470,7 +470,7 @@ mod tests {
             state: None,
             resets_BT: None,
         };
-        let error = mlstm(&input).expect_err("there is no card in the tensors");
+        let error = mlstm(&input).expect_err("there is no GPU in the tensors");
         assert!(error.to_string().contains("q_BTHK is on Cpu, expected a CUDA device"), "{error}");
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! | function | computes | kernels |
 //! |---|---|---|
-//! | [`add_layer_norm`] | residual stream and layer norm | `stream.cu` |
+//! | [`add_layer_norm`] | residual and layer norm | `residual.cu` |
 //! | [`mlstm_inner`] | an mLSTM block between its two big products | `inner.cu`, `mlstm_*.cu`, `pointwise.cu` |
 //! | [`mlstm`] | the mLSTM cell alone | `mlstm_*.cu` |
 //! | [`slstm`], [`slstm_from`] | the sLSTM cell in bf16 | `slstm.cu` |
@@ -14,7 +14,7 @@
 //! | [`conv_silu`], [`head_norm`], [`gelu_gate`] | what stands around the sLSTM | `pointwise.cu` |
 //! | [`projected_cross_entropy`] | vocabulary projection and loss | `cross_entropy.cu` |
 //!
-//! All but [`recurrent()`] are for training in bf16 mixed precision: activations bf16, parameters and the residual stream
+//! All but [`recurrent()`] are for training in bf16 mixed precision: activations bf16, parameters and the residual
 //! fp32; sequences may begin anew within, at a document's border. Everything else on a GPU (float32 around the sLSTM, states
 //! of whole blocks, sizes without a kernel) is computed by libtorch's operations in the modules beside this one.
 
@@ -25,9 +25,9 @@ mod mlstm;
 mod precise;
 pub mod profile;
 mod recurrent;
+mod residual;
 pub mod selfcheck;
 mod slstm;
-mod stream;
 mod supports;
 mod wrapped;
 
@@ -36,8 +36,8 @@ pub use inner::{InnerInput, InnerOutput, InnerState, gate_weights, inner_fits, m
 pub use mlstm::mlstm;
 pub(crate) use precise::mlstm as mlstm_precise;
 pub use recurrent::{RecurrentInput, recurrent, recurrent_fits};
+pub use residual::{add_layer_norm, residual_fits};
 pub use slstm::{SlstmSequence, slstm, slstm_fits, slstm_from};
-pub use stream::{add_layer_norm, stream_fits};
 pub use supports::{FusedCell, Request, supports};
 pub(crate) use wrapped::{block_projections, mlstm_output};
 pub use wrapped::{conv_silu, gelu_gate, head_norm};
@@ -54,13 +54,13 @@ use xlstm_cuda::driver::{Driver, Kernel};
 use xlstm_cuda::layers::LayerLaunch;
 pub use xlstm_cuda::recurrent::Cell;
 pub use xlstm_cuda::{Architecture, describe};
-use xlstm_cuda::{Cache, Nvrtc, Specialisation};
+use xlstm_cuda::{Cache, Nvrtc, Specialization};
 
 /// The widest head that there are kernels for: that of the paper's 2.7B model.
 pub(crate) const MAX_HEAD: i64 = 1280;
 
-/// More cards than a machine has.
-const CARDS: usize = 16;
+/// More GPUs than a machine has.
+const MAX_GPUS: usize = 16;
 
 static ONLY_LIBTORCH: AtomicBool = AtomicBool::new(false);
 
@@ -69,7 +69,7 @@ pub fn use_only_libtorch(only: bool) {
     ONLY_LIBTORCH.store(only, Ordering::Relaxed);
 }
 
-/// Whether kernels of ours may be used on this device: it is a card, and nobody asked for libtorch alone.
+/// Whether kernels of ours may be used on this device: it is a GPU, and nobody asked for libtorch alone.
 pub fn enabled(device: Device) -> bool {
     matches!(device, Device::Cuda(_)) && !ONLY_LIBTORCH.load(Ordering::Relaxed)
 }
@@ -93,35 +93,35 @@ pub fn force_architecture(architecture: Architecture) {
     FORCED.get_or_init(|| architecture);
 }
 
-/// Driver, compiler, cache and everything loaded so far, for one card.
-pub struct Card {
+/// Driver, compiler, cache and everything loaded so far, for one GPU.
+pub struct Gpu {
     number: usize,
     driver: Driver,
     nvrtc: Nvrtc,
     cache: Cache,
-    loaded: Mutex<HashMap<(Specialisation, &'static str), Kernel>>,
+    loaded: Mutex<HashMap<(Specialization, &'static str), Kernel>>,
 }
 
-impl Card {
+impl Gpu {
     fn open(number: usize) -> Result<Self, xlstm_cuda::CudaError> {
         let driver = Driver::open(u32::try_from(number).unwrap_or(u32::MAX), FORCED.get().copied())?;
         let nvrtc = Nvrtc::open_in(&nvrtc_folders())?;
         Ok(Self { number, driver, nvrtc, cache: Cache::of_user(), loaded: Mutex::default() })
     }
 
-    /// The card that holds a tensor; the first call opens it, and an error is the answer of every call.
+    /// The GPU that holds a tensor; the first call opens it, and an error is the answer of every call.
     ///
     /// # Errors
-    /// No driver, no compiler, a card that the kernels are not written for, or no card at all.
+    /// No driver, no compiler, a GPU that the kernels are not written for, or no GPU at all.
     pub fn of(tensor: &Tensor) -> Result<&'static Self, BoxError> {
-        static OPENED: [OnceLock<Result<Card, String>>; CARDS] = [const { OnceLock::new() }; CARDS];
+        static OPENED: [OnceLock<Result<Gpu, String>>; MAX_GPUS] = [const { OnceLock::new() }; MAX_GPUS];
         let Device::Cuda(number) = tensor.device() else {
             return Err(
                 format!("expected a tensor on a CUDA device, found one on {:?}", tensor.device()).into()
             );
         };
         let slot =
-            OPENED.get(number).ok_or_else(|| format!("expected a card below {CARDS}, found {number}"))?;
+            OPENED.get(number).ok_or_else(|| format!("expected a GPU below {MAX_GPUS}, found {number}"))?;
         let explain = |error: xlstm_cuda::CudaError| {
             format!("{error}; `--kernels libtorch` computes without these kernels, slowly")
         };
@@ -133,7 +133,7 @@ impl Card {
         self.driver.architecture()
     }
 
-    /// The card's driver.
+    /// The GPU's driver.
     fn driver(&self) -> &Driver {
         &self.driver
     }
@@ -144,7 +144,7 @@ impl Card {
     /// As [`Driver::launch`]: the structure is the kernel's own, its addresses are tensors of the sizes it states.
     unsafe fn launch<P: Copy>(
         &self,
-        wanted: Specialisation,
+        wanted: Specialization,
         launch: LayerLaunch,
         parameters: &P,
     ) -> Result<(), BoxError> {
@@ -160,7 +160,7 @@ impl Card {
     /// As [`launch`](Self::launch).
     unsafe fn launch_cooperative<P: Copy>(
         &self,
-        wanted: Specialisation,
+        wanted: Specialization,
         launch: LayerLaunch,
         parameters: &P,
     ) -> Result<(), BoxError> {
@@ -173,7 +173,7 @@ impl Card {
 
     fn launched(
         &self,
-        wanted: Specialisation,
+        wanted: Specialization,
         launch: LayerLaunch,
         start: impl FnOnce(Kernel, *mut c_void) -> Result<(), xlstm_cuda::CudaError>,
     ) -> Result<(), BoxError> {
@@ -188,7 +188,7 @@ impl Card {
     }
 
     /// Compiles what the cache lacks, on all cores.
-    fn compile_all(&self, wanted: &[Specialisation]) -> Result<(), BoxError> {
+    fn compile_all(&self, wanted: &[Specialization]) -> Result<(), BoxError> {
         let next = AtomicUsize::new(0);
         let failed: Mutex<Option<String>> = Mutex::new(None);
         std::thread::scope(|scope| {
@@ -210,7 +210,7 @@ impl Card {
 
     fn kernel(
         &self,
-        wanted: Specialisation,
+        wanted: Specialization,
         name: &'static str,
         shared_bytes: u32,
     ) -> Result<Kernel, BoxError> {
@@ -249,7 +249,7 @@ fn scratch(bytes: u64, device: Device) -> Result<Tensor, BoxError> {
     Ok(Tensor::f_empty([i64::try_from(bytes)?], (Kind::Uint8, device))?)
 }
 
-/// An uninitialised tensor on the device of `like`.
+/// An uninitialized tensor on the device of `like`.
 fn make(shape: &[i64], kind: Kind, like: &Tensor) -> Result<Tensor, BoxError> {
     Ok(Tensor::f_empty(shape, (kind, like.device()))?)
 }

@@ -7,11 +7,11 @@
 use tch::{Kind, Tensor};
 use xlstm_bridge::autograd::node;
 use xlstm_bridge::{BoxError, named_tensors};
-use xlstm_cuda::Specialisation;
+use xlstm_cuda::Specialization;
 use xlstm_cuda::layers::LayerLaunch;
 use xlstm_cuda::precise::{GateAddresses, GateSizes, PreciseParameters, by_row, by_state};
 
-use super::{Card, address, make, optional_address};
+use super::{Gpu, address, make, optional_address};
 use crate::KernelError;
 use crate::mlstm::{EPSILON, MlstmInput, MlstmOutput, MlstmState};
 use crate::shape::dimensions;
@@ -225,18 +225,18 @@ pub(crate) fn mlstm(input: &MlstmInput<'_>) -> Result<MlstmOutput, KernelError> 
     Ok(MlstmOutput { h_BTHV: hidden, state })
 }
 
-fn launch(card: &Card, launch: LayerLaunch, parameters: &PreciseParameters) -> Result<(), BoxError> {
+fn launch(gpu: &Gpu, launch: LayerLaunch, parameters: &PreciseParameters) -> Result<(), BoxError> {
     // SAFETY: every address is a tensor of the size that the structure states.
-    unsafe { card.launch(Specialisation::precise(card.architecture()), launch, parameters) }
+    unsafe { gpu.launch(Specialization::precise(gpu.architecture()), launch, parameters) }
 }
 
-fn launch_rows(card: &Card, kernel: &'static str, parameters: &PreciseParameters) -> Result<(), BoxError> {
-    launch(card, by_row(kernel, u64::try_from(parameters.rows)?), parameters)
+fn launch_rows(gpu: &Gpu, kernel: &'static str, parameters: &PreciseParameters) -> Result<(), BoxError> {
+    launch(gpu, by_row(kernel, u64::try_from(parameters.rows)?), parameters)
 }
 
 /// Kernels of the gates, in order.
 fn launch_gates(
-    card: &Card,
+    gpu: &Gpu,
     sizes: GateSizes,
     kernels: &[&'static str],
     addresses: &GateAddresses,
@@ -244,7 +244,7 @@ fn launch_gates(
     let arguments = sizes.arguments(addresses);
     for kernel in kernels {
         // SAFETY: every address is a tensor of the size that `mlstm.cuh` states for these sizes.
-        unsafe { card.launch(sizes.specialisation(card.architecture()), sizes.launch(kernel), &arguments)? };
+        unsafe { gpu.launch(sizes.specialization(gpu.architecture()), sizes.launch(kernel), &arguments)? };
     }
     Ok(())
 }
@@ -263,7 +263,7 @@ fn forward(
     let query = sizes.head_major(inputs.query.ok_or(missing)?)?;
     let key = sizes.head_major(inputs.key.ok_or(missing)?)?;
     let value = sizes.head_major(inputs.value.ok_or(missing)?)?;
-    let card = Card::of(&query)?;
+    let gpu = Gpu::of(&query)?;
     let new = |shape: &[i64]| make(shape, Kind::Float, &query);
     let Sizes { batch, heads, key: key_width, value: value_width, .. } = sizes;
     let last = MlstmState {
@@ -284,7 +284,7 @@ fn forward(
         state_weight: address(&half_weight),
         ..gates.addresses()?
     };
-    launch_gates(card, sizes.gates()?, &["mlstm_gates_local", "mlstm_gates_carry"], &addresses)?;
+    launch_gates(gpu, sizes.gates()?, &["mlstm_gates_local", "mlstm_gates_carry"], &addresses)?;
 
     let (carry, keep) = gates.factors(sizes)?;
     let (carried_query, kept_key) = (query.f_mul(&carry)?, key.f_mul(&keep)?);
@@ -303,7 +303,7 @@ fn forward(
             ..gates.read_by(sizes.parameters(width)?)?
         };
         let scan = by_state("precise_states", u32::try_from(width)?, heads_of(sizes)?);
-        launch(card, scan, &parameters)?;
+        launch(gpu, scan, &parameters)?;
     }
     let scores = query.f_bmm(&key.f_transpose(1, 2)?)?;
     let (row_sums, query_norm) = (new(&[sizes.rows()])?, new(&[sizes.rows()])?);
@@ -313,7 +313,7 @@ fn forward(
         row_sums: address(&row_sums),
         ..gates.read_by(sizes.parameters(sizes.length)?)?
     };
-    launch_rows(card, "precise_scores", &parameters)?;
+    launch_rows(gpu, "precise_scores", &parameters)?;
     let parameters = PreciseParameters {
         own: address(&carried_query),
         vector: address(&norms),
@@ -322,7 +322,7 @@ fn forward(
         inverse_denominator: address(&inverse_denominator),
         ..gates.read_by(sizes.parameters(key_width)?)?
     };
-    launch_rows(card, "precise_denominator", &parameters)?;
+    launch_rows(gpu, "precise_denominator", &parameters)?;
     let mut hidden = scores.f_bmm(&value)?;
     let _ = hidden.f_baddbmm_(&carried_query, &states)?;
     let _ = hidden.f_mul_(&inverse_denominator.f_view([sizes.slices(), sizes.length, 1])?)?;
@@ -372,7 +372,7 @@ fn state_gradients(
     sizes: Sizes,
     [matrix, normalizer]: [Tensor; 2],
 ) -> Result<StateGradients, BoxError> {
-    let card = Card::of(&matrix)?;
+    let gpu = Gpu::of(&matrix)?;
     let dense = |tensor: &Option<Tensor>| -> Result<Option<Tensor>, BoxError> {
         Ok(tensor.as_ref().map(Tensor::f_contiguous).transpose()?)
     };
@@ -396,7 +396,7 @@ fn state_gradients(
             last_factor: (1.0 / sizes.key_scale()) as f32,
             ..gates.read_by(sizes.parameters(width)?)?
         };
-        launch(card, scan, &parameters)?;
+        launch(gpu, scan, &parameters)?;
         let sum = partial.f_sum_dim_intlist([0].as_slice(), false, None::<Kind>)?;
         decay = Some(match decay {
             Some(before) => before.f_add(&sum)?,
@@ -414,7 +414,7 @@ fn backward(
     sizes: Sizes,
 ) -> Result<Inputs<Option<Tensor>>, BoxError> {
     let Saved { query, key, value, scores, .. } = saved;
-    let card = Card::of(query)?;
+    let gpu = Gpu::of(query)?;
     let gates = Gates {
         of_token: &saved.of_token,
         of_chunk: &saved.of_chunk,
@@ -439,7 +439,7 @@ fn backward(
         norm_gradient: address(&norm_gradient),
         ..gates.read_by(sizes.parameters(sizes.value)?)?
     };
-    launch_rows(card, "precise_prepare", &parameters)?;
+    launch_rows(gpu, "precise_prepare", &parameters)?;
 
     let turned = carried_query.f_transpose(1, 2)?;
     let added = [turned.f_bmm(&gradient)?, turned.f_bmm(&norm_gradient.f_view(row)?)?.f_squeeze_dim(-1)?];
@@ -451,7 +451,7 @@ fn backward(
         norm_gradient: address(&norm_gradient),
         ..gates.read_by(sizes.parameters(sizes.length)?)?
     };
-    launch_rows(card, "precise_score_gradients", &parameters)?;
+    launch_rows(gpu, "precise_score_gradients", &parameters)?;
 
     let (query_dot, key_carry_dot) = (new(&[sizes.rows()])?, new(&[sizes.rows()])?);
     let key_dot = new(&[sizes.rows()])?;
@@ -467,7 +467,7 @@ fn backward(
         dots: address(&query_dot),
         ..of_keys
     };
-    launch_rows(card, "precise_rows", &parameters)?;
+    launch_rows(gpu, "precise_rows", &parameters)?;
 
     let mut key_gradient = value.f_bmm(&states.matrix.f_transpose(1, 2)?)?;
     let parameters = PreciseParameters {
@@ -479,7 +479,7 @@ fn backward(
         dots: address(&key_carry_dot),
         ..of_keys
     };
-    launch_rows(card, "precise_rows", &parameters)?;
+    launch_rows(gpu, "precise_rows", &parameters)?;
     let _ = key_gradient.f_baddbmm_(&score_gradients.f_transpose(1, 2)?, query)?;
     let parameters = PreciseParameters {
         x: address(&key_gradient),
@@ -487,7 +487,7 @@ fn backward(
         dots: address(&key_dot),
         ..of_keys
     };
-    launch_rows(card, "precise_rows", &parameters)?;
+    launch_rows(gpu, "precise_rows", &parameters)?;
 
     let mut value_gradient = scores.f_transpose(1, 2)?.f_bmm(&gradient)?;
     let _ = value_gradient.f_baddbmm_(&kept_key, &states.matrix)?;
@@ -508,7 +508,7 @@ fn backward(
         forget_gate_gradient: address(&forget_gate),
         ..gates.addresses()?
     };
-    launch_gates(card, sizes.gates()?, &["mlstm_gate_gradients"], &addresses)?;
+    launch_gates(gpu, sizes.gates()?, &["mlstm_gate_gradients"], &addresses)?;
 
     let maximum = match (&states.initial, &saved.matrix, &saved.normalizer) {
         (Some([matrix, normalizer]), Some(own_matrix), Some(own_normalizer)) => {

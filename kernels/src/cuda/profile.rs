@@ -1,7 +1,7 @@
-//! Where the card's time goes: events around every kernel of ours, and between them what libtorch ran.
+//! Where the GPU's time goes: events around every kernel of ours, and between them what libtorch ran.
 //!
 //! Off by default. While it is on, each launch costs two events; the time between one kernel's end and the next one's
-//! begin is that of libtorch's operations between them (or of an idle card).
+//! begin is that of libtorch's operations between them (or of an idle GPU).
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -12,7 +12,7 @@ use xlstm_bridge::BoxError;
 use xlstm_cuda::CudaError;
 use xlstm_cuda::driver::{Driver, Event};
 
-use super::Card;
+use super::Gpu;
 
 static ON: AtomicBool = AtomicBool::new(false);
 static MARKS: Mutex<Vec<(&'static str, Event, Event)>> = Mutex::new(Vec::new());
@@ -37,10 +37,10 @@ pub fn start() {
 /// Ends it; the largest shares first.
 ///
 /// # Errors
-/// When the card fails.
-pub fn stop(card: &Card) -> Result<Vec<Share>, BoxError> {
+/// When the GPU fails.
+pub fn stop(gpu: &Gpu) -> Result<Vec<Share>, BoxError> {
     ON.store(false, Ordering::Relaxed);
-    card.driver.synchronize()?;
+    gpu.driver.synchronize()?;
     let marks = std::mem::take(&mut *MARKS.lock().unwrap_or_else(PoisonError::into_inner));
     let mut sums: BTreeMap<String, (u64, f64)> = BTreeMap::new();
     let mut add = |name: String, time: f64| {
@@ -48,16 +48,16 @@ pub fn stop(card: &Card) -> Result<Vec<Share>, BoxError> {
         *sum = (sum.0 + 1, sum.1 + time);
     };
     for (name, begin, end) in &marks {
-        add((*name).to_owned(), card.driver.milliseconds(begin, end)?);
+        add((*name).to_owned(), gpu.driver.milliseconds(begin, end)?);
     }
     for pair in marks.windows(2) {
         if let [(before, _, end), (after, begin, _)] = pair {
-            add(format!("{before} → {after}"), card.driver.milliseconds(end, begin)?);
+            add(format!("{before} → {after}"), gpu.driver.milliseconds(end, begin)?);
         }
     }
     for (_, begin, end) in marks {
-        card.driver.forget(begin);
-        card.driver.forget(end);
+        gpu.driver.forget(begin);
+        gpu.driver.forget(end);
     }
     let mut shares: Vec<Share> =
         sums.into_iter().map(|(name, (count, milliseconds))| Share { name, count, milliseconds }).collect();

@@ -9,7 +9,7 @@ use xlstm_bridge::autograd::node;
 use xlstm_bridge::{BoxError, named_tensors};
 use xlstm_cuda::recurrent::{Cell, RecurrentPlan, RecurrentSizes, RecurrentTensors};
 
-use super::{Card, address, make, optional_address};
+use super::{Gpu, address, make, optional_address};
 use crate::KernelError;
 use crate::shape::{dimensions, expect_device, expect_resets, expect_shape};
 
@@ -106,7 +106,7 @@ struct Options {
     clip: f32,
 }
 
-fn plan(gpu: &Card, x_BTGHE: &Tensor, options: Options) -> Result<RecurrentPlan, BoxError> {
+fn plan(gpu: &Gpu, x_BTGHE: &Tensor, options: Options) -> Result<RecurrentPlan, BoxError> {
     let [batch, tokens, _, heads, units] = dimensions::<5>(NAME, "x_BTGHE", x_BTGHE)?;
     if batch * tokens >= 1 << 31 {
         return Err(
@@ -140,7 +140,7 @@ fn forward(
 ) -> Result<(Outputs<Tensor>, Saved), BoxError> {
     let [batch, tokens, _, heads, units] = dimensions::<5>(NAME, "x_BTGHE", input.x_BTGHE)?;
     let like = input.x_BTGHE;
-    let gpu = Card::of(like)?;
+    let gpu = Gpu::of(like)?;
     let plan = plan(gpu, like, options)?;
     let float = |shape: &[i64]| make(shape, Kind::Float, like);
     let steps = if recorded { batch } else { 0 };
@@ -156,7 +156,7 @@ fn forward(
     let last_SBHE = float(&[4, batch, heads, units])?;
     let tensors = RecurrentTensors { last: address(&last_SBHE), ..saved.tensors(recorded) };
     // SAFETY: the tensors are dense and have the sizes that the plan states.
-    unsafe { gpu.launch(plan.specialisation(), plan.forward(), &plan.parameters(&tensors))? };
+    unsafe { gpu.launch(plan.specialization(), plan.forward(), &plan.parameters(&tensors))? };
     Ok((Outputs { y_BTHE: saved.y_BTHE.shallow_clone(), last_SBHE }, saved))
 }
 
@@ -181,7 +181,7 @@ fn backward(
     wanted: Inputs<bool>,
     options: Options,
 ) -> Result<Inputs<Option<Tensor>>, BoxError> {
-    let gpu = Card::of(&saved.x_BTGHE)?;
+    let gpu = Gpu::of(&saved.x_BTGHE)?;
     let plan = plan(gpu, &saved.x_BTGHE, options)?;
     let y_gradient = match upstream.y_BTHE {
         Some(gradient) => dense("gradient of y", &gradient)?,
@@ -211,8 +211,8 @@ fn backward(
     let parameters = plan.parameters(&tensors);
     // SAFETY: the tensors are dense and have the sizes that the plan states; `steps` was filled by the forward pass.
     unsafe {
-        gpu.launch(plan.specialisation(), plan.backward(), &parameters)?;
-        gpu.launch(plan.specialisation(), weights, &parameters)?;
+        gpu.launch(plan.specialization(), plan.backward(), &parameters)?;
+        gpu.launch(plan.specialization(), weights, &parameters)?;
     }
     let sum = |parts: &Tensor| parts.f_sum_dim_intlist(0, false, Kind::Float);
     Ok(Inputs {

@@ -13,7 +13,7 @@ use xlstm_cuda::slstm::{Direction, SlstmPlan, SlstmTensors};
 use xlstm_cuda::{Architecture, SlstmSizes};
 
 use super::recurrent::{RecurrentInput, recurrent, recurrent_fits};
-use super::{Card, address, expect, optional_address, scratch};
+use super::{Gpu, address, expect, optional_address, scratch};
 use crate::KernelError;
 use crate::shape::{dimensions, expect_device, expect_resets, expect_shape};
 
@@ -46,7 +46,7 @@ pub fn slstm_fits(units: i64, tensor: &Tensor) -> Result<bool, KernelError> {
         return Ok(false);
     }
     let failed = |source| BridgeError::Forward { name: NAME, source };
-    let architecture = Card::of(tensor).map_err(failed)?.architecture();
+    let architecture = Gpu::of(tensor).map_err(failed)?.architecture();
     Ok(sizes(architecture, units, 1, Direction::Forward).is_some() || recurrent_fits(units, tensor))
 }
 
@@ -93,7 +93,7 @@ pub fn slstm_from(input: &SlstmSequence<'_>) -> Result<(Tensor, Tensor), KernelE
         expect_device(NAME, "state_SBHE", state, input.x_BTGHE)?;
     }
     let failed = |source| BridgeError::Forward { name: NAME, source };
-    let gpu = Card::of(input.x_BTGHE).map_err(failed)?;
+    let gpu = Gpu::of(input.x_BTGHE).map_err(failed)?;
     if sizes(gpu.architecture(), units, batch, Direction::Forward).is_none() {
         return by_float(input, [heads, units]);
     }
@@ -132,7 +132,7 @@ fn by_float(input: &SlstmSequence<'_>, [heads, units]: [i64; 2]) -> Result<(Tens
     Ok((y_BTHE.f_to_kind(Kind::BFloat16)?, last_SBHE.detach()))
 }
 
-fn plan(gpu: &Card, x_BTGHE: &Tensor, direction: Direction) -> Result<SlstmPlan, BoxError> {
+fn plan(gpu: &Gpu, x_BTGHE: &Tensor, direction: Direction) -> Result<SlstmPlan, BoxError> {
     let [batch, tokens, _, heads, units] = dimensions::<5>(NAME, "x_BTGHE", x_BTGHE)?;
     let architecture = gpu.architecture();
     let sizes = sizes(architecture, units, batch, direction)
@@ -142,7 +142,7 @@ fn plan(gpu: &Card, x_BTGHE: &Tensor, direction: Direction) -> Result<SlstmPlan,
 }
 
 fn run(
-    gpu: &Card,
+    gpu: &Gpu,
     plan: &SlstmPlan,
     direction: Direction,
     tensors: SlstmTensors,
@@ -158,9 +158,9 @@ fn run(
         // SAFETY: the tensors have the sizes that the plan states.
         unsafe {
             if plan.sizes.clustered {
-                gpu.launch(plan.specialisation(), launch, &parameters)?;
+                gpu.launch(plan.specialization(), launch, &parameters)?;
             } else {
-                gpu.launch_cooperative(plan.specialisation(), launch, &parameters)?;
+                gpu.launch_cooperative(plan.specialization(), launch, &parameters)?;
             }
         }
     }
@@ -177,7 +177,7 @@ fn forward(
 ) -> Result<(Outputs<Tensor>, Saved), BoxError> {
     expect("slstm: x", x_BTGHE, Kind::BFloat16)?;
     expect("slstm: R", recurrent_HGEE, Kind::BFloat16)?;
-    let gpu = Card::of(x_BTGHE)?;
+    let gpu = Gpu::of(x_BTGHE)?;
     let plan = plan(gpu, x_BTGHE, Direction::Forward)?;
     let [batch, tokens, _, heads, units] = dimensions::<5>(NAME, "x_BTGHE", x_BTGHE)?;
     let device = x_BTGHE.device();
@@ -214,7 +214,7 @@ impl Saved {
 fn backward(saved: &Saved, upstream: Outputs<Option<Tensor>>) -> Result<Inputs<Option<Tensor>>, BoxError> {
     let gradient = upstream.y_BTHE.ok_or("the output has no gradient")?;
     let gradient = gradient.f_to_kind(Kind::BFloat16)?.f_contiguous()?;
-    let gpu = Card::of(&saved.x_BTGHE)?;
+    let gpu = Gpu::of(&saved.x_BTGHE)?;
     let plan = plan(gpu, &saved.x_BTGHE, Direction::Backward)?;
     let x_gradient = saved.x_BTGHE.f_empty_like()?;
     let tensors = SlstmTensors {

@@ -1,7 +1,7 @@
 //! mLSTM: a matrix memory for each head, written and read by keys and queries (paper eq. 19–27).
 //!
 //! ```text
-//! m_t = max(log σ(f~_t) + m_{t-1}, i~_t)                      the stabiliser
+//! m_t = max(log σ(f~_t) + m_{t-1}, i~_t)                      the stabilizer
 //! C_t = exp(log σ(f~_t) + m_{t-1} - m_t) C_{t-1} + exp(i~_t - m_t) k_t v_tᵀ / √K
 //! n_t = exp(log σ(f~_t) + m_{t-1} - m_t) n_{t-1} + exp(i~_t - m_t) k_t / √K
 //! h_t = C_tᵀ q_t / (max(|n_t·q_t|, exp(-m_t)) + 1e-6)
@@ -39,9 +39,9 @@ pub const EPSILON: f64 = 1e-6;
 pub struct MlstmState {
     /// The matrix memory C, `(B, H, K, V)`, divided by exp(m).
     pub matrix: Tensor,
-    /// The normaliser n, `(B, H, K)`, divided by exp(m).
+    /// The normalizer n, `(B, H, K)`, divided by exp(m).
     pub normalizer: Tensor,
-    /// The stabiliser m, `(B, H)`: logarithm of the scale of the other two; −∞ when nothing is remembered.
+    /// The stabilizer m, `(B, H)`: logarithm of the scale of the other two; −∞ when nothing is remembered.
     pub maximum: Tensor,
 }
 

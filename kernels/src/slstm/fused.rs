@@ -13,7 +13,7 @@
 //! dy_{t−1} = R (di~, df~, dz~, do~), clamped if so asked for        dR = Σ_t y_{t−1} (di~, df~, dz~, do~)ᵀ
 //! ```
 //!
-//! dR is one matrix product over all steps at the end. The stabiliser m has a gradient only where the final state
+//! dR is one matrix product over all steps at the end. The stabilizer m has a gradient only where the final state
 //! has one; it runs back to whichever of i~ and log σ(f~) + m_{t−1} it was taken from.
 
 use super::{Sizes, SlstmInput, SlstmOutput, SlstmState};

@@ -38,9 +38,9 @@ pub struct SlstmState {
     pub hidden: Tensor,
     /// Cell c, divided by exp(m).
     pub cell: Tensor,
-    /// Normaliser n, divided by exp(m); zero where nothing is remembered.
+    /// Normalizer n, divided by exp(m); zero where nothing is remembered.
     pub normalizer: Tensor,
-    /// Stabiliser m.
+    /// Stabilizer m.
     pub maximum: Tensor,
 }
 

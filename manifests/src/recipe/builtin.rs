@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_name_suggests_the_nearest() {
+    fn a_misspelled_name_suggests_the_nearest() {
         let error = load("table1-15b/7to2", &[]).unwrap_err().to_string();
         assert!(error.contains("did you mean `table1-15b/7to1`?"), "{error}");
         assert!(load("dmeo", &[]).unwrap_err().to_string().contains("did you mean `demo`?"));

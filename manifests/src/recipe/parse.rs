@@ -168,7 +168,7 @@ fn merge(name: &str, base: &mut Table, layer: Table, prefix: &str, known: &[Stri
         let dotted = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
         match (base.get_mut(&key), value) {
             (None, value) => {
-                // A misspelt table: say the whole key, which is nearer to the one that was meant.
+                // A misspelled table: say the whole key, which is nearer to the one that was meant.
                 let inner = value.as_table().and_then(|table| dotted_keys(table, &dotted).into_iter().next());
                 let dotted = inner.unwrap_or(dotted);
                 let hint = unknown_key_hint(&dotted, known);

@@ -1,6 +1,6 @@
 //! Whether what was asked for was there: fields that no record has, and excluded sets that match none, are reported.
 //!
-//! An option that is misspelt must not pass in silence: `--exclude-set bookz` would leave the books in, and
+//! An option that is misspelled must not pass in silence: `--exclude-set bookz` would leave the books in, and
 //! `--id-field uid` the documents without names. What a split's records have is seen only in reading them, so it is
 //! counted on the way, before any filter, and looked at when the last record was read.
 

@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_curve_is_drawn_labelled_and_tabled() {
+    fn a_curve_is_drawn_labeled_and_tabled() {
         let mut page = Page::new("x");
         curve(vec![(0.0, 4.0), (10.0, 2.0), (20.0, f64::NAN)]).draw(&mut page);
         let text = page.render();

@@ -1,7 +1,7 @@
 //! Plots as inline SVG: horizontal bars, and histograms over powers of two.
 //!
 //! A plot is an image to a screen reader (`role="img"` with title and description); what it shows stands in
-//! a table beside it. Colours come from the page's styles, so that they follow dark, light and print.
+//! a table beside it. Colors come from the page's styles, so that they follow dark, light and print.
 
 use std::fmt::Write as _;
 

@@ -1,8 +1,8 @@
-//! Model FLOP utilisation: which operations are counted, and against which peak.
+//! Model FLOP utilization: which operations are counted, and against which peak.
 //!
 //! Operations of a token, forward and backward, are the architecture's (`Architecture::operations_per_token`, with its
 //! formula by name). For xLSTM they are `6·P + 12·M`: `P` counts the parameters in matrix products (all matrices but the
-//! token embedding) and `M` the cells of the matrix memories. Peaks are the makers' dense bfloat16 figures. A device that is not listed has no utilisation: a guess
+//! token embedding) and `M` the cells of the matrix memories. Peaks are the makers' dense bfloat16 figures. A device that is not listed has no utilization: a guess
 //! would be worse than none.
 
 /// Dense bf16 peak in operations a second, by a part of the device's name; the first match counts.

@@ -1,7 +1,7 @@
 //! Text generation: the state after the prompt, then one token at a time.
 //!
 //! Prompts of a batch may differ in length: each is read on its own, and the states are put together afterwards, so a
-//! sequence does not depend on its neighbours. Each sequence draws from its own generator, keyed by seed and number.
+//! sequence does not depend on its neighbors. Each sequence draws from its own generator, keyed by seed and number.
 
 use tch::{Kind, Tensor};
 

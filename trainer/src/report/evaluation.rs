@@ -247,7 +247,7 @@ fn chain(page: &mut Page, view: &EvaluationView) {
         row(
             "tokenizer",
             Path::new(&data.tokenizer),
-            "what pins its behaviour",
+            "what pins its behavior",
             data.tokenizer_sha256.to_string(),
         );
         let sources = if data.revision.is_some() { " --sources" } else { "" };

@@ -102,7 +102,7 @@ impl Report {
             data_wait_share: Some(self.waited / elapsed),
             flop_utilization: self.utilization.map(|factor| factor * speed),
             memory_peak_bytes: Some(match self.gpu {
-                Some(card) => xlstm_bridge::memory::device_peak(card, false)?.allocated,
+                Some(gpu) => xlstm_bridge::memory::device_peak(gpu, false)?.allocated,
                 None => runtime::memory().peak_resident,
             }),
             ..Line::default()

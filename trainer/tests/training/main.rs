@@ -237,7 +237,7 @@ fn documents_can_be_kept_apart_and_products_halved() {
 }
 
 #[test]
-fn a_check_of_kernels_without_a_card_is_refused() {
+fn a_check_of_kernels_without_a_gpu_is_refused() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xlstm-train"));
     let message = fail(command.args(["selfcheck", "--device", "cpu", "--json"]), 1);
     assert!(message.contains("expected a GPU to check, found cpu"), "{message}");

@@ -11,15 +11,15 @@
 extern "C" {
 
 // xlstm::NcclBackendFunction
-__attribute__((visibility("default"))) char* xlstm_nccl_backend(const xlstm::StoreHandle* store, int rank, int world, int card, int64_t timeout_ms,
+__attribute__((visibility("default"))) char* xlstm_nccl_backend(const xlstm::StoreHandle* store, int rank, int world, int gpu, int64_t timeout_ms,
                          void* out_backend) {
   return xlstm::guarded([&] {
-    c10::cuda::set_device(static_cast<c10::DeviceIndex>(card));
+    c10::cuda::set_device(static_cast<c10::DeviceIndex>(gpu));
     auto options = c10d::ProcessGroupNCCL::Options::create();
     options->timeout = std::chrono::milliseconds(timeout_ms);
     auto backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(store->store, rank, world, options);
-    // Connects now: a card that two ranks share, or a missing network, is an error here and not in the first step.
-    backend->eagerConnectSingleDevice(at::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(card)));
+    // Connects now: a GPU that two ranks share, or a missing network, is an error here and not in the first step.
+    backend->eagerConnectSingleDevice(at::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(gpu)));
     *static_cast<c10::intrusive_ptr<c10d::Backend>*>(out_backend) = backend;
   });
 }

@@ -4,12 +4,12 @@ use std::ffi::{c_char, c_int, c_void};
 
 use crate::ffi::Handle;
 
-/// Makes the backend for cards: `NcclBackendFunction` in `cpp/distributed.h`.
+/// Makes the backend for GPUs: `NcclBackendFunction` in `cpp/distributed.h`.
 pub(super) type BackendFunction = unsafe extern "C" fn(
     store: *const c_void,
     rank: c_int,
     world: c_int,
-    card: c_int,
+    gpu: c_int,
     timeout_ms: i64,
     out_backend: *mut c_void,
 ) -> *mut c_char;
@@ -56,7 +56,7 @@ unsafe extern "C" {
         timeout_ms: i64,
         loopback: c_int,
         nccl: Option<BackendFunction>,
-        card: c_int,
+        gpu: c_int,
         out_group: *mut *mut c_void,
     ) -> *mut c_char;
     pub(super) fn xlstm_group_free(group: *mut c_void);

@@ -12,7 +12,7 @@ use crate::{BridgeError, ffi as common};
 /// Bytes of gradients that go over the network at a time; libtorch's own default.
 const BUCKET_BYTES: i64 = 25 << 20;
 
-/// c10d's process group over the ranks of a run: Gloo for tensors on the CPU, NCCL for those on a card.
+/// c10d's process group over the ranks of a run: Gloo for tensors on the CPU, NCCL for those on a GPU.
 ///
 /// A group after a failed call is not destroyed but left to the end of the process: its threads may wait for a rank
 /// that never answers.
@@ -49,7 +49,7 @@ impl Drop for GroupHandle {
 impl Group {
     /// Joins the group; every rank calls it with the same `world` and a `store` onto the same table.
     ///
-    /// `device` is where the ranks compute: on cards, tensors there are reduced by NCCL. A call that waits longer
+    /// `device` is where the ranks compute: on GPUs, tensors there are reduced by NCCL. A call that waits longer
     /// than `timeout` fails. `loopback` keeps all of Gloo's connections on this machine; else the address of the
     /// host's name is used, or of the interface that `GLOO_SOCKET_IFNAME` names.
     ///
@@ -63,10 +63,8 @@ impl Group {
         loopback: bool,
     ) -> Result<Self, BridgeError> {
         let number = |value: u64| c_int::try_from(value).unwrap_or(c_int::MAX);
-        let (nccl, card) = match device {
-            Device::Cuda(card) => {
-                (Some(super::nccl::backend_function()?), c_int::try_from(card).unwrap_or(0))
-            }
+        let (nccl, gpu) = match device {
+            Device::Cuda(gpu) => (Some(super::nccl::backend_function()?), c_int::try_from(gpu).unwrap_or(0)),
             _ => (None, 0),
         };
         let mut pointer = std::ptr::null_mut();
@@ -79,7 +77,7 @@ impl Group {
                 milliseconds(timeout),
                 c_int::from(loopback),
                 nccl,
-                card,
+                gpu,
                 &mut pointer,
             ))?;
         }

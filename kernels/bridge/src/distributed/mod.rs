@@ -3,7 +3,7 @@
 //! ```text
 //!              Store (TCP)                        one process holds it; keys and bytes: who is there, who is alive
 //!            ╱     │     ╲
-//!      rank 0   rank 1   rank 2                   Group: sums and broadcasts, Gloo on CPUs, NCCL on cards
+//!      rank 0   rank 1   rank 2                   Group: sums and broadcasts, Gloo on CPUs, NCCL on GPUs
 //!      Reducer  Reducer  Reducer                  gradients are summed bucket by bucket during the backward pass
 //! ```
 //! All ranks make the same calls on a [`Group`] in the same order. A rank that is gone makes the calls of the others

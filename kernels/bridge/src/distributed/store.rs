@@ -13,7 +13,7 @@ pub struct Store {
     port: u16,
 }
 
-// SAFETY: the C++ object serialises the calls on its connection with a mutex of its own.
+// SAFETY: the C++ object serializes the calls on its connection with a mutex of its own.
 unsafe impl Send for Store {}
 // SAFETY: as above.
 unsafe impl Sync for Store {}

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 use xlstm_bridge::BoxError;
 use xlstm_cuda::layers::ConvParameters;
 
-use super::super::{Card, address, expect, make, optional_address};
+use super::super::{Gpu, address, expect, make, optional_address};
 use super::{Boundaries, any_head, dense, expect_same, int, matrix, partial_sums, sum_columns};
 
 /// `SiLU(conv(x))` of `x` `(B·T, D)`, weight `(D, 1, 4)`, bias `(D)`; B sequences.
@@ -16,7 +16,7 @@ pub fn conv_forward(
     batch: i64,
     boundaries: Boundaries<'_>,
 ) -> Result<Tensor, BoxError> {
-    let card = Card::of(x)?;
+    let gpu = Gpu::of(x)?;
     let ([rows, width], stride) = matrix("conv: x", x)?;
     let y = make(&[rows, width], x.kind(), x)?;
     let mut parameters = conv_parameters((x, weight, bias), batch, boundaries)?;
@@ -25,7 +25,7 @@ pub fn conv_forward(
     let [b, t, d] = [batch, rows / batch, width].map(u32::try_from);
     let launch = ConvParameters::launch(b?, t?, d?, false);
     // SAFETY: checked above; `y` is dense.
-    unsafe { card.launch(any_head(card, x), launch, &parameters)? };
+    unsafe { gpu.launch(any_head(gpu, x), launch, &parameters)? };
     Ok(y)
 }
 
@@ -92,7 +92,7 @@ pub fn conv_backward(
     upstream: ConvUpstream<'_>,
     target: ConvTarget<'_>,
 ) -> Result<(Tensor, Tensor), BoxError> {
-    let card = Card::of(x)?;
+    let gpu = Gpu::of(x)?;
     let ([rows, width], stride) = matrix("conv: x", x)?;
     let same = dense("conv: gradient", upstream.y)? == [rows, width]
         && matrix("conv: gradient of x", target.x)? == ([rows, width], stride)
@@ -122,7 +122,7 @@ pub fn conv_backward(
         ..conv_parameters((x, weight, bias), batch, boundaries)?
     };
     // SAFETY: checked above.
-    unsafe { card.launch(any_head(card, x), launch, &parameters)? };
-    let sums = sum_columns(card, &partial)?.f_view([width, 5])?;
+    unsafe { gpu.launch(any_head(gpu, x), launch, &parameters)? };
+    let sums = sum_columns(gpu, &partial)?.f_view([width, 5])?;
     Ok((sums.f_narrow(1, 0, 4)?, sums.f_select(1, 4)?))
 }

@@ -2,13 +2,13 @@
 
 use tch::{Kind, Tensor};
 use xlstm_bridge::BoxError;
-use xlstm_cuda::Specialisation;
+use xlstm_cuda::Specialization;
 use xlstm_cuda::layers::InnerParameters;
 
-use super::super::{Card, address, expect, make, optional_address};
+use super::super::{Gpu, address, expect, make, optional_address};
 use super::{Boundaries, dense, int, matrix, partial_sums, sum_columns};
 
-/// Everything between the up-projection and the cell that is learnt, fp32.
+/// Everything between the up-projection and the cell that is learned, fp32.
 #[derive(Debug, Clone, Copy)]
 pub struct InnerWeights<'a> {
     /// `(D, 1, 4)`.
@@ -41,7 +41,7 @@ pub struct InnerOutputs {
 /// What the kernels take on trust, checked.
 struct Checked {
     parameters: InnerParameters,
-    specialisation: Specialisation,
+    specialization: Specialization,
     shape: [i64; 2],
     batch: u32,
     tokens: u32,
@@ -50,7 +50,7 @@ struct Checked {
 }
 
 fn checked(
-    card: &Card,
+    gpu: &Gpu,
     input: &Tensor,
     weights: InnerWeights<'_>,
     batch: i64,
@@ -102,22 +102,22 @@ fn checked(
     };
     let [batch, tokens, width, gates] = [batch, rows / batch, width, gates].map(u32::try_from);
     let gates = gates?;
-    let specialisation = Specialisation::inner(card.architecture(), gates, boundaries.any());
-    Ok(Checked { parameters, specialisation, shape, batch: batch?, tokens: tokens?, width: width?, gates })
+    let specialization = Specialization::inner(gpu.architecture(), gates, boundaries.any());
+    Ok(Checked { parameters, specialization, shape, batch: batch?, tokens: tokens?, width: width?, gates })
 }
 
 /// `c = SiLU(conv(a))`, `q = Wq c`, `k = Wk c`, `v = Wv a` and the gates, of B sequences `a` `(B·T, D)`.
 ///
 /// # Errors
-/// When a tensor does not fit, or the card fails.
+/// When a tensor does not fit, or the GPU fails.
 pub fn inner_forward(
     input: &Tensor,
     weights: InnerWeights<'_>,
     batch: i64,
     boundaries: Boundaries<'_>,
 ) -> Result<InnerOutputs, BoxError> {
-    let card = Card::of(input)?;
-    let all = checked(card, input, weights, batch, boundaries)?;
+    let gpu = Gpu::of(input)?;
+    let all = checked(gpu, input, weights, batch, boundaries)?;
     let activation = || make(&all.shape, Kind::BFloat16, input);
     let outputs = InnerOutputs {
         conv: activation()?,
@@ -137,7 +137,7 @@ pub fn inner_forward(
     };
     let launch = InnerParameters::launch(all.batch, all.tokens, all.width, false);
     // SAFETY: checked above; what is written was allocated above.
-    unsafe { card.launch(all.specialisation, launch, &parameters)? };
+    unsafe { gpu.launch(all.specialization, launch, &parameters)? };
     Ok(outputs)
 }
 
@@ -177,7 +177,7 @@ pub struct InnerTarget<'a> {
 /// Backward of [`inner_forward`]; the gradients of a and of the window go to `target`.
 ///
 /// # Errors
-/// When a tensor does not fit, or the card fails.
+/// When a tensor does not fit, or the GPU fails.
 pub fn inner_backward(
     input: &Tensor,
     weights: InnerWeights<'_>,
@@ -186,8 +186,8 @@ pub fn inner_backward(
     upstream: InnerUpstream<'_>,
     target: InnerTarget<'_>,
 ) -> Result<InnerGradients, BoxError> {
-    let card = Card::of(input)?;
-    let all = checked(card, input, weights, batch, boundaries)?;
+    let gpu = Gpu::of(input)?;
+    let all = checked(gpu, input, weights, batch, boundaries)?;
     Boundaries { resets: None, window: target.window }.check(
         "inner: gradient",
         Kind::BFloat16,
@@ -224,8 +224,8 @@ pub fn inner_backward(
         ..all.parameters
     };
     // SAFETY: checked above.
-    unsafe { card.launch(all.specialisation, launch, &parameters)? };
-    let sums = sum_columns(card, &partial)?;
+    unsafe { gpu.launch(all.specialization, launch, &parameters)? };
+    let sums = sum_columns(gpu, &partial)?;
     let taps = sums.f_narrow(0, (12 + 2 * gates) * width, 5 * width)?.f_view([width, 5])?;
     Ok(InnerGradients {
         conv: taps.f_narrow(1, 0, 4)?.f_unsqueeze(1)?,

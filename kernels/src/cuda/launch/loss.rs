@@ -2,18 +2,18 @@
 
 use tch::{Kind, Tensor};
 use xlstm_bridge::BoxError;
-use xlstm_cuda::Specialisation;
+use xlstm_cuda::Specialization;
 use xlstm_cuda::layers::{CrossEntropyParameters, GeluParameters};
 
-use super::super::{Card, address, cross_entropy_fits, expect, make};
+use super::super::{Gpu, address, cross_entropy_fits, expect, make};
 use super::{any_head, dense, expect_same, int};
 
 /// `GELU(g) ⊙ u` of `(g, u)` side by side, `(N, 2 F)`; with a gradient of the result, its gradient instead.
 ///
 /// # Errors
-/// When a tensor does not fit, or the card fails.
+/// When a tensor does not fit, or the GPU fails.
 pub fn gelu(projected: &Tensor, y_gradient: Option<&Tensor>) -> Result<Tensor, BoxError> {
-    let card = Card::of(projected)?;
+    let gpu = Gpu::of(projected)?;
     expect_same("gelu", &[Some(projected), y_gradient])?;
     let [rows, double] = dense("gelu: projected", projected)?;
     let width = double / 2;
@@ -40,21 +40,21 @@ pub fn gelu(projected: &Tensor, y_gradient: Option<&Tensor>) -> Result<Tensor, B
     }
     let launch = GeluParameters::launch(u64::try_from(rows)?, u32::try_from(width)?, y_gradient.is_some());
     // SAFETY: checked above.
-    unsafe { card.launch(any_head(card, projected), launch, &parameters)? };
+    unsafe { gpu.launch(any_head(gpu, projected), launch, &parameters)? };
     Ok(made)
 }
 
 /// Losses `(R)` of rows of logits. bf16 logits are overwritten by their gradients, times `scale`; fp32 logits are read.
 ///
 /// # Errors
-/// When a tensor does not fit, or the card fails.
+/// When a tensor does not fit, or the GPU fails.
 pub fn cross_entropy(
     logits: &Tensor,
     targets: &Tensor,
     losses: &Tensor,
     (ignore, scale): (i64, f64),
 ) -> Result<(), BoxError> {
-    let card = Card::of(logits)?;
+    let gpu = Gpu::of(logits)?;
     let gradients = logits.kind() == Kind::BFloat16;
     expect("cross-entropy: logits", logits, if gradients { Kind::BFloat16 } else { Kind::Float })?;
     let [rows, vocabulary] = <[i64; 2]>::try_from(logits.size().as_slice())?;
@@ -79,9 +79,9 @@ pub fn cross_entropy(
     } else {
         parameters.wide_logits = address(logits);
     }
-    let specialisation = Specialisation::cross_entropy(card.architecture(), u32::try_from(vocabulary)?);
+    let specialization = Specialization::cross_entropy(gpu.architecture(), u32::try_from(vocabulary)?);
     let launch = CrossEntropyParameters::launch(u32::try_from(rows)?, gradients);
     // SAFETY: checked above.
-    unsafe { card.launch(specialisation, launch, &parameters)? };
+    unsafe { gpu.launch(specialization, launch, &parameters)? };
     Ok(())
 }

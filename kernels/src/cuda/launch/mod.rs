@@ -15,17 +15,17 @@ pub use inner::{
 };
 pub use loss::{cross_entropy, gelu};
 pub use norms::{
-    Division, Gated, NormGradients, NormTarget, Normed, norm_backward, norm_forward, stream_backward,
-    stream_forward,
+    Division, Gated, NormGradients, NormTarget, Normed, norm_backward, norm_forward, residual_backward,
+    residual_forward,
 };
 pub use projections::{ProjectionGradients, projections_backward, projections_forward};
 
 use tch::{Kind, Tensor};
 use xlstm_bridge::BoxError;
-use xlstm_cuda::Specialisation;
+use xlstm_cuda::Specialization;
 use xlstm_cuda::layers::{ColumnParameters, LayerLaunch};
 
-use super::{Card, address, expect, make};
+use super::{Gpu, address, expect, make};
 
 /// Where sequences begin anew, and what stands before their first token.
 #[derive(Debug, Clone, Copy, Default)]
@@ -84,7 +84,7 @@ fn dense(name: &str, tensor: &Tensor) -> Result<[i64; 2], BoxError> {
 }
 
 /// Adds up the rows of partial sums, in a fixed order.
-fn sum_columns(card: &Card, partial: &Tensor) -> Result<Tensor, BoxError> {
+fn sum_columns(gpu: &Gpu, partial: &Tensor) -> Result<Tensor, BoxError> {
     let [rows, columns] = <[i64; 2]>::try_from(partial.size().as_slice())?;
     let sums = make(&[columns], Kind::Float, partial)?;
     let parameters = ColumnParameters {
@@ -95,7 +95,7 @@ fn sum_columns(card: &Card, partial: &Tensor) -> Result<Tensor, BoxError> {
     };
     let launch = ColumnParameters::launch(u32::try_from(columns)?);
     // SAFETY: `partial` has rows × columns numbers, `sums` one for each column.
-    unsafe { card.launch(Specialisation::sums(card.architecture()), launch, &parameters)? };
+    unsafe { gpu.launch(Specialization::sums(gpu.architecture()), launch, &parameters)? };
     Ok(sums)
 }
 
@@ -105,8 +105,8 @@ fn float32(tensor: &Tensor) -> bool {
 }
 
 /// The pointwise kernels that do not depend on a head's size, for activations like this one.
-fn any_head(card: &Card, like: &Tensor) -> Specialisation {
-    Specialisation::pointwise(card.architecture(), 64, float32(like))
+fn any_head(gpu: &Gpu, like: &Tensor) -> Specialization {
+    Specialization::pointwise(gpu.architecture(), 64, float32(like))
 }
 
 /// That all activations of a call have the type of the first.

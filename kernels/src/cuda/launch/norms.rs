@@ -1,11 +1,11 @@
-//! Norms: of heads, with skip and gate or without, and of the residual stream.
+//! Norms: of heads, with skip and gate or without, and of the residual.
 
 use tch::{Kind, Tensor};
 use xlstm_bridge::BoxError;
-use xlstm_cuda::Specialisation;
-use xlstm_cuda::layers::{NormParameters, StreamParameters};
+use xlstm_cuda::Specialization;
+use xlstm_cuda::layers::{NormParameters, ResidualParameters};
 
-use super::super::{Card, MAX_HEAD, address, expect, make, optional_address};
+use super::super::{Gpu, MAX_HEAD, address, expect, make, optional_address};
 use super::{dense, expect_same, float32, int, matrix, partial_sums, sum_columns};
 
 /// What stands beside the norm in an mLSTM block.
@@ -23,33 +23,33 @@ pub struct Gated<'a> {
 /// backward pass, `(N, H, 2)`.
 ///
 /// # Errors
-/// When a tensor does not fit, or the card fails.
+/// When a tensor does not fit, or the GPU fails.
 pub fn norm_forward(
     h: &Tensor,
     weight: &Tensor,
     gated: Option<Gated<'_>>,
     epsilon: f64,
 ) -> Result<(Tensor, Tensor), BoxError> {
-    let card = Card::of(h)?;
-    let (mut parameters, specialisation, [rows, heads, width]) =
-        norm_parameters(card, h, weight, gated, epsilon)?;
+    let gpu = Gpu::of(h)?;
+    let (mut parameters, specialization, [rows, heads, width]) =
+        norm_parameters(gpu, h, weight, gated, epsilon)?;
     let y = make(&[rows, heads * width], h.kind(), h)?;
     let statistics = make(&[rows, heads, 2], Kind::Float, h)?;
     parameters.output = address(&y);
     parameters.statistics = address(&statistics);
     let launch = NormParameters::launch(u64::try_from(rows)?, u32::try_from(heads)?, false);
     // SAFETY: checked in `norm_parameters`.
-    unsafe { card.launch(specialisation, launch, &parameters)? };
+    unsafe { gpu.launch(specialization, launch, &parameters)? };
     Ok((y, statistics))
 }
 
 fn norm_parameters(
-    card: &Card,
+    gpu: &Gpu,
     h: &Tensor,
     weight: &Tensor,
     gated: Option<Gated<'_>>,
     epsilon: f64,
-) -> Result<(NormParameters, Specialisation, [i64; 3]), BoxError> {
+) -> Result<(NormParameters, Specialization, [i64; 3]), BoxError> {
     expect("head norm: h", h, if float32(h) { Kind::Float } else { Kind::BFloat16 })?;
     expect("head norm: weight", weight, Kind::Float)?;
     let [rows, heads, width] = <[i64; 3]>::try_from(h.size().as_slice())?;
@@ -88,7 +88,7 @@ fn norm_parameters(
     }
     Ok((
         parameters,
-        Specialisation::pointwise(card.architecture(), u32::try_from(width)?, float32(h)),
+        Specialization::pointwise(gpu.architecture(), u32::try_from(width)?, float32(h)),
         [rows, heads, width],
     ))
 }
@@ -128,15 +128,15 @@ pub struct Division<'a> {
 /// Backward of [`norm_forward`].
 ///
 /// # Errors
-/// When a tensor does not fit, or the card fails.
+/// When a tensor does not fit, or the GPU fails.
 pub fn norm_backward(
     (h, weight, statistics): (&Tensor, &Tensor, &Tensor),
     gated: Option<Gated<'_>>,
     y_gradient: &Tensor,
     target: NormTarget<'_>,
 ) -> Result<NormGradients, BoxError> {
-    let card = Card::of(h)?;
-    let (parameters, specialisation, [rows, heads, width]) = norm_parameters(card, h, weight, gated, 0.0)?;
+    let gpu = Gpu::of(h)?;
+    let (parameters, specialization, [rows, heads, width]) = norm_parameters(gpu, h, weight, gated, 0.0)?;
     if dense("head norm: gradient", y_gradient)? != [rows, heads * width] {
         return Err("head norm: a gradient of another shape than the output".into());
     }
@@ -176,8 +176,8 @@ pub fn norm_backward(
         ..parameters
     };
     // SAFETY: checked above.
-    unsafe { card.launch(specialisation, launch, &parameters)? };
-    let sums = sum_columns(card, &partial)?;
+    unsafe { gpu.launch(specialization, launch, &parameters)? };
+    let sums = sum_columns(gpu, &partial)?;
     let half = |index: i64| sums.f_narrow(0, index * heads * width, heads * width);
     let skip_and_branch = match branch_gradient {
         Some(branch) => Some((half(1)?, branch)),
@@ -186,7 +186,7 @@ pub fn norm_backward(
     Ok(NormGradients { h: h_gradient, weight: half(0)?, skip_and_branch, dots })
 }
 
-/// Of [`stream_forward`].
+/// Of [`residual_forward`].
 #[derive(Debug)]
 pub struct Normed {
     /// `x + d`, fp32; `None` where there was no d.
@@ -197,11 +197,11 @@ pub struct Normed {
     pub statistics: Tensor,
 }
 
-fn stream_parameters(
-    card: &Card,
+fn residual_parameters(
+    gpu: &Gpu,
     x: &Tensor,
     weight: &Tensor,
-) -> Result<(StreamParameters, Specialisation, [i64; 2]), BoxError> {
+) -> Result<(ResidualParameters, Specialization, [i64; 2]), BoxError> {
     expect("layer norm: x", x, Kind::Float)?;
     expect("layer norm: weight", weight, Kind::Float)?;
     let [rows, width] = <[i64; 2]>::try_from(x.size().as_slice())?;
@@ -212,28 +212,28 @@ fn stream_parameters(
         )
         .into());
     }
-    let parameters = StreamParameters {
+    let parameters = ResidualParameters {
         tokens: rows,
-        rows_per_block: i32::try_from(StreamParameters::rows_per_block(u64::try_from(rows)?))?,
-        stream: address(x),
+        rows_per_block: i32::try_from(ResidualParameters::rows_per_block(u64::try_from(rows)?))?,
+        residual: address(x),
         weight: address(weight),
-        ..StreamParameters::default()
+        ..ResidualParameters::default()
     };
-    Ok((parameters, Specialisation::stream(card.architecture(), u32::try_from(width)?), [rows, width]))
+    Ok((parameters, Specialization::residual(gpu.architecture(), u32::try_from(width)?), [rows, width]))
 }
 
 /// `s = x + d` and the layer norm of s; x `(N, C)` fp32, d `(N, C)` bf16.
 ///
 /// # Errors
-/// When a tensor does not fit, or the card fails.
-pub fn stream_forward(
+/// When a tensor does not fit, or the GPU fails.
+pub fn residual_forward(
     x: &Tensor,
     delta: Option<&Tensor>,
     weight: &Tensor,
     epsilon: f64,
 ) -> Result<Normed, BoxError> {
-    let card = Card::of(x)?;
-    let (parameters, specialisation, [rows, width]) = stream_parameters(card, x, weight)?;
+    let gpu = Gpu::of(x)?;
+    let (parameters, specialization, [rows, width]) = residual_parameters(gpu, x, weight)?;
     if let Some(delta) = delta {
         expect("layer norm: d", delta, Kind::BFloat16)?;
     }
@@ -245,7 +245,7 @@ pub fn stream_forward(
     let sum = delta.map(|_| make(&[rows, width], Kind::Float, x)).transpose()?;
     let output = make(&[rows, width], Kind::BFloat16, x)?;
     let statistics = make(&[rows, 2], Kind::Float, x)?;
-    let parameters = StreamParameters {
+    let parameters = ResidualParameters {
         epsilon: epsilon as f32,
         delta: optional_address(delta),
         sum: optional_address(sum.as_ref()),
@@ -253,24 +253,24 @@ pub fn stream_forward(
         statistics: address(&statistics),
         ..parameters
     };
-    let launch = StreamParameters::launch(u64::try_from(rows)?, false);
+    let launch = ResidualParameters::launch(u64::try_from(rows)?, false);
     // SAFETY: checked above.
-    unsafe { card.launch(specialisation, launch, &parameters)? };
+    unsafe { gpu.launch(specialization, launch, &parameters)? };
     Ok(Normed { sum, output, statistics })
 }
 
 /// Gradients of x (fp32), of d (bf16, where `with_delta`), and of the weight, from those of the norm and of the sum.
 ///
 /// # Errors
-/// When a tensor does not fit, or the card fails.
-pub fn stream_backward(
+/// When a tensor does not fit, or the GPU fails.
+pub fn residual_backward(
     (sum, weight, statistics): (&Tensor, &Tensor, &Tensor),
     output_gradient: &Tensor,
     sum_gradient: Option<&Tensor>,
     with_delta: bool,
 ) -> Result<(Tensor, Option<Tensor>, Tensor), BoxError> {
-    let card = Card::of(sum)?;
-    let (parameters, specialisation, [rows, width]) = stream_parameters(card, sum, weight)?;
+    let gpu = Gpu::of(sum)?;
+    let (parameters, specialization, [rows, width]) = residual_parameters(gpu, sum, weight)?;
     expect("layer norm: gradient", output_gradient, Kind::BFloat16)?;
     if dense("layer norm: gradient", output_gradient)? != [rows, width] {
         return Err("layer norm: a gradient of another shape than the output".into());
@@ -281,20 +281,20 @@ pub fn stream_backward(
             return Err("layer norm: a gradient of another shape than the sum".into());
         }
     }
-    let stream_gradient = make(&[rows, width], Kind::Float, sum)?;
+    let residual_gradient = make(&[rows, width], Kind::Float, sum)?;
     let delta_gradient = with_delta.then(|| make(&[rows, width], Kind::BFloat16, sum)).transpose()?;
-    let launch = StreamParameters::launch(u64::try_from(rows)?, true);
+    let launch = ResidualParameters::launch(u64::try_from(rows)?, true);
     let partial = partial_sums(&launch, width, sum)?;
-    let parameters = StreamParameters {
+    let parameters = ResidualParameters {
         statistics: address(statistics),
         output_gradient: address(output_gradient),
         sum_gradient: optional_address(sum_gradient),
-        stream_gradient: address(&stream_gradient),
+        residual_gradient: address(&residual_gradient),
         delta_gradient: optional_address(delta_gradient.as_ref()),
         partial: address(&partial),
         ..parameters
     };
     // SAFETY: checked above.
-    unsafe { card.launch(specialisation, launch, &parameters)? };
-    Ok((stream_gradient, delta_gradient, sum_columns(card, &partial)?))
+    unsafe { gpu.launch(specialization, launch, &parameters)? };
+    Ok((residual_gradient, delta_gradient, sum_columns(gpu, &partial)?))
 }

@@ -2,10 +2,10 @@
 
 use tch::{Kind, Tensor};
 use xlstm_bridge::BoxError;
-use xlstm_cuda::Specialisation;
+use xlstm_cuda::Specialization;
 use xlstm_cuda::layers::ProjectionParameters;
 
-use super::super::{Card, address, expect, make};
+use super::super::{Gpu, address, expect, make};
 use super::{dense, int, matrix, partial_sums, sum_columns};
 
 fn parameters(
@@ -53,7 +53,7 @@ pub fn projections_forward(
     inputs: (&Tensor, &Tensor),
     blocks: [&Tensor; 3],
 ) -> Result<[Tensor; 3], BoxError> {
-    let card = Card::of(inputs.0)?;
+    let gpu = Gpu::of(inputs.0)?;
     let (parameters, shape) = parameters(inputs, blocks)?;
     let new = || make(&shape, Kind::Float, inputs.0);
     let [query, key, value] = [new()?, new()?, new()?];
@@ -65,7 +65,7 @@ pub fn projections_forward(
     };
     let launch = ProjectionParameters::launch(u64::try_from(shape[0])?, u32::try_from(shape[1])?, false);
     // SAFETY: checked above; what is written was allocated above.
-    unsafe { card.launch(Specialisation::projections(card.architecture()), launch, &parameters)? };
+    unsafe { gpu.launch(Specialization::projections(gpu.architecture()), launch, &parameters)? };
     Ok([query, key, value])
 }
 
@@ -89,7 +89,7 @@ pub fn projections_backward(
     blocks: [&Tensor; 3],
     upstream: [&Tensor; 3],
 ) -> Result<ProjectionGradients, BoxError> {
-    let card = Card::of(inputs.0)?;
+    let gpu = Gpu::of(inputs.0)?;
     let (parameters, shape) = parameters(inputs, blocks)?;
     for gradient in upstream {
         expect("projections: gradient", gradient, Kind::Float)?;
@@ -111,7 +111,7 @@ pub fn projections_backward(
         ..parameters
     };
     // SAFETY: checked above; what is written was allocated above.
-    unsafe { card.launch(Specialisation::projections(card.architecture()), launch, &parameters)? };
-    let blocks = sum_columns(card, &partial)?.f_view([3, width / 4, 4, 4])?;
+    unsafe { gpu.launch(Specialization::projections(gpu.architecture()), launch, &parameters)? };
+    let blocks = sum_columns(gpu, &partial)?.f_view([3, width / 4, 4, 4])?;
     Ok(ProjectionGradients { c, a, blocks })
 }

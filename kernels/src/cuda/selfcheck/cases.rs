@@ -3,10 +3,10 @@
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::BridgeError;
 use xlstm_bridge::autograd::{Forward, custom_function};
-use xlstm_cuda::{MlstmSizes, Source, Specialisation};
+use xlstm_cuda::{MlstmSizes, Source, Specialization};
 
 use super::super::launch::{self, Boundaries, Gated, InnerTarget, InnerUpstream, InnerWeights, NormTarget};
-use super::super::{self as cuda, Card};
+use super::super::{self as cuda, Gpu};
 use super::{Check, PRECISE, ROUNDING, Subject, plain};
 use crate::conv::{ConvInput, causal_conv_silu};
 use crate::{KernelError, gates, norm};
@@ -43,24 +43,24 @@ fn failed(kernel: &'static str) -> impl Fn(xlstm_bridge::BoxError) -> KernelErro
 /// Compiles what the checks use, on all cores.
 pub(super) fn compile(device: Device) -> Result<(), KernelError> {
     let tensor = Tensor::zeros([1], (Kind::Float, device));
-    let card = Card::of(&tensor).map_err(failed("selfcheck"))?;
-    let architecture = card.architecture();
+    let gpu = Gpu::of(&tensor).map_err(failed("selfcheck"))?;
+    let architecture = gpu.architecture();
     let mut wanted = vec![
-        Specialisation::sums(architecture),
-        Specialisation::inner(architecture, 4, false),
-        Specialisation::inner(architecture, 8, false),
-        Specialisation::inner(architecture, 4, true),
-        Specialisation::cross_entropy(architecture, VOCABULARY as u32),
+        Specialization::sums(architecture),
+        Specialization::inner(architecture, 4, false),
+        Specialization::inner(architecture, 8, false),
+        Specialization::inner(architecture, 4, true),
+        Specialization::cross_entropy(architecture, VOCABULARY as u32),
     ];
-    wanted.extend([64, 96, 192, 384, 1024].map(|head| Specialisation::pointwise(architecture, head, false)));
-    wanted.extend([136, 768, 2048].map(|width| Specialisation::stream(architecture, width)));
+    wanted.extend([64, 96, 192, 384, 1024].map(|head| Specialization::pointwise(architecture, head, false)));
+    wanted.extend([136, 768, 2048].map(|width| Specialization::residual(architecture, width)));
     for (_, tokens, _, key, value, _) in MLSTM {
         let chunk = if tokens > 128 && key * value >= 128 * 256 { 256 } else { 128 };
         let sizes = MlstmSizes { key: key as u32, value: value as u32, chunk };
-        wanted.extend(Source::MLSTM.map(|source| Specialisation::mlstm(source, architecture, sizes)));
+        wanted.extend(Source::MLSTM.map(|source| Specialization::mlstm(source, architecture, sizes)));
     }
-    wanted.extend(super::recurrent::specialisations(architecture));
-    card.compile_all(&wanted).map_err(failed("selfcheck"))
+    wanted.extend(super::recurrent::specializations(architecture));
+    gpu.compile_all(&wanted).map_err(failed("selfcheck"))
 }
 
 /// Around the cells.

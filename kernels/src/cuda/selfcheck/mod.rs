@@ -1,7 +1,7 @@
-//! Every kernel of the card against float64, and against libtorch's own operations in the same precision.
+//! Every kernel of the GPU against float64, and against libtorch's own operations in the same precision.
 //!
 //! Each check draws inputs, runs the kernel forward and backward twice, and computes the same in float64 and in its
-//! own precision with libtorch, on the same card. A tensor passes when its error ‖x − exact‖ / ‖exact‖ is at most twice that of
+//! own precision with libtorch, on the same GPU. A tensor passes when its error ‖x − exact‖ / ‖exact‖ is at most twice that of
 //! libtorch, or at most 2⁻⁸, the rounding of the result itself (2⁻¹⁶ for kernels of float32); a kernel when all its tensors do and both runs gave
 //! the same bits. Sizes are odd on purpose, gates saturated in some cases.
 //!
@@ -184,7 +184,7 @@ fn relative(found: &Tensor, exact: &Tensor) -> f64 {
 /// Checks every kernel on this device; `each` is told of every result as it comes.
 ///
 /// # Errors
-/// When the card cannot be opened, a kernel does not compile, or libtorch fails.
+/// When the GPU cannot be opened, a kernel does not compile, or libtorch fails.
 pub fn run(device: Device, each: &mut dyn FnMut(&Check)) -> Result<Vec<Check>, KernelError> {
     tch::manual_seed(7);
     cases::compile(device)?;

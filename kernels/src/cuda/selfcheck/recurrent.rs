@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 use xlstm_cuda::recurrent::{Cell, RecurrentSizes};
 use xlstm_cuda::slstm::Direction;
-use xlstm_cuda::{Architecture, SlstmSizes, Specialisation};
+use xlstm_cuda::{Architecture, SlstmSizes, Specialization};
 
 use super::super as cuda;
 use super::{Check, PRECISE, ROUNDING, Subject, plain};
@@ -57,7 +57,7 @@ fn state(batch: i64, heads: i64, units: i64, device: Device) -> Tensor {
 }
 
 /// What the checks use of these sources.
-pub(super) fn specialisations(architecture: Architecture) -> Vec<Specialisation> {
+pub(super) fn specializations(architecture: Architecture) -> Vec<Specialization> {
     let mut wanted = Vec::new();
     for (units, direction, batch) in HALF.into_iter().flat_map(|units| {
         [Direction::Forward, Direction::Backward]
@@ -65,13 +65,13 @@ pub(super) fn specialisations(architecture: Architecture) -> Vec<Specialisation>
             .flat_map(move |direction| [5, 40].map(|batch| (units, direction, batch)))
     }) {
         let sizes = SlstmSizes::fastest(architecture, units as u32, batch, direction);
-        wanted.extend(sizes.map(|sizes| Specialisation::slstm(architecture, sizes)));
+        wanted.extend(sizes.map(|sizes| Specialization::slstm(architecture, sizes)));
     }
     let single = SINGLE.into_iter().map(|(_, _, _, units, computed, _)| (units, computed == Computed::Lstm));
     for (units, lstm) in single.chain([(64, false)]) {
         let cell = if lstm { Cell::Lstm } else { Cell::Slstm };
         let sizes = RecurrentSizes::new(units as u32, cell);
-        wanted.extend(sizes.map(|sizes| Specialisation::recurrent(architecture, sizes)));
+        wanted.extend(sizes.map(|sizes| Specialization::recurrent(architecture, sizes)));
     }
     wanted
 }

@@ -130,7 +130,7 @@ pub struct DatasetLink {
     pub tokens: u64,
     /// The tokenizer's name.
     pub tokenizer: String,
-    /// Digest of what pins the tokenizer's behaviour (`identity::tokenizer`).
+    /// Digest of what pins the tokenizer's behavior (`identity::tokenizer`).
     pub tokenizer_sha256: Sha256Digest,
 }
 

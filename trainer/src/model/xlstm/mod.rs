@@ -69,7 +69,7 @@ impl Network for XlstmConfig {
             }
         }
         let width = signed(self.embedding_dim);
-        if !cuda::stream_fits(width) {
+        if !cuda::residual_fits(width) {
             return Ok(Some(format!("model.embedding_dim = {width} has no fused kernel")));
         }
         if !cuda::cross_entropy_fits(signed(self.vocabulary_size)) {

@@ -1,24 +1,24 @@
-// The residual stream: adding what a block gave, and the layer norm of the sum, in one pass.
+// The residual: adding what a block gave, and the layer norm of the sum, in one pass.
 //
 //   s = x + d,  y = (s - mean) / deviation (1 + w)          x, s fp32; d, y bf16; d may be missing (s = x)
-// Backward, with ds what the later stream says and dy what the norm's readers say:
+// Backward, with ds what the later residual says and dy what the norm's readers say:
 //   dx = ds + norm'(dy)      dd = dx in bf16      dw = sum over tokens of dy (s - mean) / deviation
 // A block of four warps takes one row at a time, held in registers; sums of a row meet in shared memory.
 //
-// Legend: N tokens of the batch, C width of the stream (a multiple of 4, WIDTH at most 4096).
+// Legend: N tokens of the batch, C width of the residual (a multiple of 4, WIDTH at most 4096).
 #include "vector.cuh"
 
 #ifndef WIDTH
 #define WIDTH 768
 #endif
 static constexpr int WARPS = 4, THREADS = WARPS * WARP, VECTORS = (WIDTH / 4 + THREADS - 1) / THREADS;
-static_assert(WIDTH % 4 == 0 && WIDTH <= 4096, "width of the stream");
+static_assert(WIDTH % 4 == 0 && WIDTH <= 4096, "width of the residual");
 
-struct StreamParameters {
+struct ResidualParameters {
     i64 tokens;          // N
     int rows_per_block;  // backward
     float epsilon;
-    const float* stream;  // x: [N, C]; backward: s
+    const float* residual;  // x: [N, C]; backward: s
     const bf16* delta;    // d or null
     const float* weight;  // w: [C]
     float* sum;           // s: [N, C]; null without `delta`
@@ -26,7 +26,7 @@ struct StreamParameters {
     float* statistics;    // [N, 2]: mean, 1 / deviation
     const bf16* output_gradient;   // dy
     const float* sum_gradient;     // ds or null
-    float* stream_gradient;        // dx
+    float* residual_gradient;        // dx
     bf16* delta_gradient;          // dd or null
     float* partial;                // [blocks, C]
 };
@@ -49,7 +49,7 @@ DEVICE float2 block_sums(float first, float second, float2* scratch) {
     return total;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) add_layer_norm(const __grid_constant__ StreamParameters p) {
+extern "C" __global__ void __launch_bounds__(THREADS) add_layer_norm(const __grid_constant__ ResidualParameters p) {
     __shared__ float2 scratch[2][WARPS];
     const i64 row = (i64)blockIdx.x * WIDTH;
     Four x[VECTORS];
@@ -58,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) add_layer_norm(const __gri
     for (int v = 0; v < VECTORS; v++) {
         x[v].clear();
         if (!inside(v)) continue;
-        x[v].load(p.stream + row + column(v));
+        x[v].load(p.residual + row + column(v));
         if (p.delta != nullptr) {
             Four delta;
             delta.load(p.delta + row + column(v));
@@ -91,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) add_layer_norm(const __gri
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) add_layer_norm_backward(const __grid_constant__ StreamParameters p) {
+extern "C" __global__ void __launch_bounds__(THREADS) add_layer_norm_backward(const __grid_constant__ ResidualParameters p) {
     __shared__ float2 scratch[2][WARPS];
     Four weight[VECTORS], weight_sum[VECTORS];
 #pragma unroll
@@ -113,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) add_layer_norm_backward(co
             slope[v].clear();
             later[v].clear();
             if (!inside(v)) continue;
-            normal[v].load(p.stream + row + column(v));
+            normal[v].load(p.residual + row + column(v));
             slope[v].load(p.output_gradient + row + column(v));
             if (p.sum_gradient != nullptr) later[v].load(p.sum_gradient + row + column(v));
 #pragma unroll
@@ -133,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) add_layer_norm_backward(co
             for (int e = 0; e < 4; e++)
                 later[v].value[e] +=
                     (slope[v].value[e] - (sums.x + normal[v].value[e] * sums.y) / WIDTH) * statistics.y;
-            later[v].store(p.stream_gradient + row + column(v));
+            later[v].store(p.residual_gradient + row + column(v));
             if (p.delta_gradient != nullptr) later[v].store(p.delta_gradient + row + column(v));
         }
     }

@@ -1,18 +1,18 @@
-//! The residual stream on the card: what a block gave is added, and the sum normed, in one pass each way.
+//! The residual on the GPU: what a block gave is added, and the sum normed, in one pass each way.
 
 use tch::{Kind, Tensor};
 use xlstm_bridge::autograd::node;
 use xlstm_bridge::named::Output;
 use xlstm_bridge::{BoxError, named_tensors};
 
-use super::launch::{stream_backward, stream_forward};
+use super::launch::{residual_backward, residual_forward};
 use crate::KernelError;
 use crate::shape::expect_shape;
 
 const NAME: &str = "add_layer_norm (CUDA)";
 
-/// Whether [`add_layer_norm`] has a kernel for a stream of this width.
-pub fn stream_fits(width: i64) -> bool {
+/// Whether [`add_layer_norm`] has a kernel for a residual of this width.
+pub fn residual_fits(width: i64) -> bool {
     width % 8 == 0 && (8..=4096).contains(&width)
 }
 
@@ -20,7 +20,7 @@ pub fn stream_fits(width: i64) -> bool {
 /// Gradients flow to x, d and the weight.
 ///
 /// # Errors
-/// [`KernelError`] when a shape or type does not fit, or the card fails.
+/// [`KernelError`] when a shape or type does not fit, or the GPU fails.
 pub fn add_layer_norm(
     x_D: &Tensor,
     delta_D: Option<&Tensor>,
@@ -42,7 +42,7 @@ pub fn add_layer_norm(
             NAME,
             inputs,
             |_| {
-                let normed = stream_forward(&x_ND, delta_ND.as_ref(), weight_D, epsilon)?;
+                let normed = residual_forward(&x_ND, delta_ND.as_ref(), weight_D, epsilon)?;
                 let sum = normed.sum.ok_or("no sum")?;
                 let saved = Saved { sum: sum.shallow_clone(), weight, statistics: normed.statistics };
                 Ok((Outputs { output: normed.output, sum }, saved))
@@ -55,7 +55,7 @@ pub fn add_layer_norm(
             NAME,
             inputs,
             |_| {
-                let normed = stream_forward(&x_ND, None, weight_D, epsilon)?;
+                let normed = residual_forward(&x_ND, None, weight_D, epsilon)?;
                 let saved = Saved { sum: x_ND.shallow_clone(), weight, statistics: normed.statistics };
                 Ok((Output { y: normed.output }, saved))
             },
@@ -89,6 +89,6 @@ fn backward(
     let output_gradient = output_gradient.f_to_kind(Kind::BFloat16)?.f_contiguous()?;
     let Saved { sum, weight, statistics } = saved;
     let (x, delta, weight) =
-        stream_backward((sum, weight, statistics), &output_gradient, sum_gradient.as_ref(), with_delta)?;
+        residual_backward((sum, weight, statistics), &output_gradient, sum_gradient.as_ref(), with_delta)?;
     Ok(Inputs { x: Some(x), delta, weight: Some(weight) })
 }

@@ -131,7 +131,7 @@ impl fmt::Display for Architecture {
 /// A `.cu` file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// Stabilisers and gate gradients of the mLSTM.
+    /// Stabilizers and gate gradients of the mLSTM.
     MlstmGates,
     /// States between chunks and their gradients.
     MlstmStates,
@@ -151,8 +151,8 @@ pub enum Source {
     Inner,
     /// Queries, keys and values in float32.
     Projections,
-    /// Residual stream and layer norm.
-    Stream,
+    /// Residual and layer norm.
+    Residual,
     /// Softmax and cross-entropy.
     CrossEntropy,
     /// Sums of columns.
@@ -177,7 +177,7 @@ impl Source {
             Self::Pointwise => "pointwise.cu",
             Self::Inner => "inner.cu",
             Self::Projections => "projections.cu",
-            Self::Stream => "stream.cu",
+            Self::Residual => "residual.cu",
             Self::CrossEntropy => "cross_entropy.cu",
             Self::Sums => "sums.cu",
         }
@@ -197,7 +197,7 @@ impl Source {
             Self::Pointwise => include_str!("../pointwise.cu"),
             Self::Inner => include_str!("../inner.cu"),
             Self::Projections => include_str!("../projections.cu"),
-            Self::Stream => include_str!("../stream.cu"),
+            Self::Residual => include_str!("../residual.cu"),
             Self::CrossEntropy => include_str!("../cross_entropy.cu"),
             Self::Sums => include_str!("../sums.cu"),
         }
@@ -240,7 +240,7 @@ impl Source {
             ],
             Self::Inner => &["conv_projections", "conv_projections_backward"],
             Self::Projections => &["block_projections", "block_projections_backward"],
-            Self::Stream => &["add_layer_norm", "add_layer_norm_backward"],
+            Self::Residual => &["add_layer_norm", "add_layer_norm_backward"],
             Self::CrossEntropy => &["cross_entropy", "cross_entropy_losses"],
             Self::Sums => &["column_sums"],
         }
@@ -301,7 +301,7 @@ pub struct SlstmSizes {
 
 /// One compilation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Specialisation {
+pub struct Specialization {
     /// The source.
     pub source: Source,
     /// The target.
@@ -309,7 +309,7 @@ pub struct Specialisation {
     defines: Vec<(&'static str, u32)>,
 }
 
-impl Specialisation {
+impl Specialization {
     /// A source of the mLSTM layer for these sizes.
     #[must_use]
     pub fn mlstm(source: Source, architecture: Architecture, sizes: MlstmSizes) -> Self {
@@ -365,10 +365,10 @@ impl Specialisation {
         Self { source: Source::Inner, architecture, defines }
     }
 
-    /// Residual stream and layer norm of this width (a multiple of 4, up to 4096).
+    /// Residual and layer norm of this width (a multiple of 4, up to 4096).
     #[must_use]
-    pub fn stream(architecture: Architecture, width: u32) -> Self {
-        Self { source: Source::Stream, architecture, defines: vec![("WIDTH", width)] }
+    pub fn residual(architecture: Architecture, width: u32) -> Self {
+        Self { source: Source::Residual, architecture, defines: vec![("WIDTH", width)] }
     }
 
     /// Cross-entropy over a vocabulary of this size (a multiple of 8).
@@ -401,7 +401,7 @@ impl Specialisation {
     }
 }
 
-impl fmt::Display for Specialisation {
+impl fmt::Display for Specialization {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} {}", self.source.file_name(), self.architecture)?;
         self.defines.iter().try_for_each(|(name, value)| write!(formatter, " {name}={value}"))
@@ -414,7 +414,7 @@ impl fmt::Display for Specialisation {
 /// every compute capability; otherwise the whole list for 8.0 and 9.0, and the smallest, a middle and the largest size for
 /// the others, which have the sources of 8.0.
 #[must_use]
-pub fn paper_specialisations(everything: bool) -> Vec<Specialisation> {
+pub fn paper_specializations(everything: bool) -> Vec<Specialization> {
     let mut all = Vec::new();
     for architecture in Architecture::NATIVE {
         let whole = everything || matches!(architecture, Architecture::Sm80 | Architecture::Sm90a);
@@ -435,18 +435,18 @@ pub fn paper_specialisations(everything: bool) -> Vec<Specialisation> {
             &[(64, 64), (384, 384), (1280, 1280)]
         };
         for float32 in [false, true] {
-            all.extend(heads.iter().map(|&head| Specialisation::pointwise(architecture, head, float32)));
+            all.extend(heads.iter().map(|&head| Specialization::pointwise(architecture, head, float32)));
         }
-        all.push(Specialisation::projections(architecture));
-        all.extend(widths.iter().map(|&width| Specialisation::stream(architecture, width)));
-        all.extend([false, true].map(|boundaries| Specialisation::inner(architecture, 8, boundaries)));
-        all.push(Specialisation::cross_entropy(architecture, 50304));
-        all.push(Specialisation::sums(architecture));
-        all.extend(slstm_specialisations(architecture, whole));
-        all.push(Specialisation::precise(architecture));
+        all.push(Specialization::projections(architecture));
+        all.extend(widths.iter().map(|&width| Specialization::residual(architecture, width)));
+        all.extend([false, true].map(|boundaries| Specialization::inner(architecture, 8, boundaries)));
+        all.push(Specialization::cross_entropy(architecture, 50304));
+        all.push(Specialization::sums(architecture));
+        all.extend(slstm_specializations(architecture, whole));
+        all.push(Specialization::precise(architecture));
         for &(key, value) in mlstm {
             let sizes = MlstmSizes::fastest(key, value, 2048);
-            all.extend(Source::MLSTM.map(|source| Specialisation::mlstm(source, architecture, sizes)));
+            all.extend(Source::MLSTM.map(|source| Specialization::mlstm(source, architecture, sizes)));
         }
     }
     all
@@ -454,20 +454,20 @@ pub fn paper_specialisations(everything: bool) -> Vec<Specialisation> {
 
 /// The sLSTM of the paper's models in bf16 at every batch, and of its small ones in float32; the smallest and the largest
 /// unless `whole`.
-fn slstm_specialisations(architecture: Architecture, whole: bool) -> Vec<Specialisation> {
+fn slstm_specializations(architecture: Architecture, whole: bool) -> Vec<Specialization> {
     let half: &[u32] = if whole { &[192, 256, 384, 512, 640] } else { &[192, 640] };
     let single: &[u32] = if whole { &[8, 16, 24, 32, 64, 128, 192, 256, 512] } else { &[8, 128, 512] };
-    let mut all: Vec<Specialisation> = Vec::new();
+    let mut all: Vec<Specialization> = Vec::new();
     for (&units, batch) in half.iter().flat_map(|units| [16, 32, 64, 256].map(|batch| (units, batch))) {
         for direction in [Direction::Forward, Direction::Backward] {
             let sizes = SlstmSizes::fastest(architecture, units, batch, direction);
-            all.extend(sizes.map(|sizes| Specialisation::slstm(architecture, sizes)));
+            all.extend(sizes.map(|sizes| Specialization::slstm(architecture, sizes)));
         }
     }
     let lstm = [32, 128, 512].map(|units| (units, Cell::Lstm));
     let sizes = single.iter().map(|&units| (units, Cell::Slstm)).chain(lstm);
     let sizes = sizes.filter_map(|(units, cell)| RecurrentSizes::new(units, cell));
-    all.extend(sizes.map(|sizes| Specialisation::recurrent(architecture, sizes)));
+    all.extend(sizes.map(|sizes| Specialization::recurrent(architecture, sizes)));
     let mut once = Vec::new();
     for one in all {
         if !once.contains(&one) {
