@@ -4,13 +4,13 @@ use std::io::{self, Write};
 
 use crate::digest::Sha256Digest;
 use crate::merkle::Leaves;
-use crate::sha256_lanes::{Stream, compress};
+use crate::sha256_lanes::{LongMessage, compress};
 
 /// A writer that digests and counts what passes through it.
 #[derive(Debug)]
 pub(crate) struct HashingWriter<W> {
     inner: W,
-    stream: Stream,
+    stream: LongMessage,
     /// Digested in the other lane while there is something to write.
     beside: Option<Leaves>,
 }
@@ -18,7 +18,7 @@ pub(crate) struct HashingWriter<W> {
 impl<W: Write> HashingWriter<W> {
     /// Wraps `inner`; nothing has been counted yet.
     pub(crate) fn new(inner: W) -> Self {
-        Self { inner, stream: Stream::new(), beside: None }
+        Self { inner, stream: LongMessage::new(), beside: None }
     }
 
     /// Digests `leaves` beside what is written from now on.

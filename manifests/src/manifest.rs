@@ -13,7 +13,7 @@ use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
 use crate::identity;
 use crate::safe_path::SafePath;
-use crate::versioned::Kind;
+use crate::versioned::FileKind;
 
 /// The value of `format`.
 pub const FORMAT: &str = "xlstm-dataset";
@@ -440,7 +440,7 @@ pub struct Tool {
     pub version: String,
 }
 
-const KIND: Kind = Kind {
+const KIND: FileKind = FileKind {
     format: FORMAT,
     version: VERSION,
     file: MANIFEST_NAME,

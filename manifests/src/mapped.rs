@@ -18,36 +18,36 @@ use crate::printable;
 #[derive(Debug)]
 pub struct Mapped {
     map: memmap2::Mmap,
-    place: &'static Place,
+    place: &'static MappedRange,
 }
 
 /// Where a map lies, and what to say when it breaks. Places are used again, and never freed: the signal's handler may
 /// look at any of them at any time.
-struct Place {
+struct MappedRange {
     start: AtomicUsize,
     /// The first address behind it; 0: no map.
     end: AtomicUsize,
     /// Written while `end` is 0 only.
     message: UnsafeCell<Vec<u8>>,
-    next: *const Place,
+    next: *const MappedRange,
 }
 
 // SAFETY: `message` is written by one thread, before `end` says that there is a map, and read by a thread that touches
 // that map, which therefore exists. `next` never changes.
-unsafe impl Sync for Place {}
+unsafe impl Sync for MappedRange {}
 // SAFETY: as above; there is nothing in it that belongs to a thread.
-unsafe impl Send for Place {}
+unsafe impl Send for MappedRange {}
 
-impl std::fmt::Debug for Place {
+impl std::fmt::Debug for MappedRange {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("Place")
+        formatter.write_str("MappedRange")
     }
 }
 
 /// All places, the newest first.
-static PLACES: AtomicPtr<Place> = AtomicPtr::new(ptr::null_mut());
+static PLACES: AtomicPtr<MappedRange> = AtomicPtr::new(ptr::null_mut());
 /// Those without a map.
-static FREE: Mutex<Vec<&'static Place>> = Mutex::new(Vec::new());
+static FREE: Mutex<Vec<&'static MappedRange>> = Mutex::new(Vec::new());
 
 impl Mapped {
     /// Maps `path`; an empty file is an empty slice.
@@ -65,7 +65,7 @@ impl Mapped {
         // text); one that it overwrites gives other numbers, which digests find.
         let map = unsafe { memmap2::Mmap::map(file.file()) }?;
         let start = map.as_ptr().addr();
-        let place = Place::take(start, start + map.len(), path);
+        let place = MappedRange::take(start, start + map.len(), path);
         Ok(Self { map, place })
     }
 }
@@ -91,7 +91,7 @@ impl Drop for Mapped {
     }
 }
 
-impl Place {
+impl MappedRange {
     fn take(start: usize, end: usize, path: &Path) -> &'static Self {
         let path = path.display().to_string();
         let message = format!(

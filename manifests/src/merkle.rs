@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
-use crate::sha256_lanes::{BLOCK, INITIAL, State, compress, compress_two, finish};
+use crate::sha256_lanes::{BLOCK, INITIAL, ShaState, compress, compress_two, finish};
 
 /// What stands before the data of a leaf.
 const LEAF_PREFIX: [u8; 1] = [0];
@@ -52,14 +52,14 @@ impl Rows {
     }
 }
 
-/// Merkle leaves (as [`leaf`]) that are digested in the lane beside a [`Stream`].
+/// Merkle leaves (as [`leaf`]) that are digested in the lane beside a [`LongMessage`].
 #[derive(Debug)]
 pub(crate) struct Leaves {
     rows: Rows,
     /// Leaves that are done: their number is that of the row whose turn it is.
     done: Vec<Sha256Digest>,
     /// The state after the first `taken` bytes of that row (and the byte before them).
-    state: State,
+    state: ShaState,
     taken: usize,
 }
 
@@ -71,7 +71,7 @@ impl Leaves {
     }
 
     /// Takes `blocks` into `stream`, and as many blocks of rows into their leaves.
-    pub(crate) fn accompany(&mut self, stream: &mut State, mut blocks: &[[u8; BLOCK]]) {
+    pub(crate) fn accompany(&mut self, stream: &mut ShaState, mut blocks: &[[u8; BLOCK]]) {
         while !blocks.is_empty() {
             self.begin_row();
             let Some(row) = self.rows.row(self.done.len()) else { break };
@@ -278,7 +278,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sha256_lanes::Stream;
+    use crate::sha256_lanes::LongMessage;
 
     fn message(length: usize, seed: u8) -> Vec<u8> {
         (0..length).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed)).collect()
@@ -297,7 +297,7 @@ mod tests {
             let rows = lengths.iter().enumerate().map(|(row, length)| &bytes[row * STRIDE..][..*length]);
             let expected: Vec<_> = rows.map(|row| leaf(&[row])).collect();
             let mut leaves = Leaves::new(Buffer::from(&bytes[..]), STRIDE, lengths.clone());
-            let (mut stream, mut whole) = (Stream::new(), message(before, 4));
+            let (mut stream, mut whole) = (LongMessage::new(), message(before, 4));
             stream.update(&whole, compress);
             for (&length, seed) in pieces.iter().zip(5..) {
                 let piece = message(length, seed);

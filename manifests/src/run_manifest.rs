@@ -18,7 +18,7 @@ use crate::atomic::write_atomic;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
 use crate::order::{ALGORITHM, Order, StepRow};
-use crate::versioned::Kind;
+use crate::versioned::FileKind;
 use crate::{Manifest, canonical, identity};
 
 /// The value of `format`.
@@ -223,7 +223,7 @@ pub struct Session {
     pub program: Program,
 }
 
-const KIND: Kind = Kind {
+const KIND: FileKind = FileKind {
     format: RUN_FORMAT,
     version: RUN_VERSION,
     file: RUN_NAME,

@@ -5,7 +5,7 @@
 //! takes the next message as soon as its own is done, so that lengths need not be alike. On other processors,
 //! and where one message is left, blocks go through the crate `sha2`, which these digests equal by test.
 //!
-//! A file that is being written is one long message, so [`Stream`] gives its blocks away to whoever has something for the
+//! A file that is being written is one long message, so [`LongMessage`] gives its blocks away to whoever has something for the
 //! other lane: the rows of a shard are digested for their Merkle tree while the same bytes are digested for the file.
 //! Nothing here knows of either: states, blocks and digests are plain arrays.
 
@@ -13,14 +13,14 @@
 pub(crate) const BLOCK: usize = 64;
 
 /// What the blocks so far have made of [`INITIAL`].
-pub(crate) type State = [u32; 8];
+pub(crate) type ShaState = [u32; 8];
 
 /// The first 32 bits of the fractional parts of the square roots of the first 8 primes (FIPS 180-4, 5.3.3).
-pub(crate) const INITIAL: State =
+pub(crate) const INITIAL: ShaState =
     [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
 
 /// Takes blocks into a state.
-pub(crate) fn compress(state: &mut State, blocks: &[[u8; BLOCK]]) {
+pub(crate) fn compress(state: &mut ShaState, blocks: &[[u8; BLOCK]]) {
     sha2::block_api::compress256(state, blocks);
 }
 
@@ -28,7 +28,7 @@ pub(crate) fn compress(state: &mut State, blocks: &[[u8; BLOCK]]) {
 struct Lane<'a> {
     /// Place of its digest in the result.
     index: usize,
-    state: State,
+    state: ShaState,
     /// Whole blocks still to come.
     blocks: &'a [[u8; BLOCK]],
     /// What follows them, less than a block.
@@ -51,7 +51,7 @@ impl<'a> Lane<'a> {
 }
 
 /// The digest of a message of `length` bytes, of which `state` has all blocks and `tail` is the rest.
-pub(crate) fn finish(mut state: State, tail: &[u8], length: u64) -> [u8; 32] {
+pub(crate) fn finish(mut state: ShaState, tail: &[u8], length: u64) -> [u8; 32] {
     let mut last = [[0; BLOCK]; 2];
     let padded = last.as_flattened_mut();
     padded[..tail.len()].copy_from_slice(tail);
@@ -68,8 +68,8 @@ pub(crate) fn finish(mut state: State, tail: &[u8], length: u64) -> [u8; 32] {
 
 /// One message that comes in pieces.
 #[derive(Debug, Clone)]
-pub(crate) struct Stream {
-    state: State,
+pub(crate) struct LongMessage {
+    state: ShaState,
     /// The bytes behind the last whole block.
     tail: [u8; BLOCK],
     /// How many of them there are.
@@ -77,7 +77,7 @@ pub(crate) struct Stream {
     length: u64,
 }
 
-impl Stream {
+impl LongMessage {
     pub(crate) fn new() -> Self {
         Self { state: INITIAL, tail: [0; BLOCK], filled: 0, length: 0 }
     }
@@ -89,7 +89,7 @@ impl Stream {
 
     /// Takes the next piece. `take` brings its whole blocks into the state: [`compress`], or with another message in the
     /// lane beside.
-    pub(crate) fn update(&mut self, mut piece: &[u8], take: impl FnOnce(&mut State, &[[u8; BLOCK]])) {
+    pub(crate) fn update(&mut self, mut piece: &[u8], take: impl FnOnce(&mut ShaState, &[[u8; BLOCK]])) {
         self.length += piece.len() as u64;
         if self.filled > 0 {
             let (head, rest) = piece.split_at(piece.len().min(BLOCK - self.filled));
@@ -142,7 +142,12 @@ pub(crate) fn digest_each<'a>(messages: impl IntoIterator<Item = &'a [u8]>) -> V
 }
 
 /// Takes as many blocks of one message as of another into their states.
-pub(crate) fn compress_two(one: &mut State, left: &[[u8; BLOCK]], other: &mut State, right: &[[u8; BLOCK]]) {
+pub(crate) fn compress_two(
+    one: &mut ShaState,
+    left: &[[u8; BLOCK]],
+    other: &mut ShaState,
+    right: &[[u8; BLOCK]],
+) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("sha") && is_x86_feature_detected!("sse4.1") {
         // SAFETY: the processor has the instructions.
@@ -188,19 +193,19 @@ mod x86 {
 
     /// A state as the instructions want it: words A, B, E, F and C, D, G, H from high to low.
     #[derive(Clone, Copy)]
-    struct State {
+    struct Registers {
         abef: __m128i,
         cdgh: __m128i,
     }
 
     #[target_feature(enable = "sha,sse4.1")]
-    fn load_state(words: &[u32; 8]) -> State {
+    fn load_state(words: &[u32; 8]) -> Registers {
         let [a, b, c, d, e, f, g, h] = words.map(u32::cast_signed);
-        State { abef: _mm_set_epi32(a, b, e, f), cdgh: _mm_set_epi32(c, d, g, h) }
+        Registers { abef: _mm_set_epi32(a, b, e, f), cdgh: _mm_set_epi32(c, d, g, h) }
     }
 
     #[target_feature(enable = "sha,sse4.1")]
-    fn store_state(state: State) -> [u32; 8] {
+    fn store_state(state: Registers) -> [u32; 8] {
         let words = |register: __m128i| {
             let mut words = [0u32; 4];
             // SAFETY: 16 bytes of room, and no alignment is asked for.
@@ -225,7 +230,7 @@ mod x86 {
     /// Four rounds with the message words `words`.
     #[inline]
     #[target_feature(enable = "sha,sse4.1")]
-    fn four_rounds(state: &mut State, words: __m128i, constants: [i32; 4]) {
+    fn four_rounds(state: &mut Registers, words: __m128i, constants: [i32; 4]) {
         let [k0, k1, k2, k3] = constants;
         let sum = _mm_add_epi32(words, _mm_set_epi32(k3, k2, k1, k0));
         state.cdgh = _mm_sha256rnds2_epu32(state.cdgh, state.abef, sum);

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, Result};
 
 /// A kind of file.
-pub(crate) struct Kind {
+pub(crate) struct FileKind {
     /// The value of `format`.
     pub(crate) format: &'static str,
     /// The newest version that is read.
@@ -27,7 +27,7 @@ struct Header {
     version: u32,
 }
 
-impl Kind {
+impl FileKind {
     /// The file for a path that names its folder or the file itself.
     pub(crate) fn locate(&self, path: &Path) -> PathBuf {
         if path.is_dir() { path.join(self.file) } else { path.into() }
@@ -69,8 +69,8 @@ impl Kind {
 mod tests {
     use super::*;
 
-    const KIND: Kind =
-        Kind { format: "some-kind", version: 2, file: "some.json", what: "a thing", hint: "look there" };
+    const KIND: FileKind =
+        FileKind { format: "some-kind", version: 2, file: "some.json", what: "a thing", hint: "look there" };
 
     #[derive(Debug, Deserialize)]
     struct Thing {

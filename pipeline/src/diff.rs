@@ -19,7 +19,7 @@ use xlstm_manifests::manifest::{FileRecord, Input};
 use xlstm_manifests::{Manifest, Sha256Digest};
 use xlstm_manifests::{origin, printable};
 
-use crate::audit::progress::Progress;
+use crate::audit::progress::ByteProgress;
 use crate::report::{CommandError, Outcome, count, write_json};
 
 /// Say what differs between two prepared splits, and why (exit code 0: same root, 1: different)
@@ -141,7 +141,7 @@ pub fn diff(args: &DiffArgs) -> Result<DiffReport, CommandError> {
     let mut report = compare(&a, &b);
     if !args.manifests_only {
         let total = [&a, &b].iter().flat_map(|manifest| manifest.data_files()).map(|file| file.size).sum();
-        let progress = Progress::over_bytes("diff", total);
+        let progress = ByteProgress::over_bytes("diff", total);
         for (path, manifest) in [(&args.a, &a), (&args.b, &b)] {
             report.problems.extend(problems(path, manifest, &progress));
         }
@@ -171,7 +171,7 @@ pub fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Outcome, CommandError
 }
 
 /// The files of a split that are not the ones its manifest lists.
-fn problems(path: &Path, manifest: &Manifest, progress: &Progress) -> Vec<String> {
+fn problems(path: &Path, manifest: &Manifest, progress: &ByteProgress) -> Vec<String> {
     let file = Manifest::locate(path);
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let problem = |record: &FileRecord| {

@@ -15,7 +15,7 @@ use xlstm_trainer::communicator::SingleProcess;
 use xlstm_trainer::evaluation::corpus::{Corpus, Cut};
 use xlstm_trainer::evaluation::results::Protocol;
 use xlstm_trainer::evaluation::score::{ScoreOptions, score};
-use xlstm_trainer::loader::{MicroBatch, Shape};
+use xlstm_trainer::loader::{BatchShape, MicroBatch};
 use xlstm_trainer::model::{Model, Placement};
 use xlstm_trainer::signals::Signals;
 
@@ -34,7 +34,7 @@ fn main() -> anyhow::Result<()> {
     let model = Model::new(&recipe.model, placement, 0)?;
     let dataset = Dataset::open(Path::new(split))?;
     let context = dataset.manifest().packing.row_length as usize;
-    let shape = Shape { rows: BATCH_ROWS, context, resets: false };
+    let shape = BatchShape { rows: BATCH_ROWS, context, resets: false };
     let cut = Cut { protocol: Protocol::PackedRows, context_length: None, first: Some(rows), resets: false };
     let corpus = Corpus::open(Path::new(split), cut)?;
     let signals = Signals::default();
@@ -64,7 +64,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Tokens a second of the loss of these rows.
-fn forward(model: &Model, dataset: &Dataset, rows: u64, shape: Shape) -> anyhow::Result<f64> {
+fn forward(model: &Model, dataset: &Dataset, rows: u64, shape: BatchShape) -> anyhow::Result<f64> {
     let rows: Vec<StepRow> = (0..rows).map(|row| StepRow { epoch: 0, row }).collect();
     let begin = Instant::now();
     let mut tokens = 0;

@@ -36,7 +36,7 @@ const PARTIAL: &str = ".partial";
 /// `state.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct State {
+pub struct CheckpointRecord {
     /// Updates that went into it.
     pub step: u64,
     /// Tokens that went into it.
@@ -122,14 +122,14 @@ pub fn is_checkpoint(folder: &Path) -> bool {
 ///
 /// # Errors
 /// When the checkpoint is not whole.
-pub fn open(folder: &Path) -> Result<State> {
+pub fn open(folder: &Path) -> Result<CheckpointRecord> {
     let hint =
         "this checkpoint cannot be used: name another, or remove the folder to go on from the one before";
     if !folder.join(DONE_NAME).is_file() {
         return Err(TrainError::file(folder, "a checkpoint with a `DONE` mark", "none", hint));
     }
     let path = folder.join(STATE_NAME);
-    let state: State = serde_json::from_slice(&fs_err::read(&path)?)
+    let state: CheckpointRecord = serde_json::from_slice(&fs_err::read(&path)?)
         .map_err(|error| TrainError::file(&path, "a checkpoint's state", error.to_string(), hint))?;
     for (name, expected) in &state.files {
         let file = folder.join(name);
@@ -146,7 +146,7 @@ pub fn open(folder: &Path) -> Result<State> {
 ///
 /// # Errors
 /// When a file was altered.
-pub fn verify(folder: &Path, state: &State) -> Result<()> {
+pub fn verify(folder: &Path, state: &CheckpointRecord) -> Result<()> {
     state.files.keys().try_for_each(|name| verify_file(folder, state, name))
 }
 
@@ -154,7 +154,7 @@ pub fn verify(folder: &Path, state: &State) -> Result<()> {
 ///
 /// # Errors
 /// When the file was altered, or the state does not know it.
-pub fn verify_file(folder: &Path, state: &State, name: &str) -> Result<()> {
+pub fn verify_file(folder: &Path, state: &CheckpointRecord, name: &str) -> Result<()> {
     let file = folder.join(name);
     let hint = "the file was altered after it was written: go on from another checkpoint";
     let expected = state
@@ -205,7 +205,7 @@ fn write_partial(partial: &Path, snapshot: &Snapshot) -> Result<()> {
         files.insert(name.to_owned(), FileDigest { size: written.size, sha256: written.sha256 });
     }
     let (step, tokens, train_root) = (snapshot.step, snapshot.tokens, snapshot.train_root);
-    let state = State { step, tokens, train_root, files };
+    let state = CheckpointRecord { step, tokens, train_root, files };
     let text = serde_json::to_vec_pretty(&state).map_err(std::io::Error::other)?;
     write_atomic(&partial.join(STATE_NAME), &text)?;
     Ok(())

@@ -28,7 +28,7 @@ const _: () =
 
 /// How rows become sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
+pub struct BatchShape {
     /// Rows in a micro-batch.
     pub rows: usize,
     /// Tokens in a sequence; divides the row length.
@@ -59,7 +59,7 @@ impl MicroBatch {
     ///
     /// # Errors
     /// When a shard cannot be read.
-    pub fn read<R: Rows + ?Sized>(dataset: &R, rows: &[StepRow], shape: Shape) -> Result<Self> {
+    pub fn read<R: Rows + ?Sized>(dataset: &R, rows: &[StepRow], shape: BatchShape) -> Result<Self> {
         let mut read = Sequences::default();
         for row in rows {
             dataset.read(row.row, shape.resets, &mut read)?;
@@ -122,7 +122,7 @@ fn cut(read: &mut Sequences, context: usize) -> usize {
 
 /// What a loader is to read.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct LoaderOptions {
     /// Which rows make up which step.
     pub order: Order,
     /// This rank.
@@ -130,7 +130,7 @@ pub struct Plan {
     /// All ranks.
     pub world: u64,
     /// How rows become sequences.
-    pub shape: Shape,
+    pub shape: BatchShape,
     /// The first step.
     pub first_step: u64,
     /// The last step.
@@ -147,7 +147,7 @@ pub struct Loader {
 impl Loader {
     /// Starts reading.
     #[must_use]
-    pub fn start<R: Rows + ?Sized + 'static>(dataset: Arc<R>, plan: Plan) -> Self {
+    pub fn start<R: Rows + ?Sized + 'static>(dataset: Arc<R>, plan: LoaderOptions) -> Self {
         let (sender, receiver) = bounded(PREFETCH);
         let thread = std::thread::spawn(move || read_all(dataset.as_ref(), &plan, &sender));
         Self { receiver, thread: Some(thread), waited: Duration::ZERO }
@@ -180,7 +180,7 @@ impl Drop for Loader {
     }
 }
 
-fn read_all<R: Rows + ?Sized>(dataset: &R, plan: &Plan, sender: &Sender<Result<MicroBatch>>) {
+fn read_all<R: Rows + ?Sized>(dataset: &R, plan: &LoaderOptions, sender: &Sender<Result<MicroBatch>>) {
     for step in plan.first_step..=plan.last_step {
         let rows = plan.order.rows_of_step(step);
         for rows in rows[plan.order.rank_range(plan.rank, plan.world)].chunks(plan.shape.rows.max(1)) {

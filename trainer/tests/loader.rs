@@ -10,7 +10,7 @@ use xlstm_manifests::Dataset;
 use xlstm_manifests::order::{Order, StepRow};
 use xlstm_pipeline::tasks::written::TaskPlan;
 use xlstm_pipeline::tasks::{Parameters, Split, by_name};
-use xlstm_trainer::loader::{Loader, MicroBatch, Plan, Shape};
+use xlstm_trainer::loader::{BatchShape, Loader, LoaderOptions, MicroBatch};
 use xlstm_trainer::model::IGNORE_TARGET;
 
 #[test]
@@ -21,7 +21,7 @@ fn each_token_is_predicted_once_from_the_one_before() {
     let mut targets = Vec::new();
     for row in 0..dataset.rows() {
         for context in [ROW, 8] {
-            let shape = Shape { rows: 1, context, resets: true };
+            let shape = BatchShape { rows: 1, context, resets: true };
             let batch = MicroBatch::read(&dataset, &[StepRow { epoch: 0, row }], shape).unwrap();
             assert_eq!(batch.inputs[0], 0, "the separator comes first");
             let known = batch.tokens as usize;
@@ -49,8 +49,8 @@ fn ranks_read_one_step_together() {
     let dataset = Arc::new(Dataset::open(&fixture.train).unwrap());
     let order = Order::new(dataset.manifest(), 9, 7);
     let read = |rank, world| {
-        let shape = Shape { rows: 2, context: ROW, resets: false };
-        let plan = Plan { order: order.clone(), rank, world, shape, first_step: 3, last_step: 4 };
+        let shape = BatchShape { rows: 2, context: ROW, resets: false };
+        let plan = LoaderOptions { order: order.clone(), rank, world, shape, first_step: 3, last_step: 4 };
         let mut loader = Loader::start(Arc::clone(&dataset), plan);
         let batches = order.rank_range(rank, world).len().div_ceil(2) * 2;
         let rows: Vec<StepRow> = (0..batches).flat_map(|_| loader.next_batch().unwrap().rows).collect();
@@ -73,7 +73,7 @@ fn a_batch_of_examples_is_cut_behind_its_last_target() {
     let task = by_name("reverse_string", 0, &Parameters::default()).unwrap();
     TaskPlan::new(&*task, Split::Train, 40, 64).unwrap().execute(folder.path(), 1, false).unwrap();
     let dataset = Dataset::open(&folder.path().join("train")).unwrap();
-    let shape = Shape { rows: 5, context: 256, resets: true };
+    let shape = BatchShape { rows: 5, context: 256, resets: true };
     let mut contexts = Vec::new();
     for first in (0..40).step_by(5) {
         let rows: Vec<StepRow> = (first..first + 5).map(|row| StepRow { epoch: 0, row }).collect();
@@ -98,6 +98,6 @@ fn a_batch_of_examples_is_cut_behind_its_last_target() {
         "{contexts:?}"
     );
     // A context below the row is the recipe's own cut, which stays.
-    let shape = Shape { context: 128, ..shape };
+    let shape = BatchShape { context: 128, ..shape };
     assert_eq!(MicroBatch::read(&dataset, &[StepRow { epoch: 0, row: 0 }], shape).unwrap().context, 128);
 }

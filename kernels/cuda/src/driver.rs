@@ -112,7 +112,7 @@ unsafe impl Sync for Kernel {}
 
 /// How many blocks, how many threads in each, and the dynamic shared memory of a block in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
+pub struct LaunchShape {
     /// Blocks along x, y, z.
     pub grid: [u32; 3],
     /// Threads of a block.
@@ -278,7 +278,7 @@ impl Driver {
     pub unsafe fn launch<P: Copy>(
         &self,
         kernel: Kernel,
-        shape: Shape,
+        shape: LaunchShape,
         parameters: &P,
         stream: *mut c_void,
     ) -> Result<(), CudaError> {
@@ -314,7 +314,7 @@ impl Driver {
     pub unsafe fn launch_cooperative<P: Copy>(
         &self,
         kernel: Kernel,
-        shape: Shape,
+        shape: LaunchShape,
         parameters: &P,
         stream: *mut c_void,
     ) -> Result<(), CudaError> {

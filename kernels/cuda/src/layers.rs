@@ -5,7 +5,7 @@
 //! bf16, parameters, statistics and partial sums fp32. A launch covers everything; the caller makes the partial sums'
 //! memory of the rows that the launch's `parts` says, and adds them with [`ColumnParameters`].
 
-use crate::driver::Shape;
+use crate::driver::LaunchShape;
 
 /// A kernel's name and launch, and the rows of partial sums that it writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,13 +13,13 @@ pub struct LayerLaunch {
     /// The kernel.
     pub kernel: &'static str,
     /// Blocks and threads.
-    pub shape: Shape,
+    pub shape: LaunchShape,
     /// Rows of partial sums; 0 for none.
     pub parts: u32,
 }
 
 fn launch(kernel: &'static str, grid: [u32; 3], threads: u32, parts: u32) -> LayerLaunch {
-    LayerLaunch { kernel, shape: Shape { grid, threads, shared_bytes: 0 }, parts }
+    LayerLaunch { kernel, shape: LaunchShape { grid, threads, shared_bytes: 0 }, parts }
 }
 
 fn narrow(value: u64) -> u32 {

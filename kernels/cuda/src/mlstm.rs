@@ -5,7 +5,7 @@
 //! *scratch* only during one pass (gradients of states and scores, 2·K·V and 2·L·L bytes a chunk and head, and what they
 //! are the gradients of, unless kept). The backward pass computes again what was not kept.
 
-use crate::driver::{BoxedTensor, Driver, Shape, TensorMap};
+use crate::driver::{BoxedTensor, Driver, LaunchShape, TensorMap};
 use crate::precise::GateAddresses;
 use crate::{Architecture, CudaError, MlstmSizes, Source, Specialization};
 
@@ -210,7 +210,7 @@ pub struct Launch {
     /// The kernel.
     pub kernel: &'static str,
     /// Blocks, threads, shared memory.
-    pub shape: Shape,
+    pub shape: LaunchShape,
 }
 
 /// Hands out parts of one allocation, each on a boundary of 256 bytes.
@@ -467,7 +467,7 @@ impl MlstmPlan {
         let (key_tiles, value_tiles, row_tiles) = self.tiles();
         let triangle = row_tiles * (row_tiles + 1) / 2;
         let tokens = self.batch_heads() * self.chunks() * u64::from(self.sizes.chunk);
-        let prepare = Shape { grid: [narrow(tokens.div_ceil(8)), 1, 1], threads: 256, shared_bytes: 0 };
+        let prepare = LaunchShape { grid: [narrow(tokens.div_ceil(8)), 1, 1], threads: 256, shared_bytes: 0 };
         let prepare = if self.divided {
             self.by_token("mlstm_backward_prepare_dotted")
         } else {
@@ -492,7 +492,7 @@ impl MlstmPlan {
 
     fn by_token(&self, kernel: &'static str) -> Launch {
         let grid = [narrow(self.chunks()), narrow(self.batch_heads()), 1];
-        let shape = Shape { grid, threads: self.sizes.chunk, shared_bytes: 0 };
+        let shape = LaunchShape { grid, threads: self.sizes.chunk, shared_bytes: 0 };
         Launch { source: Source::MlstmGates, kernel, shape }
     }
 
@@ -509,13 +509,13 @@ impl MlstmPlan {
         let (key_tiles, value_tiles, _) = self.tiles();
         let grid = [narrow(key_tiles * value_tiles), narrow(self.batch_heads()), 1];
         // Beside the operands, two bf16 a token: its weight and the normalizer's column.
-        let shape = Shape { grid, threads: 128, shared_bytes: self.ring_bytes(4) };
+        let shape = LaunchShape { grid, threads: 128, shared_bytes: self.ring_bytes(4) };
         Launch { source: Source::MlstmStates, kernel, shape }
     }
 
     fn by_chunk(&self, source: Source, kernel: &'static str, tiles: u64) -> Launch {
         let grid = [narrow(tiles), narrow(self.chunks()), narrow(self.batch_heads())];
-        Launch { source, kernel, shape: Shape { grid, threads: 128, shared_bytes: self.ring_bytes(0) } }
+        Launch { source, kernel, shape: LaunchShape { grid, threads: 128, shared_bytes: self.ring_bytes(0) } }
     }
 }
 

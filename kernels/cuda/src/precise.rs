@@ -1,6 +1,6 @@
 //! How the float32 mLSTM is called: `mlstm_precise.cu` between libtorch's products, and the gates of `mlstm_gates.cu`.
 
-use crate::driver::Shape;
+use crate::driver::LaunchShape;
 use crate::layers::LayerLaunch;
 use crate::mlstm::{MlstmArguments, MlstmParameters, Strides};
 use crate::{Architecture, MlstmSizes, Source, Specialization};
@@ -44,7 +44,11 @@ pub struct PreciseParameters {
 #[must_use]
 pub fn by_row(kernel: &'static str, rows: u64) -> LayerLaunch {
     let blocks = u32::try_from(rows.div_ceil(8)).unwrap_or(u32::MAX);
-    LayerLaunch { kernel, shape: Shape { grid: [blocks, 1, 1], threads: 256, shared_bytes: 0 }, parts: 0 }
+    LayerLaunch {
+        kernel,
+        shape: LaunchShape { grid: [blocks, 1, 1], threads: 256, shared_bytes: 0 },
+        parts: 0,
+    }
 }
 
 /// A scan over the chunks of every head, of states of so many numbers; `parts` counts the blocks of a head.
@@ -53,7 +57,7 @@ pub fn by_state(kernel: &'static str, width: u32, heads: u32) -> LayerLaunch {
     let blocks = width.div_ceil(256);
     LayerLaunch {
         kernel,
-        shape: Shape { grid: [blocks, heads, 1], threads: 256, shared_bytes: 0 },
+        shape: LaunchShape { grid: [blocks, heads, 1], threads: 256, shared_bytes: 0 },
         parts: blocks,
     }
 }
@@ -119,7 +123,7 @@ impl GateSizes {
     #[must_use]
     pub fn launch(&self, kernel: &'static str) -> LayerLaunch {
         let grid = [self.chunks(), self.batch * self.heads, 1];
-        LayerLaunch { kernel, shape: Shape { grid, threads: self.chunk, shared_bytes: 0 }, parts: 0 }
+        LayerLaunch { kernel, shape: LaunchShape { grid, threads: self.chunk, shared_bytes: 0 }, parts: 0 }
     }
 
     /// What these kernels take; gates are dense, `(B, T, H)`.

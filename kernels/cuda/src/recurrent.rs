@@ -5,7 +5,7 @@
 //! for the gradients of R and of the bias, which leaves partial sums to be added. All tensors are float32 and contiguous;
 //! between the passes seven numbers a unit and step are kept.
 
-use crate::driver::Shape;
+use crate::driver::LaunchShape;
 use crate::layers::LayerLaunch;
 use crate::{Architecture, Specialization};
 
@@ -159,7 +159,7 @@ impl RecurrentPlan {
     fn launch(&self, kernel: &'static str, shared_bytes: u32) -> LayerLaunch {
         let grid = [self.batch.div_ceil(ROWS), self.heads, 1];
         let threads = self.sizes.slices() * self.sizes.units;
-        LayerLaunch { kernel, shape: Shape { grid, threads, shared_bytes }, parts: 0 }
+        LayerLaunch { kernel, shape: LaunchShape { grid, threads, shared_bytes }, parts: 0 }
     }
 
     /// From the first step to the last.
@@ -184,7 +184,7 @@ impl RecurrentPlan {
         let steps = (u64::from(self.batch) * u64::from(self.tokens)).div_ceil(STEP);
         let most = u32::try_from(steps).unwrap_or(u32::MAX);
         let parts = (blocks / (tiles * self.heads).max(1)).clamp(1, most.max(1));
-        let shape = Shape { grid: [tiles, self.heads, parts], threads, shared_bytes: 0 };
+        let shape = LaunchShape { grid: [tiles, self.heads, parts], threads, shared_bytes: 0 };
         LayerLaunch { kernel: "recurrent_weights", shape, parts }
     }
 

@@ -6,7 +6,7 @@
 //! passes they keep five bf16 and two fp32 a unit and step. The gradient of R is a matrix product of the gradient of
 //! `x_BTGHE` with y of the step before, which libtorch does best.
 
-use crate::driver::Shape;
+use crate::driver::LaunchShape;
 use crate::{Architecture, SlstmSizes, Source, Specialization};
 
 /// Rows of the batch that one fragment holds.
@@ -200,18 +200,22 @@ impl SlstmPlan {
     /// Name and launches of a direction's kernel on a GPU of so many multiprocessors, each with its first group. A cluster's
     /// size is part of the compiled kernel. Where groups are not clusters, launches are cooperative.
     #[must_use]
-    pub fn launches(&self, direction: Direction, multiprocessors: u32) -> (&'static str, Vec<(u32, Shape)>) {
+    pub fn launches(
+        &self,
+        direction: Direction,
+        multiprocessors: u32,
+    ) -> (&'static str, Vec<(u32, LaunchShape)>) {
         let SlstmSizes { group, clustered, batch_tiles, .. } = self.sizes;
         let (name, threads, shared_bytes) = self.block(direction);
         if clustered {
             let grid = [group, self.heads, self.batch.div_ceil(ROWS * batch_tiles)];
-            return (name, vec![(0, Shape { grid, threads, shared_bytes })]);
+            return (name, vec![(0, LaunchShape { grid, threads, shared_bytes })]);
         }
         let (groups, at_once) = (self.groups(), (multiprocessors / group).max(1));
         let starts = (0..groups).step_by(at_once as usize);
         let launches = starts.map(|first| {
             let grid = [group, at_once.min(groups - first), 1];
-            (first, Shape { grid, threads, shared_bytes })
+            (first, LaunchShape { grid, threads, shared_bytes })
         });
         (name, launches.collect())
     }

@@ -17,7 +17,7 @@ use super::corpus::{Corpus, Meta, ShardDocuments};
 use super::deep_examples;
 use super::finding::{Check, Findings};
 use super::locate::Locator;
-use super::progress::Progress;
+use super::progress::ByteProgress;
 use super::sample::{Amount, Chosen};
 use crate::record::{Entry, Record};
 use crate::report::CommandError;
@@ -61,7 +61,7 @@ struct Deep<'a> {
     corpus: &'a Corpus,
     tokenizer: &'a Gpt2Tokenizer,
     fields: Fields,
-    progress: &'a Progress,
+    progress: &'a ByteProgress,
 }
 
 /// Reads documents of the split in `folder` again.
@@ -92,7 +92,8 @@ pub(super) fn check(
     }
     // Exact for all documents; for some, as if they were of average length.
     let share = chosen.len() as f64 / corpus.documents().max(1) as f64;
-    let progress = Progress::over_bytes("audit --deep", (manifest.totals.text_bytes as f64 * share) as u64);
+    let progress =
+        ByteProgress::over_bytes("audit --deep", (manifest.totals.text_bytes as f64 * share) as u64);
     let deep =
         Deep { corpus: &corpus, tokenizer: &tokenizer, fields: fields_of(manifest), progress: &progress };
     let mut next = 0;

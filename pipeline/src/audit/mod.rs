@@ -49,7 +49,7 @@ pub use split::Checked;
 pub use summary::{SetShare, Summary};
 
 use crate::report::{CommandError, Outcome, write_json};
-use progress::Progress;
+use progress::ByteProgress;
 
 /// Check a prepared dataset: files, digests, content, and where it came from
 #[derive(Debug, Clone, clap::Args)]
@@ -138,13 +138,17 @@ pub fn audit(args: &AuditArgs) -> Result<AuditReport, CommandError> {
         folders.extend(splits_at(path)?);
     }
     let total = folders.iter().map(|folder| folder_bytes(folder)).sum();
-    let progress = Progress::over_bytes("audit", total);
+    let progress = ByteProgress::over_bytes("audit", total);
     let splits = folders.iter().map(|folder| audit_split(folder, args, &progress));
     let splits = splits.collect::<Result<Vec<SplitReport>, _>>()?;
     Ok(AuditReport { clean: splits.iter().all(|split| split.findings.is_empty()), splits })
 }
 
-fn audit_split(folder: &Path, args: &AuditArgs, progress: &Progress) -> Result<SplitReport, CommandError> {
+fn audit_split(
+    folder: &Path,
+    args: &AuditArgs,
+    progress: &ByteProgress,
+) -> Result<SplitReport, CommandError> {
     let split::SplitCheck { manifest, stream, checked, mut findings } = split::check(folder, progress);
     let summary = manifest.as_ref().map(|manifest| Summary::new(manifest, stream.as_ref()));
     let mut not_done = Vec::new();

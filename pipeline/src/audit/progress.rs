@@ -3,11 +3,11 @@
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// How far a command is.
-pub(crate) struct Progress {
+pub(crate) struct ByteProgress {
     bar: ProgressBar,
 }
 
-impl Progress {
+impl ByteProgress {
     /// A bar over `total` bytes, labeled `what`. Hidden where stderr is no terminal.
     pub(crate) fn over_bytes(what: &str, total: u64) -> Self {
         let template =
@@ -26,7 +26,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for ByteProgress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }

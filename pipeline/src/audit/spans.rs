@@ -117,7 +117,7 @@ impl Documents {
     /// Counts the next document's own license and source, and looks whether the manifest has them.
     fn see_provenance(
         &mut self,
-        place: &Place<'_>,
+        place: &ExpectedSpans<'_>,
         (license, source): (Option<u16>, Option<u16>),
         bytes: u64,
         tokens: u64,
@@ -143,7 +143,7 @@ pub(super) fn digest_prefix(digest: &Sha256Digest) -> u64 {
 }
 
 /// What a spans file is checked against.
-pub(super) struct Place<'a> {
+pub(super) struct ExpectedSpans<'a> {
     pub(super) file: &'a str,
     /// Rows of the split that are this shard's.
     pub(super) rows: std::ops::Range<u64>,
@@ -158,7 +158,7 @@ pub(super) struct Place<'a> {
 }
 
 /// Looks at every span of a packed shard.
-pub(super) fn scan_spans(spans: &SpansFile, place: &Place<'_>) -> Documents {
+pub(super) fn scan_spans(spans: &SpansFile, place: &ExpectedSpans<'_>) -> Documents {
     let mut found = Documents::default();
     let mut expected_start = None;
     for (index, span) in spans.iter().enumerate() {
@@ -198,7 +198,7 @@ pub(super) fn scan_spans(spans: &SpansFile, place: &Place<'_>) -> Documents {
 /// Looks at every document of a document shard. `leaves` gets the Merkle leaf of each one's tokens.
 pub(super) fn scan_documents(
     shard: &DocumentShard,
-    place: &Place<'_>,
+    place: &ExpectedSpans<'_>,
     limits: (u32, u16),
     tokens_leaves: &mut Vec<Sha256Digest>,
 ) -> Documents {

@@ -12,7 +12,7 @@ use xlstm_manifests::manifest::Layout;
 
 use super::corpus::{Corpus, Meta};
 use super::finding::{Check, Findings};
-use super::progress::Progress;
+use super::progress::ByteProgress;
 use crate::report::CommandError;
 use crate::tokenizer::Gpt2Tokenizer;
 
@@ -27,7 +27,7 @@ pub(super) fn check(folder: &Path, findings: &mut Findings) -> Result<u64, Comma
     let corpus = Corpus::open(folder)?;
     let tokenizer = Gpt2Tokenizer::new()?;
     let layout = corpus.manifest().layout;
-    let progress = Progress::over_bytes("audit --text", corpus.manifest().totals.text_bytes);
+    let progress = ByteProgress::over_bytes("audit --text", corpus.manifest().totals.text_bytes);
     for number in 0..corpus.shards() {
         let shard = &corpus.manifest().shards[number];
         let file = match layout {

@@ -20,11 +20,11 @@ use xlstm_manifests::{Manifest, Sha256Digest};
 
 use super::finding::{Check, Findings};
 use super::folder;
-use super::progress::Progress;
+use super::progress::ByteProgress;
 use super::rows::{self, Rows};
 use super::selection::Selected;
-use super::spans::{Documents, Place, scan_documents, scan_spans};
-use super::stream::{Names, Stream};
+use super::spans::{Documents, ExpectedSpans, scan_documents, scan_spans};
+use super::stream::{Names, SplitContent};
 
 /// How much was looked at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -41,7 +41,7 @@ pub struct Checked {
 pub(super) struct SplitCheck {
     pub(super) manifest: Option<Manifest>,
     /// Lengths and duplicates; only when all shards could be read.
-    pub(super) stream: Option<Stream>,
+    pub(super) stream: Option<SplitContent>,
     pub(super) checked: Checked,
     pub(super) findings: Findings,
 }
@@ -54,11 +54,11 @@ struct Context<'a> {
     sets: Vec<String>,
     selected: Selected,
     first_rows: Vec<u64>,
-    progress: &'a Progress,
+    progress: &'a ByteProgress,
 }
 
 /// Looks at everything in `folder`.
-pub(super) fn check(folder: &Path, progress: &Progress) -> SplitCheck {
+pub(super) fn check(folder: &Path, progress: &ByteProgress) -> SplitCheck {
     let mut findings = Findings::default();
     let manifest = folder::read_manifest(folder, &mut findings);
     let listed = folder::read_checksums(folder, &mut findings);
@@ -83,7 +83,7 @@ fn check_other_files(
     folder: &Path,
     manifest: Option<&Manifest>,
     listed: &BTreeMap<SafePath, Sha256Digest>,
-    progress: &Progress,
+    progress: &ByteProgress,
     checked: &mut Checked,
     findings: &mut Findings,
 ) {
@@ -126,7 +126,7 @@ fn check_other_files(
 fn digest_counted(
     folder: &Path,
     path: &SafePath,
-    progress: &Progress,
+    progress: &ByteProgress,
     checked: &mut Checked,
     findings: &mut Findings,
 ) -> Option<folder::Actual> {
@@ -143,10 +143,10 @@ fn check_shards(
     folder: &Path,
     manifest: &Manifest,
     listed: &BTreeMap<SafePath, Sha256Digest>,
-    progress: &Progress,
+    progress: &ByteProgress,
     checked: &mut Checked,
     findings: &mut Findings,
-) -> Option<Stream> {
+) -> Option<SplitContent> {
     let (selected, complaint) = Selected::new(&manifest.selection);
     if let Some(complaint) = complaint {
         findings.add(MANIFEST_NAME, Check::Selection, complaint);
@@ -162,7 +162,7 @@ fn check_shards(
         .collect();
     let sets = manifest.sets.iter().map(|set| set.name.clone()).collect();
     let context = Context { folder, manifest, listed, sets, selected, first_rows, progress };
-    let mut stream = Stream::new(manifest);
+    let mut stream = SplitContent::new(manifest);
     let mut whole = true;
     // Results wait for their turn; a few shards at a time bound the memory they take.
     let width = 2 * rayon::current_num_threads().max(1);
@@ -308,12 +308,12 @@ fn examples_content(context: &Context<'_>, number: usize) -> Content {
     Ok((rows, documents))
 }
 
-fn place<'a>(context: &'a Context<'_>, shard: &'a Shard, rows: std::ops::Range<u64>) -> Place<'a> {
+fn place<'a>(context: &'a Context<'_>, shard: &'a Shard, rows: std::ops::Range<u64>) -> ExpectedSpans<'a> {
     let file = match context.manifest.layout {
         Layout::Packed | Layout::Examples => &shard.companion,
         Layout::Documents => &shard.file,
     };
-    Place {
+    ExpectedSpans {
         file: file.path.as_str(),
         rows,
         row_length: u64::from(context.manifest.packing.row_length),

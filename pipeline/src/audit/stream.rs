@@ -14,7 +14,7 @@ use super::spans::{Documents, LENGTH_BUCKETS, Sum};
 
 /// A split's content, put together shard by shard.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(super) struct SplitContent {
     /// Whether documents are packed end to end into rows.
     tiled: bool,
     append_end_of_text: bool,
@@ -41,7 +41,7 @@ pub(super) struct Names<'a> {
     pub(super) companion: &'a str,
 }
 
-impl Stream {
+impl SplitContent {
     pub(super) fn new(manifest: &Manifest) -> Self {
         Self {
             tiled: manifest.layout.has_rows(),

@@ -8,7 +8,7 @@ use xlstm_manifests::origin::{self, Origin};
 use xlstm_manifests::{Manifest, Sha256Digest};
 
 use super::duplicates::Duplicates;
-use super::stream::Stream;
+use super::stream::SplitContent;
 use crate::report::share;
 
 /// Shares of SlimPajama's sets in percent, as its dataset card states them.
@@ -86,7 +86,7 @@ impl Summary {
     }
 
     /// The figures of `manifest`, and of its content where that could be read.
-    pub(super) fn new(manifest: &Manifest, stream: Option<&Stream>) -> Self {
+    pub(super) fn new(manifest: &Manifest, stream: Option<&SplitContent>) -> Self {
         let slimpajama = manifest.source.profile.starts_with("slimpajama");
         let card = |name: &str| SLIMPAJAMA_CARD.iter().find(|(set, _)| *set == name).map(|&(_, share)| share);
         let sets = manifest

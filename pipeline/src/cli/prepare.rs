@@ -16,7 +16,7 @@ use crate::hub::{Hub, HubConfig};
 use crate::plan::Plan;
 use crate::prepare::{
     self, Common, Context, CratesRequest, DatasetRequest, ExamplesPlan, ExamplesRequest, LocalRequest,
-    PalomaRequest, Prepared, Progress, SlimPajamaRequest,
+    PalomaRequest, PrepareProgress, Prepared, SlimPajamaRequest,
 };
 use crate::report::CommandError;
 use crate::tokenizer::Gpt2Tokenizer;
@@ -42,7 +42,7 @@ pub(super) fn prepare(args: PrepareArgs, out: &mut dyn Write) -> anyhow::Result<
         return show_plan(resolved, out);
     }
     let context = context(&mut resolved)?;
-    let progress = Progress::new(resolved.quiet || resolved.json);
+    let progress = PrepareProgress::new(resolved.quiet || resolved.json);
     let mut prepared = Vec::new();
     let plans = prepare::plans(&resolved.request, &resolved.common, &context)?;
     say_notes(&plans);

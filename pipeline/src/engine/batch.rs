@@ -31,13 +31,13 @@ pub(super) struct Tokenized {
 
 /// What became of one record.
 pub(super) enum Item {
-    Document(Box<Kept>),
+    Document(Box<WantedDocument>),
     LeftOut(&'static str),
     Bad { number: u64, reason: BadRecord, found: String },
 }
 
 /// A document that is wanted.
-pub(super) struct Kept {
+pub(super) struct WantedDocument {
     pub(super) meta: DocumentMeta,
     /// Its tokens among `ids` of the batch.
     pub(super) ids: Range<usize>,
@@ -120,6 +120,6 @@ impl Work<'_> {
         let bytes = text.len() as u64;
         let meta =
             DocumentMeta { record: number, bytes, chars, words, digest, set, id, license, source, truncated };
-        Ok(Item::Document(Box::new(Kept { meta, ids: start..ids.len() })))
+        Ok(Item::Document(Box::new(WantedDocument { meta, ids: start..ids.len() })))
     }
 }

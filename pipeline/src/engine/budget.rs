@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 const SHARE: usize = 32 << 20;
 
 #[derive(Debug, Default)]
-struct State {
+struct InFlight {
     /// Bytes in flight, by input (the few that are being read).
     by_input: Vec<(u32, usize)>,
     total: usize,
@@ -20,7 +20,7 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: usize,
-    state: Mutex<State>,
+    state: Mutex<InFlight>,
     changed: Condvar,
 }
 

@@ -9,7 +9,7 @@ use xlstm_manifests::manifest::Manifest;
 use super::asked::Seen;
 use super::batch::{Item, Tokenized};
 use super::filter::BEYOND_MAX_TOKENS;
-use super::{EngineError, EngineOptions, Observer, OnBadRecord, Provided, Shared, Stream};
+use super::{EngineError, EngineOptions, InputStream, Observer, OnBadRecord, Provided, Shared};
 use crate::plan::format_name;
 use crate::split::{Cursor, InputMeta, SplitBuilder, TokenizedDocument};
 
@@ -27,7 +27,7 @@ struct Collector<'a, 'p> {
 pub(super) fn collect(
     builder: SplitBuilder,
     shared: &Shared<'_>,
-    streams: &Receiver<Result<Stream, EngineError>>,
+    streams: &Receiver<Result<InputStream, EngineError>>,
     options: &EngineOptions,
     observer: &dyn Observer,
 ) -> Result<Manifest, EngineError> {
@@ -71,7 +71,7 @@ impl Collector<'_, '_> {
     }
 
     /// Collects one whole input and returns its size.
-    fn input(&mut self, stream: &Stream) -> Result<u64, EngineError> {
+    fn input(&mut self, stream: &InputStream) -> Result<u64, EngineError> {
         let provided = &stream.provided;
         let (size, sha256) = stream.start.recv().map_err(lost_thread)??;
         let planned = &provided.planned;

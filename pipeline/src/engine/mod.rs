@@ -248,7 +248,7 @@ impl Shared<'_> {
 }
 
 /// One input as the collector sees it.
-struct Stream {
+struct InputStream {
     provided: Provided,
     /// Size and digest of its file.
     start: Receiver<Result<(u64, Sha256Digest), EngineError>>,
@@ -259,4 +259,4 @@ struct Stream {
 /// A batch that a tokenizer thread is at work on.
 type AwaitedBatch = Receiver<Result<batch::Tokenized, EngineError>>;
 
-type StreamSender = Sender<Result<Stream, EngineError>>;
+type StreamSender = Sender<Result<InputStream, EngineError>>;

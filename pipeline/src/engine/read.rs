@@ -9,7 +9,7 @@ use crossbeam_channel::Sender;
 use xlstm_manifests::{Error as ContractError, Sha256Digest, digest};
 
 use super::batch::Job;
-use super::{AwaitedBatch, EngineError, EngineOptions, Provided, Shared, Stream, StreamSender};
+use super::{AwaitedBatch, EngineError, EngineOptions, InputStream, Provided, Shared, StreamSender};
 use crate::hub;
 use crate::plan::Location;
 use crate::record::Entry;
@@ -80,7 +80,7 @@ impl Readers<'_, '_> {
             Ok(provided) => {
                 let (start_sender, start) = crossbeam_channel::bounded(1);
                 let (batch_sender, batches) = crossbeam_channel::unbounded();
-                let stream = Stream { provided: provided.clone(), start, batches };
+                let stream = InputStream { provided: provided.clone(), start, batches };
                 // Sent under the lock, so that streams arrive in input order.
                 streams.send(Ok(stream)).ok()?;
                 Some((provided, start_sender, batch_sender))

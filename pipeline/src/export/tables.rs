@@ -28,7 +28,7 @@ use xlstm_manifests::{Manifest, printable};
 use super::write::TableWriter;
 use super::{ExportArgs, ExportedFile, Format, Records, check_file};
 use crate::audit::corpus::{Corpus, Meta};
-use crate::audit::progress::Progress;
+use crate::audit::progress::ByteProgress;
 use crate::report::CommandError;
 use crate::split::WORK_FOLDER;
 use crate::tokenizer::Gpt2Tokenizer;
@@ -52,7 +52,8 @@ pub(super) fn export(corpus: &Corpus, args: &ExportArgs) -> Result<Vec<ExportedF
         open: VecDeque::new(),
         next_document: 0,
     };
-    let progress = Progress::over_bytes("export", manifest.shards.iter().map(|shard| shard.file.size).sum());
+    let progress =
+        ByteProgress::over_bytes("export", manifest.shards.iter().map(|shard| shard.file.size).sum());
     let mut files = Vec::new();
     for (number, shard) in manifest.shards.iter().enumerate() {
         check_file(corpus.folder(), &shard.file)?;

@@ -35,7 +35,7 @@ enum Wrong {
 }
 
 /// What an answer's header calls for.
-enum Plan {
+enum Continuation {
     Append,
     StartHere,
     AskAgain(String),
@@ -123,14 +123,14 @@ impl Hub {
             let range = Some(partial.reached()).filter(|&reached| reached > 0);
             let mut answer = self.transport.get(&address, range, Bucket::Resolver, subject, effort)?;
             match plan(answer.response.status(), answer.response.headers(), partial.reached(), file.size) {
-                Plan::Append => {}
-                Plan::StartHere => rewind(partial, observer)?,
-                Plan::AskAgain(reason) => {
+                Continuation::Append => {}
+                Continuation::StartHere => rewind(partial, observer)?,
+                Continuation::AskAgain(reason) => {
                     rewind(partial, observer)?;
                     effort.failed(&reason)?;
                     continue;
                 }
-                Plan::Wrong(wrong) => return Ok(Some(wrong)),
+                Continuation::Wrong(wrong) => return Ok(Some(wrong)),
             }
             if let Some(wrong) = self.pump(&mut answer.response, file, partial, observer, effort)? {
                 return Ok(Some(wrong));
@@ -235,20 +235,20 @@ fn rewind(partial: &mut Partial, observer: &dyn DownloadObserver) -> Result<(), 
     Ok(())
 }
 
-fn plan(status: StatusCode, headers: &HeaderMap, reached: u64, size: u64) -> Plan {
+fn plan(status: StatusCode, headers: &HeaderMap, reached: u64, size: u64) -> Continuation {
     let header =
         |name| headers.get(name).and_then(|value: &reqwest::header::HeaderValue| value.to_str().ok());
     match status {
         StatusCode::PARTIAL_CONTENT => match header(CONTENT_RANGE).and_then(parse_content_range) {
-            Some((_, Some(total))) if total != size => Plan::Wrong(Wrong::Size(total)),
-            Some((first, _)) if first == reached => Plan::Append,
-            _ => Plan::AskAgain(format!("bytes from {reached} on were asked for, others came")),
+            Some((_, Some(total))) if total != size => Continuation::Wrong(Wrong::Size(total)),
+            Some((first, _)) if first == reached => Continuation::Append,
+            _ => Continuation::AskAgain(format!("bytes from {reached} on were asked for, others came")),
         },
         StatusCode::OK => match header(CONTENT_LENGTH).and_then(|length| length.parse().ok()) {
-            Some(length) if length != size => Plan::Wrong(Wrong::Size(length)),
-            _ => Plan::StartHere,
+            Some(length) if length != size => Continuation::Wrong(Wrong::Size(length)),
+            _ => Continuation::StartHere,
         },
-        _ => Plan::AskAgain(format!("the server has no bytes from {reached} on, of {size}")),
+        _ => Continuation::AskAgain(format!("the server has no bytes from {reached} on, of {size}")),
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Key<'a> {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Kept<'a> {
+struct StoredListing<'a> {
     endpoint: std::borrow::Cow<'a, str>,
     repository: std::borrow::Cow<'a, str>,
     sha: std::borrow::Cow<'a, str>,
@@ -40,7 +40,7 @@ pub(super) fn read(folder: &Path, key: &Key<'_>) -> Option<Vec<RemoteFile>> {
     if Sha256Digest::of(json.as_bytes()) != digest {
         return None;
     }
-    let kept: Kept<'_> = serde_json::from_str(json).ok()?;
+    let kept: StoredListing<'_> = serde_json::from_str(json).ok()?;
     let asked = (key.endpoint, key.repository, key.sha);
     ((&*kept.endpoint, &*kept.repository, &*kept.sha) == asked).then(|| kept.files.into_owned())
 }
@@ -50,7 +50,7 @@ pub(super) fn write(folder: &Path, key: &Key<'_>, files: &[RemoteFile]) -> Resul
     let path = key.file(folder);
     let parent = path.parent().unwrap_or(folder);
     fs_err::create_dir_all(parent).map_err(HubError::disk("create", parent))?;
-    let kept = Kept {
+    let kept = StoredListing {
         endpoint: key.endpoint.into(),
         repository: key.repository.into(),
         sha: key.sha.into(),

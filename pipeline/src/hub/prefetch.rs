@@ -71,12 +71,12 @@ struct Shared {
     observer: Arc<dyn DownloadObserver + Send + Sync>,
     cancel: Arc<AtomicBool>,
     dropped: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<Arrived>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct Arrived {
     begun: usize,
     taken: usize,
     bytes_ahead: u64,
@@ -162,11 +162,11 @@ impl Drop for Prefetch {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Arrived> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn wait<'a>(&self, state: MutexGuard<'a, Arrived>) -> MutexGuard<'a, Arrived> {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -6,7 +6,7 @@ use xlstm_manifests::manifest::{Input, Layout, SetTotals};
 use xlstm_manifests::spans::Span;
 
 use super::{LoadedPart, MergeError, check};
-use crate::audit::progress::Progress;
+use crate::audit::progress::ByteProgress;
 use crate::engine::BEYOND_MAX_TOKENS;
 use crate::split::{Cursor, DocumentMeta, InputMeta, SplitBuilder, TokenizedDocument};
 
@@ -23,7 +23,7 @@ struct Feeder<'a> {
     first_input: u32,
     cursor: Cursor,
     limit: Option<u64>,
-    progress: &'a Progress,
+    progress: &'a ByteProgress,
     /// The part's input that is open, and documents of it beyond the limit.
     open: Option<(u32, u64)>,
     /// The next input of the part to begin.
@@ -36,7 +36,7 @@ pub(super) fn feed_part(
     part: &LoadedPart,
     first_input: u32,
     cursor: Cursor,
-    (limit, progress): (Option<u64>, &Progress),
+    (limit, progress): (Option<u64>, &ByteProgress),
 ) -> Result<(), MergeError> {
     if has_enough(builder, limit) && !builder.is_interrupted() {
         return Ok(());

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use xlstm_manifests::Error as ContractError;
 use xlstm_manifests::manifest::{Input, Manifest};
 
-use crate::audit::progress::Progress;
+use crate::audit::progress::ByteProgress;
 use crate::split::{Opened, SplitBuilder, SplitError, SplitSpec};
 use feed::feed_part;
 
@@ -62,7 +62,7 @@ pub fn merge(parts: &[PathBuf], out: &Path, restart: bool) -> Result<Manifest, M
     };
     check_resumed(out, &parts, builder.tally().ended_inputs())?;
     let cursor = builder.cursor();
-    let progress = Progress::over_bytes("merge", parts.iter().map(LoadedPart::bytes).sum());
+    let progress = ByteProgress::over_bytes("merge", parts.iter().map(LoadedPart::bytes).sum());
     let mut first_input = 0;
     for part in &parts {
         feed_part(&mut builder, part, first_input, cursor, (limit, &progress))?;

@@ -19,12 +19,12 @@ pub(super) struct Line {
     id: Option<String>,
     sha256: String,
     /// Evaluation split and set of a document with the same text.
-    identical_to: Option<Place>,
+    identical_to: Option<EvaluationSet>,
     paragraphs: Vec<Paragraph>,
 }
 
 #[derive(Debug, Serialize)]
-struct Place {
+struct EvaluationSet {
     eval: String,
     set: String,
 }
@@ -35,7 +35,7 @@ struct Paragraph {
     text: String,
     bytes: usize,
     #[serde(flatten)]
-    first_seen: Place,
+    first_seen: EvaluationSet,
 }
 
 /// Characters of a paragraph that are shown.
@@ -49,7 +49,7 @@ impl Line {
         identical: Option<&(usize, String)>,
         paragraphs: &[(&str, &(usize, String))],
     ) -> Self {
-        let place = |(split, set): &(usize, String)| Place {
+        let place = |(split, set): &(usize, String)| EvaluationSet {
             eval: eval.folders[*split].display().to_string(),
             set: set.clone(),
         };

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 
 use crate::audit::corpus::{Corpus, Meta, ShardDocuments};
-use crate::audit::progress::Progress;
+use crate::audit::progress::ByteProgress;
 use crate::audit::splits_at;
 use crate::report::CommandError;
 use crate::tokenizer::Gpt2Tokenizer;
@@ -58,7 +58,7 @@ impl Side {
     pub(super) fn visit<T: Default + Send>(
         &self,
         tokenizer: &Gpt2Tokenizer,
-        progress: &Progress,
+        progress: &ByteProgress,
         wanted: &(dyn Fn(usize, usize, usize) -> bool + Sync),
         visit: &(dyn Fn(&mut T, &Document<'_>) + Sync),
         merge: &(dyn Fn(T, T) -> T + Sync),
@@ -81,7 +81,7 @@ impl Side {
         &self,
         (split, shard): (usize, usize),
         tokenizer: &Gpt2Tokenizer,
-        progress: &Progress,
+        progress: &ByteProgress,
         wanted: &(dyn Fn(usize, usize, usize) -> bool + Sync),
         visit: &(dyn Fn(&mut T, &Document<'_>) + Sync),
         merge: &(dyn Fn(T, T) -> T + Sync),
@@ -103,7 +103,7 @@ fn visit_some<T: Default>(
     documents: &ShardDocuments<'_>,
     wanted: impl Iterator<Item = usize>,
     tokenizer: &Gpt2Tokenizer,
-    progress: &Progress,
+    progress: &ByteProgress,
     visit: &(dyn Fn(&mut T, &Document<'_>) + Sync),
 ) -> Result<T, CommandError> {
     let mut gathered = T::default();

@@ -7,7 +7,7 @@ use super::list::{HitList, Line};
 use super::paragraphs::{candidates, document_key, has_words, paragraph_key};
 use super::scan::{Document, Side, merge_by_name};
 use super::{EvalSet, Filter, OverlapArgs, OverlapReport, TrainSet};
-use crate::audit::progress::Progress;
+use crate::audit::progress::ByteProgress;
 use crate::report::{CommandError, bytes};
 use crate::tokenizer::Gpt2Tokenizer;
 
@@ -22,14 +22,14 @@ type TrainSets = BTreeMap<String, TrainSet>;
 
 struct Pass<'a> {
     tokenizer: &'a Gpt2Tokenizer,
-    progress: &'a Progress,
+    progress: &'a ByteProgress,
 }
 
 pub(super) fn overlap(args: &OverlapArgs) -> Result<OverlapReport, CommandError> {
     let eval = Side::open(&args.eval)?;
     let train = Side::open(std::slice::from_ref(&args.train))?;
     let tokenizer = Gpt2Tokenizer::new()?;
-    let progress = Progress::over_bytes("overlap", 3 * eval.text_bytes() + train.text_bytes());
+    let progress = ByteProgress::over_bytes("overlap", 3 * eval.text_bytes() + train.text_bytes());
     let pass = Pass { tokenizer: &tokenizer, progress: &progress };
     let (bloom, members) = pass.filter(&eval, args.false_positive_rate)?;
     let suspects = pass.suspects(&train, &bloom)?;

@@ -25,7 +25,7 @@ use xlstm_manifests::manifest::{Layout, Manifest, Packing, Targets};
 pub use examples::{ExamplesPlan, ExamplesRequest, execute_examples, no_tokenizer, plan_examples};
 pub use local::is_split_name;
 pub use preview::{Preview, preview};
-pub use progress::Progress;
+pub use progress::PrepareProgress;
 pub use request::{
     Common, CratesRequest, DatasetRequest, LocalRequest, PalomaRequest, SlimPajamaRequest, Task,
 };
@@ -145,7 +145,7 @@ pub fn execute(
     plan: &Plan,
     common: &Common,
     context: &Context,
-    progress: &Progress,
+    progress: &PrepareProgress,
 ) -> anyhow::Result<Prepared> {
     let folder = split_folder(&common.out, plan);
     let builder = match SplitBuilder::open(&folder, plan.spec.clone(), common.restart)? {

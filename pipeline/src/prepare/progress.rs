@@ -11,13 +11,13 @@ use crate::hub::{DownloadObserver, HubError};
 use crate::plan::Plan;
 
 /// The bars of a run.
-pub struct Progress {
+pub struct PrepareProgress {
     bars: MultiProgress,
     inputs: ProgressBar,
     downloads: ProgressBar,
 }
 
-impl Progress {
+impl PrepareProgress {
     /// Bars on stderr if it is a terminal and `quiet` is false.
     #[must_use]
     pub fn new(quiet: bool) -> Self {
@@ -71,7 +71,7 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-impl Observer for Progress {
+impl Observer for PrepareProgress {
     fn progress(&self, _input: u32, documents: u64, text_bytes: u64, tokens: u64) {
         let seconds = self.inputs.elapsed().as_secs_f64().max(1e-3);
         #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Context as _;
 
 use super::request::Common;
-use super::{Context, Progress};
+use super::{Context, PrepareProgress};
 use crate::engine::{EngineError, Provided, Provider};
 use crate::hub::{Origin, Prefetch, PrefetchJobs, PrefetchOptions};
 use crate::plan::{InputFolders, Location, Plan, PlannedInput};
@@ -21,7 +21,7 @@ pub(super) fn for_plan(
     context: &Context,
     folders: InputFolders,
     cursor: Cursor,
-    progress: &Progress,
+    progress: &PrepareProgress,
 ) -> anyhow::Result<Box<dyn Provider>> {
     let first = cursor.input as usize;
     let inputs: VecDeque<(u32, PlannedInput)> = (0..).zip(plan.inputs.iter().cloned()).skip(first).collect();

@@ -31,13 +31,13 @@ pub(super) const FREE: u64 = 256 << 20;
 pub(super) const MOST_TIMES: u64 = 200;
 
 /// A file's decompressed bytes, and how far the file itself was read.
-pub(super) struct Stream {
+pub(super) struct Decompressed {
     pub(super) bytes: Box<dyn BufRead + Send>,
     position: Arc<AtomicU64>,
     compression: Compression,
 }
 
-impl Stream {
+impl Decompressed {
     pub(super) fn open(path: &Path, compression: Compression) -> Result<Self, SourceError> {
         let fail = |error| SourceError::io(path, error);
         let file = open_regular(path)?;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use xlstm_manifests::examples::Example;
 
-use super::decompress::Stream;
+use super::decompress::Decompressed;
 use super::error::SourceError;
 use super::format::{Compression, Format};
 
@@ -73,7 +73,7 @@ struct Line {
 /// The examples of one file, one after the other.
 pub struct Examples {
     path: PathBuf,
-    stream: Stream,
+    stream: Decompressed,
     next: u64,
     line: Vec<u8>,
 }
@@ -92,7 +92,12 @@ impl Examples {
             found: "a name that says another format".into(),
             hint: "write the examples as one JSON object a line",
         })?;
-        Ok(Self { path: path.into(), stream: Stream::open(path, compression)?, next: 0, line: Vec::new() })
+        Ok(Self {
+            path: path.into(),
+            stream: Decompressed::open(path, compression)?,
+            next: 0,
+            line: Vec::new(),
+        })
     }
 
     /// Reads on until the example numbered `number`.

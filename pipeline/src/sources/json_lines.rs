@@ -7,7 +7,7 @@
 use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
 
-use super::decompress::Stream;
+use super::decompress::Decompressed;
 use super::error::SourceError;
 use super::fields::{Fields, JsonFields};
 use super::format::{CONVERT, Compression, other_encoding};
@@ -20,7 +20,7 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 pub(super) struct JsonLines {
     path: PathBuf,
-    stream: Stream,
+    stream: Decompressed,
     fields: JsonFields,
     /// The number of the line that comes next.
     next: u64,
@@ -38,7 +38,7 @@ impl JsonLines {
     ) -> Result<Self, SourceError> {
         let mut reader = Self {
             path: path.to_owned(),
-            stream: Stream::open(path, compression)?,
+            stream: Decompressed::open(path, compression)?,
             fields: JsonFields::new(fields),
             next: 0,
             line: Vec::new(),

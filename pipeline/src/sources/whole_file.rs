@@ -5,7 +5,7 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use super::decompress::Stream;
+use super::decompress::Decompressed;
 use super::error::SourceError;
 use super::format::{CONVERT, Compression, other_encoding};
 use super::{Entry, Gate, LARGE_RECORD, MOST_TEXT, Record, RecordReader};
@@ -24,7 +24,7 @@ impl WholeFile {
     }
 
     fn read(&self, path: &Path) -> Result<Entry, SourceError> {
-        let mut stream = Stream::open(path, self.compression)?;
+        let mut stream = Decompressed::open(path, self.compression)?;
         check_size(path, self.compression)?;
         let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
         let large = size > LARGE_RECORD;

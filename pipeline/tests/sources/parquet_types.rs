@@ -12,7 +12,7 @@ use parquet::schema::parser::parse_message_type;
 use super::*;
 
 /// A type, its column's declaration, a random value as it is stored, and the text that it is, computed here by hand.
-struct Kind {
+struct ColumnKind {
     declaration: &'static str,
     write: fn(&mut SerializedColumnWriter<'_>, &[u64]),
     text: fn(u64) -> String,
@@ -80,13 +80,13 @@ fn millis(seed: u64) -> i64 {
     spread(seed) % 60_000_000_000_000
 }
 
-fn kinds() -> Vec<Kind> {
+fn kinds() -> Vec<ColumnKind> {
     [numbers(), moments(), others()].into_iter().flatten().collect()
 }
 
 /// Whole numbers of every width, by both of the format's names.
-fn numbers() -> Vec<Kind> {
-    let kind = |declaration, write, text| Kind { declaration, write, text };
+fn numbers() -> Vec<ColumnKind> {
+    let kind = |declaration, write, text| ColumnKind { declaration, write, text };
     vec![
         kind("INT32 x (INT_8)", write!(Int32Type, |s| i32::from(s as i8)), |s| (s as i8).to_string()),
         kind("INT32 x (INT_16)", write!(Int32Type, |s| i32::from(s as i16)), |s| (s as i16).to_string()),
@@ -120,8 +120,8 @@ fn numbers() -> Vec<Kind> {
 }
 
 /// Times and timestamps of every unit, with and without a time zone, by both of the format's names.
-fn moments() -> Vec<Kind> {
-    let kind = |declaration, write, text| Kind { declaration, write, text };
+fn moments() -> Vec<ColumnKind> {
+    let kind = |declaration, write, text| ColumnKind { declaration, write, text };
     let day_of_millis = |s: u64| time_by_hand((s % 86_400_000) as i64, 1000);
     vec![
         kind("INT32 x (TIME_MILLIS)", write!(Int32Type, |s| (s % 86_400_000) as i32), day_of_millis),
@@ -150,8 +150,8 @@ fn moments() -> Vec<Kind> {
     ]
 }
 
-fn others() -> Vec<Kind> {
-    let kind = |declaration, write, text| Kind { declaration, write, text };
+fn others() -> Vec<ColumnKind> {
+    let kind = |declaration, write, text| ColumnKind { declaration, write, text };
     vec![
         kind("BOOLEAN x", write!(BoolType, |seed: u64| seed % 2 == 1), |s| (s % 2 == 1).to_string()),
         kind("INT32 x", write!(Int32Type, |s| spread(s) as i32), |s| (spread(s) as i32).to_string()),

@@ -7,54 +7,54 @@ use super::*;
 #[test]
 fn options_that_nothing_matches_are_said() {
     let lines = b"{\"text\":\"a book\",\"source\":\"books\",\"id\":\"b1\"}\n{\"text\":\"a page\",\"source\":\"web\",\"id\":\"w1\"}\n";
-    let place = Place::new(&[("a.jsonl", lines)]);
-    let error = place.prepare(&["--set-field", "source", "--exclude-set", "bookz"]).failure(1);
+    let folders = Folders::new(&[("a.jsonl", lines)]);
+    let error = folders.prepare(&["--set-field", "source", "--exclude-set", "bookz"]).failure(1);
     assert_says(&error, &["--exclude-set bookz", "`books`, `web`"]);
     for option in ["--set-field", "--id-field", "--license-field", "--source-field"] {
-        let error = place.prepare(&[option, "uid"]).failure(1);
+        let error = folders.prepare(&[option, "uid"]).failure(1);
         assert_says(&error, &[option, "uid", "none of 2"]);
     }
-    assert!(!place.split().join("manifest.json").exists());
+    assert!(!folders.split().join("manifest.json").exists());
     // The right name goes on in the same folder, without --restart: nothing was stored.
-    place.prepare(&["--set-field", "source", "--exclude-set", "books", "--id-field", "id"]).success();
-    assert_eq!(place.ids(), [Some("w1".to_owned())]);
+    folders.prepare(&["--set-field", "source", "--exclude-set", "books", "--id-field", "id"]).success();
+    assert_eq!(folders.ids(), [Some("w1".to_owned())]);
     for split in ["../outside", "", ".", "..", "a/b", ".hidden", "parts", "downloads"] {
-        let place = Place::new(&[("a.txt", b"words")]);
-        let error = place.prepare(&["--split", split]).failure(1);
+        let folders = Folders::new(&[("a.txt", b"words")]);
+        let error = folders.prepare(&["--split", split]).failure(1);
         assert_says(&error, &["--split", "expected a plain name"]);
-        assert!(!place.path("out").exists() && !place.path("outside").exists(), "{split}");
+        assert!(!folders.path("out").exists() && !folders.path("outside").exists(), "{split}");
     }
 }
 
 #[test]
 fn a_wrong_text_field_is_named_with_the_keys_that_are_there() {
-    let place = Place::new(&[("a.jsonl", b"{\"content\":\"hello\",\"url\":\"u1\"}\n")]);
-    let error = place.prepare(&[]).failure(1);
+    let folders = Folders::new(&[("a.jsonl", b"{\"content\":\"hello\",\"url\":\"u1\"}\n")]);
+    let error = folders.prepare(&[]).failure(1);
     assert_says(&error, &["record 0", "no field `text`", "`content`, `url`", "--text-field"]);
     assert!(!error.contains("mend the file"), "{error}");
-    place.prepare(&["--text-field", "content"]).success();
+    folders.prepare(&["--text-field", "content"]).success();
     // What the message advises works, also after records were stored.
     let mut lines = b"{\"text\":\"ok\"}\n".repeat(3000);
     lines.extend(b"{\"text\":\"bad\"} trailing\n{\"text\":\"last\"}\n");
-    let place = Place::new(&[("a.jsonl", &lines)]);
+    let folders = Folders::new(&[("a.jsonl", &lines)]);
     let shards = ["--rows-per-shard", "1"];
-    assert_says(&place.prepare(&shards).failure(1), &["record 3000", "--on-bad-record skip"]);
-    assert!(place.split().join("shard-00000.arrow").exists(), "rows were stored before");
-    place.prepare(&["--rows-per-shard", "1", "--on-bad-record", "skip"]).success();
-    let whole = Place::new(&[("a.jsonl", &lines)]);
+    assert_says(&folders.prepare(&shards).failure(1), &["record 3000", "--on-bad-record skip"]);
+    assert!(folders.split().join("shard-00000.arrow").exists(), "rows were stored before");
+    folders.prepare(&["--rows-per-shard", "1", "--on-bad-record", "skip"]).success();
+    let whole = Folders::new(&[("a.jsonl", &lines)]);
     whole.prepare(&["--rows-per-shard", "1", "--on-bad-record", "skip"]).success();
-    assert_same_files(&whole.split(), &place.split());
-    assert_eq!(place.manifest().totals.left_out["invalid-json"], 1);
+    assert_same_files(&whole.split(), &folders.split());
+    assert_eq!(folders.manifest().totals.left_out["invalid-json"], 1);
 }
 
 #[test]
 fn a_field_is_found_by_its_path_and_by_a_key_with_dots() {
     let lines =
         b"{\"a\":{\"b\":{\"text\":\"deep\"}}}\n{\"a.b.text\":\"flat\"}\n{\"a\":{\"b.text\":\"mixed\"}}\n";
-    let place = Place::new(&[("a.jsonl", lines)]);
-    place.prepare(&["--text-field", "a.b.text"]).success();
-    assert_eq!(place.texts(), ["deep", "flat", "mixed"]);
-    data(["audit", text(&place.path("out")), "--deep", "all"]).success();
+    let folders = Folders::new(&[("a.jsonl", lines)]);
+    folders.prepare(&["--text-field", "a.b.text"]).success();
+    assert_eq!(folders.texts(), ["deep", "flat", "mixed"]);
+    data(["audit", text(&folders.path("out")), "--deep", "all"]).success();
 }
 
 #[test]
@@ -71,36 +71,36 @@ fn names_of_every_kind_are_kept_as_they_are_written() {
         "NaN",
     ];
     let lines: String = values.iter().map(|id| format!("{{\"text\":\"t\",\"id\": {id}}}\n")).collect();
-    let place = Place::new(&[("a.jsonl", lines.as_bytes())]);
+    let folders = Folders::new(&[("a.jsonl", lines.as_bytes())]);
     for option in ["--id-field", "--license-field"] {
-        place.prepare(&[option, "id", "--restart"]).success();
+        folders.prepare(&[option, "id", "--restart"]).success();
         let expected: Vec<Option<String>> =
             values.iter().map(|id| (*id != "null").then(|| id.trim_matches('"').to_owned())).collect();
         if option == "--id-field" {
-            assert_eq!(place.ids(), expected);
+            assert_eq!(folders.ids(), expected);
         } else {
-            let manifest = place.manifest();
+            let manifest = folders.manifest();
             let names: Vec<_> =
                 manifest.record_licenses.iter().map(|total| Some(total.name.clone())).collect();
             assert_eq!(names, expected[1..]);
         }
-        data(["audit", text(&place.path("out")), "--deep", "all"]).success();
+        data(["audit", text(&folders.path("out")), "--deep", "all"]).success();
     }
 }
 
 #[test]
 fn a_holdout_is_a_fraction_between_nothing_and_all() {
-    let place = Place::new(&[("a.txt", b"words")]);
+    let folders = Folders::new(&[("a.txt", b"words")]);
     for fraction in ["0", "1", "NaN", "inf", "-0.1", "1%", "", "abc", "0.9999999999999999999", "1e400"] {
-        let error = place.prepare(&["--holdout", fraction]).failure(1);
+        let error = folders.prepare(&["--holdout", fraction]).failure(1);
         assert_says(&error, &["--holdout", "a fraction above 0 and below 1"]);
-        assert!(!place.path("out").exists(), "{fraction}");
+        assert!(!folders.path("out").exists(), "{fraction}");
     }
     // Every fraction that is one makes two splits that together have every document once.
     for fraction in [".5", "5e-1", "1e-300", "0.999999999999"] {
-        place.prepare(&["--holdout", fraction, "--restart"]).success();
+        folders.prepare(&["--holdout", fraction, "--restart"]).success();
         let documents =
-            |split: &str| Manifest::load(&place.path("out").join(split)).unwrap().totals.documents;
+            |split: &str| Manifest::load(&folders.path("out").join(split)).unwrap().totals.documents;
         assert_eq!(documents("train") + documents("validation"), 1, "{fraction}");
     }
 }

@@ -8,52 +8,52 @@ use super::*;
 fn a_finished_dataset_answers_only_for_its_own_inputs_and_options() {
     let inputs: [(&str, &[u8]); 2] =
         [("1.jsonl", b"{\"text\":\"one\"}\n"), ("2.jsonl", b"{\"text\":\"two\"}\n")];
-    let place = Place::new(&inputs);
-    place.prepare(&[]).success();
-    let before = files(&place.path("out"));
-    let refused = |place: &Place, input: &Path, more: &[&str], parts: &[&str]| {
-        let error = place.prepare_from(input, more).failure(1);
+    let folders = Folders::new(&inputs);
+    folders.prepare(&[]).success();
+    let before = files(&folders.path("out"));
+    let refused = |folders: &Folders, input: &Path, more: &[&str], parts: &[&str]| {
+        let error = folders.prepare_from(input, more).failure(1);
         assert_says(&error, &["finished dataset", "use another --out, or --restart"]);
         assert_says(&error, parts);
-        assert_eq!(files(&place.path("out")), before, "nothing was changed");
+        assert_eq!(files(&folders.path("out")), before, "nothing was changed");
     };
-    assert!(place.prepare(&[]).success().contains("was finished before"));
-    let other = place.path("other");
+    assert!(folders.prepare(&[]).success().contains("was finished before"));
+    let other = folders.path("other");
     fs_err::create_dir(&other).unwrap();
     fs_err::write(other.join("sp ace.txt"), "other words").unwrap();
-    refused(&place, &other, &[], &["sp ace.txt"]);
-    place.put("3.jsonl", b"{\"text\":\"three\"}\n");
-    refused(&place, &place.input(), &[], &["`3.jsonl` is new"]);
-    fs_err::remove_file(place.input().join("3.jsonl")).unwrap();
-    place.put("2.jsonl", b"{\"text\":\"TWO\"}\n");
-    refused(&place, &place.input(), &[], &["`2.jsonl` has other bytes"]);
-    fs_err::remove_file(place.input().join("2.jsonl")).unwrap();
-    refused(&place, &place.input(), &[], &["`2.jsonl` is gone"]);
-    place.put("2.jsonl", b"{\"text\":\"two\"}\n");
+    refused(&folders, &other, &[], &["sp ace.txt"]);
+    folders.put("3.jsonl", b"{\"text\":\"three\"}\n");
+    refused(&folders, &folders.input(), &[], &["`3.jsonl` is new"]);
+    fs_err::remove_file(folders.input().join("3.jsonl")).unwrap();
+    folders.put("2.jsonl", b"{\"text\":\"TWO\"}\n");
+    refused(&folders, &folders.input(), &[], &["`2.jsonl` has other bytes"]);
+    fs_err::remove_file(folders.input().join("2.jsonl")).unwrap();
+    refused(&folders, &folders.input(), &[], &["`2.jsonl` is gone"]);
+    folders.put("2.jsonl", b"{\"text\":\"two\"}\n");
     for option in ["--id-field", "--license-field", "--source-field", "--set-field"] {
-        refused(&place, &place.input(), &[option, "text"], &["selection"]);
+        refused(&folders, &folders.input(), &[option, "text"], &["selection"]);
     }
-    assert!(place.prepare(&[]).success().contains("was finished before"));
+    assert!(folders.prepare(&[]).success().contains("was finished before"));
     // A prefix answers for what it read; files behind it were never in it.
-    let place = Place::new(&inputs);
-    place.prepare(&["--max-tokens", "1"]).success();
-    place.put("9.jsonl", b"{\"text\":\"nine\"}\n");
-    assert!(place.prepare(&["--max-tokens", "1"]).success().contains("was finished before"));
+    let folders = Folders::new(&inputs);
+    folders.prepare(&["--max-tokens", "1"]).success();
+    folders.put("9.jsonl", b"{\"text\":\"nine\"}\n");
+    assert!(folders.prepare(&["--max-tokens", "1"]).success().contains("was finished before"));
 }
 
 #[test]
 fn a_merged_dataset_answers_only_for_its_own_parts_and_an_altered_part_is_found() {
     let words: String = (0..3000).map(|n| format!("{n} ")).collect();
-    let place = Place::new(&[("1.txt", words.as_bytes()), ("2.txt", b"short")]);
-    let task = |place: &Place, task: &str| place.prepare(&["--task", task]).success();
-    task(&place, "1/2");
-    task(&place, "2/2");
-    let out = place.path("out");
+    let folders = Folders::new(&[("1.txt", words.as_bytes()), ("2.txt", b"short")]);
+    let task = |folders: &Folders, task: &str| folders.prepare(&["--task", task]).success();
+    task(&folders, "1/2");
+    task(&folders, "2/2");
+    let out = folders.path("out");
     data(["merge", "--out", text(&out)]).success();
     fs_err::remove_dir_all(out.join("parts")).unwrap();
-    place.put("2.txt", b"shoRT");
-    task(&place, "1/2");
-    task(&place, "2/2");
+    folders.put("2.txt", b"shoRT");
+    task(&folders, "1/2");
+    task(&folders, "2/2");
     let error = data(["merge", "--out", text(&out)]).failure(1);
     assert_says(&error, &["was not made from these parts", "--restart"]);
     data(["merge", "--out", text(&out), "--restart"]).success();
@@ -77,12 +77,12 @@ fn an_empty_split_is_said() {
         (1..9).map(|n| (format!("{n}.txt"), format!("note {n} of a small corpus").into_bytes())).collect();
     let notes: Vec<(&str, &[u8])> =
         notes.iter().map(|(name, text)| (name.as_str(), text.as_slice())).collect();
-    let place = Place::new(&notes);
-    let ran = place.prepare(&["--holdout", "0.000001"]);
+    let folders = Folders::new(&notes);
+    let ran = folders.prepare(&["--holdout", "0.000001"]);
     assert_says(&ran.stderr, &["split `validation` came out empty", "holdout of 0.000001"]);
     assert_says(&ran.success(), &["no document is in this split"]);
-    let place = Place::new(&[("a.jsonl", b"\"context\"\n[\"text\"]\n42\nnull\n")]);
-    let ran = place.prepare(&["--on-bad-record", "skip", "--json"]);
+    let folders = Folders::new(&[("a.jsonl", b"\"context\"\n[\"text\"]\n42\nnull\n")]);
+    let ran = folders.prepare(&["--on-bad-record", "skip", "--json"]);
     assert_says(&ran.stderr, &["split `train` came out empty", "of 4 records"]);
     assert_says(&ran.success(), &["\"empty\":true"]);
 }
@@ -92,20 +92,20 @@ fn an_unfinished_run_does_not_go_on_from_files_that_changed() {
     let mut second = b"{\"text\":\"ok\"}\n".repeat(3000);
     let first = second.clone();
     second.extend(b"{\"text\":\"bad\"} trailing\n{\"text\":\"last\"}\n");
-    let place = Place::new(&[("1.jsonl", &first), ("2.jsonl", &second)]);
+    let folders = Folders::new(&[("1.jsonl", &first), ("2.jsonl", &second)]);
     let small = ["--rows-per-shard", "1"];
-    assert_says(&place.prepare(&small).failure(1), &["2.jsonl", "record 3000"]);
+    assert_says(&folders.prepare(&small).failure(1), &["2.jsonl", "record 3000"]);
     let mut changed = first.clone();
     changed[9] = b'O';
-    place.put("1.jsonl", &changed);
+    folders.put("1.jsonl", &changed);
     let skip = ["--rows-per-shard", "1", "--on-bad-record", "skip"];
-    let error = place.prepare(&skip).failure(1);
+    let error = folders.prepare(&skip).failure(1);
     assert_says(&error, &["an unfinished run", "`1.jsonl` has other bytes", "--restart"]);
-    place.put("1.jsonl", &first);
-    place.prepare(&skip).success();
-    let whole = Place::new(&[("1.jsonl", &first), ("2.jsonl", &second)]);
+    folders.put("1.jsonl", &first);
+    folders.prepare(&skip).success();
+    let whole = Folders::new(&[("1.jsonl", &first), ("2.jsonl", &second)]);
     whole.prepare(&skip).success();
-    assert_same_files(&whole.split(), &place.split());
+    assert_same_files(&whole.split(), &folders.split());
 }
 
 #[test]
@@ -141,8 +141,8 @@ fn a_finished_task_answers_only_for_its_own_examples() {
 
 #[test]
 fn finished_examples_answer_only_for_their_own_files() {
-    let place = Place::new(&[("a.jsonl", b"{\"input_ids\":[1,2],\"targets\":[null,3]}\n")]);
-    let (input, out) = (place.input().join("a.jsonl"), place.path("out"));
+    let folders = Folders::new(&[("a.jsonl", b"{\"input_ids\":[1,2],\"targets\":[null,3]}\n")]);
+    let (input, out) = (folders.input().join("a.jsonl"), folders.path("out"));
     let prepare = |more: &[&str]| {
         let arguments = ["prepare", "examples", text(&input), "--out", text(&out)];
         data(arguments.into_iter().chain(more.iter().copied()))
@@ -150,6 +150,6 @@ fn finished_examples_answer_only_for_their_own_files() {
     prepare(&[]).success();
     assert!(prepare(&[]).success().contains("was finished before"));
     assert_says(&prepare(&["--vocabulary-size", "9"]).failure(1), &["a finished dataset", "tokenizer"]);
-    place.put("a.jsonl", b"{\"input_ids\":[2,1],\"targets\":[null,3]}\n");
+    folders.put("a.jsonl", b"{\"input_ids\":[2,1],\"targets\":[null,3]}\n");
     assert_says(&prepare(&[]).failure(1), &["a finished dataset", "its inputs", "--restart"]);
 }

@@ -38,7 +38,7 @@ fn files_that_only_look_like_text_are_called_what_they_are() {
             &["behind the last member"],
         ),
     ] {
-        let error = Place::new(&[(name, content)]).prepare(&[]).failure(1);
+        let error = Folders::new(&[(name, content)]).prepare(&[]).failure(1);
         assert_says(&error, parts);
         assert_says(&error, &[name]);
         assert!(!error.contains("damaged") || name.ends_with(".gz"), "{error}");
@@ -50,7 +50,7 @@ fn what_others_read_is_read_here() {
     let padded =
         [&corpus::gzip_members(b"{\"text\":\"one\"}\n{\"text\":\"two\"}\n", 2)[..], &[0; 700]].concat();
     let newline = [&corpus::gzip_members(b"{\"text\":\"three\"}\n", 1)[..], b"\n"].concat();
-    let place = Place::new(&[
+    let folders = Folders::new(&[
         ("a.jsonl.gz", include_bytes!("../../files/zero_padding.jsonl.gz")),
         ("b.jsonl.gz", &padded),
         ("c.jsonl.gz", &newline),
@@ -63,8 +63,8 @@ fn what_others_read_is_read_here() {
         ("g.md", b"\xef\xbb\xbfmarked too"),
         ("h.parquet", include_bytes!("../../files/encrypted_other.parquet")),
     ]);
-    place.prepare(&[]).success();
-    let texts = place.texts();
+    folders.prepare(&[]).success();
+    let texts = folders.texts();
     let tail = [
         "one",
         "two",
@@ -78,8 +78,8 @@ fn what_others_read_is_read_here() {
         "two",
     ];
     assert_eq!(texts[texts.len() - tail.len()..], tail);
-    assert!(place.manifest().totals.left_out.is_empty());
-    data(["audit", text(&place.path("out")), "--deep", "all"]).success();
+    assert!(folders.manifest().totals.left_out.is_empty());
+    data(["audit", text(&folders.path("out")), "--deep", "all"]).success();
 }
 
 /// A frame that holds no data: RFC 8878, section 3.1.2.
@@ -94,7 +94,7 @@ fn frames_and_members_are_read_to_the_end() {
     let (one, two) = (b"{\"text\":\"one\"}\r\n", b"{\"text\":\"two\\r\\n\"}\r\n\r\n");
     let zstd = |bytes: &[u8]| corpus::zstd_frames(bytes, 1);
     let gzip = |bytes: &[u8]| corpus::gzip_members(bytes, 1);
-    let place = Place::new(&[
+    let folders = Folders::new(&[
         ("a.jsonl", &[&one[..], two].concat()),
         ("b.jsonl.gz", &[&gzip(one)[..], EMPTY_MEMBER, &gzip(two)].concat()),
         ("c.jsonl.zst", &[SKIPPABLE, &zstd(one), SKIPPABLE, EMPTY_FRAME, &zstd(two), SKIPPABLE].concat()),
@@ -104,10 +104,10 @@ fn frames_and_members_are_read_to_the_end() {
         ("g.jsonl.gz", EMPTY_MEMBER),
         ("h.jsonl.zst", &zstd(b"\n \n")),
     ]);
-    place.prepare(&[]).success();
-    assert_eq!(place.texts(), ["one", "two\r\n", "one", "two\r\n", "one", "two\r\n", "whole text"]);
-    assert_eq!(place.names().len(), 8, "files without records are inputs too");
-    data(["audit", text(&place.path("out")), "--deep", "all"]).success();
+    folders.prepare(&[]).success();
+    assert_eq!(folders.texts(), ["one", "two\r\n", "one", "two\r\n", "one", "two\r\n", "whole text"]);
+    assert_eq!(folders.names().len(), 8, "files without records are inputs too");
+    data(["audit", text(&folders.path("out")), "--deep", "all"]).success();
 }
 
 #[test]
@@ -119,25 +119,25 @@ fn json_that_is_not_one_object_a_line_is_called_so() {
         ("a.jsonl", b"[\n{\"text\":\"one\"},\n{\"text\":\"two\"}\n]\n"),
         ("a.jsonl", b"{\r\n \"text\": \"one\"\r\n}\r\n"),
     ] {
-        let error = Place::new(&[(name, content)]).prepare(&[]).failure(1);
+        let error = Folders::new(&[(name, content)]).prepare(&[]).failure(1);
         assert_says(&error, &["record 0", "write one object a line", "jq -c"]);
         assert!(!error.contains("--text-field") && !error.contains("mend"), "{error}");
     }
-    let place = Place::new(&[("a.json", array)]);
-    assert_says(&place.prepare(&[]).failure(1), &["no input", ".json 1"]);
-    let error = place.prepare_from(&place.input().join("a.json"), &[]).failure(1);
+    let folders = Folders::new(&[("a.json", array)]);
+    assert_says(&folders.prepare(&[]).failure(1), &["no input", ".json 1"]);
+    let error = folders.prepare_from(&folders.input().join("a.json"), &[]).failure(1);
     assert_says(&error, &["a.json", "rename it to .jsonl"]);
 }
 
 #[test]
 fn the_same_bytes_twice_are_said_and_the_same_file_twice_is_refused() {
     let line = b"{\"text\":\"a\"}\n";
-    let place = Place::new(&[("A.jsonl", line), ("a.jsonl", line)]);
-    let said = place.prepare(&[]).success();
+    let folders = Folders::new(&[("A.jsonl", line), ("a.jsonl", line)]);
+    let said = folders.prepare(&[]).success();
     assert_says(&said, &["2 documents", "`a.jsonl` has the same bytes as `A.jsonl`"]);
-    let (input, file) = (place.input(), place.input().join("a.jsonl"));
+    let (input, file) = (folders.input(), folders.input().join("a.jsonl"));
     for twice in [[&file, &file], [&input, &file], [&input, &input.join(".")]] {
-        let out = place.path("twice");
+        let out = folders.path("twice");
         let error =
             data(["prepare", "local", text(twice[0]), text(twice[1]), "--out", text(&out)]).failure(1);
         assert_says(&error, &["is given twice", "name each file once"]);

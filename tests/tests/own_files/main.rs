@@ -22,16 +22,16 @@ fn text(path: &Path) -> &str {
 }
 
 /// A folder with an input folder `in` and an output folder `out`.
-struct Place(tempfile::TempDir);
+struct Folders(tempfile::TempDir);
 
-impl Place {
+impl Folders {
     fn new(inputs: &[(&str, &[u8])]) -> Self {
-        let place = Self(tempfile::tempdir().unwrap());
-        fs_err::create_dir(place.input()).unwrap();
+        let folders = Self(tempfile::tempdir().unwrap());
+        fs_err::create_dir(folders.input()).unwrap();
         for (name, content) in inputs {
-            place.put(name, content);
+            folders.put(name, content);
         }
-        place
+        folders
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -38,28 +38,28 @@ fn parquet_values_are_what_their_types_say_and_pages_what_their_checksums_say() 
     let schema = Arc::new(Schema::new(fields));
     let file = parquet_file(&RecordBatch::try_new(schema, arrays).unwrap());
     for (name, _, expected) in &columns {
-        let place = Place::new(&[("a.parquet", &file)]);
-        place.prepare(&["--id-field", name]).success();
-        assert_eq!(place.ids(), expected.map(|id| Some(id.to_owned())), "{name}");
+        let folders = Folders::new(&[("a.parquet", &file)]);
+        folders.prepare(&["--id-field", name]).success();
+        assert_eq!(folders.ids(), expected.map(|id| Some(id.to_owned())), "{name}");
     }
     let twice = Schema::new(vec![Field::new("text", DataType::Utf8, false); 2]);
     let file =
         parquet_file(&RecordBatch::try_new(Arc::new(twice), vec![texts.clone(), texts.clone()]).unwrap());
-    let error = Place::new(&[("a.parquet", &file)]).prepare(&[]).failure(1);
+    let error = Folders::new(&[("a.parquet", &file)]).prepare(&[]).failure(1);
     assert_says(&error, &["column `text`", "two or more columns of that name"]);
     let interval = Field::new("wait", DataType::Interval(arrow_schema::IntervalUnit::DayTime), true);
     let schema = Schema::new(vec![Field::new("text", DataType::Utf8, false), interval]);
     let waits: ArrayRef = arrow_array::new_null_array(schema.field(1).data_type(), 2);
     let file = parquet_file(&RecordBatch::try_new(Arc::new(schema), vec![texts, waits]).unwrap());
-    let error = Place::new(&[("a.parquet", &file)]).prepare(&["--id-field", "wait"]).failure(1);
+    let error = Folders::new(&[("a.parquet", &file)]).prepare(&["--id-field", "wait"]).failure(1);
     assert_says(&error, &["column `wait`", "INTERVAL"]);
 
     let sound = include_bytes!("../../files/page_checksums.parquet");
-    Place::new(&[("a.parquet", sound)]).prepare(&[]).success();
+    Folders::new(&[("a.parquet", sound)]).prepare(&[]).success();
     let mut damaged = sound.to_vec();
     let at = damaged.windows(8).position(|bytes| bytes == b"checksum").unwrap();
     damaged[at] = b'C';
-    let error = Place::new(&[("a.parquet", &damaged)]).prepare(&[]).failure(1);
+    let error = Folders::new(&[("a.parquet", &damaged)]).prepare(&[]).failure(1);
     assert_says(&error, &["a.parquet", "CRC checksum mismatch"]);
 }
 
@@ -82,31 +82,34 @@ fn columns(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
 #[test]
 fn texts_of_dictionaries_are_read_and_nulls_and_lists_are_named() {
     let dictionary: DictionaryArray<Int32Type> = ["twice", "once", "twice"].into_iter().collect();
-    let place = Place::new(&[("a.parquet", &columns(vec![("text", Arc::new(dictionary))]))]);
-    place.prepare(&[]).success();
-    assert_eq!(place.texts(), ["twice", "once", "twice"]);
+    let folders = Folders::new(&[("a.parquet", &columns(vec![("text", Arc::new(dictionary))]))]);
+    folders.prepare(&[]).success();
+    assert_eq!(folders.texts(), ["twice", "once", "twice"]);
 
     let nullable: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), None, Some("")]));
-    let place = Place::new(&[("a.parquet", &columns(vec![("text", nullable)]))]);
-    assert_says(&place.prepare(&[]).failure(1), &["a.parquet", "record 1", "missing-text", "null"]);
-    place.prepare(&["--on-bad-record", "skip"]).success();
-    let left_out = place.manifest().totals.left_out;
+    let folders = Folders::new(&[("a.parquet", &columns(vec![("text", nullable)]))]);
+    assert_says(&folders.prepare(&[]).failure(1), &["a.parquet", "record 1", "missing-text", "null"]);
+    folders.prepare(&["--on-bad-record", "skip"]).success();
+    let left_out = folders.manifest().totals.left_out;
     assert_eq!((left_out["missing-text"], left_out["empty"]), (1, 1));
 
     let nothing: ArrayRef = Arc::new(arrow_array::NullArray::new(2));
-    let place =
-        Place::new(&[("a.parquet", &columns(vec![("text", nothing)])), ("b.jsonl", b"{\"text\":\"b\"}\n")]);
-    assert_says(&place.prepare(&[]).failure(1), &["a.parquet", "record 0", "missing-text", "null"]);
-    place.prepare(&["--on-bad-record", "skip"]).success();
-    assert_eq!((place.texts(), place.manifest().totals.left_out["missing-text"]), (vec!["b".to_owned()], 2));
+    let folders =
+        Folders::new(&[("a.parquet", &columns(vec![("text", nothing)])), ("b.jsonl", b"{\"text\":\"b\"}\n")]);
+    assert_says(&folders.prepare(&[]).failure(1), &["a.parquet", "record 0", "missing-text", "null"]);
+    folders.prepare(&["--on-bad-record", "skip"]).success();
+    assert_eq!(
+        (folders.texts(), folders.manifest().totals.left_out["missing-text"]),
+        (vec!["b".to_owned()], 2)
+    );
 
     let list = ListArray::from_iter_primitive::<Int32Type, _, _>(vec![Some(vec![Some(1), Some(2)])]);
     let text_column: ArrayRef = Arc::new(StringArray::from(vec!["a"]));
     let file = columns(vec![("text", text_column), ("ids", Arc::new(list))]);
-    let place = Place::new(&[("a.parquet", &file)]);
-    assert_says(&place.prepare(&["--id-field", "ids"]).failure(1), &["column `ids`", "found a list"]);
-    assert_says(&place.prepare(&["--text-field", "ids"]).failure(1), &["column `ids`", "found a list"]);
-    assert_says(&place.prepare(&["--text-field", "words"]).failure(1), &["the columns text, ids.list"]);
+    let folders = Folders::new(&[("a.parquet", &file)]);
+    assert_says(&folders.prepare(&["--id-field", "ids"]).failure(1), &["column `ids`", "found a list"]);
+    assert_says(&folders.prepare(&["--text-field", "ids"]).failure(1), &["column `ids`", "found a list"]);
+    assert_says(&folders.prepare(&["--text-field", "words"]).failure(1), &["the columns text, ids.list"]);
 }
 
 #[test]
@@ -127,18 +130,18 @@ fn files_without_rows_or_columns_are_what_they_are() {
         writer.close().unwrap();
         bytes
     };
-    let place = Place::new(&[
+    let folders = Folders::new(&[
         ("a.parquet", &file(&[&[], &["one"], &[], &[], &["two", "three"], &[]])),
         ("b.parquet", &file(&[])),
         ("c.parquet", &file(&[&[]])),
     ]);
-    place.prepare(&[]).success();
-    assert_eq!(place.texts(), ["one", "two", "three"]);
-    data(["audit", text(&place.path("out")), "--deep", "all"]).success();
+    folders.prepare(&[]).success();
+    assert_eq!(folders.texts(), ["one", "two", "three"]);
+    data(["audit", text(&folders.path("out")), "--deep", "all"]).success();
 
     let empty = Arc::new(parse_message_type("message m { }").unwrap());
     let mut bytes = Vec::new();
     SerializedFileWriter::new(&mut bytes, empty, Arc::default()).unwrap().close().unwrap();
-    let error = Place::new(&[("a.parquet", &bytes)]).prepare(&[]).failure(1);
+    let error = Folders::new(&[("a.parquet", &bytes)]).prepare(&[]).failure(1);
     assert_says(&error, &["column `text`", "no column at all", "--text-field"]);
 }

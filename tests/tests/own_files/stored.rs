@@ -6,15 +6,15 @@ use super::*;
 
 #[test]
 fn a_trace_and_a_diff_tell_altered_shards() {
-    let place = Place::new(&[("a.txt", b"some words to be found again"), ("b.txt", b"and more of them")]);
-    place.prepare(&[]).success();
-    let copy = place.path("copy");
+    let folders = Folders::new(&[("a.txt", b"some words to be found again"), ("b.txt", b"and more of them")]);
+    folders.prepare(&[]).success();
+    let copy = folders.path("copy");
     fs_err::create_dir(&copy).unwrap();
-    for (name, bytes) in files(&place.split()) {
+    for (name, bytes) in files(&folders.split()) {
         fs_err::write(copy.join(name), bytes).unwrap();
     }
-    assert_says(&data(["diff", text(&place.split()), text(&copy)]).success(), &["The same tokens"]);
-    let shard = place.split().join("shard-00000.arrow");
+    assert_says(&data(["diff", text(&folders.split()), text(&copy)]).success(), &["The same tokens"]);
+    let shard = folders.split().join("shard-00000.arrow");
     let mut bytes = fs_err::read(&shard).unwrap();
     let tokens: Vec<u8> = Dataset::open(&copy).unwrap().row(0).unwrap().ids[..4]
         .iter()
@@ -23,12 +23,12 @@ fn a_trace_and_a_diff_tell_altered_shards() {
     let at = bytes.windows(8).position(|window| window == tokens).unwrap();
     bytes[at] ^= 1;
     fs_err::write(&shard, &bytes).unwrap();
-    let ran = data(["diff", text(&place.split()), text(&copy)]);
+    let ran = data(["diff", text(&folders.split()), text(&copy)]);
     assert_says(&ran.stdout, &["shard-00000.arrow", "altered"]);
     assert_eq!(ran.code, Some(1));
-    let alone = data(["diff", text(&place.split()), text(&copy), "--manifests-only"]).success();
+    let alone = data(["diff", text(&folders.split()), text(&copy), "--manifests-only"]).success();
     assert_says(&alone, &["By their manifests alone"]);
-    let ran = data(["trace", text(&place.split()), "--row", "0", "--token", "0"]);
+    let ran = data(["trace", text(&folders.split()), "--row", "0", "--token", "0"]);
     assert_says(&ran.stdout, &["shards were altered", "xlstm-data audit"]);
     assert_eq!(ran.code, Some(1));
     // No line may name one digest as expected and as found.
@@ -42,11 +42,11 @@ fn a_trace_and_a_diff_tell_altered_shards() {
 
 #[test]
 fn a_step_that_a_run_does_not_have_is_refused() {
-    let place = Place::new(&[("a.txt", b"some words for a step")]);
-    place.prepare(&[]).success();
-    let (run_folder, split) = (place.path("run"), place.split());
+    let folders = Folders::new(&[("a.txt", b"some words for a step")]);
+    folders.prepare(&[]).success();
+    let (run_folder, split) = (folders.path("run"), folders.split());
     fs_err::create_dir(&run_folder).unwrap();
-    let root = place.manifest().root;
+    let root = folders.manifest().root;
     let program = serde_json::json!({
         "name": "xlstm-train", "version": "0", "commit": "unknown", "binary_sha256": null, "libtorch": "2",
         "kernels": "cpu",
@@ -70,23 +70,23 @@ fn a_step_that_a_run_does_not_have_is_refused() {
 
 #[test]
 fn an_export_replaces_no_shard_and_mixes_with_no_other_tables() {
-    let place = Place::new(&[("a.txt", b"some words to be exported")]);
-    place.prepare(&[]).success();
-    let before = files(&place.split());
+    let folders = Folders::new(&[("a.txt", b"some words to be exported")]);
+    folders.prepare(&[]).success();
+    let before = files(&folders.split());
     for to in ["arrow-stream", "parquet"] {
         let error =
-            data(["export", text(&place.split()), "--to", to, "--out", text(&place.split())]).failure(1);
+            data(["export", text(&folders.split()), "--to", to, "--out", text(&folders.split())]).failure(1);
         assert_says(&error, &["expected a folder without other tables", "a split", "another --out"]);
-        assert_eq!(files(&place.split()), before);
+        assert_eq!(files(&folders.split()), before);
     }
-    let table = place.path("table");
-    let export = || data(["export", text(&place.split()), "--to", "parquet", "--out", text(&table)]);
+    let table = folders.path("table");
+    let export = || data(["export", text(&folders.split()), "--to", "parquet", "--out", text(&table)]);
     export().success();
     // The same tables again are the same; those of a larger split would be read along with them.
     export().success();
     fs_err::copy(table.join("shard-00000.parquet"), table.join("shard-00001.parquet")).unwrap();
     assert_says(&export().failure(1), &["`shard-00001.parquet`, which is not of this split"]);
-    let empty = Place::new(&[("a.txt", b"")]);
+    let empty = Folders::new(&[("a.txt", b"")]);
     empty.prepare(&[]).success();
     let said = data(["export", text(&empty.split()), "--to", "parquet", "--out", text(&empty.path("table"))]);
     assert_says(&said.success(), &["nothing was written: the split holds no document"]);
@@ -94,14 +94,16 @@ fn an_export_replaces_no_shard_and_mixes_with_no_other_tables() {
 
 #[test]
 fn nothing_that_counted_nothing_has_a_share() {
-    let place =
-        Place::new(&[("a.txt", b"one two three four five six seven eight nine ten eleven twelve thirteen")]);
-    place.prepare(&[]).success();
-    let empty = Place::new(&[("a.txt", b"")]);
+    let folders = Folders::new(&[(
+        "a.txt",
+        b"one two three four five six seven eight nine ten eleven twelve thirteen",
+    )]);
+    folders.prepare(&[]).success();
+    let empty = Folders::new(&[("a.txt", b"")]);
     empty.prepare(&[]).success();
-    let (full, nothing) = (place.split(), empty.split());
+    let (full, nothing) = (folders.split(), empty.split());
     for (train, eval, side) in [(&full, &nothing, "evaluation"), (&nothing, &full, "training")] {
-        let page = place.path("page.html");
+        let page = folders.path("page.html");
         let said = data(["overlap", text(train), text(eval), "--html", text(&page)]).success();
         assert_says(&said, &[&format!("nothing was compared: the {side} sets hold no document"), "–"]);
         let page = fs_err::read_to_string(page).unwrap();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use xlstm_manifests::printable;
 use xlstm_trainer::command_line::{DeviceArguments, on_ranks, print, print_json, say};
-use xlstm_trainer::evaluation::evaluate::{EvaluateOptions, Kind, Outcome, evaluate};
+use xlstm_trainer::evaluation::evaluate::{EvaluateOptions, EvaluationKind, Outcome, evaluate};
 use xlstm_trainer::evaluation::open::EvaluationPrecision;
 use xlstm_trainer::evaluation::results::{Protocol, Report};
 use xlstm_trainer::evaluation::text::figures;
@@ -87,7 +87,7 @@ enum WindowProtocol {
 
 /// Evaluates; returns the exit code.
 pub(super) fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<u8> {
-    run(Kind::Perplexity, &arguments.split, Protocol::Paper, arguments.first)
+    run(EvaluationKind::Perplexity, &arguments.split, Protocol::Paper, arguments.first)
 }
 
 /// Evaluates; returns the exit code.
@@ -96,10 +96,15 @@ pub(super) fn paloma(arguments: &PalomaArguments) -> anyhow::Result<u8> {
         WindowProtocol::Paper => Protocol::Paper,
         WindowProtocol::Disjoint => Protocol::Disjoint,
     };
-    run(Kind::Paloma, &arguments.split, protocol, None)
+    run(EvaluationKind::Paloma, &arguments.split, protocol, None)
 }
 
-fn run(kind: Kind, split: &SplitArguments, protocol: Protocol, first: Option<u64>) -> anyhow::Result<u8> {
+fn run(
+    kind: EvaluationKind,
+    split: &SplitArguments,
+    protocol: Protocol,
+    first: Option<u64>,
+) -> anyhow::Result<u8> {
     let options = EvaluateOptions {
         model: split.model.model.clone(),
         step: split.model.step,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use xlstm_manifests::printable;
 use xlstm_trainer::command_line::{DeviceArguments, Kernels, print, print_json_pretty};
-use xlstm_trainer::verify::{Chain, Depth, State, verify};
+use xlstm_trainer::verify::{Chain, Depth, LinkState, verify};
 
 /// Exit code where all links that could be followed hold, but not all could be followed.
 const NOT_FOLLOWED: u8 = 3;
@@ -56,7 +56,7 @@ impl VerifyArguments {
         } else {
             print(&text(&chain))?;
         }
-        let missing = chain.count(State::NotAtHand) > 0;
+        let missing = chain.count(LinkState::NotAtHand) > 0;
         Ok(match (chain.holds(), missing) {
             (false, _) => 1,
             (true, true) if self.strict => 1,
@@ -70,11 +70,11 @@ fn text(chain: &Chain) -> String {
     let mut out = String::new();
     for link in &chain.links {
         let state = match link.state {
-            State::Ok => "ok",
-            State::Failed => "FAILED",
-            State::NotAtHand => "not at hand",
-            State::NotAsked => "not asked",
-            State::Unchecked => "unchecked",
+            LinkState::Ok => "ok",
+            LinkState::Failed => "FAILED",
+            LinkState::NotAtHand => "not at hand",
+            LinkState::NotAsked => "not asked",
+            LinkState::Unchecked => "unchecked",
         };
         out.push_str(&format!(
             "{state:<12} {:<34} {}\n{:13}{}\n",
@@ -87,12 +87,12 @@ fn text(chain: &Chain) -> String {
     let count = |state| chain.count(state);
     out.push_str(&format!(
         "{} links hold, {} do not, {} are not at hand, {} were not asked for\n",
-        count(State::Ok),
-        count(State::Failed),
-        count(State::NotAtHand),
-        count(State::NotAsked)
+        count(LinkState::Ok),
+        count(LinkState::Failed),
+        count(LinkState::NotAtHand),
+        count(LinkState::NotAsked)
     ));
-    let unchecked = count(State::Unchecked);
+    let unchecked = count(LinkState::Unchecked);
     if unchecked > 0 {
         out.push_str(&format!(
             "{unchecked} splits have source files that were compared with nothing that anybody published\n"

@@ -25,7 +25,7 @@ use crate::communicator::{Communicator, flags};
 use crate::device::DeviceInfo;
 use crate::environment;
 use crate::error::{Result, TrainError};
-use crate::loader::{MicroBatch, Shape};
+use crate::loader::{BatchShape, MicroBatch};
 use crate::metrics::score_targets;
 use crate::model::IGNORE_TARGET;
 use crate::signals::Signals;
@@ -221,11 +221,41 @@ struct Counted {
     /// By length.
     lengths: Vec<Sums>,
     /// By the position of a target.
-    positions: Vec<Place>,
+    positions: Vec<PositionSums>,
 }
 
-/// Targets, right ones and negative log-likelihood at a position.
-type Place = [f64; 3];
+/// What was counted at a position, over rows.
+#[derive(Debug, Clone, Copy, Default)]
+struct PositionSums {
+    targets: f64,
+    correct: f64,
+    /// Negative log-likelihood, nats.
+    nll: f64,
+}
+
+impl PositionSums {
+    fn add(&mut self, correct: bool, nll: f64) {
+        self.targets += 1.0;
+        self.correct += f64::from(u8::from(correct));
+        self.nll += nll;
+    }
+
+    fn absorb(mut self, other: &Self) -> Self {
+        self.targets += other.targets;
+        self.correct += other.correct;
+        self.nll += other.nll;
+        self
+    }
+
+    /// As numbers that ranks add up.
+    fn to_numbers(self) -> [f64; 3] {
+        [self.targets, self.correct, self.nll]
+    }
+
+    fn of_numbers(&[targets, correct, nll]: &[f64; 3]) -> Self {
+        Self { targets, correct, nll }
+    }
+}
 
 /// Sums by length and position, over all ranks; `None` when a signal came in between.
 fn measure(
@@ -239,14 +269,14 @@ fn measure(
     let model = &opened.model;
     let device = model.placement().device;
     let batch_tokens = options.batch_tokens.unwrap_or(if device.is_cuda() { 65536 } else { 8192 });
-    let shape = Shape { rows: (batch_tokens / row_length).max(1), context: row_length, resets: false };
+    let shape = BatchShape { rows: (batch_tokens / row_length).max(1), context: row_length, resets: false };
     let rows = options.first.unwrap_or(u64::MAX).min(dataset.rows());
     let (rank, world) = (communicator.rank(), communicator.world_size());
     let bound = |rank: u64| rank * rows / world;
     let own: Vec<StepRow> = (bound(rank)..bound(rank + 1)).map(|row| StepRow { epoch: 0, row }).collect();
     let mut batches = own.chunks(shape.rows);
     let mut by_length = vec![Sums::default(); row_length + 1];
-    let mut by_position = vec![Place::default(); row_length];
+    let mut by_position = vec![PositionSums::default(); row_length];
     for _ in 0..rows.div_ceil(world).div_ceil(shape.rows as u64) {
         let stop = if signals.received().is_some() { flags::STOP } else { 0 };
         if communicator.any_flags(stop)? & flags::STOP != 0 {
@@ -258,10 +288,8 @@ fn measure(
         let scores = score_targets(model, &inputs, &targets, None)?;
         let mut scored = scores.losses.iter().zip(&scores.correct);
         for ((loss, right), place) in scored.clone().zip(places(&batch)) {
-            if let Some([targets, correct, nll]) = by_position.get_mut(place) {
-                *targets += 1.0;
-                *correct += f64::from(u8::from(*right));
-                *nll += loss;
+            if let Some(sums) = by_position.get_mut(place) {
+                sums.add(*right, *loss);
             }
         }
         for row in rows {
@@ -282,11 +310,11 @@ fn measure(
     }
     let mut numbers: Vec<f64> = by_length.iter().flat_map(|sums| sums.to_numbers()).collect();
     communicator.sum(&mut numbers)?;
-    let mut places = by_position.concat();
-    communicator.sum(&mut places)?;
+    let mut positions: Vec<f64> = by_position.iter().flat_map(|sums| sums.to_numbers()).collect();
+    communicator.sum(&mut positions)?;
     Ok(Some(Counted {
         lengths: numbers.as_chunks().0.iter().map(Sums::of_numbers).collect(),
-        positions: places.as_chunks().0.to_vec(),
+        positions: positions.as_chunks().0.iter().map(PositionSums::of_numbers).collect(),
     }))
 }
 
@@ -320,15 +348,15 @@ fn results(counted: &Counted, chance: Option<f64>) -> Option<Accuracy> {
     })
 }
 
-fn positions(places: &[Place]) -> Vec<AccuracyPositions> {
-    let width = places.len().div_ceil(MAX_LINES).max(1);
-    let ranges = places.chunks(width).enumerate().filter_map(|(index, places)| {
-        let sum = |number: usize| places.iter().map(|place| place[number]).sum::<f64>();
-        let (targets, correct, nll) = (sum(0), sum(1), sum(2));
+fn positions(by_position: &[PositionSums]) -> Vec<AccuracyPositions> {
+    let width = by_position.len().div_ceil(MAX_LINES).max(1);
+    let ranges = by_position.chunks(width).enumerate().filter_map(|(index, sums)| {
+        let PositionSums { targets, correct, nll } =
+            sums.iter().fold(PositionSums::default(), PositionSums::absorb);
         let first = (index * width) as u64;
         (targets > 0.0).then(|| AccuracyPositions {
             first,
-            last: first + places.len() as u64 - 1,
+            last: first + sums.len() as u64 - 1,
             targets: targets as u64,
             correct: correct as u64,
             accuracy: correct / targets,
@@ -348,7 +376,8 @@ mod tests {
         by_length[2].add(1, 1, 0.5);
         by_length[2].add(2, 0, 3.0);
         by_length[3].add(3, 3, 1.0);
-        let positions = vec![[0.0; 3], [4.0, 1.0, 3.5], [2.0, 2.0, 1.0]];
+        let positions =
+            [[0.0; 3], [4.0, 1.0, 3.5], [2.0, 2.0, 1.0]].iter().map(PositionSums::of_numbers).collect();
         let counted = Counted { lengths: by_length, positions };
         let found = results(&counted, Some(0.5)).unwrap();
         let scaled = found.scaled.unwrap();

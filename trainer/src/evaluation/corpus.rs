@@ -65,7 +65,7 @@ pub struct Part {
 /// One context of the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sequence {
-    place: Place,
+    place: SequenceSource,
     /// Tokens that go in.
     pub length: u32,
     /// How many of them come before the one that the first target follows.
@@ -89,7 +89,7 @@ impl Sequence {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum SequenceSource {
     /// From token `start` of a row on.
     Row { row: u64, start: u32 },
     /// A window of document `document` of shard `shard`.
@@ -264,7 +264,7 @@ impl Corpus {
                 position = until;
             }
             self.sequences.push(Sequence {
-                place: Place::Row {
+                place: SequenceSource::Row {
                     row: start / row_length,
                     start: in_32_bits("tokens in a row", start % row_length)?,
                 },
@@ -346,7 +346,7 @@ impl Corpus {
         let document = in_32_bits("documents", self.documents.len() - 1)?;
         self.parts.push(Part { document, tokens: u32::from(window.predicted) });
         self.sequences.push(Sequence {
-            place: Place::Window { shard, window },
+            place: SequenceSource::Window { shard, window },
             length: u32::from(window.context) + u32::from(window.predicted) - 1,
             skipped: u32::from(window.context) - 1,
             parts: first..self.parts.len(),
@@ -360,7 +360,7 @@ impl Corpus {
     /// When a shard cannot be read, or a window reaches outside its document.
     pub fn tokens(&self, sequence: &Sequence) -> Result<SequenceTokens> {
         match (&self.data, sequence.place) {
-            (Data::Packed(dataset), Place::Row { row, start }) => {
+            (Data::Packed(dataset), SequenceSource::Row { row, start }) => {
                 let mut read = Sequences::default();
                 dataset.read(row, self.resets, &mut read)?;
                 let own = start as usize..(start + sequence.length) as usize;
@@ -375,7 +375,7 @@ impl Corpus {
                     targets: read.targets[own].to_vec(),
                 })
             }
-            (Data::Documents(shards), Place::Window { shard, window }) => {
+            (Data::Documents(shards), SequenceSource::Window { shard, window }) => {
                 let document =
                     shards.get(shard as usize).and_then(|shard| shard.get(window.document as usize));
                 let found = document.and_then(|document| self.window_tokens(&document.ids, window));

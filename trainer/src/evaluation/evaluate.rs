@@ -29,14 +29,14 @@ const WORK_NAME: &str = ".work";
 
 /// Which evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum EvaluationKind {
     /// Perplexity of a split.
     Perplexity,
     /// PALOMA.
     Paloma,
 }
 
-impl Kind {
+impl EvaluationKind {
     fn name(self) -> &'static str {
         match self {
             Self::Perplexity => "perplexity",
@@ -84,7 +84,7 @@ pub enum Outcome {
 /// # Errors
 /// When anything does not fit (module [`open`](super::open)), a figure is not a number, or writing fails.
 pub fn evaluate(
-    kind: Kind,
+    kind: EvaluationKind,
     options: &EvaluateOptions,
     device: &DeviceInfo,
     communicator: &dyn Communicator,
@@ -144,13 +144,14 @@ fn is_packed(layout: Layout) -> bool {
 }
 
 /// Refuses a split that this evaluation has no figures for.
-fn check_layout(kind: Kind, path: &Path, layout: Layout) -> Result<()> {
+fn check_layout(kind: EvaluationKind, path: &Path, layout: Layout) -> Result<()> {
     let (expected, hint) = match (kind, layout) {
-        (Kind::Perplexity, Layout::Packed | Layout::Documents) | (Kind::Paloma, Layout::Documents) => {
+        (EvaluationKind::Perplexity, Layout::Packed | Layout::Documents)
+        | (EvaluationKind::Paloma, Layout::Documents) => {
             return Ok(());
         }
         (_, Layout::Examples) => (TEXT_LAYOUTS, TEXT_HINT),
-        (Kind::Paloma, Layout::Packed) => (
+        (EvaluationKind::Paloma, Layout::Packed) => (
             "layout `documents`",
             "prepare it with `xlstm-data prepare paloma`; for a packed split use `xlstm-eval perplexity`",
         ),
@@ -236,7 +237,7 @@ pub(super) fn finished(folder: &Path, kind: &str, plan: Sha256Digest) -> Result<
 }
 
 fn report(
-    kind: Kind,
+    kind: EvaluationKind,
     opened: OpenedModel,
     dataset: DatasetLink,
     setting: Setting,
@@ -246,8 +247,8 @@ fn report(
     let mut marks = opened.marks;
     marks.extend(data_marks(corpus, setting.first, opened.link.context_length));
     let results = match kind {
-        Kind::Perplexity => Results::Perplexity(perplexity::results(corpus, scores)?),
-        Kind::Paloma => {
+        EvaluationKind::Perplexity => Results::Perplexity(perplexity::results(corpus, scores)?),
+        EvaluationKind::Paloma => {
             let results = paloma::results(corpus, scores)?;
             marks.extend(paloma::missing_mark(&results));
             Results::Paloma(results)

@@ -11,7 +11,7 @@ use crate::command_line::say;
 /// Between two lines where there is no terminal.
 const PAUSE: Duration = Duration::from_secs(30);
 
-pub(super) struct Progress {
+pub(super) struct EvaluationProgress {
     bar: Option<ProgressBar>,
     total: u64,
     done: u64,
@@ -20,7 +20,7 @@ pub(super) struct Progress {
     quiet: bool,
 }
 
-impl Progress {
+impl EvaluationProgress {
     pub(super) fn new(corpus: &Corpus, done: &[f64], first_rank: bool) -> Self {
         let length = |sequence: &Sequence| u64::from(sequence.length);
         let total = corpus.sequences.iter().map(length).sum();

@@ -13,7 +13,7 @@ use xlstm_manifests::{Sha256Digest, printable};
 
 use super::corpus::{Corpus, Sequence, SequenceTokens, position_group};
 use super::journal::{self, Journal, Scored};
-use super::progress::Progress;
+use super::progress::EvaluationProgress;
 use crate::communicator::{Communicator, flags};
 use crate::error::{Result, TrainError};
 use crate::model::{IGNORE_TARGET, Model};
@@ -93,7 +93,7 @@ pub fn score(
     communicator.sum(&mut done)?;
     let batches = batches(corpus, &done, options.batch_tokens);
     let mut journal = Journal::open(options.work, rank, options.plan)?;
-    let mut progress = Progress::new(corpus, &done, rank == 0);
+    let mut progress = EvaluationProgress::new(corpus, &done, rank == 0);
     let (own_rank, ranks) = (to_usize(rank), to_usize(world).max(1));
     for round in 0..batches.len().div_ceil(ranks) {
         let stop = if signals.received().is_some() { flags::STOP } else { 0 };

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use xlstm_bridge::distributed::{Progress, Store};
+use xlstm_bridge::distributed::{BucketCounter, Store};
 
 use super::environment::Place;
 use crate::checkpoint;
@@ -73,18 +73,18 @@ pub(super) struct Shared {
     pub(super) members: Vec<Member>,
     pub(super) timeout: Duration,
     pub(super) run: Mutex<Option<PathBuf>>,
-    pub(super) buckets: OnceLock<Progress>,
+    pub(super) buckets: OnceLock<BucketCounter>,
     calls: AtomicU64,
     /// A call failed: a beat that stands still for seconds is enough now.
     suspicious: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<Ending>,
     changed: Condvar,
     /// When the store last answered.
     answered: Mutex<Instant>,
 }
 
 #[derive(Default)]
-struct State {
+struct Ending {
     verdict: Option<Verdict>,
     /// The state of the last beat: this rank is about to end.
     last_words: Option<String>,
@@ -128,10 +128,10 @@ impl Shared {
     }
 
     fn progress(&self) -> u64 {
-        self.calls.load(Ordering::Relaxed) + self.buckets.get().map_or(0, Progress::buckets)
+        self.calls.load(Ordering::Relaxed) + self.buckets.get().map_or(0, BucketCounter::buckets)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Ending> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -9,7 +9,7 @@ mod tensorboard;
 
 pub use flops::peak_operations;
 pub use lines::{Line, Lines, read_lines};
-pub use progress::Progress;
+pub use progress::TrainingProgress;
 pub(crate) use rows::RowLog;
 pub use rows::TakenRows;
 pub use targets::{TargetScores, score_targets};

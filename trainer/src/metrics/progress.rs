@@ -12,14 +12,14 @@ use super::Line;
 const PAUSE: Duration = Duration::from_secs(30);
 
 /// Progress of a run.
-pub struct Progress {
+pub struct TrainingProgress {
     bar: Option<ProgressBar>,
     steps: u64,
     last: Option<Instant>,
     quiet: bool,
 }
 
-impl Progress {
+impl TrainingProgress {
     /// Progress of a run of `steps` steps that has done `done`; silent on all ranks but the first.
     #[must_use]
     pub fn new(steps: u64, done: u64, first_rank: bool) -> Self {

@@ -124,6 +124,9 @@ impl Residual {
     }
 }
 
+/// Tensors of a state under their names.
+pub(super) type NamedTensors = Vec<(&'static str, Tensor)>;
+
 /// What a block remembers between two calls: named tensors, batch first.
 #[derive(Debug, Default)]
 pub struct BlockState {

@@ -21,7 +21,7 @@ use xlstm_kernels::linear;
 use xlstm_kernels::long_convolution::{LongConvolutionInput, long_convolution};
 use xlstm_manifests::recipe::architecture::{H3Config, HyenaConfig};
 
-use super::block::{Block, BlockCall, BlockState};
+use super::block::{Block, BlockCall, BlockState, NamedTensors};
 use super::network::{Network, Parts};
 use super::normalization::Norm;
 use super::parameters::{Builder, Decay, Init, linspace};
@@ -166,11 +166,9 @@ impl Block for LongFilterBlock {
     }
 }
 
-type State = Vec<(&'static str, Tensor)>;
-
 /// What mixes time: its output for `y`, `(B, T, C)`, and its state afterwards.
 trait Mixer: std::fmt::Debug + Send {
-    fn mix(&self, y_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, State)>;
+    fn mix(&self, y_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, NamedTensors)>;
 }
 
 /// A call's inputs of a convolution after those of the state, and the same with zeros before the newest document: the
@@ -333,7 +331,7 @@ fn first_log_steps(count: i64) -> Result<Vec<f32>> {
 }
 
 impl Mixer for H3 {
-    fn mix(&self, y_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, State)> {
+    fn mix(&self, y_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, NamedTensors)> {
         let kind = y_BTC.kind();
         let q_BTC = self.query.apply(y_BTC, call)?;
         let k_BTC = self.key.apply(y_BTC, call)?.f_to_kind(kind)?;
@@ -495,7 +493,7 @@ fn position_features(config: &HyenaConfig) -> Vec<f32> {
 }
 
 impl Mixer for Hyena {
-    fn mix(&self, y_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, State)> {
+    fn mix(&self, y_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, NamedTensors)> {
         let projected = self.input.apply(y_BTC, call)?.f_to_kind(y_BTC.kind())?;
         let short = Inputs::new(&projected, call, SHIFT)?;
         let parts = self.short(&short, &projected, call)?.f_chunk(self.order + 1, -1)?;

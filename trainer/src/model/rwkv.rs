@@ -21,7 +21,7 @@ use xlstm_manifests::recipe::architecture::{
 };
 
 use super::attention::by_head;
-use super::block::{Block, BlockCall, BlockState};
+use super::block::{Block, BlockCall, BlockState, NamedTensors};
 use super::network::{Network, Parts};
 use super::normalization::Norm;
 use super::parameters::{Builder, Decay, Init};
@@ -86,7 +86,7 @@ fn orthogonal([rows, columns]: [i64; 2], gain: f64) -> Result<Vec<f32>> {
 
 /// A block's place among the others, from which first values follow.
 #[derive(Clone, Copy)]
-struct Place {
+struct BlockDepth {
     /// 0 in the first block, 1 in the last.
     depth: f64,
     /// 1 in the first block, towards 0.
@@ -94,7 +94,7 @@ struct Place {
     width: u64,
 }
 
-impl Place {
+impl BlockDepth {
     fn new(index: u64, blocks: u64, width: u64) -> Self {
         let depth = index as f64 / (blocks.max(2) - 1) as f64;
         Self { depth, height: 1.0 - index as f64 / blocks as f64, width }
@@ -129,7 +129,7 @@ struct RwkvBlock {
 impl RwkvBlock {
     fn new<N: RwkvVersion>(builder: &mut Builder, config: &RwkvConfig<N>, index: u64) -> Result<Self> {
         let d = signed(config.embedding_dim);
-        let place = Place::new(index, config.blocks, config.embedding_dim);
+        let place = BlockDepth::new(index, config.blocks, config.embedding_dim);
         let prefix = format!("blocks.{index}");
         let time_norm = Norm::layer(builder, &format!("{prefix}.ln1"), d, NORM_EPSILON)?;
         let channel_norm = Norm::layer(builder, &format!("{prefix}.ln2"), d, NORM_EPSILON)?;
@@ -160,8 +160,6 @@ impl Block for RwkvBlock {
         Ok((x_BTC, BlockState::new(state)))
     }
 }
-
-type State = Vec<(&'static str, Tensor)>;
 
 /// The token before each, zeros where a document begins, and the last token, `(B, C)`.
 fn shifted(y_BTC: &Tensor, call: &BlockCall<'_>, name: &str) -> Result<(Tensor, Tensor)> {
@@ -212,7 +210,7 @@ impl Adder<'_> {
     }
 }
 
-fn adder<'a>(builder: &'a mut Builder, prefix: &'a str, place: Place, version: u64) -> Adder<'a> {
+fn adder<'a>(builder: &'a mut Builder, prefix: &'a str, place: BlockDepth, version: u64) -> Adder<'a> {
     let vectors = if version == 4 { Decay::Yes } else { Decay::No };
     Adder { builder, prefix, vectors, width: signed(place.width) }
 }
@@ -236,7 +234,7 @@ struct Four {
 }
 
 impl Four {
-    fn new(builder: &mut Builder, prefix: &str, place: Place) -> Result<Self> {
+    fn new(builder: &mut Builder, prefix: &str, place: BlockDepth) -> Result<Self> {
         let d = signed(place.width);
         let mut add = adder(builder, prefix, place, 4);
         let decay = place.by_channel(|i| -5.0 + 8.0 * place.ratio(i).powf(0.7 + 1.3 * place.depth));
@@ -256,7 +254,12 @@ impl Four {
         })
     }
 
-    fn forward(&self, y_BTC: &Tensor, before_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, State)> {
+    fn forward(
+        &self,
+        y_BTC: &Tensor,
+        before_BTC: &Tensor,
+        call: &BlockCall<'_>,
+    ) -> Result<(Tensor, NamedTensors)> {
         let project =
             |mix: &Tensor, weight: &Tensor| product(&mixed(y_BTC, before_BTC, mix), weight, call.precision);
         let [mix_k, mix_v, mix_r] = &self.mix;
@@ -301,7 +304,7 @@ struct Core {
 }
 
 impl Core {
-    fn new<N: RwkvVersion>(add: &mut Adder<'_>, place: Place, config: &RwkvConfig<N>) -> Result<Self> {
+    fn new<N: RwkvVersion>(add: &mut Adder<'_>, place: BlockDepth, config: &RwkvConfig<N>) -> Result<Self> {
         let (d, head) = (signed(place.width), signed(config.head_dim));
         let bonus =
             place.by_channel(|i| place.depth * (1.0 - place.ratio(i)) + 0.1 * ((i + 1.0) % 3.0 - 1.0));
@@ -326,7 +329,7 @@ impl Core {
         [k, v, r, g]: [&Tensor; 4],
         log_decay: LogDecay<'_>,
         call: &BlockCall<'_>,
-    ) -> Result<(Tensor, State)> {
+    ) -> Result<(Tensor, NamedTensors)> {
         let head =
             |mix: &Tensor, weight: &Tensor| by_head(&product(mix, weight, call.precision)?, self.heads);
         let memory = call.state.map(|state| state.need(MEMORY)).transpose()?;
@@ -351,7 +354,7 @@ impl Core {
 }
 
 /// First values of the decays of RWKV-5 and RWKV-6.
-fn first_decays(place: Place) -> Init {
+fn first_decays(place: BlockDepth) -> Init {
     place.by_channel(|i| -6.0 + 5.0 * place.ratio(i).powf(0.7 + 1.3 * place.depth))
 }
 
@@ -366,7 +369,7 @@ impl Five {
     fn new<N: RwkvVersion>(
         builder: &mut Builder,
         prefix: &str,
-        place: Place,
+        place: BlockDepth,
         config: &RwkvConfig<N>,
     ) -> Result<Self> {
         let mut add = adder(builder, prefix, place, 5);
@@ -383,7 +386,12 @@ impl Five {
         })
     }
 
-    fn forward(&self, y_BTC: &Tensor, before_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, State)> {
+    fn forward(
+        &self,
+        y_BTC: &Tensor,
+        before_BTC: &Tensor,
+        call: &BlockCall<'_>,
+    ) -> Result<(Tensor, NamedTensors)> {
         let mixes = self.mix.each_ref().map(|mix| mixed(y_BTC, before_BTC, mix));
         let decay = self.decay.f_exp()?.f_neg()?;
         self.core.forward(mixes.each_ref(), LogDecay::Key(&decay), call)
@@ -407,7 +415,7 @@ impl Six {
     fn new<N: RwkvVersion>(
         builder: &mut Builder,
         prefix: &str,
-        place: Place,
+        place: BlockDepth,
         config: &RwkvConfig<N>,
     ) -> Result<Self> {
         let mut add = adder(builder, prefix, place, 6);
@@ -434,7 +442,12 @@ impl Six {
         })
     }
 
-    fn forward(&self, y_BTC: &Tensor, before_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, State)> {
+    fn forward(
+        &self,
+        y_BTC: &Tensor,
+        before_BTC: &Tensor,
+        call: &BlockCall<'_>,
+    ) -> Result<(Tensor, NamedTensors)> {
         let kind = y_BTC.kind();
         // These matrices are stored (in, out).
         let through = |x: &Tensor, weight_IO: &Tensor| -> Result<Tensor> {
@@ -472,7 +485,7 @@ impl ChannelMix {
     fn new<N: RwkvVersion>(
         builder: &mut Builder,
         prefix: &str,
-        place: Place,
+        place: BlockDepth,
         config: &RwkvConfig<N>,
     ) -> Result<Self> {
         let (d, f) = (signed(place.width), signed(config.feed_forward()));

@@ -6,7 +6,7 @@ use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, RUN_NAME, RunManifest};
 
 use super::{DatasetLink, FileLink, Recorded, Role, RunLinks};
-use crate::checkpoint::{self, MODEL_NAME, State};
+use crate::checkpoint::{self, CheckpointRecord, MODEL_NAME};
 use crate::error::Result;
 use crate::evaluation::results::{DatasetLink as DatasetRecord, Report, RunLink as RunRecord};
 
@@ -20,7 +20,7 @@ pub struct EvaluationLinks {
     /// The evaluated files with their digests.
     pub files: Vec<FileLink>,
     /// What the checkpoint says of itself, where the folder is one that can be read.
-    pub state: Option<State>,
+    pub state: Option<CheckpointRecord>,
     /// The run that the checkpoint belongs to.
     pub run: Option<ParentRun>,
     /// The evaluated split; absent where there was no data.

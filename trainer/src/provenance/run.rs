@@ -7,7 +7,7 @@ use xlstm_manifests::run_manifest::{
 };
 
 use super::{DatasetLink, FileLink, Recorded, Role};
-use crate::checkpoint::{self, State};
+use crate::checkpoint::{self, CheckpointRecord};
 use crate::error::Result;
 use crate::metrics::{Line, read_lines};
 
@@ -38,7 +38,7 @@ pub struct CheckpointLink {
     /// Its folder.
     pub folder: PathBuf,
     /// What it says of itself; an error where that was damaged.
-    pub state: Result<State>,
+    pub state: Result<CheckpointRecord>,
 }
 
 impl CheckpointLink {
@@ -50,7 +50,7 @@ impl CheckpointLink {
 }
 
 /// The files of a checkpoint in `folder`.
-pub(super) fn files(folder: &Path, state: &State) -> Vec<FileLink> {
+pub(super) fn files(folder: &Path, state: &CheckpointRecord) -> Vec<FileLink> {
     let link = |(name, file): (&String, &checkpoint::FileDigest)| {
         FileLink::new(folder, name, file.sha256, Some(file.size))
     };

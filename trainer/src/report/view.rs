@@ -8,7 +8,7 @@ use xlstm_manifests::digest::digest_file;
 use xlstm_manifests::recipe::{self, Recipe};
 use xlstm_manifests::run_manifest::{METRICS_NAME, RECIPE_NAME, RUN_NAME, RunManifest, Session};
 
-use crate::checkpoint::State;
+use crate::checkpoint::CheckpointRecord;
 use crate::error::Result;
 use crate::metrics::Line;
 use crate::provenance::{CheckpointLink, DatasetLink, RunLinks, newest_figure};
@@ -31,7 +31,7 @@ pub struct RunView {
     /// Seconds from the start of each session to its last line, together.
     pub seconds: Option<f64>,
     /// Checkpoints that are there, ascending.
-    pub checkpoints: Vec<State>,
+    pub checkpoints: Vec<CheckpointRecord>,
     /// The training split.
     pub train: DatasetLink,
     /// The validation split.
@@ -141,7 +141,7 @@ impl RunView {
 
     /// The checkpoint after this step, if it is there.
     #[must_use]
-    pub fn checkpoint(&self, step: u64) -> Option<&State> {
+    pub fn checkpoint(&self, step: u64) -> Option<&CheckpointRecord> {
         self.checkpoints.iter().find(|state| state.step == step)
     }
 

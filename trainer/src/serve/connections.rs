@@ -39,7 +39,7 @@ struct Connection {
 
 /// One connection's place; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     open: Arc<Mutex<Open>>,
     number: u64,
 }
@@ -50,7 +50,7 @@ impl Connections {
     }
 
     /// A place for a newcomer; somebody else's where all are taken.
-    pub(super) fn place(&self) -> Place {
+    pub(super) fn place(&self) -> ConnectionSlot {
         let mut open = self.open();
         if open.all.len() >= MOST {
             open.end_slowest();
@@ -58,7 +58,7 @@ impl Connections {
         let number = open.next;
         open.next += 1;
         open.all.insert(number, Connection { task: None, working: false, since: Instant::now() });
-        Place { open: Arc::clone(&self.open), number }
+        ConnectionSlot { open: Arc::clone(&self.open), number }
     }
 
     /// Ends the connection that has waited longest without a whole request.
@@ -98,7 +98,7 @@ impl Open {
     }
 }
 
-impl Place {
+impl ConnectionSlot {
     /// The task that serves it.
     pub(super) fn served_by(&self, task: AbortHandle) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -117,7 +117,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.all.remove(&self.number);
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn the_slowest_makes_room_and_whoever_is_served_stays() {
         let connections = Connections::default();
-        let places: Vec<Place> = (0..MOST).map(|_| connections.place()).collect();
+        let places: Vec<ConnectionSlot> = (0..MOST).map(|_| connections.place()).collect();
         places[0].works(true);
         let newcomer = connections.place();
         let open = connections.open();

@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 use xlstm_bridge::runtime;
 
 use super::Engine;
-use super::connections::{Budget, Connections, Place, Share};
+use super::connections::{Budget, ConnectionSlot, Connections, Share};
 use super::engine::{self, Route};
 use super::protocol::failure;
 use super::queue::{Answered, Entrance, Job, Queue, stopping};
@@ -162,7 +162,7 @@ fn attend(stream: TcpStream, shared: &Shared) {
 async fn answer(
     request: Request<Incoming>,
     shared: &Shared,
-    place: &Place,
+    place: &ConnectionSlot,
 ) -> std::result::Result<Response<Full<Bytes>>, Infallible> {
     place.works(false);
     let (status, text) = match accept(request, shared, place).await {
@@ -208,7 +208,7 @@ impl Refusal {
 async fn accept(
     request: Request<Incoming>,
     shared: &Shared,
-    place: &Place,
+    place: &ConnectionSlot,
 ) -> std::result::Result<Answered, Refusal> {
     if shared.local && !names_this_machine(request.headers()) {
         return Err(Refusal(403, "the Host header names another machine than this one".into()));

@@ -8,13 +8,13 @@ use xlstm_manifests::run_manifest::METRICS_NAME;
 
 use super::validate::Measurement;
 use crate::error::Result;
-use crate::metrics::{EventWriter, Line, Lines, Progress};
+use crate::metrics::{EventWriter, Line, Lines, TrainingProgress};
 
 /// Writers of rank 0; the others only keep time.
-pub(super) struct Report {
+pub(super) struct RunLog {
     lines: Option<Lines>,
     events: Option<EventWriter>,
-    pub(super) progress: Progress,
+    pub(super) progress: TrainingProgress,
     since: Instant,
     tokens: u64,
     waited: f64,
@@ -39,12 +39,12 @@ pub(super) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |duration| duration.as_secs_f64())
 }
 
-impl Report {
+impl RunLog {
     pub(super) fn new(
         run: &Path,
         first_rank: bool,
         tensorboard: bool,
-        progress: Progress,
+        progress: TrainingProgress,
         utilization: Option<f64>,
     ) -> Result<Self> {
         let lines = if first_rank { Some(Lines::append(&run.join(METRICS_NAME))?) } else { None };

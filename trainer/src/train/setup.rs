@@ -26,7 +26,7 @@ use super::early::EarlyStop;
 use super::options::{Existing, RecordSteps, TrainOptions, beside, check_rows, resolve_recipe, split_folder};
 use super::plan::{memory_estimate, micro_batch_rows};
 use super::recorded::Recording;
-use super::report::{Report, now};
+use super::report::{RunLog, now};
 use super::trainer::Trainer;
 use crate::checkpoint::{self, MODEL_NAME, OPTIMIZER_NAME, Retention, Writer};
 use crate::command_line::say;
@@ -34,8 +34,8 @@ use crate::communicator::Communicator;
 use crate::device::DeviceInfo;
 use crate::environment;
 use crate::error::{Result, TrainError};
-use crate::loader::Shape;
-use crate::metrics::{Progress, RowLog, peak_operations};
+use crate::loader::BatchShape;
+use crate::metrics::{RowLog, TrainingProgress, peak_operations};
 use crate::model::{Model, Placement, check_sizes};
 use crate::optimizer::AdamW;
 use crate::run::check_finite;
@@ -272,8 +272,8 @@ fn assemble(
     let (rank, world) = (communicator.rank(), communicator.world_size());
     let peak = peak_operations(&device.name).map(|peak| peak * world as f64);
     let utilization = peak.map(|peak| recipe.operations_per_token() as f64 / peak);
-    let progress = Progress::new(recipe.training.steps, resumed.step, rank == 0);
-    let report = Report::new(&run, rank == 0, recipe.logging.tensorboard, progress, utilization)?;
+    let progress = TrainingProgress::new(recipe.training.steps, resumed.step, rank == 0);
+    let report = RunLog::new(&run, rank == 0, recipe.logging.tensorboard, progress, utilization)?;
     let log = recipe.logging.rows.then(|| RowLog::append(&run, rank, world)).transpose()?;
     let retention = Retention {
         keep_last: usize::try_from(recipe.checkpoint.keep_last).unwrap_or(usize::MAX),
@@ -281,7 +281,7 @@ fn assemble(
     };
     let writer = (rank == 0).then(|| Writer::new(run.join(CHECKPOINTS_NAME), retention));
     let early = EarlyStop::new(&recipe.validation, &run, resumed.step)?;
-    let shape = Shape {
+    let shape = BatchShape {
         rows: usize::try_from(agreed.micro_batch_rows).unwrap_or(1),
         context: usize::try_from(recipe.training.context_length).unwrap_or(1),
         resets: recipe.training.reset_at_document_boundaries,

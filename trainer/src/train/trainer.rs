@@ -11,14 +11,14 @@ use xlstm_manifests::run_manifest::DatasetRef;
 
 use super::early::EarlyStop;
 use super::recorded::Recording;
-use super::report::Report;
+use super::report::RunLog;
 use super::step::StepEnd;
 use super::validate::measure;
 use crate::checkpoint::{Snapshot, Writer};
 use crate::communicator::Communicator;
 use crate::device::DeviceInfo;
 use crate::error::Result;
-use crate::loader::{Loader, Plan, Shape};
+use crate::loader::{BatchShape, Loader, LoaderOptions};
 use crate::metrics::RowLog;
 use crate::model::{Model, metadata};
 use crate::optimizer::AdamW;
@@ -48,13 +48,13 @@ pub struct Trainer {
     pub(super) train: Arc<dyn Rows>,
     pub(super) validation: Option<Box<dyn Rows>>,
     pub(super) order: Order,
-    pub(super) shape: Shape,
+    pub(super) shape: BatchShape,
     pub(super) model: Model,
     pub(super) optimizer: AdamW,
     pub(super) communicator: Box<dyn Communicator>,
     pub(super) signals: Signals,
     pub(super) writer: Option<Writer>,
-    pub(super) report: Report,
+    pub(super) report: RunLog,
     /// Steps done.
     pub(super) step: u64,
     /// Tokens that went into them.
@@ -133,7 +133,7 @@ impl Trainer {
         if self.step == 0 && !self.validate()? {
             return self.stop();
         }
-        let plan = Plan {
+        let plan = LoaderOptions {
             order: self.order.clone(),
             rank: self.communicator.rank(),
             world: self.communicator.world_size(),

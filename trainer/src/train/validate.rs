@@ -8,7 +8,7 @@ use xlstm_manifests::rows::Rows;
 
 use crate::communicator::{Communicator, flags};
 use crate::error::{Result, TrainError};
-use crate::loader::{MicroBatch, Shape};
+use crate::loader::{BatchShape, MicroBatch};
 use crate::metrics::score_targets;
 use crate::model::{IGNORE_TARGET, Model};
 use crate::signals::Signals;
@@ -45,7 +45,7 @@ pub fn measure(
     model: &Model,
     dataset: &dyn Rows,
     rows: u64,
-    shape: Shape,
+    shape: BatchShape,
     communicator: &dyn Communicator,
     signals: &Signals,
 ) -> Result<Option<Measurement>> {

@@ -10,7 +10,7 @@ use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::{Manifest, Sha256Digest};
 use xlstm_pipeline::audit::{Amount, AuditArgs, Check, SplitReport, audit};
 
-use super::{Chain, Depth, State, differ};
+use super::{Chain, Depth, LinkState, differ};
 use crate::provenance::{DatasetLink, Found, Recorded};
 
 impl Chain {
@@ -43,7 +43,7 @@ impl Chain {
 
     /// Who vouches for the source files, as the manifest recorded it when they were read.
     fn origin(&mut self, name: &str, folder: &Path, origin: &Origin) {
-        let state = if origin.is_verified() { State::Ok } else { State::Unchecked };
+        let state = if origin.is_verified() { LinkState::Ok } else { LinkState::Unchecked };
         let mut detail = origin.sentence();
         if origin.is_verified() {
             detail.push_str("; `xlstm-data audit --sources` asks the publisher again");

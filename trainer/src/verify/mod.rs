@@ -43,7 +43,7 @@ pub struct Depth {
 /// How a link was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+pub enum LinkState {
     /// It holds.
     Ok,
     /// It does not hold: something was altered.
@@ -64,7 +64,7 @@ pub struct Link {
     /// The file or folder that it leads to.
     pub path: PathBuf,
     /// How it was found.
-    pub state: State,
+    pub state: LinkState,
     /// What was compared; for a failed one, what was expected, what was found.
     pub detail: String,
 }
@@ -92,33 +92,33 @@ impl Chain {
     /// Whether no link is broken. Links that are not at hand or end in a claim do not count.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.count(State::Failed) == 0
+        self.count(LinkState::Failed) == 0
     }
 
     /// How many links were found so.
     #[must_use]
-    pub fn count(&self, state: State) -> usize {
+    pub fn count(&self, state: LinkState) -> usize {
         self.links.iter().filter(|link| link.state == state).count()
     }
 
-    fn add(&mut self, link: &str, path: &Path, state: State, detail: impl Into<String>) {
+    fn add(&mut self, link: &str, path: &Path, state: LinkState, detail: impl Into<String>) {
         self.links.push(Link { link: link.into(), path: path.into(), state, detail: detail.into() });
     }
 
     fn ok(&mut self, link: &str, path: &Path, detail: impl Into<String>) {
-        self.add(link, path, State::Ok, detail);
+        self.add(link, path, LinkState::Ok, detail);
     }
 
     fn failed(&mut self, link: &str, path: &Path, detail: impl Into<String>) {
-        self.add(link, path, State::Failed, detail);
+        self.add(link, path, LinkState::Failed, detail);
     }
 
     fn not_at_hand(&mut self, link: &str, path: &Path, detail: impl Into<String>) {
-        self.add(link, path, State::NotAtHand, detail);
+        self.add(link, path, LinkState::NotAtHand, detail);
     }
 
     fn not_asked(&mut self, link: &str, path: &Path, detail: impl Into<String>) {
-        self.add(link, path, State::NotAsked, detail);
+        self.add(link, path, LinkState::NotAsked, detail);
     }
 
     /// One link for a list of things that were found wrong: held when there is none.

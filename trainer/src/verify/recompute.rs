@@ -9,7 +9,7 @@ use super::Chain;
 use crate::checkpoint::MODEL_NAME;
 use crate::communicator::SingleProcess;
 use crate::error::{Result, TrainError};
-use crate::loader::Shape;
+use crate::loader::BatchShape;
 use crate::metrics::Line;
 use crate::model::Placement;
 use crate::provenance::RunLinks;
@@ -73,7 +73,7 @@ fn again(parameters: &Path, data: &Dataset, figure: &Line, recipe: &Recipe) -> R
     let placement = Placement::new(tch::Device::Cpu, Precision::Float32, false);
     let (model, _) = load_model(parameters, None, placement)?;
     let context = recipe.training.context_length;
-    let shape = Shape {
+    let shape = BatchShape {
         rows: 1,
         context: usize::try_from(context)
             .map_err(|_| TrainError::Internal(format!("a context of {context} tokens")))?,

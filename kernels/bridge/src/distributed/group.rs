@@ -23,7 +23,7 @@ pub struct Group {
 
 /// Reads how many buckets of gradients this rank has sent, from any thread.
 #[derive(Debug, Clone)]
-pub struct Progress(Arc<GroupHandle>);
+pub struct BucketCounter(Arc<GroupHandle>);
 
 #[derive(Debug)]
 struct GroupHandle {
@@ -86,8 +86,8 @@ impl Group {
 
     /// For a thread that watches this rank.
     #[must_use]
-    pub fn progress(&self) -> Progress {
-        Progress(Arc::clone(&self.handle))
+    pub fn progress(&self) -> BucketCounter {
+        BucketCounter(Arc::clone(&self.handle))
     }
 
     /// Sums a tensor over all ranks, in place.
@@ -159,7 +159,7 @@ impl GroupHandle {
     }
 }
 
-impl Progress {
+impl BucketCounter {
     /// Buckets of gradients that this rank has handed to the group.
     #[must_use]
     pub fn buckets(&self) -> u64 {

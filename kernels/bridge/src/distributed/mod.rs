@@ -14,7 +14,7 @@ mod group;
 mod nccl;
 mod store;
 
-pub use group::{Group, Progress, Reducer};
+pub use group::{BucketCounter, Group, Reducer};
 pub use nccl::has_nccl;
 pub use store::Store;
 
