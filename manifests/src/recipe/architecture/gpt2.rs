@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ActivationSetup, Architecture, Checker, ModelSize};
+use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, stated_or};
 use crate::recipe::Result;
 
 /// A GPT-2: layer norms and linear maps with biases, learned positions, full causal attention, GELU, tied embeddings.
@@ -59,7 +59,7 @@ impl Gpt2Config {
     /// Width of the feed-forward, derived where it is not stated.
     #[must_use]
     pub fn feed_forward(&self) -> u64 {
-        if self.feed_forward_dim == 0 { 4 * self.embedding_dim } else { self.feed_forward_dim }
+        stated_or(self.feed_forward_dim, 4 * self.embedding_dim)
     }
 }
 
@@ -97,14 +97,8 @@ impl Architecture for Gpt2Config {
         ModelSize { parameters: products + self.positions * d + 2 * d + biases, product_parameters: products }
     }
 
-    /// `6·P + 6·L·d·T`: `P` parameters in products; in each of `L` blocks a token meets on average half of its context's
-    /// `T` keys and as many values of width `d` (2 operations each), and twice that in the backward pass.
-    fn operations_per_token(&self, context_length: u64) -> u64 {
-        6 * self.size().product_parameters + 6 * self.blocks * self.embedding_dim * context_length
-    }
-
-    fn formula(&self) -> &'static str {
-        "6P+6LdT"
+    fn mixing(&self) -> Mixing {
+        Mixing::Attention
     }
 
     fn longest_context(&self) -> Option<u64> {

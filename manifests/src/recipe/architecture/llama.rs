@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ActivationSetup, Architecture, Checker, ModelSize};
+use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, stated_or};
 use crate::recipe::Result;
 
 /// A Llama: RMS norms, rotary positions, full causal attention, SwiGLU, no biases.
@@ -63,10 +63,7 @@ impl LlamaConfig {
     /// Width of the feed-forward, derived where it is not stated.
     #[must_use]
     pub fn feed_forward(&self) -> u64 {
-        match self.feed_forward_dim {
-            0 => (8 * self.embedding_dim / 3).div_ceil(64) * 64,
-            stated => stated,
-        }
+        stated_or(self.feed_forward_dim, (8 * self.embedding_dim / 3).div_ceil(64) * 64)
     }
 }
 
@@ -106,14 +103,8 @@ impl Architecture for LlamaConfig {
         ModelSize { parameters: products + v * d + d + self.blocks * 2 * d, product_parameters: products }
     }
 
-    /// `6·P + 6·L·d·T`: `P` parameters in products; in each of `L` blocks a token meets on average half of its context's
-    /// `T` keys and as many values of width `d` (2 operations each), and twice that in the backward pass.
-    fn operations_per_token(&self, context_length: u64) -> u64 {
-        6 * self.size().product_parameters + 6 * self.blocks * self.embedding_dim * context_length
-    }
-
-    fn formula(&self) -> &'static str {
-        "6P+6LdT"
+    fn mixing(&self) -> Mixing {
+        Mixing::Attention
     }
 
     /// In float32: two residual sums, two norms and their inputs, queries and keys before and after the rotation; in the

@@ -11,7 +11,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ActivationSetup, Architecture, Checker, ModelSize};
+use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, stated_or};
 use crate::recipe::Result;
 
 /// H3: a shift and a diagonal state-space model, multiplied together.
@@ -79,10 +79,6 @@ impl Default for HyenaConfig {
     }
 }
 
-fn feed_forward(stated: u64, width: u64) -> u64 {
-    if stated == 0 { 4 * width } else { stated }
-}
-
 /// Numbers of the shell around mixers with `products` in matrices and `others` beside them.
 fn shell([v, d, blocks, f]: [u64; 4], products: u64, others: u64) -> ModelSize {
     let products = blocks * (products + 2 * d * f) + v * d;
@@ -91,7 +87,7 @@ fn shell([v, d, blocks, f]: [u64; 4], products: u64, others: u64) -> ModelSize {
 }
 
 /// Operations of the transforms of one convolution of `channels`, by token: three transforms of twice the length.
-fn transforms(channels: u64, context_length: u64) -> u64 {
+pub(super) fn transforms(channels: u64, context_length: u64) -> u64 {
     let levels = u64::from((2 * context_length.max(2)).ilog2());
     3 * 2 * 5 * channels * levels / 2
 }
@@ -106,7 +102,7 @@ impl H3Config {
     /// Width of the feed-forward, derived where it is not stated.
     #[must_use]
     pub fn feed_forward(&self) -> u64 {
-        feed_forward(self.feed_forward_dim, self.embedding_dim)
+        stated_or(self.feed_forward_dim, 4 * self.embedding_dim)
     }
 }
 
@@ -139,14 +135,8 @@ impl Architecture for H3Config {
         shell([self.vocabulary_size, d, self.blocks, self.feed_forward()], 4 * d * d, (5 * n + 7) * d)
     }
 
-    /// `6·P + 3·F`: `P` parameters in products, `F` operations of the convolutions' transforms.
-    fn operations_per_token(&self, context_length: u64) -> u64 {
-        let forward = 2 * self.blocks * transforms(self.embedding_dim, context_length);
-        6 * self.size().product_parameters + 3 * forward
-    }
-
-    fn formula(&self) -> &'static str {
-        "6P+3F"
+    fn mixing(&self) -> Mixing {
+        Mixing::Convolutions(2 * self.blocks)
     }
 
     fn activation_bytes(&self, _index: u64, setup: &ActivationSetup) -> u64 {
@@ -158,7 +148,7 @@ impl HyenaConfig {
     /// Width of the feed-forward, derived where it is not stated.
     #[must_use]
     pub fn feed_forward(&self) -> u64 {
-        feed_forward(self.feed_forward_dim, self.embedding_dim)
+        stated_or(self.feed_forward_dim, 4 * self.embedding_dim)
     }
 }
 
@@ -200,14 +190,8 @@ impl Architecture for HyenaConfig {
         shell([self.vocabulary_size, d, self.blocks, self.feed_forward()], (o + 2) * d * d, others)
     }
 
-    /// `6·P + 3·F`: `P` parameters in products, `F` operations of the convolutions' transforms.
-    fn operations_per_token(&self, context_length: u64) -> u64 {
-        let forward = (self.order - 1) * self.blocks * transforms(self.embedding_dim, context_length);
-        6 * self.size().product_parameters + 3 * forward
-    }
-
-    fn formula(&self) -> &'static str {
-        "6P+3F"
+    fn mixing(&self) -> Mixing {
+        Mixing::Convolutions((self.order - 1) * self.blocks)
     }
 
     fn longest_context(&self) -> Option<u64> {

@@ -12,7 +12,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ActivationSetup, Architecture, Checker, ModelSize};
+use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, stated_or};
 use crate::recipe::Result;
 
 /// LSTM layers, alone or as blocks of a residual network.
@@ -64,7 +64,7 @@ impl LstmConfig {
     /// Width of a feed-forward, derived where it is not stated.
     #[must_use]
     pub fn feed_forward(&self) -> u64 {
-        if self.feed_forward_dim == 0 { 4 * self.embedding_dim } else { self.feed_forward_dim }
+        stated_or(self.feed_forward_dim, 4 * self.embedding_dim)
     }
 
     /// LSTM layers and feed-forwards, in order: whether each is a feed-forward.
@@ -128,13 +128,9 @@ impl Architecture for LstmConfig {
         ModelSize { parameters: products + v * d + lstm * 8 * d + norms, product_parameters: products }
     }
 
-    /// `6·P`: `P` parameters in products, the recurrent ones among them.
-    fn operations_per_token(&self, _context_length: u64) -> u64 {
-        6 * self.size().product_parameters
-    }
-
-    fn formula(&self) -> &'static str {
-        "6P"
+    /// The recurrent products are among those with parameters.
+    fn mixing(&self) -> Mixing {
+        Mixing::Nothing
     }
 
     /// Of an LSTM in float32: four gates, cell, its tanh, output, and two residual sums; of a feed-forward the two sums,

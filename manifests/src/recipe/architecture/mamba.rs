@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ActivationSetup, Architecture, Checker, ModelSize};
+use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize};
 use crate::recipe::Result;
 
 /// Taps of the convolution.
@@ -92,13 +92,8 @@ impl Architecture for MambaConfig {
         ModelSize { parameters: products + v * d + others, product_parameters: products }
     }
 
-    /// `6·P + 12·M`: `P` parameters in products, `M` numbers in the states of all layers, each written and read once.
-    fn operations_per_token(&self, _context_length: u64) -> u64 {
-        6 * self.size().product_parameters + 12 * self.blocks * self.inner() * self.state_dim
-    }
-
-    fn formula(&self) -> &'static str {
-        "6P+12M"
+    fn mixing(&self) -> Mixing {
+        Mixing::States(self.blocks * self.inner() * self.state_dim)
     }
 
     /// In float32: the residual, its norm, what goes into and out of the scan with its gates, and saved states; in the

@@ -83,6 +83,26 @@ pub struct ActivationSetup {
     pub context_length: u64,
 }
 
+/// What it costs that a token reads the tokens before it, beside the products with parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mixing {
+    /// Nothing: all of it is among the products.
+    Nothing,
+    /// `12·M`: `M` numbers in the states of all layers, each written and read once (2 operations each), and twice that
+    /// in the backward pass. The context's length does not matter.
+    States(u64),
+    /// `6·L·d·T`: in each of `L` blocks a token meets on average half of its context's `T` keys and as many values of
+    /// width `d` (2 operations each), and twice that in the backward pass.
+    Attention,
+    /// `3·F`: this many convolutions as long as the text, `F` operations of their transforms forward.
+    Convolutions(u64),
+}
+
+/// A width that a recipe states, or the derived one where it states 0.
+fn stated_or(stated: u64, derived: u64) -> u64 {
+    if stated == 0 { derived } else { stated }
+}
+
 /// The arithmetic of an architecture: what can be said of a model without building it.
 pub trait Architecture {
     /// Rows of the token embedding and of the output projection.
@@ -107,12 +127,33 @@ pub trait Architecture {
     /// Parameters, to the last one.
     fn size(&self) -> ModelSize;
 
-    /// Operations of forward and backward pass for one token in contexts of `context_length` tokens. A multiplication
-    /// and an addition are two; what is computed again in the backward pass is not counted.
-    fn operations_per_token(&self, context_length: u64) -> u64;
+    /// How a token reads the tokens before it.
+    fn mixing(&self) -> Mixing;
+
+    /// Operations of forward and backward pass for one token in contexts of `context_length` tokens: six for each
+    /// parameter in products, and those of [`mixing`](Self::mixing). A multiplication and an addition are two; what is
+    /// computed again in the backward pass is not counted.
+    fn operations_per_token(&self, context_length: u64) -> u64 {
+        let mixing = match self.mixing() {
+            Mixing::Nothing => 0,
+            Mixing::States(numbers) => 12 * numbers,
+            Mixing::Attention => 6 * self.blocks() * self.embedding_dim() * context_length,
+            Mixing::Convolutions(count) => {
+                3 * count * long_filters::transforms(self.embedding_dim(), context_length)
+            }
+        };
+        6 * self.size().product_parameters + mixing
+    }
 
     /// The formula behind [`operations_per_token`](Self::operations_per_token), for reports.
-    fn formula(&self) -> &'static str;
+    fn formula(&self) -> &'static str {
+        match self.mixing() {
+            Mixing::Nothing => "6P",
+            Mixing::States(_) => "6P+12M",
+            Mixing::Attention => "6P+6LdT",
+            Mixing::Convolutions(_) => "6P+3F",
+        }
+    }
 
     /// The longest context that the model can be given; `None`: any. Learned positions end somewhere.
     fn longest_context(&self) -> Option<u64> {

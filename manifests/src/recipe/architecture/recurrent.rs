@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ActivationSetup, Architecture, Checker, ModelSize};
+use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, stated_or};
 use crate::recipe::Result;
 
 /// What a mixer of the shell brings.
@@ -183,10 +183,7 @@ impl<M: RecurrentMixer> RecurrentConfig<M> {
     /// Width of the feed-forward, derived where it is not stated.
     #[must_use]
     pub fn feed_forward(&self) -> u64 {
-        match self.feed_forward_dim {
-            0 => (self.embedding_dim * M::FEED_RATIO * 2 / 3).div_ceil(256) * 256,
-            stated => stated,
-        }
+        stated_or(self.feed_forward_dim, (self.embedding_dim * M::FEED_RATIO * 2 / 3).div_ceil(256) * 256)
     }
 
     /// Heads of the mixer, derived where they are not stated.
@@ -238,14 +235,8 @@ impl<M: RecurrentMixer> Architecture for RecurrentConfig<M> {
         ModelSize { parameters: products + v * d + vectors, product_parameters: products }
     }
 
-    /// `6·P + 12·M`: `P` parameters in products, `M` numbers in the states of all layers, each written and read once.
-    fn operations_per_token(&self, _context_length: u64) -> u64 {
-        let memory = self.blocks * M::memory(self.embedding_dim, self.mixer_heads());
-        6 * self.size().product_parameters + 12 * memory
-    }
-
-    fn formula(&self) -> &'static str {
-        "6P+12M"
+    fn mixing(&self) -> Mixing {
+        Mixing::States(self.blocks * M::memory(self.embedding_dim, self.mixer_heads()))
     }
 
     /// In float32: residual sums, norms, the mixer's gates and its result before and after the norm; in the products'

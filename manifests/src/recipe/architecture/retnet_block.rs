@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ActivationSetup, Architecture, Checker, ModelSize};
+use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, stated_or};
 use crate::recipe::Result;
 
 /// A RetNet of GPT-like blocks: layer norms and linear maps with biases, rotary positions, GELU.
@@ -38,7 +38,7 @@ impl RetnetBlockConfig {
     /// Width of the feed-forward, derived where it is not stated.
     #[must_use]
     pub fn feed_forward(&self) -> u64 {
-        if self.feed_forward_dim == 0 { 4 * self.embedding_dim } else { self.feed_forward_dim }
+        stated_or(self.feed_forward_dim, 4 * self.embedding_dim)
     }
 }
 
@@ -76,14 +76,8 @@ impl Architecture for RetnetBlockConfig {
         ModelSize { parameters: products + v * d + vectors, product_parameters: products }
     }
 
-    /// `6·P + 12·M`: `P` parameters in products, `M` numbers in the states of all layers, each written and read once.
-    fn operations_per_token(&self, _context_length: u64) -> u64 {
-        let memory = self.blocks * self.embedding_dim * (self.embedding_dim / self.heads.max(1));
-        6 * self.size().product_parameters + 12 * memory
-    }
-
-    fn formula(&self) -> &'static str {
-        "6P+12M"
+    fn mixing(&self) -> Mixing {
+        Mixing::States(self.blocks * self.embedding_dim * (self.embedding_dim / self.heads.max(1)))
     }
 
     /// In float32: residual sums, norms, queries and keys as they were turned, retention's result before and after its

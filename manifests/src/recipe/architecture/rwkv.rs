@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ActivationSetup, Architecture, Checker, ModelSize};
+use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, stated_or};
 use crate::recipe::Result;
 
 /// What a version brings.
@@ -92,11 +92,8 @@ impl<N: RwkvVersion> RwkvConfig<N> {
     /// Width of the channel mix, derived where it is not stated.
     #[must_use]
     pub fn feed_forward(&self) -> u64 {
-        match (self.feed_forward_dim, N::NUMBER) {
-            (0, 6) => 7 * self.embedding_dim / 64 * 32,
-            (0, _) => 4 * self.embedding_dim,
-            (stated, _) => stated,
-        }
+        let derived = if N::NUMBER == 6 { 7 * self.embedding_dim / 64 * 32 } else { 4 * self.embedding_dim };
+        stated_or(self.feed_forward_dim, derived)
     }
 
     /// Matrices of a block, and what is beside them.
@@ -158,13 +155,8 @@ impl<N: RwkvVersion> Architecture for RwkvConfig<N> {
         }
     }
 
-    /// `6·P + 12·M`: `P` parameters in products, `M` numbers in the states of all layers, each written and read once.
-    fn operations_per_token(&self, _context_length: u64) -> u64 {
-        6 * self.size().product_parameters + 12 * self.blocks * self.memory()
-    }
-
-    fn formula(&self) -> &'static str {
-        "6P+12M"
+    fn mixing(&self) -> Mixing {
+        Mixing::States(self.blocks * self.memory())
     }
 
     /// In float32: residual sums, norms, shifts and mixes, the cell's inputs and its result; in the products' type: inputs

@@ -9,7 +9,7 @@
 //! Numbers in the paper's table 7 are reproduced to the parameter with a vocabulary of 50304.
 
 use super::{BlockKind, ForgetGate, GateWeights, SlstmFunction, XlstmConfig};
-use crate::recipe::architecture::{ActivationSetup, Architecture, Checker, ModelSize};
+use crate::recipe::architecture::{ActivationSetup, Architecture, Checker, Mixing, ModelSize};
 use crate::recipe::{ComputePath, Result};
 
 impl Architecture for XlstmConfig {
@@ -83,15 +83,9 @@ impl Architecture for XlstmConfig {
         size
     }
 
-    /// `6·P + 12·M`: `P` parameters in products; `M` = Σ over mLSTM blocks of heads × head dimension², the cells of
-    /// the matrix memories, each written and read once (2 operations each), and twice that in the backward pass. The
-    /// context's length does not matter.
-    fn operations_per_token(&self, _context_length: u64) -> u64 {
-        6 * self.size().product_parameters + 12 * self.memory_cells()
-    }
-
-    fn formula(&self) -> &'static str {
-        "6P+12M"
+    /// Σ over mLSTM blocks of heads × head dimension².
+    fn mixing(&self) -> Mixing {
+        Mixing::States(self.memory_cells())
     }
 
     fn activation_bytes(&self, index: u64, setup: &ActivationSetup) -> u64 {
