@@ -87,7 +87,7 @@ tools: .tools/bin/cargo-deny
 
 bench: ## speed and memory of the data side against its peer (docs/benchmarks/README.md)
 	$(CARGO) build --release --locked -p xlstm-pipeline --bins --examples
-	docs/benchmarks/run.sh
+	docs/benchmarks/data/run.sh
 
 clean-demo: ## remove what the demo made
 	rm -rf $(DEMO) $(RUN)

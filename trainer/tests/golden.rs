@@ -334,7 +334,7 @@ fn golden_optimizer_steps() {
         let (losses, norms) = (values(&file, "train.losses"), values(&file, "train.grad_norms"));
         // Rounding of float32 grows about threefold with each step, most of all in the norm. The official package is
         // 1.3e-4 from the golden norms (which are its own) when one parameter is moved by one unit in the last place,
-        // and the golden norms are 6e-5 from its float64 run (docs/benchmarks/golden-noise.txt): float64 can be held to
+        // and the golden norms are 6e-5 from its float64 run (docs/benchmarks/cpu/epyc-zen4/golden-noise.txt): float64 can be held to
         // 1e-4, float32 to twice what one rounding does.
         for (kind, norm_tolerance) in [(Kind::Double, 1e-4), (Kind::Float, 2.6e-4)] {
             let (found_losses, found_norms) = train(&file, kind);

@@ -73,7 +73,7 @@ pub enum Direction {
 }
 
 impl SlstmSizes {
-    /// The fastest of those measured on an H100 (docs/benchmarks/cuda-slstm-bench.jsonl), each at a batch of 16, 64 and
+    /// The fastest of those measured on an H100 (docs/benchmarks/gpu/kernels/slstm-bench.jsonl), each at a batch of 16, 64 and
     /// 256. Few sequences want many blocks a head (latency), many sequences few (they wait for free multiprocessors).
     /// `None` for a head that the kernels have no split for.
     #[must_use]
@@ -103,7 +103,7 @@ impl SlstmSizes {
     }
 
     /// Through device memory. Sixteen rows a block are the fastest as long as all groups of four heads run at once on about 130
-    /// multiprocessors, then 32 where a block has the memory (docs/benchmarks/cuda-slstm-spread.jsonl).
+    /// multiprocessors, then 32 where a block has the memory (docs/benchmarks/gpu/kernels/slstm-spread.jsonl).
     fn fastest_spread(
         architecture: Architecture,
         units: u32,

@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn fused_kernels_take_what_was_measured() {
-        // docs/benchmarks/cuda-training.md: peaks in GiB on an H200.
+        // docs/benchmarks/gpu/training.md: peaks in GiB on an H200.
         for (name, rows, measured) in [
             ("125m-1to0", 32, 59.2),
             ("125m-7to1", 32, 59.3),
