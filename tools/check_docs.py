@@ -3,12 +3,14 @@
 
     python3 tools/check_docs.py [--links] [FILE.md …]
 
+Reference: docs/reference is what the programs' `--help` prints (`tools/command_reference.py`).
+
 Links: each relative link of every tracked Markdown file names a file of the repository, and each `#anchor` a heading.
 
 Commands: each block marked `sh` in the README and in docs/guides is run, line by line, with `bash -e`, in one temporary
 folder for all of them. There `data/demo` and `runs/demo` are small stand-ins of what `make demo` makes: prepared from
 the project's own documents, trained for two steps. A block after the comment `<!-- needs: hub -->` (or `gpu`, `slurm`,
-`torch`, `minutes`) is parsed but not run, and counted. Blocks marked `console` are transcripts and are not run.
+`ray`, `torch`, `minutes`) is parsed but not run, and counted. Blocks marked `console` are transcripts and are not run.
 """
 
 from __future__ import annotations
@@ -121,6 +123,8 @@ def main() -> None:
         raise SystemExit(1)
     print(f"{len(paths)} documents, every link leads somewhere")
     if not arguments.links:
+        check = [sys.executable, str(ROOT / "tools" / "command_reference.py"), "--check"]
+        run(check, ROOT, dict(os.environ), " ".join(check))
         commands([path for path in paths if path.name == "README.md" and path.parent == ROOT or "guides" in path.parts])
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prepares a dataset as Ray tasks, then merges: the same bytes as one process.
 
-    ray job submit --working-dir . -- python docs/clusters/ray_prepare.py --tasks 32 --out /shared/slimpajama -- slimpajama --split train
+    ray job submit --working-dir docs/clusters -- python ray_prepare.py --tasks 32 --out /shared/slimpajama -- slimpajama --split train
 
 What follows `--` goes to `xlstm-data prepare`. Every node needs `xlstm-data` on its path and must see the output folder.
 Ray starts a task again when its node is lost; the task continues where it was.
