@@ -16,7 +16,7 @@
 //!
 //! `root` (module `identity`) is one digest over everything that decides the tokens and nothing that
 //! does not: no time, host, thread count, shard size or path of the machine enters it.
-//! The byte-level description is `docs/manifest-format.md`.
+//! The byte-level description is `docs/reference/dataset-format.md`.
 
 pub mod arrow_file;
 mod arrow_layout;

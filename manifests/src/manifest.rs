@@ -302,7 +302,7 @@ impl TryFrom<PackingInFile> for Packing {
             STORED => Targets::Stored,
             other => {
                 return Err(format!(
-                    "expected `{STORED}` or one of the two sentences of docs/manifest-format.md in `targets`, found \
+                    "expected `{STORED}` or one of the two sentences of docs/reference/dataset-format.md in `targets`, found \
                      `{other}`"
                 ));
             }

@@ -5,7 +5,7 @@
     python tests/python/read_shards.py data/crates/train [EXPORTED_STREAM.arrow ...]
 
 Nothing of this project is imported: what is here is all that another program needs to know. See
-docs/read_with_python.md.
+docs/guides/python.md.
 """
 
 import json

@@ -172,7 +172,7 @@ const EXPERIMENTS: &[Experiment] = &[
         what: "LAMBADA, HellaSwag, PIQA, ARC-E, ARC-C, WinoGrande, zero-shot",
         recipes: &["table3-300b"],
         kind: "tasks",
-        commands: &["xlstm-eval serve RUN", "docs/zero-shot.md has the command of each task"],
+        commands: &["xlstm-eval serve RUN", "docs/guides/zero-shot.md has the command of each task"],
         without: "",
         sweeps: &[],
     },

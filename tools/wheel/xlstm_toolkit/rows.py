@@ -1,7 +1,7 @@
 """A prepared, packed split as a `torch.utils.data.Dataset`.
 
 Shards are mapped, not read: opening costs no memory, and worker processes share the pages. Format:
-docs/manifest-format.md of the toolkit. Shapes: T is the row length of the split (2048).
+docs/reference/dataset-format.md of the toolkit. Shapes: T is the row length of the split (2048).
 """
 
 from __future__ import annotations
