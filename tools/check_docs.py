@@ -3,6 +3,8 @@
 
     python3 tools/check_docs.py [--links] [FILE.md …]
 
+Pictures: docs/images/speed.svg is what docs/benchmarks says (`tools/speed_chart.py`).
+
 Reference: docs/reference is what the programs' `--help` prints (`tools/command_reference.py`).
 
 Links: each relative link of every tracked Markdown file names a file of the repository, and each `#anchor` a heading.
@@ -122,6 +124,8 @@ def main() -> None:
     if broken:
         raise SystemExit(1)
     print(f"{len(paths)} documents, every link leads somewhere")
+    check = [sys.executable, str(ROOT / "tools" / "speed_chart.py"), "--check"]
+    run(check, ROOT, dict(os.environ), " ".join(check))
     if not arguments.links:
         check = [sys.executable, str(ROOT / "tools" / "command_reference.py"), "--check"]
         run(check, ROOT, dict(os.environ), " ".join(check))
