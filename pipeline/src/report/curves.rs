@@ -18,6 +18,8 @@ const LEFT: f64 = 9.0;
 const RIGHT: f64 = 1.0;
 /// Points of a curve that are drawn: more would only be ink.
 const MAX_POINTS: usize = 300;
+/// Points from which on a curve is worth smoothing.
+const MIN_SMOOTHED: usize = 20;
 /// Rows of the table under a curve.
 const TABLE_ROWS: usize = 16;
 /// Styles of series in `style.css`.
@@ -32,8 +34,30 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
     /// Dots instead of a line.
     pub dots: bool,
+    /// Whether a line is smoothed, with the values as they are behind it. A short one is not.
+    pub smoothed: bool,
     /// Its style: series of one run have the same one.
     pub style: usize,
+}
+
+impl Series {
+    /// Half the window of the mean by which this line is smoothed, where it is.
+    fn half_window(&self) -> Option<usize> {
+        let enough = self.smoothed && !self.dots && self.points.len() >= MIN_SMOOTHED;
+        enough.then(|| (self.points.len() / 50).max(2))
+    }
+
+    /// Each point with the mean of its neighbors: as many before as after it, so that the line does not lag, and fewer
+    /// towards the ends.
+    fn smooth(&self, half: usize) -> Vec<(f64, f64)> {
+        let last = self.points.len().saturating_sub(1);
+        let mean = |at: usize| {
+            let reach = half.min(at).min(last - at);
+            let window = &self.points[at - reach..=at + reach];
+            window.iter().map(|point| point.1).sum::<f64>() / window.len() as f64
+        };
+        self.points.iter().enumerate().map(|(at, point)| (point.0, mean(at))).collect()
+    }
 }
 
 /// What lies between two curves: the lowest and the highest of several.
@@ -94,14 +118,15 @@ impl Curves {
         if series.is_empty() {
             return;
         }
-        let thinned: Vec<Series> =
-            series.iter().map(|one| Series { points: thin(&one.points), ..one.clone() }).collect();
-        let averaged = series.iter().zip(&thinned).any(|(all, some)| all.points.len() > some.points.len());
-        page.push(&self.picture(&thinned, averaged));
+        page.push(&self.picture(&series));
         self.table(page, &series);
     }
 
-    fn picture(&self, series: &[Series], averaged: bool) -> String {
+    fn picture(&self, all: &[Series]) -> String {
+        let series: Vec<Series> =
+            all.iter().map(|one| Series { points: thin(&one.points), ..one.clone() }).collect();
+        let averaged = all.iter().zip(&series).any(|(all, some)| all.points.len() > some.points.len());
+        let smooth = |one: &Series| one.half_window().map(|half| thin(&one.smooth(half)));
         let usable = |&&(x, low, high): &&(f64, f64, f64)| {
             x.is_finite() && low.is_finite() && high.is_finite() && (!self.logarithmic || low > 0.0)
         };
@@ -116,7 +141,7 @@ impl Curves {
         let inner = self.height - TOP - BOTTOM;
         let x = |value: f64| LEFT + x_scale.at(value) * (100.0 - LEFT - RIGHT);
         let y = |value: f64| TOP + (1.0 - y_scale.at(value)) * inner;
-        let mut svg = open(&self.title, &describe(series), self.height);
+        let mut svg = open(&self.title, &describe(&series), self.height);
         write_y_axis(&mut svg, &y_scale.ticks(5), y, &self.y);
         write_x_axis(&mut svg, &x_scale.ticks(5), x, TOP + inner, &self.x);
         let _ = write!(
@@ -137,10 +162,20 @@ impl Curves {
                 upper.chain(lower).map(|(a, b)| format!("{:.1} {:.1}", 10.0 * x(a), y(b))).collect();
             let _ = write!(svg, "<path class=\"band s{}\" d=\"M{}Z\"/>", style % STYLES, path.join("L"));
         }
-        for one in series.iter().filter(|one| !one.dots) {
+        let mut path = |class: &str, style: usize, points: &[(f64, f64)]| {
             let path: Vec<String> =
-                one.points.iter().map(|&(a, b)| format!("{:.1} {:.1}", 10.0 * x(a), y(b))).collect();
-            let _ = write!(svg, "<path class=\"curve s{}\" d=\"M{}\"/>", one.style % STYLES, path.join("L"));
+                points.iter().map(|&(a, b)| format!("{:.1} {:.1}", 10.0 * x(a), y(b))).collect();
+            let _ = write!(svg, "<path class=\"{class} s{}\" d=\"M{}\"/>", style % STYLES, path.join("L"));
+        };
+        let smoothed: Vec<_> = all.iter().map(smooth).collect();
+        for (one, smoothed) in series.iter().zip(&smoothed).filter(|(one, _)| !one.dots) {
+            match smoothed {
+                Some(points) => {
+                    path("raw", one.style, &one.points);
+                    path("curve", one.style, points);
+                }
+                None => path("curve", one.style, &one.points),
+            }
         }
         svg.push_str("</svg>\n");
         for one in series.iter().filter(|one| one.dots) {
@@ -154,7 +189,6 @@ impl Curves {
                 );
             }
         }
-        write_names(&mut svg, series, (&x, &y), self.height - BOTTOM);
         let read: Vec<_> = series
             .iter()
             .map(|one| {
@@ -167,15 +201,22 @@ impl Curves {
             })
             .collect();
         let data = serde_json::Value::from(read).to_string();
-        let note = if averaged {
-            ". Where steps lie closer than the picture resolves, a point is their mean"
-        } else {
-            ""
-        };
+        let mut note = String::new();
+        if let Some(half) = all.iter().filter_map(Series::half_window).max() {
+            let _ = write!(
+                note,
+                ". Lines are means of {} neighboring values, which lie behind them",
+                2 * half + 1
+            );
+        }
+        if averaged {
+            note.push_str(". Where steps lie closer than the picture resolves, a point is their mean");
+        }
         format!(
-            "<figure data-x=\"{}\" data-points=\"{}\">{svg}</svg><figcaption>{}{note}.</figcaption></figure>\n",
+            "<figure data-x=\"{}\" data-points=\"{}\">{}{svg}</svg><figcaption>{}{note}.</figcaption></figure>\n",
             escape(&self.x),
             escape(&data),
+            legend(&series),
             escape(&self.title)
         )
     }
@@ -298,34 +339,24 @@ fn write_x_axis(svg: &mut String, ticks: &[f64], x: impl Fn(f64) -> f64, floor: 
     );
 }
 
-/// The name of each series beside its last point, moved apart where they would overlap.
-fn write_names(
-    svg: &mut String,
-    series: &[Series],
-    (x, y): (&dyn Fn(f64) -> f64, &dyn Fn(f64) -> f64),
-    floor: f64,
-) {
-    let place = |one: &Series| one.points.last().map(|&(a, b)| (y(b) - 9.0, x(a)));
-    let mut names: Vec<((f64, f64), &Series)> =
-        series.iter().filter_map(|one| Some((place(one)?, one))).collect();
-    names.sort_by(|a, b| a.0.0.total_cmp(&b.0.0));
-    let mut lowest = TOP - 4.0;
-    for ((at, _), _) in &mut names {
-        *at = at.max(lowest);
-        lowest = *at + 16.0;
-    }
-    // Back up from the floor, if the last ones were pushed below it.
-    let mut highest = floor - 4.0;
-    for ((at, end), one) in names.into_iter().rev() {
-        let at = at.min(highest);
-        highest = at - 16.0;
-        let (style, anchor) = (one.style % STYLES, if end > 50.0 { "end" } else { "start" });
+/// The names of the series above the plot, where they lie on nothing, each with a piece of its line or one of its dots.
+fn legend(series: &[Series]) -> String {
+    let mut html = "<p class=\"legend\">".to_owned();
+    for one in series {
+        let style = one.style % STYLES;
+        let key = if one.dots {
+            format!("<circle class=\"dot s{style}\" cx=\"14\" cy=\"5\" r=\"4\"/>")
+        } else {
+            format!("<path class=\"curve s{style}\" d=\"M0 5H28\"/>")
+        };
         let _ = write!(
-            svg,
-            "<text class=\"name s{style}\" x=\"{end:.2}%\" y=\"{at:.1}\" text-anchor=\"{anchor}\">{}</text>",
+            html,
+            "<span class=\"s{style}\"><svg width=\"28\" height=\"10\" aria-hidden=\"true\">{key}</svg> {}</span>",
             escape(&one.name)
         );
     }
+    html.push_str("</p>");
+    html
 }
 
 fn describe(series: &[Series]) -> String {
@@ -382,6 +413,33 @@ mod tests {
         assert!(text.contains("M90.0 35.5L990.0 226.5"), "{text}");
         assert!(text.contains("a&lt;b: from 4.000 to 2.000, lowest 2.000"), "{text}");
         assert!(text.contains("The values as a table") && !text.contains("NaN"), "{text}");
+    }
+
+    #[test]
+    fn a_smoothed_line_keeps_its_ends_and_has_the_values_behind_it() {
+        let points: Vec<_> = (0..100).map(|i| (f64::from(i), f64::from(i) + f64::from(i % 2))).collect();
+        let line = Series { points, smoothed: true, ..Series::default() };
+        let half = line.half_window().unwrap();
+        let smooth = line.smooth(half);
+        assert_eq!((half, smooth[0], smooth[99]), (2, (0.0, 0.0), (99.0, 100.0)));
+        // Of 48, 50, 50, 52, 52 at 50: a straight line stays where it is, without lag.
+        assert!((smooth[50].1 - 50.4).abs() < 1e-12, "{:?}", smooth[50]);
+        assert_eq!(Series { points: line.points[..19].to_vec(), ..line.clone() }.half_window(), None);
+        let mut page = Page::new("x");
+        Curves { series: vec![line], ..curve(vec![]) }.draw(&mut page);
+        let text = page.render();
+        assert!(text.contains("class=\"raw s0\"") && text.contains("class=\"curve s0\""), "{text}");
+        assert!(text.contains("Lines are means of 5 neighboring values"), "{text}");
+    }
+
+    #[test]
+    fn names_stand_above_the_plot_and_lie_on_nothing() {
+        let mut page = Page::new("x");
+        curve(vec![(0.0, 4.0), (10.0, 2.0)]).draw(&mut page);
+        let text = page.render();
+        let (legend, plot) = (text.find("class=\"legend\"").unwrap(), text.find("class=\"plot\"").unwrap());
+        assert!(legend < plot && text[legend..plot].contains("a&lt;b"), "{text}");
+        assert!(!text[plot..].split("</svg>").next().unwrap().contains(">a&lt;b<"), "{text}");
     }
 
     #[test]

@@ -29,10 +29,11 @@ pub(super) fn write_loss(page: &mut Page, runs: &[RunView]) {
     for (style, run) in runs.iter().enumerate() {
         let name = |what: &str| if runs.len() > 1 { format!("{} {what}", run.name) } else { what.to_owned() };
         let points = run.values(|line| line.loss);
-        plot.series.push(Series { name: name("training"), points, dots: false, style });
+        plot.series.push(Series { name: name("training"), points, dots: false, smoothed: true, style });
         let points = run.validations.values().filter_map(|line| Some((tokens(run, line), line.loss?)));
         let style = if runs.len() > 1 { style } else { style + 1 };
-        plot.series.push(Series { name: name("validation"), points: points.collect(), dots: true, style });
+        let points = points.collect();
+        plot.series.push(Series { name: name("validation"), points, dots: true, smoothed: false, style });
     }
     plot.height = 340.0;
     plot.draw(page);
@@ -54,7 +55,8 @@ fn write_groups(plot: &mut Curves, runs: &[RunView], groups: &[(String, Vec<usiz
         let measured: Vec<_> = members.iter().map(measured).collect();
         for (what, curves, dots) in [("training", training, false), ("validation", measured, true)] {
             let (mean, band) = mean_and_band(&curves);
-            plot.series.push(Series { name: format!("{name}, {what}"), points: mean, dots, style });
+            let (name, points) = (format!("{name}, {what}"), mean);
+            plot.series.push(Series { name, points, dots, smoothed: !dots, style });
             if curves.len() > 1 {
                 plot.bands.push(Band { points: band, style });
             }
@@ -133,7 +135,8 @@ fn plot(
     let mut plot = Curves::new(title, TOKENS, y);
     (plot.from_zero, plot.logarithmic) = options;
     for (style, run) in runs.iter().enumerate() {
-        plot.series.push(Series { name: run.name.clone(), points: run.values(&value), dots: false, style });
+        let (name, points) = (run.name.clone(), run.values(&value));
+        plot.series.push(Series { name, points, style, ..Series::default() });
     }
     plot.draw(page);
 }

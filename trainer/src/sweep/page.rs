@@ -92,7 +92,8 @@ fn write_rates(page: &mut Page, sweep: &Sweep, results: &Results) {
             let mut points: Vec<(f64, f64)> =
                 of_curve.map(|run| (run.learning_rate.log10(), run.validation)).collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
-            plot.series.push(Series { name: paper::method(&variant), points, dots: true, style });
+            let name = paper::method(&variant);
+            plot.series.push(Series { name, points, dots: true, smoothed: false, style });
         }
         plot.draw(page);
     }
