@@ -50,6 +50,7 @@ pub mod lstm;
 pub mod mlstm;
 pub mod norm;
 pub mod projections;
+mod recurrent;
 pub mod scan;
 mod shape;
 pub mod slstm;

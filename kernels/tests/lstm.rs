@@ -4,7 +4,10 @@
 
 mod common;
 
-use common::{assert_close, check_gradients, leaf, random, random_flags, relative_error};
+use common::{
+    assert_close, check_gradients, compare_all, expect_errors_of_libtorch_twice, leaf, random, random_flags,
+    rounded, weighted_sum, with_gradients,
+};
 use tch::{Kind, Tensor};
 use xlstm_kernels::KernelError;
 use xlstm_kernels::lstm::{LstmInput, LstmKernel, LstmOutput, LstmState, lstm};
@@ -28,9 +31,7 @@ impl Case {
             normal(3, &state),
             normal(4, &state),
         ];
-        // Rounded to fp32, so that every precision starts from the same numbers.
-        let round = |tensor: &Tensor| tensor.to_kind(Kind::Float).to_kind(Kind::Double).detach();
-        Self { inputs: inputs.iter().map(round).collect(), resets_BT: None }
+        Self { inputs: inputs.iter().map(rounded).collect(), resets_BT: None }
     }
 
     fn with_resets(mut self, probability: f64) -> Self {
@@ -47,13 +48,9 @@ impl Case {
         let leaves = self.leaves(kind);
         let output = apply(&leaves, self.resets_BT.as_ref(), kernel);
         loss(&output, kind).backward();
-        let outputs = [&output.h_BTHE, &output.state.hidden, &output.state.cell].map(Tensor::detach);
-        let named = ["h", "final hidden", "final cell"].map(str::to_owned);
-        let mut found: Vec<(String, Tensor)> = named.into_iter().zip(outputs).collect();
-        found.extend(
-            NAMES.iter().zip(&leaves).map(|(name, leaf)| (format!("gradient of {name}"), leaf.grad())),
-        );
-        found
+        let LstmState { hidden, cell } = &output.state;
+        let outputs = [("h", &output.h_BTHE), ("final hidden", hidden), ("final cell", cell)];
+        with_gradients(&outputs, &NAMES, &leaves)
     }
 }
 
@@ -72,18 +69,7 @@ fn apply(leaves: &[Tensor], resets_BT: Option<&Tensor>, kernel: LstmKernel) -> L
 /// Every output with fixed random weights.
 fn loss(output: &LstmOutput, kind: Kind) -> Tensor {
     let outputs = [&output.h_BTHE, &output.state.hidden, &output.state.cell];
-    let weighted = outputs
-        .iter()
-        .enumerate()
-        .map(|(index, tensor)| (*tensor * random(700 + index as i64, &tensor.size(), kind)).sum(kind));
-    weighted.reduce(|left, right| left + right).unwrap()
-}
-
-#[track_caller]
-fn compare(what: &str, found: &[(String, Tensor)], expected: &[(String, Tensor)], tolerance: f64) {
-    for ((name, found), (_, expected)) in found.iter().zip(expected) {
-        assert_close(&format!("{what}: {name}"), found, expected, tolerance);
-    }
+    weighted_sum(&outputs, kind)
 }
 
 #[test]
@@ -94,7 +80,7 @@ fn fused_equals_the_reference() {
             let case = Case::new(seed as i64, shape, 1.5).with_resets(resets);
             let expected = case.run(LstmKernel::Reference, Kind::Double);
             let found = case.run(LstmKernel::Fused, Kind::Double);
-            compare(&format!("{shape:?}, resets {resets}"), &found, &expected, 1e-10);
+            compare_all(&format!("{shape:?}, resets {resets}"), &found, &expected, 1e-10);
         }
     }
 }
@@ -134,15 +120,8 @@ fn fp32_errors_are_those_of_libtorch_at_most_twice() {
             let expected = case.run(LstmKernel::Reference, Kind::Double);
             let plain = case.run(LstmKernel::Reference, Kind::Float);
             let found = case.run(LstmKernel::Fused, Kind::Float);
-            for ((name, found), ((_, plain), (_, expected))) in found.iter().zip(plain.iter().zip(&expected))
-            {
-                let (ours, theirs) = (relative_error(found, expected), relative_error(plain, expected));
-                // Where libtorch happens to be exact, a few units in the last place are allowed.
-                assert!(
-                    ours <= 2.0 * theirs + 2e-6,
-                    "gates {gate_scale}, {shape:?}, {name}: {ours:.2e} against {theirs:.2e}"
-                );
-            }
+            let what = format!("gates {gate_scale}, {shape:?}");
+            expect_errors_of_libtorch_twice(&what, &found, &plain, &expected);
         }
     }
 }

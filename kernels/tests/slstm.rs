@@ -4,7 +4,10 @@
 
 mod common;
 
-use common::{assert_close, check_gradients, leaf, random, random_flags, relative_error};
+use common::{
+    assert_close, check_gradients, compare_all, expect_errors_of_libtorch_twice, leaf, random, random_flags,
+    relative_error, rounded, weighted_sum, with_gradients,
+};
 use tch::{Kind, Tensor};
 use xlstm_kernels::KernelError;
 use xlstm_kernels::slstm::{
@@ -33,9 +36,7 @@ impl Case {
             normal(5, &state).abs() + 0.5,
             normal(6, &state),
         ];
-        // Rounded to fp32, so that every precision starts from the same numbers.
-        let round = |tensor: &Tensor| tensor.to_kind(Kind::Float).to_kind(Kind::Double).detach();
-        Self { inputs: inputs.iter().map(round).collect(), resets_BT: None }
+        Self { inputs: inputs.iter().map(rounded).collect(), resets_BT: None }
     }
 
     fn with_resets(mut self, probability: f64) -> Self {
@@ -48,15 +49,15 @@ impl Case {
         let leaves: Vec<Tensor> = self.inputs.iter().map(|input| leaf(&input.to_kind(kind))).collect();
         let output = apply(&leaves, self.resets_BT.as_ref(), options);
         loss(&output, kind).backward();
-        let state = &output.state;
-        let outputs = [&output.y_BTHE, &state.hidden, &state.cell, &state.normalizer, &state.maximum];
-        let named =
-            ["y", "final hidden", "final cell", "final normalizer", "final maximum"].map(str::to_owned);
-        let mut found: Vec<(String, Tensor)> = named.into_iter().zip(outputs.map(Tensor::detach)).collect();
-        found.extend(
-            NAMES.iter().zip(&leaves).map(|(name, leaf)| (format!("gradient of {name}"), leaf.grad())),
-        );
-        found
+        let SlstmState { hidden, cell, normalizer, maximum } = &output.state;
+        let outputs = [
+            ("y", &output.y_BTHE),
+            ("final hidden", hidden),
+            ("final cell", cell),
+            ("final normalizer", normalizer),
+            ("final maximum", maximum),
+        ];
+        with_gradients(&outputs, &NAMES, &leaves)
     }
 }
 
@@ -81,22 +82,11 @@ fn apply(leaves: &[Tensor], resets_BT: Option<&Tensor>, options: SlstmOptions) -
 fn loss(output: &SlstmOutput, kind: Kind) -> Tensor {
     let state = &output.state;
     let outputs = [&output.y_BTHE, &state.hidden, &state.cell, &state.normalizer, &state.maximum];
-    let weighted = outputs
-        .iter()
-        .enumerate()
-        .map(|(index, tensor)| (*tensor * random(700 + index as i64, &tensor.size(), kind)).sum(kind));
-    weighted.reduce(|left, right| left + right).unwrap()
+    weighted_sum(&outputs, kind)
 }
 
 fn with(kernel: SlstmKernel) -> SlstmOptions {
     SlstmOptions { kernel, ..SlstmOptions::default() }
-}
-
-#[track_caller]
-fn compare(what: &str, found: &[(String, Tensor)], expected: &[(String, Tensor)], tolerance: f64) {
-    for ((name, found), (_, expected)) in found.iter().zip(expected) {
-        assert_close(&format!("{what}: {name}"), found, expected, tolerance);
-    }
 }
 
 #[test]
@@ -107,7 +97,7 @@ fn fused_equals_the_reference() {
             let case = Case::new(seed as i64, shape, 1.5).with_resets(resets);
             let expected = case.run(with(SlstmKernel::Reference), Kind::Double);
             let found = case.run(with(SlstmKernel::Fused), Kind::Double);
-            compare(&format!("{shape:?}, resets {resets}"), &found, &expected, 1e-10);
+            compare_all(&format!("{shape:?}, resets {resets}"), &found, &expected, 1e-10);
         }
     }
 }
@@ -120,7 +110,7 @@ fn an_exponential_forget_gate_equals_the_reference_and_its_finite_differences() 
             let case = Case::new(60 + seed as i64, shape, gate_scale).with_resets(0.1);
             let expected = case.run(options(SlstmKernel::Reference), Kind::Double);
             let found = case.run(options(SlstmKernel::Fused), Kind::Double);
-            compare(&format!("{shape:?}, gates {gate_scale}"), &found, &expected, 1e-10);
+            compare_all(&format!("{shape:?}, gates {gate_scale}"), &found, &expected, 1e-10);
             let sigmoid = case.run(with(SlstmKernel::Fused), Kind::Double);
             assert!(relative_error(&found[0].1, &sigmoid[0].1) > 1e-3 || shape[1] == 1, "{shape:?}");
         }
@@ -138,7 +128,7 @@ fn clipping_acts_on_the_recurrent_gradient_alone() {
         let options = |kernel| SlstmOptions { kernel, gradient_clip: Some(clip), ..SlstmOptions::default() };
         let expected = case.run(options(SlstmKernel::Reference), Kind::Double);
         let found = case.run(options(SlstmKernel::Fused), Kind::Double);
-        compare(&format!("clip {clip}"), &found, &expected, 1e-10);
+        compare_all(&format!("clip {clip}"), &found, &expected, 1e-10);
     }
     let free = case.run(with(SlstmKernel::Fused), Kind::Double);
     let clipped =
@@ -156,15 +146,8 @@ fn fp32_errors_are_those_of_libtorch_at_most_twice() {
             let expected = case.run(with(SlstmKernel::Reference), Kind::Double);
             let plain = case.run(with(SlstmKernel::Reference), Kind::Float);
             let found = case.run(with(SlstmKernel::Fused), Kind::Float);
-            for ((name, found), ((_, plain), (_, expected))) in found.iter().zip(plain.iter().zip(&expected))
-            {
-                let (ours, theirs) = (relative_error(found, expected), relative_error(plain, expected));
-                // Where libtorch happens to be exact, a few units in the last place are allowed.
-                assert!(
-                    ours <= 2.0 * theirs + 2e-6,
-                    "gates {gate_scale}, {shape:?}, {name}: {ours:.2e} against {theirs:.2e}"
-                );
-            }
+            let what = format!("gates {gate_scale}, {shape:?}");
+            expect_errors_of_libtorch_twice(&what, &found, &plain, &expected);
         }
     }
 }

@@ -8,13 +8,10 @@
 //! dh_{t−1} = R (di~, df~, dz~, do~)        dR = Σ_t h_{t−1} (di~, df~, dz~, do~)ᵀ
 //! ```
 
-use super::{LstmInput, LstmOutput, LstmState, Sizes};
+use super::{LstmInput, LstmOutput, LstmState};
 use crate::KernelError;
-use crate::cpu::{
-    Precision, SlstmGradients, SlstmProblem, SlstmSaved, address, call, empty, optional_address,
-};
-use std::ffi::c_void;
-use std::ptr::{null, null_mut};
+use crate::cpu::empty;
+use crate::recurrent::{Loop, LoopCell, LoopGradients, LoopSteps, Sizes};
 use tch::Tensor;
 use xlstm_bridge::autograd::node;
 use xlstm_bridge::named::Named;
@@ -77,38 +74,34 @@ fn forward(inputs: Inputs<&Tensor>, resets_BT: Option<Tensor>, sizes: Sizes) -> 
     let Outputs { h_BTHE, hidden, cell } = &outputs;
     let returned = Outputs { h_BTHE, hidden, cell }.map(Tensor::shallow_clone);
     let saved = Saved { inputs, resets_BT, outputs, steps };
-    call!(kind, slstm_forward_f32, slstm_forward_f64, &problem(&saved, sizes));
+    run(&saved, sizes, |call| call.forward(kind));
     (returned, saved)
 }
 
-fn problem<T: Precision>(saved: &Saved, sizes: Sizes) -> SlstmProblem<T> {
+/// The call of the loop that these tensors make up.
+fn run(saved: &Saved, sizes: Sizes, then: impl FnOnce(&Loop<'_>)) {
     let Saved { inputs, resets_BT, outputs, steps } = saved;
-    let input = |tensor: &Tensor| address::<T>(tensor).cast_const();
-    SlstmProblem {
-        batch: sizes.batch,
-        time: sizes.time,
-        heads: sizes.heads,
-        width: sizes.width,
-        exponential_forget: 0,
-        lstm: 1,
-        clip: T::from_f64(0.0),
-        x: input(&inputs.x_BTGHE),
-        recurrent: input(&inputs.recurrent_HEGE),
-        bias: input(&inputs.bias_GHE),
-        resets: optional_address::<c_void>(resets_BT.as_ref()).cast(),
-        initial: [input(&inputs.hidden), input(&inputs.cell), null(), null()],
-        y: address(&outputs.h_BTHE),
-        saved: SlstmSaved {
-            input: address(&steps.input),
-            forget: address(&steps.forget),
-            z: address(&steps.z),
-            o: address(&steps.o),
-            cell: address(&steps.cell),
-            normalizer: address(&steps.bounded),
-            maximum: null_mut(),
+    then(&Loop {
+        sizes,
+        cell: LoopCell::Lstm,
+        clip: 0.0,
+        x: &inputs.x_BTGHE,
+        recurrent: &inputs.recurrent_HEGE,
+        bias: &inputs.bias_GHE,
+        resets: resets_BT.as_ref(),
+        initial: &[&inputs.hidden, &inputs.cell],
+        y: &outputs.h_BTHE,
+        steps: LoopSteps {
+            input: &steps.input,
+            forget: &steps.forget,
+            z: &steps.z,
+            o: &steps.o,
+            cell: &steps.cell,
+            normalizer: &steps.bounded,
+            maximum: None,
         },
-        last: [address(&outputs.hidden), address(&outputs.cell), null_mut(), null_mut()],
-    }
+        last: &[&outputs.hidden, &outputs.cell],
+    });
 }
 
 fn backward(
@@ -121,24 +114,14 @@ fn backward(
     let Inputs { x_BTGHE, recurrent_HEGE, bias_GHE, hidden, cell } = &saved.inputs;
     let results =
         Inputs { x_BTGHE, recurrent_HEGE, bias_GHE, hidden, cell }.map(|input| empty(&input.size(), kind));
-    call!(
-        kind,
-        slstm_backward_f32,
-        slstm_backward_f64,
-        &problem(saved, sizes),
-        &gradients(&upstream, &results)
-    );
+    let gradients = LoopGradients {
+        y: upstream.h_BTHE.as_ref(),
+        last: &[upstream.hidden.as_ref(), upstream.cell.as_ref()],
+        x: &results.x_BTGHE,
+        recurrent: &results.recurrent_HEGE,
+        bias: &results.bias_GHE,
+        initial: &[&results.hidden, &results.cell],
+    };
+    run(saved, sizes, |call| call.backward(kind, &gradients));
     Ok(results.map(Some))
-}
-
-fn gradients<T>(upstream: &Outputs<Option<Tensor>>, results: &Inputs<Tensor>) -> SlstmGradients<T> {
-    let given = |tensor: &Option<Tensor>| optional_address::<T>(tensor.as_ref()).cast_const();
-    SlstmGradients {
-        y: given(&upstream.h_BTHE),
-        last: [given(&upstream.hidden), given(&upstream.cell), null(), null()],
-        x: address(&results.x_BTGHE),
-        recurrent: address(&results.recurrent_HEGE),
-        bias: address(&results.bias_GHE),
-        initial: [address(&results.hidden), address(&results.cell), null_mut(), null_mut()],
-    }
 }

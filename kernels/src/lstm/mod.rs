@@ -19,8 +19,8 @@ mod on_gpu;
 mod reference;
 
 use crate::KernelError;
-use crate::shape::{computing_kind, dimensions, expect_device, expect_resets, expect_shape};
-use tch::{Device, Kind, Tensor};
+use crate::recurrent::Arguments;
+use tch::{Device, Tensor};
 
 /// What LSTM remembers of the past; each `(B, H, E)`.
 #[derive(Debug)]
@@ -73,22 +73,16 @@ pub struct LstmOutput {
     pub state: LstmState,
 }
 
-/// Sizes of one call.
-#[derive(Debug, Clone, Copy)]
-struct Sizes {
-    batch: i64,
-    time: i64,
-    heads: i64,
-    width: i64,
-}
-
 /// LSTM over a whole sequence (or one step of it, for generation). Gradients flow to every floating-point argument, the
 /// initial state included.
 ///
 /// # Errors
 /// [`KernelError`] names the first argument whose shape, type or device does not fit.
 pub fn lstm(input: &LstmInput<'_>, kernel: LstmKernel) -> Result<LstmOutput, KernelError> {
-    let (sizes, kind) = check(input)?;
+    let LstmInput { x_BTGHE, recurrent_HEGE, bias_GHE, state, resets_BT } = *input;
+    let arguments = Arguments { function: "lstm", x_BTGHE, recurrent_HEGE, bias_GHE, resets_BT };
+    let state = state.map(|state| [("state.hidden", &state.hidden), ("state.cell", &state.cell)]);
+    let (sizes, kind) = arguments.check(state.into_iter().flatten())?;
     let (output_kind, device) = (input.x_BTGHE.kind(), input.x_BTGHE.device());
     let x_BTGHE = input.x_BTGHE.to_kind(kind);
     let recurrent_HEGE = input.recurrent_HEGE.to_kind(kind);
@@ -107,48 +101,14 @@ pub fn lstm(input: &LstmInput<'_>, kernel: LstmKernel) -> Result<LstmOutput, Ker
         state: Some(&state),
         resets_BT: input.resets_BT,
     };
+    if kernel == LstmKernel::Fused {
+        arguments.expect_cpu()?;
+    }
     let output = match kernel {
-        LstmKernel::Fused if device != Device::Cpu => {
-            return Err(KernelError::Device {
-                function: "lstm",
-                argument: "x_BTGHE",
-                expected: "the CPU (the fused kernel knows no other)".to_owned(),
-                found: device,
-            });
-        }
         LstmKernel::Auto if on_gpu::fits(&converted, kind) => on_gpu::lstm(&converted, &state)?,
         LstmKernel::Auto if device != Device::Cpu => reference::lstm(&converted, &state, sizes),
         LstmKernel::Reference => reference::lstm(&converted, &state, sizes),
         LstmKernel::Auto | LstmKernel::Fused => fused::lstm(&converted, &state, sizes)?,
     };
     Ok(LstmOutput { h_BTHE: output.h_BTHE.to_kind(output_kind), state: output.state })
-}
-
-fn check(input: &LstmInput<'_>) -> Result<(Sizes, Kind), KernelError> {
-    const NAME: &str = "lstm";
-    let [batch, time, _, heads, width] = dimensions(NAME, "x_BTGHE", input.x_BTGHE)?;
-    expect_shape(NAME, "x_BTGHE", input.x_BTGHE, &[batch, time, 4, heads, width])?;
-    expect_shape(NAME, "recurrent_HEGE", input.recurrent_HEGE, &[heads, width, 4, width])?;
-    expect_shape(NAME, "bias_GHE", input.bias_GHE, &[4, heads, width])?;
-    expect_resets(NAME, input.resets_BT, batch, time)?;
-    if batch * time * heads * width == 0 {
-        let (found, expected) = (input.x_BTGHE.size(), "sizes of at least 1".to_owned());
-        return Err(KernelError::Shape { function: NAME, argument: "x_BTGHE", expected, found });
-    }
-    let mut kind = computing_kind(NAME, "x_BTGHE", input.x_BTGHE)?;
-    for (argument, tensor) in [("recurrent_HEGE", input.recurrent_HEGE), ("bias_GHE", input.bias_GHE)] {
-        expect_device(NAME, argument, tensor, input.x_BTGHE)?;
-        if computing_kind(NAME, argument, tensor)? == Kind::Double {
-            kind = Kind::Double;
-        }
-    }
-    let state = input.state.map(|state| [("state.hidden", &state.hidden), ("state.cell", &state.cell)]);
-    for (argument, tensor) in state.into_iter().flatten() {
-        expect_shape(NAME, argument, tensor, &[batch, heads, width])?;
-        expect_device(NAME, argument, tensor, input.x_BTGHE)?;
-    }
-    if let Some(resets_BT) = input.resets_BT {
-        expect_device(NAME, "resets_BT", resets_BT, input.x_BTGHE)?;
-    }
-    Ok((Sizes { batch, time, heads, width }, kind))
 }

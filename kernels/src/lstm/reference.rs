@@ -2,7 +2,8 @@
 //!
 //! In `Double` the yardstick for the fused version; on a GPU what computes heads that have no kernel.
 
-use super::{LstmInput, LstmOutput, LstmState, Sizes};
+use super::{LstmInput, LstmOutput, LstmState};
+use crate::recurrent::Sizes;
 use tch::Tensor;
 
 pub(super) fn lstm(input: &LstmInput<'_>, initial: &LstmState, sizes: Sizes) -> LstmOutput {

@@ -16,12 +16,10 @@
 //! dR is one matrix product over all steps at the end. The stabilizer m has a gradient only where the final state
 //! has one; it runs back to whichever of i~ and log σ(f~) + m_{t−1} it was taken from.
 
-use super::{Sizes, SlstmInput, SlstmOutput, SlstmState};
+use super::{SlstmInput, SlstmOptions, SlstmOutput, SlstmState};
 use crate::KernelError;
-use crate::cpu::{
-    Precision, SlstmGradients, SlstmProblem, SlstmSaved, address, call, empty, optional_address,
-};
-use std::ffi::c_void;
+use crate::cpu::empty;
+use crate::recurrent::{Loop, LoopCell, LoopGradients, LoopSteps, Sizes};
 use tch::Tensor;
 use xlstm_bridge::autograd::node;
 use xlstm_bridge::named::Named;
@@ -55,7 +53,7 @@ pub(super) fn slstm(
     input: &SlstmInput<'_>,
     initial: &SlstmState,
     sizes: Sizes,
-    gradient_clip: Option<f64>,
+    options: &SlstmOptions,
 ) -> Result<SlstmOutput, KernelError> {
     let resets_BT = input.resets_BT.map(Tensor::contiguous);
     let inputs = Inputs {
@@ -67,18 +65,23 @@ pub(super) fn slstm(
         normalizer: &initial.normalizer,
         maximum: &initial.maximum,
     };
-    let clip = gradient_clip.unwrap_or(0.0);
+    let options = *options;
     let Outputs { y_BTHE, hidden, cell, normalizer, maximum } = node(
         "slstm_fused",
         inputs.map(Some),
-        |_| Ok(forward(inputs, resets_BT, sizes)),
-        move |saved, upstream, _| backward(&saved, upstream, sizes, clip),
+        |_| Ok(forward(inputs, resets_BT, sizes, options)),
+        move |saved, upstream, _| backward(&saved, upstream, sizes, options),
     )?;
     Ok(SlstmOutput { y_BTHE, state: SlstmState { hidden, cell, normalizer, maximum } })
 }
 
-fn forward(inputs: Inputs<&Tensor>, resets_BT: Option<Tensor>, sizes: Sizes) -> (Outputs<Tensor>, Saved) {
-    let Sizes { batch, time, heads, width, .. } = sizes;
+fn forward(
+    inputs: Inputs<&Tensor>,
+    resets_BT: Option<Tensor>,
+    sizes: Sizes,
+    options: SlstmOptions,
+) -> (Outputs<Tensor>, Saved) {
+    let Sizes { batch, time, heads, width } = sizes;
     let kind = inputs.x_BTGHE.kind();
     let sequence = || empty(&[batch, time, heads, width], kind);
     let state = || empty(&[batch, heads, width], kind);
@@ -96,7 +99,7 @@ fn forward(inputs: Inputs<&Tensor>, resets_BT: Option<Tensor>, sizes: Sizes) -> 
     // A dense input is saved as it is, so that a change in place is noticed.
     let inputs = inputs.map(Tensor::contiguous);
     let saved = Saved { inputs, resets_BT, outputs: outputs.shallow_clone(), steps };
-    call!(kind, slstm_forward_f32, slstm_forward_f64, &problem(&saved, sizes, 0.0));
+    run(&saved, sizes, options, |call| call.forward(kind));
     (outputs, saved)
 }
 
@@ -107,65 +110,52 @@ impl Outputs<Tensor> {
     }
 }
 
-fn problem<T: Precision>(saved: &Saved, sizes: Sizes, clip: f64) -> SlstmProblem<T> {
+/// The call of the loop that these tensors make up. The forward pass reads no limit of gradients.
+fn run(saved: &Saved, sizes: Sizes, options: SlstmOptions, then: impl FnOnce(&Loop<'_>)) {
     let Saved { inputs, resets_BT, outputs, steps } = saved;
-    let input = |tensor: &Tensor| address::<T>(tensor).cast_const();
-    SlstmProblem {
-        batch: sizes.batch,
-        time: sizes.time,
-        heads: sizes.heads,
-        width: sizes.width,
-        exponential_forget: i64::from(sizes.exponential_forget),
-        lstm: 0,
-        clip: T::from_f64(clip),
-        x: input(&inputs.x_BTGHE),
-        recurrent: input(&inputs.recurrent_HEGE),
-        bias: input(&inputs.bias_GHE),
-        resets: optional_address::<c_void>(resets_BT.as_ref()).cast(),
-        initial: [&inputs.hidden, &inputs.cell, &inputs.normalizer, &inputs.maximum].map(input),
-        y: address(&outputs.y_BTHE),
-        saved: SlstmSaved {
-            input: address(&steps.input),
-            forget: address(&steps.forget),
-            z: address(&steps.z),
-            o: address(&steps.o),
-            cell: address(&steps.cell),
-            normalizer: address(&steps.normalizer),
-            maximum: address(&steps.maximum),
+    then(&Loop {
+        sizes,
+        cell: LoopCell::Slstm { exponential_forget: options.exponential_forget },
+        clip: options.gradient_clip.unwrap_or(0.0),
+        x: &inputs.x_BTGHE,
+        recurrent: &inputs.recurrent_HEGE,
+        bias: &inputs.bias_GHE,
+        resets: resets_BT.as_ref(),
+        initial: &[&inputs.hidden, &inputs.cell, &inputs.normalizer, &inputs.maximum],
+        y: &outputs.y_BTHE,
+        steps: LoopSteps {
+            input: &steps.input,
+            forget: &steps.forget,
+            z: &steps.z,
+            o: &steps.o,
+            cell: &steps.cell,
+            normalizer: &steps.normalizer,
+            maximum: Some(&steps.maximum),
         },
-        last: [&outputs.hidden, &outputs.cell, &outputs.normalizer, &outputs.maximum].map(address),
-    }
+        last: &[&outputs.hidden, &outputs.cell, &outputs.normalizer, &outputs.maximum],
+    });
 }
 
 fn backward(
     saved: &Saved,
     upstream: Outputs<Option<Tensor>>,
     sizes: Sizes,
-    clip: f64,
+    options: SlstmOptions,
 ) -> Result<Inputs<Option<Tensor>>, BoxError> {
     let kind = saved.outputs.y_BTHE.kind();
     let upstream = upstream.map(|gradient| gradient.map(|gradient| gradient.contiguous()));
     let Inputs { x_BTGHE, recurrent_HEGE, bias_GHE, hidden, cell, normalizer, maximum } = &saved.inputs;
     let results = Inputs { x_BTGHE, recurrent_HEGE, bias_GHE, hidden, cell, normalizer, maximum }
         .map(|input| empty(&input.size(), kind));
-    call!(
-        kind,
-        slstm_backward_f32,
-        slstm_backward_f64,
-        &problem(saved, sizes, clip),
-        &gradients(&upstream, &results)
-    );
+    let last = [&upstream.hidden, &upstream.cell, &upstream.normalizer, &upstream.maximum];
+    let gradients = LoopGradients {
+        y: upstream.y_BTHE.as_ref(),
+        last: &last.map(Option::as_ref),
+        x: &results.x_BTGHE,
+        recurrent: &results.recurrent_HEGE,
+        bias: &results.bias_GHE,
+        initial: &[&results.hidden, &results.cell, &results.normalizer, &results.maximum],
+    };
+    run(saved, sizes, options, |call| call.backward(kind, &gradients));
     Ok(results.map(Some))
-}
-
-fn gradients<T>(upstream: &Outputs<Option<Tensor>>, results: &Inputs<Tensor>) -> SlstmGradients<T> {
-    let given = |tensor: &Option<Tensor>| optional_address::<T>(tensor.as_ref()).cast_const();
-    SlstmGradients {
-        y: given(&upstream.y_BTHE),
-        last: [&upstream.hidden, &upstream.cell, &upstream.normalizer, &upstream.maximum].map(given),
-        x: address(&results.x_BTGHE),
-        recurrent: address(&results.recurrent_HEGE),
-        bias: address(&results.bias_GHE),
-        initial: [&results.hidden, &results.cell, &results.normalizer, &results.maximum].map(address),
-    }
 }

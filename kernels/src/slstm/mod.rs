@@ -28,7 +28,8 @@ mod on_gpu;
 mod reference;
 
 use crate::KernelError;
-use crate::shape::{computing_kind, dimensions, expect_device, expect_resets, expect_shape};
+use crate::recurrent::Arguments;
+use crate::shape::{dimensions, expect_shape};
 use tch::{Device, Kind, Tensor};
 
 /// What sLSTM remembers of the past; each `(B, H, E)`.
@@ -173,23 +174,20 @@ pub struct SlstmOutput {
     pub state: SlstmState,
 }
 
-/// Sizes of one call.
-#[derive(Debug, Clone, Copy)]
-struct Sizes {
-    batch: i64,
-    time: i64,
-    heads: i64,
-    width: i64,
-    exponential_forget: bool,
-}
-
 /// sLSTM over a whole sequence (or one step of it, for generation). Gradients flow to every floating-point argument,
 /// the initial state included.
 ///
 /// # Errors
 /// [`KernelError`] names the first argument whose shape, type or device does not fit.
 pub fn slstm(input: &SlstmInput<'_>, options: &SlstmOptions) -> Result<SlstmOutput, KernelError> {
-    let (sizes, kind) = check(input, options)?;
+    const NAME: &str = "slstm";
+    let SlstmInput { x_BTGHE, recurrent_HEGE, bias_GHE, state, resets_BT } = *input;
+    let arguments = Arguments { function: NAME, x_BTGHE, recurrent_HEGE, bias_GHE, resets_BT };
+    let (sizes, kind) = arguments.check(state.map(SlstmState::fields).into_iter().flatten())?;
+    if let Some(clip) = options.gradient_clip.filter(|clip| clip.is_nan() || *clip <= 0.0) {
+        let (option, expected) = ("gradient_clip", "a positive number");
+        return Err(KernelError::Option { function: NAME, option, expected, found: clip.to_string() });
+    }
     let output_kind = input.x_BTGHE.kind();
     let x_BTGHE = input.x_BTGHE.to_kind(kind);
     let recurrent_HEGE = input.recurrent_HEGE.to_kind(kind);
@@ -206,51 +204,14 @@ pub fn slstm(input: &SlstmInput<'_>, options: &SlstmOptions) -> Result<SlstmOutp
         resets_BT: input.resets_BT,
     };
     let device = x_BTGHE.device();
-    let clip = options.gradient_clip;
+    if options.kernel == SlstmKernel::Fused {
+        arguments.expect_cpu()?;
+    }
     let output = match options.kernel {
-        SlstmKernel::Fused if device != Device::Cpu => {
-            let expected = "the CPU (the fused kernel knows no other)".to_owned();
-            return Err(KernelError::Device {
-                function: "slstm",
-                argument: "x_BTGHE",
-                expected,
-                found: device,
-            });
-        }
         SlstmKernel::Auto if on_gpu::fits(input, options, kind) => on_gpu::slstm(&converted, options)?,
-        SlstmKernel::Auto if device != Device::Cpu => reference::slstm(&converted, &state, sizes, clip)?,
-        SlstmKernel::Reference => reference::slstm(&converted, &state, sizes, clip)?,
-        SlstmKernel::Auto | SlstmKernel::Fused => fused::slstm(&converted, &state, sizes, clip)?,
+        SlstmKernel::Auto if device != Device::Cpu => reference::slstm(&converted, &state, sizes, options)?,
+        SlstmKernel::Reference => reference::slstm(&converted, &state, sizes, options)?,
+        SlstmKernel::Auto | SlstmKernel::Fused => fused::slstm(&converted, &state, sizes, options)?,
     };
     Ok(SlstmOutput { y_BTHE: output.y_BTHE.to_kind(output_kind), state: output.state })
-}
-
-fn check(input: &SlstmInput<'_>, options: &SlstmOptions) -> Result<(Sizes, Kind), KernelError> {
-    const NAME: &str = "slstm";
-    let [batch, time, _, heads, width] = dimensions(NAME, "x_BTGHE", input.x_BTGHE)?;
-    expect_shape(NAME, "x_BTGHE", input.x_BTGHE, &[batch, time, 4, heads, width])?;
-    expect_shape(NAME, "recurrent_HEGE", input.recurrent_HEGE, &[heads, width, 4, width])?;
-    expect_shape(NAME, "bias_GHE", input.bias_GHE, &[4, heads, width])?;
-    expect_resets(NAME, input.resets_BT, batch, time)?;
-    if batch * time * heads * width == 0 {
-        let (found, expected) = (input.x_BTGHE.size(), "sizes of at least 1".to_owned());
-        return Err(KernelError::Shape { function: NAME, argument: "x_BTGHE", expected, found });
-    }
-    let mut kind = computing_kind(NAME, "x_BTGHE", input.x_BTGHE)?;
-    for (argument, tensor) in [("recurrent_HEGE", input.recurrent_HEGE), ("bias_GHE", input.bias_GHE)] {
-        expect_device(NAME, argument, tensor, input.x_BTGHE)?;
-        if computing_kind(NAME, argument, tensor)? == Kind::Double {
-            kind = Kind::Double;
-        }
-    }
-    for (argument, tensor) in input.state.map(SlstmState::fields).into_iter().flatten() {
-        expect_shape(NAME, argument, tensor, &[batch, heads, width])?;
-        expect_device(NAME, argument, tensor, input.x_BTGHE)?;
-    }
-    if let Some(clip) = options.gradient_clip.filter(|clip| clip.is_nan() || *clip <= 0.0) {
-        let (option, expected) = ("gradient_clip", "a positive number");
-        return Err(KernelError::Option { function: NAME, option, expected, found: clip.to_string() });
-    }
-    let exponential_forget = options.exponential_forget;
-    Ok((Sizes { batch, time, heads, width, exponential_forget }, kind))
 }

@@ -2,8 +2,9 @@
 //!
 //! Plain and slow (a dozen small operations for each step); in `Double` the yardstick for the fused version.
 
-use super::{Sizes, SlstmInput, SlstmOutput, SlstmState};
+use super::{SlstmInput, SlstmOptions, SlstmOutput, SlstmState};
 use crate::KernelError;
+use crate::recurrent::Sizes;
 use tch::Tensor;
 use xlstm_bridge::autograd::node;
 use xlstm_bridge::named::{Named, Output};
@@ -12,7 +13,7 @@ pub(super) fn slstm(
     input: &SlstmInput<'_>,
     initial: &SlstmState,
     sizes: Sizes,
-    gradient_clip: Option<f64>,
+    options: &SlstmOptions,
 ) -> Result<SlstmOutput, KernelError> {
     let weight_HEF = input.recurrent_HEGE.reshape([sizes.heads, sizes.width, 4 * sizes.width]);
     let mut state = initial.shallow_clone();
@@ -22,12 +23,12 @@ pub(super) fn slstm(
             let kept_B11 = resets_BT.select(1, time).logical_not().view([sizes.batch, 1, 1]);
             state = state.map(|tensor| tensor * kept_B11.to_kind(tensor.kind()));
         }
-        let hidden_BHE = clipped(&state.hidden, gradient_clip)?;
+        let hidden_BHE = clipped(&state.hidden, options.gradient_clip)?;
         // (H, B, E) times (H, E, G·E) as one batched product.
         let mixed_HBF = hidden_BHE.transpose(0, 1).matmul(&weight_HEF);
         let mixed_BGHE = mixed_HBF.view([sizes.heads, sizes.batch, 4, sizes.width]).permute([1, 2, 0, 3]);
         let gates_BGHE = input.x_BTGHE.select(1, time) + mixed_BGHE + input.bias_GHE;
-        state = step(&gates_BGHE, &state, sizes.exponential_forget);
+        state = step(&gates_BGHE, &state, options.exponential_forget);
         outputs.push(state.hidden.shallow_clone());
     }
     Ok(SlstmOutput { y_BTHE: Tensor::stack(&outputs, 1), state })

@@ -92,6 +92,56 @@ pub fn random_classes(seed: i64, rows: i64, limit: i64) -> Tensor {
     Tensor::randint(limit, [rows], (Kind::Int64, Device::Cpu))
 }
 
+/// Compares named tensors one by one.
+#[track_caller]
+pub fn compare_all(what: &str, found: &[(String, Tensor)], expected: &[(String, Tensor)], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}: as many tensors");
+    for ((name, found), (_, expected)) in found.iter().zip(expected) {
+        assert_close(&format!("{what}: {name}"), found, expected, tolerance);
+    }
+}
+
+/// Errors of `found` in fp32 are at most twice those of libtorch's own operations (`plain`) in fp32, both against fp64.
+#[track_caller]
+pub fn expect_errors_of_libtorch_twice(
+    what: &str,
+    found: &[(String, Tensor)],
+    plain: &[(String, Tensor)],
+    exact: &[(String, Tensor)],
+) {
+    assert!(found.len() == plain.len() && found.len() == exact.len(), "{what}: as many tensors");
+    for ((name, found), ((_, plain), (_, exact))) in found.iter().zip(plain.iter().zip(exact)) {
+        let (ours, theirs) = (relative_error(found, exact), relative_error(plain, exact));
+        // Where libtorch happens to be exact, a few units in the last place are allowed.
+        assert!(ours <= 2.0 * theirs + 2e-6, "{what}, {name}: {ours:.2e} against {theirs:.2e}");
+    }
+}
+
+/// A loss in which every number of every output counts, with fixed random weights.
+pub fn weighted_sum(outputs: &[&Tensor], kind: Kind) -> Tensor {
+    let weighted = outputs
+        .iter()
+        .enumerate()
+        .map(|(index, tensor)| (*tensor * random(700 + index as i64, &tensor.size(), kind)).sum(kind));
+    weighted.reduce(|left, right| left + right).unwrap()
+}
+
+/// Outputs under their names, then the gradients of the leaves under theirs.
+pub fn with_gradients(
+    outputs: &[(&str, &Tensor)],
+    names: &[&str],
+    leaves: &[Tensor],
+) -> Vec<(String, Tensor)> {
+    let outputs = outputs.iter().map(|&(name, tensor)| (name.to_owned(), tensor.detach()));
+    let gradients = names.iter().zip(leaves).map(|(name, leaf)| (format!("gradient of {name}"), leaf.grad()));
+    outputs.chain(gradients).collect()
+}
+
+/// Rounded to fp32 and back, so that every precision starts from the same numbers.
+pub fn rounded(tensor: &Tensor) -> Tensor {
+    tensor.to_kind(Kind::Float).to_kind(Kind::Double).detach()
+}
+
 /// A fresh leaf that asks for gradients.
 pub fn leaf(tensor: &Tensor) -> Tensor {
     tensor.detach().copy().set_requires_grad(true)
