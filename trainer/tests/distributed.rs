@@ -176,20 +176,26 @@ fn a_rank_that_is_killed_ends_all_and_the_run_goes_on_with_another_number_of_ran
     }
 }
 
-#[test]
-fn a_rank_that_is_stuck_ends_all_in_the_stated_time() {
-    let fixture = Fixture::new();
+/// Two ranks of a run that does not end by itself, started by hand and at work: no launcher sees how one ends, and rank 0
+/// holds the store.
+fn two_ranks_at_work(fixture: &Fixture) -> (Child, Child) {
     let set = [
         "training.steps=100000",
         "checkpoint.every_steps=4",
         "validation.every_steps=0",
         "checkpoint.keep_last=2",
     ];
-    // Started by hand: no launcher sees how a rank ends, and rank 0 holds the store.
     let port = free_port();
-    let mut first = rank_of_two(&mut training(&fixture, "run", &set), "0", &port);
-    let second = rank_of_two(&mut training(&fixture, "run", &set), "1", &port);
+    let mut first = rank_of_two(&mut training(fixture, "run", &set), "0", &port);
+    let second = rank_of_two(&mut training(fixture, "run", &set), "1", &port);
     wait_for_checkpoint(&fixture.path("run"), 4, &mut first);
+    (first, second)
+}
+
+#[test]
+fn a_rank_that_is_stuck_ends_all_in_the_stated_time() {
+    let fixture = Fixture::new();
+    let (first, second) = two_ranks_at_work(&fixture);
     let pid = second.id();
     send(pid, "-STOP");
     let output = end_of(first);
@@ -211,16 +217,7 @@ fn a_rank_that_is_stuck_ends_all_in_the_stated_time() {
 #[test]
 fn the_rank_that_holds_the_store_may_die_as_well() {
     let fixture = Fixture::new();
-    let set = [
-        "training.steps=100000",
-        "checkpoint.every_steps=4",
-        "validation.every_steps=0",
-        "checkpoint.keep_last=2",
-    ];
-    let port = free_port();
-    let mut first = rank_of_two(&mut training(&fixture, "run", &set), "0", &port);
-    let second = rank_of_two(&mut training(&fixture, "run", &set), "1", &port);
-    wait_for_checkpoint(&fixture.path("run"), 4, &mut first);
+    let (mut first, second) = two_ranks_at_work(&fixture);
     let pid = first.id();
     first.kill().unwrap();
     first.wait().unwrap();

@@ -19,9 +19,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use xlstm_bridge::distributed::Store;
 use xlstm_manifests::printable;
 
+use super::beats::write_end;
 use super::environment::{MARK, Place, place};
 use super::gate::{self, Secret};
-use super::watch::write_end;
 use super::{GRACE, Options, prefix, prefix_of};
 use crate::error::{Result, TrainError};
 use crate::signals::Signals;

@@ -12,6 +12,7 @@
 //! ```
 //! Every program of this crate that computes on several processes goes these four steps.
 
+mod beats;
 mod environment;
 mod gate;
 mod hosts;
@@ -30,9 +31,10 @@ pub use environment::{Place, place};
 pub use hosts::first_host;
 pub use local::start_local;
 
+use self::beats::{Member, beat_key};
 use self::gate::{Secret, Way};
 use self::processes::Processes;
-use self::watch::{Member, Shared, Watch, beat_key};
+use self::watch::{Shared, Watch};
 use crate::communicator::{Communicator, SingleProcess};
 use crate::error::{Result, TrainError};
 
@@ -125,7 +127,7 @@ pub fn connect(options: &Options, device: Device) -> Result<Connection> {
     store.set(&beat_key(rank), b"0 0 alive")?;
     let text = serde_json::to_vec(&member).map_err(TrainError::internal)?;
     store.set(&format!("who/{rank}"), &text)?;
-    let members = watch::meet(&place, &store, timeout)?;
+    let members = beats::meet(&place, &store, timeout)?;
 
     let loopback = gate::is_loopback(&place.host);
     let shared = Arc::new(Shared::new(place, members, timeout));

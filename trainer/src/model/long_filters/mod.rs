@@ -14,9 +14,10 @@
 //! fp32 whatever the products are. The filters are made in fp64: H3's angles grow with the position, and each of Hyena's
 //! sines multiplies the rounding of the one before by ω. Matrices of linear layers decay, nothing else.
 
-use std::f64::consts::PI;
+mod h3;
+mod hyena;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use xlstm_kernels::linear;
 use xlstm_kernels::long_convolution::{LongConvolutionInput, long_convolution};
 use xlstm_manifests::recipe::architecture::{H3Config, HyenaConfig};
@@ -24,18 +25,16 @@ use xlstm_manifests::recipe::architecture::{H3Config, HyenaConfig};
 use super::block::{Block, BlockCall, BlockState, NamedTensors};
 use super::network::{Network, Parts};
 use super::normalization::Norm;
-use super::parameters::{Builder, Decay, Init, linspace};
+use super::parameters::{Builder, Decay, Init};
 use super::signed;
 use crate::error::Result;
+use h3::H3;
+use hyena::Hyena;
 
 /// Epsilon of all norms.
 const NORM_EPSILON: f64 = 1e-5;
 /// Standard deviation of the matrices' first values.
 const DEVIATION: f64 = 0.02;
-/// Taps of Hyena's short convolution.
-const SHORT_TAPS: i64 = 3;
-/// Steps of H3's filter that come from one power of each mode.
-const FILTER_BLOCK: i64 = 64;
 /// Names of the state: inputs of the convolutions, oldest first.
 const SHIFT: &str = "shift.inputs";
 const INPUTS: [&str; 7] =
@@ -223,302 +222,5 @@ impl Inputs {
     /// How many inputs there are in all.
     fn length(&self) -> i64 {
         self.next_BSC.size()[1]
-    }
-}
-
-#[derive(Debug)]
-struct H3 {
-    query: Map,
-    key: Map,
-    value: Map,
-    output: Map,
-    shift_b: Tensor,
-    shift_c: Tensor,
-    shift_skip: Tensor,
-    system_b: Tensor,
-    system_c: Tensor,
-    log_step: Tensor,
-    inverse_real: Tensor,
-    imaginary: Tensor,
-    skip: Tensor,
-}
-
-impl H3 {
-    fn new(builder: &mut Builder, config: &H3Config, prefix: &str) -> Result<Self> {
-        let (d, n) = (signed(config.embedding_dim), signed(config.state_dim));
-        let modes = n / 2;
-        let name = |part: &str| format!("{prefix}.{part}");
-        let query = Map::new(builder, &name("q_proj"), [d, d], DEVIATION)?;
-        let key = Map::new(builder, &name("k_proj"), [d, d], DEVIATION)?;
-        let value = Map::new(builder, &name("v_proj"), [d, d], DEVIATION)?;
-        let output = Map::new(builder, &name("output_linear"), [d, d], DEVIATION)?;
-        let mut add =
-            |part: &str, shape: &[i64], init: &Init| builder.add(name(part), shape, init, Decay::No);
-        let by_channel = |values: Vec<f32>| Init::Values(values.repeat(usize::try_from(d).unwrap_or(0)));
-        let first_tap = by_channel((0..n).map(|tap| if tap == 0 { 1.0 } else { 0.0 }).collect());
-        let ones = by_channel((0..modes).flat_map(|_| [1.0, 0.0]).collect());
-        let frequencies = by_channel((0..modes).map(|mode| (PI * mode as f64) as f32).collect());
-        Ok(Self {
-            query,
-            key,
-            value,
-            output,
-            shift_skip: add("ssm_k_D", &[d], &Init::Normal(1.0))?,
-            shift_c: add("ssm_k_kernel.kernel.C", &[1, d, n], &Init::Uniform((n as f64).powf(-0.5)))?,
-            shift_b: add("ssm_k_kernel.kernel.B", &[d, n], &first_tap)?,
-            skip: add("D", &[d], &Init::Normal(1.0))?,
-            system_c: add("kernel.kernel.C", &[1, d, modes, 2], &Init::Normal(0.5_f64.sqrt()))?,
-            log_step: add("kernel.kernel.log_dt", &[d], &Init::Values(first_log_steps(d)?))?,
-            system_b: add("kernel.kernel.B", &[d, modes, 2], &ones)?,
-            inverse_real: add("kernel.kernel.inv_A_real", &[d, modes], &Init::Constant(0.5_f64.ln()))?,
-            imaginary: add("kernel.kernel.A_imag", &[d, modes], &frequencies)?,
-        })
-    }
-
-    /// s, `(C, N)`: the correlation of C with B.
-    fn shift(&self) -> Result<Tensor> {
-        let taps = self.shift_b.size()[1];
-        let spectrum = |tensor: &Tensor| tensor.f_fft_rfft(2 * taps, -1, "backward");
-        let product = spectrum(&self.shift_c.f_squeeze_dim(0)?)? * spectrum(&self.shift_b)?.f_conj()?;
-        Ok(product.f_fft_irfft(2 * taps, -1, "backward")?.f_narrow(1, 0, taps)?)
-    }
-
-    /// K, `(C, L)` for L steps: λˡ = λ^(64 a) λ^b makes it a product of two small matrices for each channel.
-    fn filter(&self, length: i64) -> Result<Tensor> {
-        let exact = |tensor: &Tensor| tensor.f_to_kind(Kind::Double);
-        let step = exact(&self.log_step)?.f_exp()?.f_unsqueeze(-1)?;
-        // z = Δ A / 2, λ = (1 + z) / (1 − z).
-        let real = exact(&self.inverse_real)?.f_exp()?.f_neg()? * &step * 0.5;
-        let imaginary = exact(&self.imaginary)? * &step * 0.5;
-        let (plus, minus) = (&real + 1.0, -&real + 1.0);
-        let square = imaginary.f_square()?;
-        let below = minus.f_square()? + &square;
-        let log_radius = ((plus.f_square()? + square) / &below).f_log()? * 0.5;
-        let angle = imaginary.f_atan2(&plus)? + imaginary.f_atan2(&minus)?;
-        // c = B C Δ / (1 − z).
-        let part = |tensor: &Tensor, index: i64| exact(&tensor.f_select(-1, index)?);
-        let (b, c) = ([part(&self.system_b, 0)?, part(&self.system_b, 1)?], self.system_c.f_squeeze_dim(0)?);
-        let c = [part(&c, 0)?, part(&c, 1)?];
-        let product = [&b[0] * &c[0] - &b[1] * &c[1], &b[0] * &c[1] + &b[1] * &c[0]];
-        let scale = step / below;
-        let weight = [
-            (&product[0] * &minus - &product[1] * &imaginary) * &scale,
-            (&product[0] * &imaginary + &product[1] * &minus) * &scale,
-        ];
-        let power = |exponent_1S: &Tensor| -> Result<[Tensor; 2]> {
-            let radius = (log_radius.f_unsqueeze(-1)? * exponent_1S).f_exp()?;
-            let angle = angle.f_unsqueeze(-1)? * exponent_1S;
-            Ok([&radius * angle.f_cos()?, radius * angle.f_sin()?])
-        };
-        let options = (Kind::Double, self.log_step.device());
-        let blocks = (length + FILTER_BLOCK - 1) / FILTER_BLOCK;
-        let far = power(&(Tensor::f_arange(blocks, options)? * FILTER_BLOCK as f64))?;
-        let near = power(&Tensor::f_arange(FILTER_BLOCK, options)?)?;
-        let weight = [weight[0].f_unsqueeze(-1)?, weight[1].f_unsqueeze(-1)?];
-        let far = [&weight[0] * &far[0] - &weight[1] * &far[1], &weight[0] * &far[1] + &weight[1] * &far[0]];
-        let turned = |tensor: &Tensor| tensor.f_transpose(1, 2);
-        let filter = turned(&far[0])?.f_matmul(&near[0])? - turned(&far[1])?.f_matmul(&near[1])?;
-        let filter = filter.f_flatten(1, 2)?.f_narrow(1, 0, length)? * 2.0;
-        Ok(filter.f_to_kind(self.log_step.kind())?)
-    }
-}
-
-/// Logarithms of step sizes, even between those of 0.001 and 0.1.
-fn first_log_steps(count: i64) -> Result<Vec<f32>> {
-    let (low, high) = (1e-3_f64.ln(), 0.1_f64.ln());
-    let values = Tensor::f_rand([count], (Kind::Float, Device::Cpu))? * (high - low) + low;
-    Ok(Vec::try_from(values)?)
-}
-
-impl Mixer for H3 {
-    fn mix(&self, y_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, NamedTensors)> {
-        let kind = y_BTC.kind();
-        let q_BTC = self.query.apply(y_BTC, call)?;
-        let k_BTC = self.key.apply(y_BTC, call)?.f_to_kind(kind)?;
-        let v_BTC = self.value.apply(y_BTC, call)?;
-        let keys = Inputs::new(&k_BTC, call, SHIFT)?;
-        let shifted_BTC = keys.convolve(&k_BTC, &self.shift()?, &self.shift_skip, call)?;
-        let u_BTC = shifted_BTC * v_BTC;
-        let inputs = Inputs::new(&u_BTC, call, INPUTS[0])?;
-        let long_BTC = inputs.convolve(&u_BTC, &self.filter(inputs.length())?, &self.skip, call)?;
-        let mixed = self.output.apply(&(q_BTC * long_BTC), call)?;
-        let shifted = keys.newest(self.shift_b.size()[1] - 1)?;
-        Ok((mixed, vec![(SHIFT, shifted), (INPUTS[0], inputs.next_BSC)]))
-    }
-}
-
-#[derive(Debug)]
-struct Hyena {
-    order: i64,
-    input: Map,
-    output: Map,
-    short_weight: Tensor,
-    short_bias: Tensor,
-    skip: Tensor,
-    features: Tensor,
-    frequency: Tensor,
-    first: Map,
-    inner: Vec<Map>,
-    last: Tensor,
-    decays: Vec<f32>,
-}
-
-impl Hyena {
-    fn new(builder: &mut Builder, config: &HyenaConfig, prefix: &str, last: f64) -> Result<Self> {
-        let (d, order) = (signed(config.embedding_dim), signed(config.order));
-        let (w, e) = (signed(config.filter_dim), signed(config.position_features));
-        let (channels, filters) = ((order + 1) * d, (order - 1) * d);
-        let name = |part: &str| format!("{prefix}.{part}");
-        let input = Map::new(builder, &name("in_proj"), [channels, d], DEVIATION)?;
-        let output = Map::new(builder, &name("out_proj"), [d, d], last)?;
-        let short = Init::Uniform((SHORT_TAPS as f64).powf(-0.5));
-        let shape = [channels, 1, SHORT_TAPS];
-        let short_weight = builder.add(name("short_filter.weight"), &shape, &short, Decay::Yes)?;
-        let short_bias = builder.add(name("short_filter.bias"), &[channels], &short, Decay::No)?;
-        let z = builder.values(|| Ok(position_features(config)))?;
-        let mut add = |part: &str, shape: &[i64], init: &Init| {
-            builder.add(name(&format!("filter_fn.{part}")), shape, init, Decay::No)
-        };
-        let skip = add("bias", &[filters], &Init::Normal(1.0))?;
-        let features = add("pos_emb.z", &[1, signed(config.positions), e], &z)?;
-        let mut map = |index: u64, shape: [i64; 2]| -> Result<Map> {
-            let part = |kind: &str| format!("implicit_filter.{index}.{kind}");
-            Ok(Map {
-                weight_OI: add(&part("weight"), &shape, &Init::Normal(DEVIATION))?,
-                bias_O: add(&part("bias"), &[shape[0]], &Init::Constant(0.0))?,
-            })
-        };
-        let first = map(0, [w, e])?;
-        let inner =
-            (1..=config.filter_layers).map(|layer| map(2 * layer, [w, w])).collect::<Result<Vec<_>>>()?;
-        let frequency = add("implicit_filter.1.freq", &[1, w], &Init::Constant(config.sine_frequency))?;
-        let end = format!("implicit_filter.{}.weight", 2 * config.filter_layers + 2);
-        let last = add(&end, &[filters, w], &Init::Normal(DEVIATION))?;
-        let count = (config.order - 1) * config.embedding_dim;
-        let decays = linspace(0.01_f64.ln() / 1.5, 0.01_f64.ln() / 0.3, count);
-        Ok(Self {
-            order,
-            input,
-            output,
-            short_weight,
-            short_bias,
-            skip,
-            features,
-            frequency,
-            first,
-            inner,
-            last,
-            decays,
-        })
-    }
-
-    /// All filters, `(C, o − 1, L)`, for L positions.
-    fn filters(&self, length: i64) -> Result<Tensor> {
-        let exact = |tensor: &Tensor| tensor.f_to_kind(Kind::Double);
-        let device = self.features.device();
-        let frequency = exact(&self.frequency)?;
-        let layer = |x: &Tensor, map: &Map| -> Result<Tensor> {
-            let (weight_OI, bias_O) = (exact(&map.weight_OI)?, exact(&map.bias_O)?);
-            Ok((x.f_linear(&weight_OI, Some(&bias_O))? * &frequency).f_sin()?)
-        };
-        let z_LE = exact(&self.features.f_select(0, 0)?.f_narrow(0, 0, length)?)?;
-        let mut hidden = layer(&z_LE, &self.first)?;
-        for map in &self.inner {
-            hidden = layer(&hidden, map)?;
-        }
-        let filters_LR = hidden.f_linear(&exact(&self.last)?, None::<&Tensor>)?;
-        let positions = self.features.size()[1];
-        // A constant in fp32 there.
-        let time_L1 = Tensor::f_arange(length, (Kind::Double, device))?
-            .f_div_scalar((positions - 1) as f64)?
-            .f_to_kind(Kind::Float)?
-            .f_unsqueeze(-1)?;
-        let time_L1 = exact(&time_L1)?;
-        let decays_R = exact(&Tensor::f_from_slice(&self.decays)?.f_to_device(device)?)?;
-        let filters_LR = filters_LR * (time_L1 * decays_R.f_abs()?.f_neg()?).f_exp()?;
-        let filters_RL = filters_LR.f_to_kind(self.features.kind())?.f_transpose(0, 1)?.f_contiguous()?;
-        Ok(filters_RL.f_view([-1, self.order - 1, length])?)
-    }
-
-    /// The convolution of three taps, `(B, T, C)`.
-    fn short(&self, inputs: &Inputs, p_BTC: &Tensor, call: &BlockCall<'_>) -> Result<Tensor> {
-        let time = p_BTC.size()[1];
-        let padded_BPC = match &inputs.past_BPC {
-            Some(past_BPC) => {
-                let all = Tensor::f_cat(&[&past_BPC.f_to_kind(p_BTC.kind())?, p_BTC], 1)?;
-                all.f_constant_pad_nd([0, 0, SHORT_TAPS - 1, 0])?
-            }
-            None => p_BTC.f_constant_pad_nd([0, 0, SHORT_TAPS - 1, 0])?,
-        };
-        let from = padded_BPC.size()[1] - time - (SHORT_TAPS - 1);
-        let documents = match call.resets_BT {
-            Some(resets_BT) => {
-                let numbers = resets_BT.f_to_kind(Kind::Int64)?.f_cumsum(1, None::<Kind>)?;
-                Some(numbers.f_constant_pad_nd([SHORT_TAPS - 1, 0])?)
-            }
-            None => None,
-        };
-        let mut sum_BTC = self.short_bias.shallow_clone();
-        for tap in 0..SHORT_TAPS {
-            let mut shifted = padded_BPC.f_narrow(1, from + tap, time)?;
-            if let Some(documents) = &documents {
-                let own = documents.f_narrow(1, SHORT_TAPS - 1, time)?;
-                let other = documents.f_narrow(1, tap, time)?.f_ne_tensor(&own)?;
-                shifted = shifted.f_masked_fill(&other.f_unsqueeze(-1)?, 0.0)?;
-            }
-            sum_BTC = sum_BTC.f_add(&(shifted * self.short_weight.f_select(2, tap)?.f_squeeze_dim(1)?))?;
-        }
-        Ok(sum_BTC)
-    }
-}
-
-/// z: time, and cosines and negative sines of frequencies from 1e-4 up.
-fn position_features(config: &HyenaConfig) -> Vec<f32> {
-    let positions = config.positions;
-    let bands = (config.position_features - 1) / 2;
-    let frequencies = linspace(1e-4, (bands - 1) as f64, bands);
-    let frequencies = if bands == 1 { vec![1e-4] } else { frequencies };
-    (0..positions)
-        .flat_map(|position| {
-            let time = position as f64 / (positions - 1) as f64;
-            let phases: Vec<f64> = frequencies
-                .iter()
-                .map(|frequency| 2.0 * PI * position as f64 * f64::from(*frequency) / positions as f64)
-                .collect();
-            let cosines: Vec<f64> = phases.iter().map(|phase| phase.cos()).collect();
-            let sines = phases.into_iter().map(|phase| -phase.sin());
-            std::iter::once(time).chain(cosines).chain(sines).map(|value| value as f32).collect::<Vec<f32>>()
-        })
-        .collect()
-}
-
-impl Mixer for Hyena {
-    fn mix(&self, y_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, NamedTensors)> {
-        let projected = self.input.apply(y_BTC, call)?.f_to_kind(y_BTC.kind())?;
-        let short = Inputs::new(&projected, call, SHIFT)?;
-        let parts = self.short(&short, &projected, call)?.f_chunk(self.order + 1, -1)?;
-        let Some((v, gates)) = parts.split_last() else {
-            return Err(crate::error::TrainError::Internal("expected order + 1 projections".into()));
-        };
-        let mut v_BTC = v.shallow_clone();
-        let mut state = vec![(SHIFT, short.newest(SHORT_TAPS - 1)?)];
-        let skips = self.skip.f_view([-1, self.order - 1])?;
-        let mut filters = None;
-        for (index, (gate, name)) in (0_i64..).zip(gates.iter().skip(1).rev().zip(INPUTS)) {
-            let u_BTC = &v_BTC * gate;
-            let inputs = Inputs::new(&u_BTC, call, name)?;
-            if filters.is_none() {
-                filters = Some(self.filters(inputs.length())?);
-            }
-            let Some(filters) = &filters else { continue };
-            let filter_CL = filters.f_select(1, index)?;
-            v_BTC = inputs.convolve(&u_BTC, &filter_CL, &skips.f_select(1, index)?, call)?;
-            state.push((name, inputs.next_BSC));
-        }
-        let gated = match gates.first() {
-            Some(gate) => v_BTC * gate,
-            None => v_BTC,
-        };
-        Ok((self.output.apply(&gated, call)?, state))
     }
 }

@@ -11,34 +11,24 @@
 //! 2024, and `v4neo`. RWKV-4 decays everything but biases, embedding and norms, as the paper says; the others matrices
 //! alone. Decays, wkv and the core are fp32 whatever the products are.
 
-use tch::{Device, Kind, Tensor};
-use xlstm_kernels::linear_attention::{
-    LinearAttentionInput, LinearAttentionOptions, LogDecay, linear_attention,
-};
-use xlstm_kernels::scan::{ScanKernel, WkvInput, WkvState, wkv};
-use xlstm_manifests::recipe::architecture::{
-    RWKV_DECAY_RANK, RWKV_MIX_RANK, Rwkv4Config, Rwkv5Config, Rwkv6Config, RwkvConfig, RwkvVersion,
-};
+mod time_mix;
 
-use super::attention::by_head;
-use super::block::{Block, BlockCall, BlockState, NamedTensors};
+use tch::{Device, Kind, Tensor};
+use xlstm_manifests::recipe::architecture::{Rwkv4Config, Rwkv5Config, Rwkv6Config, RwkvConfig, RwkvVersion};
+
+use super::block::{Block, BlockCall, BlockState};
 use super::network::{Network, Parts};
 use super::normalization::Norm;
 use super::parameters::{Builder, Decay, Init};
 use super::{product, signed};
 use crate::error::Result;
+use time_mix::{Five, Four, Six};
 
 /// Epsilon of all norms.
 const NORM_EPSILON: f64 = 1e-5;
-/// What the core's result is divided by before its norm.
-const HEAD_DIVISOR: f64 = 8.0;
-/// Names of the state: the last token of both mixes, and the core's.
+/// Names of the state's last tokens, of both mixes.
 const TIME_SHIFT: &str = "time_mix.shift";
 const CHANNEL_SHIFT: &str = "channel_mix.shift";
-const MEMORY: &str = "memory";
-const NUMERATOR: &str = "wkv.numerator";
-const DENOMINATOR: &str = "wkv.denominator";
-const MAXIMUM: &str = "wkv.maximum";
 
 impl Network for Rwkv4Config {
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
@@ -220,254 +210,6 @@ enum TimeMix {
     Four(Four),
     Five(Five),
     Six(Six),
-}
-
-#[derive(Debug)]
-struct Four {
-    decay: Tensor,
-    first: Tensor,
-    mix: [Tensor; 3],
-    key: Tensor,
-    value: Tensor,
-    receptance: Tensor,
-    output: Tensor,
-}
-
-impl Four {
-    fn new(builder: &mut Builder, prefix: &str, place: BlockDepth) -> Result<Self> {
-        let d = signed(place.width);
-        let mut add = adder(builder, prefix, place, 4);
-        let decay = place.by_channel(|i| -5.0 + 8.0 * place.ratio(i).powf(0.7 + 1.3 * place.depth));
-        let first = place.by_channel(|i| 0.3_f64.ln() + 0.5 * ((i + 1.0) % 3.0 - 1.0));
-        Ok(Self {
-            decay: add.shaped("time_decay", &[d], &decay)?,
-            first: add.shaped("time_first", &[d], &first)?,
-            mix: [
-                add.vector("time_mix_k", &place.power(place.height, 0.0, false))?,
-                add.vector("time_mix_v", &place.power(place.height, 0.3 * place.depth, false))?,
-                add.vector("time_mix_r", &place.power(0.5 * place.height, 0.0, false))?,
-            ],
-            key: add.matrix("key", [d, d], 0.0)?,
-            value: add.matrix("value", [d, d], 1.0)?,
-            receptance: add.matrix("receptance", [d, d], 0.0)?,
-            output: add.matrix("output", [d, d], 0.0)?,
-        })
-    }
-
-    fn forward(
-        &self,
-        y_BTC: &Tensor,
-        before_BTC: &Tensor,
-        call: &BlockCall<'_>,
-    ) -> Result<(Tensor, NamedTensors)> {
-        let project =
-            |mix: &Tensor, weight: &Tensor| product(&mixed(y_BTC, before_BTC, mix), weight, call.precision);
-        let [mix_k, mix_v, mix_r] = &self.mix;
-        let state = match call.state {
-            Some(state) => Some(WkvState {
-                numerator: state.need(NUMERATOR)?,
-                denominator: state.need(DENOMINATOR)?,
-                maximum: state.need(MAXIMUM)?,
-            }),
-            None => None,
-        };
-        let output = wkv(
-            &WkvInput {
-                decay_D: &self.decay,
-                bonus_D: &self.first,
-                k_BTD: &project(mix_k, &self.key)?,
-                v_BTD: &project(mix_v, &self.value)?,
-                state: state.as_ref(),
-                resets_BT: call.resets_BT,
-            },
-            ScanKernel::Auto,
-        )?;
-        let gated = output.y_BTD * project(mix_r, &self.receptance)?.f_sigmoid()?;
-        let WkvState { numerator, denominator, maximum } = output.state;
-        let state = vec![(NUMERATOR, numerator), (DENOMINATOR, denominator), (MAXIMUM, maximum)];
-        Ok((product(&gated, &self.output, call.precision)?, state))
-    }
-}
-
-/// What RWKV-5 and RWKV-6 share: matrices, bonus and norm.
-#[derive(Debug)]
-struct Core {
-    heads: i64,
-    bonus: Tensor,
-    receptance: Tensor,
-    key: Tensor,
-    value: Tensor,
-    gate: Tensor,
-    output: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-}
-
-impl Core {
-    fn new<N: RwkvVersion>(add: &mut Adder<'_>, place: BlockDepth, config: &RwkvConfig<N>) -> Result<Self> {
-        let (d, head) = (signed(place.width), signed(config.head_dim));
-        let bonus =
-            place.by_channel(|i| place.depth * (1.0 - place.ratio(i)) + 0.1 * ((i + 1.0) % 3.0 - 1.0));
-        // The index from 1 of the block, over the number of blocks.
-        let deep = 1.0 - place.height + 1.0 / config.blocks as f64;
-        Ok(Self {
-            heads: d / head,
-            bonus: add.shaped("time_faaaa", &[d / head, head], &bonus)?,
-            receptance: add.matrix("receptance", [d, d], 1.0)?,
-            key: add.matrix("key", [d, d], 0.1)?,
-            value: add.matrix("value", [d, d], 1.0)?,
-            output: add.matrix("output", [d, d], 0.0)?,
-            gate: add.matrix("gate", [d, d], 0.1)?,
-            norm_weight: add.shaped("ln_x.weight", &[d], &Init::Constant(deep.powf(0.7)))?,
-            norm_bias: add.shaped("ln_x.bias", &[d], &Init::Constant(0.0))?,
-        })
-    }
-
-    /// Of the mixes of key, value, receptance and gate.
-    fn forward(
-        &self,
-        [k, v, r, g]: [&Tensor; 4],
-        log_decay: LogDecay<'_>,
-        call: &BlockCall<'_>,
-    ) -> Result<(Tensor, NamedTensors)> {
-        let head =
-            |mix: &Tensor, weight: &Tensor| by_head(&product(mix, weight, call.precision)?, self.heads);
-        let memory = call.state.map(|state| state.need(MEMORY)).transpose()?;
-        let input = LinearAttentionInput {
-            q_BTHK: &head(r, &self.receptance)?,
-            k_BTHK: &head(k, &self.key)?,
-            v_BTHV: &head(v, &self.value)?,
-            log_decay,
-            bonus_HK: Some(&self.bonus),
-            scale: 1.0,
-            state_BHKV: memory.as_ref(),
-            resets_BT: call.resets_BT,
-        };
-        let output = linear_attention(&input, &LinearAttentionOptions::default())?;
-        let o_BTHV = output.o_BTHV.f_to_kind(k.kind())?.f_div_scalar(HEAD_DIVISOR)?;
-        let width = [o_BTHV.size()[3]];
-        let normal = o_BTHV.f_layer_norm(width, None::<&Tensor>, None::<&Tensor>, NORM_EPSILON, true)?;
-        let normal_BTC = normal.f_flatten(2, 3)? * &self.norm_weight + &self.norm_bias;
-        let gated = normal_BTC * product(g, &self.gate, call.precision)?.f_silu()?;
-        Ok((product(&gated, &self.output, call.precision)?, vec![(MEMORY, output.state_BHKV)]))
-    }
-}
-
-/// First values of the decays of RWKV-5 and RWKV-6.
-fn first_decays(place: BlockDepth) -> Init {
-    place.by_channel(|i| -6.0 + 5.0 * place.ratio(i).powf(0.7 + 1.3 * place.depth))
-}
-
-#[derive(Debug)]
-struct Five {
-    mix: [Tensor; 4],
-    decay: Tensor,
-    core: Core,
-}
-
-impl Five {
-    fn new<N: RwkvVersion>(
-        builder: &mut Builder,
-        prefix: &str,
-        place: BlockDepth,
-        config: &RwkvConfig<N>,
-    ) -> Result<Self> {
-        let mut add = adder(builder, prefix, place, 5);
-        let (d, head) = (signed(place.width), signed(config.head_dim));
-        Ok(Self {
-            mix: [
-                add.vector("time_mix_k", &place.power(place.height, 0.0, false))?,
-                add.vector("time_mix_v", &place.power(place.height, 0.3 * place.depth, false))?,
-                add.vector("time_mix_r", &place.power(0.5 * place.height, 0.0, false))?,
-                add.vector("time_mix_g", &place.power(0.5 * place.height, 0.0, false))?,
-            ],
-            decay: add.shaped("time_decay", &[d / head, head], &first_decays(place))?,
-            core: Core::new(&mut add, place, config)?,
-        })
-    }
-
-    fn forward(
-        &self,
-        y_BTC: &Tensor,
-        before_BTC: &Tensor,
-        call: &BlockCall<'_>,
-    ) -> Result<(Tensor, NamedTensors)> {
-        let mixes = self.mix.each_ref().map(|mix| mixed(y_BTC, before_BTC, mix));
-        let decay = self.decay.f_exp()?.f_neg()?;
-        self.core.forward(mixes.each_ref(), LogDecay::Key(&decay), call)
-    }
-}
-
-#[derive(Debug)]
-struct Six {
-    mix_x: Tensor,
-    /// Of decay, key, value, receptance and gate.
-    mix: [Tensor; 5],
-    mix_down: Tensor,
-    mix_up: Tensor,
-    decay: Tensor,
-    decay_down: Tensor,
-    decay_up: Tensor,
-    core: Core,
-}
-
-impl Six {
-    fn new<N: RwkvVersion>(
-        builder: &mut Builder,
-        prefix: &str,
-        place: BlockDepth,
-        config: &RwkvConfig<N>,
-    ) -> Result<Self> {
-        let mut add = adder(builder, prefix, place, 6);
-        let d = signed(place.width);
-        let (rank, decay_rank) = (signed(RWKV_MIX_RANK), signed(RWKV_DECAY_RANK));
-        let plain = place.power(place.height, 0.0, true);
-        let half = place.power(0.5 * place.height, 0.0, true);
-        let small = Init::Uniform(0.01);
-        Ok(Self {
-            mix_x: add.vector("time_maa_x", &plain)?,
-            mix: [
-                add.vector("time_maa_w", &plain)?,
-                add.vector("time_maa_k", &plain)?,
-                add.vector("time_maa_v", &place.power(place.height, 0.3 * place.depth, true))?,
-                add.vector("time_maa_r", &half)?,
-                add.vector("time_maa_g", &half)?,
-            ],
-            mix_down: add.shaped("time_maa_w1", &[d, 5 * rank], &Init::Constant(0.0))?,
-            mix_up: add.shaped("time_maa_w2", &[5, rank, d], &small)?,
-            decay: add.vector("time_decay", &first_decays(place))?,
-            decay_down: add.shaped("time_decay_w1", &[d, decay_rank], &Init::Constant(0.0))?,
-            decay_up: add.shaped("time_decay_w2", &[decay_rank, d], &small)?,
-            core: Core::new(&mut add, place, config)?,
-        })
-    }
-
-    fn forward(
-        &self,
-        y_BTC: &Tensor,
-        before_BTC: &Tensor,
-        call: &BlockCall<'_>,
-    ) -> Result<(Tensor, NamedTensors)> {
-        let kind = y_BTC.kind();
-        // These matrices are stored (in, out).
-        let through = |x: &Tensor, weight_IO: &Tensor| -> Result<Tensor> {
-            product(x, &weight_IO.f_transpose(0, 1)?, call.precision)
-        };
-        let change_BTC = before_BTC - y_BTC;
-        let mixed_BTC = y_BTC + &change_BTC * &self.mix_x;
-        let hidden = through(&mixed_BTC, &self.mix_down)?.f_tanh()?.f_chunk(5, -1)?;
-        let mut mixes = Vec::with_capacity(5);
-        for (index, (hidden, mix)) in (0_i64..).zip(hidden.iter().zip(&self.mix)) {
-            let own = through(hidden, &self.mix_up.f_select(0, index)?)?.f_to_kind(kind)?;
-            mixes.push(y_BTC + &change_BTC * (mix + own));
-        }
-        let [w, k, v, r, g] = mixes.as_slice() else {
-            return Err(crate::error::TrainError::Internal("expected five mixes".into()));
-        };
-        let own = through(&through(w, &self.decay_down)?.f_tanh()?, &self.decay_up)?.f_to_kind(kind)?;
-        let log_decay = by_head(&(&self.decay + own).f_exp()?.f_neg()?, self.core.heads)?;
-        self.core.forward([k, v, r, g], LogDecay::Token(&log_decay), call)
-    }
 }
 
 #[derive(Debug)]
