@@ -17,7 +17,7 @@ named_tensors! {
 }
 
 /// With fewer rows than this, copying the weight would cost more than the product.
-const FEWEST_ROWS: i64 = 16;
+const MIN_ROWS: i64 = 16;
 
 /// `x_D · weight_ODᵀ + bias_O`, for any dimensions before the last of `x_D`.
 ///
@@ -40,7 +40,7 @@ pub fn linear(x_D: &Tensor, weight_OD: &Tensor, bias_O: Option<&Tensor>) -> Resu
     let ours = x_D.device() == Device::Cpu
         && x_D.kind() == Kind::Float
         && weight_OD.kind() == Kind::Float
-        && rows >= FEWEST_ROWS
+        && rows >= MIN_ROWS
         && cpu::has_fast_products();
     if !ours {
         return Ok(x_D.f_linear(weight_OD, bias_O)?);

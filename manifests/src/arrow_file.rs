@@ -321,7 +321,7 @@ impl MappedRows {
 static UNPACKED: AtomicU64 = AtomicU64::new(0);
 
 /// Most of them: a file of 82 kB can say that it holds gigabytes.
-const MOST_UNPACKED: u64 = 512 << 20;
+const MAX_UNPACKED: u64 = 512 << 20;
 
 /// A file's part of [`UNPACKED`], given back with it.
 #[derive(Debug, Default)]
@@ -329,12 +329,12 @@ pub(crate) struct Unpacked(u64);
 
 impl Unpacked {
     fn reserve(path: &Path, bytes: u64) -> Result<Self> {
-        let sum = |taken: u64| taken.checked_add(bytes).filter(|&sum| sum <= MOST_UNPACKED);
+        let sum = |taken: u64| taken.checked_add(bytes).filter(|&sum| sum <= MAX_UNPACKED);
         match UNPACKED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum) {
             Ok(_) => Ok(Self(bytes)),
             Err(_) => Err(Error::mismatch(
                 path,
-                format!("compressed files that take at most {MOST_UNPACKED} bytes of memory together"),
+                format!("compressed files that take at most {MAX_UNPACKED} bytes of memory together"),
                 format!("one that takes {bytes}"),
                 "store it without compression: then it is read in place",
             )),

@@ -15,7 +15,7 @@ use arrow_ipc::{Block, CompressionType, FieldNode, Message, MetadataVersion, roo
 use arrow_schema::{DataType, Field, SchemaRef};
 
 /// Rows of a batch, or values of a column in it, that no file of ours comes near.
-const MOST_ROWS: i64 = 1 << 40;
+const MAX_ROWS: i64 = 1 << 40;
 /// All offsets in an Arrow file are multiples of it.
 const ALIGNMENT: i64 = 8;
 /// Stands for a length before a buffer that is not compressed in a compressed batch.
@@ -133,7 +133,7 @@ impl<'a> Walk<'a> {
         let (Some(nodes), Some(buffers)) = (batch.nodes(), batch.buffers()) else {
             return refuse("a record batch without columns");
         };
-        if !(0..=MOST_ROWS).contains(&batch.length()) {
+        if !(0..=MAX_ROWS).contains(&batch.length()) {
             return refuse("a number of rows that cannot be");
         }
         if batch.variadicBufferCounts().is_some_and(|counts| !counts.is_empty()) {
@@ -168,7 +168,7 @@ impl<'a> Walk<'a> {
         let name = field.name();
         let Some(node) = self.nodes.next() else { return refuse(format!("no column `{name}`")) };
         let (length, nulls) = (node.length(), node.null_count());
-        if !(0..=MOST_ROWS).contains(&length) || rows.is_some_and(|rows| rows != length) {
+        if !(0..=MAX_ROWS).contains(&length) || rows.is_some_and(|rows| rows != length) {
             return refuse(format!("{length} values in column `{name}`"));
         }
         if !(0..=length).contains(&nulls) || (nulls > 0 && !field.is_nullable()) {

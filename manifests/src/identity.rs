@@ -91,7 +91,7 @@ fn check_row_length(path: &Path, manifest: &Manifest) -> Result<()> {
 
 /// Refuses counts above 2^53, which have no canonical form: no file can be written of them again, and sums of them wrap.
 fn check_counts(path: &Path, manifest: &Manifest) -> Result<()> {
-    const MOST: u64 = 1 << 53;
+    const MAX_COUNT: u64 = 1 << 53;
     let files = manifest.data_files().flat_map(|file| [file.size, file.records]);
     let inputs = manifest.inputs.iter().flat_map(|input| {
         let counts = &input.counts;
@@ -103,9 +103,9 @@ fn check_counts(path: &Path, manifest: &Manifest) -> Result<()> {
     let totals = [manifest.totals.text_bytes, manifest.packing.rows_per_shard.unwrap_or(0)];
     let part = manifest.part.as_ref().map_or(0, |part| part.not_planned);
     let mut all = files.chain(inputs).chain(names).chain(totals).chain([part]);
-    match all.find(|&count| count > MOST) {
+    match all.find(|&count| count > MAX_COUNT) {
         None => Ok(()),
-        Some(count) => Err(Error::damaged(path, format!("counts of at most {MOST}"), count.to_string())),
+        Some(count) => Err(Error::damaged(path, format!("counts of at most {MAX_COUNT}"), count.to_string())),
     }
 }
 

@@ -259,20 +259,20 @@ impl RunManifest {
 
     /// Refuses numbers that no run has: rows of steps are listed, which takes memory and time by them.
     fn check(&self, path: &Path) -> Result<()> {
-        const MOST_COUNTED: u64 = 1 << 53;
-        const MOST_ROWS: u64 = 1 << 24;
-        const MOST_RANKS: u64 = 1 << 20;
+        const MAX_COUNTED: u64 = 1 << 53;
+        const MAX_ROWS: u64 = 1 << 24;
+        const MAX_RANKS: u64 = 1 << 20;
         let order = &self.order;
-        let worlds = self.sessions.iter().map(|session| ("sessions.world", session.world, 1, MOST_RANKS));
+        let worlds = self.sessions.iter().map(|session| ("sessions.world", session.world, 1, MAX_RANKS));
         let first =
-            self.sessions.iter().map(|session| ("sessions.first_step", session.first_step, 0, MOST_COUNTED));
+            self.sessions.iter().map(|session| ("sessions.first_step", session.first_step, 0, MAX_COUNTED));
         let counts = [
-            ("order.rows", order.rows, 0, MOST_COUNTED),
-            ("order.rows_per_step", order.rows_per_step, 1, MOST_ROWS),
+            ("order.rows", order.rows, 0, MAX_COUNTED),
+            ("order.rows_per_step", order.rows_per_step, 1, MAX_ROWS),
             ("order.row_length", order.row_length, 1, u64::from(u16::MAX)),
-            ("order.tokens", order.tokens, 0, MOST_COUNTED),
-            ("train.rows", self.train.rows, 0, MOST_COUNTED),
-            ("train.tokens", self.train.tokens, 0, MOST_COUNTED),
+            ("order.tokens", order.tokens, 0, MAX_COUNTED),
+            ("train.rows", self.train.rows, 0, MAX_COUNTED),
+            ("train.tokens", self.train.tokens, 0, MAX_COUNTED),
         ];
         for (key, found, low, high) in counts.into_iter().chain(worlds).chain(first) {
             if !(low..=high).contains(&found) {

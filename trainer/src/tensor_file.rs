@@ -87,7 +87,7 @@ fn dtype_name(path: &Path, name: &str, kind: Kind) -> Result<&'static str> {
 }
 
 /// Longest header that is read: its names and shapes take a few times as much memory.
-const LONGEST_HEADER: u64 = 32 << 20;
+const MAX_HEADER: u64 = 32 << 20;
 
 struct Entry {
     name: String,
@@ -120,8 +120,8 @@ impl TensorFile {
             TrainError::file(path, "a readable safetensors file", found, hint)
         };
         let length = map.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
-        if length > LONGEST_HEADER {
-            return Err(damaged(format!("a header of {length} bytes, of at most {LONGEST_HEADER}")));
+        if length > MAX_HEADER {
+            return Err(damaged(format!("a header of {length} bytes, of at most {MAX_HEADER}")));
         }
         let (_, header) = SafeTensors::read_metadata(&map).map_err(|error| damaged(error.to_string()))?;
         let content = SafeTensors::deserialize(&map).map_err(|error| damaged(error.to_string()))?;

@@ -27,11 +27,11 @@ use super::remote::RemoteFile;
 use super::retry::Effort;
 
 /// Files of a listing; SlimPajama has 59,000. They are all in memory.
-const MOST_FILES: usize = 2_000_000;
+const MAX_FILES: usize = 2_000_000;
 /// Its pages; the Hub puts 1,000 files on one.
-const MOST_PAGES: usize = 10_000;
+const MAX_PAGES: usize = 10_000;
 /// The longest that a listing may take altogether.
-const LONGEST: Duration = Duration::from_secs(2 * 3600);
+const MAX_DURATION: Duration = Duration::from_secs(2 * 3600);
 
 /// The files of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,11 +120,11 @@ impl Hub {
         let mut visited = HashSet::new();
         let begin = Instant::now();
         loop {
-            if visited.len() >= MOST_PAGES {
-                return Err(protocol(&effort, &format!("at most {MOST_PAGES} pages"), "more"));
+            if visited.len() >= MAX_PAGES {
+                return Err(protocol(&effort, &format!("at most {MAX_PAGES} pages"), "more"));
             }
-            if begin.elapsed() > LONGEST {
-                let expected = format!("a listing within {} s", LONGEST.as_secs());
+            if begin.elapsed() > MAX_DURATION {
+                let expected = format!("a listing within {} s", MAX_DURATION.as_secs());
                 return Err(protocol(&effort, &expected, &format!("{} pages by then", visited.len())));
             }
             if !visited.insert(address.clone()) {
@@ -135,8 +135,8 @@ impl Hub {
             effort.progressed_to(visited.len() as u64);
             let empty = page.entries == 0;
             files.extend(page.files);
-            if files.len() > MOST_FILES {
-                return Err(protocol(&effort, &format!("at most {MOST_FILES} files"), "more"));
+            if files.len() > MAX_FILES {
+                return Err(protocol(&effort, &format!("at most {MAX_FILES} files"), "more"));
             }
             observer.listed(files.len());
             match next_link(&headers) {

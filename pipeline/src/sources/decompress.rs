@@ -27,8 +27,8 @@ const PLAIN_BUFFER: usize = 256 << 10;
 const WINDOW_LOG_MAX: u32 = 31;
 
 /// Bytes that any file may decompress to; beyond, at most so many times what was read of it. Text reaches a tenth of that.
-pub(super) const FREE: u64 = 256 << 20;
-pub(super) const MOST_TIMES: u64 = 200;
+pub(super) const ALWAYS_ALLOWED: u64 = 256 << 20;
+pub(super) const MAX_RATIO: u64 = 200;
 
 /// A file's decompressed bytes, and how far the file itself was read.
 pub(super) struct Decompressed {
@@ -96,9 +96,9 @@ impl<R: Read> Read for Bounded<R> {
         let count = self.decoder.read(buffer)?;
         self.produced += count as u64;
         let read = self.position.load(Ordering::Relaxed);
-        if self.produced > FREE && self.produced / MOST_TIMES > read {
+        if self.produced > ALWAYS_ALLOWED && self.produced / MAX_RATIO > read {
             return Err(io::Error::other(format!(
-                "{read} bytes became {}, more than {MOST_TIMES} times as many: if that is meant, decompress the file first",
+                "{read} bytes became {}, more than {MAX_RATIO} times as many: if that is meant, decompress the file first",
                 self.produced
             )));
         }

@@ -11,7 +11,7 @@ use super::decompress::Decompressed;
 use super::error::SourceError;
 use super::fields::{Fields, JsonFields};
 use super::format::{CONVERT, Compression, other_encoding};
-use super::{Entry, Gate, LARGE_RECORD, MOST_TEXT, RecordReader};
+use super::{Entry, Gate, LARGE_RECORD, MAX_TEXT, RecordReader};
 
 /// A line buffer above this size is not kept for the next line.
 const KEPT_BUFFER: usize = 8 << 20;
@@ -86,11 +86,11 @@ impl JsonLines {
             if let Some(gate) = &self.gate {
                 gate();
             }
-            length += self.read_part(MOST_TEXT - LARGE_RECORD)?;
+            length += self.read_part(MAX_TEXT - LARGE_RECORD)?;
         }
-        if length as u64 == MOST_TEXT && self.line.last() != Some(&b'\n') {
+        if length as u64 == MAX_TEXT && self.line.last() != Some(&b'\n') {
             let path = self.path.clone();
-            return Err(SourceError::LineTooLong { path, record: self.next, limit: MOST_TEXT });
+            return Err(SourceError::LineTooLong { path, record: self.next, limit: MAX_TEXT });
         }
         if self.next == 0 {
             check_encoding(&self.path, &self.line)?;

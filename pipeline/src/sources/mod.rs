@@ -59,7 +59,7 @@ pub type Gate = Box<dyn Fn() + Send>;
 
 /// The longest text or line that is read, bytes: far above any document, and with its tokens still below a small
 /// machine's memory. A short file can decompress to anything.
-pub const MOST_TEXT: u64 = 256 << 20;
+pub const MAX_TEXT: u64 = 256 << 20;
 
 /// Bytes above which a record asks its [`Gate`].
 pub const LARGE_RECORD: u64 = 16 << 20;

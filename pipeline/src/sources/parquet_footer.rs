@@ -21,9 +21,9 @@ const SCHEMA: i64 = 2;
 const NUM_CHILDREN: i64 = 5;
 
 /// The largest directory that is read: it takes some ten times as much memory.
-const MOST: u64 = 64 << 20;
+const MAX_FOOTER: u64 = 64 << 20;
 /// The most columns and groups, and groups inside groups, of a schema.
-const MOST_ELEMENTS: u64 = 100_000;
+const MAX_ELEMENTS: u64 = 100_000;
 const DEEPEST_SCHEMA: usize = 64;
 
 /// Structures inside structures; the format has five.
@@ -37,8 +37,8 @@ pub(super) fn is_encrypted(path: &Path) -> bool {
 /// What keeps the directory of the file at `path` from being read; nothing is said of one that is damaged.
 pub(super) fn obstacle(path: &Path) -> Option<String> {
     match length(path) {
-        Some(length) if length > MOST => {
-            return Some(format!("a directory of {length} bytes, of at most {MOST}"));
+        Some(length) if length > MAX_FOOTER => {
+            return Some(format!("a directory of {length} bytes, of at most {MAX_FOOTER}"));
         }
         _ => {}
     }
@@ -58,8 +58,8 @@ fn schema_obstacle(bytes: &[u8]) -> Option<String> {
     }
     let head = scan.byte()?;
     let count = if head >> 4 == 15 { scan.varint()? } else { u64::from(head >> 4) };
-    if count > MOST_ELEMENTS {
-        return Some(format!("a schema of {count} columns and groups, of at most {MOST_ELEMENTS}"));
+    if count > MAX_ELEMENTS {
+        return Some(format!("a schema of {count} columns and groups, of at most {MAX_ELEMENTS}"));
     }
     // Elements that are still to come in each of the groups around the next one.
     let mut open: Vec<u64> = Vec::new();
@@ -91,7 +91,7 @@ fn length(path: &Path) -> Option<u64> {
 }
 
 fn directory(path: &Path) -> Option<Vec<u8>> {
-    let length = length(path).filter(|&length| length <= MOST)?;
+    let length = length(path).filter(|&length| length <= MAX_FOOTER)?;
     let mut file = open_regular(path).ok()?;
     let end = file.seek(SeekFrom::End(-8)).ok()?;
     file.seek(SeekFrom::Start(end.checked_sub(length)?)).ok()?;

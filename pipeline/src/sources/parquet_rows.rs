@@ -21,7 +21,7 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
 
-use super::decompress::{FREE, MOST_TIMES};
+use super::decompress::{ALWAYS_ALLOWED, MAX_RATIO};
 use super::error::SourceError;
 use super::fields::Fields;
 use super::format::open_regular;
@@ -163,10 +163,10 @@ impl ParquetRows {
     /// As for compressed streams: a few bytes that become far more than any text does would be read for days.
     fn check_amount(&self) -> Result<(), SourceError> {
         let (size, produced) = (self.size, self.produced);
-        if produced <= FREE || produced / MOST_TIMES <= size {
+        if produced <= ALWAYS_ALLOWED || produced / MAX_RATIO <= size {
             return Ok(());
         }
-        let detail = format!("{size} bytes became {produced} of text, more than {MOST_TIMES} times as many");
+        let detail = format!("{size} bytes became {produced} of text, more than {MAX_RATIO} times as many");
         let (path, place) = (self.path.clone(), format!("at row {} (from 0)", self.next));
         Err(SourceError::Corrupt { path, what: WHAT, place, detail })
     }

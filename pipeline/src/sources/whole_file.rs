@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::decompress::Decompressed;
 use super::error::SourceError;
 use super::format::{CONVERT, Compression, other_encoding};
-use super::{Entry, Gate, LARGE_RECORD, MOST_TEXT, Record, RecordReader};
+use super::{Entry, Gate, LARGE_RECORD, MAX_TEXT, Record, RecordReader};
 use crate::record::BadRecord;
 
 pub(super) struct WholeFile {
@@ -39,10 +39,10 @@ impl WholeFile {
             if let Some(gate) = &self.gate {
                 gate();
             }
-            take(MOST_TEXT + 1 - first, &mut bytes)?;
+            take(MAX_TEXT + 1 - first, &mut bytes)?;
         }
-        if bytes.len() as u64 > MOST_TEXT {
-            return Err(SourceError::TextTooLong { path: path.to_owned(), limit: MOST_TEXT });
+        if bytes.len() as u64 > MAX_TEXT {
+            return Err(SourceError::TextTooLong { path: path.to_owned(), limit: MAX_TEXT });
         }
         if let Some(encoding) = other_encoding(&bytes) {
             let (expected, found) = ("text in UTF-8", format!("text in {encoding}"));
@@ -67,8 +67,8 @@ impl WholeFile {
 /// Refuses what cannot be used before it is read.
 pub(super) fn check_size(path: &Path, compression: Compression) -> Result<(), SourceError> {
     let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-    if compression == Compression::None && size > MOST_TEXT {
-        return Err(SourceError::TextTooLong { path: path.to_owned(), limit: MOST_TEXT });
+    if compression == Compression::None && size > MAX_TEXT {
+        return Err(SourceError::TextTooLong { path: path.to_owned(), limit: MAX_TEXT });
     }
     Ok(())
 }

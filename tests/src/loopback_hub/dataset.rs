@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 /// Files of these kinds are kept in LFS storage, as the Hub's default `.gitattributes` has it.
 const LFS_ENDINGS: [&str; 8] = [".zst", ".gz", ".parquet", ".arrow", ".bin", ".tar", ".zip", ".bz2"];
 /// Larger files are in LFS storage whatever they are.
-const LARGEST_IN_GIT: usize = 10 << 20;
+const MAX_IN_GIT: usize = 10 << 20;
 
 /// A dataset repository.
 #[derive(Debug, Clone)]
@@ -100,7 +100,7 @@ impl Dataset {
 impl StoredFile {
     fn new(path: String, content: Vec<u8>) -> Self {
         let sha256 = hex(&Sha256::digest(&content));
-        let lfs = content.len() > LARGEST_IN_GIT || LFS_ENDINGS.iter().any(|ending| path.ends_with(ending));
+        let lfs = content.len() > MAX_IN_GIT || LFS_ENDINGS.iter().any(|ending| path.ends_with(ending));
         let oid = if lfs {
             let size = content.len();
             let pointer =

@@ -20,7 +20,7 @@ use crate::model::{IGNORE_TARGET, Model};
 use crate::signals::Signals;
 
 /// Sequences in a batch at most: a block's state takes as much memory for a short one as for a long one.
-const MOST_SEQUENCES: usize = 128;
+const MAX_SEQUENCES: usize = 128;
 
 /// How to score.
 pub struct ScoreOptions<'a> {
@@ -134,7 +134,7 @@ fn batches(corpus: &Corpus, done: &[f64], batch_tokens: usize) -> Vec<Vec<usize>
     let mut longest = 0;
     for index in order {
         match batches.last_mut() {
-            Some(batch) if batch.len() < MOST_SEQUENCES && (batch.len() + 1) * longest <= batch_tokens => {
+            Some(batch) if batch.len() < MAX_SEQUENCES && (batch.len() + 1) * longest <= batch_tokens => {
                 batch.push(index);
             }
             _ => {

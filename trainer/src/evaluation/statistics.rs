@@ -9,7 +9,7 @@
 //! of [`MIN_EFFECTIVE`], there is no interval. The interval of the perplexity is the exponential of the loss's. Tokens of
 //! a document are *not* independent: an interval over tokens would be several times too narrow.
 
-use super::results::{Interval, LARGEST_PERPLEXITY, Position, Statistics};
+use super::results::{Interval, MAX_PERPLEXITY, Position, Statistics};
 use crate::evaluation::corpus::{Corpus, positions_of};
 use crate::evaluation::score::Scores;
 
@@ -93,10 +93,10 @@ pub fn documents(corpus: &Corpus, scores: &Scores) -> Vec<DocumentScore> {
     documents
 }
 
-/// `exp(loss)`, at most [`LARGEST_PERPLEXITY`].
+/// `exp(loss)`, at most [`MAX_PERPLEXITY`].
 #[must_use]
 pub fn perplexity(loss: f64) -> f64 {
-    loss.exp().min(LARGEST_PERPLEXITY)
+    loss.exp().min(MAX_PERPLEXITY)
 }
 
 /// The statistics of these documents; `None` when no token was scored.
@@ -295,6 +295,6 @@ mod tests {
         assert!((found.bits_per_byte.unwrap() - 2.0).abs() < 1e-15);
         assert!((found.loss - (8.0 * ln_2 + 100.0) / 10.0).abs() < 1e-12);
         assert!(statistics(documents[2..].iter()).is_none());
-        assert_eq!(perplexity(1e6), LARGEST_PERPLEXITY);
+        assert_eq!(perplexity(1e6), MAX_PERPLEXITY);
     }
 }

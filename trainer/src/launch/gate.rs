@@ -28,7 +28,7 @@ use crate::error::{Result, TrainError};
 /// The variable that holds the secret of ranks on several machines.
 pub(super) const SECRET: &str = "XLSTM_STORE_SECRET";
 /// The fewest characters of a secret that somebody chose.
-const SHORTEST: usize = 16;
+const MIN_SECRET: usize = 16;
 
 /// What a gate sends first; the version of these few messages is in it.
 const HELLO: &[u8; 16] = b"xlstm store 1\r\n\0";
@@ -36,8 +36,8 @@ const NUMBER: usize = 32;
 /// The longest that a stranger may take to prove itself.
 const PROOF: Duration = Duration::from_secs(10);
 /// Connections at a time, and those of them that have not proved themselves.
-const MOST: usize = 16_384;
-const MOST_STRANGERS: usize = 128;
+const MAX_CONNECTIONS: usize = 16_384;
+const MAX_STRANGERS: usize = 128;
 /// Bytes that a connection may send at once, and in a second.
 const BURST: f64 = (64 << 20) as f64;
 const RATE: f64 = (1 << 20) as f64;
@@ -60,9 +60,9 @@ impl Secret {
     /// When it is short enough to be guessed.
     pub(super) fn new(text: &str) -> Result<Self> {
         let text = text.trim();
-        if text.len() < SHORTEST {
+        if text.len() < MIN_SECRET {
             return Err(TrainError::Usage(format!(
-                "expected at least {SHORTEST} characters in {SECRET}, found {}: make it with `openssl rand -hex 32`",
+                "expected at least {MIN_SECRET} characters in {SECRET}, found {}: make it with `openssl rand -hex 32`",
                 text.len()
             )));
         }
@@ -138,7 +138,7 @@ pub(super) fn open(local: bool, port: u16, store: u16, secret: Secret) -> std::i
                 continue;
             };
             let (Some(place), Some(unproved)) =
-                (Count::one(&all, MOST), Count::one(&strangers, MOST_STRANGERS))
+                (Count::one(&all, MAX_CONNECTIONS), Count::one(&strangers, MAX_STRANGERS))
             else {
                 continue;
             };

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
 /// Connections at a time.
-const MOST: usize = 512;
+const MAX_CONNECTIONS: usize = 512;
 /// The longest that one may send or read nothing of use.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -52,7 +52,7 @@ impl Connections {
     /// A place for a newcomer; somebody else's where all are taken.
     pub(super) fn place(&self) -> ConnectionSlot {
         let mut open = self.open();
-        if open.all.len() >= MOST {
+        if open.all.len() >= MAX_CONNECTIONS {
             open.end_slowest();
         }
         let number = open.next;
@@ -175,11 +175,11 @@ mod tests {
     #[test]
     fn the_slowest_makes_room_and_whoever_is_served_stays() {
         let connections = Connections::default();
-        let places: Vec<ConnectionSlot> = (0..MOST).map(|_| connections.place()).collect();
+        let places: Vec<ConnectionSlot> = (0..MAX_CONNECTIONS).map(|_| connections.place()).collect();
         places[0].works(true);
         let newcomer = connections.place();
         let open = connections.open();
-        assert_eq!(open.all.len(), MOST);
+        assert_eq!(open.all.len(), MAX_CONNECTIONS);
         assert!(open.all.contains_key(&places[0].number) && open.all.contains_key(&newcomer.number));
         assert!(!open.all.contains_key(&places[1].number));
         drop(open);

@@ -39,7 +39,7 @@ use crate::error::{Result, TrainError};
 use crate::signals::Signals;
 
 /// Largest body of a request, bytes: more than any prompt that is answered takes.
-const LARGEST_BODY: usize = 8 << 20;
+const MAX_BODY: usize = 8 << 20;
 /// Bodies up to this size always have room: connections are bounded.
 const SMALL_BODY: usize = 64 << 10;
 /// All larger ones together.
@@ -49,7 +49,7 @@ const ALL_ANSWERS: usize = 256 << 20;
 /// The longest that a head, or a body, may take to arrive.
 const ARRIVAL: Duration = Duration::from_secs(30);
 /// Bytes of a head.
-const LARGEST_HEAD: usize = 64 << 10;
+const MAX_HEAD: usize = 64 << 10;
 /// What is being computed when a signal comes may end by itself for so long, and has as long again to be given up.
 const GRACE: Duration = Duration::from_millis(1500);
 
@@ -152,7 +152,7 @@ fn attend(stream: TcpStream, shared: &Shared) {
     let task = tokio::spawn(async move {
         let service = service_fn(|request| answer(request, &shared, &own));
         let mut http = hyper::server::conn::http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(ARRIVAL).max_buf_size(LARGEST_HEAD);
+        http.timer(TokioTimer::new()).header_read_timeout(ARRIVAL).max_buf_size(MAX_HEAD);
         // A connection that breaks off concerns the client only.
         let _ = http.serve_connection(TokioIo::new(stream), service).await;
     });
@@ -247,8 +247,8 @@ async fn accept(
 /// A body as a whole, within the bounds.
 async fn whole(mut body: Incoming, share: &mut Share) -> std::result::Result<Bytes, Refusal> {
     let too_large =
-        || Refusal(413, format!("expected a body of at most {LARGEST_BODY} bytes, found a larger one"));
-    if body.size_hint().lower() > LARGEST_BODY as u64 {
+        || Refusal(413, format!("expected a body of at most {MAX_BODY} bytes, found a larger one"));
+    if body.size_hint().lower() > MAX_BODY as u64 {
         return Err(too_large());
     }
     let mut bytes = Vec::new();
@@ -256,7 +256,7 @@ async fn whole(mut body: Incoming, share: &mut Share) -> std::result::Result<Byt
         let frame = frame.map_err(|error| Refusal(400, format!("the body ended early: {error}")))?;
         let Some(data) = frame.data_ref() else { continue };
         let length = bytes.len() + data.len();
-        if length > LARGEST_BODY {
+        if length > MAX_BODY {
             return Err(too_large());
         }
         if length > SMALL_BODY && !share.grow(data.len()) {

@@ -14,7 +14,7 @@ use super::connections::Share;
 use super::protocol::failure;
 
 /// Requests that wait for a thread; the next one is refused.
-const LONGEST: usize = 256;
+const MAX_WAITING: usize = 256;
 /// How often an idle thread looks whether it is to end.
 const LOOKS: Duration = Duration::from_millis(50);
 
@@ -48,7 +48,7 @@ impl Queue {
         stop: &Arc<AtomicBool>,
         answer: impl Fn(&str, &[u8], Wanted<'_>) -> (u16, Value) + Send + 'static,
     ) -> Self {
-        let (jobs, queue) = mpsc::sync_channel::<Job>(LONGEST);
+        let (jobs, queue) = mpsc::sync_channel::<Job>(MAX_WAITING);
         let stop = Arc::clone(stop);
         let thread = std::thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {

@@ -10,7 +10,7 @@ use super::{Chain, Depth, differ};
 use crate::checkpoint::MODEL_NAME;
 use crate::error::Result;
 use crate::evaluation::results::{
-    AverageKind, LARGEST_PERPLEXITY, ModelLink, Paloma, Position, Report, Results, RunLink, ScaledAccuracy,
+    AverageKind, MAX_PERPLEXITY, ModelLink, Paloma, Position, Report, Results, RunLink, ScaledAccuracy,
     Statistics,
 };
 use crate::provenance::{DatasetLink, EvaluationLinks, FileLink, ParentRun, RunLinks};
@@ -258,7 +258,7 @@ impl Contradictions {
 }
 
 fn capped(loss: f64) -> f64 {
-    loss.exp().min(LARGEST_PERPLEXITY)
+    loss.exp().min(MAX_PERPLEXITY)
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> f64 {

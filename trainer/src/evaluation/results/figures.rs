@@ -18,7 +18,7 @@ pub struct Statistics {
     pub loss: f64,
     /// 95 % confidence interval of `loss` over documents (module `statistics`); absent where they are too few.
     pub loss_interval: Option<Interval>,
-    /// `exp(loss)`, at most [`super::LARGEST_PERPLEXITY`].
+    /// `exp(loss)`, at most [`super::MAX_PERPLEXITY`].
     pub perplexity: f64,
     /// `exp` of `loss_interval`.
     pub perplexity_interval: Option<Interval>,

@@ -41,7 +41,7 @@ pub const REPORT_VERSION: u32 = 1;
 /// The report's name in an evaluation's folder.
 pub const REPORT_NAME: &str = "report.json";
 /// Perplexities end here, as in PALOMA's official evaluator: JSON has no infinity.
-pub const LARGEST_PERPLEXITY: f64 = 1e30;
+pub const MAX_PERPLEXITY: f64 = 1e30;
 
 /// An evaluation: what was measured, on what, by what, and the figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
