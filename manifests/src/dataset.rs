@@ -11,11 +11,13 @@ use std::sync::OnceLock;
 
 use crate::digest::{Sha256Digest, digest_file};
 use crate::error::{Error, Result};
-use crate::examples::{ExampleRow, ExampleShard};
+use crate::examples::ExampleRow;
 use crate::manifest::{FileRecord, Layout, Manifest, Shard};
 use crate::merkle::MerkleTree;
 use crate::packed::{PackedShard, Row, tokens_leaves};
 use crate::spans::{Span, SpansFile};
+use crate::stored::{StoredRow, StoredShape, StoredShard};
+use crate::vectors::VectorRow;
 
 /// A split with rows, opened for reading. Shards are mapped on first use; share it between threads freely.
 #[derive(Debug)]
@@ -33,7 +35,7 @@ pub struct Dataset {
 #[derive(Debug)]
 enum Rows {
     Packed(PackedShard),
-    Examples(ExampleShard),
+    Stored(StoredShard),
 }
 
 /// Rows whose digests are taken together.
@@ -43,7 +45,7 @@ impl Rows {
     fn len(&self) -> usize {
         match self {
             Self::Packed(shard) => shard.rows(),
-            Self::Examples(shard) => shard.rows(),
+            Self::Stored(shard) => shard.rows(),
         }
     }
 
@@ -56,9 +58,7 @@ impl Rows {
                 Self::Packed(shard) => {
                     tokens_leaves(together.filter_map(|index| Some(shard.row(index)?.tokens())))
                 }
-                Self::Examples(shard) => {
-                    together.filter_map(|index| Some(shard.row(index)?.leaf())).collect()
-                }
+                Self::Stored(shard) => together.filter_map(|index| Some(shard.row(index)?.leaf())).collect(),
             };
             leaves.into_iter().for_each(|leaf| tree.push(leaf));
         }
@@ -68,7 +68,11 @@ impl Rows {
 
 impl Rows {
     /// What a model of `vocabulary_size` tokens could not read: the row, and what is wrong there.
-    fn complaint(&self, row_length: u16, vocabulary_size: u32) -> Option<(usize, (String, String))> {
+    fn complaint(
+        &self,
+        shape: Option<StoredShape>,
+        vocabulary_size: u32,
+    ) -> Option<(usize, (String, String))> {
         (0..self.len()).find_map(|index| {
             let wrong = match self {
                 Self::Packed(shard) => {
@@ -76,7 +80,7 @@ impl Rows {
                     (u32::from(highest) >= vocabulary_size)
                         .then(|| (format!("ids below {vocabulary_size}"), highest.to_string()))
                 }
-                Self::Examples(shard) => shard.row(index)?.complaint(row_length, vocabulary_size),
+                Self::Stored(shard) => shard.row(index)?.complaint(shape?),
             };
             Some((index, wrong?))
         })
@@ -121,7 +125,7 @@ impl Dataset {
         if !manifest.layout.has_rows() {
             return Err(Error::mismatch(
                 &file,
-                format!("layout `{}` or `{}`", Layout::Packed, Layout::Examples),
+                format!("layout `{}`, `{}` or `{}`", Layout::Packed, Layout::Examples, Layout::Vectors),
                 format!("`{}`", manifest.layout),
                 "this split is stored by document, for evaluation: use it with `xlstm-eval paloma`",
             ));
@@ -177,28 +181,69 @@ impl Dataset {
     /// Row `index` of the split; of an example what goes in, all positions.
     ///
     /// # Errors
-    /// When its shard cannot be mapped or does not hold, or `index` is past the end.
+    /// When its shard cannot be mapped or does not hold, `index` is past the end, or the split's inputs are no tokens.
     pub fn row(&self, index: u64) -> Result<Row<'_>> {
         let (shard, within) = self.locate(index)?;
         let row = match shard {
             Rows::Packed(shard) => shard.row(within),
-            Rows::Examples(shard) => {
-                shard.row(within).map(|row| Row { ids: row.input_ids, length: row.input_ids.len() })
-            }
+            Rows::Stored(shard) => match shard.row(within) {
+                Some(StoredRow::Tokens(row)) => Some(Row { ids: row.input_ids, length: row.input_ids.len() }),
+                Some(StoredRow::Numbers(_)) => {
+                    let hint = "this command is about tokens: give it a split of text or of examples";
+                    let expected =
+                        format!("rows of tokens (layout `{}`, `{}`)", Layout::Packed, Layout::Examples);
+                    let found = format!("layout `{}`", Layout::Vectors);
+                    return Err(Error::mismatch(&Manifest::locate(&self.folder), expected, found, hint));
+                }
+                None => None,
+            },
         };
         row.ok_or_else(|| self.past_end(index))
     }
 
-    /// Example `index` of a split of examples; `None` in a packed split.
+    /// Valid tokens of row `index`; of an example all its positions.
     ///
     /// # Errors
-    /// As [`Dataset::row`].
-    pub fn example(&self, index: u64) -> Result<Option<ExampleRow<'_>>> {
+    /// When its shard cannot be mapped or does not hold, or `index` is past the end.
+    pub fn positions(&self, index: u64) -> Result<u64> {
+        Ok(match self.stored(index)? {
+            Some(_) => u64::from(self.manifest.packing.row_length),
+            None => self.row(index)?.length as u64,
+        })
+    }
+
+    /// Row `index` with its stored targets; `None` in a packed split.
+    ///
+    /// # Errors
+    /// When its shard cannot be mapped or does not hold, or `index` is past the end.
+    pub fn stored(&self, index: u64) -> Result<Option<StoredRow<'_>>> {
         let (shard, within) = self.locate(index)?;
         match shard {
             Rows::Packed(_) => Ok(None),
-            Rows::Examples(shard) => shard.row(within).ok_or_else(|| self.past_end(index)).map(Some),
+            Rows::Stored(shard) => shard.row(within).ok_or_else(|| self.past_end(index)).map(Some),
         }
+    }
+
+    /// Example `index` of a split of examples; `None` in any other.
+    ///
+    /// # Errors
+    /// As [`Dataset::stored`].
+    pub fn example(&self, index: u64) -> Result<Option<ExampleRow<'_>>> {
+        Ok(match self.stored(index)? {
+            Some(StoredRow::Tokens(row)) => Some(row),
+            Some(StoredRow::Numbers(_)) | None => None,
+        })
+    }
+
+    /// Example `index` of a split of numbers; `None` in any other.
+    ///
+    /// # Errors
+    /// As [`Dataset::stored`].
+    pub fn vectors(&self, index: u64) -> Result<Option<VectorRow<'_>>> {
+        Ok(match self.stored(index)? {
+            Some(StoredRow::Numbers(row)) => Some(row),
+            Some(StoredRow::Tokens(_)) | None => None,
+        })
     }
 
     /// The Merkle leaf of row `index`.
@@ -206,7 +251,7 @@ impl Dataset {
     /// # Errors
     /// As [`Dataset::row`].
     pub fn leaf(&self, index: u64) -> Result<Sha256Digest> {
-        match self.example(index)? {
+        match self.stored(index)? {
             Some(example) => Ok(example.leaf()),
             None => Ok(crate::packed::tokens_leaf(self.row(index)?.tokens())),
         }
@@ -248,15 +293,12 @@ impl Dataset {
         let Shard { file, tokens_root, .. } = &self.manifest.shards[number];
         let path = file.path.resolve(&self.folder)?;
         let row_length = self.manifest.packing.row_length;
-        let shard = match self.manifest.layout {
-            Layout::Packed => Rows::Packed(PackedShard::open(&path, row_length as usize, file.records)?),
-            Layout::Examples => {
-                let row_length = self.manifest.packing.stored_row_length()?;
-                Rows::Examples(ExampleShard::open(&path, row_length, file.records)?)
-            }
-            Layout::Documents => {
-                let found = format!("`{}`", self.manifest.layout);
-                return Err(Error::damaged(&path, "a layout with rows", found));
+        let shape = StoredShape::of(&self.manifest)?;
+        let shard = match (self.manifest.layout, shape) {
+            (Layout::Packed, _) => Rows::Packed(PackedShard::open(&path, row_length as usize, file.records)?),
+            (_, Some(shape)) => Rows::Stored(StoredShard::open(&path, shape, file.records)?),
+            (layout, None) => {
+                return Err(Error::damaged(&path, "a layout with rows", format!("`{layout}`")));
             }
         };
         if self.checked {
@@ -270,9 +312,8 @@ impl Dataset {
                 let found = format!("{found} when row {row} was wanted, and nothing was computed from it");
                 return Err(Error::damaged(&path, expected, found));
             }
-            let row_length = u16::try_from(row_length).unwrap_or(u16::MAX);
             let vocabulary_size = self.manifest.tokenizer.vocabulary_size;
-            if let Some((within, (expected, found))) = shard.complaint(row_length, vocabulary_size) {
+            if let Some((within, (expected, found))) = shard.complaint(shape, vocabulary_size) {
                 let row = self.starts[number] + within as u64;
                 return Err(Error::damaged(&path, format!("{expected} in row {row}"), found));
             }

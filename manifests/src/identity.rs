@@ -10,6 +10,7 @@
 //! totals      documents, tokens, rows
 //! tokens_root, documents_root
 //! targets     only where they are stored: what is to be predicted is then part of the data
+//! input_width only where inputs are numbers: how many a position has
 //! ```
 //! Left out on purpose: names and places (repository, revision, paths: the bytes are what counts, and a
 //! mirror serves the same ones), shard size, licenses, the engine's version, the tool, the task count.
@@ -23,6 +24,7 @@ use crate::canonical;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{InputCounts, Layout, Manifest, Targets, Tokenizer};
+use crate::vectors::MAX_WIDTH;
 
 /// The `root` of what `manifest` says.
 ///
@@ -59,6 +61,9 @@ pub fn root(manifest: &Manifest) -> Result<Sha256Digest> {
         Targets::NextToken => {}
         Targets::Stored => identity["targets"] = json!("stored"),
     }
+    if let Some(width) = manifest.packing.input_width {
+        identity["input_width"] = json!(width);
+    }
     let bytes = canonical::to_canonical_bytes(&identity).map_err(Error::internal)?;
     Ok(Sha256Digest::of(&bytes))
 }
@@ -87,6 +92,22 @@ fn check_row_length(path: &Path, manifest: &Manifest) -> Result<()> {
         return Ok(());
     }
     Err(Error::damaged(path, format!("packing.row_length from 1 to {}", u16::MAX), found.to_string()))
+}
+
+/// Rows of numbers have a width, and no others.
+fn check_input_width(path: &Path, manifest: &Manifest) -> Result<()> {
+    let found = manifest.packing.input_width;
+    let (fits, expected) = match manifest.layout {
+        Layout::Vectors => {
+            let fits = found.is_some_and(|width| (1..=MAX_WIDTH).contains(&width));
+            (fits, format!("packing.input_width from 1 to {MAX_WIDTH}"))
+        }
+        layout => (found.is_none(), format!("no packing.input_width in layout `{layout}`")),
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(Error::damaged(path, expected, found.map_or("none".into(), |width| width.to_string())))
 }
 
 /// Refuses counts above 2^53, which have no canonical form: no file can be written of them again, and sums of them wrap.
@@ -165,7 +186,7 @@ pub fn check(path: &Path, manifest: &Manifest) -> Result<()> {
     check_row_length(path, manifest)?;
     let targets = match manifest.layout {
         Layout::Packed | Layout::Documents => Targets::NextToken,
-        Layout::Examples => Targets::Stored,
+        Layout::Examples | Layout::Vectors => Targets::Stored,
     };
     if manifest.packing.targets != targets {
         let (layout, found) = (manifest.layout, manifest.packing.targets);
@@ -175,6 +196,7 @@ pub fn check(path: &Path, manifest: &Manifest) -> Result<()> {
             format!("{found:?}"),
         ));
     }
+    check_input_width(path, manifest)?;
     if manifest.version < manifest.layout.version() {
         let (layout, version) = (manifest.layout, manifest.layout.version());
         return Err(Error::damaged(
@@ -185,12 +207,12 @@ pub fn check(path: &Path, manifest: &Manifest) -> Result<()> {
     }
     match manifest.layout {
         // A row has one example and all its positions, padding too.
-        Layout::Packed | Layout::Examples => {
+        Layout::Packed | Layout::Examples | Layout::Vectors => {
             let spans = sum(shards.iter().map(|shard| shard.companion.records));
             same("totals.documents, the sum over spans,", spans, totals.documents)?;
             let rows = totals.tokens.div_ceil(u64::from(manifest.packing.row_length));
             same("totals.rows, tokens over row length,", rows, totals.rows)?;
-            if manifest.layout == Layout::Examples {
+            if manifest.packing.targets == Targets::Stored {
                 same("totals.rows, one for each example,", totals.documents, totals.rows)?;
             }
         }

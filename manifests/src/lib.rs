@@ -44,6 +44,8 @@ pub mod run_manifest;
 pub mod safe_path;
 mod sha256_lanes;
 pub mod spans;
+pub mod stored;
+pub mod vectors;
 mod versioned;
 
 pub use dataset::Dataset;

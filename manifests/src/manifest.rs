@@ -18,7 +18,7 @@ use crate::versioned::FileKind;
 /// The value of `format`.
 pub const FORMAT: &str = "xlstm-dataset";
 /// The newest version read; [`Layout::version`] is written.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The file's name inside a split's folder.
 pub const MANIFEST_NAME: &str = "manifest.json";
 
@@ -32,6 +32,8 @@ pub enum Layout {
     Documents,
     /// One row an example: inputs and targets of equal length, stored side by side.
     Examples,
+    /// One row an example of numbers: real-valued inputs, several a position, and targets.
+    Vectors,
 }
 
 impl Layout {
@@ -42,6 +44,7 @@ impl Layout {
             Self::Packed => "packed",
             Self::Documents => "documents",
             Self::Examples => "examples",
+            Self::Vectors => "vectors",
         }
     }
 
@@ -51,6 +54,7 @@ impl Layout {
         match self {
             Self::Packed | Self::Documents => 1,
             Self::Examples => 2,
+            Self::Vectors => 3,
         }
     }
 
@@ -58,7 +62,7 @@ impl Layout {
     #[must_use]
     pub fn has_rows(self) -> bool {
         match self {
-            Self::Packed | Self::Examples => true,
+            Self::Packed | Self::Examples | Self::Vectors => true,
             Self::Documents => false,
         }
     }
@@ -237,6 +241,8 @@ pub struct Packing {
     pub rows_per_shard: Option<u64>,
     /// Whether each document is followed by `end_of_text`.
     pub append_end_of_text: bool,
+    /// Numbers of a position that go in (vectors; absent where inputs are tokens).
+    pub input_width: Option<u32>,
     /// What is to be predicted from a row.
     pub targets: Targets,
 }
@@ -278,6 +284,8 @@ struct PackingInFile {
     row_length: u32,
     rows_per_shard: Option<u64>,
     append_end_of_text: bool,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    input_width: Option<u32>,
     targets: String,
 }
 
@@ -288,8 +296,8 @@ impl From<Packing> for PackingInFile {
             Targets::NextToken => NEXT_IN_WINDOW,
             Targets::Stored => STORED,
         };
-        let Packing { row_length, rows_per_shard, append_end_of_text, .. } = packing;
-        Self { row_length, rows_per_shard, append_end_of_text, targets: targets.into() }
+        let Packing { row_length, rows_per_shard, append_end_of_text, input_width, .. } = packing;
+        Self { row_length, rows_per_shard, append_end_of_text, input_width, targets: targets.into() }
     }
 }
 
@@ -307,8 +315,8 @@ impl TryFrom<PackingInFile> for Packing {
                 ));
             }
         };
-        let PackingInFile { row_length, rows_per_shard, append_end_of_text, .. } = packing;
-        Ok(Self { row_length, rows_per_shard, append_end_of_text, targets })
+        let PackingInFile { row_length, rows_per_shard, append_end_of_text, input_width, .. } = packing;
+        Ok(Self { row_length, rows_per_shard, append_end_of_text, input_width, targets })
     }
 }
 

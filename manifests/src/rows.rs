@@ -17,19 +17,36 @@ use crate::error::Result;
 use crate::manifest::{Manifest, Targets};
 use crate::packed::Row;
 use crate::spans::Span;
+use crate::stored::StoredRow;
 
 /// A target at which nothing is predicted, as PyTorch's losses have it.
 pub const IGNORE: i64 = -100;
 
-/// The positions of some rows, one row after the other.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// A target of numbers at which nothing is predicted: datasets hold finite numbers alone.
+pub const NO_NUMBER: f32 = f32::NAN;
+
+/// The positions of some rows, one row after the other: tokens, or of a split of numbers numbers.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sequences {
-    /// What goes in.
+    /// Tokens that go in.
     pub inputs: Vec<i64>,
     /// What is to come out after it; [`IGNORE`] where nothing is predicted.
     pub targets: Vec<i64>,
+    /// Numbers that go in and come out, where they stand in place of tokens.
+    pub numbers: Numbers,
     /// Whether a document begins there; empty unless it was asked for.
     pub starts: Vec<bool>,
+    /// Positions that count, of each row: what follows them is padding.
+    pub lengths: Vec<u16>,
+}
+
+/// The positions of some rows of numbers, one row after the other.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Numbers {
+    /// Several a position, as the manifest's `packing.input_width` says.
+    pub inputs: Vec<f32>,
+    /// One a position; [`NO_NUMBER`] where nothing is predicted.
+    pub targets: Vec<f32>,
 }
 
 impl Sequences {
@@ -37,13 +54,38 @@ impl Sequences {
     pub fn clear(&mut self) {
         self.inputs.clear();
         self.targets.clear();
+        self.numbers.inputs.clear();
+        self.numbers.targets.clear();
         self.starts.clear();
+        self.lengths.clear();
     }
 
     /// Targets that are predicted.
     #[must_use]
     pub fn scored(&self) -> u64 {
-        self.targets.iter().filter(|&&target| target != IGNORE).count() as u64
+        let tokens = self.targets.iter().filter(|&&target| target != IGNORE).count();
+        let numbers = self.numbers.targets.iter().filter(|target| !target.is_nan()).count();
+        (tokens + numbers) as u64
+    }
+
+    /// Positions, of tokens or of numbers.
+    #[must_use]
+    pub fn positions(&self) -> usize {
+        self.targets.len() + self.numbers.targets.len()
+    }
+
+    /// Appends a row of tokens whose targets are stored, `length` positions of which count.
+    pub fn push_tokens(&mut self, inputs: &[u16], targets: impl Iterator<Item = Option<u16>>, length: u16) {
+        self.inputs.extend(inputs.iter().map(|&id| i64::from(id)));
+        self.targets.extend(targets.map(|target| target.map_or(IGNORE, i64::from)));
+        self.lengths.push(length);
+    }
+
+    /// Appends a row of numbers, `length` positions of which count.
+    pub fn push_numbers(&mut self, inputs: &[f32], targets: impl Iterator<Item = Option<f32>>, length: u16) {
+        self.lengths.push(length);
+        self.numbers.inputs.extend_from_slice(inputs);
+        self.numbers.targets.extend(targets.map(|target| target.unwrap_or(NO_NUMBER)));
     }
 }
 
@@ -106,22 +148,24 @@ impl Rows for Dataset {
                 let row_length = u64::from(manifest.packing.row_length);
                 Ok(manifest.totals.tokens.saturating_sub(row.saturating_mul(row_length)).min(row_length))
             }
-            Targets::Stored => Ok(self.example(row)?.map_or(0, |example| example.scored() as u64)),
+            Targets::Stored => Ok(self.stored(row)?.map_or(0, |example| example.scored() as u64)),
         }
     }
 
     fn read(&self, row: u64, starts: bool, into: &mut Sequences) -> Result<()> {
-        let first = into.inputs.len();
-        match self.example(row)? {
-            Some(example) => {
-                into.inputs.extend(example.input_ids.iter().map(|&id| i64::from(id)));
-                into.targets.extend(example.targets().map(|target| target.map_or(IGNORE, i64::from)));
+        let first = into.positions();
+        match self.stored(row)? {
+            Some(StoredRow::Numbers(example)) => {
+                into.push_numbers(example.inputs, example.targets(), example.length);
+            }
+            Some(StoredRow::Tokens(example)) => {
+                into.push_tokens(example.input_ids, example.targets(), example.length);
             }
             None => read_packed(self.row(row)?, self.manifest().tokenizer.end_of_text, into),
         }
         if starts {
             let begin = into.starts.len();
-            into.starts.resize(begin + into.inputs.len() - first, false);
+            into.starts.resize(begin + into.positions() - first, false);
             for span in Self::documents_in_row(self, row)? {
                 // A row's first position is a beginning anyway.
                 let own = span.row == row && span.offset > 0;
@@ -142,6 +186,8 @@ impl Rows for Dataset {
 /// Positions past the end of a short row have the separator as input, which is a known id, and no target.
 fn read_packed(row: Row<'_>, separator: u16, into: &mut Sequences) {
     let length = into.inputs.len() + row.ids.len();
+    // Rows are not longer than the format's 16 bits.
+    into.lengths.push(u16::try_from(row.length).unwrap_or(u16::MAX));
     shift(separator, row.tokens(), into);
     if row.length < row.ids.len() {
         // The last token is an input too: what follows it is not scored.

@@ -8,6 +8,7 @@ use xlstm_manifests::documents::{self, Document, DocumentsWriter, Window};
 use xlstm_manifests::examples::{Example, ExamplesWriter};
 use xlstm_manifests::packed::PackedWriter;
 use xlstm_manifests::spans::{self, Span};
+use xlstm_manifests::vectors::{VectorExample, VectorShape, VectorsWriter};
 use xlstm_manifests::{Manifest, Sha256Digest};
 use xlstm_tests::corpus;
 use xlstm_tests::hostile::alter_and_run;
@@ -57,6 +58,14 @@ fn arrow_files() -> Vec<Vec<u8>> {
         examples.push(&Example { input_ids: &ids, targets: &targets, length: 16 }).unwrap();
     }
     examples.finish().unwrap();
+    let shape = VectorShape { row_length: shards::ROW, width: 3 };
+    let mut vectors = VectorsWriter::create(&path("vectors"), shape).unwrap();
+    for start in 0..5_u16 {
+        let inputs: Vec<f32> = (start..start + 3 * shards::ROW).map(f32::from).collect();
+        let targets: Vec<Option<f32>> = inputs[..16].iter().map(|&x| (x > 3.0).then_some(x)).collect();
+        vectors.push(&VectorExample { inputs: &inputs, targets: &targets, length: 16 }).unwrap();
+    }
+    vectors.finish().unwrap();
     spans::write(&path("spans"), &(0..4).map(span).collect::<Vec<_>>()).unwrap();
     spans::write(&path("spans-with-provenance"), &(0..9).map(span).collect::<Vec<_>>()).unwrap();
     let mut writer = DocumentsWriter::create(&path("documents")).unwrap();
@@ -82,7 +91,7 @@ fn arrow_files() -> Vec<Vec<u8>> {
     writer.finish().unwrap();
     let windows: Vec<Window> = documents::windows(0, 5000, 2048).collect();
     documents::write_windows(&path("windows"), &windows).unwrap();
-    let names = ["packed", "examples", "spans", "spans-with-provenance", "documents", "windows"];
+    let names = ["packed", "examples", "vectors", "spans", "spans-with-provenance", "documents", "windows"];
     names.iter().map(|name| fs_err::read(path(name)).unwrap()).collect()
 }
 

@@ -96,7 +96,7 @@ fn measure(
     let (inputs, targets) = (draw()?, draw()?);
     let count = shape[0] * shape[1];
     let with_resets = recipe.training.reset_at_document_boundaries;
-    let need = Need { resets: with_resets, states: false };
+    let need = Need { resets: with_resets, ..Need::default() };
     let flags = Tensor::f_rand(shape, (Kind::Float, device.device))?.f_lt(1.0 / 500.0)?;
     let resets = with_resets.then_some(&flags);
     let number = |value: f64| Tensor::f_full([], value, (Kind::Float, device.device));

@@ -84,11 +84,20 @@ impl Text {
 
     fn figure(&mut self, figure: &Line) -> Result<()> {
         let loss = figure.loss.ok_or_else(|| TrainError::Internal("a figure without a loss".into()))?;
-        let text =
-            format!("validation loss {loss:.4}, perplexity {:.2}, after step {}", loss.exp(), figure.step);
+        let text = match figure.target_variance {
+            Some(_) => format!("validation mean squared error {loss:.4e}, after step {}", figure.step),
+            None => {
+                format!("validation loss {loss:.4}, perplexity {:.2}, after step {}", loss.exp(), figure.step)
+            }
+        };
         self.line("figure", &text);
         if let Some(entropy) = figure.unigram_entropy {
             let text = format!("entropy of single tokens {entropy:.4}: what context is worth shows below it");
+            self.line("", &text);
+        }
+        if let Some(variance) = figure.target_variance {
+            let text =
+                format!("variance of the targets {variance:.4e}: what inputs are worth shows below it");
             self.line("", &text);
         }
         Ok(())

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tch::{Device, Tensor};
-use xlstm_manifests::manifest::Targets;
+use xlstm_manifests::Manifest;
+use xlstm_manifests::manifest::{Layout, Targets};
 use xlstm_manifests::order::{Order, StepRow};
-use xlstm_manifests::rows::{self, Rows, Sequences};
+use xlstm_manifests::recipe::ModelConfig;
+use xlstm_manifests::rows::{self, Numbers, Rows, Sequences};
 
 use crate::error::{Result, TrainError};
 use crate::model::{IGNORE_TARGET, TargetCount};
@@ -38,7 +40,7 @@ pub struct BatchShape {
 }
 
 /// Rows as one rank computes them at a time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct MicroBatch {
     /// The rows, in order.
     pub rows: Vec<StepRow>,
@@ -50,8 +52,49 @@ pub struct MicroBatch {
     pub targets: Vec<i64>,
     /// `(sequences, context)`: whether a document begins here; empty when not asked for.
     pub resets: Vec<bool>,
+    /// Of a split of numbers, in place of inputs and targets: `(sequences, context, width)` and `(sequences, context)`; NaN
+    /// where nothing is scored.
+    pub numbers: Numbers,
+    /// Positions that count, of each row.
+    pub lengths: Vec<u16>,
     /// Targets that count.
     pub tokens: u64,
+}
+
+/// What a model takes and what a split has, where one is tokens and the other numbers, or not as many a position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherKind {
+    /// The split that the model takes.
+    pub expected: String,
+    /// The split that is there.
+    pub found: String,
+    /// What to do.
+    pub hint: String,
+}
+
+impl OtherKind {
+    /// Compares a model's inputs with a split's.
+    #[must_use]
+    pub fn between(model: &ModelConfig, manifest: &Manifest) -> Option<Self> {
+        let (takes, has) = (model.input_width(), u64::from(manifest.packing.input_width.unwrap_or(0)));
+        if takes == has {
+            return None;
+        }
+        let expected = match takes {
+            0 => format!("rows of tokens (layout `{}`, `{}`)", Layout::Packed, Layout::Examples),
+            width => format!("rows of {width} numbers a position (layout `{}`)", Layout::Vectors),
+        };
+        let numbers = if has > 0 { format!(" with {has} numbers a position") } else { String::new() };
+        let hint = match has {
+            0 => "give the model a split of numbers, which `xlstm-data prepare task nearest-neighbor-search` makes, or choose \
+                  a recipe without model.input_width"
+                .into(),
+            width => format!(
+                "choose a recipe with model.input_width = {width} and model.vocabulary_size = 1, such as figure2-nearest"
+            ),
+        };
+        Some(Self { expected, found: format!("layout `{}`{numbers}", manifest.layout), hint })
+    }
 }
 
 impl MicroBatch {
@@ -71,8 +114,30 @@ impl MicroBatch {
             Targets::Stored if whole_rows => cut(&mut read, shape.context),
             Targets::Stored | Targets::NextToken => shape.context,
         };
-        let Sequences { inputs, targets, starts: resets } = read;
-        Ok(Self { rows: rows.to_vec(), context, inputs, targets, resets, tokens })
+        let Sequences { inputs, targets, numbers, starts: resets, lengths } = read;
+        Ok(Self { rows: rows.to_vec(), context, inputs, targets, resets, numbers, lengths, tokens })
+    }
+
+    /// Positions of all sequences.
+    #[must_use]
+    pub fn positions(&self) -> usize {
+        self.targets.len() + self.numbers.targets.len()
+    }
+
+    /// Whether inputs and targets are numbers.
+    #[must_use]
+    pub fn is_of_numbers(&self) -> bool {
+        !self.numbers.targets.is_empty()
+    }
+
+    /// The row of each scored target, counted in the batch, and its position there.
+    pub fn row_of_targets(&self) -> impl Iterator<Item = (usize, usize)> {
+        let scored = |at: usize| match self.targets.get(at) {
+            Some(&target) => target != IGNORE_TARGET,
+            None => self.numbers.targets.get(at).is_some_and(|target| !target.is_nan()),
+        };
+        let context = self.context.max(1);
+        (0..self.positions()).filter(move |&at| scored(at)).map(move |at| (at / context, at % context))
     }
 
     /// The targets that count, for the loss; a batch without any has a loss of zero.
@@ -81,14 +146,15 @@ impl MicroBatch {
         TargetCount::Known(i64::try_from(self.tokens).unwrap_or(i64::MAX).max(1))
     }
 
-    /// Inputs and targets, `(sequences, context)`, Int64, and the reset mask where there is one.
+    /// Inputs and targets, `(sequences, context)`, Int64, and the reset mask where there is one; of numbers float32, and
+    /// inputs `(sequences, context, width)`.
     ///
     /// # Errors
     /// When libtorch cannot make them.
     pub fn tensors(&self, device: Device) -> Result<(Tensor, Tensor, Option<Tensor>)> {
         let context = i64::try_from(self.context).unwrap_or(i64::MAX);
-        let on_device = |tensor: Tensor| -> Result<Tensor> {
-            let tensor = tensor.f_view([-1, context])?;
+        let on_device = |tensor: Tensor, shape: &[i64]| -> Result<Tensor> {
+            let tensor = tensor.f_view(shape)?;
             if !matches!(device, Device::Cuda(_)) {
                 return Ok(tensor.f_to_device(device)?);
             }
@@ -96,10 +162,26 @@ impl MicroBatch {
             let kind = tensor.kind();
             Ok(xlstm_bridge::memory::pinned(&tensor)?.f_to_device_(device, kind, true, false)?)
         };
-        let inputs = on_device(Tensor::f_from_slice(&self.inputs)?)?;
-        let targets = on_device(Tensor::f_from_slice(&self.targets)?)?;
-        let resets =
-            if self.resets.is_empty() { None } else { Some(on_device(Tensor::f_from_slice(&self.resets)?)?) };
+        let flat = [-1, context];
+        let (inputs, targets) = if self.is_of_numbers() {
+            let width = self.numbers.inputs.len() / self.numbers.targets.len();
+            let shape = [-1, context, i64::try_from(width).unwrap_or(i64::MAX)];
+            let Numbers { inputs, targets } = &self.numbers;
+            (
+                on_device(Tensor::f_from_slice(inputs)?, &shape)?,
+                on_device(Tensor::f_from_slice(targets)?, &flat)?,
+            )
+        } else {
+            (
+                on_device(Tensor::f_from_slice(&self.inputs)?, &flat)?,
+                on_device(Tensor::f_from_slice(&self.targets)?, &flat)?,
+            )
+        };
+        let resets = if self.resets.is_empty() {
+            None
+        } else {
+            Some(on_device(Tensor::f_from_slice(&self.resets)?, &flat)?)
+        };
         Ok((inputs, targets, resets))
     }
 }
@@ -109,13 +191,19 @@ fn cut(read: &mut Sequences, context: usize) -> usize {
     fn keep<T: Copy>(values: &mut Vec<T>, context: usize, kept: usize) {
         *values = values.chunks(context).flat_map(|row| &row[..kept.min(row.len())]).copied().collect();
     }
-    let rows = read.targets.chunks(context.max(1));
-    let last = rows.filter_map(|row| row.iter().rposition(|&target| target != IGNORE_TARGET)).max();
+    let tokens = read.targets.chunks(context.max(1));
+    let tokens = tokens.filter_map(|row| row.iter().rposition(|&target| target != IGNORE_TARGET));
+    let numbers = read.numbers.targets.chunks(context.max(1));
+    let numbers = numbers.filter_map(|row| row.iter().rposition(|target| !target.is_nan()));
+    let last = tokens.chain(numbers).max();
     let kept = last.map_or(1, |last| last + 1).next_multiple_of(WHOLE).min(context);
     if kept < context {
         keep(&mut read.inputs, context, kept);
         keep(&mut read.targets, context, kept);
         keep(&mut read.starts, context, kept);
+        let width = read.numbers.inputs.len() / read.numbers.targets.len().max(1);
+        keep(&mut read.numbers.inputs, context * width.max(1), kept * width.max(1));
+        keep(&mut read.numbers.targets, context, kept);
     }
     kept
 }

@@ -28,6 +28,8 @@ pub struct Curve {
     pub train: Vec<(f64, f64)>,
     /// `(tokens, loss)` of validations.
     pub validation: Vec<(f64, f64)>,
+    /// Whether the loss is a squared error, of numbers, and not nats a token.
+    pub squared_error: bool,
 }
 
 /// Reads a run's metrics.
@@ -66,7 +68,8 @@ pub fn curve(run: &Path) -> Result<Curve> {
             .filter_map(|(&step, line)| Some((tokens_at(step)?, line.loss.filter(|loss| loss.is_finite())?)))
             .collect()
     };
-    let curve = Curve { name, train: points(&steps), validation: points(&measured) };
+    let squared_error = measured.values().any(|line| line.target_variance.is_some());
+    let curve = Curve { name, train: points(&steps), validation: points(&measured), squared_error };
     if curve.train.is_empty() && curve.validation.is_empty() {
         let hint = "name the folder of a run whose losses are numbers";
         return Err(TrainError::file(&path, "a finite loss with its tokens", "none", hint));
@@ -115,9 +118,14 @@ pub fn svg(curves: &[Curve]) -> String {
         HEIGHT - 12.0
     );
     let middle = (top + HEIGHT - bottom) / 2.0;
+    let unit = match curves.iter().filter(|curve| curve.squared_error).count() {
+        0 => "loss (nats a token)",
+        numbers if numbers == curves.len() => "mean squared error",
+        _ => "loss (nats a token, or mean squared error)",
+    };
     let _ = writeln!(
         out,
-        "<text transform=\"translate(16 {middle:.1}) rotate(-90)\" text-anchor=\"middle\">loss (nats a token)</text>"
+        "<text transform=\"translate(16 {middle:.1}) rotate(-90)\" text-anchor=\"middle\">{unit}</text>"
     );
     for (index, curve) in curves.iter().enumerate() {
         let color = COLORS[index % COLORS.len()];
@@ -152,6 +160,7 @@ mod tests {
     #[test]
     fn every_point_is_inside_the_picture() {
         let curve = Curve {
+            squared_error: false,
             name: "a<b".into(),
             train: vec![(10.0, 5.0), (20.0, 3.0)],
             validation: vec![(20.0, 3.5)],

@@ -62,11 +62,11 @@ const EXPERIMENTS: &[Experiment] = &[
     Experiment {
         place: "Figure 2, left",
         what: "nearest-neighbor search (mean squared error)",
-        recipes: &["figure2-nearest"],
+        recipes: &["figure2-nearest/"],
         kind: "squared-error",
-        commands: &[],
-        without: "its samples are made (`xlstm_pipeline::tasks::neighbor`), and nothing is trained on vectors yet",
-        sweeps: &[],
+        commands: &["xlstm-train sweep nearest-neighbor --out runs/nearest-neighbor"],
+        without: "values are in the figure only; heads, batch and the rest of the optimizer are not printed",
+        sweeps: &["nearest-neighbor", "nearest-neighbor-small"],
     },
     Experiment {
         place: "Figure 2, right",
@@ -213,6 +213,7 @@ fn kind_of(results: &Results) -> &'static str {
         Results::Extrapolation(_) => "extrapolation",
         Results::Throughput(_) => "throughput",
         Results::Accuracy(_) => "accuracy",
+        Results::SquaredError(_) => "squared-error",
     }
 }
 
@@ -313,14 +314,17 @@ fn write_sweeps(out: &mut String, experiment: &Experiment, sweeps: &[sweep::Resu
         if let Some(small) = &results.small {
             let _ = write!(out, " **A small twin, whose figures do not compare with the paper's:** {small}");
         }
-        out.push_str(
-            "\n\n| task | model | paper | ours, scaled accuracy on the test split | seeds | learning rate | steps | data root |\n\
+        let measure = results.measure;
+        let _ = write!(
+            out,
+            "\n\n| task | model | paper | ours, {} on the test split | seeds | learning rate | steps | data root |\n\
              |---|---|---|---|---:|---:|---:|---|\n",
+            measure.name().to_lowercase()
         );
         for cell in &results.best {
-            let ours = match cell.test_deviation {
-                Some(deviation) => format!("{:.3} ± {deviation:.3}", cell.test),
-                None => format!("{:.3}", cell.test),
+            let ours = match cell.test_half_width.or(cell.test_deviation) {
+                Some(spread) => format!("{} ± {}", measure.shown(cell.test), measure.shown(spread)),
+                None => measure.shown(cell.test),
             };
             let root = results.roots.get(&cell.task).map_or_else(|| "–".into(), |root| format!("`{root}`"));
             let _ = writeln!(

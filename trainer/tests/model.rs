@@ -8,7 +8,9 @@ use xlstm_manifests::recipe::{
     WeightInit, XlstmConfig,
 };
 use xlstm_trainer::TrainError;
-use xlstm_trainer::model::{Generation, Model, ModelState, Placement, Sampling, TargetCount, export, import};
+use xlstm_trainer::model::{
+    Dropout, Generation, Model, ModelState, Placement, Sampling, TargetCount, export, import,
+};
 use xlstm_trainer::tensor_file;
 
 fn config() -> XlstmConfig {
@@ -367,5 +369,93 @@ fn first_values_are_the_published_ones() {
         assert!((at(64) - 5.0).abs() < 1e-6 && (at(64 + 15) + 7.0).abs() < 1e-6);
         assert!((at(64 + 16 + 5) - (5.0 - 12.0 * (5.0_f64 / 15.0).powf(exponent))).abs() < 1e-5);
         assert_eq!((at(0), at(128), at(255)), (0.0, 0.0, 0.0));
+    }
+}
+
+/// A model of numbers by its definition: a linear map, blocks, a linear unit, and the mean square of what is scored.
+#[test]
+fn numbers_go_through_linear_maps_to_a_mean_squared_error() {
+    for (name, variant) in ["0to1", "1to0", "1to1", "lstm", "llama"].map(|name| {
+        let set = ["model.embedding_dim=16".to_owned()];
+        (name, xlstm_manifests::recipe::load(&format!("figure2-nearest-small/{name}"), &set).unwrap().model)
+    }) {
+        let model = Model::new(&variant, placement(), 5).unwrap();
+        assert_eq!(model.parameter_count(), variant.size().parameters, "{name}");
+        tch::manual_seed(9);
+        let options = (Kind::Float, Device::Cpu);
+        let inputs = Tensor::randn([2, 6, 3], options);
+        let targets = Tensor::rand([2, 6], options);
+        // The first position of both rows and the last of the second are not scored.
+        let unscored = [0_i64, 6, 11];
+        let places = Tensor::arange(12, (Kind::Int64, Device::Cpu)).reshape([2, 6]);
+        let mask = unscored.iter().fold(places.lt(0), |mask, &place| mask.logical_or(&places.eq(place)));
+        let targets = targets.masked_fill(&mask, f64::NAN);
+        let output = model.loss(&inputs, &targets, None).unwrap();
+        let (hidden, _) = model.forward(&inputs, None, None).unwrap();
+        let of = |name: &str| {
+            let found = model.parameters().iter().find(|parameter| parameter.name == name);
+            &found.unwrap_or_else(|| panic!("no {name}")).tensor
+        };
+        let found = hidden.matmul(&of("lm_head.weight").tr()).squeeze_dim(-1) + of("lm_head.bias");
+        let squares = (found - targets.to_kind(Kind::Double)).square().masked_select(&mask.logical_not());
+        assert_eq!(squares.numel(), 9);
+        assert_close(&output.loss, &squares.mean(Kind::Double));
+        let losses = model.sequence_losses(&inputs, &targets, None).unwrap();
+        assert_close(&Tensor::from_slice(&losses), &squares.detach());
+        assert_eq!(output.count, 9);
+        // A gradient for every parameter, finite although NaN stands among the targets.
+        xlstm_bridge::autograd::backward(&[&output.loss], &[None], false).unwrap();
+        for parameter in model.parameters().iter().filter(|parameter| parameter.trainable) {
+            let gradient = parameter.tensor.grad();
+            assert!(gradient.defined(), "{name}: {}", parameter.name);
+            assert_eq!(i64::try_from(gradient.isfinite().all()).unwrap(), 1, "{name}: {}", parameter.name);
+        }
+        let weight = of("input_projection.weight");
+        assert_eq!(weight.size(), [16, 3]);
+        assert!(f64::try_from(weight.grad().abs().sum(Kind::Double)).unwrap() > 0.0);
+        // The model comes back from its file, and text cannot be made of it.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        export(&model, &path, 6).unwrap();
+        let again = import(&path, placement()).unwrap();
+        assert_close(&again.loss(&inputs, &targets, None).unwrap().loss, &output.loss.detach());
+        let refused = Generation::new(&model, &[vec![0]], Sampling::default()).err().unwrap().to_string();
+        assert!(refused.contains("found one of numbers"), "{refused}");
+    }
+}
+
+/// What is dropped out is a share of what blocks add, drawn by the seed, and nothing outside of training.
+#[test]
+fn dropout_is_drawn_by_its_seed_and_changes_nothing_else() {
+    let mut every: Vec<ModelConfig> = vec![config().into()];
+    let mut post = config();
+    post.slstm_at = vec![];
+    post.mlstm.block = BlockKind::PostUpProjection;
+    every.push(post.into());
+    every.extend(["architecture = \"lstm\"\nform = \"block\"", "architecture = \"llama\"\nheads = 2"].map(
+        |text| {
+            toml::from_str(&format!("{text}\nvocabulary_size = 40\nembedding_dim = 16\nblocks = 2")).unwrap()
+        },
+    ));
+    for config in every {
+        assert!(config.has_dropout());
+        let model = Model::new(&config, placement(), 3).unwrap();
+        let (inputs, targets) = (tokens(4, 12), tokens(4, 12));
+        let count = TargetCount::Known(48);
+        let loss = |dropout| {
+            let output = model.training_loss(&inputs, &targets, None, count, dropout).unwrap();
+            f64::try_from(output.loss.detach()).unwrap()
+        };
+        let drawn = |rate, seed| loss(Some(Dropout { rate, seed }));
+        let name = config.architecture_name();
+        assert_eq!(drawn(0.3, 1), drawn(0.3, 1), "{name}");
+        assert_ne!(drawn(0.3, 1), drawn(0.3, 2), "{name}");
+        assert_ne!(drawn(0.3, 1), loss(None), "{name}");
+        assert_eq!(drawn(0.0, 1), loss(None), "{name}");
+        // The rest is scaled up: the mean of a first-order effect stays, so many draws lie around the loss without.
+        let draws: Vec<f64> = (0..40).map(|seed| drawn(0.02, seed)).collect();
+        let mean = draws.iter().sum::<f64>() / 40.0;
+        let spread = (draws.iter().map(|draw| (draw - mean).powi(2)).sum::<f64>() / 39.0).sqrt();
+        assert!((mean - loss(None)).abs() < spread, "{name}: {mean} around {} ± {spread}", loss(None));
     }
 }

@@ -21,6 +21,8 @@ pub fn builtins() -> &'static [Builtin] {
     include_recipes!(
         "demo",
         "small-cpu",
+        "figure2-nearest",
+        "figure2-nearest-small",
         "figure2-rare",
         "table1-15b",
         "figure6-scaling-15b",

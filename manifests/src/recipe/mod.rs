@@ -135,6 +135,8 @@ pub struct Training {
     pub activation_checkpointing: bool,
     /// Clear all states at the start of each document (the paper does not).
     pub reset_at_document_boundaries: bool,
+    /// Share of what a block adds to the residual that is set to 0 in a training step, the rest scaled up by as much; 0: none.
+    pub dropout: f64,
 }
 
 /// Type of the matrix products.
@@ -258,6 +260,7 @@ impl Default for Training {
             precision: Precision::Bfloat16,
             activation_checkpointing: false,
             reset_at_document_boundaries: false,
+            dropout: 0.0,
         }
     }
 }

@@ -327,7 +327,7 @@ mod tests {
         let error = set(&["zzzzzz=1"]).unwrap_err().to_string();
         assert!(!error.contains("did you mean"), "{error}");
         // Nothing near: what there is.
-        let error = set(&["training.dropout=0.1"]).unwrap_err().to_string();
+        let error = set(&["training.label_smoothing=0.1"]).unwrap_err().to_string();
         assert!(!error.contains("did you mean") && error.contains("`training` has: "), "{error}");
         assert!(error.contains("context_length"), "{error}");
         let error = set(&["training.precision=fp16"]).unwrap_err().to_string();

@@ -2,6 +2,7 @@
 
 use super::architecture::Checker;
 use super::{ModelConfig, Recipe, Result};
+use crate::vectors::MAX_WIDTH;
 
 /// Refuses values out of range and values that contradict each other.
 pub(super) fn check(recipe: &Recipe) -> Result<()> {
@@ -20,7 +21,14 @@ pub fn check_model(name: &str, model: &ModelConfig) -> Result<()> {
 }
 
 fn check_sizes(checker: &Checker<'_>, model: &ModelConfig) -> Result<()> {
-    checker.range("model.vocabulary_size", model.vocabulary_size(), 2, 1 << 20)?;
+    checker.range("model.input_width", model.input_width(), 0, u64::from(MAX_WIDTH))?;
+    let vocabulary = model.vocabulary_size();
+    if model.input_width() == 0 {
+        checker.range("model.vocabulary_size", vocabulary, 2, 1 << 20)?;
+    } else {
+        let expected = "1, the number that a position predicts, beside model.input_width above 0";
+        checker.require(vocabulary == 1, "model.vocabulary_size", expected, vocabulary)?;
+    }
     checker.range("model.embedding_dim", model.embedding_dim(), 1, 1 << 16)?;
     checker.range("model.blocks", model.blocks(), 1, 1024)?;
     model.check(checker)
@@ -50,14 +58,29 @@ fn check_training(checker: &Checker<'_>, recipe: &Recipe) -> Result<()> {
     checker.not_negative("optimizer.epsilon", optimizer.epsilon)?;
     checker.not_negative("optimizer.weight_decay", optimizer.weight_decay)?;
     checker.not_negative("optimizer.clip_norm", optimizer.clip_norm)?;
+    check_dropout(checker, recipe)?;
     let accuracy = recipe.validation.stop_at_accuracy;
     checker.require((0.0..=1.0).contains(&accuracy), "validation.stop_at_accuracy", "0 to 1", accuracy)?;
+    let counts_right = accuracy == 0.0 || recipe.model.input_width() == 0;
+    let expected = "0 with model.input_width above 0: numbers are not right or wrong";
+    checker.require(counts_right, "validation.stop_at_accuracy", expected, accuracy)?;
     let end = recipe.schedule.final_fraction;
     checker.require((0.0..=1.0).contains(&end), "schedule.final_fraction", "0 to 1", end)?;
     let (warmup, decay) = (recipe.schedule.warmup_steps, recipe.decay_steps());
     let expected =
         format!("at most {decay}, where the cosine ends (schedule.decay_steps, or training.steps)");
     checker.require(warmup <= decay, "schedule.warmup_steps", &expected, warmup)
+}
+
+fn check_dropout(checker: &Checker<'_>, recipe: &Recipe) -> Result<()> {
+    let dropout = recipe.training.dropout;
+    checker.require((0.0..1.0).contains(&dropout), "training.dropout", "0 up to below 1", dropout)?;
+    let known = dropout == 0.0 || recipe.model.has_dropout();
+    let expected = format!("0: model.architecture = {} has none", recipe.model.architecture_name());
+    checker.require(known, "training.dropout", &expected, dropout)?;
+    // A block that is computed again would drop out other values.
+    let once = dropout == 0.0 || !recipe.training.activation_checkpointing;
+    checker.require(once, "training.dropout", "0 with training.activation_checkpointing", dropout)
 }
 
 #[cfg(test)]
@@ -73,6 +96,10 @@ mod tests {
                 ("checkpoint.keep_last=0", "checkpoint.keep_last"),
                 ("validation.stop_at_accuracy=95", "validation.stop_at_accuracy"),
                 ("model.blocks=0", "model.blocks"),
+                ("model.input_width=5000", "model.input_width"),
+                ("model.input_width=3", "model.vocabulary_size"),
+                ("model.vocabulary_size=1", "model.vocabulary_size"),
+                ("training.dropout=1.0", "training.dropout"),
             ],
         );
     }

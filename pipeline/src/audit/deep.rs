@@ -11,7 +11,7 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::Serialize;
 use xlstm_manifests::manifest::{Input, Layout, MANIFEST_NAME};
-use xlstm_manifests::{Manifest, Sha256Digest};
+use xlstm_manifests::{Manifest, Sha256Digest, printable};
 
 use super::corpus::{Corpus, Meta, ShardDocuments};
 use super::deep_examples;
@@ -85,6 +85,13 @@ pub(super) fn check(
     match manifest.layout {
         Layout::Packed | Layout::Documents => {}
         Layout::Examples => return Ok(deep_examples::check(&corpus, &chosen, &locator, findings)),
+        Layout::Vectors => {
+            return Err(CommandError::Usage(format!(
+                "`{}`: --deep makes rows of numbers again by `source.generator`, and the manifest names none: audit the \
+                 split without --deep",
+                printable::path(folder)
+            )));
+        }
     }
     let tokenizer = Gpt2Tokenizer::new()?;
     if !same_tokenizer(manifest, &tokenizer, findings)? {

@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 use xlstm_manifests::Sha256Digest;
-use xlstm_manifests::examples::ExampleShard;
 use xlstm_manifests::merkle::MerkleTree;
 use xlstm_manifests::packed::{PackedShard, tokens_leaves};
 use xlstm_manifests::spans::SpansFile;
+use xlstm_manifests::stored::{StoredShape, StoredShard};
 
 use super::finding::{Check, Findings};
 
@@ -121,25 +121,20 @@ pub(super) struct ExpectedExamples<'a> {
     pub(super) file: &'a str,
     /// The split's row that its first one is.
     pub(super) first_row: u64,
-    pub(super) row_length: u16,
-    pub(super) vocabulary_size: u32,
+    pub(super) shape: StoredShape,
     pub(super) tokens: u64,
     pub(super) tokens_root: Sha256Digest,
 }
 
 /// Looks at every example, beside its span.
-pub(super) fn scan_examples(
-    shard: &ExampleShard,
-    spans: &SpansFile,
-    expected: &ExpectedExamples<'_>,
-) -> Rows {
+pub(super) fn scan_examples(shard: &StoredShard, spans: &SpansFile, expected: &ExpectedExamples<'_>) -> Rows {
     let looked: Vec<(Sha256Digest, Vec<(String, String)>)> = (0..shard.rows())
         .into_par_iter()
         .filter_map(|index| {
             let example = shard.row(index)?;
             let row = expected.first_row + index as u64;
             let mut complaints = Vec::new();
-            if let Some((wanted, found)) = example.complaint(expected.row_length, expected.vocabulary_size) {
+            if let Some((wanted, found)) = example.complaint(expected.shape) {
                 complaints.push((format!("{wanted} in row {row}"), found));
             }
             let digest = example.digest();
@@ -167,7 +162,7 @@ pub(super) fn scan_examples(
             rows.findings.differ(expected.file, Check::Rows, wanted, found);
         }
     }
-    let tokens = rows.leaves.len() as u64 * u64::from(expected.row_length);
+    let tokens = rows.leaves.len() as u64 * u64::from(expected.shape.row_length());
     if tokens != expected.tokens {
         rows.findings.differ(expected.file, Check::Counts, format!("{} positions", expected.tokens), tokens);
     }

@@ -33,7 +33,7 @@ pub(super) fn check(folder: &Path, findings: &mut Findings) -> Result<u64, Comma
         let file = match layout {
             Layout::Packed => &shard.companion,
             Layout::Documents => &shard.file,
-            Layout::Examples => return Err(no_text()),
+            Layout::Examples | Layout::Vectors => return Err(no_text()),
         };
         let file = file.path.as_str();
         let documents = corpus.shard(number)?;

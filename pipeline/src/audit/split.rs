@@ -11,11 +11,11 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use xlstm_manifests::documents::{DocumentShard, Window, read_windows, windows};
-use xlstm_manifests::examples::ExampleShard;
 use xlstm_manifests::manifest::{Layout, MANIFEST_NAME, Shard};
 use xlstm_manifests::packed::PackedShard;
 use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::spans::SpansFile;
+use xlstm_manifests::stored::{StoredShape, StoredShard};
 use xlstm_manifests::{Manifest, Sha256Digest};
 
 use super::finding::{Check, Findings};
@@ -217,7 +217,7 @@ fn check_shard(context: &Context<'_>, number: usize) -> ShardCheck {
         let read = catch_unwind(AssertUnwindSafe(|| match context.manifest.layout {
             Layout::Packed => packed_content(context, number),
             Layout::Documents => document_content(context, shard),
-            Layout::Examples => examples_content(context, number),
+            Layout::Examples | Layout::Vectors => examples_content(context, number),
         }));
         match read {
             Ok(Ok(found)) => content = Some(found),
@@ -288,9 +288,11 @@ fn examples_content(context: &Context<'_>, number: usize) -> Content {
         move |error| (name, error)
     };
     let path = shard.file.path.resolve(context.folder).map_err(blame(&shard.file.path))?;
-    let row_length = stored_row_length(manifest)?;
-    let examples =
-        ExampleShard::open(&path, row_length, shard.file.records).map_err(blame(&shard.file.path))?;
+    let shape = StoredShape::of(manifest).and_then(|shape| {
+        shape.ok_or_else(|| xlstm_manifests::Error::Internal("a layout without stored targets".into()))
+    });
+    let shape = shape.map_err(|error| (MANIFEST_NAME.to_owned(), error))?;
+    let examples = StoredShard::open(&path, shape, shard.file.records).map_err(blame(&shard.file.path))?;
     let path = shard.companion.path.resolve(context.folder).map_err(blame(&shard.companion.path))?;
     let spans = SpansFile::open(&path, shard.companion.records).map_err(blame(&shard.companion.path))?;
     let place = place(context, shard, first_row..first_row.saturating_add(shard.file.records));
@@ -298,8 +300,7 @@ fn examples_content(context: &Context<'_>, number: usize) -> Content {
     let expected = rows::ExpectedExamples {
         file: shard.file.path.as_str(),
         first_row,
-        row_length,
-        vocabulary_size: manifest.tokenizer.vocabulary_size,
+        shape,
         tokens: shard.tokens,
         tokens_root: shard.tokens_root,
     };
@@ -310,7 +311,7 @@ fn examples_content(context: &Context<'_>, number: usize) -> Content {
 
 fn place<'a>(context: &'a Context<'_>, shard: &'a Shard, rows: std::ops::Range<u64>) -> ExpectedSpans<'a> {
     let file = match context.manifest.layout {
-        Layout::Packed | Layout::Examples => &shard.companion,
+        Layout::Packed | Layout::Examples | Layout::Vectors => &shard.companion,
         Layout::Documents => &shard.file,
     };
     ExpectedSpans {

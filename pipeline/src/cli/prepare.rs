@@ -296,7 +296,7 @@ pub(super) fn describe(prepared: &Prepared) -> String {
     let split = printable::text(split);
     let (documents, tokens) = match prepared.manifest.layout {
         Layout::Packed | Layout::Documents => ("documents", "tokens"),
-        Layout::Examples => ("examples", "positions"),
+        Layout::Examples | Layout::Vectors => ("examples", "positions"),
     };
     format!(
         "{split}: {} {documents}, {} {tokens}, {} rows in {} shards from {} files, {left_out} records left out{was}\n  \

@@ -17,7 +17,7 @@ use crate::tasks::{self, Parameters, Range, Split, Task, Ties};
 /// Arguments of `prepare task`.
 #[derive(Debug, Args)]
 pub(super) struct TaskArgs {
-    /// The task, such as parity, mod_arithmetic, mqar, listops; any other name lists them all
+    /// The task, such as parity, mod_arithmetic, mqar, listops, nearest-neighbor-search; any other name lists them all
     name: String,
     /// Split to make: train, validation, test; repeat for several [default: all]
     #[arg(long = "split", value_name = "SPLIT")]
@@ -65,7 +65,7 @@ struct ParameterArgs {
     /// Formal languages: lengths in validation and test [default: 40..256]
     #[arg(long, value_name = "MIN..MAX", help_heading = "Parameters of tasks")]
     evaluation_length: Option<Range>,
-    /// listops: tokens of a list [default: 501..1999]
+    /// listops: tokens of a list [default: 501..1999]; nearest-neighbor-search: vectors [default: 2..64]
     #[arg(long, value_name = "MIN..MAX", help_heading = "Parameters of tasks")]
     length: Option<Range>,
     /// Positions in a row [default: 256, listops 2048]

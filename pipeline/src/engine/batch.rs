@@ -113,7 +113,7 @@ impl Work<'_> {
         let start = ids.len();
         self.tokenizer.encode_into(scratch, &record.text, ids)?;
         let (chars, words) = match self.layout {
-            Layout::Packed | Layout::Examples => (0, 0),
+            Layout::Packed | Layout::Examples | Layout::Vectors => (0, 0),
             Layout::Documents => (record.text.chars().count() as u64, count_words(&record.text)),
         };
         let Record { number, text, id, set, license, source, truncated } = record;

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 use xlstm_manifests::checksums::CHECKSUMS_NAME;
-use xlstm_manifests::manifest::{Declared, Input, Layout, MANIFEST_NAME};
+use xlstm_manifests::manifest::{Declared, Input, Layout, MANIFEST_NAME, Packing};
 use xlstm_manifests::origin::{self, Origin};
 use xlstm_manifests::{Manifest, Sha256Digest};
 
@@ -120,6 +120,11 @@ fn description(manifest: &Manifest) -> String {
         Layout::Examples => {
             format!("one record an example, {} positions of inputs and targets", manifest.packing.row_length)
         }
+        Layout::Vectors => format!(
+            "one record an example, {} positions of {} real-valued inputs and a target",
+            manifest.packing.row_length,
+            manifest.packing.input_width.unwrap_or_default()
+        ),
     };
     format!(
         "{} documents ({} tokens, {} bytes of text) of {}, split {}, tokenized with {} and {layout}.",
@@ -178,7 +183,9 @@ fn distribution(manifest: &Manifest) -> Result<Value, CommandError> {
     let (content, companion) = match manifest.layout {
         Layout::Packed => ("rows of tokens", "where each document lies and comes from"),
         Layout::Documents => ("documents' tokens", "evaluation windows"),
-        Layout::Examples => ("examples: inputs and targets", "where each example comes from"),
+        Layout::Examples | Layout::Vectors => {
+            ("examples: inputs and targets", "where each example comes from")
+        }
     };
     for shard in &manifest.shards {
         for (record, what) in [(&shard.file, content), (&shard.companion, companion)] {
@@ -206,15 +213,19 @@ fn names(layout: Layout) -> (&'static str, &'static str) {
         Layout::Packed => ("rows", "spans"),
         Layout::Documents => ("documents", "windows"),
         Layout::Examples => ("examples", "spans"),
+        Layout::Vectors => ("vectors", "spans"),
     }
 }
 
 fn prefix(record_set: &str) -> String {
-    format!("{}-", if matches!(record_set, "rows" | "examples") { "shard" } else { record_set })
+    format!("{}-", if matches!(record_set, "rows" | "examples" | "vectors") { "shard" } else { record_set })
 }
 
 /// A column: name, type, whether it is a list (of a fixed length, perhaps), what it holds.
 type Column = (&'static str, &'static str, Option<i64>, &'static str);
+
+/// In place of a length: as many as a row has inputs.
+const INPUTS: i64 = 1;
 
 const ROWS: &[Column] = &[
     ("input_ids", "cr:UInt16", Some(0), "token ids"),
@@ -223,6 +234,12 @@ const ROWS: &[Column] = &[
 const EXAMPLES: &[Column] = &[
     ("input_ids", "cr:UInt16", Some(0), "what goes in"),
     ("targets", "cr:UInt16", Some(0), "what is to come out at that position; null where nothing is scored"),
+    ("length", "cr:UInt16", None, "positions that count; the rest is padding"),
+];
+/// The numbers of a position follow each other: its array is as many times as long as a row.
+const VECTORS: &[Column] = &[
+    ("inputs", "cr:Float32", Some(INPUTS), "numbers that go in, position by position"),
+    ("targets", "cr:Float32", Some(0), "the number that is to come out there; null where nothing is scored"),
     ("length", "cr:UInt16", None, "positions that count; the rest is padding"),
 ];
 const SPANS: &[Column] = &[
@@ -261,26 +278,32 @@ fn record_sets(manifest: &Manifest) -> Value {
     let columns = |name: &str| match name {
         "rows" => ROWS,
         "examples" => EXAMPLES,
+        "vectors" => VECTORS,
         "spans" => SPANS,
         "documents" => DOCUMENTS,
         _ => WINDOWS,
     };
     let sets = [content, companion].map(|name| {
         let fields: Vec<Value> =
-            columns(name).iter().map(|column| field(name, column, manifest.packing.row_length)).collect();
+            columns(name).iter().map(|column| field(name, column, &manifest.packing)).collect();
         json!({"@type": "cr:RecordSet", "@id": name, "name": name, "field": fields})
     });
     Value::Array(sets.into())
 }
 
-fn field(record_set: &str, &(name, kind, list, what): &Column, row_length: u32) -> Value {
+fn field(record_set: &str, &(name, kind, list, what): &Column, packing: &Packing) -> Value {
     let mut field = json!({
         "@type": "cr:Field", "@id": format!("{record_set}/{name}"), "name": name, "description": what,
         "dataType": kind,
         "source": {"fileSet": {"@id": format!("{record_set}-files")}, "extract": {"column": name}},
     });
     if let (Some(length), Value::Object(field)) = (list, &mut field) {
-        let shape = if length < 0 { "-1".to_owned() } else { row_length.to_string() };
+        let positions = u64::from(packing.row_length);
+        let shape = match length {
+            ..=-1 => "-1".to_owned(),
+            INPUTS => (positions * u64::from(packing.input_width.unwrap_or(1))).to_string(),
+            _ => positions.to_string(),
+        };
         field.insert("isArray".into(), json!(true));
         field.insert("arrayShape".into(), json!(shape));
     }

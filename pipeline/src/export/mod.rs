@@ -14,6 +14,7 @@
 mod croissant;
 mod sums;
 mod tables;
+mod vectors;
 mod write;
 
 use std::io::Write;
@@ -120,7 +121,11 @@ pub fn export(args: &ExportArgs) -> Result<ExportReport, CommandError> {
                     "this split is stored by document and has no rows: export it with --as documents".into(),
                 ));
             }
-            if args.with_text && manifest.layout == Layout::Examples {
+            let has_text = match manifest.layout {
+                Layout::Packed | Layout::Documents => true,
+                Layout::Examples | Layout::Vectors => false,
+            };
+            if args.with_text && !has_text {
                 return Err(CommandError::Usage(
                     "a split of examples has no text: export it without --with-text".into(),
                 ));

@@ -7,7 +7,7 @@
 //! rows:      row UInt64 · input_ids FixedSizeList<UInt16> · length UInt16
 //!            documents List<Struct<document UInt64, first UInt16, tokens UInt64, set Utf8?, input Utf8, record UInt64, digest Utf8>>
 //! ```
-//! Of a split of examples both have `targets` beside `input_ids`, null where nothing is scored, and `length`.
+//! A split of numbers has its own (module `vectors`). Of a split of examples both have `targets` beside `input_ids`, null where nothing is scored, and `length`.
 //! Digests are hex text, which every reader shows. A row's documents say at which token of the row their
 //! part begins and how many tokens it has there, separator included.
 
@@ -21,12 +21,12 @@ use arrow_array::{
 };
 use arrow_buffer::OffsetBuffer;
 use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
-use xlstm_manifests::manifest::{Input, MANIFEST_NAME, Shard, Targets};
+use xlstm_manifests::manifest::{Input, Layout, MANIFEST_NAME, Shard, Targets};
 use xlstm_manifests::origin::Origin;
 use xlstm_manifests::{Manifest, printable};
 
 use super::write::TableWriter;
-use super::{ExportArgs, ExportedFile, Format, Records, check_file};
+use super::{ExportArgs, ExportedFile, Format, Records, check_file, vectors};
 use crate::audit::corpus::{Corpus, Meta};
 use crate::audit::progress::ByteProgress;
 use crate::report::CommandError;
@@ -52,25 +52,29 @@ pub(super) fn export(corpus: &Corpus, args: &ExportArgs) -> Result<Vec<ExportedF
         open: VecDeque::new(),
         next_document: 0,
     };
+    let of_numbers = manifest.layout == Layout::Vectors;
     let progress =
         ByteProgress::over_bytes("export", manifest.shards.iter().map(|shard| shard.file.size).sum());
-    let mut files = Vec::new();
+    let (mut files, mut first) = (Vec::new(), 0);
     for (number, shard) in manifest.shards.iter().enumerate() {
         check_file(corpus.folder(), &shard.file)?;
         check_file(corpus.folder(), &shard.companion)?;
         let schema = match args.records {
+            _ if of_numbers => vectors::schema(manifest, args.records)?,
             Records::Documents => exporter.documents_schema.clone(),
             Records::Rows => exporter.rows_schema.clone(),
         };
         let path = args.out.join(table_name(shard, args));
         let mut writer = match args.to {
-            Format::Parquet => TableWriter::parquet(path, schema)?,
+            Format::Parquet => TableWriter::parquet(path, schema.clone())?,
             _ => TableWriter::stream(path, &schema)?,
         };
         match args.records {
+            _ if of_numbers => vectors::write(corpus, (number, first), &schema, &mut writer)?,
             Records::Documents => exporter.documents(number, &mut writer)?,
             Records::Rows => exporter.rows(number, &mut writer)?,
         }
+        first += shard.file.records;
         files.push(writer.finish()?);
         progress.advance(shard.file.size);
     }
@@ -118,7 +122,7 @@ struct Exporter<'a> {
     next_document: u64,
 }
 
-fn metadata(manifest: &Manifest) -> HashMap<String, String> {
+pub(super) fn metadata(manifest: &Manifest) -> HashMap<String, String> {
     let source = &manifest.source;
     let mut metadata = HashMap::from([
         ("xlstm.root".to_owned(), manifest.root.to_string()),
@@ -135,7 +139,7 @@ fn metadata(manifest: &Manifest) -> HashMap<String, String> {
     metadata
 }
 
-fn field(name: &str, kind: DataType) -> Field {
+pub(super) fn field(name: &str, kind: DataType) -> Field {
     Field::new(name, kind, false)
 }
 
@@ -208,19 +212,19 @@ fn rows_schema(manifest: &Manifest) -> Result<SchemaRef, CommandError> {
     Ok(Arc::new(Schema::new(fields).with_metadata(metadata(manifest))))
 }
 
-fn no_rows() -> CommandError {
+pub(super) fn no_rows() -> CommandError {
     CommandError::Internal("rows of a split without rows".into())
 }
 
-fn internal(error: impl std::fmt::Display) -> CommandError {
+pub(super) fn internal(error: impl std::fmt::Display) -> CommandError {
     CommandError::Internal(error.to_string())
 }
 
-fn u64s(values: impl Iterator<Item = u64>) -> ArrayRef {
+pub(super) fn u64s(values: impl Iterator<Item = u64>) -> ArrayRef {
     Arc::new(UInt64Array::from_iter_values(values))
 }
 
-fn texts<T: AsRef<str>>(values: impl Iterator<Item = Option<T>>) -> ArrayRef {
+pub(super) fn texts<T: AsRef<str>>(values: impl Iterator<Item = Option<T>>) -> ArrayRef {
     Arc::new(values.collect::<StringArray>())
 }
 

@@ -4,6 +4,8 @@ use xlstm_manifests::documents::DocumentShard;
 use xlstm_manifests::examples::Example;
 use xlstm_manifests::manifest::{Input, Layout, SetTotals};
 use xlstm_manifests::spans::Span;
+use xlstm_manifests::stored::{Stored, StoredRow};
+use xlstm_manifests::vectors::VectorExample;
 
 use super::{LoadedPart, MergeError, check};
 use crate::audit::progress::ByteProgress;
@@ -46,7 +48,7 @@ pub(super) fn feed_part(
     match part.manifest.layout {
         Layout::Packed => feeder.packed()?,
         Layout::Documents => feeder.documents()?,
-        Layout::Examples => feeder.examples()?,
+        Layout::Examples | Layout::Vectors => feeder.examples()?,
     }
     feeder.begin_up_to(part.manifest.inputs.len() as u32)?;
     feeder.end_open();
@@ -62,9 +64,20 @@ impl Feeder<'_> {
                 if self.is_done(span.input, span.record) {
                     continue;
                 }
-                let Some(row) = dataset.example(span.row)? else { continue };
-                let targets: Vec<_> = row.targets().collect();
-                let example = Example { input_ids: row.input_ids, targets: &targets, length: row.length };
+                let Some(row) = dataset.stored(span.row)? else { continue };
+                let (mut ids, mut numbers) = (Vec::new(), Vec::new());
+                let example = match row {
+                    StoredRow::Tokens(row) => {
+                        ids.extend(row.targets());
+                        let (input_ids, length) = (row.input_ids, row.length);
+                        Stored::Tokens(Example { input_ids, targets: &ids, length })
+                    }
+                    StoredRow::Numbers(row) => {
+                        numbers.extend(row.targets());
+                        let (inputs, length) = (row.inputs, row.length);
+                        Stored::Numbers(VectorExample { inputs, targets: &numbers, length })
+                    }
+                };
                 let meta = DocumentMeta {
                     set: name(span.set, &self.part.manifest.sets),
                     id: span.id,

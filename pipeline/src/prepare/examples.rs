@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use xlstm_manifests::digest::digest_file;
 use xlstm_manifests::manifest::{Layout, Licence, Selection, Source, Tokenizer};
 use xlstm_manifests::safe_path::SafePath;
+use xlstm_manifests::stored::Stored;
 use xlstm_manifests::{Manifest, Sha256Digest};
 
 use super::{Prepared, local, packing_of_examples, refuse, walk, write_inputs_folder};
@@ -309,7 +310,9 @@ fn write_file(
         let meta = DocumentMeta { set, id, ..DocumentMeta::of_example(number, digest) };
         match filter.by_digest(&digest) {
             Some(reason) => builder.left_out(reason, 1),
-            None => builder.document(&TokenizedDocument::of_example(&meta, example.example()))?,
+            None => {
+                builder.document(&TokenizedDocument::of_example(&meta, Stored::Tokens(example.example())))?
+            }
         }
     }
     Ok(())

@@ -246,15 +246,17 @@ fn packing(layout: Layout, common: &Common) -> Packing {
             row_length,
             rows_per_shard: Some(common.rows_per_shard),
             append_end_of_text: true,
+            input_width: None,
             targets: Targets::NextToken,
         },
         Layout::Documents => Packing {
             row_length,
             rows_per_shard: None,
             append_end_of_text: false,
+            input_width: None,
             targets: Targets::NextToken,
         },
-        Layout::Examples => packing_of_examples(row_length, common.rows_per_shard),
+        Layout::Examples | Layout::Vectors => packing_of_examples(row_length, common.rows_per_shard),
     }
 }
 
@@ -265,6 +267,7 @@ pub fn packing_of_examples(row_length: u32, rows_per_shard: u64) -> Packing {
         row_length,
         rows_per_shard: Some(rows_per_shard),
         append_end_of_text: false,
+        input_width: None,
         targets: Targets::Stored,
     }
 }

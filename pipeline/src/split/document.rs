@@ -1,7 +1,7 @@
 //! A document as a split takes it.
 
 use xlstm_manifests::Sha256Digest;
-use xlstm_manifests::examples::Example;
+use xlstm_manifests::stored::Stored;
 
 /// What is known of a document beside its tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,14 +54,24 @@ pub struct TokenizedDocument<'a> {
     pub meta: &'a DocumentMeta,
     /// Tokens, no separator.
     pub ids: &'a [u16],
-    /// What stands beside `ids` in a split of examples.
-    pub example: Option<Example<'a>>,
+    /// The row itself, in a split whose targets are stored.
+    pub example: Option<Stored<'a>>,
 }
 
 impl<'a> TokenizedDocument<'a> {
     /// An example as a document: all its positions are tokens.
     #[must_use]
-    pub fn of_example(meta: &'a DocumentMeta, example: Example<'a>) -> Self {
-        Self { meta, ids: example.input_ids, example: Some(example) }
+    pub fn of_example(meta: &'a DocumentMeta, example: Stored<'a>) -> Self {
+        let ids = match &example {
+            Stored::Tokens(example) => example.input_ids,
+            Stored::Numbers(_) => &[],
+        };
+        Self { meta, ids, example: Some(example) }
+    }
+
+    /// How many tokens it counts as, separator left out.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.example.as_ref().map_or(self.ids.len(), Stored::positions)
     }
 }

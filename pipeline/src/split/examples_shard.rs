@@ -5,15 +5,15 @@
 
 use std::path::{Path, PathBuf};
 
-use xlstm_manifests::examples::{Example, ExampleBatch, ExamplesWriter};
 use xlstm_manifests::manifest::{FileRecord, Packing, Shard};
 use xlstm_manifests::merkle::{MerkleTree, Section};
 use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::spans::{self, Span};
+use xlstm_manifests::stored::{Stored, StoredBatch, StoredShape, StoredWriter};
 use xlstm_manifests::{Error as ContractError, Sha256Digest};
 
+use super::SplitError;
 use super::packed_sink::shard_name;
-use super::{SplitError, narrow};
 
 /// A shard of examples that is being made.
 pub struct ExamplesShard {
@@ -24,7 +24,7 @@ pub struct ExamplesShard {
     row_length: u32,
     /// Whether its files are written, or only digested.
     kept: bool,
-    writer: ExamplesWriter,
+    writer: StoredWriter,
     spans: Vec<Span>,
     /// Over its rows, numbered from 0 on.
     own: Section,
@@ -55,15 +55,16 @@ impl ExamplesShard {
     /// Begins shard `index` of the split in `folder`.
     ///
     /// # Errors
-    /// When it cannot be created, or rows are longer than the format stores.
-    pub fn create(folder: &Path, packing: &Packing, index: usize, kept: bool) -> Result<Self, SplitError> {
-        let row_length = narrow(packing.row_length, "positions in a row")?;
+    /// When it cannot be created.
+    pub fn create(
+        folder: &Path,
+        (packing, shape): (&Packing, StoredShape),
+        index: usize,
+        kept: bool,
+    ) -> Result<Self, SplitError> {
         let path = folder.join(shard_name(index));
-        let writer = if kept {
-            ExamplesWriter::create(&path, row_length)?
-        } else {
-            ExamplesWriter::digest_only(&path, row_length)?
-        };
+        let writer =
+            if kept { StoredWriter::create(&path, shape)? } else { StoredWriter::digest_only(&path, shape)? };
         let most = packing.rows_per_shard.unwrap_or(u64::MAX).max(1);
         let first = most.saturating_mul(index as u64);
         let aligned = most.checked_next_power_of_two().is_some_and(|size| first.is_multiple_of(size));
@@ -108,7 +109,7 @@ impl ExamplesShard {
     }
 
     /// Appends an example, of which `span` says where it is.
-    pub(super) fn push(&mut self, example: &Example<'_>, span: Span) -> Result<(), SplitError> {
+    pub(super) fn push(&mut self, example: &Stored<'_>, span: Span) -> Result<(), SplitError> {
         self.writer.push(example)?;
         self.spans.push(span);
         self.take_leaves();
@@ -123,14 +124,14 @@ impl ExamplesShard {
         }
     }
 
-    /// Appends a batch (see [`ExamplesWriter::write`]). `digests` are those of its examples, and `place` says input and
+    /// Appends a batch (see [`StoredWriter::write`]). `digests` are those of its examples, and `place` says input and
     /// record of a row of the split.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn write(
         &mut self,
-        batch: ExampleBatch,
+        batch: StoredBatch,
         digests: &[Sha256Digest],
         leaves: Option<Vec<Sha256Digest>>,
         place: impl Fn(u64) -> (u32, u64),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use xlstm_manifests::manifest::Packing;
 use xlstm_manifests::spans::Span;
+use xlstm_manifests::stored::StoredShape;
 
 use super::examples_shard::{ExamplesShard, MadeShard};
 use super::journal::{Snapshot, Trees};
@@ -14,14 +15,20 @@ use super::{Sink, SplitError, SplitSpec, TokenizedDocument, narrow};
 pub(super) struct ExamplesSink {
     folder: PathBuf,
     packing: Packing,
-    row_length: u16,
-    vocabulary_size: u32,
+    shape: StoredShape,
     rows_per_shard: u64,
     /// Number of the shard being written.
     shard: usize,
     open: Option<ExamplesShard>,
     /// Up to the end of the last full shard.
     trees: Trees,
+}
+
+/// What the rows of a split with stored targets look like.
+fn shape_of(spec: &SplitSpec) -> Result<StoredShape, SplitError> {
+    narrow::<_, u16>(spec.packing.row_length, "positions in a row")?;
+    let shape = StoredShape::new(spec.layout, &spec.packing, spec.tokenizer.vocabulary_size)?;
+    shape.ok_or_else(|| SplitError::Limit(format!("layout `{}` has no stored targets", spec.layout)))
 }
 
 impl ExamplesSink {
@@ -33,8 +40,7 @@ impl ExamplesSink {
         Ok(Self {
             folder: folder.into(),
             packing: spec.packing.clone(),
-            row_length: narrow(spec.packing.row_length, "positions in a row")?,
-            vocabulary_size: spec.tokenizer.vocabulary_size,
+            shape: shape_of(spec)?,
             rows_per_shard,
             shard,
             open: None,
@@ -56,13 +62,14 @@ impl Sink for ExamplesSink {
         let refused =
             |(expected, found): (String, String)| SplitError::Example { input, record, expected, found };
         let example = document.example.ok_or_else(|| refused(("an example".into(), "a text".into())))?;
-        if let Some(complaint) = example.complaint(self.row_length, self.vocabulary_size) {
+        if let Some(complaint) = example.complaint(self.shape) {
             return Err(refused(complaint));
         }
         let open = match &mut self.open {
             Some(open) => open,
             None => {
-                let shard = ExamplesShard::create(&self.folder, &self.packing, self.shard, true)?;
+                let shard =
+                    ExamplesShard::create(&self.folder, (&self.packing, self.shape), self.shard, true)?;
                 self.open.insert(shard)
             }
         };
@@ -85,7 +92,7 @@ impl Sink for ExamplesSink {
     /// `begin` writes an example whole; all that is left to report, once, is the end of a shard.
     fn store(&mut self, document: &TokenizedDocument<'_>, from: usize) -> Result<Option<usize>, SplitError> {
         let full = self.open.as_ref().is_some_and(|open| open.len() == self.rows_per_shard);
-        Ok((full && from < document.ids.len()).then_some(document.ids.len()))
+        Ok((full && from < document.tokens()).then_some(document.tokens()))
     }
 
     fn close(&mut self, _index: usize) -> Result<Option<Closing>, SplitError> {

@@ -99,7 +99,7 @@ fn sink(folder: &Path, spec: &SplitSpec, last: Option<&Snapshot>) -> Result<Box<
     Ok(match spec.layout {
         Layout::Packed => Box::new(PackedSink::new(folder, spec, last)?),
         Layout::Documents => Box::new(DocumentsSink::new(folder, spec, last)?),
-        Layout::Examples => Box::new(ExamplesSink::new(folder, spec, last)?),
+        Layout::Examples | Layout::Vectors => Box::new(ExamplesSink::new(folder, spec, last)?),
     })
 }
 
@@ -229,7 +229,7 @@ impl SplitBuilder {
             return self.finish_interrupted(document, stored);
         }
         let separator = u64::from(self.spec.packing.append_end_of_text);
-        let length = document.ids.len() as u64 + separator;
+        let length = document.tokens() as u64 + separator;
         let counted = self.tally.count(document, length)?;
         self.sink.begin(counted, document, length)?;
         self.store(document, 0)
@@ -263,7 +263,7 @@ impl SplitBuilder {
         document: &TokenizedDocument<'_>,
         stored: u64,
     ) -> Result<(), SplitError> {
-        let length = document.ids.len() as u64 + u64::from(self.spec.packing.append_end_of_text);
+        let length = document.tokens() as u64 + u64::from(self.spec.packing.append_end_of_text);
         if document.meta.record != self.cursor.record || stored > length {
             let Cursor { input, record, .. } = self.cursor;
             let found = format!("record {} of {length} tokens", document.meta.record);

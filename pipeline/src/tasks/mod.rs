@@ -11,7 +11,7 @@
 
 mod formal;
 mod list_operations;
-pub mod neighbor;
+mod neighbor;
 mod parameters;
 mod random;
 mod recall;
@@ -23,7 +23,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde_json::Value;
+use xlstm_manifests::stored::Stored;
+use xlstm_manifests::{examples, vectors};
 
+pub use neighbor::VectorExample;
 pub use parameters::{Parameters, Range, Ties};
 
 /// Padding, and the filler of MQAR, in every task.
@@ -54,6 +57,70 @@ impl Example {
         self.targets.clear();
         self.targets.resize(row_length, None);
         self.length = 0;
+    }
+}
+
+/// One sample of either kind.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Sample {
+    /// Of tokens.
+    Tokens(Example),
+    /// Of numbers.
+    Numbers(VectorExample),
+}
+
+impl Sample {
+    /// One of the kind that `task` makes, to be filled.
+    #[must_use]
+    pub fn empty(task: &dyn Task) -> Self {
+        match task.input_width() {
+            Some(_) => Self::Numbers(VectorExample::default()),
+            None => Self::Tokens(Example::default()),
+        }
+    }
+
+    /// Makes it sample `number` of `split`.
+    ///
+    /// # Errors
+    /// As [`Task::example`].
+    pub fn fill(&mut self, task: &dyn Task, split: Split, number: u64) -> Result<(), TaskError> {
+        match self {
+            Self::Tokens(example) => task.example(split, number, example),
+            Self::Numbers(example) => task.vectors(split, number, example),
+        }
+    }
+
+    /// Sample `number` of `split`.
+    ///
+    /// # Errors
+    /// As [`Task::example`].
+    pub fn make(task: &dyn Task, split: Split, number: u64) -> Result<Self, TaskError> {
+        let mut sample = Self::empty(task);
+        sample.fill(task, split, number)?;
+        Ok(sample)
+    }
+
+    /// Positions that count.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        match self {
+            Self::Tokens(example) => example.length,
+            Self::Numbers(example) => example.length,
+        }
+    }
+
+    /// It as the format has it. No task's rows are longer than the format stores.
+    #[must_use]
+    pub fn stored(&self) -> Stored<'_> {
+        let length = u16::try_from(self.length()).unwrap_or(u16::MAX);
+        match self {
+            Self::Tokens(Example { input_ids, targets, .. }) => {
+                Stored::Tokens(examples::Example { input_ids, targets, length })
+            }
+            Self::Numbers(VectorExample { inputs, targets, .. }) => {
+                Stored::Numbers(vectors::VectorExample { inputs, targets, length })
+            }
+        }
     }
 }
 
@@ -130,6 +197,14 @@ pub enum TaskError {
     /// A parameter that the task cannot have; the text says which, what was expected and what was found.
     #[error("{0}")]
     Parameter(String),
+    /// Samples of one kind were wanted of a task that makes the other.
+    #[error("{task}: its samples are made of {made_of}")]
+    Kind {
+        /// The task.
+        task: String,
+        /// `tokens` or `numbers`.
+        made_of: &'static str,
+    },
     /// No prompt of the wanted length falls to the split.
     #[error(
         "{task}: none of {attempts} prompts drawn for sample {number} of {split} falls to that split, so there are too \
@@ -153,18 +228,29 @@ pub trait Task: Send + Sync {
     /// number. Its digest stands for the source file in a manifest.
     fn spec(&self) -> Value;
 
-    /// All ids, inputs and targets, are below this number.
+    /// All ids, inputs and targets, are below this number; 1 where a position is one number to be predicted.
     fn vocabulary_size(&self) -> u32;
+
+    /// Numbers of a position, of a task whose rows are made of numbers; `None`: of tokens.
+    fn input_width(&self) -> Option<u32> {
+        None
+    }
 
     /// Positions in a row.
     fn row_length(&self) -> u32;
 
     /// The accuracy of a guess, as numerator and denominator: the paper's `s_rand`. Scaled accuracy is
-    /// (accuracy − s_rand) / (1 − s_rand).
+    /// (accuracy − s_rand) / (1 − s_rand). Nobody guesses a real number: 0.
     fn random_accuracy(&self) -> (u32, u32);
 
     /// An id as people write it.
     fn symbol(&self, id: u16) -> String;
+
+    /// Why the target at position `at` of a sample of numbers is the one it is.
+    fn reason(&self, example: &VectorExample, at: usize) -> Option<String> {
+        let _ = (example, at);
+        None
+    }
 
     /// How many different prompts `split` has, or a number that is not above it.
     fn distinct(&self, split: Split) -> f64;
@@ -175,13 +261,25 @@ pub trait Task: Send + Sync {
     /// Makes sample `number` of `split`, in place of what `out` holds.
     ///
     /// # Errors
-    /// When the split has no such sample ([`TaskError::NoPrompt`]).
+    /// When the split has no such sample ([`TaskError::NoPrompt`]), or samples are made of numbers.
     fn example(&self, split: Split, number: u64, out: &mut Example) -> Result<(), TaskError>;
+
+    /// As [`example`](Self::example), where samples are made of numbers ([`input_width`](Self::input_width)).
+    ///
+    /// # Errors
+    /// As [`example`](Self::example); when samples are made of tokens.
+    fn vectors(&self, split: Split, number: u64, out: &mut VectorExample) -> Result<(), TaskError> {
+        let _ = (split, number, out);
+        Err(TaskError::Kind {
+            task: self.spec()["task"].as_str().unwrap_or_default().into(),
+            made_of: "tokens",
+        })
+    }
 }
 
 /// Names of all tasks that [`by_name`] knows.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    formal::names().chain([recall::NAME, list_operations::NAME])
+    formal::names().chain([recall::NAME, list_operations::NAME, neighbor::NAME])
 }
 
 /// The task `name`, with defaults where `parameters` says nothing.
@@ -195,6 +293,7 @@ pub fn by_name(name: &str, seed: u64, parameters: &Parameters) -> Result<Box<dyn
     match name {
         recall::NAME => Ok(Box::new(recall::Recall::new(seed, parameters)?)),
         list_operations::NAME => Ok(Box::new(list_operations::ListOperations::new(seed, parameters)?)),
+        neighbor::NAME => Ok(Box::new(neighbor::NearestNeighbor::new(seed, parameters)?)),
         _ => {
             Err(TaskError::UnknownTask { found: name.into(), known: names().collect::<Vec<_>>().join(", ") })
         }
@@ -221,12 +320,13 @@ pub fn from_spec(spec: &Value) -> Result<Box<dyn Task>, TaskError> {
 }
 
 /// How many examples the paper has: the formal languages' 100,000 steps of 256 (Appendix B.1.1), MQAR's 100,000 and 3,000
-/// (B.1.2), the published ListOps' 96,000 and 2,000.
+/// (B.1.2), the published ListOps' 96,000 and 2,000, nearest-neighbor search's 8192 (B).
 #[must_use]
 pub fn paper_examples(name: &str, split: Split) -> u64 {
     let [train, others] = match name {
         recall::NAME => [100_000, 3_000],
         list_operations::NAME => [96_000, 2_000],
+        neighbor::NAME => [8_192, 8_192],
         _ => [25_600_000, 8_192],
     };
     if split == Split::Train { train } else { others }

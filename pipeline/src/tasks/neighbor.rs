@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 use xlstm_manifests::Sha256Digest;
 
 use super::random::{Draws, Keys};
-use super::{Parameters, Range, Split, TaskError};
+use super::{Example, Parameters, Range, Split, Task, TaskError};
 
 /// The task's name.
-pub const NAME: &str = "nearest_neighbor";
+pub(super) const NAME: &str = "nearest-neighbor-search";
 const VERSION: u32 = 1;
-/// Numbers a position: two of the feature, one value.
-pub const WIDTH: usize = 3;
+/// Numbers of a position: two of the feature, one value.
+const WIDTH: usize = 3;
 const ATTEMPTS: u32 = 4096;
 const MAX_LENGTH: u32 = 1 << 15;
 /// Coordinates are integers up to this; one is 2^23.
@@ -36,7 +36,7 @@ pub struct VectorExample {
 }
 
 /// Nearest-neighbor search with its lengths.
-pub struct NearestNeighbor {
+pub(super) struct NearestNeighbor {
     length: Range,
     seed: u64,
     keys: Keys,
@@ -47,7 +47,7 @@ impl NearestNeighbor {
     ///
     /// # Errors
     /// When a parameter is not this task's, or lengths are below 2 or above 2^15.
-    pub fn new(seed: u64, given: &Parameters) -> Result<Self, TaskError> {
+    pub(super) fn new(seed: u64, given: &Parameters) -> Result<Self, TaskError> {
         given.only(NAME, &["length"])?;
         let length = given.length.unwrap_or(Range { min: 2, max: 64 });
         length.check(NAME, "length")?;
@@ -60,26 +60,95 @@ impl NearestNeighbor {
         task.keys = Keys::of(&task.spec())?;
         Ok(task)
     }
+}
 
-    /// Name, generator version, parameters and seed.
-    #[must_use]
-    pub fn spec(&self) -> Value {
+/// Position, from 1 on, of the nearest of the candidates 1 to `last`: the largest product with the key, of several the
+/// earliest.
+fn nearest(inputs: &[f32], last: usize) -> usize {
+    let (mut nearest, mut best) = (1, f64::NEG_INFINITY);
+    for t in 1..=last {
+        let product = product(inputs, t);
+        if product > best {
+            (nearest, best) = (t, product);
+        }
+    }
+    nearest
+}
+
+/// The key's feature times that of position `t`: products of float32 numbers are exact in float64, so the sum is rounded
+/// once, whether or not a processor adds while it multiplies.
+fn product(inputs: &[f32], t: usize) -> f64 {
+    let wide = |at: usize| f64::from(inputs[at]);
+    wide(0) * wide(WIDTH * t) + wide(1) * wide(WIDTH * t + 1)
+}
+
+impl NearestNeighbor {
+    /// Targets of the drawn inputs, and the row's padding.
+    fn solve(&self, length: usize, out: &mut VectorExample) {
+        let row = self.length.max as usize;
+        out.inputs.resize(row * WIDTH, 0.0);
+        out.targets.clear();
+        out.targets.resize(row, None);
+        out.length = length;
+        let (mut nearest, mut best) = (0.0, f64::NEG_INFINITY);
+        for t in 1..length {
+            let product = product(&out.inputs, t);
+            if product > best {
+                (nearest, best) = (out.inputs[WIDTH * t + 2], product);
+            }
+            out.targets[t] = Some(nearest);
+        }
+    }
+}
+
+impl Task for NearestNeighbor {
+    fn spec(&self) -> Value {
         json!({"task": NAME, "version": VERSION, "seed": self.seed, "parameters": {
             "length": [self.length.min, self.length.max],
         }})
     }
 
-    /// Positions in a row.
-    #[must_use]
-    pub fn row_length(&self) -> u32 {
+    /// One number is predicted at a position.
+    fn vocabulary_size(&self) -> u32 {
+        1
+    }
+
+    fn input_width(&self) -> Option<u32> {
+        Some(WIDTH as u32)
+    }
+
+    fn row_length(&self) -> u32 {
         self.length.max
     }
 
-    /// Makes sample `number` of `split`, in place of what `out` holds.
-    ///
-    /// # Errors
-    /// When no sequence falls to the split (never, in practice).
-    pub fn example(&self, split: Split, number: u64, out: &mut VectorExample) -> Result<(), TaskError> {
+    fn random_accuracy(&self) -> (u32, u32) {
+        (0, 1)
+    }
+
+    fn symbol(&self, id: u16) -> String {
+        id.to_string()
+    }
+
+    /// `value of 7`: where the nearest vector stands.
+    fn reason(&self, example: &VectorExample, at: usize) -> Option<String> {
+        let is_scored = example.targets.get(at).is_some_and(Option::is_some);
+        is_scored.then(|| format!("the value at {}", nearest(&example.inputs, at)))
+    }
+
+    /// Of the shortest sequences alone: two points of about 2^46 and two values of 2^24.
+    fn distinct(&self, _split: Split) -> f64 {
+        2f64.powi(2 * 40 + 2 * 24)
+    }
+
+    fn mean_length(&self, _split: Split) -> f64 {
+        f64::midpoint(f64::from(self.length.min), f64::from(self.length.max))
+    }
+
+    fn example(&self, _split: Split, _number: u64, _out: &mut Example) -> Result<(), TaskError> {
+        Err(TaskError::Kind { task: NAME.into(), made_of: "numbers" })
+    }
+
+    fn vectors(&self, split: Split, number: u64, out: &mut VectorExample) -> Result<(), TaskError> {
         let mut draws = self.keys.draws(split, number);
         let length = (self.length.min + draws.below(self.length.max - self.length.min + 1)) as usize;
         for _ in 0..ATTEMPTS {
@@ -95,24 +164,6 @@ impl NearestNeighbor {
             }
         }
         Err(TaskError::NoPrompt { task: NAME.into(), split, number, attempts: u64::from(ATTEMPTS) })
-    }
-
-    /// Targets of the drawn inputs, and the row's padding.
-    fn solve(&self, length: usize, out: &mut VectorExample) {
-        let row = self.length.max as usize;
-        out.inputs.resize(row * WIDTH, 0.0);
-        out.targets.clear();
-        out.targets.resize(row, None);
-        out.length = length;
-        let wide = |at: usize| f64::from(out.inputs[at]);
-        let (mut nearest, mut best) = (0.0, f64::NEG_INFINITY);
-        for t in 1..length {
-            let product = wide(0) * wide(WIDTH * t) + wide(1) * wide(WIDTH * t + 1);
-            if product > best {
-                (nearest, best) = (out.inputs[WIDTH * t + 2], product);
-            }
-            out.targets[t] = Some(nearest);
-        }
     }
 }
 

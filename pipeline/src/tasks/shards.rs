@@ -17,10 +17,11 @@ use anyhow::Context as _;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use xlstm_manifests::Sha256Digest;
-use xlstm_manifests::examples::{BATCH_ROWS, Example as Row, ExampleBatch};
+use xlstm_manifests::examples::BATCH_ROWS;
 use xlstm_manifests::manifest::Packing;
+use xlstm_manifests::stored::{StoredBatch, StoredShape};
 
-use super::{Example, Split, Task};
+use super::{Sample, Split, Task};
 use crate::split::{ExamplesShard, MadeShard, SplitError};
 
 /// Samples of an input.
@@ -40,6 +41,7 @@ pub(super) struct Shards<'a> {
     pub(super) task: &'a dyn Task,
     pub(super) split: Split,
     pub(super) packing: &'a Packing,
+    pub(super) shape: StoredShape,
     /// All but the last have [`SHARE`] samples.
     pub(super) shares: &'a [Share],
     pub(super) folder: &'a Path,
@@ -49,15 +51,10 @@ pub(super) struct Shards<'a> {
 
 /// Samples that are a record batch of a shard.
 struct Batch {
-    examples: ExampleBatch,
+    examples: StoredBatch,
     digests: Vec<Sha256Digest>,
     /// Made here where a team shares the work; else beside the file's own digest, which is faster.
     leaves: Option<Vec<Sha256Digest>>,
-}
-
-/// A sample as the format has it. Rows that are too long for it are refused before the first sample.
-fn row(example: &Example) -> Row<'_> {
-    Row { input_ids: &example.input_ids, targets: &example.targets, length: example.length as u16 }
 }
 
 impl Shards<'_> {
@@ -126,7 +123,7 @@ impl Shards<'_> {
     /// Makes shard `index`.
     fn make(&self, index: usize, team: &Option<ThreadPool>, stop: &AtomicBool) -> anyhow::Result<MadeShard> {
         let rows = self.rows_of(index);
-        let mut shard = ExamplesShard::create(self.folder, self.packing, index, self.kept)?;
+        let mut shard = ExamplesShard::create(self.folder, (self.packing, self.shape), index, self.kept)?;
         let batches: Vec<Range<u64>> = (rows.start..rows.end)
             .step_by(BATCH_ROWS)
             .map(|start| start..rows.end.min(start + BATCH_ROWS as u64))
@@ -168,18 +165,16 @@ impl Shards<'_> {
     }
 
     fn batch(&self, rows: Range<u64>, with_leaves: bool) -> anyhow::Result<Batch> {
-        let row_length = u16::try_from(self.packing.row_length)?;
-        let vocabulary_size = self.task.vocabulary_size();
-        let mut examples = ExampleBatch::new(row_length);
-        let mut example = Example::default();
+        let mut examples = StoredBatch::new(self.shape);
+        let mut sample = Sample::empty(self.task);
         for number in rows {
             let (input, record) = place(number);
             let share = self.shares.get(input as usize).context("a row lies behind the last sample")?;
-            self.task.example(self.split, share.first + record, &mut example)?;
-            if let Some((expected, found)) = row(&example).complaint(row_length, vocabulary_size) {
+            sample.fill(self.task, self.split, share.first + record)?;
+            if let Some((expected, found)) = sample.stored().complaint(self.shape) {
                 return Err(SplitError::Example { input, record, expected, found }.into());
             }
-            examples.push(&row(&example))?;
+            examples.push(&sample.stored())?;
         }
         let (digests, leaves) = (examples.digests(), with_leaves.then(|| examples.leaves()));
         Ok(Batch { examples, digests, leaves })

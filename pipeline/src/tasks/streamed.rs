@@ -8,13 +8,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use xlstm_manifests::examples::Example as Row;
-use xlstm_manifests::merkle::{self, MerkleTree};
-use xlstm_manifests::rows::{IGNORE, Rows, Sequences};
+use xlstm_manifests::merkle::MerkleTree;
+use xlstm_manifests::rows::{Rows, Sequences};
 use xlstm_manifests::spans::Span;
-use xlstm_manifests::{Error, Manifest, Result, Sha256Digest, examples};
+use xlstm_manifests::{Error, Manifest, Result, Sha256Digest};
 
-use super::Example;
+use super::Sample;
 use super::written::{Generated, generated};
 
 /// A generated split whose rows are made when they are wanted.
@@ -91,19 +90,24 @@ impl StreamedRows {
         Ok(streamed)
     }
 
+    /// Makes all rows and compares them with the manifest.
+    ///
+    /// # Errors
+    /// When they are not those that the manifest has.
+    pub fn check(&self) -> Result<()> {
+        let found = self.root_of(self.rows())?;
+        if found == self.manifest.tokens_root {
+            return Ok(());
+        }
+        let hint = "use the version of xlstm-data that prepared the split, or prepare it again";
+        let expected = format!("tokens_root {} of all rows", self.manifest.tokens_root);
+        let found = format!("{found} over the rows made again");
+        Err(Error::mismatch(&Manifest::locate(&self.folder), expected, found, hint))
+    }
+
     /// Merkle root over the first `rows` rows.
     fn root_of(&self, rows: u64) -> Result<Sha256Digest> {
-        let leaf = |row| -> Result<Sha256Digest> {
-            let example = self.example(row)?;
-            let mut bytes = Vec::new();
-            examples::encode(
-                &example.input_ids,
-                example.targets.iter().copied(),
-                Self::length(&example)?,
-                &mut bytes,
-            );
-            Ok(merkle::leaf(&[&bytes]))
-        };
+        let leaf = |row| -> Result<Sha256Digest> { Ok(self.sample(row)?.stored().leaf()) };
         let leaves: Vec<Sha256Digest> = (0..rows).into_par_iter().map(leaf).collect::<Result<_>>()?;
         let mut tree = MerkleTree::new();
         leaves.into_iter().for_each(|leaf| tree.push(leaf));
@@ -127,18 +131,15 @@ impl StreamedRows {
         Ok((number, row - self.starts[input]))
     }
 
-    /// Positions that count, as the format has them.
-    fn length(example: &Example) -> Result<u16> {
-        u16::try_from(example.length).map_err(Error::internal)
-    }
-
-    fn example(&self, row: u64) -> Result<Example> {
+    /// Row `row`, made again.
+    ///
+    /// # Errors
+    /// When there is no such row.
+    pub fn sample(&self, row: u64) -> Result<Sample> {
         let (input, record) = self.place(row)?;
-        let mut example = Example::default();
         self.generated
-            .example(input, record, &mut example)
-            .map_err(|error| Error::Internal(format!("row {row} cannot be made again: {error:#}")))?;
-        Ok(example)
+            .sample(input, record)
+            .map_err(|error| Error::Internal(format!("row {row} cannot be made again: {error:#}")))
     }
 }
 
@@ -156,25 +157,34 @@ impl Rows for StreamedRows {
     }
 
     fn targets_in(&self, row: u64) -> Result<u64> {
-        Ok(self.example(row)?.targets.iter().flatten().count() as u64)
+        Ok(match self.sample(row)? {
+            Sample::Tokens(example) => example.targets.iter().flatten().count() as u64,
+            Sample::Numbers(example) => example.targets.iter().flatten().count() as u64,
+        })
     }
 
     fn read(&self, row: u64, starts: bool, into: &mut Sequences) -> Result<()> {
-        let example = self.example(row)?;
-        into.inputs.extend(example.input_ids.iter().map(|&id| i64::from(id)));
-        into.targets.extend(example.targets.iter().map(|target| target.map_or(IGNORE, i64::from)));
+        let first = into.positions();
+        let sample = self.sample(row)?;
+        let length = u16::try_from(sample.length()).map_err(Error::internal)?;
+        match sample {
+            Sample::Tokens(example) => {
+                into.push_tokens(&example.input_ids, example.targets.iter().copied(), length);
+            }
+            Sample::Numbers(example) => {
+                into.push_numbers(&example.inputs, example.targets.iter().copied(), length)
+            }
+        }
         if starts {
             // An example begins where its row does, which is a beginning anyway.
-            into.starts.resize(into.starts.len() + example.input_ids.len(), false);
+            into.starts.resize(into.starts.len() + into.positions() - first, false);
         }
         Ok(())
     }
 
     fn documents_in_row(&self, row: u64) -> Result<Vec<Span>> {
         let (input, record) = self.place(row)?;
-        let example = self.example(row)?;
-        let length = Self::length(&example)?;
-        let stored = Row { input_ids: &example.input_ids, targets: &example.targets, length };
+        let sample = self.sample(row)?;
         Ok(vec![Span {
             input,
             record,
@@ -183,7 +193,7 @@ impl Rows for StreamedRows {
             length: u64::from(self.manifest.packing.row_length),
             bytes: 0,
             set: None,
-            digest: stored.digest(),
+            digest: sample.stored().digest(),
             id: None,
             license: None,
             source: None,

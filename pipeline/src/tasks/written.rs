@@ -13,14 +13,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
-use xlstm_manifests::manifest::{Layout, MANIFEST_NAME, Manifest, Part, Selection, Source, Tokenizer};
+use xlstm_manifests::manifest::{
+    Layout, MANIFEST_NAME, Manifest, Packing, Part, Selection, Source, Tokenizer,
+};
 use xlstm_manifests::safe_path::SafePath;
+use xlstm_manifests::stored::StoredShape;
 use xlstm_manifests::{Sha256Digest, canonical, printable};
 
 pub use super::shards::Share;
 use super::shards::{SHARE, Shards, place};
 use super::streamed::has_no_shards;
-use super::{Example, Split, Task, check_examples};
+use super::{Sample, Split, Task, check_examples};
 use crate::prepare::{Prepared, packing_of_examples, refuse};
 use crate::split::{InputMeta, Opened, SplitBuilder, SplitError, SplitSpec};
 
@@ -82,8 +85,10 @@ impl<'a> TaskPlan<'a> {
         let examples: u64 = self.shares.iter().map(|share| share.examples).sum();
         let row_length = u64::from(self.spec.packing.row_length);
         let tokens = (examples as f64 * self.task.mean_length(self.split)).round() as u64;
-        // Two bytes an id and a target, a bit whether there is one, two bytes a length; spans have some 130 a sample.
-        let bytes = examples * (4 * row_length + row_length.div_ceil(8) + 2 + 130);
+        // Two bytes an id and a target, or four a number; a bit whether there is a target, two bytes a length; spans have
+        // some 130 a sample.
+        let position = self.task.input_width().map_or(4, |width| 4 * u64::from(width) + 4);
+        let bytes = examples * (position * row_length + row_length.div_ceil(8) + 2 + 130);
         json!({
             "split": self.split.name(), "folder": self.folder(out).display().to_string(), "examples": examples,
             "row_length": row_length, "positions": examples * row_length, "tokens": tokens, "bytes": bytes,
@@ -113,8 +118,10 @@ impl<'a> TaskPlan<'a> {
     /// Makes the shards that the builder lacks.
     fn write(&self, mut builder: SplitBuilder, folder: &Path, threads: usize) -> anyhow::Result<Manifest> {
         let Self { task, split, spec, shares, stream } = self;
-        let shards =
-            Shards { task: *task, split: *split, packing: &spec.packing, shares, folder, kept: !stream };
+        let shape = StoredShape::new(spec.layout, &spec.packing, task.vocabulary_size())?;
+        let shape = shape.context("a generated split without stored targets")?;
+        let (task, split, packing, kept) = (*task, *split, &spec.packing, !stream);
+        let shards = Shards { task, split, packing, shape, shares, folder, kept };
         let first = builder.shards().len();
         if shards.rows_of(first).start.is_multiple_of(SHARE) {
             // A run that was cut short ended with the last sample of an input.
@@ -128,7 +135,7 @@ impl<'a> TaskPlan<'a> {
             while start < end {
                 let (number, record) = place(start);
                 let share = *shares.get(number as usize).context("a row lies behind the last sample")?;
-                builder.begin_input(input(*task, *split, share)?)?;
+                builder.begin_input(input(task, split, share)?)?;
                 let examples = (end - start).min(share.examples - record);
                 builder.count_examples(examples)?;
                 start += examples;
@@ -200,7 +207,7 @@ fn spec(task: &dyn Task, split: Split, rows_per_shard: u64) -> SplitSpec {
     let probe = Sha256Digest::of(generator.to_string().as_bytes());
     SplitSpec {
         split: split.name().into(),
-        layout: Layout::Examples,
+        layout: if task.input_width().is_some() { Layout::Vectors } else { Layout::Examples },
         source: Source {
             profile: format!("task/{}", name(task)),
             repository: None,
@@ -231,7 +238,10 @@ fn spec(task: &dyn Task, split: Split, rows_per_shard: u64) -> SplitSpec {
             special_tokens: "none".into(),
             probe_sha256: probe,
         },
-        packing: packing_of_examples(task.row_length(), rows_per_shard),
+        packing: Packing {
+            input_width: task.input_width(),
+            ..packing_of_examples(task.row_length(), rows_per_shard)
+        },
         part: None,
         plan: Sha256Digest::of(b""),
         plan_without_skip: None,
@@ -281,8 +291,8 @@ impl Generated {
     ///
     /// # Errors
     /// When there is no such input, or no such sample.
-    pub fn example(&self, input: u32, record: u64, out: &mut Example) -> anyhow::Result<()> {
+    pub fn sample(&self, input: u32, record: u64) -> anyhow::Result<Sample> {
         let first = self.firsts.get(input as usize).context("the manifest has no such input")?;
-        Ok(self.task.example(self.split, first + record, out)?)
+        Ok(Sample::make(&*self.task, self.split, first + record)?)
     }
 }

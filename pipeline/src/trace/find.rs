@@ -6,6 +6,7 @@ use xlstm_manifests::merkle::MerkleTree;
 use xlstm_manifests::origin;
 use xlstm_manifests::{Dataset, Sha256Digest, printable};
 
+use super::generated::vector;
 use super::{DocumentTrace, Excerpt, InputTrace, RowTrace, SourceTrace, TokenTrace, TraceArgs, TraceReport};
 use crate::audit::corpus::{Corpus, Meta};
 use crate::audit::locate::Locator;
@@ -102,7 +103,7 @@ fn trace_row(
 
 /// The row with its leaf, and whether the shard's rows give the root that the manifest has.
 fn prove_row(dataset: &Dataset, row: u64) -> Result<RowTrace, CommandError> {
-    let tokens = dataset.row(row)?.length as u64;
+    let tokens = dataset.positions(row)?;
     let manifest = dataset.manifest();
     let (first_row, shard) = dataset
         .shards()
@@ -228,6 +229,7 @@ fn trace_token(
     match corpus.manifest().layout {
         Layout::Packed | Layout::Documents => {}
         Layout::Examples => return trace_position(args, corpus, number, meta, of_document),
+        Layout::Vectors => return trace_vector(corpus, number, meta, of_document),
     }
     let tokenizer = Gpt2Tokenizer::new()?;
     let gone = || CommandError::Usage(format!("document {number} is not in the split"));
@@ -251,7 +253,7 @@ fn trace_token(
     Ok(TokenTrace {
         token,
         document: number,
-        id,
+        id: Some(id),
         separator,
         target: None,
         token_of_document: of_document,
@@ -291,13 +293,51 @@ fn trace_position(
     Ok(TokenTrace {
         token: position,
         document: number,
-        id,
+        id: Some(id),
         separator: false,
         target: Some(target.map_or_else(|| "not scored".into(), |target| target.to_string())),
         token_of_document: position,
         byte_of_document: 0,
         text,
         source,
+    })
+}
+
+/// A position of an example of numbers, with those around it.
+fn trace_vector(
+    corpus: &Corpus,
+    number: u64,
+    meta: &Meta,
+    position: u64,
+) -> Result<TokenTrace, CommandError> {
+    let gone = || CommandError::Usage(format!("example {number} has no position {position}"));
+    let (row, _) = meta.place.ok_or_else(gone)?;
+    let example = corpus.rows().map(|rows| rows.vectors(row)).transpose()?.flatten().ok_or_else(gone)?;
+    let width = corpus.manifest().packing.input_width.unwrap_or(1).max(1) as usize;
+    let vectors: Vec<&[f32]> = example.inputs.chunks(width).collect();
+    let index = usize::try_from(position).map_err(|_| gone())?;
+    let here = vectors.get(index).ok_or_else(gone)?;
+    let target = example.targets().nth(index).flatten();
+    let shown = |range: std::ops::Range<usize>| {
+        vectors[range].iter().map(|numbers| vector(numbers)).collect::<Vec<_>>().join(" ")
+    };
+    let text = Excerpt {
+        before: format!("{} ", shown(index.saturating_sub(IDS_AROUND)..index)),
+        token: vector(here),
+        after: format!(" {}", shown(index + 1..(index + 1 + IDS_AROUND).min(vectors.len()))),
+    };
+    // Rows of numbers are generated: the sample is made again beside this.
+    let reason = "made by the generator that the manifest names".to_owned();
+    Ok(TokenTrace {
+        token: position,
+        document: number,
+        id: None,
+        separator: false,
+        target: Some(target.map_or_else(|| "not scored".into(), |target| target.to_string())),
+        token_of_document: position,
+        byte_of_document: 0,
+        text,
+        source: SourceTrace::NotAtHand { reason },
     })
 }
 

@@ -7,7 +7,7 @@ use super::TraceReport;
 use crate::audit::corpus::Corpus;
 use crate::report::CommandError;
 use crate::tasks::written::generated;
-use crate::tasks::{Example, Task};
+use crate::tasks::{Sample, Task};
 
 /// A sample as people read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -38,22 +38,36 @@ pub(super) fn sample(corpus: &Corpus, report: &TraceReport) -> Result<Option<Sam
     let missing =
         || CommandError::Internal(format!("input `{}` is not in the manifest", document.input.path));
     let input = input.ok_or_else(missing)?;
-    let mut example = Example::default();
-    made.example(input, document.record, &mut example)
-        .map_err(|error| CommandError::Usage(error.to_string()))?;
+    let sample =
+        made.sample(input, document.record).map_err(|error| CommandError::Usage(error.to_string()))?;
     // There is one example a row, in the order of the documents.
-    let stored = dataset.example(document.document)?;
-    let agrees = stored.is_some_and(|row| {
-        row.input_ids == example.input_ids
-            && row.targets().eq(example.targets.iter().copied())
-            && usize::from(row.length) == example.length
-    });
-    let task: &dyn Task = &*made.task;
-    let targets = (0..).zip(&example.targets).filter_map(|(at, id)| Some((at, task.symbol((*id)?))));
-    Ok(Some(SampleTrace {
-        generator: generator.clone(),
-        inputs: example.input_ids[..example.length].iter().map(|&id| task.symbol(id)).collect(),
-        targets: targets.collect(),
-        agrees,
-    }))
+    let stored = dataset.stored(document.document)?;
+    let agrees = stored.is_some_and(|row| row.digest() == sample.stored().digest());
+    let (inputs, targets) = in_words(&*made.task, &sample);
+    Ok(Some(SampleTrace { generator: generator.clone(), inputs, targets, agrees }))
+}
+
+/// Inputs up to the sample's length, and targets with their positions.
+fn in_words(task: &dyn Task, sample: &Sample) -> (Vec<String>, Vec<(u64, String)>) {
+    match sample {
+        Sample::Tokens(example) => {
+            let targets = (0..).zip(&example.targets).filter_map(|(at, id)| Some((at, task.symbol((*id)?))));
+            let inputs = example.input_ids.iter().take(example.length).map(|&id| task.symbol(id));
+            (inputs.collect(), targets.collect())
+        }
+        Sample::Numbers(example) => {
+            let width = task.input_width().unwrap_or(1).max(1) as usize;
+            let targets = (0u64..).zip(&example.targets).enumerate().filter_map(|(index, (at, target))| {
+                let reason = task.reason(example, index).map(|reason| format!(" ({reason})"));
+                Some((at, format!("{}{}", (*target)?, reason.unwrap_or_default())))
+            });
+            let vectors = example.inputs.chunks(width).take(example.length).map(vector);
+            (vectors.collect(), targets.collect())
+        }
+    }
+}
+
+/// The numbers of a position: `(0.6, -0.8, 0.25)`, each so that it reads back as the same float32.
+pub(super) fn vector(numbers: &[f32]) -> String {
+    format!("({})", numbers.iter().map(f32::to_string).collect::<Vec<_>>().join(", "))
 }

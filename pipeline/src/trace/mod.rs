@@ -155,8 +155,9 @@ pub struct TokenTrace {
     pub token: u64,
     /// The document, by its number in the split.
     pub document: u64,
-    /// The id.
-    pub id: u16,
+    /// The id; none where inputs are numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<u16>,
     /// Whether it is the separator after the document.
     pub separator: bool,
     /// What is to come out there, of an example: an id, or `not scored`.

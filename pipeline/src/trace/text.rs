@@ -97,12 +97,12 @@ fn write_sample(out: &mut dyn Write, sample: &SampleTrace) -> io::Result<()> {
 
 fn write_token(out: &mut dyn Write, token: &TokenTrace) -> io::Result<()> {
     if let Some(target) = &token.target {
-        writeln!(
-            out,
-            "position {}: id {}, target {target}, of example {}",
-            token.token, token.id, token.document
-        )?;
-        write_excerpt(out, "  ids     ", &token.text)?;
+        let (input, label) = match token.id {
+            Some(id) => (format!("id {id}"), "  ids     "),
+            None => (format!("inputs {}", token.text.token), "  inputs  "),
+        };
+        writeln!(out, "position {}: {input}, target {target}, of example {}", token.token, token.document)?;
+        write_excerpt(out, label, &token.text)?;
         return write_source(out, &token.source);
     }
     let what = if token.separator { ", the separator after the document" } else { "" };
@@ -110,7 +110,7 @@ fn write_token(out: &mut dyn Write, token: &TokenTrace) -> io::Result<()> {
         out,
         "token {}: id {}, token {} of document {}, at byte {} of its text{what}",
         token.token,
-        token.id,
+        token.id.unwrap_or_default(),
         count(token.token_of_document),
         token.document,
         count(token.byte_of_document)

@@ -360,6 +360,7 @@ fn manifest(recipe: &Recipe, inputs: Vec<Input>, sets: Vec<SetTotals>, shards: V
             row_length: recipe.row_length as u32,
             rows_per_shard: packed.then_some(recipe.rows_per_shard as u64),
             append_end_of_text: packed,
+            input_width: None,
             targets: Targets::NextToken,
         },
         totals: Totals {

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use xlstm_pipeline::tasks::neighbor::{NearestNeighbor, VectorExample};
 use xlstm_pipeline::tasks::{self, Example, Parameters, Split, Ties};
 
 use crate::{checker, recall, samples, task};
@@ -194,16 +193,32 @@ fn lists_have_the_published_classes_and_lengths() {
 
 #[test]
 fn a_constant_has_a_twelfth_as_squared_error() {
-    let task = NearestNeighbor::new(0, &Parameters::default()).unwrap();
-    let mut out = VectorExample::default();
-    let (mut squares, mut count) = (0.0, 0.0);
-    for number in 0..6000 {
-        task.example(Split::Train, number, &mut out).unwrap();
-        for target in out.targets.iter().flatten() {
+    let task = crate::task(crate::NEAREST);
+    let (mut squares, mut count, mut lengths) = (0.0, 0.0, [0u32; 65]);
+    for sample in crate::vectors(&*task, Split::Train, 6000) {
+        lengths[sample.length] += 1;
+        for target in sample.targets.iter().flatten() {
             squares += (f64::from(*target) - 0.5).powi(2);
             count += 1.0;
         }
     }
     // Targets of one sequence repeat: some four different ones in each.
     close("mean squared error", squares / count, 1.0 / 12.0, 5.0 * 0.075 / (4.0f64 * 6000.0).sqrt());
+    // Lengths are uniform over 2 to 64: 95 of each, six standard deviations either way.
+    assert!(lengths[2..].iter().all(|&count| (37..154).contains(&count)), "{lengths:?}");
+}
+
+/// Features are uniform on the circle: the angle to the key has no preferred octant.
+#[test]
+fn features_have_no_preferred_direction() {
+    let task = crate::task(crate::NEAREST);
+    let mut octants = [0u32; 8];
+    for sample in crate::vectors(&*task, Split::Train, 1000) {
+        for vector in sample.inputs.chunks(3).take(sample.length) {
+            let turn = f64::from(vector[1]).atan2(f64::from(vector[0])) / std::f64::consts::TAU;
+            octants[(turn.rem_euclid(1.0) * 8.0) as usize % 8] += 1;
+        }
+    }
+    let mean = f64::from(octants.iter().sum::<u32>()) / 8.0;
+    octants.iter().for_each(|&count| close("octant", f64::from(count) / mean, 1.0, 6.0 / mean.sqrt()));
 }

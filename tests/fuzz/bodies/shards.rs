@@ -5,6 +5,8 @@ use xlstm_manifests::documents::{self, DocumentShard};
 use xlstm_manifests::examples::{self, ExampleShard};
 use xlstm_manifests::packed::{self, PackedShard};
 use xlstm_manifests::spans::{self, SpansFile};
+use xlstm_manifests::stored::StoredRow;
+use xlstm_manifests::vectors::{self, VectorShape, VectorShard};
 
 /// Tokens in a row of the shards.
 pub(crate) const ROW: u16 = 16;
@@ -26,6 +28,14 @@ pub(crate) fn run(data: &[u8]) {
     {
         (0..=shard.rows()).filter_map(|index| shard.row(index)).for_each(|row| {
             let _ = (row.leaf(), row.digest(), row.scored(), row.complaint(ROW, 9));
+        });
+    }
+    let shape = VectorShape { row_length: ROW, width: 3 };
+    if let Some(rows) = rows(&[vectors::schema(shape)])
+        && let Ok(shard) = VectorShard::open(&path, shape, rows)
+    {
+        (0..=shard.rows()).filter_map(|index| shard.row(index)).for_each(|row| {
+            let _ = (StoredRow::Numbers(row).leaf(), row.targets().count(), row.complaint(shape));
         });
     }
     if let Some(rows) = rows(&[spans::schema(), spans::schema_with_provenance()])

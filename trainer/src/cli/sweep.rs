@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use xlstm_manifests::atomic::write_atomic;
 use xlstm_manifests::printable;
-use xlstm_trainer::sweep::{Options, Results, Sweep, collect, measure_run, names, page, run as carry_out};
+use xlstm_trainer::sweep::{
+    Cell, Options, Results, Sweep, collect, measure_run, names, page, run as carry_out,
+};
 
 use super::{DeviceArguments, print, print_json, say};
 
@@ -125,30 +127,47 @@ pub(super) fn run(arguments: &SweepArguments) -> anyhow::Result<u8> {
     }
     let short: Vec<_> = sweep.expected.map_or_else(Vec::new, |expected| below(&results, expected));
     for cell in &short {
-        say(&format!("{cell}, below the {} that the sweep expects", sweep.expected.unwrap_or_default()));
+        say(&format!("{cell}, not the {} that the sweep expects", sweep.expected.unwrap_or_default()));
     }
     Ok(u8::from(!failed.is_empty() || !short.is_empty()))
 }
 
-/// Cells of a finished sweep that stay below `expected`.
+/// Cells of a finished sweep that do not come up to `expected`.
 fn below(results: &Results, expected: f64) -> Vec<String> {
     let finished = results.runs.len() as u64 == results.planned;
-    let cells = results.best.iter().filter(|cell| finished && cell.test < expected);
-    cells.map(|cell| format!("{} {}: scaled accuracy {:.3}", cell.task, cell.variant, cell.test)).collect()
+    let cells = results.best.iter().filter(|cell| finished && results.measure.is_better(expected, cell.test));
+    let name = results.measure.name().to_lowercase();
+    let said =
+        |cell: &Cell| format!("{} {}: {name} {}", cell.task, cell.variant, results.measure.shown(cell.test));
+    cells.map(said).collect()
 }
 
 /// The best of each task and variant, as text.
 fn table(results: &Results) -> String {
-    let mut text = format!("{} of {} runs finished; scaled accuracy\n", results.runs.len(), results.planned);
+    let measure = results.measure;
+    let name = measure.name().to_lowercase();
+    let mut text = format!("{} of {} runs finished; {name}\n", results.runs.len(), results.planned);
     for cell in &results.best {
-        let deviation =
-            cell.test_deviation.map_or_else(String::new, |deviation| format!(" ± {deviation:.3}"));
+        let deviation = cell
+            .test_half_width
+            .or(cell.test_deviation)
+            .map(|spread| format!(" ± {}", measure.shown(spread)));
+        let deviation = deviation.unwrap_or_default();
         text += &format!(
-            "{:<32} {:<12} test {:.3}{deviation}  validation {:.3}  learning rate {:e}\n",
-            cell.task, cell.variant, cell.test, cell.validation, cell.learning_rate
+            "{:<32} {:<12} test {}{deviation}  validation {}  learning rate {:e}\n",
+            cell.task,
+            cell.variant,
+            measure.shown(cell.test),
+            measure.shown(cell.validation),
+            cell.learning_rate
         );
         for (label, accuracy) in &cell.also {
-            text += &format!("{:<32} {:<12} test {accuracy:.3}  (the same runs on {label})\n", "", "");
+            text += &format!(
+                "{:<32} {:<12} test {}  (the same runs on {label})\n",
+                "",
+                "",
+                measure.shown(*accuracy)
+            );
         }
     }
     text

@@ -1,19 +1,19 @@
-//! `xlstm-eval accuracy MODEL --manifest DIR`.
+//! `xlstm-eval accuracy MODEL --manifest DIR`, and `xlstm-eval squared-error` likewise.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use xlstm_trainer::command_line::{on_ranks, say};
-use xlstm_trainer::evaluation::accuracy::{AccuracyOptions, evaluate_accuracy};
 use xlstm_trainer::evaluation::evaluate::Outcome;
+use xlstm_trainer::evaluation::stored::{StoredMeasure, StoredOptions, evaluate_stored};
 use xlstm_trainer::launch;
 use xlstm_trainer::signals::Signals;
 
 use super::evaluate::{ModelArguments, show_with_page};
 
-/// Accuracy on stored targets.
+/// A measurement on stored targets.
 #[derive(Debug, Args)]
-pub(super) struct AccuracyArguments {
+pub(super) struct StoredArguments {
     #[command(flatten)]
     model: ModelArguments,
     /// Folder or manifest of the split, or the folder of a dataset with `validation` in it
@@ -36,8 +36,8 @@ pub(super) struct AccuracyArguments {
 }
 
 /// Evaluates; returns the exit code.
-pub(super) fn run(arguments: &AccuracyArguments) -> anyhow::Result<u8> {
-    let options = AccuracyOptions {
+pub(super) fn run(measured: StoredMeasure, arguments: &StoredArguments) -> anyhow::Result<u8> {
+    let options = StoredOptions {
         model: arguments.model.model.clone(),
         step: arguments.model.step,
         manifest: arguments.manifest.clone(),
@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &AccuracyArguments) -> anyhow::Result<u8> {
     on_ranks(&arguments.launch, &arguments.model.device, |device, communicator| {
         let signals = Signals::listen()?;
         let first_rank = communicator.rank() == 0;
-        match evaluate_accuracy(&options, device, communicator.as_ref(), &signals)? {
+        match evaluate_stored(measured, &options, device, communicator.as_ref(), &signals)? {
             Outcome::Finished(report, folder) => {
                 if first_rank {
                     show_with_page(&report, &folder, arguments.json)?;

@@ -11,6 +11,7 @@ mod verify;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use xlstm_trainer::command_line::{GENERATION_MEMORY, GenerateArguments, LOADING_MEMORY, advise, print};
+use xlstm_trainer::evaluation::stored::StoredMeasure;
 
 const EVALUATION_MEMORY: &str = "lower --batch-tokens, or --context-length if the windows may be shorter";
 const EXTRAPOLATION_MEMORY: &str = "lower --chunk, leave --full out, or lower --lengths";
@@ -30,7 +31,9 @@ enum Command {
     /// PALOMA: perplexity by source and domain with the paper's windows, and the averages of both papers
     Paloma(evaluate::PalomaArguments),
     /// Accuracy on the stored targets of a split of examples: pooled over targets, and by length
-    Accuracy(accuracy::AccuracyArguments),
+    Accuracy(accuracy::StoredArguments),
+    /// Mean squared error on the stored targets of a split of numbers: pooled over targets, by length and position
+    SquaredError(accuracy::StoredArguments),
     /// Longer contexts than in training, over the same tokens
     Extrapolate(extrapolate::ExtrapolateArguments),
     /// Generate text with a run's newest checkpoint
@@ -61,7 +64,12 @@ pub(crate) fn run() -> anyhow::Result<u8> {
     match Cli::parse().command {
         Command::Perplexity(arguments) => advise(EVALUATION_MEMORY, evaluate::perplexity(&arguments)),
         Command::Paloma(arguments) => advise(EVALUATION_MEMORY, evaluate::paloma(&arguments)),
-        Command::Accuracy(arguments) => advise(EVALUATION_MEMORY, accuracy::run(&arguments)),
+        Command::Accuracy(arguments) => {
+            advise(EVALUATION_MEMORY, accuracy::run(StoredMeasure::Accuracy, &arguments))
+        }
+        Command::SquaredError(arguments) => {
+            advise(EVALUATION_MEMORY, accuracy::run(StoredMeasure::SquaredError, &arguments))
+        }
         Command::Extrapolate(arguments) => advise(EXTRAPOLATION_MEMORY, extrapolate::run(&arguments)),
         Command::Throughput(arguments) => advise("lower --batches or --prefill", throughput::run(&arguments)),
         Command::Generate(arguments) => advise(GENERATION_MEMORY, arguments.run()),

@@ -171,7 +171,7 @@ impl Corpus {
         let separator = manifest.tokenizer.end_of_text;
         let resets = match manifest.layout {
             Layout::Packed => cut.resets,
-            Layout::Documents | Layout::Examples => false,
+            Layout::Documents | Layout::Examples | Layout::Vectors => false,
         };
         let mut corpus = Self {
             data: Data::Documents(Vec::new()),
@@ -200,14 +200,9 @@ impl Corpus {
                 corpus.data = Data::Packed(Box::new(dataset));
             }
             Layout::Documents => corpus.cut_documents(path, cut)?,
-            Layout::Examples => {
+            layout @ (Layout::Examples | Layout::Vectors) => {
                 let file = Manifest::locate(path);
-                return Err(TrainError::file(
-                    &file,
-                    TEXT_LAYOUTS,
-                    format!("layout `{}`", Layout::Examples),
-                    TEXT_HINT,
-                ));
+                return Err(TrainError::file(&file, TEXT_LAYOUTS, format!("layout `{layout}`"), TEXT_HINT));
             }
         }
         Ok(corpus)

@@ -51,7 +51,10 @@ fn total(report: &Report) -> Option<&Statistics> {
     match &report.results {
         Results::Perplexity(results) => Some(&results.total),
         Results::Paloma(results) => Some(&results.total),
-        Results::Extrapolation(_) | Results::Throughput(_) | Results::Accuracy(_) => None,
+        Results::Extrapolation(_)
+        | Results::Throughput(_)
+        | Results::Accuracy(_)
+        | Results::SquaredError(_) => None,
     }
 }
 

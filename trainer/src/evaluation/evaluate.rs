@@ -139,7 +139,7 @@ pub fn evaluate(
 fn is_packed(layout: Layout) -> bool {
     match layout {
         Layout::Packed => true,
-        Layout::Documents | Layout::Examples => false,
+        Layout::Documents | Layout::Examples | Layout::Vectors => false,
     }
 }
 
@@ -150,7 +150,7 @@ fn check_layout(kind: EvaluationKind, path: &Path, layout: Layout) -> Result<()>
         | (EvaluationKind::Paloma, Layout::Documents) => {
             return Ok(());
         }
-        (_, Layout::Examples) => (TEXT_LAYOUTS, TEXT_HINT),
+        (_, Layout::Examples | Layout::Vectors) => (TEXT_LAYOUTS, TEXT_HINT),
         (EvaluationKind::Paloma, Layout::Packed) => (
             "layout `documents`",
             "prepare it with `xlstm-data prepare paloma`; for a packed split use `xlstm-eval perplexity`",

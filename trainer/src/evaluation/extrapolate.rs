@@ -215,14 +215,9 @@ pub fn stretches(
                 }
             }
         }
-        (_, Layout::Examples) => {
+        (_, layout @ (Layout::Examples | Layout::Vectors)) => {
             let file = Manifest::locate(path);
-            return Err(TrainError::file(
-                &file,
-                TEXT_LAYOUTS,
-                format!("layout `{}`", Layout::Examples),
-                TEXT_HINT,
-            ));
+            return Err(TrainError::file(&file, TEXT_LAYOUTS, format!("layout `{layout}`"), TEXT_HINT));
         }
         (ExtrapolationText::Stream, Layout::Documents) => {
             let hint = "a split stored by document has no stream: leave --text stream out";

@@ -13,12 +13,12 @@
 //! | [`statistics`], [`perplexity`], [`paloma`] | figures from sums over documents |
 //! | [`documents`], [`paired`] | figures of single documents, and whether two recipes differ |
 //! | [`evaluate`] | one evaluation from arguments to report |
-//! | [`accuracy`] | stored targets instead of text: how many come out first |
+//! | [`stored`] | stored targets instead of text: how many tokens come out first (`accuracy`), how far off numbers are (`squared_error`) |
 //! | [`extrapolate`], [`throughput`] | longer contexts than in training; speed of generation |
 //! | [`output`], [`text`] | a report as files and for people |
 //! | [`paper`] | the paper's own figures, to stand beside ours |
 
-pub mod accuracy;
+mod accuracy;
 pub mod corpus;
 pub mod documents;
 pub mod evaluate;
@@ -33,6 +33,8 @@ pub mod perplexity;
 mod progress;
 pub mod results;
 pub mod score;
+mod squared_error;
 pub mod statistics;
+pub mod stored;
 pub mod text;
 pub mod throughput;

@@ -18,6 +18,7 @@ use super::results::{DatasetLink, Mark, MarkKind, ModelLink, RunLink};
 use crate::checkpoint::{self, FileDigest};
 use crate::device::DeviceInfo;
 use crate::error::{Result, TrainError};
+use crate::loader::OtherKind;
 use crate::model::{Model, Placement, import};
 use crate::run::{check_finite, find_parameters, recipe_of, trained_context};
 
@@ -193,6 +194,10 @@ fn audit_error(path: &Path, error: &CommandError) -> TrainError {
 /// When the split's tokenizer is not the one that the model was trained with, or the model has fewer ids.
 pub fn link_dataset(path: &Path, manifest: &Manifest, opened: &mut OpenedModel) -> Result<DatasetLink> {
     let file = Manifest::locate(path);
+    if let Some(OtherKind { expected, found, .. }) = OtherKind::between(opened.model.config(), manifest) {
+        let hint = "evaluate a model on rows of the kind that it was trained on";
+        return Err(TrainError::file(&file, format!("{expected} for this model"), found, hint));
+    }
     let tokenizer_sha256 = identity::tokenizer(&manifest.tokenizer);
     let needed = u64::from(manifest.tokenizer.vocabulary_size);
     if opened.link.vocabulary_size < needed {

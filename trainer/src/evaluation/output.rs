@@ -7,7 +7,8 @@ use xlstm_manifests::printable;
 
 use super::corpus::Corpus;
 use super::results::{
-    Accuracy, AccuracyFigures, AccuracyPositions, Interval, Report, Results, ScaledAccuracy, Statistics,
+    Accuracy, AccuracyFigures, AccuracyPositions, EndError, ErrorFigures, ErrorPositions, Interval, Report,
+    Results, ScaledAccuracy, SquaredError, Statistics,
 };
 use super::statistics::DocumentScore;
 use super::text;
@@ -111,6 +112,7 @@ pub fn csv(report: &Report) -> String {
             }
         }
         Results::Accuracy(results) => return accuracy_csv(results),
+        Results::SquaredError(results) => return error_csv(results),
         Results::Throughput(results) => {
             lines[0] = "level,batch,tokens,seconds,tokens_per_second".to_owned();
             for time in &results.generation {
@@ -130,7 +132,7 @@ pub fn csv(report: &Report) -> String {
         Results::Perplexity(results) => results.positions.as_slice(),
         Results::Paloma(results) => &results.positions,
         Results::Extrapolation(results) => &results.positions,
-        Results::Throughput(_) | Results::Accuracy(_) => &[],
+        Results::Throughput(_) | Results::Accuracy(_) | Results::SquaredError(_) => &[],
     };
     for position in positions {
         lines.push(format!(
@@ -197,6 +199,32 @@ fn accuracy_csv(results: &Accuracy) -> String {
             scaled(*accuracy)
         ));
     }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+/// One line for all targets, one for the last targets, then one for each length, and one for each position of a target.
+fn error_csv(results: &SquaredError) -> String {
+    let mut lines =
+        vec!["level,first,last,examples,targets,squared_error,mean_squared_error,low,high".to_owned()];
+    let mut line = |level: &str, range: &str, figures: &ErrorFigures| {
+        let (low, high) = ends(figures.interval);
+        let ErrorFigures { examples, targets, squared_error, mean_squared_error, .. } = figures;
+        lines.push(format!(
+            "{level},{range},{examples},{targets},{squared_error},{mean_squared_error},{low},{high}"
+        ));
+    };
+    line("total", ",", &results.total);
+    let EndError { examples, squared_error, mean_squared_error, interval } = results.at_end;
+    let at_end = ErrorFigures { examples, targets: examples, squared_error, mean_squared_error, interval };
+    line("end", ",", &at_end);
+    for length in &results.lengths {
+        line("length", &format!("{},{}", length.first, length.last), &length.figures);
+    }
+    for ErrorPositions { first, last, targets, squared_error, mean_squared_error } in &results.positions {
+        lines.push(format!("position,{first},{last},,{targets},{squared_error},{mean_squared_error},,"));
+    }
+    lines.push(format!("target_variance,,,,,,{},,", results.target_variance));
     lines.push(String::new());
     lines.join("\n")
 }

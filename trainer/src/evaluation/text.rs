@@ -6,8 +6,8 @@ use xlstm_manifests::printable;
 
 use super::paper::{DOMAIN_MODELS, DomainTable, EXTRAPOLATION_16384, SOURCE_PERPLEXITIES, SOURCES};
 use super::results::{
-    Accuracy, AccuracyFigures, Extrapolation, Interval, Paloma, Perplexity, Position, Protocol, Report,
-    Results, Statistics, Throughput,
+    Accuracy, AccuracyFigures, ErrorFigures, Extrapolation, Interval, Paloma, Perplexity, Position, Protocol,
+    Report, Results, SquaredError, Statistics, Throughput,
 };
 
 /// Our model's twin among [`DOMAIN_MODELS`], and a Transformer: what stands beside our figures.
@@ -22,6 +22,7 @@ pub fn markdown(report: &Report) -> String {
         Results::Extrapolation(_) => "Length extrapolation",
         Results::Throughput(_) => "Throughput of generation",
         Results::Accuracy(_) => "Accuracy",
+        Results::SquaredError(_) => "Squared error",
     };
     let mut out = format!("# {title}\n\n");
     for (name, text) in provenance(report) {
@@ -43,6 +44,7 @@ pub fn figures(report: &Report, all: bool) -> String {
         Results::Extrapolation(results) => extrapolation(results),
         Results::Throughput(results) => throughput(results),
         Results::Accuracy(results) => accuracy(results),
+        Results::SquaredError(results) => squared_error(results),
     }
 }
 
@@ -326,6 +328,35 @@ fn accuracy(results: &Accuracy) -> String {
     let lengths = results.lengths.iter().map(|length| row(length.name(), &length.figures));
     let rows: Vec<_> = lengths.chain([row("all".into(), &results.total)]).collect();
     table(&["length", "examples", "targets", "accuracy", "95 % interval", "loss"], &rows)
+}
+
+fn squared_error(results: &SquaredError) -> String {
+    let row = |name: String, examples: u64, targets: u64, error: f64, interval: Option<Interval>| {
+        let interval =
+            interval.map_or_else(String::new, |Interval { low, high }| format!("{low:.3e}–{high:.3e}"));
+        vec![name, examples.to_string(), targets.to_string(), format!("{error:.4e}"), interval]
+    };
+    let of = |name: String, found: &ErrorFigures| {
+        row(name, found.examples, found.targets, found.mean_squared_error, found.interval)
+    };
+    let lengths = results.lengths.iter().map(|length| of(length.name(), &length.figures));
+    let end = &results.at_end;
+    let end =
+        row("all, last target".into(), end.examples, end.examples, end.mean_squared_error, end.interval);
+    let rows: Vec<_> = lengths.chain([end, of("all".into(), &results.total)]).collect();
+    let positions: Vec<_> = results
+        .positions
+        .iter()
+        .map(|place| {
+            vec![place.name(), place.targets.to_string(), format!("{:.4e}", place.mean_squared_error)]
+        })
+        .collect();
+    format!(
+        "{}\nThe best constant has {:.4e}, the variance of the targets.\n\n{}",
+        table(&["length", "examples", "targets", "mean squared error", "95 % interval"], &rows),
+        results.target_variance,
+        table(&["position", "targets", "mean squared error"], &positions)
+    )
 }
 
 fn throughput(results: &Throughput) -> String {

@@ -22,7 +22,7 @@ pub struct Line {
     pub step: u64,
     /// Seconds since 1970.
     pub time: f64,
-    /// Mean negative log-likelihood in nats a token.
+    /// Mean negative log-likelihood in nats a token; of a model of numbers the mean squared error, without a perplexity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
     /// exp(loss).
@@ -62,6 +62,9 @@ pub struct Line {
     /// Entropy of the measured tokens' own frequencies, nats a token (validation).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unigram_entropy: Option<f64>,
+    /// Variance of the measured targets, where they are numbers (validation).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_variance: Option<f64>,
     /// Ranks (session).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub world: Option<u64>,

@@ -37,7 +37,10 @@ impl TrainingProgress {
     /// Shows a logged step.
     pub fn step(&mut self, line: &Line) {
         let told = [
-            line.loss.map(|loss| format!("loss {loss:.4}")),
+            line.loss.map(|loss| {
+                let small = loss != 0.0 && loss.abs() < 0.01;
+                if small { format!("loss {loss:.3e}") } else { format!("loss {loss:.4}") }
+            }),
             line.gradient_norm.map(|norm| format!("gradient {norm:.3}")),
             line.tokens_per_second.map(|speed| format!("{speed:.0} tokens/s")),
         ];

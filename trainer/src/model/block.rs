@@ -29,6 +29,15 @@ pub(super) struct BlockCall<'a> {
     /// `(1 or B, T)`, Int64: each token's place in its document, from 0. Only for networks that ask for it
     /// (`Parts::positional`).
     pub(super) positions_BT: Option<&'a Tensor>,
+    /// Share of what is added to the residual that is set to 0; 0 outside of training, and with fused GPU kernels.
+    pub(super) dropout: f64,
+}
+
+impl BlockCall<'_> {
+    /// What is about to be added to the residual, with a share of it dropped out.
+    pub(super) fn drop_out(&self, delta_BTC: Tensor) -> Result<Tensor> {
+        if self.dropout == 0.0 { Ok(delta_BTC) } else { Ok(delta_BTC.f_dropout(self.dropout, true)?) }
+    }
 }
 
 /// What goes from block to block.
@@ -111,7 +120,8 @@ impl Residual {
             let delta_BTC = inputs.get(1).map(Tensor::shallow_clone);
             let residual = Self { x_BTC: inputs[0].shallow_clone(), delta_BTC };
             let (resets_BT, positions_BT) = (resets.as_ref(), positions.as_ref());
-            let call = BlockCall { precision, state: None, resets_BT, positions_BT };
+            // A recipe has no dropout beside checkpointing: it would be another one the second time.
+            let call = BlockCall { precision, state: None, resets_BT, positions_BT, dropout: 0.0 };
             let (next, _) = residual.through(&block, path, &call)?;
             // With nothing to add, a fused block's sum is its input, and an output must be a tensor of its own.
             let same = next.delta_BTC.is_some() && residual.delta_BTC.is_none();

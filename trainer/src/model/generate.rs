@@ -133,6 +133,9 @@ fn check(model: &Model, prompts: &[Vec<i64>], sampling: &Sampling) -> Result<()>
     if prompts.is_empty() || prompts.iter().any(Vec::is_empty) {
         return fail("expected prompts of at least one token each, found an empty one".into());
     }
+    if model.config().input_width() > 0 {
+        return fail("expected a model of tokens, which text is made of, found one of numbers (model.input_width above 0)".into());
+    }
     let size = signed(model.config().vocabulary_size());
     if let Some(id) = prompts.iter().flatten().find(|&&id| id < 0 || id >= size) {
         return fail(format!("expected token ids below {size}, the model's vocabulary, found {id}"));

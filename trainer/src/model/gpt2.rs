@@ -41,6 +41,7 @@ impl Network for Gpt2Config {
         let output = embedding.shallow_clone();
         Ok(Parts {
             embedding,
+            biases: None,
             position_embedding: Some(positions),
             embedding_norm: None,
             blocks,

@@ -15,7 +15,7 @@ use super::attention::{Rotary, attend, by_head, join};
 use super::block::{Block, BlockCall, BlockState};
 use super::network::{Network, Parts};
 use super::normalization::Norm;
-use super::parameters::{Builder, Decay, Init, small_init, wang_init};
+use super::parameters::{Builder, Decay, Init, InputMap, small_init, wang_init};
 use super::{product, signed};
 use crate::error::{Result, TrainError};
 
@@ -23,18 +23,23 @@ impl Network for LlamaConfig {
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         let (width, vocabulary) = (signed(self.embedding_dim), signed(self.vocabulary_size));
         let Inits { inner, .. } = Inits::new(self);
-        let matrix = |builder: &mut Builder, name: &str, decay| {
-            builder.add(name.into(), &[vocabulary, width], &inner, decay)
-        };
-        let embedding = matrix(builder, "model.embed_tokens.weight", Decay::No)?;
+        let (embedding, input_bias) = builder.input(&InputMap {
+            name: "model.embed_tokens.weight",
+            vocabulary,
+            width,
+            init: &inner,
+            numbers: self.input_width,
+        })?;
         let mut blocks: Vec<Box<dyn Block>> = Vec::new();
         for index in 0..self.blocks {
             blocks.push(Box::new(LlamaBlock::new(builder, self, &format!("model.layers.{index}"))?));
         }
         let norm = rms_norm(builder, self, "model.norm.weight".into())?;
-        let output = matrix(builder, "lm_head.weight", Decay::Yes)?;
+        let output = builder.add("lm_head.weight".into(), &[vocabulary, width], &inner, Decay::Yes)?;
+        let biases = builder.biases(input_bias, vocabulary)?;
         Ok(Parts {
             embedding,
+            biases,
             position_embedding: None,
             embedding_norm: None,
             blocks,
@@ -119,11 +124,11 @@ impl LlamaBlock {
 impl Block for LlamaBlock {
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
         let (o_BTC, state) = self.attention(&self.norm.apply(x_BTC)?, call)?;
-        let x_BTC = x_BTC + o_BTC;
+        let x_BTC = x_BTC + call.drop_out(o_BTC)?;
         let y_BTC = self.feed_norm.apply(&x_BTC)?;
         let gate_BTF = product(&y_BTC, &self.gate, call.precision)?.f_silu()?;
         let up_BTF = product(&y_BTC, &self.up, call.precision)?;
-        let x_BTC = x_BTC + product(&(gate_BTF * up_BTF), &self.down, call.precision)?;
+        let x_BTC = x_BTC + call.drop_out(product(&(gate_BTF * up_BTF), &self.down, call.precision)?)?;
         Ok((x_BTC, state))
     }
 

@@ -16,7 +16,7 @@ use xlstm_manifests::recipe::architecture::{LstmConfig, LstmForm};
 use super::block::{Block, BlockCall, BlockState};
 use super::network::{Network, Parts};
 use super::normalization::Norm;
-use super::parameters::{Builder, Decay, Init, small_init, wang_init};
+use super::parameters::{Builder, Decay, Init, InputMap, small_init, wang_init};
 use super::{product, signed};
 use crate::error::Result;
 
@@ -28,11 +28,13 @@ const CELL: &str = "lstm.cell";
 
 impl Network for LstmConfig {
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
-        let table = |builder: &mut Builder, name: &str, decay| {
-            let shape = [signed(self.vocabulary_size), signed(self.embedding_dim)];
-            builder.add(name.into(), &shape, &small_init(self.embedding_dim), decay)
-        };
-        let embedding = table(builder, "token_embedding.weight", Decay::No)?;
+        let (embedding, input_bias) = builder.input(&InputMap {
+            name: "token_embedding.weight",
+            vocabulary: signed(self.vocabulary_size),
+            width: signed(self.embedding_dim),
+            init: &small_init(self.embedding_dim),
+            numbers: self.input_width,
+        })?;
         let mut blocks: Vec<LstmBlock> = Vec::new();
         for (index, is_feed_forward) in self.layers().enumerate() {
             let prefix = format!("layers.{index}");
@@ -46,10 +48,14 @@ impl Network for LstmConfig {
             LstmForm::Plain => Norm::None,
             _ => Norm::layer_without_bias(builder, "norm", signed(self.embedding_dim), NORM_EPSILON)?,
         };
-        let output = table(builder, "lm_head.weight", Decay::Yes)?;
+        let shape = [signed(self.vocabulary_size), signed(self.embedding_dim)];
+        let output =
+            builder.add("lm_head.weight".into(), &shape, &small_init(self.embedding_dim), Decay::Yes)?;
+        let biases = builder.biases(input_bias, signed(self.vocabulary_size))?;
         let blocks = blocks.into_iter().map(|block| Box::new(block) as Box<dyn Block>).collect();
         Ok(Parts {
             embedding,
+            biases,
             position_embedding: None,
             embedding_norm: None,
             blocks,
@@ -117,7 +123,7 @@ impl Layer {
             resets_BT: call.resets_BT,
         };
         let output = lstm(&input, LstmKernel::Auto)?;
-        let h_BTC = output.h_BTHE.f_flatten(2, 3)?.f_to_kind(x_BTC.kind())?;
+        let h_BTC = call.drop_out(output.h_BTHE.f_flatten(2, 3)?.f_to_kind(x_BTC.kind())?)?;
         let x_BTC = if self.norm.is_some() { x_BTC.f_add(&h_BTC)? } else { h_BTC };
         let LstmState { hidden, cell } = output.state;
         Ok((x_BTC, BlockState::new([(HIDDEN, hidden), (CELL, cell)])))
@@ -145,7 +151,7 @@ impl Feed {
 
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<Tensor> {
         let up_BTF = product(&self.norm.apply(x_BTC)?, &self.up, call.precision)?;
-        Ok(x_BTC + product(&up_BTF.f_gelu("none")?, &self.down, call.precision)?)
+        Ok(x_BTC + call.drop_out(product(&up_BTF.f_gelu("none")?, &self.down, call.precision)?)?)
     }
 }
 

@@ -44,7 +44,16 @@ impl Network for MambaConfig {
         let bound = Init::Uniform((d as f64).powf(-0.5));
         let output = builder.add("lm_head.weight".into(), &[vocabulary, d], &bound, Decay::Yes)?;
         let (position_embedding, embedding_norm) = (None, None);
-        Ok(Parts { embedding, position_embedding, embedding_norm, blocks, norm, output, positional: false })
+        Ok(Parts {
+            embedding,
+            biases: None,
+            position_embedding,
+            embedding_norm,
+            blocks,
+            norm,
+            output,
+            positional: false,
+        })
     }
 }
 

@@ -53,7 +53,7 @@ use xlstm_manifests::recipe::{ComputePath, ModelConfig, Precision, Recipe};
 
 use crate::error::{Result, TrainError};
 use block::{BlockCall, Residual, SharedBlock};
-use network::{Parts, network};
+use network::{Biases, Parts, network};
 use normalization::Norm;
 use parameters::Builder;
 
@@ -120,6 +120,7 @@ pub struct Model {
     placement: Placement,
     parameters: Vec<Parameter>,
     embedding: Tensor,
+    biases: Option<Biases>,
     position_embedding: Option<Tensor>,
     embedding_norm: Option<Norm>,
     /// Locked for the time of a call: a checkpointed block is computed again on whichever thread goes backward.
@@ -139,6 +140,16 @@ struct Pass<'a> {
     keep_state: bool,
     state: Option<&'a ModelState>,
     resets_BT: Option<&'a Tensor>,
+    dropout: f64,
+}
+
+/// What a training step drops out of what blocks add to the residual.
+#[derive(Debug, Clone, Copy)]
+pub struct Dropout {
+    /// Share that is set to 0.
+    pub rate: f64,
+    /// Seed of the draw, another one for each pass.
+    pub seed: i64,
 }
 
 impl Model {
@@ -149,12 +160,14 @@ impl Model {
     pub fn new(config: &ModelConfig, placement: Placement, seed: u64) -> Result<Self> {
         let mut builder = Builder::new(placement.device, placement.kind, seed);
         let parts = network(config).build(&mut builder)?;
-        let Parts { embedding, position_embedding, embedding_norm, blocks, norm, output, positional } = parts;
+        let Parts { embedding, biases, position_embedding, embedding_norm, blocks, norm, output, positional } =
+            parts;
         Ok(Self {
             config: config.clone(),
             placement,
             parameters: builder.parameters,
             embedding,
+            biases,
             positional: positional || position_embedding.is_some(),
             position_embedding,
             embedding_norm,
@@ -207,8 +220,9 @@ impl Model {
         state: Option<&ModelState>,
         resets_BT: Option<&Tensor>,
     ) -> Result<(Tensor, ModelState)> {
-        let path = self.compute_path(Need { resets: resets_BT.is_some(), states: true })?.path;
-        let pass = Pass { path, checkpointed: false, keep_state: true, state, resets_BT };
+        let path =
+            self.compute_path(Need { resets: resets_BT.is_some(), states: true, dropout: false })?.path;
+        let pass = Pass { path, checkpointed: false, keep_state: true, state, resets_BT, dropout: 0.0 };
         self.hidden(tokens_BT, &pass)
     }
 
@@ -224,6 +238,7 @@ impl Model {
                 state: pass.state.and_then(|state| state.blocks.get(index)),
                 resets_BT: pass.resets_BT,
                 positions_BT: positions_BT.as_ref(),
+                dropout: pass.dropout,
             };
             if pass.checkpointed {
                 residual = residual.through_checkpointed(block, pass.path, &call)?;
@@ -245,7 +260,13 @@ impl Model {
     }
 
     fn embed(&self, tokens_BT: &Tensor, positions_BT: Option<&Tensor>, goes_on: bool) -> Result<Tensor> {
-        let mut x_BTC = embedding(&self.embedding, tokens_BT)?;
+        let mut x_BTC = match &self.biases {
+            Some(biases) => {
+                let x_BTC = product(tokens_BT, &self.embedding, self.placement.products)?;
+                x_BTC.f_to_kind(self.placement.kind)?.f_add(&biases.input)?
+            }
+            None => embedding(&self.embedding, tokens_BT)?,
+        };
         if let (Some(table), Some(positions_BT)) = (&self.position_embedding, positions_BT) {
             // Without a state, positions are below the number of tokens: a GPU need not be waited for.
             if goes_on || positions_BT.size()[1] > table.size()[0] {
@@ -268,7 +289,8 @@ impl Model {
     }
 
     /// Mean cross-entropy of `targets` after `tokens`, both `(B, T)` (Int64); positions with
-    /// [`IGNORE_TARGET`] are left out.
+    /// [`IGNORE_TARGET`] are left out. Of a model of numbers (`model.input_width` W above 0) the mean squared error: inputs
+    /// are `(B, T, W)`, targets `(B, T)`, float32, NaN where nothing is scored.
     ///
     /// # Errors
     /// When shapes do not fit, no target counts, or libtorch fails.
@@ -293,12 +315,76 @@ impl Model {
         resets_BT: Option<&Tensor>,
         count: TargetCount<'_>,
     ) -> Result<CrossEntropyOutput> {
-        let path = self.compute_path(Need { resets: resets_BT.is_some(), states: false })?.path;
+        self.training_loss(tokens_BT, targets_BT, resets_BT, count, None)
+    }
+
+    /// As [`loss_with_count`](Self::loss_with_count) with dropout, as a training step has it.
+    ///
+    /// # Errors
+    /// As [`loss`](Self::loss).
+    pub fn training_loss(
+        &self,
+        tokens_BT: &Tensor,
+        targets_BT: &Tensor,
+        resets_BT: Option<&Tensor>,
+        count: TargetCount<'_>,
+        dropout: Option<Dropout>,
+    ) -> Result<CrossEntropyOutput> {
+        let rate = dropout.map_or(0.0, |dropout| dropout.rate);
+        let need = Need { resets: resets_BT.is_some(), states: false, dropout: rate > 0.0 };
+        let path = self.compute_path(need)?.path;
         let checkpointed = self.placement.activation_checkpointing;
-        let pass = Pass { path, checkpointed, keep_state: false, state: None, resets_BT };
+        let pass = Pass { path, checkpointed, keep_state: false, state: None, resets_BT, dropout: rate };
+        if let Some(Dropout { seed, .. }) = dropout {
+            // libtorch draws what is dropped out from its one generator of each device.
+            tch::manual_seed(seed);
+        }
         let (hidden_BTC, _) = self.hidden(tokens_BT, &pass)?;
         let hidden_NC = hidden_BTC.f_view([-1, signed(self.config.embedding_dim())])?;
-        self.cross_entropy(&hidden_NC, &targets_BT.f_reshape([-1])?, count)
+        self.loss_of(&hidden_NC, &targets_BT.f_reshape([-1])?, count)
+    }
+
+    /// Cross-entropy, or of a model of numbers squared error, of targets after hidden values, `(N, C)`.
+    fn loss_of(
+        &self,
+        hidden_NC: &Tensor,
+        targets_N: &Tensor,
+        count: TargetCount<'_>,
+    ) -> Result<CrossEntropyOutput> {
+        match &self.biases {
+            Some(biases) => self.squared_error(hidden_NC, biases, targets_N, count),
+            None => self.cross_entropy(hidden_NC, targets_N, count),
+        }
+    }
+
+    /// Mean of the squared errors of the one linear unit that is the head. Targets are numbers, NaN where none is scored.
+    fn squared_error(
+        &self,
+        hidden_NC: &Tensor,
+        biases: &Biases,
+        targets_N: &Tensor,
+        count: TargetCount<'_>,
+    ) -> Result<CrossEntropyOutput> {
+        let kind = self.placement.kind;
+        let found_N1 = product(hidden_NC, &self.output, self.placement.products)?.f_to_kind(kind)?;
+        let found_N = found_N1.f_add(&biases.output)?.f_squeeze_dim(1)?;
+        let ignored_N = targets_N.f_isnan()?;
+        // Differences to nothing are 0 before they are squared, so that no NaN comes back with the gradient.
+        let difference_N = found_N.f_sub(&targets_N.f_to_kind(kind)?)?.f_masked_fill(&ignored_N, 0.0)?;
+        let squares_N = difference_N.f_square()?;
+        let sum = squares_N.f_sum(kind)?;
+        let (loss, count) = match count {
+            TargetCount::OnDevice(tensor, count) => (sum.f_div(&tensor.f_to_kind(kind)?)?, count),
+            TargetCount::Known(count) => (sum.f_div_scalar(count)?, count),
+            TargetCount::Unknown => {
+                let count = i64::try_from(ignored_N.f_logical_not()?.f_sum(Kind::Int64)?)?;
+                if count == 0 {
+                    return Err(TrainError::Internal("expected a target that counts, found none".into()));
+                }
+                (sum.f_div_scalar(count)?, count)
+            }
+        };
+        Ok(CrossEntropyOutput { loss, token_losses_N: squares_N.detach(), count })
     }
 
     /// Whether the loss is computed by the fused kernel, whose count of targets is fixed when a step is recorded: in bf16 on

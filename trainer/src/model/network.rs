@@ -21,8 +21,10 @@ use crate::tensor_file::TensorFile;
 /// ```
 #[derive(Debug)]
 pub(super) struct Parts {
-    /// `(V, C)`.
+    /// `(V, C)`; where inputs are W numbers, the linear map that takes them, `(C, W)`.
     pub(super) embedding: Tensor,
+    /// Biases of the linear map and of the head, where inputs and targets are numbers.
+    pub(super) biases: Option<Biases>,
     /// Added to the embedding by position, `(P, C)`: no text can be longer than P.
     pub(super) position_embedding: Option<Tensor>,
     /// Normalizes the embedding.
@@ -35,6 +37,15 @@ pub(super) struct Parts {
     pub(super) output: Tensor,
     /// Whether blocks ask for positions.
     pub(super) positional: bool,
+}
+
+/// What linear maps of numbers add.
+#[derive(Debug)]
+pub(super) struct Biases {
+    /// `(C)`.
+    pub(super) input: Tensor,
+    /// `(V)`.
+    pub(super) output: Tensor,
 }
 
 /// An architecture as the trainer sees it, implemented by its part of a recipe.

@@ -5,6 +5,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::network::Biases;
 use crate::error::Result;
 
 /// Whether weight decay applies to a parameter.
@@ -101,6 +102,43 @@ impl Builder {
         let decays = decay == Decay::Yes;
         self.parameters.push(Parameter { name, tensor: tensor.shallow_clone(), trainable, decays });
         Ok(tensor)
+    }
+}
+
+/// Shape, first values and decay of what takes inputs.
+pub(super) struct InputMap<'a> {
+    /// The name of the token embedding.
+    pub(super) name: &'a str,
+    /// V.
+    pub(super) vocabulary: i64,
+    /// C.
+    pub(super) width: i64,
+    /// First values of the token embedding.
+    pub(super) init: &'a Init,
+    /// Numbers of a position; 0: tokens.
+    pub(super) numbers: u64,
+}
+
+impl Builder {
+    /// The token embedding, `(V, C)`, which does not decay; or of numbers a linear map, `(C, W)`, with its bias. PyTorch's
+    /// initial values for a linear layer, U(±1/√W); the matrix decays.
+    pub(super) fn input(&mut self, map: &InputMap<'_>) -> Result<(Tensor, Option<Tensor>)> {
+        if map.numbers == 0 {
+            let shape = [map.vocabulary, map.width];
+            return Ok((self.add(map.name.into(), &shape, map.init, Decay::No)?, None));
+        }
+        let init = Init::Uniform((map.numbers as f64).powf(-0.5));
+        let numbers = i64::try_from(map.numbers).unwrap_or(i64::MAX);
+        let weight = self.add("input_projection.weight".into(), &[map.width, numbers], &init, Decay::Yes)?;
+        let bias = self.add("input_projection.bias".into(), &[map.width], &init, Decay::No)?;
+        Ok((weight, Some(bias)))
+    }
+
+    /// Both biases, where inputs are numbers: the head's begins at 0.
+    pub(super) fn biases(&mut self, input: Option<Tensor>, vocabulary: i64) -> Result<Option<Biases>> {
+        let Some(input) = input else { return Ok(None) };
+        let output = self.add("lm_head.bias".into(), &[vocabulary], &Init::Constant(0.0), Decay::No)?;
+        Ok(Some(Biases { input, output }))
     }
 }
 

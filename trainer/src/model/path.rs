@@ -27,6 +27,8 @@ pub struct Need {
     pub resets: bool,
     /// A state goes in or comes out.
     pub states: bool,
+    /// What blocks add is partly dropped out.
+    pub dropout: bool,
 }
 
 /// The decision.
@@ -69,6 +71,9 @@ pub fn choose(config: &ModelConfig, placement: Placement, need: Need) -> Result<
 }
 
 fn fused_obstacle(config: &ModelConfig, placement: Placement, need: Need) -> Result<Option<String>> {
+    if need.dropout {
+        return Ok(Some("no fused kernels with training.dropout".into()));
+    }
     let request = cuda::Request {
         parameters: placement.kind,
         products: placement.products,
@@ -92,7 +97,7 @@ mod tests {
     #[test]
     fn on_a_cpu_the_type_decides() {
         let model = ModelConfig::default();
-        let need = Need { resets: true, states: true };
+        let need = Need { resets: true, states: true, dropout: false };
         let path = |precision| decide(&model, Device::Cpu, precision, need).path;
         assert_eq!(path(Precision::Float32), ComputePath::CpuKernels);
         assert_eq!(path(Precision::Bfloat16), ComputePath::Operations);
@@ -114,7 +119,8 @@ mod tests {
                 let Placement { kind: parameters, products, .. } = placement;
                 let request = cuda::Request { parameters, products, resets, states };
                 let Err(obstacle) = cuda::supports(placement.device, cell, &request) else { continue };
-                let found = decide(&model, Device::Cuda(0), precision, Need { resets, states });
+                let found =
+                    decide(&model, Device::Cuda(0), precision, Need { resets, states, dropout: false });
                 assert_eq!(found.path, ComputePath::Operations);
                 assert_eq!(found.to_string(), format!("libtorch's operations ({obstacle})"));
             }
@@ -124,7 +130,7 @@ mod tests {
     /// Sizes of the sLSTM are asked of the GPU, which need not be there; what its blocks can is known without.
     #[test]
     fn document_boundaries_are_computed_by_the_fused_kernels() {
-        let need = Need { resets: true, states: false };
+        let need = Need { resets: true, states: false, dropout: false };
         let model = ModelConfig::from(XlstmConfig { slstm_at: vec![], ..XlstmConfig::default() });
         assert_eq!(decide(&model, Device::Cuda(0), Precision::Bfloat16, need).path, ComputePath::FusedGpu);
         let (parameters, products) = (Kind::Float, Some(Kind::BFloat16));

@@ -205,7 +205,16 @@ fn build<M: RecurrentMixer>(
     }
     let norm = rms(builder, "model.norm".into(), d, epsilon)?;
     let output = table(builder, "lm_head.weight", Decay::Yes)?;
-    Ok(Parts { embedding, position_embedding: None, embedding_norm: None, blocks, norm, output, positional })
+    Ok(Parts {
+        embedding,
+        biases: None,
+        position_embedding: None,
+        embedding_norm: None,
+        blocks,
+        norm,
+        output,
+        positional,
+    })
 }
 
 #[derive(Debug)]

@@ -47,6 +47,7 @@ impl Network for RetnetBlockConfig {
         let output = table(builder, "lm_head.weight", Decay::Yes)?;
         Ok(Parts {
             embedding,
+            biases: None,
             position_embedding: None,
             embedding_norm: None,
             blocks,

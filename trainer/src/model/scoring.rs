@@ -10,7 +10,7 @@ use crate::error::Result;
 const MAX_LOGITS: u64 = 1 << 26;
 
 impl Model {
-    /// Negative log-likelihood, in nats, of each target of `targets_BT` that is not [`IGNORE_TARGET`], row by row, and
+    /// Negative log-likelihood, in nats, or of a model of numbers squared error, of each target of `targets_BT` that is not [`IGNORE_TARGET`], row by row, and
     /// the state after the last token. Both arguments are `(B, T)` (Int64).
     ///
     /// # Errors
@@ -23,8 +23,9 @@ impl Model {
         resets_BT: Option<&Tensor>,
     ) -> Result<(Vec<f64>, ModelState)> {
         tch::no_grad(|| {
-            let path = self.compute_path(Need { resets: resets_BT.is_some(), states: true })?.path;
-            let pass = Pass { path, checkpointed: false, keep_state: true, state, resets_BT };
+            let path =
+                self.compute_path(Need { resets: resets_BT.is_some(), states: true, dropout: false })?.path;
+            let pass = Pass { path, checkpointed: false, keep_state: true, state, resets_BT, dropout: 0.0 };
             let (hidden_BTC, state) = self.hidden(tokens_BT, &pass)?;
             Ok((self.losses_of(&hidden_BTC, targets_BT)?, state))
         })
@@ -43,8 +44,9 @@ impl Model {
         resets_BT: Option<&Tensor>,
     ) -> Result<Vec<f64>> {
         tch::no_grad(|| {
-            let path = self.compute_path(Need { resets: resets_BT.is_some(), states: false })?.path;
-            let pass = Pass { path, checkpointed: false, keep_state: false, state: None, resets_BT };
+            let path = self.compute_path(Need { resets: resets_BT.is_some(), ..Need::default() })?.path;
+            let pass =
+                Pass { path, checkpointed: false, keep_state: false, state: None, resets_BT, dropout: 0.0 };
             let (hidden_BTC, _) = self.hidden(tokens_BT, &pass)?;
             self.losses_of(&hidden_BTC, targets_BT)
         })
@@ -62,8 +64,9 @@ impl Model {
         resets_BT: Option<&Tensor>,
     ) -> Result<(Vec<f64>, Vec<bool>)> {
         tch::no_grad(|| {
-            let path = self.compute_path(Need { resets: resets_BT.is_some(), states: false })?.path;
-            let pass = Pass { path, checkpointed: false, keep_state: false, state: None, resets_BT };
+            let path = self.compute_path(Need { resets: resets_BT.is_some(), ..Need::default() })?.path;
+            let pass =
+                Pass { path, checkpointed: false, keep_state: false, state: None, resets_BT, dropout: 0.0 };
             let (hidden_BTC, _) = self.hidden(tokens_BT, &pass)?;
             let Some((hidden_MC, targets_M)) = self.counting(&hidden_BTC, targets_BT)? else {
                 return Ok((Vec::new(), Vec::new()));
@@ -83,7 +86,12 @@ impl Model {
     /// Hidden values and targets of the positions whose target counts; `None` where none does.
     fn counting(&self, hidden_BTC: &Tensor, targets_BT: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
         let targets_N = targets_BT.f_reshape([-1])?;
-        let counting_M = targets_N.f_ne(IGNORE_TARGET)?.f_nonzero()?.f_squeeze_dim(1)?;
+        let counts_N = if self.config.input_width() > 0 {
+            targets_N.f_isnan()?.f_logical_not()?
+        } else {
+            targets_N.f_ne(IGNORE_TARGET)?
+        };
+        let counting_M = counts_N.f_nonzero()?.f_squeeze_dim(1)?;
         let count = counting_M.size()[0];
         if count == 0 {
             return Ok(None);
@@ -97,7 +105,7 @@ impl Model {
 
     fn losses_of_counting(&self, hidden_MC: &Tensor, targets_M: &Tensor) -> Result<Vec<f64>> {
         let count = targets_M.size()[0];
-        let losses = self.cross_entropy(hidden_MC, targets_M, TargetCount::Known(count))?;
+        let losses = self.loss_of(hidden_MC, targets_M, TargetCount::Known(count))?;
         let losses_M = losses.token_losses_N.f_to_kind(Kind::Double)?.f_to_device(tch::Device::Cpu)?;
         Ok(Vec::<f64>::try_from(losses_M)?)
     }

@@ -88,14 +88,7 @@ fn figure(page: &mut Page, run: &RunView) {
             .paragraph("This run has no validation figure; the chain begins at its newest checkpoint.");
     };
     let mut facts = vec![
-        (
-            "Figure",
-            Cell::text(&format!(
-                "validation loss {loss:.4} nats a token, perplexity {:.2}, after step {}",
-                loss.exp(),
-                line.step
-            )),
-        ),
+        ("Figure", Cell::text(&format!("validation {}, after step {}", run.loss_in_words(loss), line.step))),
         ("Stands in", Cell::code(&run.folder.join(METRICS_NAME).display().to_string())),
     ];
     if let Some(data) = &run.manifest.validation {

@@ -7,7 +7,7 @@ use xlstm_pipeline::report::{Band, Cell, Curves, Page, Series, Table, bytes, dur
 
 use super::RunView;
 use super::differences::groups;
-use super::view::median;
+use super::view::{loss_cell, loss_unit, median};
 use crate::metrics::Line;
 
 const TOKENS: &str = "training tokens";
@@ -16,7 +16,7 @@ const TOKENS: &str = "training tokens";
 pub(super) fn write_loss(page: &mut Page, runs: &[RunView]) {
     page.section("loss", "Loss");
     let title = "Loss of training steps (lines) and validations (dots)";
-    let mut plot = Curves::new(title, TOKENS, "nats a token");
+    let mut plot = Curves::new(title, TOKENS, loss_unit(runs));
     let groups = groups(runs);
     if groups.iter().any(|(_, members)| members.len() > 1) {
         plot.title =
@@ -93,7 +93,7 @@ fn tokens(run: &RunView, line: &Line) -> f64 {
 fn validations(page: &mut Page, runs: &[RunView]) {
     let columns =
         ["Run", "#Step", "#Training tokens", "#Loss", "#Perplexity", "#Rows measured", "Checkpoint"];
-    let mut table = Table::new("Validations; loss in nats a token", &columns).sortable();
+    let mut table = Table::new(&format!("Validations; loss in {}", loss_unit(runs)), &columns).sortable();
     for (index, run) in runs.iter().enumerate() {
         for line in run.validations.values() {
             let rows = match (line.rows, line.rows_of_split) {
@@ -111,7 +111,7 @@ fn validations(page: &mut Page, runs: &[RunView]) {
                 Cell::text(&run.name),
                 Cell::count(line.step),
                 Cell::number(tokens(run, line), &label(tokens(run, line))),
-                Cell::of(line.loss, |loss| Cell::decimals(loss, 4)),
+                Cell::of(line.loss, loss_cell),
                 Cell::of(line.perplexity, |perplexity| Cell::decimals(perplexity, 2)),
                 rows,
                 checkpoint,

@@ -88,6 +88,7 @@ fn kind(results: &Results) -> &'static str {
         Results::Extrapolation(_) => "Length extrapolation",
         Results::Throughput(_) => "Generation speed",
         Results::Accuracy(_) => "Accuracy",
+        Results::SquaredError(_) => "Squared error",
     }
 }
 
@@ -122,6 +123,7 @@ pub fn evaluation_page(view: &EvaluationView, overlap: Option<&OverlapReport>) -
         Results::Extrapolation(results) => figures::extrapolation(&mut page, results, CHAIN),
         Results::Throughput(results) => figures::throughput(&mut page, results),
         Results::Accuracy(results) => figures::accuracy(&mut page, results, CHAIN),
+        Results::SquaredError(results) => figures::squared_error(&mut page, results, CHAIN),
     }
     page.section(CHAIN, "Where the figures come from");
     chain(&mut page, view);
@@ -138,6 +140,10 @@ fn headline(report: &Report) -> String {
                 total.accuracy, total.correct, total.targets
             )
         }
+        (Results::SquaredError(results), _) => format!(
+            "Mean squared error {:.4e} over {} targets; the best constant has {:.4e}.",
+            results.total.mean_squared_error, results.total.targets, results.target_variance
+        ),
         (_, Some(perplexity)) => format!("Perplexity {perplexity:.3} over everything that was scored."),
         (_, None) => "No perplexity was measured.".to_owned(),
     }
@@ -306,6 +312,7 @@ pub(super) fn write(page: &mut Page, views: &[EvaluationView]) {
         "#Perplexity",
         "#Bits a byte",
         "#Accuracy",
+        "#Squared error",
         "Reservations",
         "Report, SHA-256",
     ];
@@ -339,6 +346,10 @@ pub(super) fn write(page: &mut Page, views: &[EvaluationView]) {
             Results::Accuracy(results) => Some(results.total.accuracy),
             _ => None,
         };
+        let error = match &report.results {
+            Results::SquaredError(results) => Some(results.total.mean_squared_error),
+            _ => None,
+        };
         let data = report.dataset.as_ref().map(|data| format!("{}, split {}", data.profile, data.split));
         let marks: Vec<&str> = report.marks.iter().map(|mark| mark.text.as_str()).collect();
         table.cells(vec![
@@ -351,6 +362,7 @@ pub(super) fn write(page: &mut Page, views: &[EvaluationView]) {
             Cell::of(report.headline(), |perplexity| Cell::decimals(perplexity, 3)),
             Cell::of(bits, |bits| Cell::decimals(bits, 4)),
             Cell::of(accuracy, |accuracy| Cell::decimals(accuracy, 4)),
+            Cell::of(error, |error| Cell::number(error, &format!("{error:.4e}"))),
             if marks.is_empty() { Cell::text("none") } else { Cell::text(&marks.join(" ")).warn() },
             Cell::code(&view.sha256.to_string()),
         ]);

@@ -4,7 +4,8 @@ use xlstm_pipeline::report::{Cell, Curves, Page, Series, Table, count};
 
 use crate::evaluation::paper::{DOMAIN_MODELS, EXTRAPOLATION_16384};
 use crate::evaluation::results::{
-    Accuracy, AccuracyFigures, Extrapolation, Interval, Named, Perplexity, Position, Statistics, Throughput,
+    Accuracy, AccuracyFigures, ErrorFigures, Extrapolation, Interval, Named, Perplexity, Position,
+    SquaredError, Statistics, Throughput,
 };
 
 /// A perplexity, with its 95 % interval where there is one.
@@ -162,6 +163,49 @@ fn accuracy_positions(page: &mut Page, results: &Accuracy) {
             Cell::decimals(place.accuracy, 4),
             Cell::decimals(place.nll / place.targets as f64, 4),
         ]);
+    }
+    page.table(&table);
+}
+
+/// The section on squared error by length and position; the figure over everything links to the id `chain`.
+pub(super) fn squared_error(page: &mut Page, results: &SquaredError, chain: &str) {
+    page.section("figures", "Figures");
+    let mut plot =
+        Curves::new("Mean squared error by position", "position of a target, from 0", "squared error");
+    plot.logarithmic = true;
+    let points = results.positions.iter().map(|place| (place.first as f64, place.mean_squared_error));
+    plot.series.push(Series { name: "this model".into(), points: points.collect(), ..Series::default() });
+    plot.draw(page);
+    let number = |error: f64| Cell::number(error, &format!("{error:.4e}"));
+    let error = |error: f64, interval: Option<Interval>| match interval {
+        Some(Interval { low, high }) => number(error).note(&format!("{low:.3e}–{high:.3e}")),
+        None => number(error),
+    };
+    let columns = ["Length", "#Examples", "#Targets", "#Mean squared error, 95 % interval"];
+    let title = "Square of prediction less target, pooled over targets; intervals over examples";
+    let mut table = Table::new(title, &columns).sortable();
+    let mut line = |name: Cell, figures: &ErrorFigures| {
+        let error = error(figures.mean_squared_error, figures.interval);
+        table.cells(vec![name, Cell::count(figures.examples), Cell::count(figures.targets), error]);
+    };
+    line(Cell::text("everything").link(chain), &results.total);
+    for length in &results.lengths {
+        line(Cell::number(length.first as f64, &length.name()), &length.figures);
+    }
+    page.table(&table);
+    let end = &results.at_end;
+    page.paragraph(&format!(
+        "At the last target of each of {} examples, where the whole sequence has been seen: {:.4e}. The best constant has \
+         {:.4e}, the variance of the targets.",
+        count(end.examples),
+        end.mean_squared_error,
+        results.target_variance
+    ));
+    let columns = ["Position", "#Targets", "#Mean squared error"];
+    let mut table = Table::new("The same by the position at which a target stands", &columns).sortable();
+    for place in &results.positions {
+        let position = Cell::number(place.first as f64, &place.name());
+        table.cells(vec![position, Cell::count(place.targets), number(place.mean_squared_error)]);
     }
     page.table(&table);
 }

@@ -5,6 +5,7 @@ use xlstm_pipeline::report::axis::label;
 use xlstm_pipeline::report::{Cell, Page, Table, count, duration};
 
 use super::differences::{self, Comparison};
+use super::view::{loss_cell, loss_unit};
 use super::{EvaluationView, RunView, chain, curves, data, environment, evaluation, recipe};
 use crate::error::Result;
 
@@ -54,7 +55,7 @@ fn head(page: &mut Page, runs: &[RunView]) {
         "#Time",
         "Training root",
     ];
-    let mut table = Table::new("At a glance; loss in nats a token", &columns);
+    let mut table = Table::new(&format!("At a glance; loss in {}", loss_unit(runs)), &columns);
     table = if runs.len() > 1 { table.sortable() } else { table };
     for (index, run) in runs.iter().enumerate() {
         let figure = run.figure();
@@ -71,8 +72,8 @@ fn head(page: &mut Page, runs: &[RunView]) {
             Cell::number(operations, &label(operations)),
             Cell::count(run.last_step()),
             Cell::number(tokens, &label(tokens)),
-            Cell::of(loss, |loss| linked(Cell::decimals(loss, 4))),
-            Cell::of(loss, |loss| linked(Cell::decimals(loss.exp(), 2))),
+            Cell::of(loss, |loss| linked(loss_cell(loss))),
+            Cell::of(loss.filter(|_| !run.is_of_numbers()), |loss| linked(Cell::decimals(loss.exp(), 2))),
             Cell::of(run.seconds, |seconds| Cell::number(seconds, &duration(seconds))),
             Cell::code(&format!("{}…", &root[..12])),
         ]);
@@ -95,6 +96,12 @@ fn head(page: &mut Page, runs: &[RunView]) {
 fn verdict(page: &mut Page, several: bool, run: &RunView) {
     let (done, planned) = (run.last_step(), run.recipe.training.steps);
     let mut sentence = match run.figure().and_then(|line| Some((line, line.loss?))) {
+        Some((line, loss)) if run.is_of_numbers() => format!(
+            "Validation {} after step {}, {} positions.",
+            run.loss_in_words(loss),
+            count(line.step),
+            count(line.step * run.tokens_per_step())
+        ),
         Some((line, loss)) => format!(
             "Validation perplexity {:.2} ({loss:.4} nats a token) after step {}, {} tokens.",
             loss.exp(),

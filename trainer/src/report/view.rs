@@ -7,6 +7,7 @@ use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::digest::digest_file;
 use xlstm_manifests::recipe::{self, Recipe};
 use xlstm_manifests::run_manifest::{METRICS_NAME, RECIPE_NAME, RUN_NAME, RunManifest, Session};
+use xlstm_pipeline::report::Cell;
 
 use crate::checkpoint::CheckpointRecord;
 use crate::error::Result;
@@ -40,6 +41,21 @@ pub struct RunView {
     pub digests: BTreeMap<&'static str, Sha256Digest>,
     /// What a reader must know: files that are missing or are not what they were.
     pub notes: Vec<String>,
+}
+
+/// The unit of the losses of these runs.
+pub(super) fn loss_unit(runs: &[RunView]) -> &'static str {
+    match runs.iter().filter(|run| run.is_of_numbers()).count() {
+        0 => "nats a token",
+        numbers if numbers == runs.len() => "mean squared error",
+        _ => "nats a token, or mean squared error of numbers",
+    }
+}
+
+/// A loss in a table.
+pub(super) fn loss_cell(loss: f64) -> Cell {
+    let small = loss != 0.0 && loss.abs() < 0.01;
+    if small { Cell::number(loss, &format!("{loss:.3e}")) } else { Cell::decimals(loss, 4) }
 }
 
 impl RunView {
@@ -118,6 +134,22 @@ impl RunView {
             }
         }
         Ok(runs)
+    }
+
+    /// Whether its loss is a squared error, of numbers, and not nats a token.
+    #[must_use]
+    pub fn is_of_numbers(&self) -> bool {
+        self.recipe.model.input_width() > 0
+    }
+
+    /// A loss with its unit, and the perplexity that it is where there is one.
+    #[must_use]
+    pub fn loss_in_words(&self, loss: f64) -> String {
+        if self.is_of_numbers() {
+            format!("mean squared error {loss:.4e}")
+        } else {
+            format!("loss {loss:.4} nats a token, perplexity {:.2}", loss.exp())
+        }
     }
 
     /// The last step that was logged.

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use xlstm_pipeline::tasks::{self, Parameters, Task};
 
-use super::Planned;
+use super::{Planned, SweepMeasure};
 use crate::error::{Result, TrainError};
 
 macro_rules! include_sweeps {
@@ -25,7 +25,9 @@ const BUILTIN: &[(&str, &str)] = include_sweeps!(
     "mqar-2",
     "mqar-3",
     "mqar-small",
-    "listops"
+    "listops",
+    "nearest-neighbor",
+    "nearest-neighbor-small"
 );
 
 /// Names of the built-in sweeps.
@@ -47,7 +49,8 @@ pub struct Sweep {
     /// Set where sizes, lengths or steps are not the paper's: what differs. Its figures do not compare with the paper's.
     #[serde(default)]
     pub small: Option<String>,
-    /// Scaled accuracy on the test split that every task and variant should reach; the sweep fails below it.
+    /// Scaled accuracy on the test split that every task and variant should reach, or mean squared error that none should
+    /// exceed; the sweep fails where one does not.
     #[serde(default)]
     pub expected: Option<f64>,
     /// The recipe, without its variant.
@@ -172,9 +175,15 @@ impl Sweep {
         if rates.any(|&rate| !(rate > 0.0 && self.final_learning_rate <= rate)) {
             return fail("expected `learning_rates` above 0 and not below `final_learning_rate`");
         }
+        let measure = self.measure()?;
         let mut labels: Vec<&str> = Vec::new();
         for data in &self.data {
-            data.generator()?;
+            let of_numbers = data.generator()?.input_width().is_some();
+            if of_numbers != (measure == SweepMeasure::SquaredError) {
+                return fail(
+                    "expected tasks of tokens or tasks of numbers, found both: make two sweeps of them",
+                );
+            }
             for also in &data.also {
                 data.generator_with(&also.parameters)?;
             }
@@ -191,6 +200,17 @@ impl Sweep {
             }
         }
         Ok(())
+    }
+
+    /// What its runs are measured by.
+    ///
+    /// # Errors
+    /// When a task cannot be made.
+    pub fn measure(&self) -> Result<SweepMeasure> {
+        match self.data.first() {
+            Some(data) if data.generator()?.input_width().is_some() => Ok(SweepMeasure::SquaredError),
+            _ => Ok(SweepMeasure::ScaledAccuracy),
+        }
     }
 
     /// All runs: task by task, variant by variant, seed by seed, learning rate by learning rate.

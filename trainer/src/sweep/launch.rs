@@ -118,8 +118,11 @@ impl Starter<'_> {
         let mut all = self.sweep.set.clone();
         all.extend(self.data(run)?.set.iter().cloned());
         all.extend([
-            // As the paper pads GPT-2's 50257 ids: kernels of a GPU take multiples of 8.
-            format!("model.vocabulary_size={}", vocabulary.next_multiple_of(8)),
+            // A task of numbers has one. As the paper pads GPT-2's 50257 ids: kernels of a GPU take multiples of 8.
+            format!(
+                "model.vocabulary_size={}",
+                if vocabulary == 1 { 1 } else { vocabulary.next_multiple_of(8) }
+            ),
             format!("optimizer.learning_rate={:e}", run.learning_rate),
             format!("schedule.final_fraction={:e}", self.sweep.final_learning_rate / run.learning_rate),
             format!("training.seed={}", run.seed),

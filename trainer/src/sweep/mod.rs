@@ -21,12 +21,54 @@ mod results;
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 pub use file::{Also, Data, Sweep, names};
 pub use launch::{Options, run};
 pub use measure::{Measured, measure_run};
 pub use page::page;
 pub use paper::{figure as paper_figure, method as paper_method};
 pub use results::{Cell, Finished, Results, SWEEP_FORMAT, collect};
+
+/// What the runs of a sweep are measured by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SweepMeasure {
+    /// (accuracy − chance) / (1 − chance): the higher the better.
+    #[default]
+    ScaledAccuracy,
+    /// Mean squared error of numbers: the lower the better.
+    SquaredError,
+}
+
+impl SweepMeasure {
+    /// Its name, with a capital.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ScaledAccuracy => "Scaled accuracy",
+            Self::SquaredError => "Mean squared error",
+        }
+    }
+
+    /// Whether the first is the better of two.
+    #[must_use]
+    pub fn is_better(self, one: f64, other: f64) -> bool {
+        match self {
+            Self::ScaledAccuracy => one > other,
+            Self::SquaredError => one < other,
+        }
+    }
+
+    /// A figure for people.
+    #[must_use]
+    pub fn shown(self, figure: f64) -> String {
+        match self {
+            Self::ScaledAccuracy => format!("{figure:.3}"),
+            Self::SquaredError => format!("{figure:.3e}"),
+        }
+    }
+}
 
 /// One run of a sweep.
 #[derive(Debug, Clone, PartialEq)]

@@ -2,7 +2,7 @@
 
 use xlstm_pipeline::report::{Cell, Curves, Page, Series, Table};
 
-use super::{Data, Results, Sweep, paper};
+use super::{Data, Results, Sweep, SweepMeasure, paper};
 
 /// The page of `results`, complete HTML.
 #[must_use]
@@ -22,24 +22,32 @@ pub fn page(sweep: &Sweep, results: &Results) -> String {
 }
 
 fn write_best(page: &mut Page, sweep: &Sweep, results: &Results) {
-    page.section("best", "Scaled accuracy, paper and ours");
-    page.paragraph(
-        "Scaled accuracy is (accuracy − chance) / (1 − chance), over all scored tokens of the test split: 0 is a guess, 1 \
+    let measure = results.measure;
+    page.section("best", &format!("{}, paper and ours", measure.name()));
+    page.paragraph(match measure {
+        SweepMeasure::ScaledAccuracy => {
+            "Scaled accuracy is (accuracy − chance) / (1 − chance), over all scored tokens of the test split: 0 is a guess, 1 \
          is perfect. The learning rate of each row is the one with the highest mean on the validation split. Ours ± is the \
-         standard deviation over seeds; the paper does not say what its ± is.",
-    );
+         standard deviation over seeds; the paper does not say what its ± is."
+        }
+        SweepMeasure::SquaredError => {
+            "Mean squared error over all scored positions of the test split; a constant has the variance of the targets, 1/12. \
+             The learning rate of each row is the one with the lowest mean on the validation split. Ours ± is half the width \
+             of the mean's 99 % interval over seeds (Student's t), as in the paper's figure, which prints no numbers."
+        }
+    });
     let columns = ["Task", "Model", "Paper", "#Ours", "±", "#Seeds", "#Learning rate", "#Validation"];
-    let mut table = Table::new("Scaled accuracy on the test split", &columns).sortable();
+    let mut table = Table::new(&format!("{} on the test split", measure.name()), &columns).sortable();
     for cell in &results.best {
         table.cells(vec![
             Cell::text(&cell.task),
             Cell::text(&paper::method(&cell.variant)),
             Cell::of(paper::figure(&cell.task, &cell.variant), Cell::text),
-            Cell::decimals(cell.test, 3),
-            Cell::of(cell.test_deviation, |deviation| Cell::decimals(deviation, 3)),
+            figure(measure, cell.test),
+            Cell::of(cell.test_half_width.or(cell.test_deviation), |spread| figure(measure, spread)),
             Cell::count(cell.seeds),
             Cell::number(cell.learning_rate, &format!("{:e}", cell.learning_rate)),
-            Cell::decimals(cell.validation, 3),
+            figure(measure, cell.validation),
         ]);
     }
     if table.is_empty() {
@@ -56,9 +64,14 @@ fn write_best(page: &mut Page, sweep: &Sweep, results: &Results) {
     }
 }
 
+fn figure(measure: SweepMeasure, figure: f64) -> Cell {
+    Cell::number(figure, &measure.shown(figure))
+}
+
 /// What the same runs have on data that they were not trained on.
 fn write_also(page: &mut Page, results: &Results) {
-    let columns = ["Trained on", "Model", "Measured on", "#Scaled accuracy", "#Learning rate"];
+    let columns =
+        ["Trained on", "Model", "Measured on", &format!("#{}", results.measure.name()), "#Learning rate"];
     let mut table =
         Table::new("The same runs on other data: longer than what they were trained on", &columns);
     for cell in &results.best {
@@ -67,7 +80,7 @@ fn write_also(page: &mut Page, results: &Results) {
                 Cell::text(&cell.task),
                 Cell::text(&paper::method(&cell.variant)),
                 Cell::text(label),
-                Cell::decimals(*accuracy, 3),
+                figure(results.measure, *accuracy),
                 Cell::number(cell.learning_rate, &format!("{:e}", cell.learning_rate)),
             ]);
         }
@@ -84,8 +97,9 @@ fn write_rates(page: &mut Page, sweep: &Sweep, results: &Results) {
     }
     page.section("rates", "Learning rates");
     for data in sweep.data.iter().filter(with_several) {
-        let title = format!("{}: scaled accuracy on the validation split", data.label());
-        let mut plot = Curves::new(&title, "Learning rate, power of ten", "Scaled accuracy");
+        let title = format!("{}: {} on the validation split", data.label(), results.measure.name());
+        let mut plot = Curves::new(&title, "Learning rate, power of ten", results.measure.name());
+        plot.logarithmic = results.measure == SweepMeasure::SquaredError;
         for (style, variant) in sweep.variants_or_recipe().into_iter().enumerate() {
             let of_curve =
                 results.runs.iter().filter(|run| run.task == data.label() && run.variant == variant);
@@ -103,9 +117,13 @@ fn write_runs(page: &mut Page, results: &Results) {
     page.section("runs", "Every run");
     let columns =
         ["Run", "Model", "#Learning rate", "#Seed", "#Steps", "#Validation", "#Test", "#Test accuracy"];
-    let mut table =
-        Table::new("Every finished run; scaled accuracies, and the share of right tokens", &columns)
-            .filterable(Some(1));
+    let title = match results.measure {
+        SweepMeasure::ScaledAccuracy => {
+            "Every finished run; scaled accuracies, and the share of right tokens"
+        }
+        SweepMeasure::SquaredError => "Every finished run; mean squared errors",
+    };
+    let mut table = Table::new(title, &columns).filterable(Some(1));
     for run in &results.runs {
         table.cells(vec![
             Cell::code(&run.name),
@@ -113,9 +131,9 @@ fn write_runs(page: &mut Page, results: &Results) {
             Cell::number(run.learning_rate, &format!("{:e}", run.learning_rate)),
             Cell::count(run.seed),
             Cell::count(run.step),
-            Cell::decimals(run.validation, 3),
-            Cell::decimals(run.test, 3),
-            Cell::decimals(run.test_accuracy, 4),
+            figure(results.measure, run.validation),
+            figure(results.measure, run.test),
+            Cell::of(run.test_accuracy, |accuracy| Cell::decimals(accuracy, 4)),
         ]);
     }
     if table.is_empty() {

@@ -8,6 +8,7 @@ use std::path::Path;
 use xlstm_manifests::recipe::Validation;
 use xlstm_manifests::run_manifest::METRICS_NAME;
 
+use super::report::short;
 use super::validate::Measurement;
 use crate::error::Result;
 use crate::metrics::read_lines;
@@ -68,7 +69,8 @@ impl EarlyStop {
                 "validation accuracy {accuracy:.4} reached validation.stop_at_accuracy = {wanted}"
             )),
             (_, Some(lowest)) if patience > 0 && self.without_progress >= patience => {
-                Some(format!("{patience} validations (validation.patience) without a loss below {lowest:.4}"))
+                let lowest = short(lowest);
+                Some(format!("{patience} validations (validation.patience) without a loss below {lowest}"))
             }
             _ => None,
         }

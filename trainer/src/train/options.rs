@@ -13,6 +13,7 @@ use xlstm_pipeline::tasks::streamed;
 use super::setup::check_folder;
 use crate::device::DeviceInfo;
 use crate::error::{Result, TrainError};
+use crate::loader::OtherKind;
 
 /// Whether the steps of a run on a GPU are recorded as a CUDA graph and replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -104,6 +105,7 @@ pub fn resolve_recipe(
             recipe::resolve(&chosen, &options.overrides)?
         }
     };
+    check_kind(&recipe, train.as_ref())?;
     check_vocabulary(&recipe, train.as_ref(), &path)?;
     recipe.rows_per_step(u64::from(train.manifest().packing.row_length))?;
     check_context(&recipe, train.as_ref())?;
@@ -134,18 +136,29 @@ pub(super) fn check_rows(dataset: &dyn Rows, what: &str) -> Result<()> {
     Err(TrainError::file(&file, format!("a {what} split with at least one row"), "none", hint))
 }
 
+/// A model of tokens is trained on tokens, one of numbers on as many numbers a position.
+fn check_kind(recipe: &Recipe, dataset: &dyn Rows) -> Result<()> {
+    let Some(OtherKind { expected, found, hint }) = OtherKind::between(&recipe.model, dataset.manifest())
+    else {
+        return Ok(());
+    };
+    let file = dataset.folder().join(MANIFEST_NAME);
+    let expected = format!("{expected} for recipe `{}`", recipe.name);
+    Err(TrainError::file(&file, expected, found, hint))
+}
+
 /// Text may be cut into shorter contexts; an example is one.
 fn check_context(recipe: &Recipe, dataset: &dyn Rows) -> Result<()> {
     let row_length = u64::from(dataset.manifest().packing.row_length);
     let found = recipe.training.context_length;
     match dataset.manifest().layout {
-        Layout::Examples if found != row_length => Err(TrainError::Usage(format!(
+        Layout::Examples | Layout::Vectors if found != row_length => Err(TrainError::Usage(format!(
             "recipe `{}`: `training.context_length` expected {row_length}, the positions of an example of `{}`, found \
              {found}: examples are never cut",
             recipe.name,
             dataset.folder().display()
         ))),
-        Layout::Examples | Layout::Packed | Layout::Documents => Ok(()),
+        Layout::Examples | Layout::Vectors | Layout::Packed | Layout::Documents => Ok(()),
     }
 }
 

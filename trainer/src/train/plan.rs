@@ -48,7 +48,9 @@ pub fn micro_batch_rows(recipe: &Recipe, rows: u64, row_length: u64, device: &De
 /// # Errors
 /// When a GPU cannot be opened.
 pub fn compute_path(recipe: &Recipe, device: &DeviceInfo) -> Result<Decision> {
-    let need = Need { resets: recipe.training.reset_at_document_boundaries, states: false };
+    let training = &recipe.training;
+    let resets = training.reset_at_document_boundaries;
+    let need = Need { resets, states: false, dropout: training.dropout > 0.0 };
     choose(&recipe.model, Placement::of(recipe, device.device), need)
 }
 

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use xlstm_bridge::runtime;
 use xlstm_manifests::run_manifest::METRICS_NAME;
 
-use super::validate::Measurement;
+use super::validate::{Floor, Measurement};
 use crate::error::Result;
 use crate::metrics::{EventWriter, Line, Lines, TrainingProgress};
 
@@ -22,6 +22,8 @@ pub(super) struct RunLog {
     utilization: Option<f64>,
     /// The GPU that computes, whose memory is reported then.
     gpu: Option<usize>,
+    /// Whether the loss is a squared error, which has no perplexity.
+    squared_error: bool,
 }
 
 /// Numbers of one step.
@@ -32,6 +34,11 @@ pub(super) struct StepNumbers {
     pub(super) learning_rate: f64,
     /// Tokens of all steps so far.
     pub(super) tokens: u64,
+}
+
+/// A loss for people: four decimals, or as many digits as tell a small squared error from another.
+pub(super) fn short(loss: f64) -> String {
+    if loss != 0.0 && loss.abs() < 0.01 { format!("{loss:.3e}") } else { format!("{loss:.4}") }
 }
 
 /// Seconds since 1970.
@@ -64,7 +71,17 @@ impl RunLog {
             waited: 0.0,
             utilization,
             gpu: None,
+            squared_error: false,
         })
+    }
+
+    /// Of a model whose targets are numbers.
+    pub(super) fn of_squared_error(self, squared_error: bool) -> Self {
+        Self { squared_error, ..self }
+    }
+
+    fn perplexity(&self, loss: f64) -> Option<f64> {
+        (!self.squared_error).then(|| loss.exp())
     }
 
     /// For a run that computes on `device`.
@@ -94,7 +111,7 @@ impl RunLog {
             step: numbers.step,
             time: now(),
             loss: Some(numbers.loss),
-            perplexity: Some(numbers.loss.exp()),
+            perplexity: self.perplexity(numbers.loss),
             gradient_norm: Some(numbers.gradient_norm),
             learning_rate: Some(numbers.learning_rate),
             tokens: Some(numbers.tokens),
@@ -125,17 +142,22 @@ impl RunLog {
 
     /// Logs a measurement.
     pub(super) fn validation(&mut self, step: u64, found: &Measurement, rows_of_split: u64) -> Result<()> {
+        let (unigram_entropy, target_variance) = match found.floor {
+            Floor::UnigramEntropy(entropy) => (Some(entropy), None),
+            Floor::TargetVariance(variance) => (None, Some(variance)),
+        };
         let line = Line {
             kind: "validation".into(),
             step,
             time: now(),
             loss: Some(found.loss),
-            perplexity: Some(found.loss.exp()),
+            perplexity: self.perplexity(found.loss),
             accuracy: found.accuracy(),
             tokens: Some(found.tokens),
             rows: Some(found.rows),
             rows_of_split: Some(rows_of_split),
-            unigram_entropy: Some(found.unigram_entropy),
+            unigram_entropy,
+            target_variance,
             ..Line::default()
         };
         self.write(&line)?;
@@ -149,13 +171,18 @@ impl RunLog {
         } else {
             String::new()
         };
-        let (loss, tokens, entropy) = (found.loss, found.tokens, found.unigram_entropy);
-        self.progress.say(&match found.accuracy() {
-            Some(accuracy) => format!(
+        let (loss, tokens) = (found.loss, found.tokens);
+        self.progress.say(&match (found.floor, found.accuracy()) {
+            (Floor::TargetVariance(variance), _) => format!(
+                "step {step}: validation mean squared error {} over {tokens} targets{prefix}; variance of the targets {}",
+                short(loss),
+                short(variance)
+            ),
+            (Floor::UnigramEntropy(entropy), Some(accuracy)) => format!(
                 "step {step}: validation loss {loss:.4}, accuracy {accuracy:.4} over {tokens} targets{prefix}; entropy of \
                  single targets {entropy:.4}"
             ),
-            None => format!(
+            (Floor::UnigramEntropy(entropy), None) => format!(
                 "step {step}: validation loss {loss:.4}, perplexity {:.2}, {tokens} tokens{prefix}; entropy of single \
                  tokens {entropy:.4}",
                 loss.exp()

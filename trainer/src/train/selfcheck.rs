@@ -141,5 +141,5 @@ fn batch(step: u64, resets: bool, fixed: bool) -> MicroBatch {
     }
     let resets = if resets { (0..count).map(|_| draw(9) == 0).collect() } else { Vec::new() };
     let tokens = masked.iter().filter(|masked| !**masked).count() as u64;
-    MicroBatch { rows: Vec::new(), context: CONTEXT, inputs, targets, resets, tokens }
+    MicroBatch { context: CONTEXT, inputs, targets, resets, tokens, ..MicroBatch::default() }
 }

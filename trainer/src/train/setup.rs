@@ -86,6 +86,8 @@ fn recording(
         tch::Device::Cuda(_) if opened.recipe.training.activation_checkpointing => {
             Some("activations are checkpointed")
         }
+        tch::Device::Cuda(_) if opened.recipe.training.dropout > 0.0 => Some("training.dropout"),
+        tch::Device::Cuda(_) if opened.recipe.model.input_width() > 0 => Some("inputs are numbers"),
         tch::Device::Cuda(_) => None,
         _ => Some("no GPU"),
     };
@@ -280,6 +282,7 @@ fn assemble(
         keep_every: recipe.checkpoint.keep_every_steps,
     };
     let writer = (rank == 0).then(|| Writer::new(run.join(CHECKPOINTS_NAME), retention));
+    let of_numbers = recipe.model.input_width() > 0;
     let early = EarlyStop::new(&recipe.validation, &run, resumed.step)?;
     let shape = BatchShape {
         rows: usize::try_from(agreed.micro_batch_rows).unwrap_or(1),
@@ -299,7 +302,7 @@ fn assemble(
         signals,
         writer,
         recording,
-        report: report.on(device.device),
+        report: report.on(device.device).of_squared_error(of_numbers),
         step: resumed.step,
         tokens: resumed.tokens,
         saved: (resumed.step > 0).then_some(resumed.step),
@@ -318,6 +321,12 @@ fn check_validation(validation: &dyn Rows, path: &Path, train: &dyn Rows) -> Res
         let hint = "measure a model on what it is trained for: prepare both splits alike";
         let expected = format!("layout `{wanted}`, as in the training split");
         return Err(TrainError::file(path, expected, format!("layout `{found}`"), hint));
+    }
+    let width = |rows: &dyn Rows| rows.manifest().packing.input_width.unwrap_or(0);
+    if width(train) != width(validation) {
+        let expected = format!("{} numbers a position, as in the training split", width(train));
+        let hint = "prepare both splits alike";
+        return Err(TrainError::file(path, expected, width(validation).to_string(), hint));
     }
     let row_length = u64::from(train.manifest().packing.row_length);
     let found = u64::from(validation.manifest().packing.row_length);

@@ -6,12 +6,14 @@
 //! (`optimizer/on_gpu.rs`); the run then ends before the step counts for anything.
 
 use tch::{Device, Kind, Tensor};
+use xlstm_manifests::Sha256Digest;
 
 use super::report::StepNumbers;
 use super::trainer::{Trainer, list};
 use crate::communicator::flags;
 use crate::error::{Result, TrainError};
 use crate::loader::{Loader, MicroBatch};
+use crate::model::Dropout;
 use crate::optimizer::UpdateNumbers;
 
 /// How a step ended.
@@ -59,7 +61,7 @@ impl Trainer {
         self.log_rows(launched.step, &batch)?;
         self.recording.launch(&batch, launched)?;
         self.optimizer.count_update();
-        self.advance(launched, (batch.inputs.len(), batch.rows.len()), loader);
+        self.advance(launched, (batch.positions(), batch.rows.len()), loader);
         if self.recording.is_full() || self.is_logged(launched.step) {
             self.settle()?;
         }
@@ -101,11 +103,12 @@ impl Trainer {
                 None => loader.next_batch()?,
             };
             self.log_rows(launched.step, &batch)?;
-            positions += batch.inputs.len();
+            positions += batch.positions();
             rows_done += batch.rows.len();
             let (inputs, targets, resets) = batch.tensors(device)?;
             let count = batch.target_count();
-            let output = self.model.loss_with_count(&inputs, &targets, resets.as_ref(), count)?;
+            let dropout = self.dropout(launched.step, &batch);
+            let output = self.model.training_loss(&inputs, &targets, resets.as_ref(), count, dropout)?;
             let share = batch.tokens as f64 / targets_of_step as f64;
             // A step of one micro-batch needs no scaling, which spares a pass over the largest gradients.
             let scaled = if share == 1.0 { output.loss } else { output.loss.f_mul_scalar(share)? };
@@ -123,6 +126,18 @@ impl Trainer {
         self.recording.count_eager();
         self.log(launched, numbers)?;
         Ok(StepEnd::Done)
+    }
+
+    /// What a micro-batch drops out: drawn anew for each, and the same again when a run is resumed.
+    fn dropout(&self, step: u64, batch: &MicroBatch) -> Option<Dropout> {
+        let training = &self.recipe.training;
+        (training.dropout > 0.0).then(|| {
+            // A micro-batch is known by its step and its first row.
+            let row = batch.rows.first().map_or(0, |row| row.row);
+            let name = [training.seed, step, row].map(u64::to_le_bytes).concat();
+            let [a, b, c, d, e, f, g, h, ..] = Sha256Digest::of(&name).0;
+            Dropout { rate: training.dropout, seed: i64::from_le_bytes([a, b, c, d, e, f, g, h]) }
+        })
     }
 
     /// Checks before it updates: the norm is at hand.

@@ -1,5 +1,5 @@
 //! Validation: token-weighted negative log-likelihood over a split, or a stated prefix of it; where targets are stored
-//! also how many of them come out first.
+//! also how many of them come out first; where they are numbers the mean squared error.
 
 use tch::{Kind, Tensor};
 use xlstm_manifests::manifest::Targets;
@@ -16,7 +16,7 @@ use crate::signals::Signals;
 /// A measured split.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measurement {
-    /// Mean negative log-likelihood in nats a token.
+    /// Mean negative log-likelihood in nats a token; of numbers the mean squared error.
     pub loss: f64,
     /// Targets measured.
     pub tokens: u64,
@@ -24,9 +24,17 @@ pub struct Measurement {
     pub correct: Option<u64>,
     /// Rows measured.
     pub rows: u64,
-    /// Entropy of the measured tokens' own frequencies in nats a token: no model that ignores the text before a token
-    /// does better, not even one that knew these frequencies.
-    pub unigram_entropy: f64,
+    /// What a model that ignores its inputs cannot do better than, in the loss's unit.
+    pub floor: Floor,
+}
+
+/// The loss of the best constant answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Floor {
+    /// Entropy of the measured tokens' own frequencies, in nats a token.
+    UnigramEntropy(f64),
+    /// Variance of the measured numbers: the squared error of their mean.
+    TargetVariance(f64),
 }
 
 impl Measurement {
@@ -55,8 +63,9 @@ pub fn measure(
     let own: Vec<StepRow> = (bound(rank)..bound(rank + 1)).map(|row| StepRow { epoch: 0, row }).collect();
     let mut batches = own.chunks(shape.rows.max(1));
     let rounds = rows.div_ceil(world).div_ceil(shape.rows.max(1) as u64);
-    // Negative log-likelihood, targets, right ones, then how often each id is a target.
-    const COUNTS: usize = 3;
+    // Loss, targets, right ones, sum and sum of squares of targets that are numbers, then how often each id is a target.
+    const COUNTS: usize = 5;
+    let of_numbers = dataset.manifest().packing.input_width.is_some();
     let targets = dataset.manifest().packing.targets;
     let vocabulary = usize::try_from(model.config().vocabulary_size()).unwrap_or_default();
     let mut sums = vec![0.0; COUNTS + vocabulary];
@@ -76,6 +85,15 @@ pub fn measure(
                 let output =
                     tch::no_grad(|| model.loss_with_count(&inputs, &expected, resets.as_ref(), count))?;
                 let _ = total.shallow_clone().f_add_(&output.token_losses_N.f_sum(Kind::Double)?)?;
+            }
+            Targets::Stored if of_numbers => {
+                let errors = model.sequence_losses(&inputs, &expected, resets.as_ref())?;
+                sums[0] += errors.iter().sum::<f64>();
+                let targets = batch.numbers.targets.iter().filter(|target| !target.is_nan());
+                for target in targets.copied().map(f64::from) {
+                    sums[3] += target;
+                    sums[4] += target * target;
+                }
             }
             Targets::Stored => {
                 let scores = score_targets(model, &inputs, &expected, resets.as_ref())?;
@@ -102,11 +120,16 @@ pub fn measure(
         loss: sums[0] / sums[1],
         tokens: sums[1] as u64,
         correct: match targets {
-            Targets::NextToken => None,
-            Targets::Stored => Some(sums[2] as u64),
+            Targets::Stored if !of_numbers => Some(sums[2] as u64),
+            Targets::NextToken | Targets::Stored => None,
         },
         rows,
-        unigram_entropy: entropy(&sums[COUNTS..]),
+        floor: if of_numbers {
+            // Below zero only by rounding.
+            Floor::TargetVariance((sums[4] / sums[1] - (sums[3] / sums[1]).powi(2)).max(0.0))
+        } else {
+            Floor::UnigramEntropy(entropy(&sums[COUNTS..]))
+        },
     }))
 }
 

@@ -53,7 +53,9 @@ impl Chain {
             }
         };
         let step = figure.step;
-        if (loss - recorded).abs() <= tolerance(recipe.training.precision) {
+        // Squared errors become small: theirs is a share.
+        let unit = if recipe.model.input_width() > 0 { recorded.abs() } else { 1.0 };
+        if (loss - recorded).abs() <= tolerance(recipe.training.precision) * unit {
             let detail = format!(
                 "validation loss after step {step}: recorded {recorded:.6}, computed again {loss:.6}"
             );

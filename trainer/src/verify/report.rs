@@ -11,7 +11,7 @@ use crate::checkpoint::MODEL_NAME;
 use crate::error::Result;
 use crate::evaluation::results::{
     AverageKind, MAX_PERPLEXITY, ModelLink, Paloma, Position, Report, Results, RunLink, ScaledAccuracy,
-    Statistics,
+    SquaredError, Statistics,
 };
 use crate::provenance::{DatasetLink, EvaluationLinks, FileLink, ParentRun, RunLinks};
 
@@ -137,6 +137,29 @@ impl Contradictions {
         if !close(expected, found) {
             self.0.push(format!("{what}: expected {expected}, found {found}"));
         }
+    }
+
+    /// Sums over lengths and positions are the total's, and means follow from sums.
+    fn squared_error(&mut self, results: &SquaredError) {
+        for (name, figures) in std::iter::once(("all".to_owned(), &results.total))
+            .chain(results.lengths.iter().map(|length| (length.name(), &length.figures)))
+        {
+            let name = format!("squared error of {name}");
+            let mean = self.mean(&name, figures.squared_error, figures.targets);
+            self.same(&name, mean, figures.mean_squared_error);
+        }
+        for place in &results.positions {
+            let name = format!("squared error at position {}", place.name());
+            let mean = self.mean(&name, place.squared_error, place.targets);
+            self.same(&name, mean, place.mean_squared_error);
+        }
+        let end = &results.at_end;
+        let mean = self.mean("squared error at the last target", end.squared_error, end.examples);
+        self.same("squared error at the last target", mean, end.mean_squared_error);
+        let lengths = results.lengths.iter().map(|length| length.figures.squared_error).sum();
+        self.same("squared error over all lengths", lengths, results.total.squared_error);
+        let positions = results.positions.iter().map(|place| place.squared_error).sum();
+        self.same("squared error over all positions", positions, results.total.squared_error);
     }
 
     /// `sum / tokens`; a figure over no token is a contradiction in itself.
@@ -319,6 +342,7 @@ fn contradictions(report: &Report) -> Vec<String> {
                 wrong.same("scaled accuracy", again.total, scaled.total);
             }
         }
+        Results::SquaredError(results) => wrong.squared_error(results),
         Results::Throughput(_) => {}
     }
     wrong.0

@@ -140,6 +140,7 @@ fn manifest(
             row_length: ROW as u32,
             rows_per_shard: Some(1 << 20),
             append_end_of_text: true,
+            input_width: None,
             targets: Targets::NextToken,
         },
         inputs: vec![Input {

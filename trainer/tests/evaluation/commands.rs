@@ -87,8 +87,17 @@ fn generate_and_sample_are_one_command() {
 #[test]
 fn help_texts_are_the_ones_that_were_reviewed() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/help");
-    let commands =
-        ["", "perplexity", "paloma", "accuracy", "extrapolate", "generate", "throughput", "completions"];
+    let commands = [
+        "",
+        "perplexity",
+        "paloma",
+        "accuracy",
+        "squared-error",
+        "extrapolate",
+        "generate",
+        "throughput",
+        "completions",
+    ];
     for command in commands {
         let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_xlstm-eval"));
         program.args(Some(command).filter(|command| !command.is_empty())).arg("--help").env_remove("COLUMNS");

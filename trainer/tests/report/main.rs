@@ -280,7 +280,7 @@ fn what_is_asked_wrongly_is_named_with_what_to_do() {
     fs_err::write(&checkpoint, b"PK\x03\x04rest").unwrap();
     let error = refused(&["export", checkpoint.to_str().unwrap(), "-o", none]);
     assert!(error.contains("a file of torch.save") && error.contains("save_file"), "{error}");
-    let error = refused(&["--print-config", "--recipe", "demo", "--set", "training.dropout=0.1"]);
+    let error = refused(&["--print-config", "--recipe", "demo", "--set", "training.label_smoothing=0.1"]);
     assert!(error.contains("`training` has: ") && !error.contains("did you mean"), "{error}");
     let error = refused(&["--print-config", "--recipe", "demo", "--set", "training.precision=fp16"]);
     assert!(error.contains("`training.precision`"), "{error}");

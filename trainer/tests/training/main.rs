@@ -5,6 +5,7 @@
 mod common;
 mod data;
 mod interrupted;
+mod numbers;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, stated_or};
+use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, ends, input_label, stated_or};
 use crate::recipe::Result;
 
 /// A Llama: RMS norms, rotary positions, full causal attention, SwiGLU, no biases.
@@ -18,6 +18,9 @@ use crate::recipe::Result;
 pub struct LlamaConfig {
     /// Rows of the embedding and of the output projection.
     pub vocabulary_size: u64,
+    /// Numbers of a position where inputs are numbers and not tokens: a linear map takes them in place of the embedding,
+    /// and the head is one linear unit. 0: tokens.
+    pub input_width: u64,
     /// Width of the residual.
     pub embedding_dim: u64,
     /// Blocks, each attention and feed-forward.
@@ -48,6 +51,7 @@ impl Default for LlamaConfig {
     fn default() -> Self {
         Self {
             vocabulary_size: 50304,
+            input_width: 0,
             embedding_dim: 1024,
             blocks: 24,
             heads: 16,
@@ -80,6 +84,14 @@ impl Architecture for LlamaConfig {
         self.blocks
     }
 
+    fn input_width(&self) -> u64 {
+        self.input_width
+    }
+
+    fn has_dropout(&self) -> bool {
+        true
+    }
+
     fn check(&self, checker: &Checker<'_>) -> Result<()> {
         let d = self.embedding_dim;
         checker.heads("model.heads", self.heads, d)?;
@@ -94,13 +106,22 @@ impl Architecture for LlamaConfig {
 
     /// `Llama, 24 blocks, 16 heads, width 1024`.
     fn label(&self) -> String {
-        format!("Llama, {} blocks, {} heads, width {}", self.blocks, self.heads, self.embedding_dim)
+        format!(
+            "Llama, {} blocks, {} heads, width {}{}",
+            self.blocks,
+            self.heads,
+            self.embedding_dim,
+            input_label(self.input_width)
+        )
     }
 
     fn size(&self) -> ModelSize {
-        let (d, v, f) = (self.embedding_dim, self.vocabulary_size, self.feed_forward());
-        let products = self.blocks * (4 * d * d + 3 * d * f) + v * d;
-        ModelSize { parameters: products + v * d + d + self.blocks * 2 * d, product_parameters: products }
+        let (d, f, ends) = (self.embedding_dim, self.feed_forward(), ends(self));
+        let products = self.blocks * (4 * d * d + 3 * d * f);
+        ModelSize {
+            parameters: products + ends.parameters + d + self.blocks * 2 * d,
+            product_parameters: products + ends.product_parameters,
+        }
     }
 
     fn mixing(&self) -> Mixing {

@@ -12,7 +12,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, stated_or};
+use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, ends, input_label, stated_or};
 use crate::recipe::Result;
 
 /// LSTM layers, alone or as blocks of a residual network.
@@ -21,6 +21,9 @@ use crate::recipe::Result;
 pub struct LstmConfig {
     /// Rows of the embedding and of the output projection.
     pub vocabulary_size: u64,
+    /// Numbers of a position where inputs are numbers and not tokens: a linear map takes them in place of the embedding,
+    /// and the head is one linear unit. 0: tokens.
+    pub input_width: u64,
     /// Width of the residual and of each LSTM.
     pub embedding_dim: u64,
     /// Layers or blocks: see the form.
@@ -51,6 +54,7 @@ impl Default for LstmConfig {
     fn default() -> Self {
         Self {
             vocabulary_size: 50304,
+            input_width: 0,
             embedding_dim: 1024,
             blocks: 48,
             form: LstmForm::Residual,
@@ -103,6 +107,14 @@ impl Architecture for LstmConfig {
         self.blocks
     }
 
+    fn input_width(&self) -> u64 {
+        self.input_width
+    }
+
+    fn has_dropout(&self) -> bool {
+        true
+    }
+
     fn check(&self, checker: &Checker<'_>) -> Result<()> {
         checker.heads("model.heads", self.heads, self.embedding_dim)?;
         checker.range("model.feed_forward_dim", self.feed_forward_dim, 0, 1 << 20)
@@ -117,15 +129,23 @@ impl Architecture for LstmConfig {
             LstmForm::Block => ("LSTM (Block)", "blocks"),
         };
         let heads = if self.heads > 1 { format!(", {} heads", self.heads) } else { String::new() };
-        format!("{name}, {} {unit}{heads}, width {}", self.blocks, self.embedding_dim)
+        format!(
+            "{name}, {} {unit}{heads}, width {}{}",
+            self.blocks,
+            self.embedding_dim,
+            input_label(self.input_width)
+        )
     }
 
     fn size(&self) -> ModelSize {
-        let (d, v) = (self.embedding_dim, self.vocabulary_size);
+        let (d, ends) = (self.embedding_dim, ends(self));
         let ((lstm, feed), (lstm_matrices, feed_matrices)) = (self.counts(), self.matrices());
-        let products = lstm * lstm_matrices + feed * feed_matrices + v * d;
+        let products = lstm * lstm_matrices + feed * feed_matrices;
         let norms = if self.form == LstmForm::Plain { 0 } else { (lstm + feed + 1) * d };
-        ModelSize { parameters: products + v * d + lstm * 8 * d + norms, product_parameters: products }
+        ModelSize {
+            parameters: products + ends.parameters + lstm * 8 * d + norms,
+            product_parameters: products + ends.product_parameters,
+        }
     }
 
     /// The recurrent products are among those with parameters.

@@ -114,6 +114,17 @@ pub trait Architecture {
     /// Residual blocks.
     fn blocks(&self) -> u64;
 
+    /// Numbers of a position, of a model whose inputs are numbers and not tokens; 0: tokens. Architectures that have the
+    /// option say it in `[model]`.
+    fn input_width(&self) -> u64 {
+        0
+    }
+
+    /// Whether its blocks drop out what they add to the residual where `training.dropout` says so.
+    fn has_dropout(&self) -> bool {
+        false
+    }
+
     /// Refuses options out of range or in contradiction with each other. The three sizes above are checked already.
     ///
     /// # Errors
@@ -168,6 +179,21 @@ pub trait Architecture {
         let _ = setup;
         0
     }
+}
+
+/// What stands before and behind the blocks: an embedding and an output projection of V tokens, 2·V·d; or a linear map of
+/// W numbers and a linear head, each with its bias, W·d + d + V·d + V.
+fn ends(model: &dyn Architecture) -> ModelSize {
+    let (d, v, w) = (model.embedding_dim(), model.vocabulary_size(), model.input_width());
+    match w {
+        0 => ModelSize { parameters: 2 * v * d, product_parameters: v * d },
+        _ => ModelSize { parameters: (w + v) * d + d + v, product_parameters: (w + v) * d },
+    }
+}
+
+/// What a label says of inputs that are numbers.
+fn input_label(width: u64) -> String {
+    if width == 0 { String::new() } else { format!(", inputs of {width} numbers") }
 }
 
 macro_rules! architectures {

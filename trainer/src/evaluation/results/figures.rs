@@ -234,6 +234,97 @@ pub struct Accuracy {
     pub scaled: Option<ScaledAccuracy>,
 }
 
+/// Figures of `xlstm-eval squared-error`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SquaredError {
+    /// Over everything.
+    pub total: ErrorFigures,
+    /// At the last target of each example, where the whole sequence has been seen.
+    pub at_end: EndError,
+    /// Variance of the targets: the mean squared error of the best constant.
+    pub target_variance: f64,
+    /// By the examples' length, ascending; lengths without an example are left out.
+    pub lengths: Vec<ErrorLengths>,
+    /// By the position at which a target stands, from 0, ascending; positions without a target are left out.
+    pub positions: Vec<ErrorPositions>,
+}
+
+/// How far off the targets of some examples are.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ErrorFigures {
+    /// Examples.
+    pub examples: u64,
+    /// Their scored targets.
+    pub targets: u64,
+    /// Sum of the squares of prediction less target.
+    pub squared_error: f64,
+    /// `squared_error / targets`.
+    pub mean_squared_error: f64,
+    /// Its 95 % confidence interval over examples (delta method for a ratio of sums), not below 0; absent where they are
+    /// too few.
+    pub interval: Option<Interval>,
+}
+
+/// How far off the last targets are.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndError {
+    /// Examples, one last target each.
+    pub examples: u64,
+    /// Sum of the squares there.
+    pub squared_error: f64,
+    /// `squared_error / examples`.
+    pub mean_squared_error: f64,
+    /// Its 95 % confidence interval, not below 0; absent where there are too few.
+    pub interval: Option<Interval>,
+}
+
+/// Examples whose length lies in a range.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ErrorLengths {
+    /// Fewest positions that count.
+    pub first: u64,
+    /// Most.
+    pub last: u64,
+    /// Their figures.
+    pub figures: ErrorFigures,
+}
+
+impl ErrorLengths {
+    /// The length, or the range of lengths, in words.
+    #[must_use]
+    pub fn name(&self) -> String {
+        range_name(self.first, self.last)
+    }
+}
+
+/// Targets whose position lies in a range.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ErrorPositions {
+    /// First position, from 0.
+    pub first: u64,
+    /// Last.
+    pub last: u64,
+    /// Targets there.
+    pub targets: u64,
+    /// Sum of their squared errors.
+    pub squared_error: f64,
+    /// `squared_error / targets`.
+    pub mean_squared_error: f64,
+}
+
+impl ErrorPositions {
+    /// The position, or the range of positions, in words.
+    #[must_use]
+    pub fn name(&self) -> String {
+        range_name(self.first, self.last)
+    }
+}
+
 /// Accuracy as the paper's Figure 4 has it: 0 is a guess, 1 is perfect; below a guess it is negative.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

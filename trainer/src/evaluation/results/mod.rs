@@ -30,8 +30,9 @@ use crate::error::{Result, TrainError};
 
 pub use figures::{
     Accuracy, AccuracyFigures, AccuracyLengths, AccuracyPositions, Average, AverageKind, BatchSpeed,
-    Extrapolation, ExtrapolationLength, ExtrapolationText, GenerationTime, Interval, Named, Paloma,
-    PalomaSource, Perplexity, Position, ScaledAccuracy, Statistics, Throughput,
+    EndError, ErrorFigures, ErrorLengths, ErrorPositions, Extrapolation, ExtrapolationLength,
+    ExtrapolationText, GenerationTime, Interval, Named, Paloma, PalomaSource, Perplexity, Position,
+    ScaledAccuracy, SquaredError, Statistics, Throughput,
 };
 
 /// The value of `format`.
@@ -235,6 +236,8 @@ pub enum Results {
     Throughput(Throughput),
     /// `xlstm-eval accuracy`.
     Accuracy(Accuracy),
+    /// `xlstm-eval squared-error`.
+    SquaredError(SquaredError),
 }
 
 #[derive(Deserialize)]
@@ -296,7 +299,7 @@ impl Report {
             Results::Perplexity(results) => Some(results.total.perplexity),
             Results::Paloma(results) => Some(results.total.perplexity),
             Results::Extrapolation(results) => results.lengths.last().map(|length| length.perplexity),
-            Results::Throughput(_) | Results::Accuracy(_) => None,
+            Results::Throughput(_) | Results::Accuracy(_) | Results::SquaredError(_) => None,
         }
     }
 }

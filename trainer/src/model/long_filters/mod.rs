@@ -100,7 +100,16 @@ impl Shell {
         let norm = Norm::layer(builder, "backbone.ln_f", d, NORM_EPSILON)?;
         let output = table(builder, "lm_head.weight", Decay::Yes)?;
         let (position_embedding, embedding_norm) = (None, None);
-        Ok(Parts { embedding, position_embedding, embedding_norm, blocks, norm, output, positional: false })
+        Ok(Parts {
+            embedding,
+            biases: None,
+            position_embedding,
+            embedding_norm,
+            blocks,
+            norm,
+            output,
+            positional: false,
+        })
     }
 }
 

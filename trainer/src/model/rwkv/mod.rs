@@ -61,7 +61,16 @@ fn build<N: RwkvVersion>(config: &RwkvConfig<N>, builder: &mut Builder) -> Resul
     let gain = 0.5 * (vocabulary as f64 / d as f64).sqrt();
     let head = builder.values(|| orthogonal([vocabulary, d], gain))?;
     let output = builder.add("head.weight".into(), &[vocabulary, d], &head, Decay::Yes)?;
-    Ok(Parts { embedding, position_embedding: None, embedding_norm, blocks, norm, output, positional: false })
+    Ok(Parts {
+        embedding,
+        biases: None,
+        position_embedding: None,
+        embedding_norm,
+        blocks,
+        norm,
+        output,
+        positional: false,
+    })
 }
 
 /// A random matrix with orthogonal rows or columns, times `gain`.

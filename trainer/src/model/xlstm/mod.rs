@@ -3,7 +3,8 @@
 //! ```text
 //! tokens ─► token_embedding ─► blocks (mLSTM | sLSTM, pre-norm, residual) ─► post_blocks_norm ─► lm_head (untied)
 //! ```
-//! No positional encoding, no dropout. Norm weights are stored as residuals (scale `1 + w`). Weight decay follows the
+//! No positional encoding. Dropout, where a recipe asks for it, is on what a cell and a feed-forward add to the residual.
+//! Norm weights are stored as residuals (scale `1 + w`). Weight decay follows the
 //! official package: it applies to matrices and convolutions, not to norms, biases, the skip, the sLSTM's recurrent
 //! weights, or the token embedding.
 
@@ -20,7 +21,7 @@ use xlstm_manifests::recipe::{BlockKind, ForgetGate, SlstmFunction, XlstmConfig}
 use super::block::{Block, BlockState};
 use super::network::{Network, Parts};
 use super::normalization::Norm;
-use super::parameters::{Builder, Decay, Init, small_init};
+use super::parameters::{Builder, Decay, Init, InputMap, small_init};
 use super::{product, signed};
 use crate::error::Result;
 use crate::tensor_file::TensorFile;
@@ -37,8 +38,13 @@ impl Network for XlstmConfig {
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         let (width, vocabulary) = (signed(self.embedding_dim), signed(self.vocabulary_size));
         let small = small_init(self.embedding_dim);
-        let embedding =
-            builder.add("token_embedding.weight".into(), &[vocabulary, width], &small, Decay::No)?;
+        let (embedding, input_bias) = builder.input(&InputMap {
+            name: "token_embedding.weight",
+            vocabulary,
+            width,
+            init: &small,
+            numbers: self.input_width,
+        })?;
         let mut blocks: Vec<Box<dyn Block>> = Vec::new();
         for index in 0..self.blocks {
             let prefix = format!("xlstm_block_stack.blocks.{index}");
@@ -50,8 +56,10 @@ impl Network for XlstmConfig {
         }
         let weight = norm_weight(builder, "xlstm_block_stack.post_blocks_norm.weight".into(), width)?;
         let output = builder.add("lm_head.weight".into(), &[vocabulary, width], &small, Decay::Yes)?;
+        let biases = builder.biases(input_bias, vocabulary)?;
         Ok(Parts {
             embedding,
+            biases,
             position_embedding: None,
             embedding_norm: None,
             blocks,
@@ -62,6 +70,9 @@ impl Network for XlstmConfig {
     }
 
     fn fused_obstacle(&self, device: Device, request: &Request) -> Result<Option<String>> {
+        if self.input_width > 0 {
+            return Ok(Some("inputs and targets are numbers".into()));
+        }
         let (scalar, matrix) = (!self.slstm_at.is_empty(), (self.slstm_at.len() as u64) < self.blocks);
         for (used, cell) in [(matrix, FusedCell::Mlstm), (scalar, FusedCell::Slstm)] {
             if let Some(obstacle) = cuda::supports(device, cell, request).err().filter(|_| used) {
@@ -85,7 +96,8 @@ impl Network for XlstmConfig {
     }
 
     fn foreign_metadata(&self, context_length: u64) -> BTreeMap<String, String> {
-        official::metadata(self, context_length)
+        // The official package has models of tokens alone.
+        if self.input_width > 0 { BTreeMap::new() } else { official::metadata(self, context_length) }
     }
 
     fn canonical(&self, file: &TensorFile, prefix: &str, name: &str, tensor: Tensor) -> Result<Tensor> {

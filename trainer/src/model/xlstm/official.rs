@@ -127,6 +127,7 @@ pub fn config_from_json(path: &Path, text: &str) -> Result<ModelConfig> {
     };
     let (heads, convolution) = (size("num_heads", Some(4))?, size("conv1d_kernel_size", Some(4))?);
     let config = XlstmConfig {
+        input_width: 0,
         vocabulary_size: size("vocab_size", None)?,
         embedding_dim: size("embedding_dim", None)?,
         blocks: size("num_blocks", None)?,

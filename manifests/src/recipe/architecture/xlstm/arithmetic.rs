@@ -9,7 +9,9 @@
 //! Numbers in the paper's table 7 are reproduced to the parameter with a vocabulary of 50304.
 
 use super::{BlockKind, ForgetGate, GateWeights, SlstmFunction, XlstmConfig};
-use crate::recipe::architecture::{ActivationSetup, Architecture, Checker, Mixing, ModelSize};
+use crate::recipe::architecture::{
+    ActivationSetup, Architecture, Checker, Mixing, ModelSize, ends, input_label,
+};
 use crate::recipe::{ComputePath, Result};
 
 impl Architecture for XlstmConfig {
@@ -23,6 +25,14 @@ impl Architecture for XlstmConfig {
 
     fn blocks(&self) -> u64 {
         self.blocks
+    }
+
+    fn input_width(&self) -> u64 {
+        self.input_width
+    }
+
+    fn has_dropout(&self) -> bool {
+        true
     }
 
     fn check(&self, checker: &Checker<'_>) -> Result<()> {
@@ -66,14 +76,16 @@ impl Architecture for XlstmConfig {
         let cells = if with_lstm { " with LSTM cells in place of sLSTM" } else { "" };
         let (matrix, scalar) = ratio(self.blocks, &at);
         format!(
-            "xLSTM[{matrix}:{scalar}]{cells}, {} blocks{positions}, width {}",
-            self.blocks, self.embedding_dim
+            "xLSTM[{matrix}:{scalar}]{cells}, {} blocks{positions}, width {}{}",
+            self.blocks,
+            self.embedding_dim,
+            input_label(self.input_width)
         )
     }
 
     fn size(&self) -> ModelSize {
-        let (d, v) = (self.embedding_dim, self.vocabulary_size);
-        let mut size = ModelSize { parameters: 2 * v * d + d, product_parameters: v * d };
+        let mut size = ends(self);
+        size.parameters += self.embedding_dim;
         for index in 0..self.blocks {
             let (parameters, products) =
                 if self.is_slstm(index) { self.slstm_block() } else { self.mlstm_block() };

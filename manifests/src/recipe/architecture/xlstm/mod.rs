@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 pub struct XlstmConfig {
     /// Rows of the embedding and of the output projection; the paper pads GPT-2's 50257 to a multiple of 64.
     pub vocabulary_size: u64,
+    /// Numbers of a position where inputs are numbers and not tokens: a linear map takes them in place of the embedding,
+    /// and the head is one linear unit. 0: tokens.
+    pub input_width: u64,
     /// Width of the residual.
     pub embedding_dim: u64,
     /// Blocks.
@@ -170,6 +173,7 @@ impl Default for XlstmConfig {
     fn default() -> Self {
         Self {
             vocabulary_size: 50304,
+            input_width: 0,
             embedding_dim: 1024,
             blocks: 48,
             slstm_at: vec![3, 5, 7, 40, 42, 44],
