@@ -50,7 +50,7 @@ fn every_token_of_every_row_leads_to_its_text() {
             let report = row(&built, number, Some(token));
             assert!(report.row.as_ref().unwrap().proved && report.problems.is_empty(), "{report:#?}");
             let found = report.token.as_ref().unwrap();
-            assert_eq!(found.id, dataset.row(number).unwrap().tokens()[token as usize]);
+            assert_eq!(found.id, Some(dataset.row(number).unwrap().tokens()[token as usize]));
             let document = report.documents.iter().find(|d| d.document == found.document).unwrap();
             let text = text_of(&built, &document.input.path, document.record);
             let SourceTrace::Agrees { text: source, .. } = &found.source else { panic!("{report:#?}") };

@@ -195,7 +195,7 @@ pub(crate) fn build(recipe: &Recipe) -> Built {
     let (shards, tokens_root) = match recipe.layout {
         Layout::Packed => write_packed(&built.split(), recipe, &prepared),
         Layout::Documents => write_documents(&built.split(), recipe, &prepared),
-        Layout::Examples => panic!("these sources are text"),
+        Layout::Examples | Layout::Vectors => panic!("these sources are text"),
     };
     let mut documents = MerkleTree::new();
     for p in &prepared {

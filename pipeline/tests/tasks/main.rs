@@ -221,10 +221,10 @@ fn a_nearest_neighbor_changes_only_when_a_nearer_one_comes() {
     for sample in vectors(&*task, Split::Test, 500) {
         let prompt = prompt_of(&sample);
         let product = |t: usize| prompt[0][0] * prompt[t][0] + prompt[0][1] * prompt[t][1];
-        for t in 2..sample.length {
+        for (t, vector) in prompt.iter().enumerate().skip(2) {
             let before = (1..t).map(product).fold(f64::NEG_INFINITY, f64::max);
             let expected =
-                if product(t) > before { Some(prompt[t][2]) } else { sample.targets[t - 1].map(f64::from) };
+                if product(t) > before { Some(vector[2]) } else { sample.targets[t - 1].map(f64::from) };
             assert_eq!(sample.targets[t].map(f64::from), expected);
         }
     }

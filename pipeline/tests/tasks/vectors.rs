@@ -5,9 +5,9 @@ use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::Float32Type;
-use arrow_array::{Array, RecordBatch};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 use xlstm_manifests::rows::{Rows, Sequences};
