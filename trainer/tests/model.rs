@@ -8,9 +8,7 @@ use xlstm_manifests::recipe::{
     WeightInit, XlstmConfig,
 };
 use xlstm_trainer::TrainError;
-use xlstm_trainer::model::{
-    Dropout, Generation, Model, ModelState, Placement, Sampling, TargetCount, export, import,
-};
+use xlstm_trainer::model::{Generation, Model, ModelState, Placement, Sampling, TargetCount, export, import};
 use xlstm_trainer::tensor_file;
 
 fn config() -> XlstmConfig {
@@ -421,41 +419,5 @@ fn numbers_go_through_linear_maps_to_a_mean_squared_error() {
         assert_close(&again.loss(&inputs, &targets, None).unwrap().loss, &output.loss.detach());
         let refused = Generation::new(&model, &[vec![0]], Sampling::default()).err().unwrap().to_string();
         assert!(refused.contains("found one of numbers"), "{refused}");
-    }
-}
-
-/// What is dropped out is a share of what blocks add, drawn by the seed, and nothing outside of training.
-#[test]
-fn dropout_is_drawn_by_its_seed_and_changes_nothing_else() {
-    let mut every: Vec<ModelConfig> = vec![config().into()];
-    let mut post = config();
-    post.slstm_at = vec![];
-    post.mlstm.block = BlockKind::PostUpProjection;
-    every.push(post.into());
-    every.extend(["architecture = \"lstm\"\nform = \"block\"", "architecture = \"llama\"\nheads = 2"].map(
-        |text| {
-            toml::from_str(&format!("{text}\nvocabulary_size = 40\nembedding_dim = 16\nblocks = 2")).unwrap()
-        },
-    ));
-    for config in every {
-        assert!(config.has_dropout());
-        let model = Model::new(&config, placement(), 3).unwrap();
-        let (inputs, targets) = (tokens(4, 12), tokens(4, 12));
-        let count = TargetCount::Known(48);
-        let loss = |dropout| {
-            let output = model.training_loss(&inputs, &targets, None, count, dropout).unwrap();
-            f64::try_from(output.loss.detach()).unwrap()
-        };
-        let drawn = |rate, seed| loss(Some(Dropout { rate, seed }));
-        let name = config.architecture_name();
-        assert_eq!(drawn(0.3, 1), drawn(0.3, 1), "{name}");
-        assert_ne!(drawn(0.3, 1), drawn(0.3, 2), "{name}");
-        assert_ne!(drawn(0.3, 1), loss(None), "{name}");
-        assert_eq!(drawn(0.0, 1), loss(None), "{name}");
-        // The rest is scaled up: the mean of a first-order effect stays, so many draws lie around the loss without.
-        let draws: Vec<f64> = (0..40).map(|seed| drawn(0.02, seed)).collect();
-        let mean = draws.iter().sum::<f64>() / 40.0;
-        let spread = (draws.iter().map(|draw| (draw - mean).powi(2)).sum::<f64>() / 39.0).sqrt();
-        assert!((mean - loss(None)).abs() < spread, "{name}: {mean} around {} ± {spread}", loss(None));
     }
 }
