@@ -25,6 +25,7 @@ pub mod canonical;
 pub mod catalog;
 pub mod checksums;
 pub mod dataset;
+mod dataset_ref;
 pub mod digest;
 pub mod documents;
 pub mod error;

@@ -21,18 +21,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use xlstm_manifests::Sha256Digest;
-
+use super::secret::{NUMBER, Secret, random, same};
 use crate::error::{Result, TrainError};
-
-/// The variable that holds the secret of ranks on several machines.
-pub(super) const SECRET: &str = "XLSTM_STORE_SECRET";
-/// The fewest characters of a secret that somebody chose.
-const MIN_SECRET: usize = 16;
 
 /// What a gate sends first; the version of these few messages is in it.
 const HELLO: &[u8; 16] = b"xlstm store 1\r\n\0";
-const NUMBER: usize = 32;
 /// The longest that a stranger may take to prove itself.
 const PROOF: Duration = Duration::from_secs(10);
 /// Connections at a time, and those of them that have not proved themselves.
@@ -42,72 +35,6 @@ const MAX_STRANGERS: usize = 128;
 const BURST: f64 = (64 << 20) as f64;
 const RATE: f64 = (1 << 20) as f64;
 const STACK: usize = 128 << 10;
-
-/// What all ranks of a run know, and nobody else.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Secret(Vec<u8>);
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("Secret(not shown)")
-    }
-}
-
-impl Secret {
-    /// A text that somebody chose.
-    ///
-    /// # Errors
-    /// When it is short enough to be guessed.
-    pub(super) fn new(text: &str) -> Result<Self> {
-        let text = text.trim();
-        if text.len() < MIN_SECRET {
-            return Err(TrainError::Usage(format!(
-                "expected at least {MIN_SECRET} characters in {SECRET}, found {}: make it with `openssl rand -hex 32`",
-                text.len()
-            )));
-        }
-        Ok(Self(text.as_bytes().to_vec()))
-    }
-
-    /// That of ranks which were started by hand on one machine without one: whoever else is on the machine knows it too.
-    pub(super) fn of_this_machine() -> Self {
-        Self(b"this machine".to_vec())
-    }
-
-    /// A new one, as text for children.
-    ///
-    /// # Errors
-    /// When the system gives no random bytes.
-    pub(super) fn random() -> Result<String> {
-        Ok(random()?.iter().map(|byte| format!("{byte:02x}")).collect())
-    }
-
-    /// HMAC-SHA256 of `parts`, one after the other.
-    fn proof(&self, parts: &[&[u8]]) -> [u8; 32] {
-        const BLOCK: usize = 64;
-        let mut key = [0; BLOCK];
-        let hashed = Sha256Digest::of(&self.0).0;
-        let short = if self.0.len() > BLOCK { &hashed[..] } else { &self.0[..] };
-        key[..short.len()].copy_from_slice(short);
-        let keyed = |pad: u8, message: &[u8]| {
-            let mut bytes: Vec<u8> = key.iter().map(|byte| byte ^ pad).collect();
-            bytes.extend_from_slice(message);
-            Sha256Digest::of(&bytes).0
-        };
-        keyed(0x5c, &keyed(0x36, &parts.concat()))
-    }
-}
-
-fn random() -> Result<[u8; NUMBER]> {
-    let mut number = [0; NUMBER];
-    fs_err::File::open("/dev/urandom")?.read_exact(&mut number)?;
-    Ok(number)
-}
-
-/// Whether two proofs are the same, in a time that does not tell how far they agree.
-fn same(left: &[u8; 32], right: &[u8; 32]) -> bool {
-    left.iter().zip(right).fold(0, |differ, (left, right)| differ | (left ^ right)) == 0
-}
 
 /// Whether `host` is a name of this machine's loopback interface.
 pub(super) fn is_loopback(host: &str) -> bool {
@@ -374,17 +301,6 @@ mod tests {
     fn way(port: u16, secret: Option<&str>, seconds: u64) -> Way {
         let secret = secret.map(|text| Secret::new(text).unwrap());
         Way { host: "127.0.0.1".into(), port, secret, timeout: Duration::from_secs(seconds) }
-    }
-
-    #[test]
-    fn hmac_is_that_of_rfc_4231() {
-        let secret = Secret(b"Jefe".to_vec());
-        let proof = secret.proof(&[b"what do ya want ", b"for nothing?"]);
-        let hex: String = proof.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
-        let long = Secret(vec![0xaa; 131]);
-        let proof = long.proof(&[b"Test Using Larger Than Block-Size Key - Hash Key First"]);
-        assert_eq!(proof[..4], [0x60, 0xe4, 0x31, 0x59]);
     }
 
     #[test]

@@ -21,7 +21,8 @@ use xlstm_manifests::printable;
 
 use super::beats::write_end;
 use super::environment::{MARK, Place, place};
-use super::gate::{self, Secret};
+use super::gate;
+use super::secret::{SECRET, Secret};
 use super::{GRACE, Options, prefix, prefix_of};
 use crate::error::{Result, TrainError};
 use crate::signals::Signals;
@@ -104,7 +105,7 @@ impl Ranks {
             .env("LOCAL_WORLD_SIZE", world.to_string())
             .env("MASTER_ADDR", "127.0.0.1")
             .env("MASTER_PORT", self.port.to_string())
-            .env(gate::SECRET, &self.secret)
+            .env(SECRET, &self.secret)
             .env("TORCHELASTIC_USE_AGENT_STORE", "True")
             .env("TORCHELASTIC_RESTART_COUNT", "0")
             .env(MARK, "1")

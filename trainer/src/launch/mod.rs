@@ -18,6 +18,7 @@ mod gate;
 mod hosts;
 mod local;
 mod processes;
+mod secret;
 mod watch;
 
 use std::cell::RefCell;
@@ -32,8 +33,9 @@ pub use hosts::first_host;
 pub use local::start_local;
 
 use self::beats::{Member, beat_key};
-use self::gate::{Secret, Way};
+use self::gate::Way;
 use self::processes::Processes;
+use self::secret::{SECRET, Secret};
 use self::watch::{Shared, Watch};
 use crate::communicator::{Communicator, SingleProcess};
 use crate::error::{Result, TrainError};
@@ -167,16 +169,14 @@ fn secret(place: &Place) -> Result<Option<Secret>> {
     if place.launcher_holds_store && !ours {
         return Ok(None);
     }
-    match variable(gate::SECRET) {
+    match variable(SECRET) {
         Some(text) => Secret::new(&text).map(Some),
         None if gate::is_loopback(&place.host) => Ok(Some(Secret::of_this_machine())),
         None => Err(TrainError::Usage(format!(
             "expected the run's secret in {}, because rank 0 at {} is reached over the network, found none: set it to \
              the same random text for all ranks (`export {}=$(openssl rand -hex 32)` before srun; with mpirun hand it \
              on as MASTER_ADDR), so that nobody else can write into the run's store",
-            gate::SECRET,
-            place.host,
-            gate::SECRET
+            SECRET, place.host, SECRET
         ))),
     }
 }
