@@ -24,7 +24,7 @@ struct MlstmProblem {
   T* read;  // (B, T, H): n·q of every step, which the backward pass needs
   T* states;  // (chunks, H, K, V)
   T* normalizers;  // (chunks, H, K)
-  T* final_matrix;  // (B, H, K, V)
+  T* final_matrix;  // (B, H, K, V); may be null, with the next two: nobody wants the last state
   T* final_normalizer;  // (B, H, K)
   T* final_maximum;  // (B, H)
 };

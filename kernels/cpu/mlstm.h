@@ -84,7 +84,8 @@ static Plan make_plan(const MlstmProblem<T>& p) {
                    if (index > 0 && !plan.chunks[index - 1].is_last) {
                      plan.chunks[index - 1].is_saved = has_state;
                    }
-                   plan.chunks[index++] = Chunk{b, start, length, has_state, is_last, is_last};
+                   const bool is_saved = is_last && p.final_matrix != nullptr;
+                   plan.chunks[index++] = Chunk{b, start, length, has_state, is_saved, is_last};
                  });
   return plan;
 }

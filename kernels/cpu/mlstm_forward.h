@@ -129,7 +129,7 @@ static void mlstm_forward(const MlstmProblem<T>* problem) {
       read_chunk(p, s, plan.chunks[task / p.heads], task / p.heads, task % p.heads);
     }
   }
-  for (long b = 0; b < p.batch; ++b) {
+  for (long b = 0; p.final_maximum != nullptr && b < p.batch; ++b) {
     for (long h = 0; h < p.heads; ++h) {
       p.final_maximum[b * p.heads + h] =
           static_cast<T>(s.maximum[(b * p.heads + h) * p.time + p.time - 1]);

@@ -70,7 +70,7 @@ class Kernels:
 
         def backward():
             self.launch(cubin, "conv_projections_backward", (-(-width // 64), grid(runs[1]), 1), 128, p[1])
-            self.launch(self.sums, "column_sums", (-(-columns // 32), 1, 1), 256, total)
+            self.launch(self.sums, "column_sums", (-(-columns // 32), 1, 1), 1024, total)
             blocks, gate, conv = sums.split([12 * width, 2 * gates * width, 5 * width])
             conv = conv.view(width, 5)
             own = [past["window_gradient"]] if past else []

@@ -22,7 +22,7 @@ def structure(name, *fields):
 
 
 pointers = lambda names: [(n, P) for n in names.split()]
-Conv = structure("Conv", ("batch", INT), ("tokens", INT), ("width", INT), ("input_stride", I64),
+Conv = structure("Conv", ("batch", INT), ("tokens", INT), ("width", INT), ("run", INT), ("input_stride", I64),
                  *pointers("input weight bias output output_gradient added input_gradient partial"))
 Norm = structure("Norm", ("heads", INT), ("tokens_per_warp", INT), ("tokens", I64), ("epsilon", F32), ("gate_stride", I64),
                  *pointers("input weight skip branch gate output statistics output_gradient input_gradient "
@@ -55,7 +55,7 @@ class Kernels:
     def sum_columns(self, values):
         sums = poisoned(values, values.shape[1])
         parameters = fill(Columns, {"values": values, "sums": sums}, rows=values.shape[0], columns=values.shape[1])
-        self.launch("column_sums", (-(-values.shape[1] // 32), 1, 1), 256, parameters)
+        self.launch("column_sums", (-(-values.shape[1] // 32), 1, 1), 1024, parameters)
         return sums
 
     def conv(self, x, weight, bias, dy):
@@ -64,7 +64,7 @@ class Kernels:
         made = {"output": poisoned(x), "input_gradient": poisoned(x),
                 "partial": poisoned(weight, batch * runs, width * 5)}
         p = fill(Conv, {"input": x, "weight": weight, "bias": bias, "output_gradient": dy, **made},
-                 batch=batch, tokens=tokens, width=width, input_stride=width)
+                 batch=batch, tokens=tokens, width=width, run=RUN, input_stride=width)
 
         def forward():
             self.launch("conv_silu", (blocks, runs, batch), 64, p)

@@ -25,12 +25,12 @@ DEVICE float silu_slope(float x, float gate) { return gate * (1.0f + x * (1.0f -
 // ---- causal depthwise convolution of width 4, then SiLU ------------------------------------------------------
 //
 //   pre_t = bias + sum_j w_j x_{t - 3 + j},   y_t = silu(pre_t);   x before the first token is zero.
-// A thread keeps eight channels and walks over RUN tokens with the last inputs in registers.
+// A thread keeps eight channels and walks over a run of tokens with the last inputs in registers.
 
-static constexpr int TAPS = 4, RUN = 64;
+static constexpr int TAPS = 4;
 
 struct ConvParameters {
-    int batch, tokens, width;
+    int batch, tokens, width, run;  // run: tokens of a thread
     i64 input_stride;     // of `input` and `input_gradient`, from token to token
     const Element* input;    // [B, T, D]
     const float* weight;  // [D, 4]
@@ -92,14 +92,14 @@ struct ConvThread {
 };
 
 extern "C" __global__ void __launch_bounds__(64) conv_silu(const __grid_constant__ ConvParameters p) {
-    const int channel = (blockIdx.x * 64 + threadIdx.x) * 8, first = blockIdx.y * RUN;
+    const int channel = (blockIdx.x * 64 + threadIdx.x) * 8, first = blockIdx.y * p.run;
     if (channel >= p.width) return;
     const i64 offset = (i64)blockIdx.z * p.tokens * p.width + channel;
     const i64 input_offset = (i64)blockIdx.z * p.tokens * p.input_stride + channel;
     ConvThread<Eight> thread;
     thread.load_parameters(p, channel);
     for (int t = first - TAPS + 1; t < first; t++) thread.take(p, p.input + input_offset, t, channel);
-    const int end = min(first + RUN, p.tokens);
+    const int end = min(first + p.run, p.tokens);
 #pragma unroll 4
     for (int t = first; t < end; t++) {
         thread.take(p, p.input + input_offset, t, channel);
@@ -116,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(64) conv_silu(const __grid_constant
 // dx_s = sum_j w_j dpre_{s + 3 - j}: the run is walked three tokens further, and the parameters' sums take only the
 // run's own tokens. Four channels a thread: with eight, registers left too few warps to hide the loads.
 extern "C" __global__ void __launch_bounds__(128) conv_silu_backward(const __grid_constant__ ConvParameters p) {
-    const int channel = (blockIdx.x * 128 + threadIdx.x) * 4, first = blockIdx.y * RUN;
+    const int channel = (blockIdx.x * 128 + threadIdx.x) * 4, first = blockIdx.y * p.run;
     if (channel >= p.width) return;
     const i64 offset = (i64)blockIdx.z * p.tokens * p.width + channel;
     const i64 input_offset = (i64)blockIdx.z * p.tokens * p.input_stride + channel;
@@ -130,13 +130,13 @@ extern "C" __global__ void __launch_bounds__(128) conv_silu_backward(const __gri
     for (int t = first - TAPS + 1; t < first; t++) thread.take(p, p.input + input_offset, t, channel);
     u32 begun = 0;  // bit k: whether token t - k begins anew
 #pragma unroll 4
-    for (int t = first; t < first + RUN + TAPS - 1; t++) {
+    for (int t = first; t < first + p.run + TAPS - 1; t++) {
         begun = begun << 1 | (p.begins(t) ? 1u : 0u);
         thread.take(p, p.input + input_offset, t, channel);
         Four gradient;
         gradient.clear();
         if (t < p.tokens) gradient.load(p.output_gradient + offset + (i64)t * p.width);
-        const bool own = t < first + RUN;
+        const bool own = t < first + p.run;
 #pragma unroll
         for (int tap = 0; tap < TAPS - 1; tap++) slope[tap] = slope[tap + 1];
         Four dx;

@@ -1,4 +1,4 @@
-// sLSTM and LSTM in float32 over a whole sequence in one launch: a block computes one head for a few sequences.
+// sLSTM and LSTM over a whole sequence in one launch, in float32 on activations of float32 or bf16: a block computes one head for a few sequences.
 //
 // For heads whose recurrent matrix R (16 D^2 bytes) one multiprocessor can hold or stream: those of the paper's synthetic
 // tasks (section 4.1), 8 to 128 units, and at falling speed up to 640. Products are float32 (`fma`): at these sizes a step is latency, and
@@ -29,6 +29,9 @@
 #ifndef LSTM
 #define LSTM 0  // 1: the LSTM instead of the sLSTM
 #endif
+#ifndef BF16
+#define BF16 0  // 1: x, h and their gradients are bf16 in memory; what is computed stays float32
+#endif
 #ifndef CACHED
 #define CACHED 64  // floats of R that a thread may keep in registers
 #endif
@@ -39,21 +42,31 @@ static constexpr int KEPT = 4 * D / SLICES <= CACHED ? CHUNKS : CACHED / (4 * VE
 static_assert(D % (2 * SLICES) == 0 && ROWS % SLICES == 0 && D % 4 == 0 && THREADS <= 1024, "work per thread");
 static constexpr int VALUES = 7;  // of a unit and step, for the backward pass
 
+#if BF16
+typedef bf16 Activation;
+#else
+typedef float Activation;
+#endif
+DEVICE float read(float x) { return x; }
+DEVICE float read(bf16 x) { return to_float(x); }
+DEVICE void write(float* to, float x) { *to = x; }
+DEVICE void write(bf16* to, float x) { *to = to_bf16(x); }
+
 struct RecurrentParameters {
     int batch, tokens, heads, exponential_forget;
     float clip;      // of the gradient through R; 0: none
     int splits;      // of the sum over N in the weights' gradient
-    const float* input;      // x: [B, T, 4, H, D], gates in the order i, f, z, o
+    const Activation* input;  // x: [B, T, 4, H, D], gates in the order i, f, z, o
     const float* recurrent;  // R: [H, D from, 4, D to]
     const float* bias;       // b: [4, H, D]
     const unsigned char* resets;  // [B, T], or null
     const float* state;      // h, c, n, m before the first step: [4, B, H, D], or null for zeros
-    float* output;           // h: [B, T, H, D]
+    Activation* output;      // h: [B, T, H, D]
     float* saved;  // i', f', tanh z, sigmoid o, d log f' / df, c, n (LSTM: i, f, z, o, tanh c, c): [B, T, H, 7, D]; or null
     float* last;   // as `state`, after the last step; or null
-    const float* output_gradient;  // [B, T, H, D]
+    const Activation* output_gradient;  // [B, T, H, D]
     const float* last_gradient;    // as `last`, or null for zeros
-    float* input_gradient;         // as `input`
+    Activation* input_gradient;    // as `input`
     float* state_gradient;         // as `state`, or null
     float* recurrent_gradient;     // [splits, H, D from, 4, D to]
     float* bias_gradient;          // [splits, 4, H, D]
@@ -146,7 +159,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) recurrent_forward(const __
 #pragma unroll
     for (int number = 0; number < KEPT; number++) load_weights(number, kept[number]);
 
-    float bias[4], c[PER], n[PER], m[PER], input[PER][4];
+    float bias[4], c[PER], n[PER], m[PER];
+    Activation input[PER][4];  // as it lies in memory: a conversion would wait for the load
     bool reset[PER];
 #pragma unroll
     for (int gate = 0; gate < 4; gate++) bias[gate] = p.bias[(gate * p.heads + head) * D + unit];
@@ -167,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) recurrent_forward(const __
             const i64 token = (i64)(first + r) * p.tokens + t;
 #pragma unroll
             for (int gate = 0; gate < 4; gate++)
-                input[r][gate] = valid ? p.input[((token * 4 + gate) * p.heads + head) * D + unit] : 0.0f;
+                input[r][gate] = valid ? p.input[((token * 4 + gate) * p.heads + head) * D + unit] : Activation(0);
             reset[r] = p.resets != nullptr && valid && p.resets[token] != 0;
         }
     };
@@ -180,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) recurrent_forward(const __
         for (int r = 0; r < PER; r++) {
             float raw[4];
 #pragma unroll
-            for (int gate = 0; gate < 4; gate++) raw[gate] = input[r][gate] + bias[gate] + (reset[r] ? 0.0f : sums[r * 4 + gate]);
+            for (int gate = 0; gate < 4; gate++) raw[gate] = read(input[r][gate]) + bias[gate] + (reset[r] ? 0.0f : sums[r * 4 + gate]);
             if (reset[r]) c[r] = n[r] = m[r] = 0.0f;
             const float z = tanhf(raw[2]), o = logistic(raw[3]);
             float i, f, extra;
@@ -212,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) recurrent_forward(const __
         for (int r = 0; r < PER; r++) {
             if (first + r >= p.batch) continue;
             const i64 at = (((i64)(first + r) * p.tokens + t) * p.heads + head) * D;
-            p.output[at + unit] = h[r];
+            write(p.output + at + unit, h[r]);
             if (p.saved == nullptr) continue;
 #pragma unroll
             for (int value = 0; value < (LSTM ? 6 : 7); value++) p.saved[at * VALUES + value * D + unit] = values[r][value];
@@ -247,6 +261,38 @@ DEVICE void load_wide(float* to, const float* from) {
         to[0] = *from;
     }
 }
+// WIDE activations as they lie in memory: a conversion would wait for the load.
+struct Raw {
+    static constexpr int BYTES = WIDE * sizeof(Activation), WORDS = (BYTES + 3) / 4;
+    u32 words[WORDS] = {};
+    DEVICE void load(const Activation* from) {
+        if constexpr (BYTES == 16) {
+            const uint4 read = *reinterpret_cast<const uint4*>(from);
+            words[0] = read.x, words[1] = read.y, words[2] = read.z, words[3] = read.w;
+        } else if constexpr (BYTES == 8) {
+            const uint2 read = *reinterpret_cast<const uint2*>(from);
+            words[0] = read.x, words[1] = read.y;
+        } else if constexpr (BYTES == 4) {
+            words[0] = *reinterpret_cast<const u32*>(from);
+        } else {
+            words[0] = *reinterpret_cast<const bf16*>(from);
+        }
+    }
+    DEVICE float value(int index) const {
+        if constexpr (sizeof(Activation) == 4)
+            return __uint_as_float(words[index]);
+        else
+            return index % 2 == 0 ? low_float(words[index / 2]) : high_float(words[index / 2]);
+    }
+};
+DEVICE void store_wide(bf16* to, const float* from) {
+    if constexpr (WIDE == 4)
+        *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]));
+    else if constexpr (WIDE == 2)
+        *reinterpret_cast<u32*>(to) = pack_bf16(from[0], from[1]);
+    else
+        *to = to_bf16(*from);
+}
 DEVICE void store_wide(float* to, const float* from) {
     if constexpr (WIDE == 4)
         *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
@@ -254,6 +300,14 @@ DEVICE void store_wide(float* to, const float* from) {
         *reinterpret_cast<float2*>(to) = make_float2(from[0], from[1]);
     else
         *to = *from;
+}
+
+// Zeros for what is not there.
+DEVICE void load(float (&to)[PER], const float* from, bool valid, int group, i64 at) {
+    float found[WIDE] = {};
+    if (valid) load_wide(found, from + at);
+#pragma unroll
+    for (int e = 0; e < WIDE; e++) to[group * WIDE + e] = found[e];
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) recurrent_backward(const __grid_constant__ RecurrentParameters p) {
@@ -276,15 +330,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) recurrent_backward(const _
     auto local_row = [&](int group) { return (slice * PER + group * WIDE) / 4; };
     auto row_of = [&](int group) { return (int)blockIdx.x * ROWS + local_row(group); };
     const i64 state_size = (i64)p.batch * p.heads * D;
-    float dc[PER] = {}, dn[PER] = {}, dm[PER] = {}, dh[PER] = {}, given[PER], values[PER][5], c[PER], n[PER], c_before[PER], n_before[PER];
+    float dc[PER] = {}, dn[PER] = {}, dm[PER] = {}, dh[PER] = {}, values[PER][5], c[PER], n[PER], c_before[PER], n_before[PER];
+    Raw given[GROUPS];
     bool reset[GROUPS], reset_after[GROUPS] = {};
-    // Zeros for what is not there.
-    auto load = [&](float (&to)[PER], const float* from, bool valid, int group, i64 at) {
-        float read[WIDE] = {};
-        if (valid) load_wide(read, from + at);
-#pragma unroll
-        for (int e = 0; e < WIDE; e++) to[group * WIDE + e] = read[e];
-    };
     auto load_before = [&](int t) {
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
@@ -306,13 +354,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) recurrent_backward(const _
         for (int group = 0; group < GROUPS; group++) {
             const i64 row = row_of(group), at = ((row * p.tokens + t) * p.heads + head) * D;
             const bool valid = row < p.batch;
-            load(given, p.output_gradient, valid, group, at + unit);
-            float read[5][WIDE] = {};
+            given[group] = Raw();
+            if (valid) given[group].load(p.output_gradient + at + unit);
+            float found[5][WIDE] = {};
 #pragma unroll
             for (int value = 0; value < 5; value++) {
-                if (valid) load_wide(read[value], p.saved + at * VALUES + value * D + unit);
+                if (valid) load_wide(found[value], p.saved + at * VALUES + value * D + unit);
 #pragma unroll
-                for (int e = 0; e < WIDE; e++) values[group * WIDE + e][value] = read[value][e];
+                for (int e = 0; e < WIDE; e++) values[group * WIDE + e][value] = found[value][e];
             }
             reset[group] = p.resets != nullptr && valid && p.resets[row * p.tokens + t] != 0;
         }
@@ -347,7 +396,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) recurrent_backward(const _
 #pragma unroll
         for (int r = 0; r < PER; r++) {
             const bool forgotten = reset[r / WIDE];
-            const float gradient = dh[r] + given[r], i = values[r][0], f = values[r][1], z = values[r][2], o = values[r][3];
+            const float gradient = dh[r] + given[r / WIDE].value(r % WIDE), i = values[r][0], f = values[r][1], z = values[r][2], o = values[r][3];
             const float extra = values[r][4], before = forgotten ? 0.0f : c_before[r];
             if constexpr (LSTM) {
                 dc[r] += gradient * o * (1.0f - extra * extra);
@@ -416,7 +465,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) recurrent_backward(const _
 // dR = sum over N of (h before the step) times (the gates' gradients); a block takes a tile of it and a part of N.
 
 static constexpr int TILE = D % 32 == 0 ? 32 : D % 16 == 0 ? 16 : 8, ACROSS = 4 * TILE, WEIGHT_THREADS = TILE * ACROSS / 16;
-static constexpr int STEP = 16;  // of N, at a time
+static constexpr int STEP = TILE == 8 ? 4 : 16;  // of N, at a time: a small tile has few threads to hold them
+
+static constexpr int FROM = STEP * TILE / WEIGHT_THREADS, TO = STEP * ACROSS / WEIGHT_THREADS;  // numbers that a thread loads
+static_assert(FROM * WEIGHT_THREADS == STEP * TILE && TO * WEIGHT_THREADS == STEP * ACROSS, "whole loads");
+
+// What a thread brings of the next STEP tokens, on its way while those before are multiplied.
+struct Ahead {
+    Activation from[FROM], to[TO];
+};
+
+DEVICE void convert(float x, float& to) { to = x; }
+DEVICE void convert(float x, bf16& to) { to = to_bf16(x); }
 
 extern "C" __global__ void __launch_bounds__(WEIGHT_THREADS) recurrent_weights(const __grid_constant__ RecurrentParameters p) {
     __shared__ __align__(16) float from[STEP][TILE + 4], to[STEP][ACROSS + 4];
@@ -424,27 +484,44 @@ extern "C" __global__ void __launch_bounds__(WEIGHT_THREADS) recurrent_weights(c
     const u32 count = (u32)p.batch * p.tokens, steps = (count + STEP - 1) / STEP;  // below 2^31
     const u32 begin = (u64)steps * split / p.splits * STEP, end = (u64)steps * (split + 1) / p.splits * STEP;
     const int e = threadIdx.x % (TILE / 4) * 4, f = threadIdx.x / (TILE / 4) * 4;
-    float sums[4][4] = {}, columns[4] = {};
-    for (u32 start = begin; start < end; start += STEP) {
-        for (int index = threadIdx.x; index < STEP * TILE; index += WEIGHT_THREADS) {
-            const int k = index / TILE, unit = from_tile * TILE + index % TILE;
+    auto load = [&](Ahead& ahead, u32 start) {
+#pragma unroll
+        for (int n = 0; n < FROM; n++) {
+            const int index = n * WEIGHT_THREADS + threadIdx.x, k = index / TILE, unit = from_tile * TILE + index % TILE;
             const u32 token = start + k;
-            float value = 0.0f;
+            Activation value = 0;
             if (token < count && (p.resets == nullptr || p.resets[token] == 0)) {
                 if (token % (u32)p.tokens != 0)
                     value = p.output[((i64)(token - 1) * p.heads + head) * D + unit];
                 else if (p.state != nullptr)
-                    value = p.state[((i64)(token / (u32)p.tokens) * p.heads + head) * D + unit];
+                    convert(p.state[((i64)(token / (u32)p.tokens) * p.heads + head) * D + unit], value);
             }
-            from[k][index % TILE] = value;
+            ahead.from[n] = value;
         }
-        for (int index = threadIdx.x; index < STEP * ACROSS; index += WEIGHT_THREADS) {
-            const int k = index / ACROSS, place = to_tile * ACROSS + index % ACROSS;
+#pragma unroll
+        for (int n = 0; n < TO; n++) {
+            const int index = n * WEIGHT_THREADS + threadIdx.x, k = index / ACROSS, place = to_tile * ACROSS + index % ACROSS;
             const u32 token = start + k;
-            to[k][index % ACROSS] =
-                token < count ? p.input_gradient[(((i64)token * 4 + place / D) * p.heads + head) * D + place % D] : 0.0f;
+            const i64 at = (((i64)token * 4 + place / D) * p.heads + head) * D + place % D;
+            ahead.to[n] = token < count ? p.input_gradient[at] : Activation(0);
+        }
+    };
+    float sums[4][4] = {}, columns[4] = {};
+    Ahead ahead;
+    if (begin < end) load(ahead, begin);
+    for (u32 start = begin; start < end; start += STEP) {
+#pragma unroll
+        for (int n = 0; n < FROM; n++) {
+            const int index = n * WEIGHT_THREADS + threadIdx.x;
+            from[index / TILE][index % TILE] = read(ahead.from[n]);
+        }
+#pragma unroll
+        for (int n = 0; n < TO; n++) {
+            const int index = n * WEIGHT_THREADS + threadIdx.x;
+            to[index / ACROSS][index % ACROSS] = read(ahead.to[n]);
         }
         __syncthreads();
+        if (start + STEP < end) load(ahead, start + STEP);
 #pragma unroll
         for (int k = 0; k < STEP; k++) {
             const float4 a = *reinterpret_cast<const float4*>(&from[k][e]), b = *reinterpret_cast<const float4*>(&to[k][f]);

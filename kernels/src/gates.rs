@@ -47,6 +47,31 @@ pub fn block_linear(x_BTD: &Tensor, weight_NOI: &Tensor) -> Result<Tensor, Kerne
     Ok(y_BTD.to_kind(x_BTD.kind()))
 }
 
+/// Up to this width several block-diagonal maps of one input are one dense product on a GPU.
+const WIDEST_JOINT: i64 = 256;
+
+/// Several block-diagonal matrices of one input, `(N, O, I)` each, as one dense matrix `(G·N·O, N·I)`, zeros outside the
+/// blocks, where one product with it costs less than one for each block: for small matrices on a GPU, `None` elsewhere.
+/// Gradients flow through.
+///
+/// # Errors
+/// [`KernelError`] when the shapes differ.
+pub fn joined_blocks(weights_NOI: &[&Tensor]) -> Result<Option<Tensor>, KernelError> {
+    const NAME: &str = "joined_blocks";
+    let Some(first) = weights_NOI.first() else { return Ok(None) };
+    let [blocks, outputs, inputs] = dimensions(NAME, "weight_NOI", first)?;
+    for weight_NOI in weights_NOI {
+        expect_shape(NAME, "weight_NOI", weight_NOI, &[blocks, outputs, inputs])?;
+    }
+    let small = blocks * outputs.max(inputs) <= WIDEST_JOINT;
+    if !small || !matches!(first.device(), Device::Cuda(_)) {
+        return Ok(None);
+    }
+    let all_GOIN = Tensor::f_stack(weights_NOI, 0)?.f_permute([0, 2, 3, 1])?;
+    let count = weights_NOI.len() as i64;
+    Ok(Some(all_GOIN.f_diag_embed(0, 1, 3)?.f_reshape([count * blocks * outputs, blocks * inputs])?))
+}
+
 named_tensors! {
     /// What [`block_linear`] takes, and saves.
     struct Blocks<T> { x_BTD: T, weight_NOI: T }

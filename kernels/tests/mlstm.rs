@@ -4,11 +4,11 @@
 
 mod common;
 
-use common::mlstm::{Case, NAMES, Shape, apply, chunkwise, compare, composed, reference};
+use common::mlstm::{Case, NAMES, Shape, apply, chunkwise, compare, composed, reference, with_input};
 use common::{assert_close, check_gradients, leaf, random, relative_error};
 use tch::{Kind, Tensor};
 use xlstm_kernels::KernelError;
-use xlstm_kernels::mlstm::{MlstmOptions, MlstmState, mlstm_step};
+use xlstm_kernels::mlstm::{MlstmOptions, MlstmState, mlstm_hidden, mlstm_step};
 
 const SMALL: Shape = Shape { batch: 2, time: 37, heads: 3, key: 10, value: 7 };
 
@@ -143,6 +143,32 @@ fn split_sequences_equal_the_whole() {
             for (name, (found, expected)) in NAMES.iter().zip(leaves.iter().zip(&whole)) {
                 assert_close(&format!("{name} split at {split}"), &found.grad(), &expected.grad(), 1e-9);
             }
+        }
+    }
+}
+
+/// Without the last state, which nobody goes on from: the same numbers to the last bit, gradients too, in one chunk and many.
+#[test]
+fn hidden_values_alone_are_those_beside_a_state() {
+    for (time, with_state, resets) in
+        [(40, false, 0.0), (1, true, 0.0), (200, true, 0.03), (300, false, 0.03)]
+    {
+        let case = Case::new(15, at(time), 1.0, with_state).with_resets(resets, 4);
+        let run = |alone: bool| {
+            let leaves: Vec<Tensor> = case.inputs.iter().map(|x| leaf(&x.to_kind(Kind::Float))).collect();
+            let h_BTHV = with_input(&leaves, case.resets_BT.as_ref(), |input| match alone {
+                true => mlstm_hidden(input, &MlstmOptions::default()).unwrap(),
+                false => xlstm_kernels::mlstm::mlstm(input, &MlstmOptions::default()).unwrap().h_BTHV,
+            });
+            (&h_BTHV * random(3, &h_BTHV.size(), Kind::Float)).sum(Kind::Float).backward();
+            let mut found = vec![h_BTHV.detach()];
+            found.extend(leaves.iter().map(Tensor::grad));
+            found
+        };
+        let (alone, beside) = (run(true), run(false));
+        assert_eq!(alone.len(), beside.len());
+        for (index, (alone, beside)) in alone.iter().zip(&beside).enumerate() {
+            assert_eq!(alone, beside, "tensor {index} of {time} steps, state {with_state}, resets {resets}");
         }
     }
 }

@@ -26,8 +26,8 @@ fn narrow(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
-/// Tokens that a thread of the convolution walks over: `RUN` of `pointwise.cu`.
-const CONV_RUN: u32 = 64;
+/// Most tokens that a thread of the convolution walks over.
+const LONGEST_RUN: u32 = 64;
 
 /// Causal convolution of 4 taps and SiLU.
 #[repr(C)]
@@ -37,6 +37,7 @@ pub struct ConvParameters {
     pub batch: i32,
     pub tokens: i32,
     pub width: i32,
+    pub run: i32,
     pub input_stride: i64,
     pub input: u64,
     pub weight: u64,
@@ -55,10 +56,19 @@ impl ConvParameters {
     /// Width of a row of partial sums: four weights and the bias of each channel.
     pub const PARTIAL: u32 = 5;
 
+    /// Tokens of a thread's run: 64, or fewer where that leaves multiprocessors without work, since a run is a loop that
+    /// nothing shortens.
+    #[must_use]
+    pub fn run(batch: u32, tokens: u32, width: u32) -> u32 {
+        let columns = u64::from(batch) * u64::from(width.div_ceil(512));
+        let wanted = (8 * 132_u64).div_ceil(columns.max(1)).max(1);
+        narrow(u64::from(tokens).div_ceil(wanted)).clamp(8, LONGEST_RUN)
+    }
+
     /// Forward or backward, for sizes as they stand in the structure.
     #[must_use]
     pub fn launch(batch: u32, tokens: u32, width: u32, backward: bool) -> LayerLaunch {
-        let grid = [width.div_ceil(512), tokens.div_ceil(CONV_RUN), batch];
+        let grid = [width.div_ceil(512), tokens.div_ceil(Self::run(batch, tokens, width)), batch];
         if backward {
             launch("conv_silu_backward", grid, 128, grid[1] * batch)
         } else {
@@ -303,10 +313,15 @@ pub struct CrossEntropyParameters {
 }
 
 impl CrossEntropyParameters {
-    /// With gradients (bf16 logits) or losses alone (fp32 logits).
+    /// With gradients (bf16 logits) or losses alone (fp32 logits): a block a row, or, of a small vocabulary, eight.
     #[must_use]
-    pub fn launch(rows: u32, gradients: bool) -> LayerLaunch {
-        launch(if gradients { "cross_entropy" } else { "cross_entropy_losses" }, [rows, 1, 1], 1024, 0)
+    pub fn launch(rows: u32, vocabulary: u32, gradients: bool) -> LayerLaunch {
+        let kernel = if gradients { "cross_entropy" } else { "cross_entropy_losses" };
+        if vocabulary <= 2048 {
+            launch(kernel, [rows.div_ceil(8), 1, 1], 256, 0)
+        } else {
+            launch(kernel, [rows, 1, 1], 1024, 0)
+        }
     }
 }
 
@@ -325,7 +340,7 @@ impl ColumnParameters {
     /// The one launch.
     #[must_use]
     pub fn launch(columns: u32) -> LayerLaunch {
-        launch("column_sums", [columns.div_ceil(32), 1, 1], 256, 0)
+        launch("column_sums", [columns.div_ceil(32), 1, 1], 1024, 0)
     }
 }
 
@@ -387,7 +402,7 @@ mod tests {
                 (Source::Pointwise, GeluParameters::launch(390, 1024, backward)),
                 (Source::Inner, InnerParameters::launch(3, 130, 1536, backward)),
                 (Source::Residual, ResidualParameters::launch(390, backward)),
-                (Source::CrossEntropy, CrossEntropyParameters::launch(390, backward)),
+                (Source::CrossEntropy, CrossEntropyParameters::launch(390, 128, backward)),
             ];
             for (source, launch) in all {
                 assert!(source.kernels().contains(&launch.kernel), "{}", launch.kernel);

@@ -21,6 +21,7 @@ pub mod precise;
 pub mod recurrent;
 mod report;
 pub mod selfcheck;
+pub mod short;
 pub mod slstm;
 mod specialization;
 

@@ -2,7 +2,8 @@
 //!
 //! A block computes one head for a few sequences, for heads of 8 to 640 units; up to 64 units R stays in registers, above it
 //! is read from the caches at every step, the slower the larger. One launch for a whole sequence and each direction, and one
-//! for the gradients of R and of the bias, which leaves partial sums to be added. All tensors are float32 and contiguous;
+//! for the gradients of R and of the bias, which leaves partial sums to be added. Tensors are contiguous and float32, or bf16
+//! where they are activations ([`RecurrentSizes::on_half`]);
 //! between the passes seven numbers a unit and step are kept.
 
 use crate::driver::LaunchShape;
@@ -11,7 +12,7 @@ use crate::{Architecture, Specialization};
 
 /// Sequences of a block: the fastest from 256 sequences of 40 tokens to 4096 on an H100 (docs/benchmarks).
 const ROWS: u32 = 4;
-/// Tokens that the weights' gradient takes at a time: `STEP` of `recurrent.cu`.
+/// Tokens that the weights' gradient takes at a time, at most: `STEP` of `recurrent.cu`.
 const STEP: u64 = 16;
 /// Numbers kept for the backward pass, a unit and step: `VALUES` of `recurrent.cu`.
 const VALUES: i64 = 7;
@@ -31,6 +32,7 @@ pub enum Cell {
 pub struct RecurrentSizes {
     units: u32,
     cell: Cell,
+    half: bool,
 }
 
 impl RecurrentSizes {
@@ -38,9 +40,15 @@ impl RecurrentSizes {
     /// to 640; `None` for others.
     #[must_use]
     pub fn new(units: u32, cell: Cell) -> Option<Self> {
-        let sizes = Self { units, cell };
+        let sizes = Self { units, cell, half: false };
         let whole = (units * sizes.slices()).is_multiple_of(32);
         ((8..=640).contains(&units) && whole).then_some(sizes)
+    }
+
+    /// The same on bf16 activations: x, h and their gradients. What is computed and kept stays float32.
+    #[must_use]
+    pub fn on_half(self) -> Self {
+        Self { half: true, ..self }
     }
 
     /// Units of a head.
@@ -71,6 +79,7 @@ impl RecurrentSizes {
             ("SLICES", self.slices()),
             ("LSTM", u32::from(self.cell == Cell::Lstm)),
             ("CACHED", cached),
+            ("BF16", u32::from(self.half)),
         ]
     }
 
@@ -179,8 +188,8 @@ impl RecurrentPlan {
     pub fn weights(&self) -> LayerLaunch {
         let tile = self.sizes.tile();
         let (threads, tiles) = (tile * tile / 4, (self.sizes.units / tile).pow(2));
-        // About a thousand threads on each of 132 multiprocessors, of at most 32 blocks.
-        let blocks = (132 * 1024 / threads).min(132 * 32);
+        // About five hundred threads on each of 132 multiprocessors, which their registers fill, of at most 32 blocks.
+        let blocks = (132 * 512 / threads).min(132 * 32);
         let steps = (u64::from(self.batch) * u64::from(self.tokens)).div_ceil(STEP);
         let most = u32::try_from(steps).unwrap_or(u32::MAX);
         let parts = (blocks / (tiles * self.heads).max(1)).clamp(1, most.max(1));
@@ -256,7 +265,7 @@ mod tests {
     #[test]
     fn a_large_batch_is_split_over_the_whole_gpu() {
         let launch = plan(32, 256, 40, 4).weights();
-        assert_eq!((launch.shape.grid, launch.shape.threads, launch.parts), ([1, 4, 132], 256, 132));
+        assert_eq!((launch.shape.grid, launch.shape.threads, launch.parts), ([1, 4, 66], 256, 66));
         assert_eq!(plan(128, 24, 2048, 4).forward().shape.grid, [6, 4, 1]);
     }
 }

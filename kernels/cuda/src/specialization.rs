@@ -6,6 +6,7 @@
 use std::fmt;
 
 use crate::recurrent::{Cell, RecurrentSizes};
+use crate::short::ShortSizes;
 use crate::slstm::Direction;
 
 /// Headers that sources include, by the name they are included under.
@@ -141,6 +142,8 @@ pub enum Source {
     MlstmOutputs,
     /// What stands between the products of the float32 mLSTM.
     MlstmPrecise,
+    /// The float32 mLSTM over at most 64 tokens.
+    MlstmShort,
     /// The bf16 sLSTM, forward and backward.
     Slstm,
     /// sLSTM and LSTM in float32.
@@ -172,6 +175,7 @@ impl Source {
             Self::MlstmScores => "mlstm_scores.cu",
             Self::MlstmOutputs => "mlstm_outputs.cu",
             Self::MlstmPrecise => "mlstm_precise.cu",
+            Self::MlstmShort => "mlstm_short.cu",
             Self::Slstm => "slstm.cu",
             Self::Recurrent => "recurrent.cu",
             Self::Pointwise => "pointwise.cu",
@@ -192,6 +196,7 @@ impl Source {
             Self::MlstmScores => include_str!("../mlstm_scores.cu"),
             Self::MlstmOutputs => include_str!("../mlstm_outputs.cu"),
             Self::MlstmPrecise => include_str!("../mlstm_precise.cu"),
+            Self::MlstmShort => include_str!("../mlstm_short.cu"),
             Self::Slstm => include_str!("../slstm.cu"),
             Self::Recurrent => include_str!("../recurrent.cu"),
             Self::Pointwise => include_str!("../pointwise.cu"),
@@ -228,6 +233,7 @@ impl Source {
                 "precise_state_gradients",
                 "precise_states",
             ],
+            Self::MlstmShort => &["mlstm_short", "mlstm_short_backward"],
             Self::Slstm => &["slstm_backward", "slstm_forward"],
             Self::Recurrent => &["recurrent_backward", "recurrent_forward", "recurrent_weights"],
             Self::Pointwise => &[
@@ -383,6 +389,12 @@ impl Specialization {
         Self { source: Source::MlstmPrecise, architecture, defines: Vec::new() }
     }
 
+    /// The float32 mLSTM over short sequences, for these sizes.
+    #[must_use]
+    pub fn short(architecture: Architecture, sizes: ShortSizes) -> Self {
+        Self { source: Source::MlstmShort, architecture, defines: sizes.defines() }
+    }
+
     /// Sums of columns.
     #[must_use]
     pub fn sums(architecture: Architecture) -> Self {
@@ -444,6 +456,12 @@ pub fn paper_specializations(everything: bool) -> Vec<Specialization> {
         all.push(Specialization::sums(architecture));
         all.extend(slstm_specializations(architecture, whole));
         all.push(Specialization::precise(architecture));
+        let short: &[(u32, u32)] =
+            if whole { &[(40, 64), (64, 32), (64, 64), (64, 128)] } else { &[(40, 64)] };
+        all.extend(short.iter().filter_map(|&(tokens, head)| {
+            let sizes = ShortSizes::new(architecture, tokens, head, head)?;
+            Some(Specialization::short(architecture, sizes))
+        }));
         for &(key, value) in mlstm {
             let sizes = MlstmSizes::fastest(key, value, 2048);
             all.extend(Source::MLSTM.map(|source| Specialization::mlstm(source, architecture, sizes)));

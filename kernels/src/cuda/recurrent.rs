@@ -1,4 +1,4 @@
-//! sLSTM and LSTM in float32 on the GPU, inside libtorch's autograd (`recurrent.cu`).
+//! sLSTM and LSTM in float32 on the GPU, on activations of float32 or bf16, inside libtorch's autograd (`recurrent.cu`).
 //!
 //! Everything that the CPU's fused kernel has: states in and out with their gradients, resets, a clamped gradient, the
 //! exponential forget gate. Products are float32 whatever libtorch's larger ones are (TF32 or not). It keeps seven numbers a
@@ -35,7 +35,7 @@ named_tensors! {
 /// Arguments of [`recurrent`].
 #[derive(Debug, Clone, Copy)]
 pub struct RecurrentInput<'a> {
-    /// Gate inputs W x, `(B, T, G, H, E)`, float32, gates in the order input, forget, z (cell input), output.
+    /// Gate inputs W x, `(B, T, G, H, E)`, float32 or bf16, gates in the order input, forget, z (cell input), output.
     pub x_BTGHE: &'a Tensor,
     /// Recurrent weights, `(H, E in, G, E out)`, float32.
     pub recurrent_HEGE: &'a Tensor,
@@ -59,8 +59,8 @@ pub fn recurrent_fits(units: i64, tensor: &Tensor) -> bool {
     known && matches!(tensor.device(), Device::Cuda(_))
 }
 
-/// Outputs `(B, T, H, E)` and the state after the last step, `(4, B, H, E)`. Gradients flow to every floating-point
-/// argument.
+/// Outputs `(B, T, H, E)`, in the type of `x_BTGHE`, and the state after the last step, `(4, B, H, E)`, float32. Gradients
+/// flow to every floating-point argument.
 ///
 /// # Errors
 /// [`KernelError`] when a tensor does not fit, there is no kernel for the size, or the GPU fails.
@@ -115,8 +115,9 @@ fn plan(gpu: &Gpu, x_BTGHE: &Tensor, options: Options) -> Result<RecurrentPlan, 
     }
     let sizes = RecurrentSizes::new(u32::try_from(units)?, options.cell)
         .ok_or_else(|| format!("{NAME}: expected heads of a multiple of 8 units up to 128, of 16 up to 256 or of 32 up to 640, found {units}"))?;
+    let half = x_BTGHE.kind() == Kind::BFloat16;
     Ok(RecurrentPlan {
-        sizes,
+        sizes: if half { sizes.on_half() } else { sizes },
         architecture: gpu.architecture(),
         batch: u32::try_from(batch)?,
         tokens: u32::try_from(tokens)?,
@@ -128,8 +129,12 @@ fn plan(gpu: &Gpu, x_BTGHE: &Tensor, options: Options) -> Result<RecurrentPlan, 
 
 /// Dense and float32, as the kernels take it.
 fn dense(name: &str, tensor: &Tensor) -> Result<Tensor, BoxError> {
+    dense_of(name, tensor, Kind::Float)
+}
+
+fn dense_of(name: &str, tensor: &Tensor, kind: Kind) -> Result<Tensor, BoxError> {
     let dense = tensor.f_contiguous()?;
-    super::expect(&format!("{NAME}: {name}"), &dense, Kind::Float)?;
+    super::expect(&format!("{NAME}: {name}"), &dense, kind)?;
     Ok(dense)
 }
 
@@ -143,14 +148,15 @@ fn forward(
     let gpu = Gpu::of(like)?;
     let plan = plan(gpu, like, options)?;
     let float = |shape: &[i64]| make(shape, Kind::Float, like);
+    let kind = if like.kind() == Kind::BFloat16 { Kind::BFloat16 } else { Kind::Float };
     let steps = if recorded { batch } else { 0 };
     let saved = Saved {
-        x_BTGHE: dense("x", input.x_BTGHE)?,
+        x_BTGHE: dense_of("x", input.x_BTGHE, kind)?,
         recurrent_HEGE: dense("R", input.recurrent_HEGE)?,
         bias_GHE: dense("b", input.bias_GHE)?,
         state_SBHE: input.state_SBHE.map(|state| dense("state", state)).transpose()?,
         resets_BT: input.resets_BT.map(Tensor::f_contiguous).transpose()?,
-        y_BTHE: float(&[batch, tokens, heads, units])?,
+        y_BTHE: make(&[batch, tokens, heads, units], kind, like)?,
         steps: float(&[steps, tokens, heads, RecurrentPlan::saved_values(), units])?,
     };
     let last_SBHE = float(&[4, batch, heads, units])?;
@@ -184,7 +190,7 @@ fn backward(
     let gpu = Gpu::of(&saved.x_BTGHE)?;
     let plan = plan(gpu, &saved.x_BTGHE, options)?;
     let y_gradient = match upstream.y_BTHE {
-        Some(gradient) => dense("gradient of y", &gradient)?,
+        Some(gradient) => dense_of("gradient of y", &gradient, saved.y_BTHE.kind())?,
         None => saved.y_BTHE.f_zeros_like()?,
     };
     let last_gradient =
@@ -214,11 +220,14 @@ fn backward(
         gpu.launch(plan.specialization(), plan.backward(), &parameters)?;
         gpu.launch(plan.specialization(), weights, &parameters)?;
     }
-    let sum = |parts: &Tensor| parts.f_sum_dim_intlist(0, false, Kind::Float);
+    let sum = |parts: &Tensor, like: &Tensor| -> Result<Tensor, BoxError> {
+        let rows = parts.f_view([i64::from(weights.parts), -1])?;
+        Ok(super::launch::sum_columns(gpu, &rows)?.f_view(like.size().as_slice())?)
+    };
     Ok(Inputs {
         x_BTGHE: Some(x_gradient),
-        recurrent_HEGE: Some(sum(&recurrent_parts)?),
-        bias_GHE: Some(sum(&bias_parts)?),
+        recurrent_HEGE: Some(sum(&recurrent_parts, &saved.recurrent_HEGE)?),
+        bias_GHE: Some(sum(&bias_parts, &saved.bias_GHE)?),
         state_SBHE: state_gradient,
     })
 }

@@ -58,8 +58,10 @@ fn sizes(architecture: Architecture, units: i64, batch: i64, direction: Directio
 /// Arguments of [`slstm_from`].
 #[derive(Debug, Clone, Copy)]
 pub struct SlstmSequence<'a> {
-    /// The gates' inputs with their biases, `(B, T, G, H, E)`, bf16.
+    /// The gates' inputs, `(B, T, G, H, E)`, bf16.
     pub x_BTGHE: &'a Tensor,
+    /// The gates' biases, `(G, H, E)`, float32, where `x_BTGHE` is without them.
+    pub bias_GHE: Option<&'a Tensor>,
     /// Recurrent weights, `(H, E in, G, E out)`.
     pub recurrent_HEGE: &'a Tensor,
     /// h, c, n, m before the first step, `(4, B, H, E)`; `None` for zeros. It gets no gradient.
@@ -74,7 +76,7 @@ pub struct SlstmSequence<'a> {
 /// # Errors
 /// [`KernelError`] when a tensor does not fit, or the GPU fails.
 pub fn slstm(x_BTGHE: &Tensor, recurrent_HEGE: &Tensor) -> Result<Tensor, KernelError> {
-    let input = SlstmSequence { x_BTGHE, recurrent_HEGE, state_SBHE: None, resets_BT: None };
+    let input = SlstmSequence { x_BTGHE, bias_GHE: None, recurrent_HEGE, state_SBHE: None, resets_BT: None };
     Ok(slstm_from(&input)?.0)
 }
 
@@ -97,7 +99,12 @@ pub fn slstm_from(input: &SlstmSequence<'_>) -> Result<(Tensor, Tensor), KernelE
     if sizes(gpu.architecture(), units, batch, Direction::Forward).is_none() {
         return by_float(input, [heads, units]);
     }
-    let x_BTGHE = input.x_BTGHE.f_to_kind(Kind::BFloat16)?.f_contiguous()?;
+    let x_BTGHE = match input.bias_GHE {
+        // Added in fp32, and the sum rounded once.
+        Some(bias_GHE) => input.x_BTGHE.f_add(bias_GHE)?,
+        None => input.x_BTGHE.shallow_clone(),
+    };
+    let x_BTGHE = x_BTGHE.f_to_kind(Kind::BFloat16)?.f_contiguous()?;
     // The kernels' order, which is also that of the vanilla layout.
     let recurrent_HGEE =
         input.recurrent_HEGE.f_permute([0, 2, 3, 1])?.f_to_kind(Kind::BFloat16)?.f_contiguous()?;
@@ -114,13 +121,16 @@ pub fn slstm_from(input: &SlstmSequence<'_>) -> Result<(Tensor, Tensor), KernelE
     Ok((y_BTHE, last_SBHE))
 }
 
-/// Heads of other sizes: the float32 kernels between two conversions.
+/// Heads of other sizes: the float32 kernels on bf16 activations.
 fn by_float(input: &SlstmSequence<'_>, [heads, units]: [i64; 2]) -> Result<(Tensor, Tensor), KernelError> {
     let float = |tensor: &Tensor| tensor.f_to_kind(Kind::Float);
-    let bias_GHE = Tensor::f_zeros([4, heads, units], (Kind::Float, input.x_BTGHE.device()))?;
+    let bias_GHE = match input.bias_GHE {
+        Some(bias_GHE) => float(bias_GHE)?,
+        None => Tensor::f_zeros([4, heads, units], (Kind::Float, input.x_BTGHE.device()))?,
+    };
     let state_SBHE = input.state_SBHE.map(|state| float(&state.detach())).transpose()?;
     let (y_BTHE, last_SBHE) = recurrent(&RecurrentInput {
-        x_BTGHE: &float(input.x_BTGHE)?,
+        x_BTGHE: &input.x_BTGHE.f_to_kind(Kind::BFloat16)?,
         recurrent_HEGE: &float(input.recurrent_HEGE)?,
         bias_GHE: &bias_GHE,
         state_SBHE: state_SBHE.as_ref(),
@@ -129,7 +139,7 @@ fn by_float(input: &SlstmSequence<'_>, [heads, units]: [i64; 2]) -> Result<(Tens
         exponential_forget: false,
         gradient_clip: None,
     })?;
-    Ok((y_BTHE.f_to_kind(Kind::BFloat16)?, last_SBHE.detach()))
+    Ok((y_BTHE, last_SBHE.detach()))
 }
 
 fn plan(gpu: &Gpu, x_BTGHE: &Tensor, direction: Direction) -> Result<SlstmPlan, BoxError> {

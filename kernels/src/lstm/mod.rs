@@ -105,7 +105,12 @@ pub fn lstm(input: &LstmInput<'_>, kernel: LstmKernel) -> Result<LstmOutput, Ker
         arguments.expect_cpu()?;
     }
     let output = match kernel {
-        LstmKernel::Auto if on_gpu::fits(&converted, kind) => on_gpu::lstm(&converted, &state)?,
+        LstmKernel::Auto if on_gpu::fits(&converted, kind) => {
+            // The kernel reads bf16 itself, and knows what stands before the first step without being told.
+            let x_BTGHE = if output_kind == Kind::BFloat16 { input.x_BTGHE } else { &x_BTGHE };
+            let state = input.state.map(|_| &state);
+            on_gpu::lstm(&LstmInput { x_BTGHE, state, ..converted })?
+        }
         LstmKernel::Auto if device != Device::Cpu => reference::lstm(&converted, &state, sizes),
         LstmKernel::Reference => reference::lstm(&converted, &state, sizes),
         LstmKernel::Auto | LstmKernel::Fused => fused::lstm(&converted, &state, sizes)?,

@@ -12,15 +12,18 @@ pub(super) fn fits(input: &LstmInput<'_>, kind: Kind) -> bool {
     kind == Kind::Float && cuda::enabled(input.x_BTGHE.device()) && cuda::recurrent_fits(units, input.x_BTGHE)
 }
 
-/// The kernel has four states, of which an LSTM uses the first two.
-pub(super) fn lstm(input: &LstmInput<'_>, state: &LstmState) -> Result<LstmOutput, KernelError> {
-    let unused = state.hidden.f_zeros_like()?;
-    let state_SBHE = Tensor::f_stack(&[&state.hidden, &state.cell, &unused, &unused], 0)?;
+/// The kernel has four states, of which an LSTM uses the first two. Gate inputs are float32 or bf16, all else float32.
+pub(super) fn lstm(input: &LstmInput<'_>) -> Result<LstmOutput, KernelError> {
+    let stack = |state: &LstmState| -> Result<Tensor, KernelError> {
+        let unused = state.hidden.f_zeros_like()?;
+        Ok(Tensor::f_stack(&[&state.hidden, &state.cell, &unused, &unused], 0)?)
+    };
+    let state_SBHE = input.state.map(stack).transpose()?;
     let (h_BTHE, last_SBHE) = cuda::recurrent(&RecurrentInput {
         x_BTGHE: input.x_BTGHE,
         recurrent_HEGE: input.recurrent_HEGE,
         bias_GHE: input.bias_GHE,
-        state_SBHE: Some(&state_SBHE),
+        state_SBHE: state_SBHE.as_ref(),
         resets_BT: input.resets_BT,
         cell: Cell::Lstm,
         exponential_forget: false,

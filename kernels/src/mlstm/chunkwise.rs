@@ -54,10 +54,12 @@ named_tensors! {
     }
 }
 
+/// With the state after the last step, or, where nobody wants it, with tensors of no numbers in its place.
 pub(super) fn mlstm(
     input: &MlstmInput<'_>,
     sizes: Sizes,
     chunk: Option<usize>,
+    with_state: bool,
 ) -> Result<MlstmOutput, KernelError> {
     let longest = usize::try_from(sizes.time).unwrap_or(usize::MAX);
     let chunk = i64::try_from(chunk.unwrap_or(CHUNK).clamp(1, longest)).unwrap_or(sizes.time);
@@ -77,7 +79,7 @@ pub(super) fn mlstm(
     let Outputs { h_BTHV, matrix, normalizer, maximum } = node(
         "mlstm_chunkwise",
         inputs,
-        |_| Ok(forward(inputs, resets_BT, sizes, (chunk, chunks))),
+        |_| Ok(forward(inputs, resets_BT, sizes, (chunk, chunks), with_state)),
         move |saved, upstream, _| backward(&saved, upstream, sizes, chunk),
     )?;
     Ok(MlstmOutput { h_BTHV, state: MlstmState { matrix, normalizer, maximum } })
@@ -115,14 +117,16 @@ fn forward(
     resets_BT: Option<Tensor>,
     sizes: Sizes,
     (chunk, chunks): (i64, i64),
+    with_state: bool,
 ) -> (Outputs<Tensor>, Saved) {
     let Sizes { batch, time, heads, key, value } = sizes;
+    let states = if with_state { batch } else { 0 };
     let kind = inputs.q_BTHK.map_or(Kind::Float, Tensor::kind);
     let outputs = Outputs {
         h_BTHV: empty(&[batch, time, heads, value], kind),
-        matrix: empty(&[batch, heads, key, value], kind),
-        normalizer: empty(&[batch, heads, key], kind),
-        maximum: empty(&[batch, heads], kind),
+        matrix: empty(&[states, heads, key, value], kind),
+        normalizer: empty(&[states, heads, key], kind),
+        maximum: empty(&[states, heads], kind),
     };
     let saved = Saved {
         // A dense input is saved as it is, so that a change in place is noticed.
@@ -147,6 +151,7 @@ impl Outputs<Tensor> {
 fn problem<T>(saved: &Saved, sizes: Sizes, chunk: i64) -> MlstmProblem<T> {
     let Saved { inputs, outputs, .. } = saved;
     let input = |tensor: &Option<Tensor>| optional_address::<T>(tensor.as_ref()).cast_const();
+    let last = |tensor: &Tensor| if tensor.numel() == 0 { std::ptr::null_mut() } else { address(tensor) };
     MlstmProblem {
         batch: sizes.batch,
         time: sizes.time,
@@ -164,9 +169,9 @@ fn problem<T>(saved: &Saved, sizes: Sizes, chunk: i64) -> MlstmProblem<T> {
         initial_normalizer: input(&inputs.initial_normalizer),
         initial_maximum: input(&inputs.initial_maximum),
         h: address(&outputs.h_BTHV),
-        final_matrix: address(&outputs.matrix),
-        final_normalizer: address(&outputs.normalizer),
-        final_maximum: address(&outputs.maximum),
+        final_matrix: last(&outputs.matrix),
+        final_normalizer: last(&outputs.normalizer),
+        final_maximum: last(&outputs.maximum),
         read: address(&saved.read_BTH),
         states: address(&saved.states_NHKV),
         normalizers: address(&saved.normalizers_NHK),

@@ -177,9 +177,32 @@ pub fn mlstm(input: &MlstmInput<'_>, options: &MlstmOptions) -> Result<MlstmOutp
         MlstmKernel::Auto if device != Device::Cpu => composed(&input, sizes, options.chunk),
         MlstmKernel::Composed => composed(&input, sizes, options.chunk),
         MlstmKernel::Reference => reference::mlstm(&input, sizes),
-        MlstmKernel::Auto | MlstmKernel::Chunkwise => chunkwise::mlstm(&input, sizes, options.chunk)?,
+        MlstmKernel::Auto | MlstmKernel::Chunkwise => chunkwise::mlstm(&input, sizes, options.chunk, true)?,
     };
     Ok(MlstmOutput { h_BTHV: output.h_BTHV.to_kind(output_kind), state: output.state })
+}
+
+/// As [`mlstm`], for a caller that does not go on from the last state: h alone, `(B, T, H, V)`, in the type of `v_BTHV`. It
+/// is not formed then, where the version that computes can leave it out: the chunkwise one on a CPU, and on a GPU in
+/// float32 sequences of at most 64 steps without a state before them, which have a kernel of their own.
+///
+/// # Errors
+/// As [`mlstm`].
+pub fn mlstm_hidden(input: &MlstmInput<'_>, options: &MlstmOptions) -> Result<Tensor, KernelError> {
+    let (sizes, kind) = check(input)?;
+    let device = input.q_BTHK.device();
+    let converted = Converted::new(input, kind);
+    let own = converted.borrow(input.resets_BT);
+    let chosen = match options.kernel {
+        MlstmKernel::Auto if device == Device::Cpu => {
+            chunkwise::mlstm(&own, sizes, options.chunk, false)?.h_BTHV
+        }
+        MlstmKernel::Auto if crate::cuda::enabled(device) && crate::cuda::mlstm_short_fits(&own)? => {
+            crate::cuda::mlstm_short(&own)?
+        }
+        _ => return Ok(mlstm(input, options)?.h_BTHV),
+    };
+    Ok(chosen.to_kind(input.v_BTHV.kind()))
 }
 
 /// Steps in a chunk of the composed version.

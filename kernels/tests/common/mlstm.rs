@@ -75,6 +75,15 @@ impl Case {
 }
 
 pub fn apply(leaves: &[Tensor], resets_BT: Option<&Tensor>, options: MlstmOptions) -> MlstmOutput {
+    with_input(leaves, resets_BT, |input| mlstm(input, &options).unwrap())
+}
+
+/// What `function` makes of an input of these tensors.
+pub fn with_input<R>(
+    leaves: &[Tensor],
+    resets_BT: Option<&Tensor>,
+    function: impl FnOnce(&MlstmInput<'_>) -> R,
+) -> R {
     let state = (leaves.len() == 8).then(|| MlstmState {
         matrix: leaves[5].shallow_clone(),
         normalizer: leaves[6].shallow_clone(),
@@ -89,7 +98,7 @@ pub fn apply(leaves: &[Tensor], resets_BT: Option<&Tensor>, options: MlstmOption
         state: state.as_ref(),
         resets_BT,
     };
-    mlstm(&input, &options).unwrap()
+    function(&input)
 }
 
 pub fn reference() -> MlstmOptions {

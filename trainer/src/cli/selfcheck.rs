@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
-use xlstm_kernels::cuda::selfcheck::{self, Check};
+use xlstm_kernels::cuda::selfcheck::{self, Check, Group};
 use xlstm_trainer::TrainError;
 use xlstm_trainer::command_line::{DeviceArguments, print, say};
 use xlstm_trainer::train::check_recorded_steps;
@@ -15,8 +15,41 @@ pub(super) struct SelfcheckArguments {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Check this part alone; may be repeated
+    #[arg(long, value_enum)]
+    only: Vec<Part>,
     #[command(flatten)]
     device: DeviceArguments,
+}
+
+/// What can be checked alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Convolutions, norms, gates, projections
+    Pointwise,
+    /// The bf16 mLSTM and the block around it
+    Mlstm,
+    /// States in and out, documents that begin anew, the float32 mLSTM
+    Boundaries,
+    /// sLSTM and LSTM
+    Recurrent,
+    /// The loss
+    Loss,
+    /// Recorded training steps against launched ones
+    Steps,
+}
+
+impl Part {
+    fn group(self) -> Option<Group> {
+        match self {
+            Self::Pointwise => Some(Group::Pointwise),
+            Self::Mlstm => Some(Group::Mlstm),
+            Self::Boundaries => Some(Group::Boundaries),
+            Self::Recurrent => Some(Group::Recurrent),
+            Self::Loss => Some(Group::Loss),
+            Self::Steps => None,
+        }
+    }
 }
 
 /// Checks; returns the exit code, 1 when a kernel failed.
@@ -36,8 +69,14 @@ pub(super) fn run(arguments: &SelfcheckArguments) -> anyhow::Result<u8> {
             let _ = print(&line(check));
         }
     };
-    let mut checks = selfcheck::run(device.device, &mut tell)?;
-    checks.extend(check_recorded_steps(device.device, &mut tell)?);
+    let groups: Vec<Group> = match arguments.only.as_slice() {
+        [] => Group::ALL.to_vec(),
+        some => some.iter().filter_map(|part| part.group()).collect(),
+    };
+    let mut checks = selfcheck::run(device.device, &groups, &mut tell)?;
+    if arguments.only.is_empty() || arguments.only.contains(&Part::Steps) {
+        checks.extend(check_recorded_steps(device.device, &mut tell)?);
+    }
     let seconds = begin.elapsed().as_secs_f64();
     let mut failed: Vec<&str> =
         checks.iter().filter(|check| !check.passed()).map(|check| check.kernel).collect();

@@ -24,6 +24,8 @@ pub(super) struct BlockCall<'a> {
     pub(super) precision: Option<Kind>,
     /// The state after everything before; `None`: nothing was before.
     pub(super) state: Option<&'a BlockState>,
+    /// Whether the state after the last token is used. A block may leave it out of what it returns otherwise.
+    pub(super) keeps_state: bool,
     /// `(B, T)`, Bool: where a document begins and everything before is forgotten; `None`: nowhere.
     pub(super) resets_BT: Option<&'a Tensor>,
     /// `(1 or B, T)`, Int64: each token's place in its document, from 0. Only for networks that ask for it
@@ -121,7 +123,7 @@ impl Residual {
             let residual = Self { x_BTC: inputs[0].shallow_clone(), delta_BTC };
             let (resets_BT, positions_BT) = (resets.as_ref(), positions.as_ref());
             // A recipe has no dropout beside checkpointing: it would be another one the second time.
-            let call = BlockCall { precision, state: None, resets_BT, positions_BT, dropout: 0.0 };
+            let call = BlockCall { precision, state: None, keeps_state: false, resets_BT, positions_BT, dropout: 0.0 };
             let (next, _) = residual.through(&block, path, &call)?;
             // With nothing to add, a fused block's sum is its input, and an output must be a tensor of its own.
             let same = next.delta_BTC.is_some() && residual.delta_BTC.is_none();

@@ -236,6 +236,7 @@ impl Model {
             let call = BlockCall {
                 precision: self.placement.products,
                 state: pass.state.and_then(|state| state.blocks.get(index)),
+                keeps_state: pass.keep_state,
                 resets_BT: pass.resets_BT,
                 positions_BT: positions_BT.as_ref(),
                 dropout: pass.dropout,

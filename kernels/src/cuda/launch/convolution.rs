@@ -49,10 +49,12 @@ fn conv_parameters(
         .into());
     }
     boundaries.check("conv", x.kind(), [batch, rows / batch, width])?;
+    let [b, t, d] = [batch, rows / batch, width].map(u32::try_from);
     Ok(ConvParameters {
         batch: int(batch)?,
         tokens: int(rows / batch)?,
         width: int(width)?,
+        run: i32::try_from(ConvParameters::run(b?, t?, d?))?,
         input_stride: stride,
         input: address(x),
         weight: address(weight),

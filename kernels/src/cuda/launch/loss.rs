@@ -80,7 +80,7 @@ pub fn cross_entropy(
         parameters.wide_logits = address(logits);
     }
     let specialization = Specialization::cross_entropy(gpu.architecture(), u32::try_from(vocabulary)?);
-    let launch = CrossEntropyParameters::launch(u32::try_from(rows)?, gradients);
+    let launch = CrossEntropyParameters::launch(u32::try_from(rows)?, u32::try_from(vocabulary)?, gradients);
     // SAFETY: checked above.
     unsafe { gpu.launch(specialization, launch, &parameters)? };
     Ok(())

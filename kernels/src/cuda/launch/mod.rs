@@ -84,7 +84,7 @@ fn dense(name: &str, tensor: &Tensor) -> Result<[i64; 2], BoxError> {
 }
 
 /// Adds up the rows of partial sums, in a fixed order.
-fn sum_columns(gpu: &Gpu, partial: &Tensor) -> Result<Tensor, BoxError> {
+pub(super) fn sum_columns(gpu: &Gpu, partial: &Tensor) -> Result<Tensor, BoxError> {
     let [rows, columns] = <[i64; 2]>::try_from(partial.size().as_slice())?;
     let sums = make(&[columns], Kind::Float, partial)?;
     let parameters = ColumnParameters {

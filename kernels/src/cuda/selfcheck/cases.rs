@@ -556,12 +556,66 @@ pub(super) fn boundaries(device: Device, take: &mut dyn FnMut(Check)) -> Result<
     for case in FLOAT32 {
         take(Check::over_draws(|| mlstm_boundary_case(device, case, true))?);
     }
+    for case in SHORT {
+        take(Check::over_draws(|| mlstm_short_case(device, case))?);
+    }
     for (batch, time, width, kind) in
         [(3, 130, 384, "anywhere"), (2, 67, 64, "everywhere"), (2, 2, 8, "nowhere")]
     {
         take(conv_boundary_case(device, (batch, time, width), kind)?);
     }
     Ok(())
+}
+
+/// Sequences of a single block of the short kernel, in float32: batch, tokens, heads, widths of keys and values.
+const SHORT: [(i64, i64, i64, [i64; 2], &str); 6] = [
+    (3, 40, 4, [64, 64], "nowhere"),
+    (5, 37, 4, [64, 32], "anywhere"),
+    (2, 64, 2, [64, 64], "everywhere"),
+    (2, 64, 1, [128, 128], "nowhere"),
+    (2, 1, 1, [8, 16], "nowhere"),
+    (64, 40, 4, [64, 64], "anywhere"),
+];
+
+fn mlstm_short_case(
+    device: Device,
+    (batch, time, heads, [key, value], kind): (i64, i64, i64, [i64; 2], &str),
+) -> Result<Check, KernelError> {
+    let flags = drawn_resets(batch, time, kind);
+    let resets = plain::resets_tensor(&flags, device);
+    let draw = |shape: &[i64]| normal(shape, device);
+    let inputs = vec![
+        ("q", draw(&[batch, time, heads, key]).abs()),
+        ("k", draw(&[batch, time, heads, key]).abs()),
+        ("v", draw(&[batch, time, heads, value])),
+        ("i", draw(&[batch, time, heads])),
+        ("f", draw(&[batch, time, heads]) + 3.0),
+    ];
+    let subject = Subject {
+        kernel: "mlstm short",
+        case: format!("{batch}x{time}x{heads}, {key} by {value}, anew {kind}"),
+        inputs,
+        outputs: &["h"],
+        ours: &|x| {
+            let input = crate::mlstm::MlstmInput {
+                q_BTHK: &x[0],
+                k_BTHK: &x[1],
+                v_BTHV: &x[2],
+                i_BTH: &x[3],
+                f_BTH: &x[4],
+                state: None,
+                resets_BT: (kind != "nowhere").then_some(&resets),
+            };
+            Ok(vec![crate::mlstm::mlstm_hidden(&input, &crate::mlstm::MlstmOptions::default())?])
+        },
+        libtorch: &|x| {
+            let [h, ..] = plain::mlstm_by_documents([&x[0], &x[1], &x[2], &x[3], &x[4]], None, &flags);
+            Ok(vec![h])
+        },
+        rounding: PRECISE,
+        mask: None,
+    };
+    subject.check()
 }
 
 fn mlstm_boundary_case(

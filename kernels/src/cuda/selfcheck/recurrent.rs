@@ -106,6 +106,7 @@ pub(super) fn half(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), Ke
             outputs: &["y"],
             ours: &|x| {
                 let input = cuda::SlstmSequence {
+                    bias_GHE: None,
                     x_BTGHE: &x[0],
                     recurrent_HEGE: &x[1],
                     state_SBHE: before.as_ref(),

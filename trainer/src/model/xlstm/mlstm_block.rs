@@ -145,7 +145,7 @@ impl MlstmBlock {
         i_BTH: &Tensor,
         f_BTH: &Tensor,
         call: &BlockCall<'_>,
-    ) -> Result<(Tensor, MlstmState)> {
+    ) -> Result<(Tensor, Option<MlstmState>)> {
         let by_head = |tensor: &Tensor| -> Result<Tensor> {
             let size = tensor.size();
             Ok(tensor.f_view([size[0], size[1], self.heads, size[2] / self.heads])?)
@@ -161,8 +161,12 @@ impl MlstmBlock {
             state: state.as_ref(),
             resets_BT: call.resets_BT,
         };
-        let output = mlstm::mlstm(&input, &mlstm::MlstmOptions::default())?;
-        Ok((output.h_BTHV, output.state))
+        let options = mlstm::MlstmOptions::default();
+        if !call.keeps_state {
+            return Ok((mlstm::mlstm_hidden(&input, &options)?, None));
+        }
+        let output = mlstm::mlstm(&input, &options)?;
+        Ok((output.h_BTHV, Some(output.state)))
     }
 }
 
@@ -254,8 +258,9 @@ impl PostUpProjection {
     }
 }
 
-fn block_state(window: Option<Tensor>, cell: MlstmState) -> BlockState {
-    let MlstmState { matrix, normalizer, maximum } = cell;
+/// Nothing, where the cell's state was not kept.
+fn block_state(window: Option<Tensor>, cell: Option<MlstmState>) -> BlockState {
+    let Some(MlstmState { matrix, normalizer, maximum }) = cell else { return BlockState::default() };
     let window = window.map(|window| (CONVOLUTION, window));
     let cell = [(MATRIX, matrix), (NORMALIZER, normalizer), (MAXIMUM, maximum)];
     BlockState::new(window.into_iter().chain(cell))
