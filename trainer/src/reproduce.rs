@@ -89,7 +89,14 @@ const EXPERIMENTS: &[Experiment] = &[
         kind: "accuracy",
         commands: &["xlstm-train sweep formal-languages --out runs/formal-languages"],
         without: "architectures without a variant below; width and heads are not printed in the paper",
-        sweeps: &["formal-languages", "formal-languages-small", "parity-half-small", "parity-small"],
+        sweeps: &[
+            "formal-languages",
+            "formal-languages-small",
+            "parity",
+            "parity-half-small",
+            "parity-small",
+            "state-tracking-one-rate",
+        ],
     },
     Experiment {
         place: "Figures 5, 14, 15, 16",

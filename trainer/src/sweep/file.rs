@@ -17,8 +17,10 @@ macro_rules! include_sweeps {
 
 /// Sweeps that come with the program: name and text.
 const BUILTIN: &[(&str, &str)] = include_sweeps!(
+    "parity",
     "parity-small",
     "parity-half-small",
+    "state-tracking-one-rate",
     "formal-languages",
     "formal-languages-small",
     "mqar-1",
