@@ -20,7 +20,7 @@ mod reference;
 
 use crate::KernelError;
 use crate::recurrent::Arguments;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// What LSTM remembers of the past; each `(B, H, E)`.
 #[derive(Debug)]

@@ -123,7 +123,14 @@ impl Residual {
             let residual = Self { x_BTC: inputs[0].shallow_clone(), delta_BTC };
             let (resets_BT, positions_BT) = (resets.as_ref(), positions.as_ref());
             // A recipe has no dropout beside checkpointing: it would be another one the second time.
-            let call = BlockCall { precision, state: None, keeps_state: false, resets_BT, positions_BT, dropout: 0.0 };
+            let call = BlockCall {
+                precision,
+                state: None,
+                keeps_state: false,
+                resets_BT,
+                positions_BT,
+                dropout: 0.0,
+            };
             let (next, _) = residual.through(&block, path, &call)?;
             // With nothing to add, a fused block's sum is its input, and an output must be a tensor of its own.
             let same = next.delta_BTC.is_some() && residual.delta_BTC.is_none();
