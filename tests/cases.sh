@@ -2,25 +2,42 @@
 # Runs every case of a folder of inputs with one or several builds of xlstm-data, and prints a table:
 # case, then for each build the exit code and the first line that it says (errors and notes first).
 #
-#   tests/cases.sh FOLDER PROGRAM [PROGRAM…]        PROGRAM is a path of an xlstm-data
+#   tests/cases.sh FOLDER [NAME=]PROGRAM [[NAME=]PROGRAM…]        PROGRAM is a path of an xlstm-data
+#
+# With RAW=FILE, all that each command said is written there, without the paths of this machine. Before a change and now:
+#
+#   RAW=docs/benchmarks/data/cases-raw.txt tests/cases.sh CASES before=OLD now=target/release/xlstm-data >docs/benchmarks/data/cases.md
 #
 # A case is a folder of input files (prepared with the options that its name asks for, see below), or an archive NAME.tar
 # whose folders are cases. A folder with a file `arguments` is prepared with the options in it, one a line.
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n '2,8p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,13p' "$0" >&2; exit 2; }
 cases=$(realpath "$1"); shift
+raw=${RAW:+$(realpath "$RAW")}; [ -z "$raw" ] || : >"$raw"
 # Some cases run in a folder of their own.
-for program; do shift; set -- "$@" "$(realpath "$program")"; done
+declare -A names
+for program; do
+  shift
+  path=$(realpath "${program#*=}"); set -- "$@" "$path"
+  case "$program" in *=*) names[$path]=${program%%=*} ;; *) names[$path]=$(basename "$program") ;; esac
+done
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 
 # The first line worth reading: of stderr if it says anything, else of stdout.
-first_line() { { cat "$1"; cat "$2"; } | tr -d '\000' | grep -m1 . | sed "s#$work[^ \`']*/##g; s#$cases/##g; s/|/\\\\|/g" | cut -c1-150 || true; }
+plain() { tr -d '\000' | sed -E "s#$work[^ \`']*/##g; s#$cases/##g; s#/[^ :]*/registry/src/[^/]*/##g; s#/rustc/[^ ]*##g; s#('main') \([0-9]+\)#\1#g" | cat -v; }
+first_line() { { cat "$1"; cat "$2"; } | plain | grep -m1 . | sed 's/|/\\|/g' | cut -c1-150 || true; }
 
 # Runs one command: "exit code, first line".
 try() {
   local code=0
   timeout 60 "$@" >"$work/stdout" 2>"$work/stderr" </dev/null || code=$?
-  echo "$code: $(first_line "$work/stderr" "$work/stdout" | cat -v)"
+  if [ -n "$raw" ]; then
+    {
+      printf '== %s: xlstm-data' "${names[$1]}"; printf ' %s' "${@:2}" | plain; printf '\nexit code %s\n' "$code"
+      head -c 4000 "$work/stderr" | plain; head -c 4000 "$work/stdout" | plain; printf '\n'
+    } >>"$raw"
+  fi
+  echo "$code: $(first_line "$work/stderr" "$work/stdout")"
 }
 
 # What a case is tried with: a line of arguments after `prepare local INPUT --out OUT --quiet`.
@@ -41,7 +58,7 @@ row() { # name, then one result a program
   printf '| %s |' "$name"; printf ' %s |' "$@"; printf '\n'
 }
 
-number=0; printf '| case |'; for program in "$@"; do number=$((number + 1)); printf ' %s %s |' "$number" "$(basename "$program")"; done; printf '\n|---|'
+printf '| case |'; for program in "$@"; do printf ' %s |' "${names[$program]}"; done; printf '\n|---|'
 for _ in "$@"; do printf -- '---|'; done; printf '\n'
 
 prepare_case() { # name, folder

@@ -19,10 +19,13 @@ pub enum CanonicalError {
     Number(serde_json::Number),
 }
 
+/// The largest integer that has a canonical form: 2^53, up to which all programs agree on whole numbers.
+pub const LARGEST: u64 = 1 << 53;
+
 fn check(value: &Value) -> Result<(), CanonicalError> {
     match value {
         Value::Number(number) => match number.as_u64() {
-            Some(integer) if integer <= 1 << 53 => Ok(()),
+            Some(integer) if integer <= LARGEST => Ok(()),
             _ => Err(CanonicalError::Number(number.clone())),
         },
         Value::Array(items) => items.iter().try_for_each(check),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
+use crate::reading;
 use crate::sha256_lanes::digest_each;
 
 /// A SHA-256 digest, 32 bytes.
@@ -80,6 +81,7 @@ impl<'de> Deserialize<'de> for Sha256Digest {
 /// # Errors
 /// When the file cannot be read; the error names it.
 pub fn digest_file(path: &Path) -> Result<(u64, Sha256Digest)> {
+    reading::note(path);
     let mut file = fs_err::File::open(path)?;
     digest_reader(&mut file).map_err(Error::from)
 }

@@ -20,7 +20,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::canonical;
+use crate::canonical::{self, LARGEST};
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{InputCounts, Layout, Manifest, Targets, Tokenizer};
@@ -112,7 +112,6 @@ fn check_input_width(path: &Path, manifest: &Manifest) -> Result<()> {
 
 /// Refuses counts above 2^53, which have no canonical form: no file can be written of them again, and sums of them wrap.
 fn check_counts(path: &Path, manifest: &Manifest) -> Result<()> {
-    const MAX_COUNT: u64 = 1 << 53;
     let files = manifest.data_files().flat_map(|file| [file.size, file.records]);
     let inputs = manifest.inputs.iter().flat_map(|input| {
         let counts = &input.counts;
@@ -121,13 +120,18 @@ fn check_counts(path: &Path, manifest: &Manifest) -> Result<()> {
     });
     let lists = [&manifest.sets, &manifest.record_licenses, &manifest.record_sources];
     let names = lists.into_iter().flatten().flat_map(|set| [set.documents, set.text_bytes, set.tokens]);
-    let totals = [manifest.totals.text_bytes, manifest.packing.rows_per_shard.unwrap_or(0)];
+    let limits = [manifest.packing.rows_per_shard, manifest.selection.max_tokens];
+    let totals = limits.into_iter().flatten().chain([manifest.totals.text_bytes]);
     let part = manifest.part.as_ref().map_or(0, |part| part.not_planned);
     let mut all = files.chain(inputs).chain(names).chain(totals).chain([part]);
-    match all.find(|&count| count > MAX_COUNT) {
-        None => Ok(()),
-        Some(count) => Err(Error::damaged(path, format!("counts of at most {MAX_COUNT}"), count.to_string())),
+    if let Some(count) = all.find(|&count| count > LARGEST) {
+        return Err(Error::damaged(path, format!("counts of at most {LARGEST}"), count.to_string()));
     }
+    let generator = manifest.source.generator.as_ref().map(canonical::to_canonical_bytes);
+    generator
+        .transpose()
+        .map(drop)
+        .map_err(|error| Error::damaged(path, "a generator of texts and whole numbers", error.to_string()))
 }
 
 /// Refuses a file that is listed twice: it would be read again each time, a hundred thousand times for one of 5 kB.

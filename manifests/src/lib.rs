@@ -39,6 +39,7 @@ pub mod order;
 pub mod origin;
 pub mod packed;
 pub mod printable;
+pub mod reading;
 pub mod recipe;
 pub mod rows;
 pub mod run_manifest;

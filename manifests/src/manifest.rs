@@ -3,7 +3,7 @@
 //! `manifest.json` is canonical JSON (module `canonical`), so the same dataset is the same bytes.
 //! Unknown keys are refused within a version: a reader that skipped one could not vouch for the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -436,6 +436,21 @@ pub struct Part {
     pub plan: Sha256Digest,
     /// Inputs at the end of the list that no part reads, since `max_tokens` should be reached before them.
     pub not_planned: u64,
+    /// What its records had of what the options ask for; none: an older part, or a run of one that was resumed and whose
+    /// journal does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub met: Option<Met>,
+}
+
+/// What records had of what options ask for. Whether an option names something that no record has is known only when all
+/// parts are read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Met {
+    /// Options whose field a record has: `--set-field`, `--id-field`, `--license-field`, `--source-field`.
+    pub fields: BTreeSet<String>,
+    /// Sets that occur, where sets are excluded: those, and some of the others.
+    pub sets: BTreeSet<String>,
 }
 
 /// The program that wrote a manifest.

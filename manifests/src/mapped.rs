@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
 use crate::error::Result;
-use crate::printable;
+use crate::{printable, reading};
 
 /// A file mapped for reading.
 #[derive(Debug)]
@@ -56,6 +56,7 @@ impl Mapped {
     /// When it is no regular file, or cannot be opened or mapped.
     pub fn open(path: &Path) -> Result<Self> {
         listen();
+        reading::note(path);
         let file = fs_err::File::open(path)?;
         if !file.metadata()?.is_file() {
             let text = format!("`{}` is no regular file", path.display());

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
+use crate::reading;
 
 /// A kind of file.
 pub(crate) struct FileKind {
@@ -38,6 +39,7 @@ impl FileKind {
     /// # Errors
     /// When it is missing, is of another format, newer than this program, or of another shape.
     pub(crate) fn read<T: DeserializeOwned>(&self, path: &Path) -> Result<T> {
+        reading::note(path);
         let bytes = match fs_err::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod diff;
 pub mod engine;
 pub mod export;
+mod guard;
 pub mod hub;
 pub mod merge;
 pub mod overlap;

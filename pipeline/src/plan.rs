@@ -159,7 +159,7 @@ impl Plan {
             position += 1;
             here == u128::from(index - 1)
         });
-        self.spec.part = Some(Part { index, count, plan: self.spec.plan, not_planned });
+        self.spec.part = Some(Part { index, count, plan: self.spec.plan, not_planned, met: None });
         self
     }
 

@@ -64,7 +64,10 @@ impl Fixture {
 #[test]
 fn every_form_of_the_papers_tasks_becomes_the_harnesss_own() {
     let fixture = Fixture::new();
-    fixture.write("lambada_test.jsonl", &[json!({"text": "one two three"})]);
+    // What else a row has is not the task's, and white space is: the last word is what follows the last space.
+    let passages = ["one two three", "He said: \u{201c}No\u{201d} \u{2014} caf\u{e9}", " a  b c"];
+    let lambada: Vec<Value> = passages.iter().map(|text| json!({"text": text})).collect();
+    fixture.write("lambada_test.jsonl", &lambada);
     let endings = json!(["a", "b", "c", "d"]);
     let row = json!({
         "ind": 1, "activity_label": "Reading", "ctx_a": "A", "ctx_b": "b", "ctx": "A b", "endings": endings, "label": "3",
@@ -99,6 +102,12 @@ fn every_form_of_the_papers_tasks_becomes_the_harnesss_own() {
     {
         assert!(command.contains(part), "{command}");
     }
+    assert!(said.contains("local_lambada_openai: 3 rows (the harness's split has 5153)"), "{said}");
+    assert_eq!(fixture.rows("lambada_openai"), lambada);
+    let included = fixture.task("lambada_openai");
+    let own = fixture.path("harness").canonicalize().unwrap().join("lambada/lambada_openai.yaml");
+    assert!(included.contains(&format!("include: \"{}\"", own.display())), "{included}");
+    assert!(included.contains("test_split: test"), "{included}");
     let included = fixture.task("hellaswag");
     let own = fixture.path("harness").canonicalize().unwrap().join("hellaswag/hellaswag.yaml");
     assert!(included.contains(&format!("include: \"{}\"", own.display())), "{included}");

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use xlstm_manifests::canonical;
 
 use crate::prepare::Task;
 
@@ -120,7 +121,7 @@ pub(super) struct ExamplesArgs {
     #[arg(long, default_value = "fail", value_parser = ["fail", "skip"])]
     pub(super) on_bad_record: String,
     /// Rows in a shard; decides nothing else
-    #[arg(long, default_value_t = 16_384, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 16_384, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=canonical::LARGEST))]
     pub(super) rows_per_shard: u64,
     /// Discard what an earlier run left in the split's folder
     #[arg(long)]
@@ -175,7 +176,7 @@ pub(super) struct CommonArgs {
     #[arg(long, value_name = "I/N", value_parser = parse_task)]
     pub(super) task: Option<Task>,
     /// Rows of 2048 tokens in a shard; decides no token
-    #[arg(long, default_value_t = 16_384, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 16_384, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=canonical::LARGEST))]
     pub(super) rows_per_shard: u64,
     /// Discard what an earlier run left in the split's folder
     #[arg(long)]
@@ -226,6 +227,10 @@ pub(super) fn parse_count(text: &str) -> Result<u64, String> {
         .and_then(|number| number.checked_mul(scale))
         .filter(|&number| number > 0)
         .ok_or_else(|| format!("expected a count such as 15B, 300M or 2000000, found `{text}`"))
+        .and_then(|number| match number {
+            0..=canonical::LARGEST => Ok(number),
+            _ => Err(format!("expected a count of at most {}, found `{text}`", canonical::LARGEST)),
+        })
 }
 
 /// `3/7`.

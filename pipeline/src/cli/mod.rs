@@ -16,6 +16,7 @@ use xlstm_manifests::catalog::CatalogError;
 use xlstm_manifests::{Error as ContractError, printable};
 
 use crate::engine::EngineError;
+use crate::guard::guarded;
 use crate::hub::HubError;
 use crate::merge::MergeError;
 use crate::report::CommandError;
@@ -56,7 +57,7 @@ enum Command {
 #[must_use]
 pub fn run() -> ExitCode {
     match Cli::try_parse() {
-        Ok(cli) => report(dispatch(cli)),
+        Ok(cli) => report(guarded(|| dispatch(cli), |error| exit_code(error) == 2)),
         Err(error) => {
             let code = error.exit_code();
             // A closed stdout or stderr leaves nothing to say it on.
@@ -157,7 +158,7 @@ fn is_ours(cause: &(dyn std::error::Error + 'static)) -> bool {
     let merge = |error: &MergeError| match error {
         MergeError::Contract(error) => contract(error),
         MergeError::Split(error) => split(error),
-        MergeError::Parts(_) => false,
+        MergeError::Parts(_) | MergeError::Option(_) => false,
     };
     let command = |error: &CommandError| match error {
         CommandError::Internal(_) | CommandError::Tokenizer(_) => true,

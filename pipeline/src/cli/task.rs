@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
+use xlstm_manifests::canonical;
 
 use super::args::{parse_count, parse_task};
 use super::prepare::{describe, refuse, summary};
@@ -40,7 +41,7 @@ pub(super) struct TaskArgs {
     #[arg(long, value_name = "I/N", value_parser = parse_task)]
     task: Option<Part>,
     /// Rows in a shard; decides no token
-    #[arg(long, default_value_t = 65_536, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 65_536, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=canonical::LARGEST))]
     rows_per_shard: u64,
     /// Keep no shards: only the manifest, the same as if they were written; training makes rows when it wants them
     #[arg(long, conflicts_with = "task")]

@@ -5,9 +5,9 @@ use std::ops::Range;
 use crossbeam_channel::{Receiver, Sender};
 use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::documents::count_words;
-use xlstm_manifests::manifest::Layout;
+use xlstm_manifests::manifest::{Layout, Met};
 
-use super::asked::Seen;
+use super::asked;
 use super::{EngineError, Filter};
 use crate::record::{BadRecord, Entry, Record};
 use crate::split::DocumentMeta;
@@ -25,7 +25,7 @@ pub(super) struct Job {
 pub(super) struct Tokenized {
     pub(super) ids: Vec<u16>,
     pub(super) items: Vec<Item>,
-    pub(super) seen: Seen,
+    pub(super) met: Met,
     pub(super) cost: usize,
 }
 
@@ -71,7 +71,7 @@ impl Work<'_> {
         // Code has a little more than two bytes a token; untouched capacity costs nothing.
         let mut ids = Vec::with_capacity(cost / 2);
         let mut items = Vec::with_capacity(entries.len());
-        let seen = Seen::of(&entries, &self.filter.exclude_sets);
+        let met = asked::see(&entries, &self.filter.exclude_sets);
         // All at once, which is faster than one by one.
         let records = entries.iter().filter_map(|step| match step {
             Entry::Record(record) if self.left_out(record).is_none() => Some(record.text.as_bytes()),
@@ -91,7 +91,7 @@ impl Work<'_> {
                 },
             });
         }
-        Ok(Tokenized { ids, items, seen, cost })
+        Ok(Tokenized { ids, items, met, cost })
     }
 
     /// Why a record is left out before its digest is known.

@@ -4,9 +4,9 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Receiver;
-use xlstm_manifests::manifest::Manifest;
+use xlstm_manifests::manifest::{Manifest, Met};
 
-use super::asked::Seen;
+use super::asked::absorb;
 use super::batch::{Item, Tokenized};
 use super::filter::BEYOND_MAX_TOKENS;
 use super::{EngineError, EngineOptions, InputStream, Observer, OnBadRecord, Provided, Shared};
@@ -21,7 +21,8 @@ struct Collector<'a, 'p> {
     observer: &'a dyn Observer,
     /// Tokens after which no document is taken.
     limit: Option<u64>,
-    seen: Seen,
+    /// What records had of what is asked for; none: a run was resumed whose journal does not tell.
+    met: Option<Met>,
 }
 
 pub(super) fn collect(
@@ -32,9 +33,10 @@ pub(super) fn collect(
     observer: &dyn Observer,
 ) -> Result<Manifest, EngineError> {
     let mut durable = builder.durable_input();
-    let whole = shared.cursor == Cursor::default() && options.max_tokens.is_none();
-    let (limit, seen) = (options.max_tokens, Seen::default());
-    let mut collector = Collector { builder, shared, options, observer, limit, seen };
+    let limit = options.max_tokens;
+    let begins = shared.cursor == Cursor::default();
+    let met = builder.tally().met().cloned().or_else(|| begins.then(Met::default));
+    let mut collector = Collector { builder, shared, options, observer, limit, met };
     for stream in streams {
         let stream = stream?;
         // A resumed run may have reached the bound already: then the open input is still to be counted out.
@@ -54,7 +56,15 @@ pub(super) fn collect(
         }
     }
     shared.cancel();
-    if let Some(missing) = collector.seen.missing(&options.asked).filter(|_| whole) {
+    if let Some(met) = &collector.met {
+        // Of a part without records too.
+        collector.builder.met(met);
+    }
+    // Another part may have what this one lacks: `merge` looks at all of them.
+    if let Some(met) = &collector.met
+        && !collector.builder.is_part()
+        && let Some(missing) = options.asked.missing(met, collector.builder.tally().totals())
+    {
         return Err(EngineError::Option(missing));
     }
     Ok(collector.builder.finish()?)
@@ -85,7 +95,7 @@ impl Collector<'_, '_> {
         })?;
         for batch in &stream.batches {
             let batch = batch?.recv().map_err(lost_thread)??;
-            self.seen.absorb(&batch.seen);
+            self.meet(&batch.met);
             self.batch(provided, &batch)?;
             self.shared.budget.release(provided.index, batch.cost);
             if self.has_enough() {
@@ -96,6 +106,13 @@ impl Collector<'_, '_> {
         }
         self.builder.end_input();
         Ok(size)
+    }
+
+    /// Notes what the records of a batch have, before the first of them is stored.
+    fn meet(&mut self, batch: &Met) {
+        let Some(met) = &mut self.met else { return };
+        absorb(met, batch, &self.options.asked.exclude_sets);
+        self.builder.met(met);
     }
 
     fn batch(&mut self, provided: &Provided, batch: &Tokenized) -> Result<(), EngineError> {

@@ -10,6 +10,10 @@ use xlstm_manifests::Sha256Digest;
 pub(super) const EXCLUDED_SET: &str = "excluded-set";
 /// Left out because its text is empty.
 pub(super) const EMPTY: &str = "empty";
+/// Left out because it is on the other side of the holdout.
+pub(super) const HELD_OUT: &str = "held-out";
+/// The same, seen from the other side.
+pub(super) const NOT_HELD_OUT: &str = "not-held-out";
 /// Left out because it comes after the document that reached `--max-tokens`, in an input used up to there.
 pub const BEYOND_MAX_TOKENS: &str = "beyond-max-tokens";
 
@@ -56,8 +60,8 @@ impl Filter {
         head.copy_from_slice(&digest.0[..8]);
         let held_out = u64::from_be_bytes(head) < cut.threshold;
         match (held_out, cut.held_out) {
-            (true, false) => Some("held-out"),
-            (false, true) => Some("not-held-out"),
+            (true, false) => Some(HELD_OUT),
+            (false, true) => Some(NOT_HELD_OUT),
             _ => None,
         }
     }

@@ -25,6 +25,7 @@ use crossbeam_channel::{Receiver, Sender};
 use xlstm_manifests::manifest::{Layout, Manifest};
 use xlstm_manifests::{Error as ContractError, Sha256Digest, printable};
 
+pub(crate) use asked::absorb;
 pub use asked::{Asked, Field};
 pub use filter::{BEYOND_MAX_TOKENS, Filter, HoldoutCut, holdout_threshold};
 
@@ -145,7 +146,7 @@ pub struct EngineOptions {
     pub filter: Filter,
     /// Stop after the document that reaches this many tokens.
     pub max_tokens: Option<u64>,
-    /// What a whole split must have had, by the options that ask for it.
+    /// What the records must have had, by the options that ask for it.
     pub asked: Asked,
 }
 

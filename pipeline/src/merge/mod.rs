@@ -12,9 +12,10 @@ mod feed;
 use std::path::{Path, PathBuf};
 
 use xlstm_manifests::Error as ContractError;
-use xlstm_manifests::manifest::{Input, Manifest};
+use xlstm_manifests::manifest::{Input, Manifest, Met, Totals};
 
 use crate::audit::progress::ByteProgress;
+use crate::engine::{Asked, absorb};
 use crate::split::{Opened, SplitBuilder, SplitError, SplitSpec};
 use feed::feed_part;
 
@@ -31,6 +32,9 @@ pub enum MergeError {
     /// The parts given are not all the parts of one whole.
     #[error("{0}")]
     Parts(String),
+    /// An option of `prepare` named a field or a set that no record of any part has.
+    #[error("{0}; then run the tasks again with --restart")]
+    Option(String),
 }
 
 struct LoadedPart {
@@ -52,6 +56,7 @@ impl LoadedPart {
 pub fn merge(parts: &[PathBuf], out: &Path, restart: bool) -> Result<Manifest, MergeError> {
     let parts = load(parts)?;
     let spec = whole(&parts)?;
+    check_options(&parts, &spec)?;
     let limit = spec.selection.max_tokens;
     let mut builder = match SplitBuilder::open(out, spec, restart)? {
         Opened::Finished(manifest) => {
@@ -80,6 +85,22 @@ pub fn merge(parts: &[PathBuf], out: &Path, restart: bool) -> Result<Manifest, M
         )));
     }
     Ok(builder.finish()?)
+}
+
+/// Refuses what no part can see alone: an option that names what no record has. Older parts do not say what theirs had.
+fn check_options(parts: &[LoadedPart], spec: &SplitSpec) -> Result<(), MergeError> {
+    let asked = Asked::of(&spec.source.profile, &spec.selection);
+    let (mut met, mut totals) = (Met::default(), Totals::default());
+    for LoadedPart { manifest, .. } in parts {
+        let Some(part) = manifest.part.as_ref().and_then(|part| part.met.as_ref()) else { return Ok(()) };
+        absorb(&mut met, part, &asked.exclude_sets);
+        totals.documents = totals.documents.saturating_add(manifest.totals.documents);
+        for (reason, count) in &manifest.totals.left_out {
+            let all = totals.left_out.entry(reason.clone()).or_default();
+            *all = all.saturating_add(*count);
+        }
+    }
+    asked.missing(&met, &totals).map_or(Ok(()), |missing| Err(MergeError::Option(missing)))
 }
 
 /// Whether two inputs are the same bytes under the same name.

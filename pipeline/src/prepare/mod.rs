@@ -169,39 +169,13 @@ pub fn execute(
         fields: plan.fields.clone(),
         filter: filter(plan)?,
         max_tokens: plan.spec.selection.max_tokens,
-        asked: asked(plan),
+        asked: engine::Asked::of(&plan.spec.source.profile, &plan.spec.selection),
     };
     progress.begin(&plan.spec.split, plan);
     let manifest =
         engine::run(builder, plan.spec.layout, provider.as_mut(), &context.tokenizer, &options, progress)?;
     progress.end();
     Ok(Prepared { folder, manifest, was_finished: false })
-}
-
-/// What every record of a whole split can be asked for.
-fn asked(plan: &Plan) -> engine::Asked {
-    let selection = &plan.spec.selection;
-    // The fields of PALOMA and SlimPajama are the profile's, not the caller's: records may lack them.
-    let named = plan.spec.source.profile == "local";
-    if plan.spec.part.is_some() {
-        return engine::Asked::default();
-    }
-    let fields = [
-        (engine::Field::Set, "--set-field", &selection.set_field),
-        (engine::Field::Id, "--id-field", &selection.id_field),
-        (engine::Field::License, "--license-field", &selection.license_field),
-        (engine::Field::Source, "--source-field", &selection.source_field),
-    ];
-    let fields = fields.into_iter().filter(|_| named);
-    engine::Asked {
-        // Those of SlimPajama were compared with the catalog's list before anything was read.
-        exclude_sets: if plan.spec.source.profile.starts_with("slimpajama") {
-            Vec::new()
-        } else {
-            selection.exclude_sets.clone()
-        },
-        fields: fields.filter_map(|(field, option, path)| Some((field, option, path.clone()?))).collect(),
-    }
 }
 
 fn filter(plan: &Plan) -> anyhow::Result<Filter> {

@@ -77,6 +77,7 @@ pub fn open(
     fields: &Fields,
     from_record: u64,
 ) -> Result<Box<dyn RecordReader>, SourceError> {
+    xlstm_manifests::reading::note(path);
     format.check(path)?;
     Ok(match format {
         Format::JsonLines { compression } => {

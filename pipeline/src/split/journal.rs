@@ -8,7 +8,7 @@ use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use xlstm_manifests::manifest::{Input, SetTotals, Shard, Totals};
+use xlstm_manifests::manifest::{Input, Met, SetTotals, Shard, Totals};
 use xlstm_manifests::merkle::MerkleTree;
 use xlstm_manifests::{Error as ContractError, Sha256Digest};
 
@@ -47,6 +47,9 @@ pub(crate) struct Snapshot {
     pub record_sources: Vec<SetTotals>,
     /// Totals.
     pub totals: Totals,
+    /// What the records read so far had of what is asked for.
+    #[serde(default)]
+    pub met: Option<Met>,
     /// Merkle trees.
     pub trees: Trees,
 }

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use xlstm_manifests::atomic::{self, FolderLock};
 use xlstm_manifests::manifest::{
-    FORMAT, FileRecord, Layout, MANIFEST_NAME, Manifest, SetTotals, Shard, Tool,
+    FORMAT, FileRecord, Layout, MANIFEST_NAME, Manifest, Met, Part, SetTotals, Shard, Tool,
 };
 use xlstm_manifests::{Error as ContractError, Sha256Digest, identity};
 
@@ -189,6 +189,17 @@ impl SplitBuilder {
         self.ledger.shards()
     }
 
+    /// Whether the split is a part of a whole.
+    #[must_use]
+    pub fn is_part(&self) -> bool {
+        self.spec.part.is_some()
+    }
+
+    /// Notes what the records so far have of what is asked for: a run that is resumed goes on from it.
+    pub fn met(&mut self, met: &Met) {
+        self.tally.meet(met);
+    }
+
     /// Totals so far.
     #[must_use]
     pub fn tally(&self) -> &Tally {
@@ -325,7 +336,8 @@ impl SplitBuilder {
         }
         let files = self.sink.other_files(self.tally.sets())?;
         let spec = self.spec;
-        let tally::Counts { inputs, sets, record_licenses, record_sources, mut totals } = self.tally.finish();
+        let tally::Counts { inputs, sets, record_licenses, record_sources, mut totals, met } =
+            self.tally.finish();
         totals.rows = shards.iter().map(|shard| shard.file.records).sum();
         let mut manifest = Manifest {
             format: FORMAT.into(),
@@ -346,7 +358,7 @@ impl SplitBuilder {
             totals,
             tokens_root: trees.tokens.root(),
             documents_root: trees.documents.root(),
-            part: spec.part,
+            part: spec.part.map(|part| Part { met, ..part }),
             tool: Tool { name: "xlstm-data".into(), version: env!("CARGO_PKG_VERSION").into() },
         };
         manifest.root = identity::root(&manifest)?;

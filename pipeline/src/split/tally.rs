@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use xlstm_manifests::Sha256Digest;
-use xlstm_manifests::manifest::{Declared, Input, InputCounts, SetTotals, Totals};
+use xlstm_manifests::manifest::{Declared, Input, InputCounts, Met, SetTotals, Totals};
 use xlstm_manifests::safe_path::SafePath;
 
 use super::journal::Snapshot;
@@ -38,6 +38,8 @@ pub struct Tally {
     licenses: Names,
     sources: Names,
     totals: Totals,
+    /// What records had of what is asked for.
+    met: Option<Met>,
 }
 
 /// Totals by name, in order of first appearance.
@@ -99,6 +101,7 @@ pub(super) struct Counts {
     pub(super) record_licenses: Vec<SetTotals>,
     pub(super) record_sources: Vec<SetTotals>,
     pub(super) totals: Totals,
+    pub(super) met: Option<Met>,
 }
 
 impl Tally {
@@ -111,6 +114,7 @@ impl Tally {
             licenses: Names::default(),
             sources: Names::default(),
             totals: Totals::default(),
+            met: None,
         }
     }
 
@@ -122,6 +126,18 @@ impl Tally {
         self.licenses.restore(&snapshot.record_licenses);
         self.sources.restore(&snapshot.record_sources);
         self.totals = snapshot.totals.clone();
+        self.met.clone_from(&snapshot.met);
+    }
+
+    pub(super) fn meet(&mut self, met: &Met) {
+        if self.met.as_ref() != Some(met) {
+            self.met = Some(met.clone());
+        }
+    }
+
+    /// What the records so far have of what is asked for, where it is noted.
+    pub(crate) fn met(&self) -> Option<&Met> {
+        self.met.as_ref()
     }
 
     /// The counts at this moment, for the journal.
@@ -131,6 +147,7 @@ impl Tally {
         let open_input = self.open.clone();
         let (sets, totals) = (self.sets.totals.clone(), self.totals.clone());
         let (record_licenses, record_sources) = (self.licenses.totals.clone(), self.sources.totals.clone());
+        let met = self.met.clone();
         Box::new(move |shard, trees| Snapshot {
             shard,
             cursor,
@@ -140,6 +157,7 @@ impl Tally {
             record_licenses,
             record_sources,
             totals,
+            met,
             trees,
         })
     }
@@ -256,6 +274,7 @@ impl Tally {
             record_licenses: self.licenses.totals,
             record_sources: self.sources.totals,
             totals: self.totals,
+            met: self.met,
         }
     }
 }

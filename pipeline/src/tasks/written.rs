@@ -63,7 +63,7 @@ impl<'a> TaskPlan<'a> {
         let all = self.shares.len() as u64;
         let cut = |part: u32| (all * u64::from(part) / u64::from(count)) as usize;
         self.shares = self.shares[cut(index - 1)..cut(index)].to_vec();
-        self.spec.part = Some(Part { index, count, plan: self.spec.plan, not_planned: 0 });
+        self.spec.part = Some(Part { index, count, plan: self.spec.plan, not_planned: 0, met: None });
         self
     }
 

@@ -1,5 +1,9 @@
 //! `--deep` and `--text`: every token from its source again.
 
+use std::collections::HashMap;
+
+use xlstm_pipeline::tokenizer::Gpt2Tokenizer;
+
 use super::edited::edit_rows;
 use super::*;
 
@@ -44,6 +48,48 @@ fn a_deep_audit_finds_what_no_digest_shows() {
     let args = AuditArgs { text: true, ..AuditArgs::new(vec![built.split()]) };
     let found = audit(&args).unwrap();
     assert!(found.splits[0].findings.iter().any(|f| f.check == Check::Text), "{found:#?}");
+}
+
+/// The place of two tokens of a row that can be cut between them in another way, and the two that come of it.
+fn cut_otherwise(
+    tokenizer: &Gpt2Tokenizer,
+    ids: &HashMap<&[u8], u16>,
+    row: &[u16],
+) -> Option<(usize, [u16; 2])> {
+    row.windows(2).enumerate().find_map(|(at, pair)| {
+        let bytes = tokenizer.decode(pair);
+        (!pair.contains(&50256)).then_some(())?;
+        (1..bytes.len()).find_map(|cut| {
+            let (head, tail) = bytes.split_at(cut);
+            let other = [*ids.get(head)?, *ids.get(tail)?];
+            (other != *pair).then_some((at, other))
+        })
+    })
+}
+
+#[test]
+fn a_deep_audit_compares_ids_and_not_only_the_text_that_they_spell() {
+    let tokenizer = Gpt2Tokenizer::new().unwrap();
+    let ids: HashMap<&[u8], u16> =
+        (0..50256).filter_map(|id| Some((tokenizer.token_bytes(id)?, id))).collect();
+    let built = build(&Recipe::packed());
+    let before = PackedShard::open(&built.split().join("shard-00001.arrow"), 64, 20).unwrap();
+    let before = before.row(3).unwrap().tokens().to_vec();
+    edit_rows(&built, |row, tokens| {
+        if row == 3 {
+            let (at, other) = cut_otherwise(&tokenizer, &ids, tokens).unwrap();
+            tokens[at..at + 2].copy_from_slice(&other);
+        }
+    });
+    let after = PackedShard::open(&built.split().join("shard-00001.arrow"), 64, 20).unwrap();
+    let after = after.row(3).unwrap().tokens().to_vec();
+    assert_ne!(before, after);
+    assert_eq!(tokenizer.decode(&before), tokenizer.decode(&after));
+    // As many tokens, the same text, and every digest made anew.
+    assert!(audit(&AuditArgs { text: true, ..AuditArgs::new(vec![built.split()]) }).unwrap().clean);
+    let found = deep(&built, Amount::All, |_| ());
+    let deep: Vec<_> = found.splits[0].findings.iter().filter(|f| f.check == Check::Deep).collect();
+    assert!(matches!(deep[..], [_]), "{found:#?}");
 }
 
 #[test]

@@ -48,6 +48,7 @@ fn one_tasks_part_can_be_audited_too() {
     let built = build(&Recipe::packed());
     let mut manifest = built.manifest();
     manifest.part = Some(xlstm_manifests::manifest::Part {
+        met: None,
         index: 1,
         count: 3,
         plan: Sha256Digest::of(b"plan"),

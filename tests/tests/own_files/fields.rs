@@ -26,6 +26,102 @@ fn options_that_nothing_matches_are_said() {
     }
 }
 
+/// Prepares all parts of a task array, then merges them.
+fn array(place: &Folders, tasks: u32, options: &[&str]) -> Ran {
+    for task in 1..=tasks {
+        let task = format!("{task}/{tasks}");
+        place.prepare(&[&["--task", &task][..], options].concat()).success();
+    }
+    data(["merge", "--out", text(&place.path("out"))])
+}
+
+#[test]
+fn what_no_part_of_an_array_has_is_said_by_merge() {
+    let book = b"{\"text\":\"a book\",\"source\":\"books\",\"id\":\"b1\"}\n";
+    let page = b"{\"text\":\"a page\",\"source\":\"web\"}\n";
+    let place = || Folders::new(&[("a.jsonl", &book[..]), ("b.jsonl", page), ("c.jsonl", b"")]);
+    // Four tasks for three files: one part is empty.
+    let bookz = ["--set-field", "source", "--exclude-set", "bookz"];
+    let alone = place().prepare(&bookz).failure(1);
+    let refused = place();
+    let error = array(&refused, 4, &bookz).failure(1);
+    assert_says(&error, &["--exclude-set bookz", "`books`, `web` in 2 records"]);
+    let message = |said: &str| said.split("; mend the name").next().unwrap().to_owned();
+    assert_eq!(message(&error), message(&alone), "as a whole `prepare` says it");
+    assert!(!refused.split().join("manifest.json").exists());
+    for option in ["--set-field", "--id-field", "--license-field", "--source-field"] {
+        let error = array(&place(), 3, &[option, "uid"]).failure(1);
+        assert_says(&error, &[option, "uid", "none of 2"]);
+    }
+    // Part 1 alone has ids and books: the others need not.
+    let options = ["--set-field", "source", "--exclude-set", "books", "--id-field", "id"];
+    let (whole, merged) = (place(), place());
+    whole.prepare(&options).success();
+    array(&merged, 3, &options).success();
+    assert_same_files(&whole.split(), &merged.split());
+    // A part that is there is the one that is asked for, although it says what it met.
+    merged.prepare(&[&["--task", "1/3"][..], &options].concat()).success();
+    // Parts of an older program do not say it, and are merged as they were.
+    let older = place();
+    array(&older, 2, &["--id-field", "uid"]).failure(1);
+    let part = older.path("out/parts/00001-of-00002/train/manifest.json");
+    let mut manifest: serde_json::Value = serde_json::from_slice(&fs_err::read(&part).unwrap()).unwrap();
+    assert!(manifest["part"].as_object_mut().unwrap().remove("met").is_some());
+    fs_err::write(&part, serde_json::to_vec(&manifest).unwrap()).unwrap();
+    data(["merge", "--out", text(&older.path("out"))]).success();
+}
+
+#[test]
+fn numbers_without_a_canonical_form_are_refused_where_they_are_given_or_read() {
+    let place = Folders::new(&[("a.txt", b"some words")]);
+    for option in ["--max-tokens", "--rows-per-shard"] {
+        for number in ["18446744073709551615", "9007199254740993"] {
+            let error = place.prepare(&[option, number]).failure(2);
+            assert_says(&error, &[option, number, "9007199254740992"]);
+            assert!(!error.contains("internal fault"), "{error}");
+        }
+    }
+    place.prepare(&["--task", "1/1", "--max-tokens", "100"]).success();
+    let part = place.path("out/parts/00001-of-00001/train/manifest.json");
+    let sound: serde_json::Value = serde_json::from_slice(&fs_err::read(&part).unwrap()).unwrap();
+    let altered: [(&[&str], serde_json::Value); 3] = [
+        (&["selection", "max_tokens"], u64::MAX.into()),
+        (&["packing", "rows_per_shard"], u64::MAX.into()),
+        (&["source", "generator"], serde_json::json!({"seed": -0.5})),
+    ];
+    for (path, value) in altered {
+        let mut manifest = sound.clone();
+        path.iter().fold(&mut manifest, |value, key| &mut value[*key]).clone_from(&value);
+        fs_err::write(&part, serde_json::to_vec(&manifest).unwrap()).unwrap();
+        let error = data(["merge", "--out", text(&place.path("out"))]).failure(1);
+        assert_says(&error, &["manifest.json", "expected"]);
+    }
+}
+
+#[test]
+fn a_resumed_run_knows_what_the_records_before_had() {
+    // The run stops at a bad record in the middle, with rows stored.
+    let record = |id: &str| format!("{{\"text\":\"{}\"{id}}}\n", "word ".repeat(50));
+    let lines = |first: &str| {
+        let mut lines = record(first).repeat(500);
+        lines.push_str("{\"text\": 1}\n");
+        lines.push_str(&record(""));
+        lines
+    };
+    for (first, found) in [(",\"id\":\"x\"", true), ("", false)] {
+        let place = Folders::new(&[("a.jsonl", lines(first).as_bytes())]);
+        let options = ["--id-field", "id", "--rows-per-shard", "1"];
+        place.prepare(&options).failure(1);
+        assert!(place.split().join("shard-00000.arrow").exists(), "rows were stored before");
+        let resumed = place.prepare(&[&options[..], &["--on-bad-record", "skip"]].concat());
+        if found {
+            resumed.success();
+        } else {
+            assert_says(&resumed.failure(1), &["--id-field id", "none of 501"]);
+        }
+    }
+}
+
 #[test]
 fn a_wrong_text_field_is_named_with_the_keys_that_are_there() {
     let folders = Folders::new(&[("a.jsonl", b"{\"content\":\"hello\",\"url\":\"u1\"}\n")]);
