@@ -324,7 +324,7 @@ fn a_port_in_use_a_missing_rank_and_half_a_set_of_variables_are_named() {
 }
 
 #[test]
-fn slurm_and_open_mpi_start_ranks_as_they_are() {
+fn slurm_and_the_mpis_start_ranks_as_they_are() {
     let fixture = Fixture::new();
     succeed(&mut training(&fixture, "alone", &[]));
     let port = free_port();
@@ -335,7 +335,9 @@ fn slurm_and_open_mpi_start_ranks_as_they_are() {
         "OMPI_COMM_WORLD_LOCAL_RANK",
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     ];
-    for (name, names, last) in [("slurm", slurm, "localhost,localhost"), ("mpi", mpi, "2")] {
+    let pmi = ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"];
+    for (name, names, last) in [("slurm", slurm, "localhost,localhost"), ("mpi", mpi, "2"), ("pmi", pmi, "2")]
+    {
         let children = ["0", "1"].map(|rank| {
             let mut command = training(&fixture, name, &[]);
             command.envs(names.into_iter().zip([rank, "2", rank, last])).env("MASTER_PORT", &port);

@@ -73,14 +73,18 @@ fn source_of(
     PalomaSource { source: source.into(), name: name.into(), statistics, macro_perplexity, domains, files }
 }
 
-/// Figures by numbered file; none where a file has no number, since the numbers alone name the parts.
+/// Figures by numbered file; none where the numbers alone do not name the parts: where a file has none, or two have the
+/// same.
 fn files_of<'a>(corpus: &Corpus, documents: impl Iterator<Item = &'a DocumentScore>) -> Vec<Named> {
     let mut files: BTreeMap<&str, Vec<&DocumentScore>> = BTreeMap::new();
+    let mut paths: BTreeMap<&str, &str> = BTreeMap::new();
     for document in documents {
         let input = corpus.manifest().inputs.get(document.input as usize);
-        let Some(number) = input.and_then(|input| file_number(input.path.as_str())) else {
+        let Some(path) = input.map(|input| input.path.as_str()) else { return Vec::new() };
+        let Some(number) = file_number(path) else { return Vec::new() };
+        if *paths.entry(number).or_insert(path) != path {
             return Vec::new();
-        };
+        }
         files.entry(number).or_default().push(document);
     }
     let named = files.into_iter().filter_map(|(number, documents)| {
@@ -89,10 +93,12 @@ fn files_of<'a>(corpus: &Corpus, documents: impl Iterator<Item = &'a DocumentSco
     named.collect()
 }
 
-/// `00000003` of `c4_en/val/val-00000003.jsonl.gz`.
+/// `00000003` of `c4_en/val/val-00000003.jsonl.gz` (the Hub's name), and of `c4_en_00000003.jsonl.gz` (the name that the
+/// files have at AI2: source, subdomain, number; the first two may have dots and lines).
 fn file_number(path: &str) -> Option<&str> {
-    let (stem, _) = path.rsplit('/').next()?.split_once('.')?;
-    let (_, number) = stem.rsplit_once('-')?;
+    let name = path.rsplit('/').next()?;
+    let (stem, _) = name.rsplit_once(".json")?;
+    let (_, number) = stem.rsplit_once(['-', '_'])?;
     (number.len() == 8 && number.bytes().all(|byte| byte.is_ascii_digit())).then_some(number)
 }
 
@@ -171,8 +177,19 @@ mod tests {
 
     #[test]
     fn only_numbered_files_have_a_number() {
-        assert_eq!(file_number("c4_en/val/val-00000003.jsonl.gz"), Some("00000003"));
         for path in [
+            "c4_en/val/val-00000003.jsonl.gz",
+            "c4_en/c4_en_00000003.jsonl.gz",
+            "c4_en_00000003.json",
+            "c4_100_domains_www.example.com_00000003.jsonl.gz",
+            "m2d2_s2orc_unsplit_cs.AI-x_00000003.jsonl.zst",
+        ] {
+            assert_eq!(file_number(path), Some("00000003"), "{path}");
+        }
+        for path in [
+            "c4_en/00000003.jsonl.gz",
+            "c4_en_000000003.jsonl.gz",
+            "c4_en_0000000x.jsonl.gz",
             "ptb/val/val.jsonl.gz",
             "redpajama/val/val_c4-en.jsonl.gz",
             "x/val-0000003.jsonl",

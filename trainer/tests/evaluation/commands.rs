@@ -51,6 +51,17 @@ fn extrapolation_scores_the_same_tokens_and_carried_states_are_a_full_forward() 
     for (one, other) in carried.positions.iter().zip(&full.positions) {
         close(one.nll, other.nll);
     }
+    // An interval from two stretches would stand on one difference: there is none below five.
+    for length in &carried.lengths {
+        assert_eq!(length.perplexity_interval.is_some(), stretches.len() >= 5, "{length:?}");
+    }
+    let out = fixture.path("two-stretches");
+    let arguments = ["--manifest", text(&fixture.paloma), "--lengths", "512,2048", "--stretches", "2"];
+    let said = run(evaluate("extrapolate", fixture).args(arguments).args(["--out", text(&out)])).success();
+    let two = figures(&Report::load(&out).unwrap());
+    assert_eq!(two.lengths.iter().map(|at| at.tokens).collect::<Vec<_>>(), [2 * 2048; 2]);
+    assert!(two.lengths.iter().all(|at| at.perplexity_interval.is_none()), "{two:?}");
+    assert!(!said.contains(" to "), "no interval is printed: {said}");
     let arguments = ["--manifest", text(&fixture.paloma), "--lengths", "2048,16384"];
     let error = run(evaluate("extrapolate", fixture).args(arguments)).failure(1);
     assert!(error.contains("16384") && error.contains("at most 4100"), "{error}");
