@@ -61,7 +61,12 @@ fn extrapolation_scores_the_same_tokens_and_carried_states_are_a_full_forward() 
     let two = figures(&Report::load(&out).unwrap());
     assert_eq!(two.lengths.iter().map(|at| at.tokens).collect::<Vec<_>>(), [2 * 2048; 2]);
     assert!(two.lengths.iter().all(|at| at.perplexity_interval.is_none()), "{two:?}");
-    assert!(!said.contains(" to "), "no interval is printed: {said}");
+    assert!(said.contains("none from fewer than five"), "{said}");
+    let rows: Vec<Vec<&str>> = said.lines().map(|line| line.split('|').map(str::trim).collect()).collect();
+    for context in ["512", "2048"] {
+        let row = rows.iter().find(|row| row.get(1) == Some(&context)).expect("a row of the context");
+        assert_eq!(row.get(5), Some(&""), "no interval is printed: {said}");
+    }
     let arguments = ["--manifest", text(&fixture.paloma), "--lengths", "2048,16384"];
     let error = run(evaluate("extrapolate", fixture).args(arguments)).failure(1);
     assert!(error.contains("16384") && error.contains("at most 4100"), "{error}");
