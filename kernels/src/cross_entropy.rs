@@ -303,7 +303,7 @@ fn check(
 }
 
 /// Checks everything that needs no waiting; the type to compute in, and the vocabulary's size.
-fn check_shapes(
+pub(crate) fn check_shapes(
     name: &'static str,
     hidden_ND: &Tensor,
     weight_VD: &Tensor,

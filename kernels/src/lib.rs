@@ -54,5 +54,6 @@ mod recurrent;
 pub mod scan;
 mod shape;
 pub mod slstm;
+pub mod z_loss;
 
 pub use error::KernelError;

@@ -24,8 +24,8 @@ use crate::versioned::FileKind;
 
 /// The value of `format`.
 pub const RUN_FORMAT: &str = "xlstm-run";
-/// The version written, and the newest one read.
-pub const RUN_VERSION: u32 = 1;
+/// The newest version that is read. What is written is as old as its content allows: [`RunManifest::version_needed`].
+pub const RUN_VERSION: u32 = 2;
 /// The file's name in a run's folder.
 pub const RUN_NAME: &str = "run.json";
 /// The resolved recipe's name in a run's folder.
@@ -41,7 +41,7 @@ pub const CHECKPOINTS_NAME: &str = "checkpoints";
 pub struct RunManifest {
     /// Always [`RUN_FORMAT`].
     pub format: String,
-    /// [`RUN_VERSION`] when written.
+    /// 2 where the run began with given parameters, else 1.
     pub version: u32,
     /// The training split.
     pub train: DatasetRef,
@@ -53,12 +53,53 @@ pub struct RunManifest {
     pub order: Order,
     /// Seed of the parameters' initial values.
     pub initialization_seed: u64,
+    /// The parameters that it began with instead; absent where they were drawn.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub initialized_from: Option<Initialization>,
     /// Trainable numbers of the model.
     pub parameters: u64,
     /// The program that began the run.
     pub program: Program,
     /// Each start of the program on this run, oldest first.
     pub sessions: Vec<Session>,
+}
+
+/// The parameters that a run began with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Initialization {
+    /// Where the file was, from the run's folder, or absolute. A hint: the digest is what counts.
+    pub path: PathBuf,
+    /// SHA-256 of the file.
+    pub sha256: Sha256Digest,
+    /// Moments of the optimizer, where they were taken too.
+    pub moments: Option<InitialMoments>,
+    /// The run that made the parameters, where the file is a checkpoint's.
+    pub run: Option<InitialRun>,
+}
+
+/// Moments that a run began with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InitialMoments {
+    /// SHA-256 of the file.
+    pub sha256: Sha256Digest,
+    /// Updates that went into them: the optimizer counts on from there.
+    pub updates: u64,
+}
+
+/// The run that made a run's first parameters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InitialRun {
+    /// Where its folder was, as the path of the file.
+    pub path: PathBuf,
+    /// The step after which the parameters were saved.
+    pub step: u64,
+    /// Its recipe.
+    pub recipe: RecipeRef,
+    /// Root of its training split.
+    pub train_root: Sha256Digest,
 }
 
 /// The recipe that a run follows.
@@ -166,6 +207,19 @@ impl RunManifest {
         Ok(())
     }
 
+    /// The version of the format that this content needs.
+    #[must_use]
+    pub fn version_needed(&self) -> u32 {
+        if self.initialized_from.is_some() { 2 } else { 1 }
+    }
+
+    /// Updates of the optimizer before the run's first step.
+    #[must_use]
+    pub fn updates_before(&self) -> u64 {
+        let moments = self.initialized_from.as_ref().and_then(|from| from.moments);
+        moments.map_or(0, |moments| moments.updates)
+    }
+
     /// This manifest with the folders in which its splits are found now ([`DatasetRef::find`]); a split that is nowhere
     /// keeps its recorded folder.
     #[must_use]
@@ -252,7 +306,7 @@ mod tests {
         };
         RunManifest {
             format: RUN_FORMAT.into(),
-            version: RUN_VERSION,
+            version: 1,
             train: DatasetRef {
                 root,
                 path: "data/train".into(),
@@ -274,6 +328,7 @@ mod tests {
                 tokens: 400,
             },
             initialization_seed: 1,
+            initialized_from: None,
             parameters: 10,
             sessions: vec![session(1, 1), session(11, 2), session(15, 3)],
             program,

@@ -46,7 +46,7 @@ fn main() -> Result<(), AnyError> {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     let training = &recipe.training;
     let placement = Placement::new(Device::Cpu, training.precision, training.activation_checkpointing);
-    let model = Model::new(&recipe.model, placement, training.seed)?;
+    let model = Model::new(&recipe.model, placement, training.initialization_seed())?;
     let mut optimizer = AdamW::new(&model, &recipe.optimizer)?;
     let vocabulary = i64::try_from(recipe.model.vocabulary_size())?;
     let tokens = || Tensor::randint(vocabulary, [batch, context], (Kind::Int64, Device::Cpu));

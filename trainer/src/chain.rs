@@ -15,7 +15,7 @@ use xlstm_manifests::printable;
 
 use crate::error::{Result, TrainError};
 use crate::metrics::Line;
-use crate::provenance::{DatasetLink, DocumentLink, Found, RunLinks, SourceLink, rows};
+use crate::provenance::{DatasetLink, DocumentLink, Found, InitialLink, RunLinks, SourceLink, rows};
 
 /// Rows, documents and files that are listed in full.
 const SHOWN: usize = 4;
@@ -46,6 +46,9 @@ pub fn chain(run: &Path, step: Option<u64>, data: &[PathBuf]) -> Result<String> 
     let train = &run.train;
     out.line("trained on", &format!("{} tokens, split {}", train.recorded.tokens, name(train)));
     out.dataset(train);
+    if let Some(initial) = &run.initial {
+        out.initial(initial);
+    }
     if figure.step > 0 {
         let rows = run.manifest.rows_of_step(figure.step, None)?;
         let (order, seed) = (&run.manifest.order.algorithm, run.manifest.order.seed);
@@ -146,6 +149,38 @@ impl Text {
         if let Some(session) = session {
             let text = format!("{}, {} rank(s), {}", session.device, session.world, session.precision);
             self.line("on", &text);
+        }
+    }
+
+    /// The parameters that the run began with, and the data behind them, run by run.
+    fn initial(&mut self, initial: &InitialLink) {
+        for file in &initial.files {
+            self.line("began with", &format!("{}, SHA-256 {}", file.path.display(), file.sha256));
+        }
+        let Some(made_by) = &initial.recorded.run else {
+            return self.line("", "a file by itself: nothing says what its parameters were trained on");
+        };
+        let text = format!(
+            "step {} of {}, recipe SHA-256 {}",
+            made_by.step, made_by.recipe.name, made_by.recipe.sha256
+        );
+        self.line("", &text);
+        match &initial.run {
+            Some(Ok(run)) => {
+                self.line(
+                    "",
+                    &format!("trained on {} tokens, split {}", run.train.recorded.tokens, name(&run.train)),
+                );
+                self.dataset(&run.train);
+                if let Some(before) = &run.initial {
+                    self.initial(before);
+                }
+            }
+            Some(Err(error)) => self.line("", &format!("(that run cannot be read: {error})")),
+            None => self.line(
+                "",
+                &format!("trained on a split of root {} (that run is not at hand)", made_by.train_root),
+            ),
         }
     }
 

@@ -8,6 +8,7 @@
 //!     state.json              step, digests and sizes of the two files, the dataset's root
 //!     DONE                    made last; a folder without it is not a checkpoint
 //!   step-00000200.partial/    being written; a later start removes it
+//!   best                      a link to the checkpoint of the lowest validation loss (`checkpoint.keep_best`)
 //! ```
 //! There is no generator state: nothing is drawn after the first parameters, and the order of rows is arithmetic.
 //! A checkpoint with its run manifest therefore fixes the rest of the run bit by bit.
@@ -31,6 +32,8 @@ pub const MODEL_NAME: &str = "model.safetensors";
 pub const OPTIMIZER_NAME: &str = "optimizer.safetensors";
 const STATE_NAME: &str = "state.json";
 const DONE_NAME: &str = "DONE";
+/// The link to the best checkpoint.
+pub const BEST_NAME: &str = "best";
 const PARTIAL: &str = ".partial";
 
 /// `state.json`.
@@ -211,11 +214,35 @@ fn write_partial(partial: &Path, snapshot: &Snapshot) -> Result<()> {
     Ok(())
 }
 
+/// The step of the best checkpoint, where one is marked.
+#[must_use]
+pub fn best(checkpoints: &Path) -> Option<u64> {
+    let target = std::fs::read_link(checkpoints.join(BEST_NAME)).ok()?;
+    step_of(target.to_str()?).filter(|&step| folder_of(checkpoints, step).join(DONE_NAME).is_file())
+}
+
+/// Marks the checkpoint after `step` as the best, and removes what no rule keeps any more.
+///
+/// # Errors
+/// When there is no such checkpoint, or the link cannot be made.
+pub fn mark_best(checkpoints: &Path, step: u64, retention: Retention) -> Result<()> {
+    open(&folder_of(checkpoints, step))?;
+    let (link, partial) = (checkpoints.join(BEST_NAME), checkpoints.join(format!("{BEST_NAME}{PARTIAL}")));
+    match fs_err::remove_file(&partial) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    fs_err::os::unix::fs::symlink(folder_of(Path::new(""), step), &partial)?;
+    fs_err::rename(&partial, &link)?;
+    sync_folder(checkpoints)?;
+    retain(checkpoints, retention)
+}
+
 /// Removes checkpoints that the rule does not keep, oldest first.
 fn retain(checkpoints: &Path, retention: Retention) -> Result<()> {
     let steps = list(checkpoints)?;
-    let old = steps.len().saturating_sub(retention.keep_last.max(1));
-    for &step in &steps[..old] {
+    let (old, best) = (steps.len().saturating_sub(retention.keep_last.max(1)), best(checkpoints));
+    for &step in steps[..old].iter().filter(|&&step| Some(step) != best) {
         if retention.keep_every == 0 || step % retention.keep_every != 0 {
             let folder = folder_of(checkpoints, step);
             // The mark goes first, so that a folder half removed is not taken for a checkpoint.
@@ -278,6 +305,15 @@ impl Writer {
         before
     }
 
+    /// Marks the checkpoint after `step` as the best, once it is written.
+    ///
+    /// # Errors
+    /// What went wrong with writing it, or with the mark.
+    pub fn mark_best(&mut self, step: u64) -> Result<()> {
+        self.finish()?;
+        mark_best(&self.checkpoints, step, self.retention)
+    }
+
     /// Waits for the checkpoint that is being written.
     ///
     /// # Errors
@@ -320,6 +356,23 @@ mod tests {
         let state = open(&newest).unwrap();
         assert_eq!((state.step, state.tokens), (50, 500));
         verify(&newest, &state).unwrap();
+    }
+
+    #[test]
+    fn the_best_stays_until_there_is_a_better_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let retention = Retention { keep_last: 1, keep_every: 0 };
+        let save = |step| write(folder.path(), &snapshot(step), retention).unwrap();
+        save(10);
+        assert_eq!(best(folder.path()), None);
+        mark_best(folder.path(), 10, retention).unwrap();
+        save(20);
+        save(30);
+        assert_eq!((best(folder.path()), list(folder.path()).unwrap()), (Some(10), vec![10, 30]));
+        assert_eq!(open(&folder.path().join(BEST_NAME)).unwrap().step, 10, "a link that can be followed");
+        mark_best(folder.path(), 30, retention).unwrap();
+        assert_eq!((best(folder.path()), list(folder.path()).unwrap()), (Some(30), vec![30]));
+        assert!(mark_best(folder.path(), 40, retention).is_err(), "no such checkpoint");
     }
 
     #[test]

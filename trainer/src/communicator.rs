@@ -17,6 +17,8 @@ pub mod flags {
     pub const NOT_FINITE: u64 = 2;
     /// A rank failed in another way.
     pub const FAILED: u64 = 4;
+    /// It is time for a checkpoint, by the first rank's clock.
+    pub const SAVE: u64 = 8;
 }
 
 /// Collective operations over the ranks of a run. Every rank makes the same calls in the same order.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use xlstm_manifests::recipe::{self, Recipe};
 use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, RECIPE_NAME, RUN_NAME};
 
-use crate::checkpoint::{self, MODEL_NAME};
+use crate::checkpoint::{self, BEST_NAME, MODEL_NAME};
 use crate::error::{Result, TrainError};
 use crate::model::{Model, Placement, import};
 use crate::tensor_file::TensorFile;
@@ -20,7 +20,14 @@ pub fn find_parameters(path: &Path, step: Option<u64>) -> Result<PathBuf> {
     }
     if path.join(MODEL_NAME).is_file() {
         checkpoint::open(path)?;
-        return Ok(path.join(MODEL_NAME));
+        // What the best checkpoint's link means now: it may mean another one later.
+        let is_link = path.file_name().is_some_and(|name| name == BEST_NAME) && path.is_symlink();
+        let folder = if is_link {
+            fs_err::read_link(path).map(|target| path.with_file_name(target))?
+        } else {
+            path.into()
+        };
+        return Ok(folder.join(MODEL_NAME));
     }
     if !path.join(RUN_NAME).is_file() {
         let hint = "name the folder that `xlstm-train --out` was given, one of its checkpoints, or a safetensors file";

@@ -112,7 +112,8 @@ impl TensorFile {
     pub fn open(path: &Path) -> Result<Self> {
         let map = Mapped::open(path)?;
         if map.starts_with(b"PK\x03\x04") || map.starts_with(b"\x80\x02") {
-            let hint = "load it with PyTorch and write it with safetensors.torch.save_file(model.state_dict(), FILE)";
+            let hint = "load it with PyTorch and write it with safetensors.torch.save_file(model.state_dict(), FILE, \
+                        metadata={\"config\": json.dumps(config)})";
             return Err(TrainError::file(path, "a safetensors file", "a file of torch.save", hint));
         }
         let damaged = |found: String| {

@@ -1,9 +1,10 @@
-//! Dropout, in a program of its own: libtorch draws from one generator, which tests in other threads would draw from too.
+//! Dropout of every form of block: by its seed alone, and about the loss without.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use tch::{Device, Kind, Tensor};
-use xlstm_manifests::recipe::{BlockKind, ModelConfig, Precision, RecurrentInit, XlstmConfig};
-use xlstm_trainer::model::{Dropout, Model, Placement, TargetCount};
+use xlstm_manifests::order::StepRow;
+use xlstm_manifests::recipe::{BlockKind, ModelConfig, Precision, RecurrentInit, Training, XlstmConfig};
+use xlstm_trainer::model::{Dropout, Model, Placement, TargetCount, TrainingCall};
 
 fn config() -> XlstmConfig {
     let mut config = XlstmConfig {
@@ -41,15 +42,19 @@ fn dropout_is_drawn_by_its_seed_and_changes_nothing_else() {
         },
     ));
     for config in every {
-        assert!(config.has_dropout());
         let model = Model::new(&config, placement(), 3).unwrap();
         let (inputs, targets) = (tokens(4, 12), tokens(4, 12));
-        let count = TargetCount::Known(48);
         let loss = |dropout| {
-            let output = model.training_loss(&inputs, &targets, None, count, dropout).unwrap();
-            f64::try_from(output.loss.detach()).unwrap()
+            let count = TargetCount::Known(48);
+            let call = TrainingCall { resets_BT: None, count, dropout, z_loss: 0.0 };
+            let output = model.training_loss(&inputs, &targets, &call).unwrap();
+            f64::try_from(output.minimized.detach()).unwrap()
         };
-        let drawn = |rate, seed| loss(Some(Dropout { rate, seed }));
+        let rows: Vec<StepRow> = (0..4).map(|row| StepRow { epoch: 0, row }).collect();
+        let drawn = |dropout, dropout_seed| {
+            let training = Training { dropout, dropout_seed, ..Training::default() };
+            loss(Dropout::of_step(&training, 1, &rows, 4))
+        };
         let name = config.architecture_name();
         assert_eq!(drawn(0.3, 1), drawn(0.3, 1), "{name}");
         assert_ne!(drawn(0.3, 1), drawn(0.3, 2), "{name}");

@@ -93,6 +93,7 @@ fn config_of(file: &TensorFile) -> ModelConfig {
             other => other,
         },
         "retnet_block" => ModelConfig::RetnetBlock(RetnetBlockConfig {
+            tied_embedding: false,
             vocabulary_size: size("vocab"),
             embedding_dim: size("d"),
             blocks: size("layers"),
@@ -104,6 +105,7 @@ fn config_of(file: &TensorFile) -> ModelConfig {
         "rwkv5" => ModelConfig::Rwkv5(rwkv(&value)),
         "rwkv6" => ModelConfig::Rwkv6(rwkv(&value)),
         "mamba" => ModelConfig::Mamba(MambaConfig {
+            tied_embedding: false,
             vocabulary_size: size("vocab"),
             embedding_dim: size("d"),
             blocks: size("layers"),
@@ -112,6 +114,7 @@ fn config_of(file: &TensorFile) -> ModelConfig {
             norm_epsilon: number("eps"),
         }),
         "h3" => ModelConfig::H3(H3Config {
+            tied_embedding: false,
             vocabulary_size: size("vocab"),
             embedding_dim: size("d"),
             blocks: size("layers"),

@@ -74,7 +74,9 @@ fn activations(recipe: &Recipe, tokens: u64, path: ComputePath) -> Activations {
         let input = if fused { 6 * d } else { 4 * d };
         input * model.blocks() + one
     } else {
-        (0..model.blocks()).map(block).sum()
+        // A mask in float32 for each of the two branches that most blocks have.
+        let masks = if training.dropout > 0.0 { 8 * d * model.blocks() } else { 0 };
+        (0..model.blocks()).map(block).sum::<u64>() + masks
     };
     let output = 2 * model.vocabulary_size() * d;
     let products = 2 * model.size().product_parameters;

@@ -17,8 +17,10 @@ pub mod architecture;
 mod auto;
 mod builtin;
 mod compute_path;
+pub mod keys;
 mod memory;
 mod parse;
+mod schedule;
 mod validate;
 
 pub use architecture::{
@@ -29,7 +31,8 @@ pub use auto::{Accelerator, choose};
 pub use builtin::{Builtin, builtins};
 pub use compute_path::ComputePath;
 pub use memory::MemoryEstimate;
-pub use parse::{in_short, load, nearest, resolve};
+pub use parse::{Loaded, in_short, load, load_described, nearest, resolve};
+pub use schedule::{Schedule, ScheduleShape};
 pub use validate::check_model;
 
 use serde::{Deserialize, Serialize};
@@ -66,7 +69,7 @@ pub enum RecipeError {
         reason: String,
     },
     /// A key that does not exist.
-    #[error("recipe `{name}`: unknown key `{key}`{hint}; `--print-config` lists all keys", name = printable::text(name))]
+    #[error("recipe `{name}`: unknown key `{key}`{hint}; `xlstm-train recipes --keys` says what all keys mean", name = printable::text(name))]
     UnknownKey {
         /// The recipe or override.
         name: String,
@@ -127,8 +130,14 @@ pub struct Training {
     pub micro_batch_rows: u64,
     /// Optimizer steps of the run.
     pub steps: u64,
-    /// Seed of the order of rows and of the initial values.
+    /// The seed of everything that is drawn and has none of its own.
     pub seed: u64,
+    /// Seed of the parameters' first values; -1: `seed`.
+    pub initialization_seed: i64,
+    /// Seed of the order of rows; -1: `seed`.
+    pub order_seed: i64,
+    /// Seed of dropout; -1: `seed`.
+    pub dropout_seed: i64,
     /// Type of the matrix products; parameters, optimizer and reductions stay in float32.
     pub precision: Precision,
     /// Keep only each block's input, and compute the block again in the backward pass.
@@ -137,6 +146,10 @@ pub struct Training {
     pub reset_at_document_boundaries: bool,
     /// Share of what a block adds to the residual that is set to 0 in a training step, the rest scaled up by as much; 0: none.
     pub dropout: f64,
+    /// Share of the embedded tokens' numbers that are set to zero in training; 0: no dropout.
+    pub embedding_dropout: f64,
+    /// Weight of the squared logarithm of the softmax's sum in what is minimized; 0: no z-loss.
+    pub z_loss: f64,
 }
 
 /// Type of the matrix products.
@@ -149,6 +162,39 @@ pub enum Precision {
     Tf32,
     /// Products in bfloat16; the residual, norms, states and parameters in float32.
     Bfloat16,
+}
+
+/// The value of a seed that is `training.seed`.
+pub const SHARED_SEED: i64 = -1;
+
+impl Training {
+    /// Seed of the parameters' first values.
+    #[must_use]
+    pub fn initialization_seed(&self) -> u64 {
+        self.own_or_shared(self.initialization_seed)
+    }
+
+    /// Seed of the order of rows.
+    #[must_use]
+    pub fn order_seed(&self) -> u64 {
+        self.own_or_shared(self.order_seed)
+    }
+
+    /// Seed of dropout.
+    #[must_use]
+    pub fn dropout_seed(&self) -> u64 {
+        self.own_or_shared(self.dropout_seed)
+    }
+
+    /// Whether anything is dropped.
+    #[must_use]
+    pub fn has_dropout(&self) -> bool {
+        self.embedding_dropout > 0.0 || self.dropout > 0.0
+    }
+
+    fn own_or_shared(&self, seed: i64) -> u64 {
+        u64::try_from(seed).unwrap_or(self.seed)
+    }
 }
 
 impl Precision {
@@ -181,18 +227,6 @@ pub struct Optimizer {
     pub clip_norm: f64,
 }
 
-/// Linear warm-up, then a cosine to a fraction of the peak.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Schedule {
-    /// Steps of linear warm-up.
-    pub warmup_steps: u64,
-    /// The step at which the cosine ends; 0: `training.steps`. The paper's 15B runs stop before it.
-    pub decay_steps: u64,
-    /// Learning rate at the end, as a fraction of the peak.
-    pub final_fraction: f64,
-}
-
 /// When and on what to validate. Step 0 and the end are always measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -213,10 +247,14 @@ pub struct Validation {
 pub struct Checkpoint {
     /// Steps between two checkpoints; 0: only at the end and when told to stop.
     pub every_steps: u64,
+    /// Minutes between two checkpoints, beside those by steps; 0: none by time.
+    pub every_minutes: f64,
     /// The newest ones that are kept.
     pub keep_last: u64,
     /// Checkpoints at multiples of this step are kept for good; 0: none.
     pub keep_every_steps: u64,
+    /// Whether to save after each validation with the lowest loss so far, and to keep that checkpoint.
+    pub keep_best: bool,
 }
 
 /// What to write about the run.
@@ -257,10 +295,15 @@ impl Default for Training {
             micro_batch_rows: 0,
             steps: 28170,
             seed: 42,
+            initialization_seed: SHARED_SEED,
+            order_seed: SHARED_SEED,
+            dropout_seed: SHARED_SEED,
             precision: Precision::Bfloat16,
             activation_checkpointing: false,
             reset_at_document_boundaries: false,
             dropout: 0.0,
+            embedding_dropout: 0.0,
+            z_loss: 0.0,
         }
     }
 }
@@ -278,12 +321,6 @@ impl Default for Optimizer {
     }
 }
 
-impl Default for Schedule {
-    fn default() -> Self {
-        Self { warmup_steps: 750, decay_steps: 0, final_fraction: 0.1 }
-    }
-}
-
 impl Default for Validation {
     fn default() -> Self {
         Self { every_steps: 1000, rows: 0, stop_at_accuracy: 0.0, patience: 0 }
@@ -292,7 +329,7 @@ impl Default for Validation {
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { every_steps: 1000, keep_last: 2, keep_every_steps: 0 }
+        Self { every_steps: 1000, every_minutes: 0.0, keep_last: 2, keep_every_steps: 0, keep_best: false }
     }
 }
 
@@ -303,29 +340,6 @@ impl Default for Logging {
 }
 
 impl Recipe {
-    /// The step at which the cosine ends.
-    #[must_use]
-    pub fn decay_steps(&self) -> u64 {
-        if self.schedule.decay_steps == 0 { self.training.steps } else { self.schedule.decay_steps }
-    }
-
-    /// The learning rate of `step` (from 1): `peak · step / warm-up` while warming up, then
-    /// `end + (peak - end) · (1 + cos(π · progress)) / 2`, then `end`.
-    #[must_use]
-    pub fn learning_rate(&self, step: u64) -> f64 {
-        let (peak, warmup, decay) =
-            (self.optimizer.learning_rate, self.schedule.warmup_steps, self.decay_steps());
-        if step < warmup {
-            return peak * step as f64 / warmup as f64;
-        }
-        let end = peak * self.schedule.final_fraction;
-        if step >= decay {
-            return end;
-        }
-        let progress = (step - warmup) as f64 / (decay - warmup) as f64;
-        end + (peak - end) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
-    }
-
     /// Rows of an optimizer step for a dataset of this row length.
     ///
     /// # Errors
@@ -380,22 +394,6 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_schedule_warms_up_decays_and_stays() {
-        let mut recipe = Recipe::default();
-        recipe.schedule.decay_steps = 30_000;
-        let rate = |step| recipe.learning_rate(step);
-        assert!((rate(1) - 1e-3 / 750.0).abs() < 1e-12);
-        assert!((rate(750) - 1e-3).abs() < 1e-12);
-        assert!((rate((750 + 30_000) / 2) - 0.55e-3).abs() < 1e-9);
-        assert!(
-            (rate(28_170) - 1.08664e-4).abs() < 1e-7,
-            "not fully decayed where the paper stops: {}",
-            rate(28_170)
-        );
-        assert!((rate(30_000) - 1e-4).abs() < 1e-12 && (rate(40_000) - 1e-4).abs() < 1e-12);
-    }
 
     #[test]
     fn context_and_step_fit_the_rows() {

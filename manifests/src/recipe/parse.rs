@@ -1,23 +1,48 @@
 //! From text to a resolved recipe: layers of tables over the defaults, with the nearest known key for a typo.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use toml::{Table, Value};
 
 use super::architecture::{ARCHITECTURE_KEY, ModelConfig};
+use super::keys::{self, dotted};
 use super::{Recipe, RecipeError, Result, builtin};
+
+/// A recipe, and what its file said of it.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The resolved recipe.
+    pub recipe: Recipe,
+    /// Whether it is a file, and not a built-in recipe.
+    pub from_file: bool,
+    /// The keys that neither the file nor an override sets, with their default values, as `key = value`.
+    pub defaulted: Vec<String>,
+}
 
 /// A recipe by built-in name or file, with variant (`NAME/VARIANT`, `FILE.toml/VARIANT`) and overrides applied.
 ///
 /// # Errors
 /// When there is no such recipe or variant, a key is unknown, or values do not fit or contradict each other.
 pub fn load(name: &str, overrides: &[String]) -> Result<Recipe> {
-    let (text, stem, variant) = find(name)?;
-    let table: Table = text.parse().map_err(|error: toml::de::Error| RecipeError::Syntax {
+    Ok(load_described(name, overrides)?.recipe)
+}
+
+/// As [`load`], with what was left to the defaults.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_described(name: &str, overrides: &[String]) -> Result<Loaded> {
+    let found = find(name)?;
+    let table: Table = found.text.parse().map_err(|error: toml::de::Error| RecipeError::Syntax {
         name: name.into(),
         reason: in_short(&error),
     })?;
-    resolve_table(name, table, &stem, variant.as_deref(), overrides)
+    let (recipe, set) = resolve_table(name, table, &found.stem, found.variant.as_deref(), overrides)?;
+    let table = to_table(&recipe)?;
+    let left = dotted(&table).into_iter().filter(|(key, _)| key.contains('.') && !set.contains(key));
+    let defaulted = left.map(|(key, value)| format!("{key} = {value}")).collect();
+    Ok(Loaded { recipe, from_file: found.from_file, defaulted })
 }
 
 /// What is wrong with a text in TOML, with the line that it is on where that is a line for people.
@@ -34,10 +59,18 @@ pub fn in_short(error: &toml::de::Error) -> String {
 pub fn resolve(recipe: &Recipe, overrides: &[String]) -> Result<Recipe> {
     let table = to_table(recipe)?;
     let stem = recipe.name.clone();
-    resolve_table(&recipe.name, table, &stem, None, overrides)
+    Ok(resolve_table(&recipe.name, table, &stem, None, overrides)?.0)
 }
 
-fn find(name: &str) -> Result<(String, String, Option<String>)> {
+/// The text behind a name.
+struct Found {
+    text: String,
+    stem: String,
+    variant: Option<String>,
+    from_file: bool,
+}
+
+fn find(name: &str) -> Result<Found> {
     let split = |name: &str| match name.rsplit_once('/') {
         Some((file, variant)) => (file.to_owned(), Some(variant.to_owned())),
         None => (name.to_owned(), None),
@@ -45,10 +78,11 @@ fn find(name: &str) -> Result<(String, String, Option<String>)> {
     for (file, variant) in [(name.to_owned(), None), split(name)] {
         if Path::new(&file).is_file() {
             let stem = Path::new(&file).file_stem().map(|stem| stem.to_string_lossy().into_owned());
-            return Ok((fs_err::read_to_string(&file)?, stem.unwrap_or_default(), variant));
+            let (text, stem) = (fs_err::read_to_string(&file)?, stem.unwrap_or_default());
+            return Ok(Found { text, stem, variant, from_file: true });
         }
         if let Some(found) = builtin::builtins().iter().find(|builtin| builtin.name == file) {
-            return Ok((found.text.to_owned(), file, variant));
+            return Ok(Found { text: found.text.to_owned(), stem: file, variant, from_file: false });
         }
     }
     let names: Vec<String> = builtin::builtins().iter().flat_map(|builtin| builtin.full_names()).collect();
@@ -62,20 +96,24 @@ fn to_table(recipe: &Recipe) -> Result<Table> {
         .map_err(|error| RecipeError::Syntax { name: recipe.name.clone(), reason: error.to_string() })
 }
 
+/// The recipe, and the dotted keys that its layers set.
 fn resolve_table(
     name: &str,
     mut table: Table,
     stem: &str,
     variant: Option<&str>,
     overrides: &[String],
-) -> Result<Recipe> {
+) -> Result<(Recipe, HashSet<String>)> {
     let mut resolved = to_table(&Recipe::default())?;
+    let mut set = HashSet::new();
+    let mut note = |layer: &Table| set.extend(dotted(layer).into_iter().map(|(key, _)| key));
     let variants = match table.remove("variant") {
         None => Table::new(),
         Some(Value::Table(variants)) => variants,
         Some(other) => return Err(value_error(name, "variant", "a table of variants", &other)),
     };
     resolved.insert("name".into(), Value::String(stem.into()));
+    note(&table);
     add_layer(name, &mut resolved, table)?;
     if let Some(variant) = variant {
         let layer = match variants.get(variant) {
@@ -88,6 +126,7 @@ fn resolve_table(
             }
         };
         resolved.insert("name".into(), Value::String(format!("{stem}/{variant}")));
+        note(&layer);
         add_layer(name, &mut resolved, layer)?;
     }
     let mut layers = Vec::with_capacity(overrides.len());
@@ -97,6 +136,7 @@ fn resolve_table(
     // An architecture replaces all of `[model]`, so its override is applied first, whatever the order.
     layers.sort_by_key(|(_, layer)| architecture_of(layer).is_none());
     for (text, layer) in layers {
+        note(&layer);
         add_layer(&format!("--set {text}"), &mut resolved, layer)?;
     }
     let recipe: Recipe = resolved.clone().try_into().map_err(|error: toml::de::Error| {
@@ -104,7 +144,7 @@ fn resolve_table(
         RecipeError::Syntax { name: name.into(), reason: format!("{key}{}", error.message()) }
     })?;
     super::validate::check(&recipe)?;
-    Ok(recipe)
+    Ok((recipe, set))
 }
 
 /// Adds a layer. If it names another architecture, `[model]` starts over from that architecture's defaults.
@@ -119,7 +159,8 @@ fn add_layer(name: &str, resolved: &mut Table, layer: Table) -> Result<()> {
             .map_err(|error| RecipeError::Syntax { name: name.into(), reason: error.to_string() })?;
         resolved.insert("model".into(), Value::Table(table));
     }
-    let known = dotted_keys(resolved, "");
+    let architecture = architecture_of(resolved).and_then(Value::as_str).unwrap_or_default();
+    let known = keys::known(architecture);
     merge(name, resolved, layer, "", &known)
 }
 
@@ -151,28 +192,16 @@ fn parse_override(text: &str) -> Result<Table> {
     }
 }
 
-fn dotted_keys(table: &Table, prefix: &str) -> Vec<String> {
-    let mut keys = Vec::new();
-    for (key, value) in table {
-        let dotted = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-        match value {
-            Value::Table(inner) => keys.extend(dotted_keys(inner, &dotted)),
-            _ => keys.push(dotted),
-        }
-    }
-    keys
-}
-
-fn merge(name: &str, base: &mut Table, layer: Table, prefix: &str, known: &[String]) -> Result<()> {
+fn merge(name: &str, base: &mut Table, layer: Table, prefix: &str, known: &[&str]) -> Result<()> {
     for (key, value) in layer {
         let dotted = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
         match (base.get_mut(&key), value) {
             (None, value) => {
                 // A misspelled table: say the whole key, which is nearer to the one that was meant.
-                let inner = value.as_table().and_then(|table| dotted_keys(table, &dotted).into_iter().next());
-                let dotted = inner.unwrap_or(dotted);
-                let hint = unknown_key_hint(&dotted, known);
-                return Err(RecipeError::UnknownKey { name: name.into(), key: dotted, hint });
+                let inner = value.as_table().and_then(|table| keys::dotted(table).into_iter().next());
+                let key = inner.map_or_else(|| dotted.clone(), |(inner, _)| format!("{dotted}.{inner}"));
+                let hint = unknown_key_hint(&key, known);
+                return Err(RecipeError::UnknownKey { name: name.into(), key, hint });
             }
             (Some(Value::Table(inner)), Value::Table(layer)) => merge(name, inner, layer, &dotted, known)?,
             (Some(Value::Table(_)), other) => {
@@ -198,7 +227,7 @@ fn merge(name: &str, base: &mut Table, layer: Table, prefix: &str, known: &[Stri
 
 /// What to write instead of a key that is not known: the key that differs by a slip of the hand, or else all keys of its
 /// section.
-fn unknown_key_hint(key: &str, known: &[String]) -> String {
+fn unknown_key_hint(key: &str, known: &[&str]) -> String {
     let parts = |key: &str| {
         let (section, last) = key.rsplit_once('.').unwrap_or(("", key));
         (section.to_owned(), last.to_owned())
@@ -231,7 +260,8 @@ fn key_of_error(resolved: &Table) -> Option<String> {
         }
     }
     let mut resolved = resolved.clone();
-    dotted_keys(&resolved.clone(), "").into_iter().find(|key| {
+    let keys: Vec<String> = dotted(&resolved).into_iter().map(|(key, _)| key).collect();
+    keys.into_iter().find(|key| {
         let Ok(mut default) = to_table(&Recipe::default()) else { return false };
         let (Some(slot), Some(value)) = (value_at(&mut default, key), value_at(&mut resolved, key)) else {
             return false;

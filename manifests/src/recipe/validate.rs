@@ -1,7 +1,7 @@
 //! Contradictions inside a recipe, before anything is built.
 
 use super::architecture::Checker;
-use super::{ModelConfig, Recipe, Result};
+use super::{ModelConfig, Recipe, Result, SHARED_SEED, ScheduleShape};
 use crate::vectors::MAX_WIDTH;
 
 /// Refuses values out of range and values that contradict each other.
@@ -46,10 +46,18 @@ fn check_training(checker: &Checker<'_>, recipe: &Recipe) -> Result<()> {
     let (training, optimizer) = (&recipe.training, &recipe.optimizer);
     checker.range("training.context_length", training.context_length, 1, 1 << 24)?;
     checker.range("training.tokens_per_step", training.tokens_per_step, 1, 1 << 32)?;
-    checker.range("training.steps", training.steps, 1, 1 << 31)?;
+    checker.range("training.steps", training.steps, 0, 1 << 31)?;
     checker.positive("checkpoint.keep_last", recipe.checkpoint.keep_last)?;
     checker.positive("logging.every_steps", recipe.logging.every_steps)?;
     checker.require(training.seed <= 1 << 53, "training.seed", "at most 2^53", training.seed)?;
+    for (key, seed) in [
+        ("training.initialization_seed", training.initialization_seed),
+        ("training.order_seed", training.order_seed),
+        ("training.dropout_seed", training.dropout_seed),
+    ] {
+        let holds = (SHARED_SEED..=1 << 53).contains(&seed);
+        checker.require(holds, key, "-1 for training.seed, or 0 to 2^53", seed)?;
+    }
     let fraction =
         |key: &str, value: f64| checker.require((0.0..1.0).contains(&value), key, "0 up to below 1", value);
     fraction("optimizer.beta1", optimizer.beta1)?;
@@ -66,21 +74,42 @@ fn check_training(checker: &Checker<'_>, recipe: &Recipe) -> Result<()> {
     checker.require(counts_right, "validation.stop_at_accuracy", expected, accuracy)?;
     let end = recipe.schedule.final_fraction;
     checker.require((0.0..=1.0).contains(&end), "schedule.final_fraction", "0 to 1", end)?;
-    let (warmup, decay) = (recipe.schedule.warmup_steps, recipe.decay_steps());
-    let expected =
-        format!("at most {decay}, where the cosine ends (schedule.decay_steps, or training.steps)");
-    checker.require(warmup <= decay, "schedule.warmup_steps", &expected, warmup)
+    fraction("training.embedding_dropout", training.embedding_dropout)?;
+    checker.not_negative("training.z_loss", training.z_loss)?;
+    checker.not_negative("checkpoint.every_minutes", recipe.checkpoint.every_minutes)?;
+    check_schedule(checker, recipe)
 }
 
+fn check_schedule(checker: &Checker<'_>, recipe: &Recipe) -> Result<()> {
+    let schedule = &recipe.schedule;
+    let (warmup, decay, until) = (schedule.warmup_steps, recipe.decay_steps(), schedule.stable_until);
+    if recipe.training.steps == 0 {
+        // Nothing is trained, so no rate is asked for.
+        return Ok(());
+    }
+    let what = if schedule.shape == ScheduleShape::Cosine { "cosine" } else { "decay" };
+    let expected =
+        format!("at most {decay}, where the {what} ends (schedule.decay_steps, or training.steps)");
+    checker.require(warmup <= decay, "schedule.warmup_steps", &expected, warmup)?;
+    if schedule.shape == ScheduleShape::WarmupStableDecay {
+        let expected = format!("0, or {warmup} (the end of the warm-up) to {decay} (the end of the decay)");
+        let holds = until == 0 || (warmup..=decay).contains(&until);
+        return checker.require(holds, "schedule.stable_until", &expected, until);
+    }
+    let expected = "0: only schedule.shape = \"warmup-stable-decay\" has a stable part";
+    checker.require(until == 0, "schedule.stable_until", expected, until)
+}
+
+/// Dropout, and what models of numbers do not have.
 fn check_dropout(checker: &Checker<'_>, recipe: &Recipe) -> Result<()> {
-    let dropout = recipe.training.dropout;
+    let (dropout, z_loss) = (recipe.training.dropout, recipe.training.z_loss);
     checker.require((0.0..1.0).contains(&dropout), "training.dropout", "0 up to below 1", dropout)?;
-    let known = dropout == 0.0 || recipe.model.has_dropout();
-    let expected = format!("0: model.architecture = {} has none", recipe.model.architecture_name());
-    checker.require(known, "training.dropout", &expected, dropout)?;
-    // A block that is computed again would drop out other values.
-    let once = dropout == 0.0 || !recipe.training.activation_checkpointing;
-    checker.require(once, "training.dropout", "0 with training.activation_checkpointing", dropout)
+    let tokens = recipe.model.input_width() == 0;
+    let tied = recipe.model.tied_embedding();
+    let expected = "false with model.input_width, whose inputs have no embedding";
+    checker.require(tokens || !tied, "model.tied_embedding", expected, tied)?;
+    let expected = "0 with model.input_width, whose loss is no cross-entropy";
+    checker.require(tokens || z_loss == 0.0, "training.z_loss", expected, z_loss)
 }
 
 #[cfg(test)]
@@ -100,6 +129,11 @@ mod tests {
                 ("model.input_width=3", "model.vocabulary_size"),
                 ("model.vocabulary_size=1", "model.vocabulary_size"),
                 ("training.dropout=1.0", "training.dropout"),
+                ("training.embedding_dropout=-0.1", "training.embedding_dropout"),
+                ("training.z_loss=-1", "training.z_loss"),
+                ("training.order_seed=-2", "training.order_seed"),
+                ("checkpoint.every_minutes=-1", "checkpoint.every_minutes"),
+                ("schedule.stable_until=5", "schedule.stable_until"),
             ],
         );
     }

@@ -4,6 +4,7 @@ mod chain;
 mod doctor;
 mod export;
 mod plot;
+mod recipes;
 mod selfcheck;
 mod sweep;
 mod train;
@@ -28,8 +29,8 @@ struct Cli {
 enum Command {
     /// Print versions, devices, kernels and process groups, and what is missing and how to get it
     Doctor(doctor::DoctorArguments),
-    /// List the built-in recipes
-    Recipes,
+    /// List the built-in recipes, or say what the keys of a recipe mean
+    Recipes(recipes::RecipesArguments),
     /// Compare every kernel for this GPU with float64, before a run is trusted
     Selfcheck(selfcheck::SelfcheckArguments),
     /// Draw the loss of one or several runs as an SVG
@@ -53,7 +54,7 @@ pub(crate) fn run() -> anyhow::Result<u8> {
     match cli.command {
         None => advise(TRAINING_MEMORY, train::run(&cli.train)),
         Some(Command::Doctor(arguments)) => doctor::run(&arguments),
-        Some(Command::Recipes) => recipes(),
+        Some(Command::Recipes(arguments)) => recipes::run(&arguments),
         Some(Command::Selfcheck(arguments)) => selfcheck::run(&arguments),
         Some(Command::Plot(arguments)) => plot::run(&arguments),
         Some(Command::Chain(arguments)) => chain::run(&arguments),
@@ -62,14 +63,4 @@ pub(crate) fn run() -> anyhow::Result<u8> {
         Some(Command::Sample(arguments)) => advise(GENERATION_MEMORY, arguments.run()),
         Some(Command::Export(arguments)) => advise(LOADING_MEMORY, export::run(&arguments)),
     }
-}
-
-fn recipes() -> anyhow::Result<u8> {
-    for builtin in xlstm_manifests::recipe::builtins() {
-        for name in builtin.full_names() {
-            let recipe = xlstm_manifests::recipe::load(&name, &[])?;
-            print(&format!("{name:<45} {}\n", recipe.paper))?;
-        }
-    }
-    Ok(0)
 }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
 use xlstm_manifests::recipe::ComputePath;
 
+use super::dropout::BlockDropout;
 use crate::error::{Result, TrainError};
 
 /// What one pass through a block is given besides its input.
@@ -31,14 +32,17 @@ pub(super) struct BlockCall<'a> {
     /// `(1 or B, T)`, Int64: each token's place in its document, from 0. Only for networks that ask for it
     /// (`Parts::positional`).
     pub(super) positions_BT: Option<&'a Tensor>,
-    /// Share of what is added to the residual that is set to 0; 0 outside of training, and with fused GPU kernels.
-    pub(super) dropout: f64,
+    /// What is dropped in training.
+    pub(super) dropout: Option<&'a BlockDropout>,
 }
 
 impl BlockCall<'_> {
-    /// What is about to be added to the residual, with a share of it dropped out.
-    pub(super) fn drop_out(&self, delta_BTC: Tensor) -> Result<Tensor> {
-        if self.dropout == 0.0 { Ok(delta_BTC) } else { Ok(delta_BTC.f_dropout(self.dropout, true)?) }
+    /// The output of a branch (counted from 0) as it is added to the residual: in training some of it may be dropped.
+    pub(super) fn dropped(&self, delta_BTC: Tensor, branch: u64) -> Result<Tensor> {
+        match self.dropout {
+            Some(dropout) => dropout.of_branch(delta_BTC, branch),
+            None => Ok(delta_BTC),
+        }
     }
 }
 
@@ -114,7 +118,7 @@ impl Residual {
         path: ComputePath,
         call: &BlockCall<'_>,
     ) -> Result<Self> {
-        let (block, precision) = (Arc::clone(block), call.precision);
+        let (block, precision, dropout) = (Arc::clone(block), call.precision, call.dropout.cloned());
         let copy = |tensor: Option<&Tensor>| tensor.map(Tensor::shallow_clone);
         let (resets, positions) = (copy(call.resets_BT), copy(call.positions_BT));
         let inputs: Vec<&Tensor> = std::iter::once(&self.x_BTC).chain(&self.delta_BTC).collect();
@@ -122,14 +126,13 @@ impl Residual {
             let delta_BTC = inputs.get(1).map(Tensor::shallow_clone);
             let residual = Self { x_BTC: inputs[0].shallow_clone(), delta_BTC };
             let (resets_BT, positions_BT) = (resets.as_ref(), positions.as_ref());
-            // A recipe has no dropout beside checkpointing: it would be another one the second time.
             let call = BlockCall {
                 precision,
                 state: None,
                 keeps_state: false,
                 resets_BT,
                 positions_BT,
-                dropout: 0.0,
+                dropout: dropout.as_ref(),
             };
             let (next, _) = residual.through(&block, path, &call)?;
             // With nothing to add, a fused block's sum is its input, and an output must be a tensor of its own.

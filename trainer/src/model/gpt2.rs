@@ -112,14 +112,14 @@ impl Block for Gpt2Block {
         let qkv = self.query_key_value.apply(&y_BTC, call)?.f_chunk(3, -1)?;
         let head = |index: usize| by_head(&qkv[index], self.heads);
         let (o_BTHE, state) = attend(&head(0)?, &head(1)?, &head(2)?, call)?;
-        let x_BTC = x_BTC + self.output.apply(&o_BTHE.f_flatten(2, 3)?, call)?;
+        let x_BTC = x_BTC + call.dropped(self.output.apply(&o_BTHE.f_flatten(2, 3)?, call)?, 0)?;
         let y_BTC = self.feed_norm.apply(&x_BTC)?;
         let form = match self.gelu {
             Gelu::Tanh => "tanh",
             Gelu::Erf => "none",
         };
         let up_BTF = self.up.apply(&y_BTC, call)?.f_gelu(form)?;
-        Ok((x_BTC + self.down.apply(&up_BTF, call)?, state))
+        Ok((x_BTC + call.dropped(self.down.apply(&up_BTF, call)?, 1)?, state))
     }
 
     fn join(&self, states: &[&BlockState]) -> Result<BlockState> {

@@ -35,7 +35,7 @@ impl Network for LlamaConfig {
             blocks.push(Box::new(LlamaBlock::new(builder, self, &format!("model.layers.{index}"))?));
         }
         let norm = rms_norm(builder, self, "model.norm.weight".into())?;
-        let output = builder.add("lm_head.weight".into(), &[vocabulary, width], &inner, Decay::Yes)?;
+        let output = builder.output("lm_head.weight", &embedding, &[vocabulary, width], &inner)?;
         let biases = builder.biases(input_bias, vocabulary)?;
         Ok(Parts {
             embedding,
@@ -124,11 +124,11 @@ impl LlamaBlock {
 impl Block for LlamaBlock {
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
         let (o_BTC, state) = self.attention(&self.norm.apply(x_BTC)?, call)?;
-        let x_BTC = x_BTC + call.drop_out(o_BTC)?;
+        let x_BTC = x_BTC + call.dropped(o_BTC, 0)?;
         let y_BTC = self.feed_norm.apply(&x_BTC)?;
         let gate_BTF = product(&y_BTC, &self.gate, call.precision)?.f_silu()?;
         let up_BTF = product(&y_BTC, &self.up, call.precision)?;
-        let x_BTC = x_BTC + call.drop_out(product(&(gate_BTF * up_BTF), &self.down, call.precision)?)?;
+        let x_BTC = x_BTC + call.dropped(product(&(gate_BTF * up_BTF), &self.down, call.precision)?, 1)?;
         Ok((x_BTC, state))
     }
 

@@ -49,8 +49,8 @@ impl Network for LstmConfig {
             _ => Norm::layer_without_bias(builder, "norm", signed(self.embedding_dim), NORM_EPSILON)?,
         };
         let shape = [signed(self.vocabulary_size), signed(self.embedding_dim)];
-        let output =
-            builder.add("lm_head.weight".into(), &shape, &small_init(self.embedding_dim), Decay::Yes)?;
+        let small = small_init(self.embedding_dim);
+        let output = builder.output("lm_head.weight", &embedding, &shape, &small)?;
         let biases = builder.biases(input_bias, signed(self.vocabulary_size))?;
         let blocks = blocks.into_iter().map(|block| Box::new(block) as Box<dyn Block>).collect();
         Ok(Parts {
@@ -123,7 +123,8 @@ impl Layer {
             resets_BT: call.resets_BT,
         };
         let output = lstm(&input, LstmKernel::Auto)?;
-        let h_BTC = call.drop_out(output.h_BTHE.f_flatten(2, 3)?.f_to_kind(x_BTC.kind())?)?;
+        let h_BTC = output.h_BTHE.f_flatten(2, 3)?.f_to_kind(x_BTC.kind())?;
+        let h_BTC = call.dropped(h_BTC, 0)?;
         let x_BTC = if self.norm.is_some() { x_BTC.f_add(&h_BTC)? } else { h_BTC };
         let LstmState { hidden, cell } = output.state;
         Ok((x_BTC, BlockState::new([(HIDDEN, hidden), (CELL, cell)])))
@@ -151,7 +152,7 @@ impl Feed {
 
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<Tensor> {
         let up_BTF = product(&self.norm.apply(x_BTC)?, &self.up, call.precision)?;
-        Ok(x_BTC + call.drop_out(product(&up_BTF.f_gelu("none")?, &self.down, call.precision)?)?)
+        Ok(x_BTC + call.dropped(product(&up_BTF.f_gelu("none")?, &self.down, call.precision)?, 1)?)
     }
 }
 

@@ -42,7 +42,7 @@ impl Network for MambaConfig {
         }
         let norm = norm(builder, self, "backbone.norm_f.weight".into())?;
         let bound = Init::Uniform((d as f64).powf(-0.5));
-        let output = builder.add("lm_head.weight".into(), &[vocabulary, d], &bound, Decay::Yes)?;
+        let output = builder.output("lm_head.weight", &embedding, &[vocabulary, d], &bound)?;
         let (position_embedding, embedding_norm) = (None, None);
         Ok(Parts {
             embedding,
@@ -157,7 +157,7 @@ impl Block for MambaBlock {
             ScanKernel::Auto,
         )?;
         let gated = (scanned.y_BTD + u_BTD * &self.skip) * halves[1].f_silu()?;
-        let x_BTC = x_BTC + product(&gated, &self.output, call.precision)?;
+        let x_BTC = x_BTC + call.dropped(product(&gated, &self.output, call.precision)?, 0)?;
         let state = BlockState::new([(CONVOLUTION, convolved.state), (MEMORY, scanned.state_BDN)]);
         Ok((x_BTC, state))
     }

@@ -5,6 +5,7 @@
 //! network     what an architecture gives: its parts, its files elsewhere; the one match over architectures
 //! block       one block: a call, a state by name, the plain and the fused form
 //! path        who computes: fused GPU kernels, CPU kernels, libtorch's operations
+//! dropout     masks that follow from step and row
 //! state       what is remembered between two calls
 //! generate    text, one token at a time      scoring   log-likelihoods of single tokens
 //! weights     parameters in and out of files
@@ -23,6 +24,7 @@
 
 mod attention;
 mod block;
+mod dropout;
 mod generate;
 mod gpt2;
 mod llama;
@@ -48,6 +50,7 @@ use xlstm_kernels::cross_entropy::{
     CrossEntropyOptions, CrossEntropyOutput, counted_cross_entropy, projected_cross_entropy,
 };
 use xlstm_kernels::embedding::embedding;
+use xlstm_kernels::z_loss::{ZLossOptions, cross_entropy_with_z_loss};
 use xlstm_kernels::{cuda, linear};
 use xlstm_manifests::recipe::{ComputePath, ModelConfig, Precision, Recipe};
 
@@ -55,15 +58,16 @@ use crate::error::{Result, TrainError};
 use block::{BlockCall, Residual, SharedBlock};
 use network::{Biases, Parts, network};
 use normalization::Norm;
-use parameters::Builder;
+use parameters::{Builder, TiedOutput};
 
 pub use block::BlockState;
+pub use dropout::Dropout;
 pub(crate) use generate::PIECE;
 pub use generate::{Generation, Sampling};
 pub use parameters::Parameter;
 pub use path::{Decision, Need, choose};
 pub use state::ModelState;
-pub(crate) use weights::{check_sizes, copy_to_cpu, metadata};
+pub(crate) use weights::{check_sizes, copy_to_cpu, described_model, metadata};
 pub use weights::{export, import};
 pub use xlstm::official::{config_from_json, config_to_json, official_config};
 
@@ -127,12 +131,38 @@ pub struct Model {
     blocks: Vec<SharedBlock>,
     norm: Norm,
     output: Tensor,
+    /// The output projection's name, where it is the token embedding by choice.
+    tied_output: Option<TiedOutput>,
     positional: bool,
+}
+
+/// What a training step asks of the loss.
+#[derive(Debug, Clone)]
+pub struct TrainingCall<'a> {
+    /// `(B, T)`, Bool: where documents begin.
+    pub resets_BT: Option<&'a Tensor>,
+    /// How many targets are scored.
+    pub count: TargetCount<'a>,
+    /// What is dropped.
+    pub dropout: Option<Dropout>,
+    /// Weight of the z-loss; 0: none.
+    pub z_loss: f64,
+}
+
+/// The loss of a training step.
+#[derive(Debug)]
+pub struct TrainingLoss {
+    /// What is minimized, a scalar; gradients flow from it.
+    pub minimized: Tensor,
+    /// The mean cross-entropy, a scalar without history: what is minimized, but for the z-loss.
+    pub cross_entropy: Tensor,
 }
 
 /// How the blocks are gone through.
 #[derive(Debug, Clone, Copy)]
 struct Pass<'a> {
+    /// What is dropped.
+    dropout: Option<&'a Dropout>,
     path: ComputePath,
     /// Keep only each block's input for the backward pass.
     checkpointed: bool,
@@ -140,16 +170,6 @@ struct Pass<'a> {
     keep_state: bool,
     state: Option<&'a ModelState>,
     resets_BT: Option<&'a Tensor>,
-    dropout: f64,
-}
-
-/// What a training step drops out of what blocks add to the residual.
-#[derive(Debug, Clone, Copy)]
-pub struct Dropout {
-    /// Share that is set to 0.
-    pub rate: f64,
-    /// Seed of the draw, another one for each pass.
-    pub seed: i64,
 }
 
 impl Model {
@@ -158,7 +178,7 @@ impl Model {
     /// # Errors
     /// When libtorch cannot make a tensor (no memory, no such device).
     pub fn new(config: &ModelConfig, placement: Placement, seed: u64) -> Result<Self> {
-        let mut builder = Builder::new(placement.device, placement.kind, seed);
+        let mut builder = Builder::new(placement.device, placement.kind, seed).tied(config.tied_embedding());
         let parts = network(config).build(&mut builder)?;
         let Parts { embedding, biases, position_embedding, embedding_norm, blocks, norm, output, positional } =
             parts;
@@ -166,6 +186,7 @@ impl Model {
             config: config.clone(),
             placement,
             parameters: builder.parameters,
+            tied_output: builder.tied_output,
             embedding,
             biases,
             positional: positional || position_embedding.is_some(),
@@ -220,26 +241,30 @@ impl Model {
         state: Option<&ModelState>,
         resets_BT: Option<&Tensor>,
     ) -> Result<(Tensor, ModelState)> {
-        let path =
-            self.compute_path(Need { resets: resets_BT.is_some(), states: true, dropout: false })?.path;
-        let pass = Pass { path, checkpointed: false, keep_state: true, state, resets_BT, dropout: 0.0 };
+        let need = Need { resets: resets_BT.is_some(), states: true, ..Need::default() };
+        let path = self.compute_path(need)?.path;
+        let pass = Pass { dropout: None, path, checkpointed: false, keep_state: true, state, resets_BT };
         self.hidden(tokens_BT, &pass)
     }
 
     /// Through all blocks and the last norm; the state is empty unless it is to be kept.
     fn hidden(&self, tokens_BT: &Tensor, pass: &Pass<'_>) -> Result<(Tensor, ModelState)> {
         let positions_BT = if self.positional { Some(positions(tokens_BT, pass)?) } else { None };
-        let mut residual =
-            Residual::new(self.embed(tokens_BT, positions_BT.as_ref(), pass.state.is_some())?);
+        let mut x_BTC = self.embed(tokens_BT, positions_BT.as_ref(), pass.state.is_some())?;
+        if let Some(dropout) = pass.dropout {
+            x_BTC = dropout.of_embedding(x_BTC)?;
+        }
+        let mut residual = Residual::new(x_BTC);
         let mut blocks = Vec::with_capacity(if pass.keep_state { self.blocks.len() } else { 0 });
         for (index, block) in self.blocks.iter().enumerate() {
+            let dropout = pass.dropout.and_then(|dropout| dropout.of_block(index));
             let call = BlockCall {
+                dropout: dropout.as_ref(),
                 precision: self.placement.products,
                 state: pass.state.and_then(|state| state.blocks.get(index)),
                 keeps_state: pass.keep_state,
                 resets_BT: pass.resets_BT,
                 positions_BT: positions_BT.as_ref(),
-                dropout: pass.dropout,
             };
             if pass.checkpointed {
                 residual = residual.through_checkpointed(block, pass.path, &call)?;
@@ -316,32 +341,7 @@ impl Model {
         resets_BT: Option<&Tensor>,
         count: TargetCount<'_>,
     ) -> Result<CrossEntropyOutput> {
-        self.training_loss(tokens_BT, targets_BT, resets_BT, count, None)
-    }
-
-    /// As [`loss_with_count`](Self::loss_with_count) with dropout, as a training step has it.
-    ///
-    /// # Errors
-    /// As [`loss`](Self::loss).
-    pub fn training_loss(
-        &self,
-        tokens_BT: &Tensor,
-        targets_BT: &Tensor,
-        resets_BT: Option<&Tensor>,
-        count: TargetCount<'_>,
-        dropout: Option<Dropout>,
-    ) -> Result<CrossEntropyOutput> {
-        let rate = dropout.map_or(0.0, |dropout| dropout.rate);
-        let need = Need { resets: resets_BT.is_some(), states: false, dropout: rate > 0.0 };
-        let path = self.compute_path(need)?.path;
-        let checkpointed = self.placement.activation_checkpointing;
-        let pass = Pass { path, checkpointed, keep_state: false, state: None, resets_BT, dropout: rate };
-        if let Some(Dropout { seed, .. }) = dropout {
-            // libtorch draws what is dropped out from its one generator of each device.
-            tch::manual_seed(seed);
-        }
-        let (hidden_BTC, _) = self.hidden(tokens_BT, &pass)?;
-        let hidden_NC = hidden_BTC.f_view([-1, signed(self.config.embedding_dim())])?;
+        let hidden_NC = self.hidden_for_loss(tokens_BT, resets_BT, None)?;
         self.loss_of(&hidden_NC, &targets_BT.f_reshape([-1])?, count)
     }
 
@@ -388,6 +388,58 @@ impl Model {
         Ok(CrossEntropyOutput { loss, token_losses_N: squares_N.detach(), count })
     }
 
+    /// The loss of a training step, with what the recipe adds to it.
+    ///
+    /// # Errors
+    /// As [`loss`](Self::loss).
+    pub fn training_loss(
+        &self,
+        tokens_BT: &Tensor,
+        targets_BT: &Tensor,
+        call: &TrainingCall<'_>,
+    ) -> Result<TrainingLoss> {
+        let hidden_NC = self.hidden_for_loss(tokens_BT, call.resets_BT, call.dropout.as_ref())?;
+        let targets_N = targets_BT.f_reshape([-1])?;
+        if call.z_loss == 0.0 {
+            let minimized = self.loss_of(&hidden_NC, &targets_N, call.count)?.loss;
+            let cross_entropy = minimized.detach();
+            return Ok(TrainingLoss { minimized, cross_entropy });
+        }
+        let (hidden_NC, output) = self.in_products(&hidden_NC)?;
+        let count = match call.count {
+            TargetCount::OnDevice(tensor, _) => tensor.shallow_clone(),
+            TargetCount::Known(count) => Tensor::f_full([], count, (Kind::Float, self.placement.device))?,
+            TargetCount::Unknown => targets_N.f_ne(IGNORE_TARGET)?.f_sum(Kind::Float)?,
+        };
+        let options = ZLossOptions { ignore_index: IGNORE_TARGET, weight: call.z_loss };
+        let found = cross_entropy_with_z_loss(&hidden_NC, &output, &targets_N, &count, &options)?;
+        Ok(TrainingLoss { minimized: found.minimized, cross_entropy: found.cross_entropy })
+    }
+
+    /// Hidden values after the last norm as the loss takes them, `(N, C)`.
+    fn hidden_for_loss(
+        &self,
+        tokens_BT: &Tensor,
+        resets_BT: Option<&Tensor>,
+        dropout: Option<&Dropout>,
+    ) -> Result<Tensor> {
+        let in_blocks = dropout.is_some_and(|dropout| dropout.of_block(0).is_some());
+        let need = Need { resets: resets_BT.is_some(), dropout: in_blocks, ..Need::default() };
+        let path = self.compute_path(need)?.path;
+        let checkpointed = self.placement.activation_checkpointing;
+        let pass = Pass { dropout, path, checkpointed, keep_state: false, state: None, resets_BT };
+        let (hidden_BTC, _) = self.hidden(tokens_BT, &pass)?;
+        Ok(hidden_BTC.f_view([-1, signed(self.config.embedding_dim())])?)
+    }
+
+    /// Hidden values and output projection in the type of the products.
+    fn in_products(&self, hidden_NC: &Tensor) -> Result<(Tensor, Tensor)> {
+        Ok(match self.placement.products {
+            Some(kind) => (hidden_NC.f_to_kind(kind)?, self.output.f_to_kind(kind)?),
+            None => (hidden_NC.shallow_clone(), self.output.shallow_clone()),
+        })
+    }
+
     /// Whether the loss is computed by the fused kernel, whose count of targets is fixed when a step is recorded: in bf16 on
     /// a GPU, for the sizes that it has.
     #[must_use]
@@ -417,10 +469,7 @@ impl Model {
                 count,
             )?);
         }
-        let (hidden_NC, output) = match self.placement.products {
-            Some(kind) => (hidden_NC.f_to_kind(kind)?, self.output.f_to_kind(kind)?),
-            None => (hidden_NC.shallow_clone(), self.output.shallow_clone()),
-        };
+        let (hidden_NC, output) = self.in_products(hidden_NC)?;
         let on_gpu = matches!(self.placement.device, Device::Cuda(_));
         match count {
             TargetCount::OnDevice(tensor, count) => {

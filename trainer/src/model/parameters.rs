@@ -50,6 +50,19 @@ pub(super) struct Builder {
     kind: Kind,
     /// Names and shapes alone: no value is drawn or stored.
     sketch: bool,
+    /// Whether the output projection is the token embedding.
+    tied: bool,
+    /// The output projection's own name, where it is the token embedding by choice.
+    pub(super) tied_output: Option<TiedOutput>,
+}
+
+/// One tensor under two names.
+#[derive(Debug, Clone)]
+pub(super) struct TiedOutput {
+    /// The output projection's name.
+    pub(super) name: String,
+    /// The token embedding's name, which is a parameter's.
+    pub(super) embedding: String,
 }
 
 impl Builder {
@@ -57,13 +70,39 @@ impl Builder {
     pub(super) fn new(device: Device, kind: Kind, seed: u64) -> Self {
         // libtorch takes the bits, not the number.
         tch::manual_seed(seed.cast_signed());
-        Self { parameters: Vec::new(), device, kind, sketch: false }
+        Self::empty(device, kind)
     }
 
     /// Parameters of all names and shapes, each of which takes the memory of one number: to compare a model with a file
     /// before anything of its size is allocated.
     pub(super) fn sketch() -> Self {
-        Self { parameters: Vec::new(), device: Device::Cpu, kind: Kind::Float, sketch: true }
+        Self { sketch: true, ..Self::empty(Device::Cpu, Kind::Float) }
+    }
+
+    fn empty(device: Device, kind: Kind) -> Self {
+        Self { parameters: Vec::new(), device, kind, sketch: false, tied: false, tied_output: None }
+    }
+
+    /// With an output projection that is the token embedding, or not.
+    pub(super) fn tied(self, tied: bool) -> Self {
+        Self { tied, ..self }
+    }
+
+    /// The output projection, of the embedding's shape where inputs are tokens: a matrix of its own, or the embedding itself.
+    pub(super) fn output(
+        &mut self,
+        name: &str,
+        embedding: &Tensor,
+        shape: &[i64],
+        init: &Init,
+    ) -> Result<Tensor> {
+        if !self.tied {
+            return self.add(name.into(), shape, init, Decay::Yes);
+        }
+        let same = |parameter: &&Parameter| parameter.tensor.data_ptr() == embedding.data_ptr();
+        let own = self.parameters.iter().find(same).map(|parameter| parameter.name.clone());
+        self.tied_output = own.map(|embedding| TiedOutput { name: name.into(), embedding });
+        Ok(embedding.shallow_clone())
     }
 
     /// First values that are computed; a sketch has none.

@@ -27,8 +27,10 @@ pub struct Need {
     pub resets: bool,
     /// A state goes in or comes out.
     pub states: bool,
-    /// What blocks add is partly dropped out.
+    /// Some numbers of each branch are dropped (`training.dropout`).
     pub dropout: bool,
+    /// Something is added to the loss (`training.z_loss`).
+    pub z_loss: bool,
 }
 
 /// The decision.
@@ -38,6 +40,8 @@ pub struct Decision {
     pub path: ComputePath,
     /// On a GPU, why it is not the fused kernels.
     pub obstacle: Option<String>,
+    /// Why the loss is computed by libtorch's operations where the blocks are not.
+    pub loss_obstacle: Option<&'static str>,
 }
 
 impl fmt::Display for Decision {
@@ -47,6 +51,10 @@ impl fmt::Display for Decision {
             (ComputePath::CpuKernels, _) => write!(f, "CPU kernels"),
             (ComputePath::Operations, Some(obstacle)) => write!(f, "libtorch's operations ({obstacle})"),
             (ComputePath::Operations, None) => write!(f, "libtorch's operations"),
+        }?;
+        match self.loss_obstacle {
+            Some(obstacle) => write!(f, "; the loss by libtorch's operations ({obstacle})"),
+            None => Ok(()),
         }
     }
 }
@@ -57,17 +65,18 @@ impl fmt::Display for Decision {
 /// When a GPU cannot be opened.
 pub fn choose(config: &ModelConfig, placement: Placement, need: Need) -> Result<Decision> {
     let Placement { device, kind, products, .. } = placement;
-    let operations = |obstacle| Ok(Decision { path: ComputePath::Operations, obstacle });
-    match device {
-        Device::Cpu if kind == Kind::Float && products.is_none() => {
-            Ok(Decision { path: ComputePath::CpuKernels, obstacle: None })
-        }
+    let loss_obstacle = need.z_loss.then_some("training.z_loss has no kernel");
+    let decided = |path| Decision { path, obstacle: None, loss_obstacle };
+    let operations = |obstacle| Decision { path: ComputePath::Operations, obstacle, loss_obstacle: None };
+    Ok(match device {
+        Device::Cpu if kind == Kind::Float && products.is_none() => decided(ComputePath::CpuKernels),
+        Device::Cuda(_) if need.dropout => operations(Some("training.dropout has no fused kernel".into())),
         Device::Cuda(_) => match fused_obstacle(config, placement, need)? {
-            None => Ok(Decision { path: ComputePath::FusedGpu, obstacle: None }),
+            None => decided(ComputePath::FusedGpu),
             obstacle => operations(obstacle),
         },
         _ => operations(None),
-    }
+    })
 }
 
 fn fused_obstacle(config: &ModelConfig, placement: Placement, need: Need) -> Result<Option<String>> {
@@ -97,7 +106,7 @@ mod tests {
     #[test]
     fn on_a_cpu_the_type_decides() {
         let model = ModelConfig::default();
-        let need = Need { resets: true, states: true, dropout: false };
+        let need = Need { resets: true, states: true, ..Need::default() };
         let path = |precision| decide(&model, Device::Cpu, precision, need).path;
         assert_eq!(path(Precision::Float32), ComputePath::CpuKernels);
         assert_eq!(path(Precision::Bfloat16), ComputePath::Operations);
@@ -120,17 +129,30 @@ mod tests {
                 let request = cuda::Request { parameters, products, resets, states };
                 let Err(obstacle) = cuda::supports(placement.device, cell, &request) else { continue };
                 let found =
-                    decide(&model, Device::Cuda(0), precision, Need { resets, states, dropout: false });
+                    decide(&model, Device::Cuda(0), precision, Need { resets, states, ..Need::default() });
                 assert_eq!(found.path, ComputePath::Operations);
                 assert_eq!(found.to_string(), format!("libtorch's operations ({obstacle})"));
             }
         }
     }
 
+    #[test]
+    fn options_without_a_kernel_are_named() {
+        let model = ModelConfig::from(XlstmConfig { slstm_at: vec![], ..XlstmConfig::default() });
+        let decide = |device, need| decide(&model, device, Precision::Bfloat16, need).to_string();
+        let dropout = Need { dropout: true, ..Need::default() };
+        let said = decide(Device::Cuda(0), dropout);
+        assert_eq!(said, "libtorch's operations (no fused kernels with training.dropout)");
+        let z_loss = Need { z_loss: true, ..Need::default() };
+        let said = choose(&model, Placement::new(Device::Cpu, Precision::Float32, false), z_loss).unwrap();
+        let expected = "CPU kernels; the loss by libtorch's operations (training.z_loss has no kernel)";
+        assert_eq!(said.to_string(), expected);
+    }
+
     /// Sizes of the sLSTM are asked of the GPU, which need not be there; what its blocks can is known without.
     #[test]
     fn document_boundaries_are_computed_by_the_fused_kernels() {
-        let need = Need { resets: true, states: false, dropout: false };
+        let need = Need { resets: true, ..Need::default() };
         let model = ModelConfig::from(XlstmConfig { slstm_at: vec![], ..XlstmConfig::default() });
         assert_eq!(decide(&model, Device::Cuda(0), Precision::Bfloat16, need).path, ComputePath::FusedGpu);
         let (parameters, products) = (Kind::Float, Some(Kind::BFloat16));

@@ -172,11 +172,8 @@ fn build<M: RecurrentMixer>(
     mixer: impl Fn(&mut Builder, &str, Option<Bound>) -> Result<Box<dyn Mixer>>,
 ) -> Result<Parts> {
     let (d, f, epsilon) = (config.embedding_dim, config.feed_forward(), config.norm_epsilon);
-    let table = |builder: &mut Builder, name: &str, decay| {
-        let shape = [signed(config.vocabulary_size), signed(d)];
-        builder.add(name.into(), &shape, &Init::Normal(DEVIATION), decay)
-    };
-    let embedding = table(builder, "model.embeddings.weight", Decay::No)?;
+    let (shape, init) = ([signed(config.vocabulary_size), signed(d)], Init::Normal(DEVIATION));
+    let embedding = builder.add("model.embeddings.weight".into(), &shape, &init, Decay::No)?;
     let bounds = if M::LOWER_BOUNDS {
         let shape = [signed(config.blocks), signed(d)];
         Some(builder.add("model.lower_bounds".into(), &shape, &Init::Constant(0.0), Decay::No)?)
@@ -204,7 +201,7 @@ fn build<M: RecurrentMixer>(
         }));
     }
     let norm = rms(builder, "model.norm".into(), d, epsilon)?;
-    let output = table(builder, "lm_head.weight", Decay::Yes)?;
+    let output = builder.output("lm_head.weight", &embedding, &shape, &init)?;
     Ok(Parts {
         embedding,
         biases: None,
@@ -230,10 +227,11 @@ impl Block for RecurrentBlock {
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
         let before = call.state.map(|state| state.need(MEMORY)).transpose()?;
         let (mixed_BTC, memory) = self.mixer.mix(&self.norm.apply(x_BTC)?, call, before.as_ref())?;
-        let x_BTC = x_BTC + mixed_BTC;
+        let x_BTC = x_BTC + call.dropped(mixed_BTC, 0)?;
         let both_BTF = product(&self.feed_norm.apply(&x_BTC)?, &self.gate_and_up, call.precision)?;
         let halves = both_BTF.f_chunk(2, -1)?;
-        let x_BTC = x_BTC + product(&(halves[0].f_silu()? * &halves[1]), &self.down, call.precision)?;
+        let down_BTC = product(&(halves[0].f_silu()? * &halves[1]), &self.down, call.precision)?;
+        let x_BTC = x_BTC + call.dropped(down_BTC, 1)?;
         Ok((x_BTC, BlockState::new([(MEMORY, memory)])))
     }
 }

@@ -35,16 +35,14 @@ const MEMORY: &str = "memory";
 impl Network for RetnetBlockConfig {
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         let width = signed(self.embedding_dim);
-        let table = |builder: &mut Builder, name: &str, decay| {
-            builder.add(name.into(), &[signed(self.vocabulary_size), width], &Init::Normal(DEVIATION), decay)
-        };
-        let embedding = table(builder, "token_embedding.weight", Decay::No)?;
+        let (shape, init) = ([signed(self.vocabulary_size), width], Init::Normal(DEVIATION));
+        let embedding = builder.add("token_embedding.weight".into(), &shape, &init, Decay::No)?;
         let mut blocks: Vec<Box<dyn Block>> = Vec::new();
         for index in 0..self.blocks {
             blocks.push(Box::new(RetnetBlock::new(builder, self, &format!("layers.{index}"))?));
         }
         let norm = Norm::layer(builder, "norm", width, NORM_EPSILON)?;
-        let output = table(builder, "lm_head.weight", Decay::Yes)?;
+        let output = builder.output("lm_head.weight", &embedding, &shape, &init)?;
         Ok(Parts {
             embedding,
             biases: None,
@@ -155,8 +153,9 @@ impl RetnetBlock {
 impl Block for RetnetBlock {
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
         let (mixed_BTC, memory) = self.retain(&self.norm.apply(x_BTC)?, call)?;
-        let x_BTC = x_BTC + mixed_BTC;
+        let x_BTC = x_BTC + call.dropped(mixed_BTC, 0)?;
         let up_BTF = self.up.apply(&self.feed_norm.apply(&x_BTC)?, call)?.f_gelu("none")?;
-        Ok((&x_BTC + self.down.apply(&up_BTF, call)?, BlockState::new([(MEMORY, memory)])))
+        let down_BTC = call.dropped(self.down.apply(&up_BTF, call)?, 1)?;
+        Ok((&x_BTC + down_BTC, BlockState::new([(MEMORY, memory)])))
     }
 }

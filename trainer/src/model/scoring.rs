@@ -23,9 +23,10 @@ impl Model {
         resets_BT: Option<&Tensor>,
     ) -> Result<(Vec<f64>, ModelState)> {
         tch::no_grad(|| {
-            let path =
-                self.compute_path(Need { resets: resets_BT.is_some(), states: true, dropout: false })?.path;
-            let pass = Pass { path, checkpointed: false, keep_state: true, state, resets_BT, dropout: 0.0 };
+            let path = self
+                .compute_path(Need { resets: resets_BT.is_some(), states: true, ..Need::default() })?
+                .path;
+            let pass = Pass { dropout: None, path, checkpointed: false, keep_state: true, state, resets_BT };
             let (hidden_BTC, state) = self.hidden(tokens_BT, &pass)?;
             Ok((self.losses_of(&hidden_BTC, targets_BT)?, state))
         })
@@ -46,7 +47,7 @@ impl Model {
         tch::no_grad(|| {
             let path = self.compute_path(Need { resets: resets_BT.is_some(), ..Need::default() })?.path;
             let pass =
-                Pass { path, checkpointed: false, keep_state: false, state: None, resets_BT, dropout: 0.0 };
+                Pass { dropout: None, path, checkpointed: false, keep_state: false, state: None, resets_BT };
             let (hidden_BTC, _) = self.hidden(tokens_BT, &pass)?;
             self.losses_of(&hidden_BTC, targets_BT)
         })
@@ -66,7 +67,7 @@ impl Model {
         tch::no_grad(|| {
             let path = self.compute_path(Need { resets: resets_BT.is_some(), ..Need::default() })?.path;
             let pass =
-                Pass { path, checkpointed: false, keep_state: false, state: None, resets_BT, dropout: 0.0 };
+                Pass { dropout: None, path, checkpointed: false, keep_state: false, state: None, resets_BT };
             let (hidden_BTC, _) = self.hidden(tokens_BT, &pass)?;
             let Some((hidden_MC, targets_M)) = self.counting(&hidden_BTC, targets_BT)? else {
                 return Ok((Vec::new(), Vec::new()));

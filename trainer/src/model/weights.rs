@@ -10,7 +10,8 @@ use tch::{Kind, Tensor};
 use xlstm_manifests::recipe::{self, ModelConfig, RecipeError};
 
 use super::network::network;
-use super::parameters::Builder;
+use super::parameters::{Builder, TiedOutput};
+use super::xlstm::official::config_from_nested;
 use super::{Model, Placement, config_from_json};
 use crate::error::{Result, TrainError};
 use crate::tensor_file::{self, TensorFile};
@@ -35,11 +36,7 @@ pub(crate) fn metadata(model: &ModelConfig, context_length: u64) -> Result<BTree
 /// # Errors
 /// When writing fails.
 pub fn export(model: &Model, path: &Path, context_length: u64) -> Result<()> {
-    let tensors: Vec<(String, Tensor)> = model
-        .parameters()
-        .iter()
-        .map(|parameter| (parameter.name.clone(), parameter.tensor.shallow_clone()))
-        .collect();
+    let tensors = model.snapshot()?;
     tensor_file::write(path, &metadata(model.config(), context_length)?, &tensors)?;
     Ok(())
 }
@@ -71,7 +68,7 @@ pub(crate) fn check_sizes(config: &ModelConfig, file: &TensorFile) -> Result<()>
         let expected = format!("the {needed} numbers of the model that the metadata describes");
         return Err(TrainError::file(file.path(), expected, format!("{found}"), hint));
     }
-    let mut sketch = Builder::sketch();
+    let mut sketch = Builder::sketch().tied(config.tied_embedding());
     network(config).build(&mut sketch)?;
     let mut problems = Problems::default();
     for parameter in &sketch.parameters {
@@ -90,7 +87,8 @@ pub(crate) fn check_sizes(config: &ModelConfig, file: &TensorFile) -> Result<()>
     // Only together with what is missing does a name tell something that is left over.
     let known: std::collections::HashSet<&str> =
         sketch.parameters.iter().map(|parameter| parameter.name.as_str()).collect();
-    problems.left_over(file, "", |name| known.contains(name));
+    let second = sketch.tied_output.as_ref().map(|tied| tied.name.as_str());
+    problems.left_over(file, "", |name| known.contains(name) || Some(name) == second);
     problems.result(file, "")
 }
 
@@ -124,6 +122,20 @@ impl Problems {
         }
     }
 
+    /// Adds an output projection that is not the token embedding, in a file of a model in which they are one.
+    fn untied(&mut self, file: &TensorFile, prefix: &str, tied: &TiedOutput) -> Result<()> {
+        let (name, embedding) = (format!("{prefix}{}", tied.name), format!("{prefix}{}", tied.embedding));
+        if let (Some(output), Some(embedding)) = (file.tensor(&name)?, file.tensor(&embedding)?)
+            && !(output.size() == embedding.size() && output.equal(&embedding))
+        {
+            self.add(format!(
+                "  {name}: expected the numbers of {} (model.tied_embedding), found others",
+                tied.embedding
+            ));
+        }
+        Ok(())
+    }
+
     fn result(mut self, file: &TensorFile, prefix: &str) -> Result<()> {
         if let Some(problem) = wrapped_names(file, prefix) {
             self.lines.insert(0, problem);
@@ -141,6 +153,16 @@ impl Problems {
     }
 }
 
+/// The model that a file's metadata describes; `None` where it has none.
+///
+/// # Errors
+/// When the metadata is there and describes no model.
+pub(crate) fn described_model(file: &TensorFile) -> Result<Option<ModelConfig>> {
+    let metadata = file.metadata();
+    let described = ["model", "config", "xlstm_config"].iter().any(|key| metadata.contains_key(*key));
+    if described { config_of(file).map(Some) } else { Ok(None) }
+}
+
 /// The architecture that a file's metadata describes.
 pub(crate) fn config_of(file: &TensorFile) -> Result<ModelConfig> {
     let own = file.metadata().get("model").map(|text| {
@@ -153,6 +175,9 @@ pub(crate) fn config_of(file: &TensorFile) -> Result<ModelConfig> {
     let config = match (own, file.metadata().get("config")) {
         (Some(own), _) => own?,
         (None, Some(text)) => config_from_json(file.path(), text)?,
+        (None, None) if file.metadata().contains_key("xlstm_config") => {
+            config_from_nested(file.path(), &file.metadata()["xlstm_config"])?
+        }
         (None, None) => {
             return Err(TrainError::file(
                 file.path(),
@@ -204,7 +229,11 @@ impl Model {
         }
         let known: std::collections::HashSet<&str> =
             self.parameters().iter().map(|parameter| parameter.name.as_str()).collect();
-        problems.left_over(file, prefix, |name| known.contains(name));
+        let second = self.tied_output.as_ref().map(|tied| tied.name.as_str());
+        problems.left_over(file, prefix, |name| known.contains(name) || Some(name) == second);
+        if let Some(tied) = &self.tied_output {
+            problems.untied(file, prefix, tied)?;
+        }
         problems.result(file, prefix)?;
         tch::no_grad(|| -> Result<()> {
             for (parameter, tensor) in self.parameters().iter().zip(found) {
@@ -214,14 +243,22 @@ impl Model {
         })
     }
 
-    /// Copies of all parameters on the CPU, by name.
+    /// Copies of all parameters on the CPU, by name; an output projection that is the token embedding under both names.
     ///
     /// # Errors
     /// When libtorch cannot copy them (no memory).
     pub fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
         let one =
             |parameter: &super::Parameter| Ok((parameter.name.clone(), copy_to_cpu(&parameter.tensor)?));
-        self.parameters().iter().map(one).collect()
+        let mut tensors = self.parameters().iter().map(one).collect::<Result<Vec<_>>>()?;
+        // Other programs look for both names.
+        if let Some(tied) = &self.tied_output
+            && let Some((_, embedding)) = tensors.iter().find(|(name, _)| *name == tied.embedding)
+        {
+            let second = (tied.name.clone(), copy_to_cpu(embedding)?);
+            tensors.push(second);
+        }
+        Ok(tensors)
     }
 
     /// Whether every parameter is a finite number.

@@ -3,6 +3,7 @@
 //! ```text
 //! EvaluationLinks ─► files of the checkpoint, DatasetLink of the evaluated split
 //!        └─► RunLinks ─► figure, checkpoints, recipe, program and session of a step
+//!                 ├─► InitialLink (parameters that the run began with) ─► RunLinks of the run that made them
 //!                 ├─► DatasetLink (training, validation) ─► origin: what was compared, what was only claimed ─► SourceLink
 //!                 └─► RowLink (rows of a step) ─► DocumentLink
 //! ```
@@ -12,6 +13,7 @@
 
 mod dataset;
 mod evaluation;
+mod initial;
 mod rows;
 mod run;
 
@@ -21,6 +23,7 @@ use xlstm_manifests::Sha256Digest;
 
 pub use dataset::{DatasetLink, Evidence, Found, Recorded, Role, SourceLink};
 pub use evaluation::{EvaluationLinks, ParentRun};
+pub use initial::InitialLink;
 pub use rows::{DocumentLink, RowLink, rows};
 pub(crate) use run::made_by;
 pub use run::{CheckpointLink, RunLinks, newest_figure};

@@ -6,7 +6,7 @@ use xlstm_manifests::run_manifest::{
     CHECKPOINTS_NAME, METRICS_NAME, Program, RECIPE_NAME, RUN_NAME, RunManifest, Session,
 };
 
-use super::{DatasetLink, FileLink, Recorded, Role};
+use super::{DatasetLink, FileLink, InitialLink, Recorded, Role};
 use crate::checkpoint::{self, CheckpointRecord};
 use crate::error::Result;
 use crate::metrics::{Line, read_lines};
@@ -28,6 +28,8 @@ pub struct RunLinks {
     pub train: DatasetLink,
     /// The validation split.
     pub validation: Option<DatasetLink>,
+    /// The parameters that it began with, where they were not drawn.
+    pub initial: Option<InitialLink>,
 }
 
 /// A checkpoint of a run.
@@ -64,6 +66,11 @@ impl RunLinks {
     /// When there is no run manifest, or the folder or its metrics cannot be read. What else is damaged or missing is a
     /// link that says so.
     pub fn read(folder: &Path, more: &[PathBuf]) -> Result<Self> {
+        Self::read_behind(folder, more, 0)
+    }
+
+    /// As [`read`](Self::read), with so many runs that began with this one's parameters, directly or not.
+    pub(super) fn read_behind(folder: &Path, more: &[PathBuf], before: usize) -> Result<Self> {
         let manifest = RunManifest::load(folder)?;
         let metrics = folder.join(METRICS_NAME);
         let lines = if metrics.is_file() { Some(read_lines(&metrics)?) } else { None };
@@ -80,6 +87,10 @@ impl RunLinks {
             checkpoints: checkpoints.collect(),
             train: find(Role::Training, &manifest.train),
             validation: manifest.validation.as_ref().map(|data| find(Role::Validation, data)),
+            initial: manifest
+                .initialized_from
+                .as_ref()
+                .map(|recorded| InitialLink::find(recorded, folder, more, before)),
             manifest,
         })
     }

@@ -14,7 +14,7 @@ use super::RunView;
 use super::data::origin_facts;
 use crate::checkpoint::{self, MODEL_NAME};
 use crate::error::TrainError;
-use crate::provenance::{DatasetLink, Evidence, RowLink, SourceLink, made_by, rows};
+use crate::provenance::{DatasetLink, Evidence, InitialLink, RowLink, SourceLink, made_by, rows};
 
 /// Rows of the step and source files that are listed.
 const SHOWN: usize = 6;
@@ -71,6 +71,40 @@ fn write_run(page: &mut Page, run: &RunView) {
     dataset(page, "Training split", &run.train);
     if let Some(data) = &run.validation {
         dataset(page, "Validation split", data);
+    }
+    if let Some(link) = &run.initial {
+        initial(page, link);
+    }
+}
+
+/// The parameters that a run began with, and the data behind them, run by run.
+fn initial(page: &mut Page, initial: &InitialLink) {
+    let mut facts = Vec::new();
+    let mut commands = Vec::new();
+    for file in &initial.files {
+        facts.push(("File", Cell::code(&file.path.display().to_string())));
+        facts.push(("SHA-256", Cell::code(&file.sha256.to_string())));
+        commands.push(sum_command(file.sha256, &file.path));
+    }
+    match &initial.recorded.run {
+        Some(run) => {
+            facts.push(("Made by", Cell::text(&format!("step {} of {}", run.step, run.recipe.name))));
+            facts.push(("Its recipe", Cell::code(&run.recipe.sha256.to_string()).note("SHA-256")));
+            facts.push(("Its training root", Cell::code(&run.train_root.to_string())));
+        }
+        None => {
+            facts.push(("Made by", Cell::text("nothing says what a file by itself was trained on").warn()))
+        }
+    }
+    if let (Some(folder), Some(Ok(_))) = (&initial.folder, &initial.run) {
+        commands.push(format!("xlstm-eval verify {}", path(folder)));
+    }
+    link(page, "6. First parameters", &facts, &commands);
+    if let Some(Ok(run)) = &initial.run {
+        dataset(page, "Training split of the run before", &run.train);
+        if let Some(before) = &run.initial {
+            self::initial(page, before);
+        }
     }
 }
 

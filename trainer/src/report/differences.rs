@@ -76,12 +76,16 @@ pub(super) fn groups(runs: &[RunView]) -> Vec<(String, Vec<usize>)> {
     let mut keys: Vec<(String, Sha256Digest)> = Vec::new();
     for (index, run) in runs.iter().enumerate() {
         let mut recipe = run.recipe.clone();
-        recipe.training.seed = 0;
+        let training = &mut recipe.training;
+        (training.seed, training.initialization_seed, training.order_seed) = (0, 0, 0);
         for name in [&mut recipe.name, &mut recipe.description, &mut recipe.paper] {
             name.clear();
         }
         let key = (format!("{recipe:?}"), run.manifest.train.root);
-        let seed = |run: usize| runs[run].recipe.training.seed;
+        let seed = |run: usize| {
+            let training = &runs[run].recipe.training;
+            (training.initialization_seed(), training.order_seed())
+        };
         match keys.iter().position(|known| *known == key) {
             // A seed that is there already is the same experiment again: it tells nothing of other seeds.
             Some(at) if groups[at].1.iter().any(|&other| seed(other) == seed(index)) => {}

@@ -12,7 +12,7 @@ use xlstm_pipeline::report::Cell;
 use crate::checkpoint::CheckpointRecord;
 use crate::error::Result;
 use crate::metrics::Line;
-use crate::provenance::{CheckpointLink, DatasetLink, RunLinks, newest_figure};
+use crate::provenance::{CheckpointLink, DatasetLink, InitialLink, RunLinks, newest_figure};
 
 /// A run as a page shows it.
 #[derive(Debug)]
@@ -37,6 +37,8 @@ pub struct RunView {
     pub train: DatasetLink,
     /// The validation split.
     pub validation: Option<DatasetLink>,
+    /// The parameters that it began with, where they were not drawn.
+    pub initial: Option<InitialLink>,
     /// SHA-256 of `run.json`, `recipe.toml` and `metrics.jsonl`.
     pub digests: BTreeMap<&'static str, Sha256Digest>,
     /// What a reader must know: files that are missing or are not what they were.
@@ -64,7 +66,8 @@ impl RunView {
     /// # Errors
     /// When its manifest or recipe cannot be read, or a checkpoint's state is damaged.
     pub fn load(folder: &Path) -> Result<Self> {
-        let RunLinks { manifest, lines, checkpoints, train, validation, .. } = RunLinks::read(folder, &[])?;
+        let RunLinks { manifest, lines, checkpoints, train, validation, initial, .. } =
+            RunLinks::read(folder, &[])?;
         let recipe = recipe::load(&folder.join(RECIPE_NAME).display().to_string(), &[])?;
         let mut notes = Vec::new();
         let mut digests = BTreeMap::new();
@@ -116,6 +119,7 @@ impl RunView {
             checkpoints,
             train,
             validation,
+            initial,
             digests,
             notes,
         })

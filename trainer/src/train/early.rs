@@ -19,6 +19,8 @@ pub(super) struct EarlyStop {
     stop_at_accuracy: f64,
     patience: u64,
     lowest_loss: Option<f64>,
+    /// The step that it was measured after.
+    lowest_step: u64,
     /// Validations since the lowest loss.
     without_progress: u64,
     accuracy: Option<f64>,
@@ -42,19 +44,24 @@ impl EarlyStop {
             measured.retain(|(earlier, ..)| *earlier < line.step);
             measured.extend(line.loss.map(|loss| (line.step, loss, line.accuracy)));
         }
-        measured.into_iter().for_each(|(_, loss, accuracy)| early.see(loss, accuracy));
+        measured.into_iter().for_each(|(step, loss, accuracy)| early.see(step, loss, accuracy));
         Ok(early)
     }
 
-    /// Takes a validation in.
-    pub(super) fn measured(&mut self, found: &Measurement) {
-        self.see(found.loss, found.accuracy());
+    /// Takes a validation after `step` in.
+    pub(super) fn measured(&mut self, step: u64, found: &Measurement) {
+        self.see(step, found.loss, found.accuracy());
     }
 
-    fn see(&mut self, loss: f64, accuracy: Option<f64>) {
+    /// The step after which the loss was the lowest so far; `None` where that was the untrained model's.
+    pub(super) fn best_step(&self) -> Option<u64> {
+        self.lowest_loss.map(|_| self.lowest_step).filter(|&step| step > 0)
+    }
+
+    fn see(&mut self, step: u64, loss: f64, accuracy: Option<f64>) {
         self.accuracy = accuracy;
         if self.lowest_loss.is_none_or(|lowest| loss < lowest) {
-            self.lowest_loss = Some(loss);
+            (self.lowest_loss, self.lowest_step) = (Some(loss), step);
             self.without_progress = 0;
         } else {
             self.without_progress += 1;
@@ -111,9 +118,11 @@ mod tests {
         assert!(early(&rules(0.0, 1), 20).reason().unwrap().contains("below 0.5000"));
         let mut patient = early(&rules(0.0, 2), 20);
         assert_eq!(patient.reason(), None);
-        patient.see(0.6, None);
+        patient.see(30, 0.6, None);
         assert!(patient.reason().is_some());
-        patient.see(0.4, None);
+        assert_eq!(patient.best_step(), Some(10));
+        patient.see(40, 0.4, None);
+        assert_eq!(patient.best_step(), Some(40));
         assert_eq!(patient.reason(), None, "progress starts the count anew");
         assert_eq!(early(&rules(0.6, 1), 0).reason(), None, "a run from the start has no past");
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! options     what is asked for, and the recipe that it means
 //! plan        parameters, memory, time, who computes
+//! initial     parameters and moments that a new run begins with
 //! setup       splits, model, run folder, checkpoint; refuses what contradicts itself
 //! trainer     the loop: steps, checkpoints, validation by cadence
 //! step        one step: micro-batches, gradients, clipping, update
@@ -14,6 +15,7 @@
 //! ```
 
 mod early;
+mod initial;
 mod options;
 mod plan;
 mod recorded;

@@ -44,6 +44,10 @@ pub struct TrainOptions {
     pub resume: bool,
     /// Whether steps are recorded.
     pub cuda_graph: RecordSteps,
+    /// A run, a checkpoint or a file whose parameters a new run begins with.
+    pub init_from: Option<PathBuf>,
+    /// Whether it begins with that checkpoint's moments too.
+    pub init_optimizer: bool,
 }
 
 /// A run's folder as it was found.

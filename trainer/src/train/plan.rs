@@ -49,8 +49,12 @@ pub fn micro_batch_rows(recipe: &Recipe, rows: u64, row_length: u64, device: &De
 /// When a GPU cannot be opened.
 pub fn compute_path(recipe: &Recipe, device: &DeviceInfo) -> Result<Decision> {
     let training = &recipe.training;
-    let resets = training.reset_at_document_boundaries;
-    let need = Need { resets, states: false, dropout: training.dropout > 0.0 };
+    let need = Need {
+        resets: training.reset_at_document_boundaries,
+        states: false,
+        dropout: training.dropout > 0.0,
+        z_loss: training.z_loss > 0.0,
+    };
     choose(&recipe.model, Placement::of(recipe, device.device), need)
 }
 
@@ -90,7 +94,11 @@ pub fn describe(recipe: &Recipe, train: &DatasetRef, row_length: u64, device: &D
         0 => "none: the split has no token".to_owned(),
         all => format!("{:.2} over the data", tokens as f64 / all as f64),
     };
-    let lines = [
+    let clipping = match recipe.optimizer.clip_norm {
+        0.0 => "none: gradients are taken as they are (optimizer.clip_norm = 0)".to_owned(),
+        norm => format!("gradients of a larger norm than {norm}"),
+    };
+    let mut lines = vec![
         format!("recipe           {}", recipe.name),
         format!("model            {}", recipe.model.label()),
         format!("device           {}", device.name),
@@ -105,6 +113,8 @@ pub fn describe(recipe: &Recipe, train: &DatasetRef, row_length: u64, device: &D
             recipe.training.steps, recipe.training.tokens_per_step
         ),
         format!("passes           {passes}"),
+        format!("schedule         {}", recipe.schedule_label()),
+        format!("clipping         {clipping}"),
         format!("micro-batch      {micro} rows, {} a step", rows.div_ceil(micro)),
         format!("memory           {} by estimate", gibibytes(memory.total())),
         format!("  parameters     {}", gibibytes(memory.parameters)),
@@ -115,8 +125,32 @@ pub fn describe(recipe: &Recipe, train: &DatasetRef, row_length: u64, device: &D
         format!("operations       {operations:.3e} ({})", recipe.model.formula()),
         format!("time             {} at {source}", duration(operations / rate)),
     ];
+    lines.extend(options(recipe));
     // Names of recipes and datasets are anything.
     Ok(lines.iter().map(|line| printable::text(line)).collect::<Vec<_>>().join("\n"))
+}
+
+/// What a recipe adds to the paper's training, where it adds something.
+fn options(recipe: &Recipe) -> Vec<String> {
+    let (training, checkpoint) = (&recipe.training, &recipe.checkpoint);
+    let mut lines = Vec::new();
+    if training.has_dropout() {
+        let (embedding, residual) = (training.embedding_dropout, training.dropout);
+        lines.push(format!("dropout          {embedding} of the embedding, {residual} of each branch"));
+    }
+    if training.z_loss > 0.0 {
+        lines.push(format!("z-loss           {}; logged losses are without it", training.z_loss));
+    }
+    if recipe.model.tied_embedding() {
+        lines.push("output           the token embedding (model.tied_embedding)".into());
+    }
+    if checkpoint.every_minutes > 0.0 {
+        lines.push(format!("checkpoints      every {} minutes too", checkpoint.every_minutes));
+    }
+    if checkpoint.keep_best {
+        lines.push("best             the checkpoint of the lowest validation loss is kept".into());
+    }
+    lines
 }
 
 fn duration(seconds: f64) -> String {

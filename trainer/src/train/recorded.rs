@@ -16,11 +16,12 @@ use std::fmt;
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::graph::Graph;
 use xlstm_bridge::memory::upload;
+use xlstm_manifests::recipe::Recipe;
 
 use super::step::{Launched, Numbers};
 use crate::error::{Result, TrainError};
 use crate::loader::MicroBatch;
-use crate::model::{Model, TargetCount};
+use crate::model::{Model, TargetCount, TrainingCall};
 use crate::optimizer::{AdamW, UpdateNumbers};
 
 /// Steps that are launched one by one first.
@@ -95,10 +96,10 @@ impl Recording {
         model: &Model,
         optimizer: &AdamW,
         batch: &MicroBatch,
-        clip: f64,
+        recipe: &Recipe,
     ) -> Result<Option<String>> {
         let Self::After { required, .. } = *self else { return Ok(None) };
-        match Recorded::new(model, optimizer, batch, clip) {
+        match Recorded::new(model, optimizer, batch, recipe) {
             Ok(recorded) => {
                 *self = Self::Ready(Box::new(recorded));
                 Ok(None)
@@ -150,7 +151,7 @@ fn size_of(batch: &MicroBatch) -> [usize; 2] {
 }
 
 impl Recorded {
-    fn new(model: &Model, optimizer: &AdamW, batch: &MicroBatch, clip: f64) -> Result<Self> {
+    fn new(model: &Model, optimizer: &AdamW, batch: &MicroBatch, recipe: &Recipe) -> Result<Self> {
         let device = model.placement().device;
         let Device::Cuda(number) = device else {
             return Err(TrainError::Internal("expected a GPU to record a step on".into()));
@@ -177,11 +178,14 @@ impl Recorded {
         let (graph, ()) = Graph::record(number, || -> Result<()> {
             optimizer.begin_step(false)?;
             let counted = TargetCount::OnDevice(&targets_counted, known);
-            let output = model.loss_with_count(&inputs, &targets, resets.as_ref(), counted)?;
-            xlstm_bridge::autograd::backward(&[&output.loss], &[None], false)?;
-            let loss = output.loss.detach().f_to_kind(Kind::Double)?;
+            let z_loss = recipe.training.z_loss;
+            // Steps with dropout are not recorded: its keys would be those of the recorded step.
+            let call = TrainingCall { resets_BT: resets.as_ref(), count: counted, dropout: None, z_loss };
+            let output = model.training_loss(&inputs, &targets, &call)?;
+            xlstm_bridge::autograd::backward(&[&output.minimized], &[None], false)?;
+            let loss = output.cross_entropy.f_to_kind(Kind::Double)?;
             let numbers = UpdateNumbers { step: &step, learning_rate: &learning_rate };
-            let norm = optimizer.update_on_gpu(numbers, &loss, clip)?;
+            let norm = optimizer.update_on_gpu(numbers, &loss, recipe.optimizer.clip_norm)?;
             let pair = Tensor::f_stack(&[&loss, &norm], 0)?.f_view([1, 2])?;
             let _ = ring.shallow_clone().f_index_copy_(0, &place, &pair)?;
             Ok(())
@@ -199,7 +203,7 @@ impl Recorded {
         };
         self.staged.clear();
         self.staged.extend([
-            pair(batch.tokens.max(1) as f32, launched.step as f32),
+            pair(batch.tokens.max(1) as f32, launched.update as f32),
             pair(launched.learning_rate as f32, 0.0),
             place,
             0,

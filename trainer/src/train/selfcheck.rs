@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 use xlstm_kernels::cuda::selfcheck::{Check, CheckedTensor};
-use xlstm_manifests::recipe::{ModelConfig, Optimizer, Precision, XlstmConfig};
+use xlstm_manifests::recipe::{ModelConfig, Optimizer, Precision, Recipe, XlstmConfig};
 
 use super::recorded::Recording;
 use super::step::{Launched, Numbers};
@@ -80,18 +80,21 @@ fn train(
     recorded: bool,
 ) -> Result<Trained> {
     let model = Model::new(config, Placement::new(device, precision, false), 5)?;
-    let mut optimizer = AdamW::new(&model, &Optimizer { clip_norm: CLIP, ..Optimizer::default() })?;
+    let recipe =
+        Recipe { optimizer: Optimizer { clip_norm: CLIP, ..Optimizer::default() }, ..Recipe::default() };
+    let mut optimizer = AdamW::new(&model, &recipe.optimizer)?;
     let mut recording = if recorded { Recording::planned(true) } else { Recording::Never(String::new()) };
     let mut numbers = Vec::new();
     let mut take = |found: Numbers| numbers.extend([found.loss, found.gradient_norm]);
     for step in 1..=STEPS {
         let batch = batch(step, resets, model.has_fused_loss());
         if recording.is_due() {
-            recording.prepare(&model, &optimizer, &batch, CLIP)?;
+            recording.prepare(&model, &optimizer, &batch, &recipe)?;
             if !recording.fits(&batch) {
                 return Err(TrainError::Internal("expected a recorded step for every batch".into()));
             }
-            recording.launch(&batch, Launched { step, learning_rate: LEARNING_RATE, tokens: 0 })?;
+            recording
+                .launch(&batch, Launched { step, update: step, learning_rate: LEARNING_RATE, tokens: 0 })?;
             optimizer.count_update();
             continue;
         }

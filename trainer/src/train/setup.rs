@@ -17,12 +17,13 @@ use xlstm_manifests::order::Order;
 use xlstm_manifests::recipe::{ModelSize, Precision, Recipe};
 use xlstm_manifests::rows::Rows;
 use xlstm_manifests::run_manifest::{
-    CHECKPOINTS_NAME, DatasetRef, RECIPE_NAME, RUN_FORMAT, RUN_NAME, RUN_VERSION, RecipeRef, RunManifest,
-    Session, path_from,
+    CHECKPOINTS_NAME, DatasetRef, RECIPE_NAME, RUN_FORMAT, RUN_NAME, RecipeRef, RunManifest, Session,
+    path_from,
 };
 use xlstm_pipeline::tasks::streamed;
 
 use super::early::EarlyStop;
+use super::initial::Initial;
 use super::options::{Existing, RecordSteps, TrainOptions, beside, check_rows, resolve_recipe, split_folder};
 use super::plan::{memory_estimate, micro_batch_rows};
 use super::recorded::Recording;
@@ -61,6 +62,9 @@ pub fn setup(
     let agreed = agree(&opened, options, device, ranks)?;
     check_checkpoint(&opened, options)?;
     let mut built = build(&opened.recipe, device)?;
+    if let Some(initial) = &opened.initial {
+        initial.load(&built.model, &mut built.optimizer)?;
+    }
     let resumed = resume(&opened, options, &mut built, ranks)?;
     if ranks.rank() == 0 {
         store_run(&opened, resumed.step + 1, ranks.world_size(), device)?;
@@ -86,8 +90,10 @@ fn recording(
         tch::Device::Cuda(_) if opened.recipe.training.activation_checkpointing => {
             Some("activations are checkpointed")
         }
-        tch::Device::Cuda(_) if opened.recipe.training.dropout > 0.0 => Some("training.dropout"),
         tch::Device::Cuda(_) if opened.recipe.model.input_width() > 0 => Some("inputs are numbers"),
+        tch::Device::Cuda(_) if opened.recipe.training.has_dropout() => {
+            Some("dropout follows from each step's rows")
+        }
         tch::Device::Cuda(_) => None,
         _ => Some("no GPU"),
     };
@@ -118,6 +124,8 @@ struct Opened {
     validation: Option<(Box<dyn Rows>, PathBuf)>,
     /// The run as it was found.
     existing: Option<Existing>,
+    /// The parameters that a new run begins with, where they are not drawn.
+    initial: Option<Initial>,
     /// The run's folder.
     run: PathBuf,
     order: Order,
@@ -158,9 +166,13 @@ fn open_data(options: &TrainOptions, device: &DeviceInfo, world: u64) -> Result<
     }
     let existing = options.existing()?;
     let validation = open_validation(options, existing.as_ref(), train.as_ref())?;
+    if existing.is_none() {
+        check_measured(&recipe, validation.is_some())?;
+    }
     let run = options.out.clone().unwrap_or_else(|| default_folder(&recipe, &train.manifest().root));
-    let order = Order::new(train.manifest(), recipe.training.seed, rows);
+    let order = Order::new(train.manifest(), recipe.training.order_seed(), rows);
     check_folder(&run, options.resume)?;
+    let initial = Initial::find(options, &recipe)?;
     if let Some(existing) = &existing {
         check_same_run(existing, &recipe, &order)?;
         existing.manifest.train.check(train.manifest(), &train_path)?;
@@ -168,7 +180,30 @@ fn open_data(options: &TrainOptions, device: &DeviceInfo, world: u64) -> Result<
             known.check(now.manifest(), path)?;
         }
     }
-    Ok(Opened { recipe, train, train_path, validation, existing, run, order, rows })
+    Ok(Opened { recipe, train, train_path, validation, existing, initial, run, order, rows })
+}
+
+/// Refuses rules about validation where nothing is ever measured.
+fn check_measured(recipe: &Recipe, has_split: bool) -> Result<()> {
+    let (validation, keep_best) = (&recipe.validation, recipe.checkpoint.keep_best);
+    let asked = [
+        ("validation.patience", validation.patience > 0),
+        ("validation.stop_at_accuracy", validation.stop_at_accuracy > 0.0),
+        ("checkpoint.keep_best", keep_best),
+    ];
+    let Some((key, _)) = asked.into_iter().find(|(_, asked)| *asked) else { return Ok(()) };
+    if !has_split {
+        return Err(TrainError::Usage(format!(
+            "`{key}` needs a validation split, found none: name one with --validation DIR, or set the key to its default"
+        )));
+    }
+    if validation.every_steps == 0 && key != "checkpoint.keep_best" {
+        return Err(TrainError::Usage(format!(
+            "`{key}` ends a run at a validation, found `validation.every_steps` = 0, which measures at step 0 and at the end \
+             alone: set it to the steps between two validations"
+        )));
+    }
+    Ok(())
 }
 
 /// The validation split: the one that is named, else the run's, else the one beside the training split.
@@ -210,6 +245,7 @@ fn agree(
         ("validation split's root", validation.unwrap_or_else(|| "none".into())),
         ("step to go on from", step.unwrap_or(0).to_string()),
         ("run's folder", run.display().to_string()),
+        ("first parameters", opened.initial.as_ref().map_or_else(|| "drawn".into(), Initial::digest)),
     ])?;
     let row_length = u64::from(train.manifest().packing.row_length);
     let own = micro_batch_rows(recipe, opened.rows.div_ceil(ranks.world_size()), row_length, device)?;
@@ -237,7 +273,11 @@ fn check_checkpoint(opened: &Opened, options: &TrainOptions) -> Result<()> {
 /// The model with first values, and fresh moments.
 fn build(recipe: &Recipe, device: &DeviceInfo) -> Result<Built> {
     runtime::allow_tf32(recipe.training.precision == Precision::Tf32)?;
-    let model = Model::new(&recipe.model, Placement::of(recipe, device.device), recipe.training.seed)?;
+    let model = Model::new(
+        &recipe.model,
+        Placement::of(recipe, device.device),
+        recipe.training.initialization_seed(),
+    )?;
     let optimizer = AdamW::new(&model, &recipe.optimizer)?;
     Ok(Built { model, optimizer })
 }
@@ -251,7 +291,8 @@ fn resume(
 ) -> Result<Resumed> {
     let Built { model, optimizer } = built;
     let resumed = if options.resume {
-        load_newest(&opened.run.join(CHECKPOINTS_NAME), model, optimizer, &opened.order)?
+        let before = opened.existing.as_ref().map_or(0, |existing| existing.manifest.updates_before());
+        load_newest(&opened.run.join(CHECKPOINTS_NAME), (model, optimizer), &opened.order, before)?
     } else {
         Resumed::default()
     };
@@ -270,7 +311,8 @@ fn assemble(
     resumed: &Resumed,
     (device, communicator, signals): (&DeviceInfo, Box<dyn Communicator>, Signals),
 ) -> Result<Trainer> {
-    let Opened { recipe, run, train, validation, order, .. } = opened;
+    let Opened { recipe, run, train, validation, order, initial, .. } = opened;
+    let began_with = initial.as_ref().map(Initial::label);
     let (rank, world) = (communicator.rank(), communicator.world_size());
     let peak = peak_operations(&device.name).map(|peak| peak * world as f64);
     let utilization = peak.map(|peak| recipe.operations_per_token() as f64 / peak);
@@ -306,6 +348,8 @@ fn assemble(
         step: resumed.step,
         tokens: resumed.tokens,
         saved: (resumed.step > 0).then_some(resumed.step),
+        saved_at: std::time::Instant::now(),
+        began_with,
         last_validation: None,
         early,
         rows: log,
@@ -422,8 +466,14 @@ fn prepare_folder(run: &Path) -> Result<FolderLock> {
     Ok(lock)
 }
 
-/// Loads the newest checkpoint, which was checked before; there may be none yet.
-fn load_newest(checkpoints: &Path, model: &Model, optimizer: &mut AdamW, order: &Order) -> Result<Resumed> {
+/// Loads the newest checkpoint, which was checked before; there may be none yet. The optimizer had done so many updates
+/// `before` the run.
+fn load_newest(
+    checkpoints: &Path,
+    (model, optimizer): (&Model, &mut AdamW),
+    order: &Order,
+    before: u64,
+) -> Result<Resumed> {
     let Some(step) = checkpoint::list(checkpoints)?.pop() else { return Ok(Resumed::default()) };
     let folder = checkpoint::folder_of(checkpoints, step);
     // Its bytes were compared with their digests in `check_checkpoint`.
@@ -435,7 +485,7 @@ fn load_newest(checkpoints: &Path, model: &Model, optimizer: &mut AdamW, order: 
     }
     model.load(&TensorFile::open(&folder.join(MODEL_NAME))?, "")?;
     check_finite(model, &folder.join(MODEL_NAME))?;
-    optimizer.load(&TensorFile::open(&folder.join(OPTIMIZER_NAME))?, state.step)?;
+    optimizer.load(&TensorFile::open(&folder.join(OPTIMIZER_NAME))?, before + state.step)?;
     Ok(Resumed { step: state.step, tokens: state.tokens })
 }
 
@@ -450,7 +500,7 @@ fn store_run(opened: &Opened, first_step: u64, world: u64, device: &DeviceInfo) 
             write_atomic(&run.join(RECIPE_NAME), text.as_bytes())?;
             RunManifest {
                 format: RUN_FORMAT.into(),
-                version: RUN_VERSION,
+                version: 1,
                 train: DatasetRef::new(opened.train.manifest(), &path_from(run, &opened.train_path)),
                 validation: opened
                     .validation
@@ -458,13 +508,15 @@ fn store_run(opened: &Opened, first_step: u64, world: u64, device: &DeviceInfo) 
                     .map(|(data, path)| DatasetRef::new(data.manifest(), &path_from(run, path))),
                 recipe: RecipeRef { name: recipe.name.clone(), sha256: Sha256Digest::of(text.as_bytes()) },
                 order: opened.order.clone(),
-                initialization_seed: recipe.training.seed,
+                initialization_seed: recipe.training.initialization_seed(),
+                initialized_from: opened.initial.as_ref().map(|initial| initial.record(run)),
                 parameters: ModelSize::of(&recipe.model).parameters,
                 program: program.clone(),
                 sessions: Vec::new(),
             }
         }
     };
+    manifest.version = manifest.version_needed();
     manifest.sessions.push(Session {
         first_step,
         world,

@@ -6,14 +6,13 @@
 //! (`optimizer/on_gpu.rs`); the run then ends before the step counts for anything.
 
 use tch::{Device, Kind, Tensor};
-use xlstm_manifests::Sha256Digest;
 
 use super::report::StepNumbers;
 use super::trainer::{Trainer, list};
 use crate::communicator::flags;
 use crate::error::{Result, TrainError};
 use crate::loader::{Loader, MicroBatch};
-use crate::model::Dropout;
+use crate::model::{Dropout, TrainingCall};
 use crate::optimizer::UpdateNumbers;
 
 /// How a step ended.
@@ -26,6 +25,8 @@ pub(super) enum StepEnd {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Launched {
     pub(super) step: u64,
+    /// Which update of the optimizer this is: as the step, but for moments that a run began with.
+    pub(super) update: u64,
     pub(super) learning_rate: f64,
     /// Tokens of all steps up to it.
     pub(super) tokens: u64,
@@ -48,9 +49,7 @@ impl Trainer {
             return Ok(StepEnd::Stop);
         }
         let batch = loader.next_batch()?;
-        if let Some(said) =
-            self.recording.prepare(&self.model, &self.optimizer, &batch, self.recipe.optimizer.clip_norm)?
-        {
+        if let Some(said) = self.recording.prepare(&self.model, &self.optimizer, &batch, &self.recipe)? {
             self.report.progress.say(&said);
         }
         if !self.recording.fits(&batch) {
@@ -107,14 +106,29 @@ impl Trainer {
             rows_done += batch.rows.len();
             let (inputs, targets, resets) = batch.tensors(device)?;
             let count = batch.target_count();
-            let dropout = self.dropout(launched.step, &batch);
-            let output = self.model.training_loss(&inputs, &targets, resets.as_ref(), count, dropout)?;
+            let training = &self.recipe.training;
+            let call = TrainingCall {
+                resets_BT: resets.as_ref(),
+                count,
+                dropout: Dropout::of_step(
+                    training,
+                    launched.step,
+                    &batch.rows,
+                    usize::try_from(inputs.size()[0]).unwrap_or(0),
+                ),
+                z_loss: training.z_loss,
+            };
+            let output = self.model.training_loss(&inputs, &targets, &call)?;
             let share = batch.tokens as f64 / targets_of_step as f64;
             // A step of one micro-batch needs no scaling, which spares a pass over the largest gradients.
-            let scaled = if share == 1.0 { output.loss } else { output.loss.f_mul_scalar(share)? };
+            let of_step = |loss: &Tensor| {
+                if share == 1.0 { Ok(loss.shallow_clone()) } else { loss.f_mul_scalar(share) }
+            };
+            let scaled = of_step(&output.minimized)?;
             self.communicator.before_backward(round + 1 == rounds)?;
             xlstm_bridge::autograd::backward(&[&scaled], &[None], false)?;
-            let _ = total.shallow_clone().f_add_(&scaled.detach().f_to_kind(Kind::Double)?)?;
+            let _ =
+                total.shallow_clone().f_add_(&of_step(&output.cross_entropy)?.f_to_kind(Kind::Double)?)?;
         }
         self.communicator.finish_gradients(&self.optimizer.tensors())?;
         let numbers = if self.optimizer.on_gpu() {
@@ -126,18 +140,6 @@ impl Trainer {
         self.recording.count_eager();
         self.log(launched, numbers)?;
         Ok(StepEnd::Done)
-    }
-
-    /// What a micro-batch drops out: drawn anew for each, and the same again when a run is resumed.
-    fn dropout(&self, step: u64, batch: &MicroBatch) -> Option<Dropout> {
-        let training = &self.recipe.training;
-        (training.dropout > 0.0).then(|| {
-            // A micro-batch is known by its step and its first row.
-            let row = batch.rows.first().map_or(0, |row| row.row);
-            let name = [training.seed, step, row].map(u64::to_le_bytes).concat();
-            let [a, b, c, d, e, f, g, h, ..] = Sha256Digest::of(&name).0;
-            Dropout { rate: training.dropout, seed: i64::from_le_bytes([a, b, c, d, e, f, g, h]) }
-        })
     }
 
     /// Checks before it updates: the norm is at hand.
@@ -171,7 +173,8 @@ impl Trainer {
     fn launched(&self) -> Launched {
         let step = self.step + 1;
         let tokens = self.tokens + self.order.tokens_of_step(step);
-        Launched { step, learning_rate: self.recipe.learning_rate(step), tokens }
+        let update = self.optimizer.step_count() + 1;
+        Launched { step, update, learning_rate: self.recipe.learning_rate(step), tokens }
     }
 
     /// Counts a step whose `positions` of this rank's `rows` were computed: batches of examples end behind their last
@@ -199,7 +202,7 @@ impl Trainer {
         if !self.is_logged(launched.step) {
             return Ok(());
         }
-        let Launched { step, learning_rate, tokens } = launched;
+        let Launched { step, learning_rate, tokens, .. } = launched;
         let Numbers { loss, gradient_norm } = numbers;
         self.report.step(&StepNumbers { step, loss, gradient_norm, learning_rate, tokens })
     }

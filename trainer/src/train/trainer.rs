@@ -2,20 +2,21 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use xlstm_manifests::order::{Order, StepRow};
 use xlstm_manifests::printable;
 use xlstm_manifests::recipe::Recipe;
 use xlstm_manifests::rows::Rows;
-use xlstm_manifests::run_manifest::DatasetRef;
+use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, DatasetRef};
 
 use super::early::EarlyStop;
 use super::recorded::Recording;
 use super::report::RunLog;
 use super::step::StepEnd;
 use super::validate::measure;
-use crate::checkpoint::{Snapshot, Writer};
-use crate::communicator::Communicator;
+use crate::checkpoint::{self, Snapshot, Writer};
+use crate::communicator::{Communicator, flags};
 use crate::device::DeviceInfo;
 use crate::error::Result;
 use crate::loader::{BatchShape, Loader, LoaderOptions};
@@ -61,6 +62,10 @@ pub struct Trainer {
     pub(super) tokens: u64,
     /// The step of the newest checkpoint.
     pub(super) saved: Option<u64>,
+    /// The parameters that a new run began with, for people; `None` where they were drawn.
+    pub(super) began_with: Option<String>,
+    /// When it was begun, or else when the program started.
+    pub(super) saved_at: Instant,
     pub(super) last_validation: Option<f64>,
     pub(super) early: EarlyStop,
     /// Whether steps are recorded and replayed.
@@ -97,8 +102,11 @@ impl Trainer {
     pub fn summary(&self, device: &DeviceInfo) -> Result<String> {
         let train = DatasetRef::new(self.train.manifest(), self.train.folder());
         let plan = super::describe(&self.recipe, &train, self.order.row_length, device)?;
-        let from =
-            if self.step > 0 { format!("\nfrom             step {}", self.step) } else { String::new() };
+        let from = match (self.step, &self.began_with) {
+            (0, Some(file)) => format!("\nfrom             {}", printable::text(file)),
+            (0, None) => String::new(),
+            (step, _) => format!("\nfrom             step {step}"),
+        };
         let world = self.communicator.world_size();
         let ranks = if world > 1 { format!("\nranks            {world}") } else { String::new() };
         let on_gpu = matches!(self.model.placement().device, tch::Device::Cuda(_));
@@ -156,10 +164,11 @@ impl Trainer {
             let step = self.step;
             let due = |every: u64| every > 0 && step.is_multiple_of(every);
             let last = self.step == steps;
-            if last || due(self.recipe.checkpoint.every_steps) || due(self.recipe.validation.every_steps) {
+            let to_save = !last && (self.is_time_to_save()? || due(self.recipe.checkpoint.every_steps));
+            if last || to_save || due(self.recipe.validation.every_steps) {
                 self.settle()?;
             }
-            if due(self.recipe.checkpoint.every_steps) && !last {
+            if to_save {
                 self.save(false)?;
                 self.report.restart_clock();
             }
@@ -172,8 +181,38 @@ impl Trainer {
             }
         }
         self.save(true)?;
+        self.mark_best()?;
         self.report.progress.finish();
         Ok(Outcome::Finished { validation: self.last_validation })
+    }
+
+    /// Whether a checkpoint is due by time: the first rank's clock decides for all.
+    fn is_time_to_save(&self) -> Result<bool> {
+        let minutes = self.recipe.checkpoint.every_minutes;
+        if minutes <= 0.0 {
+            return Ok(false);
+        }
+        let due = self.communicator.rank() == 0 && self.saved_at.elapsed().as_secs_f64() >= 60.0 * minutes;
+        let own = if due { flags::SAVE } else { 0 };
+        Ok(self.communicator.any_flags(own)? & flags::SAVE != 0)
+    }
+
+    /// Marks the checkpoint of the lowest validation loss, where the recipe asks for it and the mark is elsewhere.
+    fn mark_best(&mut self) -> Result<()> {
+        let Some(step) = self.early.best_step().filter(|_| self.recipe.checkpoint.keep_best) else {
+            return Ok(());
+        };
+        let checkpoints = self.run.join(CHECKPOINTS_NAME);
+        let Some(writer) = self.writer.as_mut().filter(|_| checkpoint::best(&checkpoints) != Some(step))
+        else {
+            return Ok(());
+        };
+        writer.finish()?;
+        // A best one from before the option was set may be gone.
+        if checkpoint::list(&checkpoints)?.contains(&step) {
+            writer.mark_best(step)?;
+        }
+        Ok(())
     }
 
     /// Whether the recipe's rules end the run here; says why.
@@ -219,13 +258,18 @@ impl Trainer {
         )?;
         let Some(found) = found else { return Ok(false) };
         self.last_validation = Some(found.loss);
-        self.early.measured(&found);
+        self.early.measured(self.step, &found);
         self.report.validation(self.step, &found, dataset.rows())?;
+        if self.recipe.checkpoint.keep_best && self.early.best_step() == Some(self.step) {
+            self.save(false)?;
+            self.mark_best()?;
+        }
         Ok(true)
     }
 
     /// Saves the present step, beside training or, at the `end`, before going on.
     fn save(&mut self, end: bool) -> Result<()> {
+        self.saved_at = Instant::now();
         // A mark on a checkpoint says that every rank had done its step.
         self.communicator.barrier()?;
         if let Some(writer) = &mut self.writer {

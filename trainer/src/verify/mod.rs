@@ -13,6 +13,7 @@
 
 mod dataset;
 mod figures;
+mod initial;
 mod recompute;
 mod report;
 mod run;

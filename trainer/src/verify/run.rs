@@ -51,7 +51,7 @@ impl Chain {
         for data in std::iter::once(&run.train).chain(&run.validation) {
             self.dataset(data, depth);
         }
-        Ok(())
+        run.initial.as_ref().map_or(Ok(()), |initial| self.initial(initial, depth))
     }
 
     fn run_manifest(&mut self, links: &RunLinks, recipe: Option<&Recipe>) {
@@ -65,14 +65,16 @@ impl Chain {
             (_, Err(error)) => wrong.push(error.to_string()),
         }
         let order = &run.order;
+        differ(&mut wrong, "version", &run.version_needed(), &run.version);
         differ(&mut wrong, "order.root, the training root,", &run.train.root, &order.root);
         differ(&mut wrong, "order.rows", &run.train.rows, &order.rows);
         differ(&mut wrong, "order.tokens", &run.train.tokens, &order.tokens);
         if let Some(recipe) = recipe {
             let training = &recipe.training;
             differ(&mut wrong, "recipe.name", &recipe.name, &run.recipe.name);
-            differ(&mut wrong, "order.seed", &training.seed, &order.seed);
-            differ(&mut wrong, "initialization_seed", &training.seed, &run.initialization_seed);
+            differ(&mut wrong, "order.seed", &training.order_seed(), &order.seed);
+            let initialization = training.initialization_seed();
+            differ(&mut wrong, "initialization_seed", &initialization, &run.initialization_seed);
             let tokens = order.rows_per_step * order.row_length;
             differ(&mut wrong, "tokens of a step", &training.tokens_per_step, &tokens);
             differ(&mut wrong, "parameters", &ModelSize::of(&recipe.model).parameters, &run.parameters);

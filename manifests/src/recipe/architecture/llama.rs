@@ -25,6 +25,8 @@ pub struct LlamaConfig {
     pub embedding_dim: u64,
     /// Blocks, each attention and feed-forward.
     pub blocks: u64,
+    /// Whether the output projection is the token embedding (weight tying); neither then decays.
+    pub tied_embedding: bool,
     /// Attention heads; each has its own keys and values.
     pub heads: u64,
     /// Width of the feed-forward; 0: 8/3 of the residual's, rounded up to a multiple of 64.
@@ -54,6 +56,7 @@ impl Default for LlamaConfig {
             input_width: 0,
             embedding_dim: 1024,
             blocks: 24,
+            tied_embedding: false,
             heads: 16,
             feed_forward_dim: 0,
             rotary_base: 10_000.0,
@@ -72,6 +75,10 @@ impl LlamaConfig {
 }
 
 impl Architecture for LlamaConfig {
+    fn tied_embedding(&self) -> bool {
+        self.tied_embedding
+    }
+
     fn vocabulary_size(&self) -> u64 {
         self.vocabulary_size
     }
@@ -86,10 +93,6 @@ impl Architecture for LlamaConfig {
 
     fn input_width(&self) -> u64 {
         self.input_width
-    }
-
-    fn has_dropout(&self) -> bool {
-        true
     }
 
     fn check(&self, checker: &Checker<'_>) -> Result<()> {

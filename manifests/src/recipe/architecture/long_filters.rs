@@ -24,6 +24,8 @@ pub struct H3Config {
     pub embedding_dim: u64,
     /// Blocks, each a mixer and a feed-forward.
     pub blocks: u64,
+    /// Whether the output projection is the token embedding (weight tying); neither then decays.
+    pub tied_embedding: bool,
     /// Taps of the shift, and twice the modes of the diagonal system.
     pub state_dim: u64,
     /// Width of the feed-forward; 0: 4 times the residual's.
@@ -32,7 +34,14 @@ pub struct H3Config {
 
 impl Default for H3Config {
     fn default() -> Self {
-        Self { vocabulary_size: 50304, embedding_dim: 1024, blocks: 24, state_dim: 64, feed_forward_dim: 0 }
+        Self {
+            vocabulary_size: 50304,
+            embedding_dim: 1024,
+            blocks: 24,
+            tied_embedding: false,
+            state_dim: 64,
+            feed_forward_dim: 0,
+        }
     }
 }
 
@@ -46,6 +55,8 @@ pub struct HyenaConfig {
     pub embedding_dim: u64,
     /// Blocks, each a mixer and a feed-forward.
     pub blocks: u64,
+    /// Whether the output projection is the token embedding (weight tying); neither then decays.
+    pub tied_embedding: bool,
     /// Projections less one: 2 has one long convolution.
     pub order: u64,
     /// Width of the filter network.
@@ -68,6 +79,7 @@ impl Default for HyenaConfig {
             vocabulary_size: 50304,
             embedding_dim: 1024,
             blocks: 24,
+            tied_embedding: false,
             order: 3,
             filter_dim: 64,
             filter_layers: 2,
@@ -107,6 +119,10 @@ impl H3Config {
 }
 
 impl Architecture for H3Config {
+    fn tied_embedding(&self) -> bool {
+        self.tied_embedding
+    }
+
     fn vocabulary_size(&self) -> u64 {
         self.vocabulary_size
     }
@@ -153,6 +169,10 @@ impl HyenaConfig {
 }
 
 impl Architecture for HyenaConfig {
+    fn tied_embedding(&self) -> bool {
+        self.tied_embedding
+    }
+
     fn vocabulary_size(&self) -> u64 {
         self.vocabulary_size
     }

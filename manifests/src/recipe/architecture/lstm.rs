@@ -28,6 +28,8 @@ pub struct LstmConfig {
     pub embedding_dim: u64,
     /// Layers or blocks: see the form.
     pub blocks: u64,
+    /// Whether the output projection is the token embedding (weight tying); neither then decays.
+    pub tied_embedding: bool,
     /// How layers are put together.
     pub form: LstmForm,
     /// Heads of the recurrent matrices, which are block-diagonal with more than one.
@@ -57,6 +59,7 @@ impl Default for LstmConfig {
             input_width: 0,
             embedding_dim: 1024,
             blocks: 48,
+            tied_embedding: false,
             form: LstmForm::Residual,
             heads: 1,
             feed_forward_dim: 0,
@@ -95,6 +98,10 @@ impl LstmConfig {
 }
 
 impl Architecture for LstmConfig {
+    fn tied_embedding(&self) -> bool {
+        self.tied_embedding
+    }
+
     fn vocabulary_size(&self) -> u64 {
         self.vocabulary_size
     }
@@ -109,10 +116,6 @@ impl Architecture for LstmConfig {
 
     fn input_width(&self) -> u64 {
         self.input_width
-    }
-
-    fn has_dropout(&self) -> bool {
-        true
     }
 
     fn check(&self, checker: &Checker<'_>) -> Result<()> {

@@ -25,6 +25,8 @@ pub struct MambaConfig {
     pub embedding_dim: u64,
     /// Blocks.
     pub blocks: u64,
+    /// Whether the output projection is the token embedding (weight tying); neither then decays.
+    pub tied_embedding: bool,
     /// States of each inner channel.
     pub state_dim: u64,
     /// Inner channels for each of the residual's.
@@ -39,6 +41,7 @@ impl Default for MambaConfig {
             vocabulary_size: 50304,
             embedding_dim: 1024,
             blocks: 48,
+            tied_embedding: false,
             state_dim: 16,
             expansion: 2,
             norm_epsilon: 1e-5,
@@ -61,6 +64,10 @@ impl MambaConfig {
 }
 
 impl Architecture for MambaConfig {
+    fn tied_embedding(&self) -> bool {
+        self.tied_embedding
+    }
+
     fn vocabulary_size(&self) -> u64 {
         self.vocabulary_size
     }

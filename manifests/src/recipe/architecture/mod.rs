@@ -120,8 +120,9 @@ pub trait Architecture {
         0
     }
 
-    /// Whether its blocks drop out what they add to the residual where `training.dropout` says so.
-    fn has_dropout(&self) -> bool {
+    /// Whether the output projection is the token embedding by choice. Where an architecture leaves no choice, this is
+    /// false, and [`size`](Self::size) counts the one matrix.
+    fn tied_embedding(&self) -> bool {
         false
     }
 
@@ -135,7 +136,8 @@ pub trait Architecture {
     /// width 768`.
     fn label(&self) -> String;
 
-    /// Parameters, to the last one.
+    /// Parameters, to the last one, with an output projection of its own: [`ModelConfig::size`] knows of
+    /// [`tied_embedding`](Self::tied_embedding).
     fn size(&self) -> ModelSize;
 
     /// How a token reads the tokens before it.
@@ -284,6 +286,16 @@ architectures! {
     Hyena(HyenaConfig) = "hyena",
     /// LSTM: stacked, or as blocks.
     Lstm(LstmConfig) = "lstm",
+}
+
+impl ModelConfig {
+    /// Parameters, to the last one: a matrix that is embedding and output projection counts once.
+    #[must_use]
+    pub fn size(&self) -> ModelSize {
+        let size = (**self).size();
+        let shared = if self.tied_embedding() { self.vocabulary_size() * self.embedding_dim() } else { 0 };
+        ModelSize { parameters: size.parameters - shared, ..size }
+    }
 }
 
 impl Default for ModelConfig {

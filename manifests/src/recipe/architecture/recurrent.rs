@@ -141,6 +141,8 @@ pub struct RecurrentConfig<M: RecurrentMixer> {
     pub embedding_dim: u64,
     /// Blocks, each a mixer and a feed-forward.
     pub blocks: u64,
+    /// Whether the output projection is the token embedding (weight tying); neither then decays.
+    pub tied_embedding: bool,
     /// Heads of the mixer; 0: one for every 128 of the width.
     pub heads: u64,
     /// Width of the feed-forward; 0: derived from the width, see the head of the file.
@@ -170,6 +172,7 @@ impl<M: RecurrentMixer> Default for RecurrentConfig<M> {
             vocabulary_size: 50304,
             embedding_dim: 1024,
             blocks: 24,
+            tied_embedding: false,
             heads: M::HEADS,
             feed_forward_dim: 0,
             norm_epsilon: 1e-6,
@@ -197,6 +200,10 @@ impl<M: RecurrentMixer> RecurrentConfig<M> {
 }
 
 impl<M: RecurrentMixer> Architecture for RecurrentConfig<M> {
+    fn tied_embedding(&self) -> bool {
+        self.tied_embedding
+    }
+
     fn vocabulary_size(&self) -> u64 {
         self.vocabulary_size
     }

@@ -22,6 +22,8 @@ pub struct RetnetBlockConfig {
     pub embedding_dim: u64,
     /// Blocks, each retention and feed-forward.
     pub blocks: u64,
+    /// Whether the output projection is the token embedding (weight tying); neither then decays.
+    pub tied_embedding: bool,
     /// Heads of retention.
     pub heads: u64,
     /// Width of the feed-forward; 0: four times the residual's.
@@ -30,7 +32,14 @@ pub struct RetnetBlockConfig {
 
 impl Default for RetnetBlockConfig {
     fn default() -> Self {
-        Self { vocabulary_size: 50304, embedding_dim: 1024, blocks: 24, heads: 8, feed_forward_dim: 0 }
+        Self {
+            vocabulary_size: 50304,
+            embedding_dim: 1024,
+            blocks: 24,
+            tied_embedding: false,
+            heads: 8,
+            feed_forward_dim: 0,
+        }
     }
 }
 
@@ -43,6 +52,10 @@ impl RetnetBlockConfig {
 }
 
 impl Architecture for RetnetBlockConfig {
+    fn tied_embedding(&self) -> bool {
+        self.tied_embedding
+    }
+
     fn vocabulary_size(&self) -> u64 {
         self.vocabulary_size
     }

@@ -60,6 +60,8 @@ pub struct RwkvConfig<N: RwkvVersion> {
     pub embedding_dim: u64,
     /// Blocks, each a time mix and a channel mix.
     pub blocks: u64,
+    /// Whether the output projection is the token embedding (weight tying); neither then decays.
+    pub tied_embedding: bool,
     /// Width of a head; RWKV-4 has none.
     pub head_dim: u64,
     /// Width of the channel mix; 0: 4 times the residual's, RWKV-6 3.5 times, rounded down to a multiple of 32.
@@ -81,6 +83,7 @@ impl<N: RwkvVersion> Default for RwkvConfig<N> {
             vocabulary_size: 50304,
             embedding_dim: 1024,
             blocks: 24,
+            tied_embedding: false,
             head_dim: 64,
             feed_forward_dim: 0,
             version: PhantomData,
@@ -118,6 +121,10 @@ impl<N: RwkvVersion> RwkvConfig<N> {
 }
 
 impl<N: RwkvVersion> Architecture for RwkvConfig<N> {
+    fn tied_embedding(&self) -> bool {
+        self.tied_embedding
+    }
+
     fn vocabulary_size(&self) -> u64 {
         self.vocabulary_size
     }

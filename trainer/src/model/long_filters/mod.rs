@@ -82,10 +82,8 @@ impl Shell {
         mixer: impl Fn(&mut Builder, &str) -> Result<Box<dyn Mixer>>,
     ) -> Result<Parts> {
         let (v, d, f) = (signed(self.vocabulary), signed(self.width), signed(self.feed_forward));
-        let table = |builder: &mut Builder, name: &str, decay| {
-            builder.add(name.into(), &[v, d], &Init::Normal(DEVIATION), decay)
-        };
-        let embedding = table(builder, "backbone.embeddings.word_embeddings.weight", Decay::No)?;
+        let (init, name) = (Init::Normal(DEVIATION), "backbone.embeddings.word_embeddings.weight");
+        let embedding = builder.add(name.into(), &[v, d], &init, Decay::No)?;
         let mut blocks: Vec<Box<dyn Block>> = Vec::new();
         for index in 0..self.blocks {
             let prefix = format!("backbone.layers.{index}");
@@ -98,7 +96,7 @@ impl Shell {
             }));
         }
         let norm = Norm::layer(builder, "backbone.ln_f", d, NORM_EPSILON)?;
-        let output = table(builder, "lm_head.weight", Decay::Yes)?;
+        let output = builder.output("lm_head.weight", &embedding, &[v, d], &init)?;
         let (position_embedding, embedding_norm) = (None, None);
         Ok(Parts {
             embedding,
@@ -149,9 +147,9 @@ struct LongFilterBlock {
 impl Block for LongFilterBlock {
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
         let (mixed_BTC, state) = self.mixer.mix(&self.norm.apply(x_BTC)?, call)?;
-        let x_BTC = x_BTC + mixed_BTC;
+        let x_BTC = x_BTC + call.dropped(mixed_BTC, 0)?;
         let up_BTF = self.up.apply(&self.feed_norm.apply(&x_BTC)?, call)?.f_gelu("tanh")?;
-        Ok((x_BTC + self.down.apply(&up_BTF, call)?, BlockState::new(state)))
+        Ok((x_BTC + call.dropped(self.down.apply(&up_BTF, call)?, 1)?, BlockState::new(state)))
     }
 
     fn join(&self, states: &[&BlockState]) -> Result<BlockState> {

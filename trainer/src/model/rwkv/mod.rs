@@ -60,7 +60,7 @@ fn build<N: RwkvVersion>(config: &RwkvConfig<N>, builder: &mut Builder) -> Resul
     let norm = Norm::layer(builder, "ln_out", d, NORM_EPSILON)?;
     let gain = 0.5 * (vocabulary as f64 / d as f64).sqrt();
     let head = builder.values(|| orthogonal([vocabulary, d], gain))?;
-    let output = builder.add("head.weight".into(), &[vocabulary, d], &head, Decay::Yes)?;
+    let output = builder.output("head.weight", &embedding, &[vocabulary, d], &head)?;
     Ok(Parts {
         embedding,
         biases: None,
@@ -151,10 +151,10 @@ impl Block for RwkvBlock {
             TimeMix::Five(mix) => mix.forward(&y_BTC, &before_BTC, call)?,
             TimeMix::Six(mix) => mix.forward(&y_BTC, &before_BTC, call)?,
         };
-        let x_BTC = x_BTC + mixed_BTC;
+        let x_BTC = x_BTC + call.dropped(mixed_BTC, 0)?;
         let y_BTC = self.channel_norm.apply(&x_BTC)?;
         let (before_BTC, channel_last) = shifted(&y_BTC, call, CHANNEL_SHIFT)?;
-        let x_BTC = x_BTC + self.channel_mix.forward(&y_BTC, &before_BTC, call)?;
+        let x_BTC = x_BTC + call.dropped(self.channel_mix.forward(&y_BTC, &before_BTC, call)?, 1)?;
         state.extend([(TIME_SHIFT, time_last), (CHANNEL_SHIFT, channel_last)]);
         Ok((x_BTC, BlockState::new(state)))
     }

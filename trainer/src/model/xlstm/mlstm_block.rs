@@ -113,7 +113,7 @@ impl MlstmBlock {
             z_BTD: &z_BTD,
         };
         let h_BTD = gates::mlstm_output(&input, NORM_EPSILON)?;
-        let x_BTC = x_BTC + call.drop_out(product(&h_BTD, &self.down, call.precision)?)?;
+        let x_BTC = x_BTC + call.dropped(product(&h_BTD, &self.down, call.precision)?, 0)?;
         Ok((x_BTC, block_state(window, cell)))
     }
 
@@ -132,10 +132,10 @@ impl MlstmBlock {
         let (h_BTHE, cell) = self.cell([&q_BTD, &k_BTD, &v_BTD], &i_BTH, &f_BTH, call)?;
         let gate_BTD = product(&y_BTC, &parts.output_gate, call.precision)?.sigmoid();
         let h_BTD = norm::head_norm(&h_BTHE, &self.outnorm, NORM_EPSILON)? * gate_BTD;
-        let x_BTC = x_BTC + call.drop_out(product(&h_BTD, &self.down, call.precision)?)?;
+        let x_BTC = x_BTC + call.dropped(product(&h_BTD, &self.down, call.precision)?, 0)?;
         let y_BTC = norm::layer_norm(&x_BTC, &parts.feed_norm, NORM_EPSILON)?;
         let up_BTF = product(&y_BTC, &parts.feed_up, call.precision)?.relu().square();
-        let x_BTC = x_BTC + call.drop_out(product(&up_BTF, &parts.feed_down, call.precision)?)?;
+        let x_BTC = x_BTC + call.dropped(product(&up_BTF, &parts.feed_down, call.precision)?, 1)?;
         Ok((x_BTC, block_state(None, cell)))
     }
 

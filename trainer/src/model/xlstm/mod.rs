@@ -1,7 +1,7 @@
 //! xLSTM\[a:b\]: mLSTM and sLSTM blocks, parameter by parameter as the official package has them.
 //!
 //! ```text
-//! tokens ─► token_embedding ─► blocks (mLSTM | sLSTM, pre-norm, residual) ─► post_blocks_norm ─► lm_head (untied)
+//! tokens ─► token_embedding ─► blocks (mLSTM | sLSTM, pre-norm, residual) ─► post_blocks_norm ─► lm_head (untied, unless `tied_embedding`)
 //! ```
 //! No positional encoding. Dropout, where a recipe asks for it, is on what a cell and a feed-forward add to the residual.
 //! Norm weights are stored as residuals (scale `1 + w`). Weight decay follows the
@@ -55,7 +55,7 @@ impl Network for XlstmConfig {
             });
         }
         let weight = norm_weight(builder, "xlstm_block_stack.post_blocks_norm.weight".into(), width)?;
-        let output = builder.add("lm_head.weight".into(), &[vocabulary, width], &small, Decay::Yes)?;
+        let output = builder.output("lm_head.weight", &embedding, &[vocabulary, width], &small)?;
         let biases = builder.biases(input_bias, vocabulary)?;
         Ok(Parts {
             embedding,

@@ -43,7 +43,7 @@ pub fn config_to_json(model: &XlstmConfig, context_length: u64) -> Value {
         "slstm_num_heads": model.slstm.heads,
         "context_length": context_length,
         "vocab_size": model.vocabulary_size,
-        "tie_weights": false,
+        "tie_weights": model.tied_embedding,
         "conv1d_kernel_size": model.mlstm.convolution,
         "slstm_conv1d_kernel_size": model.slstm.convolution,
         "qkv_proj_blocksize": model.mlstm.qkv_block_size,
@@ -63,7 +63,7 @@ pub fn official_config(model: &XlstmConfig, context_length: u64) -> Value {
         "num_blocks": model.blocks,
         "slstm_at": model.slstm_at,
         "context_length": context_length,
-        "tie_weights": false,
+        "tie_weights": model.tied_embedding,
         "add_post_blocks_norm": true,
         "bias": false,
         "dropout": 0.0,
@@ -89,6 +89,40 @@ pub fn official_config(model: &XlstmConfig, context_length: u64) -> Value {
     config
 }
 
+/// Reads the nested form of the official package, `xLSTMLMModelConfig` as JSON.
+///
+/// # Errors
+/// As [`config_from_json`].
+pub(crate) fn config_from_nested(path: &Path, text: &str) -> Result<ModelConfig> {
+    let nested: Value = serde_json::from_str(text).map_err(|error| {
+        let hint = "write the package's configuration there as JSON";
+        TrainError::file(path, "a JSON object in the metadata key `xlstm_config`", error.to_string(), hint)
+    })?;
+    let (mlstm, slstm) = (&nested["mlstm_block"]["mlstm"], &nested["slstm_block"]["slstm"]);
+    let feed = &nested["slstm_block"]["feedforward"];
+    let parts = [
+        ("vocab_size", &nested["vocab_size"]),
+        ("embedding_dim", &nested["embedding_dim"]),
+        ("num_blocks", &nested["num_blocks"]),
+        ("slstm_at", &nested["slstm_at"]),
+        ("context_length", &nested["context_length"]),
+        ("tie_weights", &nested["tie_weights"]),
+        ("bias", &nested["bias"]),
+        ("num_heads", &mlstm["num_heads"]),
+        ("conv1d_kernel_size", &mlstm["conv1d_kernel_size"]),
+        ("qkv_proj_blocksize", &mlstm["qkv_proj_blocksize"]),
+        ("mlstm_proj_factor", &mlstm["proj_factor"]),
+        ("slstm_num_heads", &slstm["num_heads"]),
+        ("slstm_conv1d_kernel_size", &slstm["conv1d_kernel_size"]),
+        ("ffn_proj_factor", &feed["proj_factor"]),
+        ("ffn_act", &feed["act_fn"]),
+    ];
+    let known = parts.into_iter().filter(|(_, value)| !value.is_null());
+    let flat: serde_json::Map<String, Value> =
+        known.map(|(key, value)| (key.to_owned(), value.clone())).collect();
+    config_from_json(path, &Value::Object(flat).to_string())
+}
+
 /// Reads the flat form; keys that are missing have the official package's defaults.
 ///
 /// # Errors
@@ -106,8 +140,7 @@ pub fn config_from_json(path: &Path, text: &str) -> Result<ModelConfig> {
         }
     };
     let factor = |key: &str, default: f64| value.get(key).and_then(Value::as_f64).unwrap_or(default);
-    for (key, expected) in [("tie_weights", json!(false)), ("ffn_act", json!("gelu")), ("bias", json!(false))]
-    {
+    for (key, expected) in [("ffn_act", json!("gelu")), ("bias", json!(false))] {
         match value.get(key) {
             Some(found) if *found != expected => {
                 return Err(fail(&format!("`{key}` = {expected} in `config`"), found.to_string()));
@@ -125,6 +158,12 @@ pub fn config_from_json(path: &Path, text: &str) -> Result<ModelConfig> {
         Some("lstm") => SlstmFunction::Lstm,
         Some(other) => return Err(fail("`slstm` or `lstm` in `slstm_function`", format!("`{other}`"))),
     };
+    let tied_embedding = match value.get("tie_weights") {
+        None => false,
+        Some(tied) => {
+            tied.as_bool().ok_or_else(|| fail("true or false in `tie_weights`", tied.to_string()))?
+        }
+    };
     let (heads, convolution) = (size("num_heads", Some(4))?, size("conv1d_kernel_size", Some(4))?);
     let config = XlstmConfig {
         input_width: 0,
@@ -132,6 +171,7 @@ pub fn config_from_json(path: &Path, text: &str) -> Result<ModelConfig> {
         embedding_dim: size("embedding_dim", None)?,
         blocks: size("num_blocks", None)?,
         slstm_at,
+        tied_embedding,
         mlstm: MlstmConfig {
             heads,
             convolution,
@@ -159,10 +199,15 @@ mod tests {
         let path = Path::new("x.safetensors");
         let model = XlstmConfig { embedding_dim: 64, blocks: 2, slstm_at: vec![1], ..XlstmConfig::default() };
         let mut value = config_to_json(&model, 32);
-        assert_eq!(config_from_json(path, &value.to_string()).unwrap(), model.into());
+        assert_eq!(config_from_json(path, &value.to_string()).unwrap(), model.clone().into());
+        let nested = official_config(&model, 32).to_string();
+        assert_eq!(config_from_nested(path, &nested).unwrap(), model.clone().into());
         value["tie_weights"] = json!(true);
+        let tied = config_from_json(path, &value.to_string()).unwrap();
+        assert!(tied.tied_embedding() && tied.size().parameters < ModelConfig::from(model).size().parameters);
+        value["bias"] = json!(true);
         let error = config_from_json(path, &value.to_string()).unwrap_err().to_string();
-        assert!(error.contains("`tie_weights` = false"), "{error}");
+        assert!(error.contains("`bias` = false"), "{error}");
         assert!(config_from_json(path, "{}").unwrap_err().to_string().contains("`vocab_size`"));
     }
 }

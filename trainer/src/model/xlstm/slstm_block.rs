@@ -235,10 +235,11 @@ impl Block for SlstmBlock {
         let raw_BTF = self.gate_inputs(&c_BTC, &y_BTC, call.precision)?;
         let x_BTGHE = raw_BTF.f_view([batch, time, 4, self.heads, width / self.heads])?;
         let (y_BTHE, cell) = self.mix(&x_BTGHE, call)?;
-        let x_BTC = x_BTC + call.drop_out(norm::head_norm(&y_BTHE, &self.group_norm, NORM_EPSILON)?)?;
+        let mixed_BTC = norm::head_norm(&y_BTHE, &self.group_norm, NORM_EPSILON)?;
+        let x_BTC = x_BTC + call.dropped(mixed_BTC, 0)?;
         let y_BTC = norm::layer_norm(&x_BTC, &self.feed_norm, NORM_EPSILON)?;
         let gated_BTF = gates::gelu_gate(&product(&y_BTC, &self.feed_up, call.precision)?)?;
-        let x_BTC = x_BTC + call.drop_out(product(&gated_BTF, &self.feed_down, call.precision)?)?;
+        let x_BTC = x_BTC + call.dropped(product(&gated_BTF, &self.feed_down, call.precision)?, 1)?;
         let window = window.map(|window| (CONVOLUTION, window));
         Ok((x_BTC, BlockState::new(window.into_iter().chain(cell))))
     }

@@ -15,6 +15,10 @@ use crate::recipe::architecture::{
 use crate::recipe::{ComputePath, Result};
 
 impl Architecture for XlstmConfig {
+    fn tied_embedding(&self) -> bool {
+        self.tied_embedding
+    }
+
     fn vocabulary_size(&self) -> u64 {
         self.vocabulary_size
     }
@@ -29,10 +33,6 @@ impl Architecture for XlstmConfig {
 
     fn input_width(&self) -> u64 {
         self.input_width
-    }
-
-    fn has_dropout(&self) -> bool {
-        true
     }
 
     fn check(&self, checker: &Checker<'_>) -> Result<()> {

@@ -20,6 +20,8 @@ pub struct XlstmConfig {
     pub embedding_dim: u64,
     /// Blocks.
     pub blocks: u64,
+    /// Whether the output projection is the token embedding (weight tying); neither then decays.
+    pub tied_embedding: bool,
     /// Which blocks (from 0) are sLSTM blocks; all others are mLSTM blocks.
     pub slstm_at: Vec<u64>,
     /// The mLSTM blocks.
@@ -176,6 +178,7 @@ impl Default for XlstmConfig {
             input_width: 0,
             embedding_dim: 1024,
             blocks: 48,
+            tied_embedding: false,
             slstm_at: vec![3, 5, 7, 40, 42, 44],
             mlstm: MlstmConfig::default(),
             slstm: SlstmConfig::default(),
