@@ -448,7 +448,8 @@ mod tests {
             let placed = EXPERIMENTS
                 .iter()
                 .any(|experiment| experiment.recipes.iter().any(|prefix| name.starts_with(prefix)));
-            let own = name == "demo" || name == "small-cpu" || name.starts_with("tasks-small");
+            let small = ["tasks-small", "figure2-nearest-small"].iter().any(|twin| name.starts_with(twin));
+            let own = name == "demo" || name == "small-cpu" || small;
             assert!(placed || own, "{name} makes no table or figure: name it in EXPERIMENTS");
         }
     }

@@ -142,7 +142,7 @@ mod tests {
         let decide = |device, need| decide(&model, device, Precision::Bfloat16, need).to_string();
         let dropout = Need { dropout: true, ..Need::default() };
         let said = decide(Device::Cuda(0), dropout);
-        assert_eq!(said, "libtorch's operations (no fused kernels with training.dropout)");
+        assert_eq!(said, "libtorch's operations (training.dropout has no fused kernel)");
         let z_loss = Need { z_loss: true, ..Need::default() };
         let said = choose(&model, Placement::new(Device::Cpu, Precision::Float32, false), z_loss).unwrap();
         let expected = "CPU kernels; the loss by libtorch's operations (training.z_loss has no kernel)";
