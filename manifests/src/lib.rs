@@ -47,6 +47,7 @@ pub mod safe_path;
 mod sha256_lanes;
 pub mod spans;
 pub mod stored;
+pub mod token_counts;
 pub mod vectors;
 mod versioned;
 

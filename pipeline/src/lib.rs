@@ -8,6 +8,7 @@
 
 pub mod audit;
 pub mod cli;
+pub mod count;
 pub mod diff;
 pub mod engine;
 pub mod export;

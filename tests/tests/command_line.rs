@@ -21,6 +21,7 @@ const COMMANDS: &[&[&str]] = &[
     &["audit"],
     &["trace"],
     &["diff"],
+    &["count"],
     &["overlap"],
     &["export"],
     &["completions"],

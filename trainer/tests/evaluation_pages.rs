@@ -156,6 +156,7 @@ fn report(model: &Path) -> Report {
             device: "NVIDIA H100".into(),
             reset_at_document_boundaries: false,
             first: None,
+            counts: None,
         },
         effort: Effort { seconds: 812.0, tokens_per_second: 61_000.0, world: 1 },
         marks: vec![Mark {

@@ -44,6 +44,7 @@ enum Command {
     Audit(crate::audit::AuditArgs),
     Trace(crate::trace::TraceArgs),
     Diff(crate::diff::DiffArgs),
+    Count(crate::count::CountArgs),
     Overlap(crate::overlap::OverlapArgs),
     Export(crate::export::ExportArgs),
     /// Print shell completions
@@ -76,6 +77,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Audit(args) => Ok(crate::audit::run(&args, &mut out)?.exit_code().into()),
         Command::Trace(args) => Ok(crate::trace::run(&args, &mut out)?.exit_code().into()),
         Command::Diff(args) => Ok(crate::diff::run(&args, &mut out)?.exit_code().into()),
+        Command::Count(args) => Ok(crate::count::run(&args, &mut out)?.exit_code().into()),
         Command::Overlap(args) => Ok(crate::overlap::run(&args, &mut out)?.exit_code().into()),
         Command::Export(args) => Ok(crate::export::run(&args, &mut out)?.exit_code().into()),
         Command::Completions { shell } => {

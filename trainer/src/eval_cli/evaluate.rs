@@ -65,6 +65,9 @@ pub(super) struct PerplexityArguments {
     /// Only the first N rows (packed) or documents [default: all]
     #[arg(long, value_name = "N")]
     first: Option<u64>,
+    /// Also by how often a token occurs: counts of the training split, which `xlstm-data count` writes
+    #[arg(long, value_name = "FILE")]
+    counts: Option<PathBuf>,
 }
 
 /// PALOMA.
@@ -87,7 +90,8 @@ enum WindowProtocol {
 
 /// Evaluates; returns the exit code.
 pub(super) fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<u8> {
-    run(EvaluationKind::Perplexity, &arguments.split, Protocol::Paper, arguments.first)
+    let more = (arguments.first, arguments.counts.clone());
+    run(EvaluationKind::Perplexity, &arguments.split, Protocol::Paper, more)
 }
 
 /// Evaluates; returns the exit code.
@@ -96,14 +100,14 @@ pub(super) fn paloma(arguments: &PalomaArguments) -> anyhow::Result<u8> {
         WindowProtocol::Paper => Protocol::Paper,
         WindowProtocol::Disjoint => Protocol::Disjoint,
     };
-    run(EvaluationKind::Paloma, &arguments.split, protocol, None)
+    run(EvaluationKind::Paloma, &arguments.split, protocol, (None, None))
 }
 
 fn run(
     kind: EvaluationKind,
     split: &SplitArguments,
     protocol: Protocol,
-    first: Option<u64>,
+    (first, counts): (Option<u64>, Option<PathBuf>),
 ) -> anyhow::Result<u8> {
     let options = EvaluateOptions {
         model: split.model.model.clone(),
@@ -113,6 +117,7 @@ fn run(
         context_length: split.context_length,
         prepared_windows: split.prepared_windows,
         first,
+        counts,
         precision: split.model.precision,
         batch_tokens: split.batch_tokens,
         out: split.out.clone(),

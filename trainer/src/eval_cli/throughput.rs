@@ -73,6 +73,7 @@ pub(super) fn run(arguments: &ThroughputArguments) -> anyhow::Result<u8> {
             device: device.name,
             reset_at_document_boundaries: false,
             first: None,
+            counts: None,
         },
         effort: Effort { seconds, tokens_per_second: tokens / seconds, world: 1 },
         marks: opened.marks,

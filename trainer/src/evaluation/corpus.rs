@@ -147,6 +147,8 @@ pub struct Corpus {
     pub empty_documents: u64,
     /// Whether windows are not those that the split was prepared with.
     pub other_windows: bool,
+    /// The bucket of each id, by how often it occurs in the training split, where figures by frequency are wanted.
+    pub buckets: Option<Vec<u8>>,
 }
 
 /// A number as the 32 bits in which an evaluation keeps it.
@@ -184,6 +186,7 @@ impl Corpus {
             sequences: Vec::new(),
             empty_documents: 0,
             other_windows: false,
+            buckets: None,
             manifest,
         };
         match corpus.manifest.layout {

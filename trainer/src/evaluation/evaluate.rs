@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use xlstm_manifests::atomic::FolderLock;
+use xlstm_manifests::digest::digest_file;
 use xlstm_manifests::manifest::Layout;
+use xlstm_manifests::token_counts::{TokenCounts, frequency_bucket};
 use xlstm_manifests::{Manifest, Sha256Digest};
 
 use super::corpus::{Corpus, Cut, TEXT_HINT, TEXT_LAYOUTS};
 use super::open::{EvaluationPrecision, OpenedModel, check_dataset, find_split, link_dataset, open_model};
 use super::results::{
-    DatasetLink, Effort, Mark, MarkKind, ModelLink, Protocol, REPORT_FORMAT, REPORT_NAME, REPORT_VERSION,
-    Report, Results, Setting,
+    CountsLink, DatasetLink, Effort, Mark, MarkKind, ModelLink, Protocol, REPORT_FORMAT, REPORT_NAME,
+    REPORT_VERSION, Report, Results, Setting,
 };
 use super::score::{ScoreOptions, Scores, score};
 use super::statistics::documents;
@@ -62,6 +64,8 @@ pub struct EvaluateOptions {
     pub prepared_windows: bool,
     /// Only the first rows or documents.
     pub first: Option<u64>,
+    /// Counts by token of the training split, for figures by frequency.
+    pub counts: Option<PathBuf>,
     /// Type of the matrix products; none: as trained.
     pub precision: Option<EvaluationPrecision>,
     /// Tokens in a batch; none: chosen for the device.
@@ -97,7 +101,11 @@ pub fn evaluate(
     let mut opened = open_model(&options.model, options.step, options.precision, device)?;
     let dataset = link_dataset(&path, &manifest, &mut opened)?;
     let cut = cut_of(&manifest, &opened, options);
-    let corpus = Corpus::open(&path, cut)?;
+    let mut corpus = Corpus::open(&path, cut)?;
+    let counts =
+        options.counts.as_deref().map(|file| open_counts(file, &dataset, &mut opened)).transpose()?;
+    let (counts, buckets) = counts.unzip();
+    corpus.buckets = buckets;
     if corpus.sequences.is_empty() {
         let hint = "there is nothing to evaluate: prepare a split with text";
         return Err(TrainError::file(&path, "at least one token", "none", hint));
@@ -109,6 +117,7 @@ pub fn evaluate(
         device: device.name.clone(),
         reset_at_document_boundaries: cut.resets && is_packed(manifest.layout),
         first: options.first,
+        counts,
     };
     let plan = plan_of(kind.name(), &opened.link, Some(&dataset), &setting);
     let folder = options.out.clone().unwrap_or_else(|| default_folder(kind.name(), &opened, plan));
@@ -199,7 +208,7 @@ pub(super) fn plan_of(
     dataset: Option<&DatasetLink>,
     setting: &Setting,
 ) -> Sha256Digest {
-    let plan = json!({
+    let mut plan = json!({
         "kind": kind,
         "model": model.files,
         "dataset": dataset.map(|dataset| dataset.root),
@@ -210,7 +219,46 @@ pub(super) fn plan_of(
         "first": setting.first,
         "program": [env!("CARGO_PKG_VERSION"), environment::COMMIT],
     });
+    if let Some(counts) = &setting.counts {
+        plan["counts"] = json!(counts.sha256);
+    }
     Sha256Digest::of(plan.to_string().as_bytes())
+}
+
+/// The counts in a file, and the bucket of each id by them.
+fn open_counts(
+    file: &Path,
+    dataset: &DatasetLink,
+    opened: &mut OpenedModel,
+) -> Result<(CountsLink, Vec<u8>)> {
+    let path = TokenCounts::locate(file);
+    let counts = TokenCounts::load(&path)?;
+    if counts.tokenizer_sha256 != dataset.tokenizer_sha256 {
+        let expected =
+            format!("counts by the tokenizer of the evaluated split, SHA-256 {}", dataset.tokenizer_sha256);
+        let hint = "count a split that was prepared with the same tokenizer: `xlstm-data count`";
+        return Err(TrainError::file(&path, expected, counts.tokenizer_sha256.to_string(), hint));
+    }
+    match &opened.run {
+        Some(run) if run.train.root == counts.root => {}
+        Some(run) => {
+            let (counted, trained) = (counts.root, run.train.root);
+            let text =
+                format!("frequencies are of the split of root {counted}, the model was trained on {trained}");
+            opened.marks.push(Mark { kind: MarkKind::OtherCounts, text });
+        }
+        None => {
+            let text = format!(
+                "frequencies are of the split of root {}: which one the model was trained on is not known",
+                counts.root
+            );
+            opened.marks.push(Mark { kind: MarkKind::OtherCounts, text });
+        }
+    }
+    let (_, sha256) = digest_file(&path)?;
+    // There are eight buckets.
+    let buckets = counts.counts.iter().map(|&count| frequency_bucket(count) as u8).collect();
+    Ok((CountsLink { path, sha256, root: counts.root }, buckets))
 }
 
 /// Where an evaluation is written that was told no other place.

@@ -86,6 +86,7 @@ pub fn extrapolate(options: &ExtrapolateOptions, device: &DeviceInfo) -> Result<
         precision: opened.precision.name().into(),
         device: device.name.clone(),
         reset_at_document_boundaries: false,
+        counts: None,
         first: Some(options.stretches as u64),
     };
     let plan = plan_of("extrapolation", &opened.link, Some(&dataset), &setting);

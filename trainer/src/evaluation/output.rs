@@ -63,7 +63,7 @@ pub fn write_documents(corpus: &Corpus, documents: &[DocumentScore], folder: &Pa
     Ok(())
 }
 
-/// The figures as a table: `level` is `total`, `source`, `domain`, `set`, `average`, `position`, `length`, `generation`
+/// The figures as a table: `level` is `total`, `source`, `domain`, `set`, `average`, `frequency`, `position`, `length`, `generation`
 /// or `batch`; fields that a level does not have are empty.
 #[must_use]
 pub fn csv(report: &Report) -> String {
@@ -134,6 +134,14 @@ pub fn csv(report: &Report) -> String {
         Results::Extrapolation(results) => &results.positions,
         Results::Throughput(_) | Results::Accuracy(_) | Results::SquaredError(_) => &[],
     };
+    if let Results::Perplexity(results) = &report.results {
+        for one in &results.frequencies {
+            let loss = one.perplexity.map(|_| (one.nll / one.tokens as f64).to_string()).unwrap_or_default();
+            let perplexity = one.perplexity.map(|value| value.to_string()).unwrap_or_default();
+            let (name, tokens, nll) = (one.name(), one.tokens, one.nll);
+            lines.push(format!("frequency,,{name},,{tokens},,{nll},{loss},,,{perplexity},,,,,"));
+        }
+    }
     for position in positions {
         lines.push(format!(
             "position,,{}-{},,{},,{},{},,,{},,,,,",

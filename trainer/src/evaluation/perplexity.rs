@@ -1,9 +1,11 @@
 //! Perplexity of a split: over everything, by set, by position in the context.
 
+use xlstm_manifests::token_counts::counts_of_bucket;
+
 use super::corpus::Corpus;
-use super::results::{Named, Perplexity};
+use super::results::{Frequency, Named, Perplexity};
 use super::score::Scores;
-use super::statistics::{DocumentScore, documents, positions, statistics};
+use super::statistics::{DocumentScore, documents, perplexity as exponential_of, positions, statistics};
 use crate::error::{Result, TrainError};
 
 /// The figures of a scored corpus.
@@ -11,11 +13,19 @@ use crate::error::{Result, TrainError};
 /// # Errors
 /// When nothing was scored.
 pub fn results(corpus: &Corpus, scores: &Scores) -> Result<Perplexity> {
+    let frequencies = scores.frequencies.iter().enumerate().map(|(bucket, &(nll, tokens))| {
+        let (first, last) = counts_of_bucket(bucket);
+        let of_bucket = |&&one: &&u8| usize::from(one) == bucket;
+        let types = corpus.buckets.iter().flatten().filter(of_bucket).count() as u64;
+        let perplexity = (tokens > 0).then(|| exponential_of(nll / tokens as f64));
+        Frequency { first, last, types, tokens, nll, perplexity }
+    });
     let documents = documents(corpus, scores);
     Ok(Perplexity {
         total: statistics(documents.iter()).ok_or_else(nothing)?,
         sets: named(&corpus.sets, &documents),
         positions: positions(scores),
+        frequencies: frequencies.collect(),
     })
 }
 

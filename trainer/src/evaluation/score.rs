@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tch::Tensor;
+use xlstm_manifests::token_counts::FREQUENCY_BUCKETS;
 use xlstm_manifests::{Sha256Digest, printable};
 
 use super::corpus::{Corpus, Sequence, SequenceTokens, position_group};
@@ -39,11 +40,14 @@ pub struct Scores {
     pub parts: Vec<f64>,
     /// Of each group of positions, with the number of its targets.
     pub positions: Vec<(f64, u64)>,
+    /// Of each bucket of frequency, with the number of its targets; none where the corpus has no buckets.
+    pub frequencies: Vec<(f64, u64)>,
     /// Time for all finished batches, of all ranks and sessions.
     pub time: Duration,
 }
 
-/// Where each sequence's values lie: its parts, then its groups of positions.
+/// Where each sequence's values lie: its parts, then its groups of positions, then its buckets of frequency, the sum and the
+/// number of targets of each.
 struct Places {
     starts: Vec<usize>,
 }
@@ -52,7 +56,12 @@ impl Places {
     fn new(corpus: &Corpus) -> Self {
         let mut starts = vec![0];
         for sequence in &corpus.sequences {
-            starts.push(starts.last().copied().unwrap_or(0) + sequence.parts.len() + sequence.groups());
+            starts.push(
+                starts.last().copied().unwrap_or(0)
+                    + sequence.parts.len()
+                    + sequence.groups()
+                    + bucket_values(corpus),
+            );
         }
         Self { starts }
     }
@@ -60,6 +69,11 @@ impl Places {
     fn of(&self, sequence: usize) -> std::ops::Range<usize> {
         self.starts[sequence]..self.starts[sequence + 1]
     }
+}
+
+/// Values of a sequence by frequency.
+fn bucket_values(corpus: &Corpus) -> usize {
+    if corpus.buckets.is_some() { 2 * FREQUENCY_BUCKETS } else { 0 }
 }
 
 /// Scores every sequence; `None` when a signal came in between (what is finished is noted).
@@ -191,9 +205,11 @@ fn score_batch(model: &Model, corpus: &Corpus, batch: &[usize]) -> Result<Vec<Sc
     let losses = model.sequence_losses(&inputs_BT, &targets_BT, resets_BT.as_ref())?;
     let mut losses = losses.into_iter();
     let mut scored = Vec::with_capacity(batch.len());
-    for (&index, (sequence, _)) in batch.iter().zip(&sequences) {
+    for (&index, (sequence, tokens)) in batch.iter().zip(&sequences) {
         let losses: Vec<f64> = losses.by_ref().take(sequence.targets()).collect();
-        scored.push(Scored { sequence: index, values: sum_up(corpus, sequence, &losses)? });
+        let mut values = sum_up(corpus, sequence, &losses)?;
+        values.extend(by_frequency(corpus, &tokens.targets, &losses));
+        scored.push(Scored { sequence: index, values });
     }
     Ok(scored)
 }
@@ -219,6 +235,19 @@ fn sum_up(corpus: &Corpus, sequence: &Sequence, losses: &[f64]) -> Result<Vec<f6
     Ok(values)
 }
 
+/// Sum and number of targets of each bucket of frequency.
+fn by_frequency(corpus: &Corpus, targets: &[i64], losses: &[f64]) -> Vec<f64> {
+    let Some(buckets) = &corpus.buckets else { return Vec::new() };
+    let mut values = vec![0.0; bucket_values(corpus)];
+    for (&target, loss) in targets.iter().zip(losses) {
+        let bucket = usize::try_from(target).ok().and_then(|id| buckets.get(id)).copied().unwrap_or(0);
+        let place = 2 * usize::from(bucket);
+        values[place] += loss;
+        values[place + 1] += 1.0;
+    }
+    values
+}
+
 fn not_finite(corpus: &Corpus, document: u32, value: f64) -> TrainError {
     let info = &corpus.documents[document as usize];
     let input = corpus.manifest().inputs.get(info.input as usize);
@@ -231,8 +260,15 @@ fn collect(corpus: &Corpus, places: &Places, values: &[f64], time: Duration) -> 
     let mut parts = vec![0.0; corpus.parts.len()];
     let groups = corpus.sequences.iter().map(Sequence::groups).max().unwrap_or(0);
     let mut positions = vec![(0.0, 0); groups];
+    let mut frequencies = vec![(0.0, 0); bucket_values(corpus) / 2];
     for (index, sequence) in corpus.sequences.iter().enumerate() {
-        let (own_parts, own_groups) = values[places.of(index)].split_at(sequence.parts.len());
+        let (own_parts, rest) = values[places.of(index)].split_at(sequence.parts.len());
+        let (own_groups, own_buckets) = rest.split_at(sequence.groups());
+        for (sum, own) in frequencies.iter_mut().zip(own_buckets.as_chunks::<2>().0) {
+            sum.0 += own[0];
+            // Counts of targets are whole numbers.
+            sum.1 += own[1] as u64;
+        }
         parts[sequence.parts.clone()].copy_from_slice(own_parts);
         for (position, sum) in positions.iter_mut().zip(own_groups) {
             position.0 += sum;
@@ -241,5 +277,5 @@ fn collect(corpus: &Corpus, places: &Places, values: &[f64], time: Duration) -> 
             positions[position_group(position as usize)].1 += 1;
         }
     }
-    Scores { parts, positions, time }
+    Scores { parts, positions, frequencies, time }
 }

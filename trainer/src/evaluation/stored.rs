@@ -250,6 +250,7 @@ pub fn evaluate_stored(
         device: device.name.clone(),
         reset_at_document_boundaries: false,
         first: options.first,
+        counts: None,
     };
     let plan = plan_of(measured.name(), &opened.link, Some(&dataset), &setting);
     let folder = options.out.clone().unwrap_or_else(|| default_folder(measured.name(), &opened, plan));

@@ -208,7 +208,21 @@ fn header(first: &'static str) -> Vec<&'static str> {
 fn perplexity(results: &Perplexity) -> String {
     let sets = results.sets.iter().map(|set| cells(&set.name, Some(&set.statistics)));
     let rows: Vec<_> = sets.chain([cells("all", Some(&results.total))]).collect();
-    format!("{}\n{}", table(&header("set"), &rows), positions(&results.positions))
+    let frequencies: Vec<Vec<String>> = results
+        .frequencies
+        .iter()
+        .map(|one| {
+            let perplexity = one.perplexity.map_or_else(|| "–".to_owned(), figure);
+            vec![one.name(), one.types.to_string(), one.tokens.to_string(), perplexity]
+        })
+        .collect();
+    let by_frequency = if frequencies.is_empty() {
+        String::new()
+    } else {
+        let names = ["times in the training split", "types", "tokens", "perplexity"];
+        format!("\n{}", table(&names, &frequencies))
+    };
+    format!("{}\n{}{by_frequency}", table(&header("set"), &rows), positions(&results.positions))
 }
 
 fn positions(positions: &[Position]) -> String {

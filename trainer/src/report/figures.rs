@@ -4,7 +4,7 @@ use xlstm_pipeline::report::{Cell, Curves, Page, Series, Table, count};
 
 use crate::evaluation::paper::{DOMAIN_MODELS, EXTRAPOLATION_16384};
 use crate::evaluation::results::{
-    Accuracy, AccuracyFigures, ErrorFigures, Extrapolation, Interval, Named, Perplexity, Position,
+    Accuracy, AccuracyFigures, ErrorFigures, Extrapolation, Frequency, Interval, Named, Perplexity, Position,
     SquaredError, Statistics, Throughput,
 };
 
@@ -41,6 +41,32 @@ pub(super) fn perplexity(page: &mut Page, results: &Perplexity) {
     }
     page.table(&table);
     positions(page, &results.positions);
+    frequencies(page, &results.frequencies);
+}
+
+fn frequencies(page: &mut Page, frequencies: &[Frequency]) {
+    if frequencies.is_empty() {
+        return;
+    }
+    page.section("frequencies", "By frequency in the training split");
+    let title = "Perplexity by how often the target occurs in the training split";
+    let mut plot = Curves::new(title, "decimal digits of the count", "perplexity");
+    plot.logarithmic = true;
+    let points = frequencies.iter().enumerate();
+    let points = points.filter_map(|(digits, one)| Some((digits as f64, one.perplexity?)));
+    plot.series.push(Series { name: "perplexity".into(), points: points.collect(), ..Series::default() });
+    plot.draw(page);
+    let columns = ["#Times in the training split", "#Types", "#Targets", "#Perplexity"];
+    let mut table = Table::new("Types are tokens of the vocabulary that occur so often", &columns).sortable();
+    for one in frequencies {
+        table.cells(vec![
+            Cell::number(one.first as f64, &one.name()),
+            Cell::count(one.types),
+            Cell::count(one.tokens),
+            Cell::of(one.perplexity, |perplexity| Cell::decimals(perplexity, 3)),
+        ]);
+    }
+    page.table(&table);
 }
 
 fn positions(page: &mut Page, positions: &[Position]) {

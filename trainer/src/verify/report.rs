@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use xlstm_manifests::digest::digest_file;
 use xlstm_manifests::run_manifest::RunManifest;
 use xlstm_manifests::{Manifest, Sha256Digest, canonical};
 
@@ -10,8 +11,8 @@ use super::{Chain, Depth, differ};
 use crate::checkpoint::MODEL_NAME;
 use crate::error::Result;
 use crate::evaluation::results::{
-    AverageKind, MAX_PERPLEXITY, ModelLink, Paloma, Position, Report, Results, RunLink, ScaledAccuracy,
-    SquaredError, Statistics,
+    AverageKind, CountsLink, MAX_PERPLEXITY, ModelLink, Paloma, Perplexity, Position, Report, Results,
+    RunLink, ScaledAccuracy, SquaredError, Statistics,
 };
 use crate::provenance::{DatasetLink, EvaluationLinks, FileLink, ParentRun, RunLinks};
 
@@ -27,6 +28,9 @@ pub fn verify_report(path: &Path, depth: &Depth) -> Result<Chain> {
     let wrong = contradictions(&report);
     chain.list("figures", &path, "sums, means, perplexities and intervals agree with each other", &wrong);
     chain.model(&report.model, &links);
+    if let Some(counts) = &report.setting.counts {
+        chain.counts(counts)?;
+    }
     let data = links.dataset.as_ref();
     let is_of_the_run = match &links.run {
         Some(run) => chain.run(run, data, depth)?,
@@ -39,6 +43,20 @@ pub fn verify_report(path: &Path, depth: &Depth) -> Result<Chain> {
 }
 
 impl Chain {
+    /// The counts that figures by frequency are of.
+    fn counts(&mut self, counts: &CountsLink) -> Result<()> {
+        let name = "counts by token";
+        if !counts.path.is_file() {
+            self.not_at_hand(name, &counts.path, "the file is not there");
+            return Ok(());
+        }
+        let (_, found) = digest_file(&counts.path)?;
+        let mut wrong = Vec::new();
+        differ(&mut wrong, "SHA-256", &counts.sha256, &found);
+        self.list(name, &counts.path, "the file that the report names", &wrong);
+        Ok(())
+    }
+
     fn model(&mut self, model: &ModelLink, links: &EvaluationLinks) {
         for file in &links.files {
             self.file(&format!("evaluated checkpoint: {}", file.name), file);
@@ -137,6 +155,22 @@ impl Contradictions {
         if !close(expected, found) {
             self.0.push(format!("{what}: expected {expected}, found {found}"));
         }
+    }
+
+    /// Buckets of frequency hold all targets once.
+    fn frequencies(&mut self, results: &Perplexity) {
+        if results.frequencies.is_empty() {
+            return;
+        }
+        for one in results.frequencies.iter().filter(|one| one.tokens > 0) {
+            let name = format!("perplexity of tokens that occur {} times", one.name());
+            let mean = self.mean(&name, one.nll, one.tokens);
+            self.same(&name, capped(mean), one.perplexity.unwrap_or(f64::NAN));
+        }
+        let nll = results.frequencies.iter().map(|one| one.nll).sum();
+        self.same("nll over all frequencies", nll, results.total.nll);
+        let tokens: u64 = results.frequencies.iter().map(|one| one.tokens).sum();
+        self.same("tokens over all frequencies", tokens as f64, results.total.tokens as f64);
     }
 
     /// Sums over lengths and positions are the total's, and means follow from sums.
@@ -299,6 +333,7 @@ fn contradictions(report: &Report) -> Vec<String> {
                 wrong.statistics(&set.name, &set.statistics, whole);
             }
             wrong.positions(&results.positions);
+            wrong.frequencies(results);
         }
         Results::Paloma(results) => {
             wrong.paloma(results, whole);

@@ -6,6 +6,7 @@
 mod commands;
 #[path = "../evaluation_fixture/mod.rs"]
 mod evaluation_fixture;
+mod frequencies;
 mod refused;
 
 use std::time::{Duration, Instant};

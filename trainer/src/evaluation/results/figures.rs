@@ -74,6 +74,38 @@ pub struct Perplexity {
     pub sets: Vec<Named>,
     /// By position in the context, in powers of two.
     pub positions: Vec<Position>,
+    /// By how often a target occurs in the training split, in decades; empty where no counts were given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub frequencies: Vec<Frequency>,
+}
+
+/// Targets that occur so often in the training split (paper, Figure 2, right).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Frequency {
+    /// Fewest occurrences.
+    pub first: u64,
+    /// Most; absent: any number.
+    pub last: Option<u64>,
+    /// Tokens of the vocabulary that occur so often in the training split.
+    pub types: u64,
+    /// Targets.
+    pub tokens: u64,
+    /// Their negative log-likelihood in nats.
+    pub nll: f64,
+    /// `exp(nll / tokens)`, at most [`super::MAX_PERPLEXITY`]; absent where there is no target.
+    pub perplexity: Option<f64>,
+}
+
+impl Frequency {
+    /// The number of occurrences in words.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self.last {
+            Some(last) => range_name(self.first, last),
+            None => format!("{} and more", self.first),
+        }
+    }
 }
 
 /// Figures of `xlstm-eval paloma`.

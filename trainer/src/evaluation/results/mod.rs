@@ -31,8 +31,8 @@ use crate::error::{Result, TrainError};
 pub use figures::{
     Accuracy, AccuracyFigures, AccuracyLengths, AccuracyPositions, Average, AverageKind, BatchSpeed,
     EndError, ErrorFigures, ErrorLengths, ErrorPositions, Extrapolation, ExtrapolationLength,
-    ExtrapolationText, GenerationTime, Interval, Named, Paloma, PalomaSource, Perplexity, Position,
-    ScaledAccuracy, SquaredError, Statistics, Throughput,
+    ExtrapolationText, Frequency, GenerationTime, Interval, Named, Paloma, PalomaSource, Perplexity,
+    Position, ScaledAccuracy, SquaredError, Statistics, Throughput,
 };
 
 /// The value of `format`.
@@ -151,6 +151,21 @@ pub struct Setting {
     pub reset_at_document_boundaries: bool,
     /// The part of the data that was asked for: the first so many rows or documents; absent: all.
     pub first: Option<u64>,
+    /// The counts by token that figures by frequency are of; absent where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counts: Option<CountsLink>,
+}
+
+/// Counts by token, as `xlstm-data count` writes them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CountsLink {
+    /// The file, as it was given.
+    pub path: PathBuf,
+    /// Its SHA-256.
+    pub sha256: Sha256Digest,
+    /// Root of the split that was counted.
+    pub root: Sha256Digest,
 }
 
 /// How text is cut and scored.
@@ -218,6 +233,8 @@ pub enum MarkKind {
     LongerThanTrained,
     /// The split is the one that the model was trained on.
     TrainingData,
+    /// Frequencies are not those of the split that the model was trained on, or it is not known.
+    OtherCounts,
     /// The split's files were compared with nothing: where they are from is only claimed.
     OnlyClaimed,
 }
@@ -343,6 +360,7 @@ mod tests {
                 device: "cpu".into(),
                 reset_at_document_boundaries: false,
                 first: None,
+                counts: None,
             },
             effort: Effort { seconds: 1.5, tokens_per_second: 2.5, world: 1 },
             marks: vec![Mark { kind: MarkKind::NoRun, text: "no run".into() }],
