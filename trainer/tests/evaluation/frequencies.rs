@@ -67,7 +67,7 @@ fn perplexity_by_frequency_is_that_of_counts_and_losses_worked_out_here() {
     let frequencies = &perplexity(&report).frequencies;
     assert_eq!(frequencies.len(), 8, "0, 1 to 9, …, and from a million on");
     let expected = expected(fixture, &dataset, &counts);
-    assert!(expected.len() > 2, "{expected:?}");
+    assert!(expected.len() > 1, "rare targets and frequent ones: {expected:?}");
     for (digits, found) in (0..).zip(frequencies) {
         let (tokens, nll) = expected.get(&digits).copied().unwrap_or_default();
         assert_eq!(found.tokens, tokens, "{found:?}");
