@@ -3,7 +3,7 @@
 //!
 //! One path for both: rows from shards, or made again where the split keeps none; the same losses as training and
 //! validation; sums by length, the positions of an example that count, and by the position at which a target stands. What
-//! the sums mean is in [`accuracy`](super::accuracy) and [`squared_error`]. Figures are pooled over
+//! the sums mean is in `accuracy.rs` and `squared_error.rs`. Figures are pooled over
 //! targets, so an example with many of them weighs more than one with few; intervals are over examples, whose targets are
 //! not independent of each other.
 
