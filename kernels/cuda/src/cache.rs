@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::specialization::{HEADERS, Specialization};
+use crate::source::HEADERS;
+use crate::specialization::Specialization;
 use crate::{Compiled, CudaError, Nvrtc, ResourceReport};
 
 /// A folder of compiled kernels.

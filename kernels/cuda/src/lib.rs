@@ -9,6 +9,7 @@
 //!
 //! This crate knows neither tensors nor libtorch.
 
+mod architecture;
 mod cache;
 mod description;
 pub mod driver;
@@ -17,19 +18,22 @@ pub mod layers;
 mod library;
 pub mod mlstm;
 mod nvrtc;
+mod paper;
 pub mod precise;
 pub mod recurrent;
 mod report;
 pub mod selfcheck;
 pub mod short;
 pub mod slstm;
+mod source;
 mod specialization;
 
+pub use architecture::Architecture;
 pub use cache::Cache;
 pub use description::{Description, describe};
 pub use error::CudaError;
 pub use nvrtc::{Compiled, Nvrtc};
+pub use paper::paper_specializations;
 pub use report::{KernelResources, ResourceReport};
-pub use specialization::{
-    Architecture, MlstmSizes, SlstmSizes, Source, Specialization, paper_specializations,
-};
+pub use source::Source;
+pub use specialization::{MlstmSizes, SlstmSizes, Specialization};

@@ -8,7 +8,8 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 
 use crate::library::Library;
-use crate::specialization::{HEADERS, Specialization};
+use crate::source::HEADERS;
+use crate::specialization::Specialization;
 use crate::{CudaError, ResourceReport};
 
 type Program = *mut c_void;

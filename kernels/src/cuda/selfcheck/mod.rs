@@ -9,9 +9,16 @@
 //! is that of a few numbers, and its ratio to libtorch's anything between a third and three. Cells are therefore judged
 //! by the root mean square of the errors over several draws.
 
-mod cases;
+mod around;
+mod boundaries;
+mod compile;
+mod inner;
+mod inputs;
+mod loss;
+mod mlstm;
 mod plain;
 mod recurrent;
+mod single;
 
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::autograd::gradients;
@@ -213,7 +220,7 @@ pub fn run(
     tch::manual_seed(7);
     if groups.len() == Group::ALL.len() {
         // All at once, on all cores; for a few they are compiled as they are needed.
-        cases::compile(device)?;
+        compile::compile(device)?;
     }
     let mut all = Vec::new();
     let mut take = |check: Check| {
@@ -222,17 +229,17 @@ pub fn run(
     };
     for group in Group::ALL.into_iter().filter(|group| groups.contains(group)) {
         match group {
-            Group::Pointwise => cases::pointwise(device, &mut take)?,
+            Group::Pointwise => around::pointwise(device, &mut take)?,
             Group::Mlstm => {
-                cases::mlstm(device, &mut take)?;
-                cases::mlstm_inner(device, &mut take)?;
+                mlstm::mlstm(device, &mut take)?;
+                inner::mlstm_inner(device, &mut take)?;
             }
-            Group::Boundaries => cases::boundaries(device, &mut take)?,
+            Group::Boundaries => boundaries::boundaries(device, &mut take)?,
             Group::Recurrent => {
                 recurrent::half(device, &mut take)?;
                 recurrent::single(device, &mut take)?;
             }
-            Group::Loss => cases::cross_entropy(device, &mut take)?,
+            Group::Loss => loss::cross_entropy(device, &mut take)?,
         }
     }
     Ok(all)

@@ -1,0 +1,81 @@
+//! The list of compilations that the paper's models use.
+
+use crate::recurrent::{Cell, RecurrentSizes};
+use crate::short::ShortSizes;
+use crate::slstm::Direction;
+use crate::{Architecture, MlstmSizes, SlstmSizes, Source, Specialization};
+
+/// Every compilation that a model of the paper needs: mLSTM heads of 384 to 1280 (125M to 2.7B) and 64 and 128
+/// (synthetic tasks), 128 × 256 (the published kernels' benchmark), sLSTM heads of 192 to
+/// 640 in bf16 and of 8 to 512 in float32, LSTMs of 128 and 512 units. `everything`: all of it for
+/// every compute capability; otherwise the whole list for 8.0 and 9.0, and the smallest, a middle and the largest size for
+/// the others, which have the sources of 8.0.
+#[must_use]
+pub fn paper_specializations(everything: bool) -> Vec<Specialization> {
+    let mut all = Vec::new();
+    for architecture in Architecture::NATIVE {
+        let whole = everything || matches!(architecture, Architecture::Sm80 | Architecture::Sm90a);
+        let heads: &[u32] = if whole { &[64, 192, 384, 512, 768, 1024, 1280] } else { &[64, 384, 1280] };
+        let widths: &[u32] = if whole { &[768, 1024, 1536, 2048, 2560] } else { &[768] };
+        let mlstm: &[(u32, u32)] = if whole {
+            &[
+                (64, 64),
+                (128, 128),
+                (128, 256),
+                (384, 384),
+                (512, 512),
+                (768, 768),
+                (1024, 1024),
+                (1280, 1280),
+            ]
+        } else {
+            &[(64, 64), (384, 384), (1280, 1280)]
+        };
+        for float32 in [false, true] {
+            all.extend(heads.iter().map(|&head| Specialization::pointwise(architecture, head, float32)));
+        }
+        all.push(Specialization::projections(architecture));
+        all.extend(widths.iter().map(|&width| Specialization::residual(architecture, width)));
+        all.extend([false, true].map(|boundaries| Specialization::inner(architecture, 8, boundaries)));
+        all.push(Specialization::cross_entropy(architecture, 50304));
+        all.push(Specialization::sums(architecture));
+        all.extend(slstm_specializations(architecture, whole));
+        all.push(Specialization::precise(architecture));
+        let short: &[(u32, u32)] =
+            if whole { &[(40, 64), (64, 32), (64, 64), (64, 128)] } else { &[(40, 64)] };
+        all.extend(short.iter().filter_map(|&(tokens, head)| {
+            let sizes = ShortSizes::new(architecture, tokens, head, head)?;
+            Some(Specialization::short(architecture, sizes))
+        }));
+        for &(key, value) in mlstm {
+            let sizes = MlstmSizes::fastest(key, value, 2048);
+            all.extend(Source::MLSTM.map(|source| Specialization::mlstm(source, architecture, sizes)));
+        }
+    }
+    all
+}
+
+/// The sLSTM of the paper's models in bf16 at every batch, and of its small ones in float32; the smallest and the largest
+/// unless `whole`.
+fn slstm_specializations(architecture: Architecture, whole: bool) -> Vec<Specialization> {
+    let half: &[u32] = if whole { &[192, 256, 384, 512, 640] } else { &[192, 640] };
+    let single: &[u32] = if whole { &[8, 16, 24, 32, 64, 128, 192, 256, 512] } else { &[8, 128, 512] };
+    let mut all: Vec<Specialization> = Vec::new();
+    for (&units, batch) in half.iter().flat_map(|units| [16, 32, 64, 256].map(|batch| (units, batch))) {
+        for direction in [Direction::Forward, Direction::Backward] {
+            let sizes = SlstmSizes::fastest(architecture, units, batch, direction);
+            all.extend(sizes.map(|sizes| Specialization::slstm(architecture, sizes)));
+        }
+    }
+    let lstm = [32, 128, 512].map(|units| (units, Cell::Lstm));
+    let sizes = single.iter().map(|&units| (units, Cell::Slstm)).chain(lstm);
+    let sizes = sizes.filter_map(|(units, cell)| RecurrentSizes::new(units, cell));
+    all.extend(sizes.map(|sizes| Specialization::recurrent(architecture, sizes)));
+    let mut once = Vec::new();
+    for one in all {
+        if !once.contains(&one) {
+            once.push(one);
+        }
+    }
+    once
+}

@@ -1,0 +1,134 @@
+//! The `.cu` and `.cuh` files, which are part of the binary.
+
+/// Headers that sources include, by the name they are included under.
+pub(crate) const HEADERS: [(&str, &str); 5] = [
+    ("common.cuh", include_str!("../common.cuh")),
+    ("bulk.cuh", include_str!("../bulk.cuh")),
+    ("vector.cuh", include_str!("../vector.cuh")),
+    ("gemm.cuh", include_str!("../gemm.cuh")),
+    ("mlstm.cuh", include_str!("../mlstm.cuh")),
+];
+
+/// A `.cu` file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Stabilizers and gate gradients of the mLSTM.
+    MlstmGates,
+    /// States between chunks and their gradients.
+    MlstmStates,
+    /// Products inside a chunk.
+    MlstmScores,
+    /// Output and gradients of queries, keys and values.
+    MlstmOutputs,
+    /// What stands between the products of the float32 mLSTM.
+    MlstmPrecise,
+    /// The float32 mLSTM over at most 64 tokens.
+    MlstmShort,
+    /// The bf16 sLSTM, forward and backward.
+    Slstm,
+    /// sLSTM and LSTM in float32.
+    Recurrent,
+    /// Convolution, norms and gates between the matrix products.
+    Pointwise,
+    /// Convolution, queries, keys, values and gates of an mLSTM block.
+    Inner,
+    /// Queries, keys and values in float32.
+    Projections,
+    /// Residual and layer norm.
+    Residual,
+    /// Softmax and cross-entropy.
+    CrossEntropy,
+    /// Sums of columns.
+    Sums,
+}
+
+impl Source {
+    /// All sources of the mLSTM layer.
+    pub const MLSTM: [Self; 4] = [Self::MlstmGates, Self::MlstmStates, Self::MlstmScores, Self::MlstmOutputs];
+
+    /// The file's name in `kernels/cuda/`.
+    #[must_use]
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::MlstmGates => "mlstm_gates.cu",
+            Self::MlstmStates => "mlstm_states.cu",
+            Self::MlstmScores => "mlstm_scores.cu",
+            Self::MlstmOutputs => "mlstm_outputs.cu",
+            Self::MlstmPrecise => "mlstm_precise.cu",
+            Self::MlstmShort => "mlstm_short.cu",
+            Self::Slstm => "slstm.cu",
+            Self::Recurrent => "recurrent.cu",
+            Self::Pointwise => "pointwise.cu",
+            Self::Inner => "inner.cu",
+            Self::Projections => "projections.cu",
+            Self::Residual => "residual.cu",
+            Self::CrossEntropy => "cross_entropy.cu",
+            Self::Sums => "sums.cu",
+        }
+    }
+
+    /// The file's text.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::MlstmGates => include_str!("../mlstm_gates.cu"),
+            Self::MlstmStates => include_str!("../mlstm_states.cu"),
+            Self::MlstmScores => include_str!("../mlstm_scores.cu"),
+            Self::MlstmOutputs => include_str!("../mlstm_outputs.cu"),
+            Self::MlstmPrecise => include_str!("../mlstm_precise.cu"),
+            Self::MlstmShort => include_str!("../mlstm_short.cu"),
+            Self::Slstm => include_str!("../slstm.cu"),
+            Self::Recurrent => include_str!("../recurrent.cu"),
+            Self::Pointwise => include_str!("../pointwise.cu"),
+            Self::Inner => include_str!("../inner.cu"),
+            Self::Projections => include_str!("../projections.cu"),
+            Self::Residual => include_str!("../residual.cu"),
+            Self::CrossEntropy => include_str!("../cross_entropy.cu"),
+            Self::Sums => include_str!("../sums.cu"),
+        }
+    }
+
+    /// The kernels that the file defines, sorted.
+    #[must_use]
+    pub fn kernels(self) -> &'static [&'static str] {
+        match self {
+            Self::MlstmGates => &[
+                "mlstm_backward_prepare",
+                "mlstm_backward_prepare_dotted",
+                "mlstm_gate_gradients",
+                "mlstm_gates_carry",
+                "mlstm_gates_local",
+            ],
+            Self::MlstmStates => &["mlstm_state_gradients", "mlstm_states"],
+            Self::MlstmScores => &["mlstm_score_gradients", "mlstm_scores"],
+            Self::MlstmOutputs => {
+                &["mlstm_key_gradient", "mlstm_output", "mlstm_query_gradient", "mlstm_value_gradient"]
+            }
+            Self::MlstmPrecise => &[
+                "precise_denominator",
+                "precise_prepare",
+                "precise_rows",
+                "precise_score_gradients",
+                "precise_scores",
+                "precise_state_gradients",
+                "precise_states",
+            ],
+            Self::MlstmShort => &["mlstm_short", "mlstm_short_backward"],
+            Self::Slstm => &["slstm_backward", "slstm_forward"],
+            Self::Recurrent => &["recurrent_backward", "recurrent_forward", "recurrent_weights"],
+            Self::Pointwise => &[
+                "conv_silu",
+                "conv_silu_backward",
+                "gelu_gate",
+                "gelu_gate_backward",
+                "head_norm_gate",
+                "head_norm_gate_backward",
+            ],
+            Self::Inner => &["conv_projections", "conv_projections_backward"],
+            Self::Projections => &["block_projections", "block_projections_backward"],
+            Self::Residual => &["add_layer_norm", "add_layer_norm_backward"],
+            Self::CrossEntropy => &["cross_entropy", "cross_entropy_losses"],
+            Self::Sums => &["column_sums"],
+        }
+    }
+}
