@@ -21,14 +21,12 @@ use arrow_array::{Array, FixedSizeListArray, RecordBatch, UInt16Array};
 use arrow_buffer::{BooleanBufferBuilder, Buffer, NullBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, SchemaRef};
 
-use crate::arrow_file::{self, ArrowFile, ArrowWriter, RowStarts, Unpacked};
-use crate::atomic::Written;
+use crate::arrow_file::{self, ArrowFile, RowStarts, Unpacked};
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
 use crate::merkle::{self, Leaves};
-
-/// Rows in a record batch.
-pub const BATCH_ROWS: usize = 256;
+pub use crate::rows_writer::BATCH_ROWS;
+use crate::rows_writer::{RowBatch, RowLeaves, RowsWriter};
 
 fn item(nullable: bool) -> Arc<Field> {
     Arc::new(Field::new("item", DataType::UInt16, nullable))
@@ -151,9 +149,37 @@ pub struct ExampleBatch {
 }
 
 impl ExampleBatch {
-    /// Room for [`BATCH_ROWS`] examples of `row_length` positions.
+    /// Bytes of [`encode`].
+    fn stride(row_length: u16) -> usize {
+        5 * usize::from(row_length) + size_of::<u16>()
+    }
+
+    fn encoded(&self) -> impl Iterator<Item = &[u8]> {
+        self.bytes.chunks_exact(Self::stride(self.row_length))
+    }
+
+    /// Their [digests](Example::digest), in their order: faster than one by one.
     #[must_use]
-    pub fn new(row_length: u16) -> Self {
+    pub fn digests(&self) -> Vec<Sha256Digest> {
+        Sha256Digest::of_each(self.encoded())
+    }
+
+    /// Their Merkle leaves, in their order.
+    #[must_use]
+    pub fn leaves(&self) -> Vec<Sha256Digest> {
+        merkle::leaves(self.encoded())
+    }
+}
+
+impl RowBatch for ExampleBatch {
+    type Shape = u16;
+    type Row<'a> = Example<'a>;
+
+    fn schema(shape: Self::Shape) -> SchemaRef {
+        schema(shape)
+    }
+
+    fn new(row_length: u16) -> Self {
         let positions = BATCH_ROWS * usize::from(row_length);
         Self {
             row_length,
@@ -166,16 +192,7 @@ impl ExampleBatch {
         }
     }
 
-    /// Bytes of [`encode`].
-    fn stride(row_length: u16) -> usize {
-        5 * usize::from(row_length) + size_of::<u16>()
-    }
-
-    /// Appends an example without a [`complaint`](Example::complaint).
-    ///
-    /// # Errors
-    /// When its vectors are not as long as a row.
-    pub fn push(&mut self, example: &Example<'_>) -> Result<()> {
+    fn push(&mut self, example: &Example<'_>) -> Result<()> {
         let positions = usize::from(self.row_length);
         if example.input_ids.len() != positions || example.targets.len() != positions {
             let found =
@@ -198,36 +215,11 @@ impl ExampleBatch {
         Ok(())
     }
 
-    /// Number of examples.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.lengths.len()
     }
 
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.lengths.is_empty()
-    }
-
-    fn encoded(&self) -> impl Iterator<Item = &[u8]> {
-        self.bytes.chunks_exact(Self::stride(self.row_length))
-    }
-
-    /// Their [digests](Example::digest), in their order: faster than one by one.
-    #[must_use]
-    pub fn digests(&self) -> Vec<Sha256Digest> {
-        Sha256Digest::of_each(self.encoded())
-    }
-
-    /// Their Merkle leaves, in their order.
-    #[must_use]
-    pub fn leaves(&self) -> Vec<Sha256Digest> {
-        merkle::leaves(self.encoded())
-    }
-
-    /// The record batch, and what the leaves of its rows are over.
-    fn into_record_batch(mut self) -> Result<(RecordBatch, Leaves)> {
+    fn into_record_batch(mut self) -> Result<(RecordBatch, RowLeaves)> {
         let stride = Self::stride(self.row_length);
         let leaves = Leaves::new(Buffer::from_vec(self.bytes), stride, vec![stride; self.lengths.len()]);
         let list = |values: UInt16Array, nullable| {
@@ -241,90 +233,12 @@ impl ExampleBatch {
             Arc::new(UInt16Array::from(self.lengths)),
         ];
         let batch = RecordBatch::try_new(schema(self.row_length), columns).map_err(Error::internal)?;
-        Ok((batch, leaves))
+        Ok((batch, RowLeaves(leaves)))
     }
 }
 
 /// Writes the examples of one shard.
-pub struct ExamplesWriter {
-    writer: ArrowWriter,
-    row_length: u16,
-    open: ExampleBatch,
-    /// Leaves of the rows that were written.
-    leaves: Vec<Sha256Digest>,
-}
-
-impl ExamplesWriter {
-    /// Starts a shard of rows of `row_length` positions at `path`.
-    ///
-    /// # Errors
-    /// When the temporary file cannot be created.
-    pub fn create(path: &Path, row_length: u16) -> Result<Self> {
-        Ok(Self::over(ArrowWriter::create(path, &schema(row_length))?, row_length))
-    }
-
-    /// As [`Self::create`], but nothing is written: the shard is only digested.
-    ///
-    /// # Errors
-    /// When there is no memory for it.
-    pub fn digest_only(path: &Path, row_length: u16) -> Result<Self> {
-        Ok(Self::over(ArrowWriter::digest_only(path, &schema(row_length))?, row_length))
-    }
-
-    fn over(writer: ArrowWriter, row_length: u16) -> Self {
-        Self { writer, row_length, open: ExampleBatch::new(row_length), leaves: Vec::new() }
-    }
-
-    /// Appends an example without a [`complaint`](Example::complaint).
-    ///
-    /// # Errors
-    /// When its vectors are not as long as a row, or writing fails.
-    pub fn push(&mut self, example: &Example<'_>) -> Result<()> {
-        self.open.push(example)?;
-        if self.open.len() == BATCH_ROWS { self.end() } else { Ok(()) }
-    }
-
-    /// Appends a batch that was put together apart: of [`BATCH_ROWS`] examples, unless it is the shard's last. `leaves` are
-    /// those of its rows, where they are known.
-    ///
-    /// # Errors
-    /// When writing fails.
-    pub fn write(&mut self, batch: ExampleBatch, leaves: Option<Vec<Sha256Digest>>) -> Result<()> {
-        let (batch, beside) = batch.into_record_batch()?;
-        let leaves = match leaves {
-            Some(leaves) => self.writer.write(&batch).map(|()| leaves)?,
-            None => self.writer.write_with_leaves(&batch, beside)?,
-        };
-        self.leaves.extend(leaves);
-        Ok(())
-    }
-
-    /// Writes all examples: [`Self::finish`] then only makes them durable. No example may come afterwards.
-    ///
-    /// # Errors
-    /// When writing fails.
-    pub fn end(&mut self) -> Result<()> {
-        if self.open.is_empty() {
-            return Ok(());
-        }
-        let batch = std::mem::replace(&mut self.open, ExampleBatch::new(self.row_length));
-        self.write(batch, None)
-    }
-
-    /// The Merkle leaves of examples that were written since the last call.
-    pub fn take_leaves(&mut self) -> Vec<Sha256Digest> {
-        std::mem::take(&mut self.leaves)
-    }
-
-    /// Makes the shard durable.
-    ///
-    /// # Errors
-    /// When writing, fsync or the rename fails.
-    pub fn finish(mut self) -> Result<Written> {
-        self.end()?;
-        self.writer.finish()
-    }
-}
+pub type ExamplesWriter = RowsWriter<ExampleBatch>;
 
 /// A batch of a mapped shard.
 #[derive(Debug)]

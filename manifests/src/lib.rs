@@ -42,6 +42,7 @@ pub mod printable;
 pub mod reading;
 pub mod recipe;
 pub mod rows;
+pub mod rows_writer;
 pub mod run_manifest;
 pub mod safe_path;
 mod sha256_lanes;

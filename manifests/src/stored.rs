@@ -3,13 +3,25 @@
 
 use std::path::Path;
 
-use crate::atomic::Written;
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
-use crate::examples::{Example, ExampleBatch, ExampleRow, ExampleShard, ExamplesWriter};
+use crate::examples::{self, Example, ExampleBatch, ExampleRow, ExampleShard};
 use crate::manifest::{Layout, Manifest, Packing};
 use crate::merkle;
-use crate::vectors::{VectorBatch, VectorExample, VectorRow, VectorShape, VectorShard, VectorsWriter};
+use crate::rows_writer::{RowBatch, RowLeaves, RowsWriter};
+use crate::vectors::{self, VectorBatch, VectorExample, VectorRow, VectorShape, VectorShard};
+
+/// One of two kinds of rows, or what belongs to them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum OfKind<T, N> {
+    /// Of tokens.
+    Tokens(T),
+    /// Of numbers.
+    Numbers(N),
+}
 
 /// What a row of such a split must look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,22 +72,133 @@ impl StoredShape {
     }
 }
 
-/// One example, as it is written.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Stored<'a> {
-    /// Of tokens.
-    Tokens(Example<'a>),
-    /// Of numbers.
-    Numbers(VectorExample<'a>),
+/// An example with stored targets: one that is written, or one of a mapped shard.
+pub trait StoredExample {
+    /// What a row must look like.
+    type Shape;
+
+    /// Positions that count.
+    fn length(&self) -> u16;
+
+    /// Number of targets.
+    fn scored(&self) -> usize;
+
+    /// What is wrong with it as a row of this shape: what was expected, and what was found.
+    fn complaint(&self, shape: Self::Shape) -> Option<(String, String)>;
+
+    /// Appends the bytes that its leaf and its digest are over.
+    fn encode(&self, out: &mut Vec<u8>);
 }
 
-impl Stored<'_> {
-    /// Positions of its row.
+/// The shape of an example of tokens: `row_length`, `vocabulary_size`.
+type TokensShape = (u16, u32);
+
+impl StoredExample for Example<'_> {
+    type Shape = TokensShape;
+
+    fn length(&self) -> u16 {
+        self.length
+    }
+
+    fn scored(&self) -> usize {
+        self.targets.iter().flatten().count()
+    }
+
+    fn complaint(&self, (row_length, vocabulary_size): TokensShape) -> Option<(String, String)> {
+        Example::complaint(self, row_length, vocabulary_size)
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        examples::encode(self.input_ids, self.targets.iter().copied(), self.length, out);
+    }
+}
+
+impl StoredExample for ExampleRow<'_> {
+    type Shape = TokensShape;
+
+    fn length(&self) -> u16 {
+        self.length
+    }
+
+    fn scored(&self) -> usize {
+        ExampleRow::scored(self)
+    }
+
+    fn complaint(&self, (row_length, vocabulary_size): TokensShape) -> Option<(String, String)> {
+        ExampleRow::complaint(self, row_length, vocabulary_size)
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        ExampleRow::encode(self, out);
+    }
+}
+
+impl StoredExample for VectorExample<'_> {
+    type Shape = VectorShape;
+
+    fn length(&self) -> u16 {
+        self.length
+    }
+
+    fn scored(&self) -> usize {
+        self.targets.iter().flatten().count()
+    }
+
+    fn complaint(&self, shape: VectorShape) -> Option<(String, String)> {
+        VectorExample::complaint(self, shape)
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        VectorExample::encode(self, out);
+    }
+}
+
+impl StoredExample for VectorRow<'_> {
+    type Shape = VectorShape;
+
+    fn length(&self) -> u16 {
+        self.length
+    }
+
+    fn scored(&self) -> usize {
+        self.targets().flatten().count()
+    }
+
+    fn complaint(&self, shape: VectorShape) -> Option<(String, String)> {
+        VectorRow::complaint(self, shape)
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        VectorRow::encode(self, out);
+    }
+}
+
+/// One example, as it is written.
+pub type Stored<'a> = OfKind<Example<'a>, VectorExample<'a>>;
+
+/// An example of a mapped shard.
+pub type StoredRow<'a> = OfKind<ExampleRow<'a>, VectorRow<'a>>;
+
+impl<T, N> OfKind<T, N>
+where
+    T: StoredExample<Shape = TokensShape>,
+    N: StoredExample<Shape = VectorShape>,
+{
+    /// Positions that count.
     #[must_use]
-    pub fn positions(&self) -> usize {
+    pub fn length(&self) -> u16 {
         match self {
-            Self::Tokens(example) => example.targets.len(),
-            Self::Numbers(example) => example.targets.len(),
+            Self::Tokens(example) => example.length(),
+            Self::Numbers(example) => example.length(),
+        }
+    }
+
+    /// Number of targets.
+    #[must_use]
+    pub fn scored(&self) -> usize {
+        match self {
+            Self::Tokens(example) => example.scored(),
+            Self::Numbers(example) => example.scored(),
         }
     }
 
@@ -84,7 +207,7 @@ impl Stored<'_> {
     pub fn complaint(&self, shape: StoredShape) -> Option<(String, String)> {
         match (self, shape) {
             (Self::Tokens(example), StoredShape::Tokens { row_length, vocabulary_size }) => {
-                example.complaint(row_length, vocabulary_size)
+                example.complaint((row_length, vocabulary_size))
             }
             (Self::Numbers(example), StoredShape::Numbers(shape)) => example.complaint(shape),
             (Self::Tokens(_), StoredShape::Numbers(_)) => Some(("numbers".into(), "tokens".into())),
@@ -95,12 +218,7 @@ impl Stored<'_> {
     fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         match self {
-            Self::Tokens(example) => crate::examples::encode(
-                example.input_ids,
-                example.targets.iter().copied(),
-                example.length,
-                &mut bytes,
-            ),
+            Self::Tokens(example) => example.encode(&mut bytes),
             Self::Numbers(example) => example.encode(&mut bytes),
         }
         bytes
@@ -119,41 +237,62 @@ impl Stored<'_> {
     }
 }
 
-/// Examples that are written together.
-#[derive(Debug)]
-pub enum StoredBatch {
-    /// Of tokens.
-    Tokens(ExampleBatch),
-    /// Of numbers.
-    Numbers(VectorBatch),
-}
-
-fn other_kind<T>() -> Result<T> {
-    Err(Error::Internal("examples of another kind than their shard".into()))
-}
-
-impl StoredBatch {
-    /// Room for [`BATCH_ROWS`](crate::examples::BATCH_ROWS) examples of this shape.
+impl Stored<'_> {
+    /// Positions of its row.
     #[must_use]
-    pub fn new(shape: StoredShape) -> Self {
+    pub fn positions(&self) -> usize {
+        match self {
+            Self::Tokens(example) => example.targets.len(),
+            Self::Numbers(example) => example.targets.len(),
+        }
+    }
+}
+
+/// Examples that are written together.
+pub type StoredBatch = OfKind<ExampleBatch, VectorBatch>;
+
+impl RowBatch for StoredBatch {
+    type Shape = StoredShape;
+    type Row<'a> = Stored<'a>;
+
+    fn schema(shape: StoredShape) -> SchemaRef {
+        match shape {
+            StoredShape::Tokens { row_length, .. } => examples::schema(row_length),
+            StoredShape::Numbers(shape) => vectors::schema(shape),
+        }
+    }
+
+    fn new(shape: StoredShape) -> Self {
         match shape {
             StoredShape::Tokens { row_length, .. } => Self::Tokens(ExampleBatch::new(row_length)),
             StoredShape::Numbers(shape) => Self::Numbers(VectorBatch::new(shape)),
         }
     }
 
-    /// Appends an example without a [`complaint`](Stored::complaint).
-    ///
-    /// # Errors
-    /// When it is of another kind or size.
-    pub fn push(&mut self, example: &Stored<'_>) -> Result<()> {
+    fn push(&mut self, example: &Stored<'_>) -> Result<()> {
         match (self, example) {
             (Self::Tokens(batch), Stored::Tokens(example)) => batch.push(example),
             (Self::Numbers(batch), Stored::Numbers(example)) => batch.push(example),
-            _ => other_kind(),
+            _ => Err(Error::Internal("examples of another kind than their shard".into())),
         }
     }
 
+    fn len(&self) -> usize {
+        match self {
+            Self::Tokens(batch) => batch.len(),
+            Self::Numbers(batch) => batch.len(),
+        }
+    }
+
+    fn into_record_batch(self) -> Result<(RecordBatch, RowLeaves)> {
+        match self {
+            Self::Tokens(batch) => batch.into_record_batch(),
+            Self::Numbers(batch) => batch.into_record_batch(),
+        }
+    }
+}
+
+impl StoredBatch {
     /// Their [digests](Stored::digest), in their order.
     #[must_use]
     pub fn digests(&self) -> Vec<Sha256Digest> {
@@ -174,101 +313,10 @@ impl StoredBatch {
 }
 
 /// Writes the examples of one shard.
-pub enum StoredWriter {
-    /// Of tokens.
-    Tokens(ExamplesWriter),
-    /// Of numbers.
-    Numbers(VectorsWriter),
-}
-
-impl StoredWriter {
-    /// Starts a shard of rows of this shape at `path`.
-    ///
-    /// # Errors
-    /// When the temporary file cannot be created.
-    pub fn create(path: &Path, shape: StoredShape) -> Result<Self> {
-        Ok(match shape {
-            StoredShape::Tokens { row_length, .. } => Self::Tokens(ExamplesWriter::create(path, row_length)?),
-            StoredShape::Numbers(shape) => Self::Numbers(VectorsWriter::create(path, shape)?),
-        })
-    }
-
-    /// As [`Self::create`], but nothing is written: the shard is only digested.
-    ///
-    /// # Errors
-    /// When there is no memory for it.
-    pub fn digest_only(path: &Path, shape: StoredShape) -> Result<Self> {
-        Ok(match shape {
-            StoredShape::Tokens { row_length, .. } => {
-                Self::Tokens(ExamplesWriter::digest_only(path, row_length)?)
-            }
-            StoredShape::Numbers(shape) => Self::Numbers(VectorsWriter::digest_only(path, shape)?),
-        })
-    }
-
-    /// Appends an example without a [`complaint`](Stored::complaint).
-    ///
-    /// # Errors
-    /// When it is of another kind or size, or writing fails.
-    pub fn push(&mut self, example: &Stored<'_>) -> Result<()> {
-        match (self, example) {
-            (Self::Tokens(writer), Stored::Tokens(example)) => writer.push(example),
-            (Self::Numbers(writer), Stored::Numbers(example)) => writer.push(example),
-            _ => other_kind(),
-        }
-    }
-
-    /// Appends a batch that was put together apart: see [`ExamplesWriter::write`].
-    ///
-    /// # Errors
-    /// When it is of another kind, or writing fails.
-    pub fn write(&mut self, batch: StoredBatch, leaves: Option<Vec<Sha256Digest>>) -> Result<()> {
-        match (self, batch) {
-            (Self::Tokens(writer), StoredBatch::Tokens(batch)) => writer.write(batch, leaves),
-            (Self::Numbers(writer), StoredBatch::Numbers(batch)) => writer.write(batch, leaves),
-            _ => other_kind(),
-        }
-    }
-
-    /// Writes all examples: [`Self::finish`] then only makes them durable. No example may come afterwards.
-    ///
-    /// # Errors
-    /// When writing fails.
-    pub fn end(&mut self) -> Result<()> {
-        match self {
-            Self::Tokens(writer) => writer.end(),
-            Self::Numbers(writer) => writer.end(),
-        }
-    }
-
-    /// The Merkle leaves of examples that were written since the last call.
-    pub fn take_leaves(&mut self) -> Vec<Sha256Digest> {
-        match self {
-            Self::Tokens(writer) => writer.take_leaves(),
-            Self::Numbers(writer) => writer.take_leaves(),
-        }
-    }
-
-    /// Makes the shard durable.
-    ///
-    /// # Errors
-    /// When writing, fsync or the rename fails.
-    pub fn finish(self) -> Result<Written> {
-        match self {
-            Self::Tokens(writer) => writer.finish(),
-            Self::Numbers(writer) => writer.finish(),
-        }
-    }
-}
+pub type StoredWriter = RowsWriter<StoredBatch>;
 
 /// A mapped shard.
-#[derive(Debug)]
-pub enum StoredShard {
-    /// Of tokens.
-    Tokens(ExampleShard),
-    /// Of numbers.
-    Numbers(VectorShard),
-}
+pub type StoredShard = OfKind<ExampleShard, VectorShard>;
 
 impl StoredShard {
     /// Maps the shard at `path` and checks that it holds `rows` examples of this shape.
@@ -297,71 +345,8 @@ impl StoredShard {
     #[must_use]
     pub fn row(&self, index: usize) -> Option<StoredRow<'_>> {
         match self {
-            Self::Tokens(shard) => shard.row(index).map(StoredRow::Tokens),
-            Self::Numbers(shard) => shard.row(index).map(StoredRow::Numbers),
+            Self::Tokens(shard) => shard.row(index).map(OfKind::Tokens),
+            Self::Numbers(shard) => shard.row(index).map(OfKind::Numbers),
         }
-    }
-}
-
-/// An example of a mapped shard.
-#[derive(Debug, Clone, Copy)]
-pub enum StoredRow<'a> {
-    /// Of tokens.
-    Tokens(ExampleRow<'a>),
-    /// Of numbers.
-    Numbers(VectorRow<'a>),
-}
-
-impl StoredRow<'_> {
-    /// Positions that count.
-    #[must_use]
-    pub fn length(&self) -> u16 {
-        match self {
-            Self::Tokens(row) => row.length,
-            Self::Numbers(row) => row.length,
-        }
-    }
-
-    /// Number of targets.
-    #[must_use]
-    pub fn scored(&self) -> usize {
-        match self {
-            Self::Tokens(row) => row.scored(),
-            Self::Numbers(row) => row.targets().flatten().count(),
-        }
-    }
-
-    /// As [`Stored::complaint`].
-    #[must_use]
-    pub fn complaint(&self, shape: StoredShape) -> Option<(String, String)> {
-        match (self, shape) {
-            (Self::Tokens(row), StoredShape::Tokens { row_length, vocabulary_size }) => {
-                row.complaint(row_length, vocabulary_size)
-            }
-            (Self::Numbers(row), StoredShape::Numbers(shape)) => row.complaint(shape),
-            (Self::Tokens(_), StoredShape::Numbers(_)) => Some(("numbers".into(), "tokens".into())),
-            (Self::Numbers(_), StoredShape::Tokens { .. }) => Some(("tokens".into(), "numbers".into())),
-        }
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        match self {
-            Self::Tokens(row) => row.encode(&mut bytes),
-            Self::Numbers(row) => row.encode(&mut bytes),
-        }
-        bytes
-    }
-
-    /// As [`Stored::digest`].
-    #[must_use]
-    pub fn digest(&self) -> Sha256Digest {
-        Sha256Digest::of(&self.bytes())
-    }
-
-    /// As [`Stored::leaf`].
-    #[must_use]
-    pub fn leaf(&self) -> Sha256Digest {
-        merkle::leaf(&[&self.bytes()])
     }
 }

@@ -22,12 +22,11 @@ use arrow_array::{Array, FixedSizeListArray, Float32Array, RecordBatch, UInt16Ar
 use arrow_buffer::{Buffer, NullBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, SchemaRef};
 
-use crate::arrow_file::{self, ArrowFile, ArrowWriter, RowStarts, Unpacked};
-use crate::atomic::Written;
+use crate::arrow_file::{self, ArrowFile, RowStarts, Unpacked};
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
-use crate::examples::BATCH_ROWS;
 use crate::merkle::{self, Leaves};
+use crate::rows_writer::{BATCH_ROWS, RowBatch, RowLeaves, RowsWriter};
 
 /// The most numbers of a position.
 pub const MAX_WIDTH: u32 = 1 << 12;
@@ -138,50 +137,9 @@ pub struct VectorBatch {
 }
 
 impl VectorBatch {
-    /// Room for [`BATCH_ROWS`] examples of this shape.
-    #[must_use]
-    pub fn new(shape: VectorShape) -> Self {
-        Self {
-            shape,
-            inputs: Vec::with_capacity(BATCH_ROWS * shape.inputs()),
-            targets: Vec::with_capacity(BATCH_ROWS * usize::from(shape.row_length)),
-            lengths: Vec::with_capacity(BATCH_ROWS),
-            bytes: Vec::with_capacity(BATCH_ROWS * Self::stride(shape)),
-        }
-    }
-
     /// Bytes of [`encode`].
     fn stride(shape: VectorShape) -> usize {
         4 * shape.inputs() + 5 * usize::from(shape.row_length) + size_of::<u16>()
-    }
-
-    /// Appends an example without a [`complaint`](VectorExample::complaint).
-    ///
-    /// # Errors
-    /// When its vectors are not as long as a row's.
-    pub fn push(&mut self, example: &VectorExample<'_>) -> Result<()> {
-        let [inputs, targets] = [example.inputs.len(), example.targets.len()];
-        if inputs != self.shape.inputs() || targets != usize::from(self.shape.row_length) {
-            let found = format!("an example of {inputs} numbers and {targets} targets for {:?}", self.shape);
-            return Err(Error::Internal(found));
-        }
-        self.inputs.extend_from_slice(example.inputs);
-        self.targets.extend_from_slice(example.targets);
-        self.lengths.push(example.length);
-        example.encode(&mut self.bytes);
-        Ok(())
-    }
-
-    /// Number of examples.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.lengths.len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.lengths.is_empty()
     }
 
     fn encoded(&self) -> impl Iterator<Item = &[u8]> {
@@ -199,9 +157,44 @@ impl VectorBatch {
     pub fn leaves(&self) -> Vec<Sha256Digest> {
         merkle::leaves(self.encoded())
     }
+}
 
-    /// The record batch, and what the leaves of its rows are over.
-    fn into_record_batch(self) -> Result<(RecordBatch, Leaves)> {
+impl RowBatch for VectorBatch {
+    type Shape = VectorShape;
+    type Row<'a> = VectorExample<'a>;
+
+    fn schema(shape: Self::Shape) -> SchemaRef {
+        schema(shape)
+    }
+
+    fn new(shape: Self::Shape) -> Self {
+        Self {
+            shape,
+            inputs: Vec::with_capacity(BATCH_ROWS * shape.inputs()),
+            targets: Vec::with_capacity(BATCH_ROWS * usize::from(shape.row_length)),
+            lengths: Vec::with_capacity(BATCH_ROWS),
+            bytes: Vec::with_capacity(BATCH_ROWS * Self::stride(shape)),
+        }
+    }
+
+    fn push(&mut self, example: &VectorExample<'_>) -> Result<()> {
+        let [inputs, targets] = [example.inputs.len(), example.targets.len()];
+        if inputs != self.shape.inputs() || targets != usize::from(self.shape.row_length) {
+            let found = format!("an example of {inputs} numbers and {targets} targets for {:?}", self.shape);
+            return Err(Error::Internal(found));
+        }
+        self.inputs.extend_from_slice(example.inputs);
+        self.targets.extend_from_slice(example.targets);
+        self.lengths.push(example.length);
+        example.encode(&mut self.bytes);
+        Ok(())
+    }
+
+    fn len(&self) -> usize {
+        self.lengths.len()
+    }
+
+    fn into_record_batch(self) -> Result<(RecordBatch, RowLeaves)> {
         let stride = Self::stride(self.shape);
         let leaves = Leaves::new(Buffer::from_vec(self.bytes), stride, vec![stride; self.lengths.len()]);
         let list = |values: Float32Array, nullable, length| {
@@ -215,90 +208,12 @@ impl VectorBatch {
             Arc::new(UInt16Array::from(self.lengths)),
         ];
         let batch = RecordBatch::try_new(schema(self.shape), columns).map_err(Error::internal)?;
-        Ok((batch, leaves))
+        Ok((batch, RowLeaves(leaves)))
     }
 }
 
 /// Writes the examples of one shard.
-pub struct VectorsWriter {
-    writer: ArrowWriter,
-    shape: VectorShape,
-    open: VectorBatch,
-    /// Leaves of the rows that were written.
-    leaves: Vec<Sha256Digest>,
-}
-
-impl VectorsWriter {
-    /// Starts a shard of rows of this shape at `path`.
-    ///
-    /// # Errors
-    /// When the temporary file cannot be created.
-    pub fn create(path: &Path, shape: VectorShape) -> Result<Self> {
-        Ok(Self::over(ArrowWriter::create(path, &schema(shape))?, shape))
-    }
-
-    /// As [`Self::create`], but nothing is written: the shard is only digested.
-    ///
-    /// # Errors
-    /// When there is no memory for it.
-    pub fn digest_only(path: &Path, shape: VectorShape) -> Result<Self> {
-        Ok(Self::over(ArrowWriter::digest_only(path, &schema(shape))?, shape))
-    }
-
-    fn over(writer: ArrowWriter, shape: VectorShape) -> Self {
-        Self { writer, shape, open: VectorBatch::new(shape), leaves: Vec::new() }
-    }
-
-    /// Appends an example without a [`complaint`](VectorExample::complaint).
-    ///
-    /// # Errors
-    /// When its vectors are not as long as a row's, or writing fails.
-    pub fn push(&mut self, example: &VectorExample<'_>) -> Result<()> {
-        self.open.push(example)?;
-        if self.open.len() == BATCH_ROWS { self.end() } else { Ok(()) }
-    }
-
-    /// Appends a batch that was put together apart: of [`BATCH_ROWS`] examples, unless it is the shard's last. `leaves` are
-    /// those of its rows, where they are known.
-    ///
-    /// # Errors
-    /// When writing fails.
-    pub fn write(&mut self, batch: VectorBatch, leaves: Option<Vec<Sha256Digest>>) -> Result<()> {
-        let (batch, beside) = batch.into_record_batch()?;
-        let leaves = match leaves {
-            Some(leaves) => self.writer.write(&batch).map(|()| leaves)?,
-            None => self.writer.write_with_leaves(&batch, beside)?,
-        };
-        self.leaves.extend(leaves);
-        Ok(())
-    }
-
-    /// Writes all examples: [`Self::finish`] then only makes them durable. No example may come afterwards.
-    ///
-    /// # Errors
-    /// When writing fails.
-    pub fn end(&mut self) -> Result<()> {
-        if self.open.is_empty() {
-            return Ok(());
-        }
-        let batch = std::mem::replace(&mut self.open, VectorBatch::new(self.shape));
-        self.write(batch, None)
-    }
-
-    /// The Merkle leaves of examples that were written since the last call.
-    pub fn take_leaves(&mut self) -> Vec<Sha256Digest> {
-        std::mem::take(&mut self.leaves)
-    }
-
-    /// Makes the shard durable.
-    ///
-    /// # Errors
-    /// When writing, fsync or the rename fails.
-    pub fn finish(mut self) -> Result<Written> {
-        self.end()?;
-        self.writer.finish()
-    }
-}
+pub type VectorsWriter = RowsWriter<VectorBatch>;
 
 /// A batch of a mapped shard.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ use rayon::prelude::*;
 use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::examples::BATCH_ROWS;
 use xlstm_manifests::manifest::Packing;
+use xlstm_manifests::rows_writer::RowBatch as _;
 use xlstm_manifests::stored::{StoredBatch, StoredShape};
 
 use super::{Sample, Split, Task};
