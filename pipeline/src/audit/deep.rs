@@ -11,7 +11,7 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::Serialize;
 use xlstm_manifests::manifest::{Input, Layout, MANIFEST_NAME};
-use xlstm_manifests::{Manifest, Sha256Digest, printable};
+use xlstm_manifests::{Manifest, Sha256Digest};
 
 use super::corpus::{Corpus, Meta, ShardDocuments};
 use super::deep_examples;
@@ -84,13 +84,8 @@ pub(super) fn check(
     let chosen = Chosen::new(amount, corpus.documents(), seed);
     match manifest.layout {
         Layout::Packed | Layout::Documents => {}
-        Layout::Examples => return Ok(deep_examples::check(&corpus, &chosen, &locator, findings)),
-        Layout::Vectors => {
-            return Err(CommandError::Usage(format!(
-                "`{}`: --deep makes rows of numbers again by `source.generator`, and the manifest names none: audit the \
-                 split without --deep",
-                printable::path(folder)
-            )));
+        Layout::Examples | Layout::Vectors => {
+            return Ok(deep_examples::check(&corpus, &chosen, &locator, findings));
         }
     }
     let tokenizer = Gpt2Tokenizer::new()?;

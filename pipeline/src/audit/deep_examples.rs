@@ -61,7 +61,7 @@ fn compare(
         let meta = meta(corpus, number)?;
         let mut source = reader.seek(meta.record).map_err(|error| error.to_string())?;
         source.pad(row_length);
-        let (record, digest) = (meta.record, source.example().digest());
+        let (record, digest) = (meta.record, source.stored().digest());
         let mut differ = |what: &str, expected: String, found: String| {
             problems.push(format!(
                 "example {number} (record {record}), {what}: expected {expected} from the source, found {found}"

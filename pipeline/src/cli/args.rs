@@ -99,7 +99,8 @@ pub(super) enum DatasetArgs {
 #[derive(Debug, Args)]
 pub(super) struct ExamplesArgs {
     /// Files of .jsonl (plain, .zst, .gz), one object a line: `input_ids` and `targets` of equal length, a target null
-    /// (or -100) where nothing is scored; `length`, `id` and `set` may be added
+    /// (or -100) where nothing is scored; or `inputs` and `targets` that are numbers, a list of inputs for each target (or
+    /// all in one list), a target null where nothing is scored; `length`, `id` and `set` may be added
     #[arg(required = true, value_name = "FILE")]
     pub(super) files: Vec<PathBuf>,
     /// Output folder: one folder a split is made in it

@@ -111,7 +111,8 @@ fn show_examples(
         if json {
             let split = json!({
                 "split": spec.split, "folder": folder, "row_length": row_length, "vocabulary_size": vocabulary,
-                "examples": examples, "unusable": unusable, "holdout": spec.selection.holdout,
+                "input_width": spec.packing.input_width, "examples": examples, "unusable": unusable,
+                "holdout": spec.selection.holdout,
             });
             writeln!(out, "{split}")?;
         } else {
@@ -120,10 +121,13 @@ fn show_examples(
                 Some(holdout) => format!("all but about {} of ", holdout.fraction),
                 None => String::new(),
             };
+            let of = match spec.packing.input_width {
+                Some(width) => format!("{width} numbers a position"),
+                None => format!("ids below {vocabulary}"),
+            };
             writeln!(
                 out,
-                "{}: {side}{examples} examples of {row_length} positions, ids below {vocabulary}, {unusable} records that \
-                 cannot be used\n  {folder}",
+                "{}: {side}{examples} examples of {row_length} positions, {of}, {unusable} records that cannot be used\n  {folder}",
                 spec.split
             )?;
         }

@@ -1,15 +1,17 @@
 //! Examples from files of this machine: JSON lines with inputs and targets, checked, padded and stored a row each.
 //!
 //! Files are read twice. The first pass takes their digests, checks every record, and finds the longest example and the
-//! highest id, which are the row length and the vocabulary where the caller names none. The second pass writes.
+//! highest id, which are the row length and the vocabulary where the caller names none. The second pass writes. Examples are
+//! of tokens or of numbers: the first one says which, and numbers are as many at every position of all of them.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use xlstm_manifests::digest::digest_file;
-use xlstm_manifests::manifest::{Layout, Licence, Selection, Source, Tokenizer};
+use xlstm_manifests::manifest::{Layout, Licence, Packing, Selection, Source, Tokenizer};
 use xlstm_manifests::safe_path::SafePath;
-use xlstm_manifests::stored::Stored;
+use xlstm_manifests::stored::{OfKind, StoredShape};
+use xlstm_manifests::vectors::VectorShape;
 use xlstm_manifests::{Manifest, Sha256Digest};
 
 use super::{Prepared, local, packing_of_examples, refuse, walk, write_inputs_folder};
@@ -78,21 +80,57 @@ pub fn no_tokenizer(vocabulary_size: u32) -> Tokenizer {
     }
 }
 
-/// Longest example and highest id of what was seen.
+/// What examples are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Tokens,
+    Numbers { width: u32 },
+}
+
+impl Kind {
+    fn of(example: &SourceExample) -> Self {
+        match &example.content {
+            OfKind::Tokens(_) => Self::Tokens,
+            OfKind::Numbers(numbers) => Self::Numbers { width: numbers.width },
+        }
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tokens => formatter.write_str("tokens"),
+            Self::Numbers { width } => write!(formatter, "numbers, {width} a position"),
+        }
+    }
+}
+
+/// Kind, longest example and highest id of what was seen.
 #[derive(Debug, Default)]
 struct Survey {
     examples: u64,
     unusable: u64,
     longest: usize,
     highest: u16,
+    /// Of the first example.
+    kind: Option<Kind>,
 }
 
 impl Survey {
-    fn see(&mut self, example: &SourceExample) {
+    /// The kind of the first example where this one is of another.
+    fn see(&mut self, example: &SourceExample) -> Result<(), Kind> {
+        let kind = Kind::of(example);
+        let first = *self.kind.get_or_insert(kind);
+        if first != kind {
+            return Err(first);
+        }
         self.examples += 1;
-        self.longest = self.longest.max(example.input_ids.len());
-        let ids = example.input_ids.iter().chain(example.targets.iter().flatten());
-        self.highest = ids.copied().fold(self.highest, u16::max);
+        self.longest = self.longest.max(example.positions());
+        if let OfKind::Tokens(tokens) = &example.content {
+            let ids = tokens.input_ids.iter().chain(tokens.targets.iter().flatten());
+            self.highest = ids.copied().fold(self.highest, u16::max);
+        }
+        Ok(())
     }
 }
 
@@ -118,17 +156,26 @@ pub fn plan_examples(request: &ExamplesRequest) -> anyhow::Result<ExamplesPlan> 
         look(&file, request, &mut survey)?;
         files.push(file);
     }
-    if survey.examples == 0 {
+    let Some(kind) = survey.kind else {
         return Err(refuse("expected at least one example in the files given, found none"));
-    }
+    };
     let row_length = row_length(request, &survey)?;
-    let vocabulary_size = vocabulary_size(request, &survey)?;
+    let (layout, input_width, vocabulary_size) = match kind {
+        Kind::Tokens => (Layout::Examples, None, vocabulary_size(request, &survey)?),
+        Kind::Numbers { .. } if request.vocabulary_size.is_some() => {
+            return Err(refuse(
+                "--vocabulary-size is about ids, and these are examples of numbers: leave it out",
+            ));
+        }
+        // One number is predicted at a position.
+        Kind::Numbers { width } => (Layout::Vectors, Some(width), 1),
+    };
     let splits = local::sides(&request.split, request.holdout.as_deref())?
         .into_iter()
         .map(|(split, holdout)| {
             let mut spec = SplitSpec {
                 split,
-                layout: Layout::Examples,
+                layout,
                 source: Source {
                     profile: "examples".into(),
                     repository: None,
@@ -154,7 +201,10 @@ pub fn plan_examples(request: &ExamplesRequest) -> anyhow::Result<ExamplesPlan> 
                     on_bad_record: if request.skip_bad_records { "skip" } else { "fail" }.into(),
                 },
                 tokenizer: no_tokenizer(vocabulary_size),
-                packing: packing_of_examples(u32::from(row_length), request.rows_per_shard),
+                packing: Packing {
+                    input_width,
+                    ..packing_of_examples(u32::from(row_length), request.rows_per_shard)
+                },
                 part: None,
                 plan: Sha256Digest::of(b""),
                 plan_without_skip: None,
@@ -173,7 +223,13 @@ fn look(file: &File, request: &ExamplesRequest, survey: &mut Survey) -> anyhow::
     let mut reader = Examples::open(&file.path)?;
     while let Some(ExampleEntry { number, example }) = reader.next_entry()? {
         match usable(example) {
-            Ok(example) => survey.see(&example),
+            Ok(example) => survey.see(&example).map_err(|first| {
+                refuse(format!(
+                    "`{}`: record {number} (from 0) is of {}, expected {first} as in the first record: prepare each kind apart",
+                    file.path.display(),
+                    Kind::of(&example)
+                ))
+            })?,
             Err(_) if request.skip_bad_records => survey.unusable += 1,
             Err((reason, found)) => {
                 return Err(refuse(format!(
@@ -191,11 +247,15 @@ fn usable(
     example: Result<SourceExample, (&'static str, String)>,
 ) -> Result<SourceExample, (&'static str, String)> {
     let example = example?;
-    let Ok(positions) = u16::try_from(example.input_ids.len()) else {
-        let found = format!("{} positions, expected at most {}", example.input_ids.len(), u16::MAX);
+    let Ok(row_length) = u16::try_from(example.positions()) else {
+        let found = format!("{} positions, expected at most {}", example.positions(), u16::MAX);
         return Err(("invalid-example", found));
     };
-    match example.example().complaint(positions, u32::from(u16::MAX) + 1) {
+    let shape = match Kind::of(&example) {
+        Kind::Tokens => StoredShape::Tokens { row_length, vocabulary_size: u32::from(u16::MAX) + 1 },
+        Kind::Numbers { width } => StoredShape::Numbers(VectorShape { row_length, width }),
+    };
+    match example.stored().complaint(shape) {
         None => Ok(example),
         Some((expected, found)) => Err(("invalid-example", format!("expected {expected}, found {found}"))),
     }
@@ -305,14 +365,12 @@ fn write_file(
             }
         };
         example.pad(row_length);
-        let digest = example.example().digest();
+        let digest = example.stored().digest();
         let (set, id) = (example.set.take(), example.id.take());
         let meta = DocumentMeta { set, id, ..DocumentMeta::of_example(number, digest) };
         match filter.by_digest(&digest) {
             Some(reason) => builder.left_out(reason, 1),
-            None => {
-                builder.document(&TokenizedDocument::of_example(&meta, Stored::Tokens(example.example())))?
-            }
+            None => builder.document(&TokenizedDocument::of_example(&meta, example.stored()))?,
         }
     }
     Ok(())

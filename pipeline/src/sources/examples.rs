@@ -5,30 +5,55 @@
 //! ```
 //! Both lists are equally long. A target of `null` (or -100, as PyTorch's losses have it) is not scored. `length` is
 //! how many positions count, all by default; `id` and `set` may be left out; other keys are not read.
+//!
+//! Of numbers, `inputs` in place of `input_ids` holds W of them for each position, position by position in one list (as tables of
+//! `xlstm-data export` have them) or a list for each position; `targets` holds a number a position, or `null`:
+//!
+//! ```json
+//! {"inputs": [[0.5, 1.0, 0.25], [0.1, -1.0, 0.75]], "targets": [null, 0.75]}
+//! ```
+//! Numbers become float32, the nearest one.
 
 use std::io::{BufRead as _, Read as _};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use xlstm_manifests::examples::Example;
+use xlstm_manifests::stored::{OfKind, Stored};
+use xlstm_manifests::vectors::VectorExample;
 
 use super::decompress::Decompressed;
 use super::error::SourceError;
+use super::example_line::parse;
 use super::format::{Compression, Format};
 
 /// The longest line that is read.
 const MAX_LINE: u64 = 64 << 20;
 
-/// The number that stands for "not scored" beside `null`.
-const IGNORED: i64 = -100;
-
-/// An example as its source has it, not yet padded to a row.
+/// Tokens of an example.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SourceExample {
+pub struct SourceTokens {
     /// What goes in.
     pub input_ids: Vec<u16>,
     /// What is to come out, position by position.
     pub targets: Vec<Option<u16>>,
+}
+
+/// Numbers of an example.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceNumbers {
+    /// Numbers of a position that go in, at least 1.
+    pub width: u32,
+    /// What goes in, position by position.
+    pub inputs: Vec<f32>,
+    /// What is to come out, position by position.
+    pub targets: Vec<Option<f32>>,
+}
+
+/// An example as its source has it, not yet padded to a row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceExample {
+    /// What goes in, and what is to come out.
+    pub content: OfKind<SourceTokens, SourceNumbers>,
     /// Positions that count.
     pub length: u16,
     /// The source's own name for it.
@@ -38,36 +63,52 @@ pub struct SourceExample {
 }
 
 impl SourceExample {
-    /// Fills it up to `row_length` positions with id 0, where nothing is scored. A longer one stays as it is.
+    /// Positions that it has.
+    #[must_use]
+    pub fn positions(&self) -> usize {
+        match &self.content {
+            OfKind::Tokens(tokens) => tokens.targets.len(),
+            OfKind::Numbers(numbers) => numbers.targets.len(),
+        }
+    }
+
+    /// Fills it up to `row_length` positions with 0, where nothing is scored. A longer one stays as it is.
     pub fn pad(&mut self, row_length: usize) {
-        let positions = self.input_ids.len().max(row_length);
-        self.input_ids.resize(positions, 0);
-        self.targets.resize(positions, None);
+        let positions = self.positions().max(row_length);
+        match &mut self.content {
+            OfKind::Tokens(tokens) => {
+                tokens.input_ids.resize(positions, 0);
+                tokens.targets.resize(positions, None);
+            }
+            OfKind::Numbers(numbers) => {
+                numbers.inputs.resize(positions * numbers.width as usize, 0.0);
+                numbers.targets.resize(positions, None);
+            }
+        }
     }
 
     /// It as a row of a split, once it was padded.
     #[must_use]
-    pub fn example(&self) -> Example<'_> {
-        Example { input_ids: &self.input_ids, targets: &self.targets, length: self.length }
+    pub fn stored(&self) -> Stored<'_> {
+        let length = self.length;
+        match &self.content {
+            OfKind::Tokens(SourceTokens { input_ids, targets }) => {
+                Stored::Tokens(Example { input_ids, targets, length })
+            }
+            OfKind::Numbers(SourceNumbers { inputs, targets, .. }) => {
+                Stored::Numbers(VectorExample { inputs, targets, length })
+            }
+        }
     }
 }
 
 /// One line with something on it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ExampleEntry {
     /// 0-based line of the file.
     pub number: u64,
     /// The example, or the reason why it cannot be used (as a manifest counts it) and what was found.
     pub example: Result<SourceExample, (&'static str, String)>,
-}
-
-#[derive(Deserialize)]
-struct Line {
-    input_ids: Vec<u16>,
-    targets: Vec<Option<i64>>,
-    length: Option<usize>,
-    id: Option<String>,
-    set: Option<String>,
 }
 
 /// The examples of one file, one after the other.
@@ -159,39 +200,6 @@ fn compression(format: Format) -> Option<Compression> {
     }
 }
 
-fn parse(line: &[u8]) -> Result<SourceExample, (&'static str, String)> {
-    let Line { input_ids, targets, length, id, set } =
-        serde_json::from_slice(line).map_err(|error| ("invalid-json", error.to_string()))?;
-    let invalid = |found: String| Err(("invalid-example", found));
-    if input_ids.len() != targets.len() {
-        let (ids, targets) = (input_ids.len(), targets.len());
-        return invalid(format!("{ids} input_ids and {targets} targets, expected as many of both"));
-    }
-    let length = length.unwrap_or(input_ids.len());
-    if length > input_ids.len() {
-        return invalid(format!("length {length}, expected at most {}, its positions", input_ids.len()));
-    }
-    let Ok(length) = u16::try_from(length) else {
-        return invalid(format!("{length} positions that count, expected at most {}", u16::MAX));
-    };
-    let mut checked = Vec::with_capacity(targets.len());
-    for (position, target) in targets.into_iter().enumerate() {
-        checked.push(match target.filter(|&target| target != IGNORED) {
-            None => None,
-            Some(target) => match u16::try_from(target) {
-                Ok(target) => Some(target),
-                Err(_) => {
-                    return invalid(format!(
-                        "target {target} at position {position}, expected 0 to 65535, or null or {IGNORED} where nothing \
-                         is scored"
-                    ));
-                }
-            },
-        });
-    }
-    Ok(SourceExample { input_ids, targets: checked, length, id, set })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,9 +221,14 @@ mod tests {
         let numbers: Vec<u64> = steps.iter().map(|step| step.number).collect();
         assert_eq!(numbers, [0, 2, 3, 4, 5, 6, 7]);
         let example = |index: usize| steps[index].example.clone().unwrap();
-        assert_eq!(example(0).targets, [None, None]);
+        let tokens = |example: SourceExample| match example.content {
+            OfKind::Tokens(tokens) => tokens,
+            OfKind::Numbers(numbers) => panic!("{numbers:?}"),
+        };
+        assert_eq!(tokens(example(0)).targets, [None, None]);
         let second = example(1);
-        assert_eq!((second.input_ids, second.targets, second.length), (vec![3, 1], vec![Some(1), None], 1));
+        let content = tokens(second.clone());
+        assert_eq!((content.input_ids, content.targets, second.length), (vec![3, 1], vec![Some(1), None], 1));
         assert_eq!((second.id.as_deref(), second.set.as_deref()), (Some("a"), Some("s")));
         let wrong: Vec<(&str, String)> =
             steps[2..].iter().map(|step| step.example.clone().unwrap_err()).collect();

@@ -18,6 +18,7 @@ pub mod cargo_cache;
 pub mod crate_archive;
 mod decompress;
 mod error;
+mod example_line;
 pub mod examples;
 mod fields;
 mod format;

@@ -229,7 +229,7 @@ fn trace_token(
     match corpus.manifest().layout {
         Layout::Packed | Layout::Documents => {}
         Layout::Examples => return trace_position(args, corpus, number, meta, of_document),
-        Layout::Vectors => return trace_vector(corpus, number, meta, of_document),
+        Layout::Vectors => return trace_vector(args, corpus, number, meta, of_document),
     }
     let tokenizer = Gpt2Tokenizer::new()?;
     let gone = || CommandError::Usage(format!("document {number} is not in the split"));
@@ -305,6 +305,7 @@ fn trace_position(
 
 /// A position of an example of numbers, with those around it.
 fn trace_vector(
+    args: &TraceArgs,
     corpus: &Corpus,
     number: u64,
     meta: &Meta,
@@ -326,8 +327,13 @@ fn trace_vector(
         token: vector(here),
         after: format!(" {}", shown(index + 1..(index + 1 + IDS_AROUND).min(vectors.len()))),
     };
-    // Rows of numbers are generated: the sample is made again beside this.
-    let reason = "made by the generator that the manifest names".to_owned();
+    let source = match corpus.manifest().source.generator {
+        // The sample is made again beside this.
+        Some(_) => {
+            SourceTrace::NotAtHand { reason: "made by the generator that the manifest names".to_owned() }
+        }
+        None => read_example(args, corpus, meta, &text),
+    };
     Ok(TokenTrace {
         token: position,
         document: number,
@@ -337,7 +343,7 @@ fn trace_vector(
         token_of_document: position,
         byte_of_document: 0,
         text,
-        source: SourceTrace::NotAtHand { reason },
+        source,
     })
 }
 
@@ -355,7 +361,7 @@ fn read_example(args: &TraceArgs, corpus: &Corpus, meta: &Meta, text: &Excerpt) 
     match Examples::open(&file).and_then(|mut examples| examples.seek(meta.record)) {
         Ok(mut example) => {
             example.pad(manifest.packing.row_length as usize);
-            let found = example.example().digest();
+            let found = example.stored().digest();
             if found == meta.digest {
                 return SourceTrace::Agrees { file, text: text.clone() };
             }

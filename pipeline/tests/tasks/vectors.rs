@@ -9,7 +9,7 @@ use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::Float32Type;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use serde_json::Value;
+use serde_json::{Value, json};
 use xlstm_manifests::rows::{Rows, Sequences};
 use xlstm_manifests::vectors::{VectorExample as Row, VectorShape, VectorsWriter};
 use xlstm_manifests::{Dataset, Manifest};
@@ -276,4 +276,87 @@ fn samples_are_pinned() {
         .collect();
     let digest = xlstm_manifests::Sha256Digest::of(&made).to_string();
     assert_eq!(&digest[..16], "7d2b79e8c84a0929");
+}
+
+/// A row as a line of JSON: its positions without padding, each with a list of its own or all in one.
+fn line(dataset: &Dataset, row: u64, by_position: bool) -> String {
+    let row = dataset.vectors(row).unwrap().unwrap();
+    let length = usize::from(row.length);
+    let positions: Vec<&[f32]> = row.inputs.chunks(3).take(length).collect();
+    let targets: Vec<Option<f32>> = row.targets().take(length).collect();
+    let inputs = if by_position { json!(positions) } else { json!(positions.concat()) };
+    json!({"inputs": inputs, "targets": targets, "set": "near"}).to_string()
+}
+
+/// A generated split, written down as lines and prepared from them: the same rows, to the last bit, found again in the file.
+#[test]
+fn numbers_from_a_file_are_the_rows_that_were_written_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    TaskPlan::new(&*short(), Split::Test, 300, 128).unwrap().execute(&at("made"), 2, false).unwrap();
+    let made = Dataset::open(&at("made/test")).unwrap();
+    for (name, by_position) in [("lists", true), ("one-list", false)] {
+        let file = at(&format!("{name}.jsonl"));
+        let lines: String = (0..300).map(|row| line(&made, row, by_position) + "\n").collect();
+        std::fs::write(&file, lines).unwrap();
+        let out = at(name);
+        let said = succeeds(&[
+            "prepare",
+            "examples",
+            text(&file),
+            "--out",
+            text(&out),
+            "--split",
+            "test",
+            "--row-length",
+            "4",
+        ]);
+        assert!(said.contains("300 examples, 1200 positions, 300 rows"), "{said}");
+        let manifest = Manifest::load(&out.join("test")).unwrap();
+        assert_eq!(manifest.tokens_root, made.manifest().tokens_root, "{name}");
+        assert_eq!((manifest.layout.name(), manifest.packing.input_width), ("vectors", Some(3)));
+        assert!(manifest.source.generator.is_none() && manifest.version == 3);
+        let deep = AuditArgs { deep: Some(Amount::All), ..AuditArgs::new(vec![out.join("test")]) };
+        let report = audit(&deep).unwrap();
+        assert!(report.clean && report.splits[0].deep.as_ref().unwrap().documents == 300, "{report:?}");
+        let said = succeeds(&["trace", text(&out.join("test")), "--row", "7", "--token", "1"]);
+        assert!(said.contains(&format!("{name}.jsonl")) && said.contains("digest and text agree"), "{said}");
+    }
+    // The file is altered in one digit: the audit names the record.
+    let file = at("lists.jsonl");
+    let altered = std::fs::read_to_string(&file).unwrap().replacen("0.", "0.0", 1);
+    std::fs::write(&file, altered).unwrap();
+    let output = run(&["audit", text(&at("lists/test")), "--deep", "all"]);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn numbers_that_do_not_fit_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("a.jsonl"), folder.path().join("out"));
+    let numbers = "{\"inputs\": [[1, 2]], \"targets\": [0.5]}\n";
+    for (lines, more, parts) in [
+        (
+            format!("{numbers}{{\"inputs\": [[1]], \"targets\": [0.5]}}\n"),
+            &[][..],
+            &["record 1", "numbers, 1 a position", "expected numbers, 2 a position"][..],
+        ),
+        (
+            format!("{numbers}{{\"input_ids\": [1], \"targets\": [1]}}\n"),
+            &["--on-bad-record", "skip"],
+            &["is of tokens", "prepare each kind apart"],
+        ),
+        (numbers.to_owned(), &["--vocabulary-size", "5"], &["--vocabulary-size", "leave it out"]),
+        ("{\"inputs\": [1e39], \"targets\": [1]}\n".into(), &[], &["finite numbers", "inf"]),
+        ("{\"inputs\": [1], \"targets\": [null]}\n".into(), &[], &["at least one target", "none"]),
+    ] {
+        std::fs::write(&file, lines).unwrap();
+        let mut arguments = vec!["prepare", "examples", text(&file), "--out", text(&out)];
+        arguments.extend(more);
+        let output = run(&arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        parts.iter().for_each(|part| assert!(said.contains(part), "`{part}` is not in {said}"));
+        assert!(!out.join("train").exists());
+    }
 }
