@@ -76,6 +76,10 @@ pub fn count(args: &CountArgs) -> Result<TokenCounts, CommandError> {
         }
     };
     let counts = TokenCounts::new(&manifest, counts);
+    if manifest.totals.tokens == 0 {
+        let hint = "how often a token occurs says nothing where none does: count a split with text";
+        return Err(Error::mismatch(&file, "at least one token", "none", hint).into());
+    }
     if counts.tokens == manifest.totals.tokens {
         return Ok(counts);
     }

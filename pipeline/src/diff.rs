@@ -296,6 +296,9 @@ fn explain(
 ) -> String {
     let differs = |prefix: &str| deciding.iter().any(|difference| difference.field.starts_with(prefix));
     let same_tokens = a.tokens_root == b.tokens_root && a.layout == b.layout;
+    if same_root && a.totals.documents == 0 {
+        return "Both are empty: there was no token to compare.".into();
+    }
     if same_root {
         return if inputs.renamed.is_empty() {
             "The same tokens from the same bytes in the same way.".into()

@@ -194,7 +194,7 @@ def splits(programs: Programs, draw: random.Random, number: int) -> None:
         if name.endswith(".arrow"):
             seal(split, name)
         # The last two take most of the time.
-        command = commands[number % 8] if number % 24 < 8 else commands[number % 6]
+        command = commands[number % 8] if number % 240 < 8 else commands[number % 6]
         programs.run("splits", command, [split / name, split / "manifest.json"])
         for folder in ("export", "other", "e"):
             shutil.rmtree(programs.work / folder, ignore_errors=True)

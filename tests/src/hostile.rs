@@ -123,12 +123,27 @@ fn word(bytes: &mut Vec<u8>, at: usize, random: &mut Random) {
     }
 }
 
-/// Does `body` with `count` altered copies of each of `seeds`, and with the seeds themselves. A panic in it, on whatever
-/// thread, and an input that takes longer than 30 seconds fail the test.
+/// How many altered copies of each of `seeds` seeds are tried: `usual` of them, or with `XLSTM_HOSTILE_INPUTS=N` so many that
+/// they are at least N together.
+///
+/// # Panics
+/// When the variable is not a number.
+#[must_use]
+pub fn copies(seeds: usize, usual: usize) -> usize {
+    let Ok(all) = std::env::var("XLSTM_HOSTILE_INPUTS") else { return usual };
+    all.parse::<usize>().expect("XLSTM_HOSTILE_INPUTS is a number").div_ceil(seeds.max(1))
+}
+
+/// Does `body` with `count` altered copies of each of `seeds` (or as many as [`copies`] says), and with the seeds themselves.
+/// A panic in it, on whatever thread, and an input that takes longer than 30 seconds fail the test. Prints how many there were,
+/// the longest time that one took, and the most memory that this process had so far.
 ///
 /// # Panics
 /// For such an input, which is described.
+#[expect(clippy::print_stdout, reason = "cargo shows it with --nocapture alone")]
 pub fn alter_and_run(seeds: &[Vec<u8>], count: usize, body: impl Fn(&[u8])) {
+    let count = copies(seeds.len(), count);
+    let mut slowest = Duration::ZERO;
     for (number, seed) in seeds.iter().enumerate() {
         body(seed);
         let mut random = Random::new(1 + number as u64);
@@ -141,12 +156,28 @@ pub fn alter_and_run(seeds: &[Vec<u8>], count: usize, body: impl Fn(&[u8])) {
                 "input {input} of seed {number} is not met with an error: {}",
                 shown(&data)
             );
+            slowest = slowest.max(begin.elapsed());
             assert!(
                 begin.elapsed() < Duration::from_secs(30),
                 "input {input} of seed {number} takes too long"
             );
         }
     }
+    let name = std::thread::current().name().unwrap_or("?").to_owned();
+    let all = count * seeds.len();
+    println!(
+        "{name}: {all} altered copies of {} files, the slowest took {slowest:.1?}, {} MiB of memory at most",
+        seeds.len(),
+        peak_memory() >> 20
+    );
+}
+
+/// The most memory that this process had, bytes; 0 where the system does not say.
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+        .map_or(0, |kibibytes| kibibytes << 10)
 }
 
 fn shown(data: &[u8]) -> String {

@@ -81,6 +81,31 @@ fn shards_spans_and_manifests() {
     assert!(wrong.is_empty(), "{} of them:\n{}", wrong.len(), wrong.join("\n"));
 }
 
+/// A document that says to be of an input that the manifest does not have.
+#[test]
+fn a_document_of_no_input_is_an_error_of_the_file() {
+    use xlstm_manifests::spans;
+    let folder = tempfile::tempdir().unwrap();
+    prepared(folder.path());
+    let split = folder.path().join("out/train");
+    let dataset = xlstm_manifests::Dataset::open(&split).unwrap();
+    let mut altered: Vec<spans::Span> = dataset.spans(0).unwrap().iter().collect();
+    drop(dataset);
+    altered[3].input = 8;
+    fs_err::remove_file(split.join("spans-00000.arrow")).unwrap();
+    spans::write(&split.join("spans-00000.arrow"), &altered).unwrap();
+    seal(&split);
+    for form in ["documents", "rows"] {
+        let mut command = Command::new(xlstm_data());
+        command.args(["export", "out/train", "--to", "parquet", "--as", form, "--out", "tables"]);
+        let met = meet(command.current_dir(folder.path()));
+        assert_eq!(met.complaint(), None, "{form}");
+        assert!(met.code == Some(1) && met.said.contains("an input 8 (from 0)"), "{form}: {met:?}");
+        assert!(met.said.contains("manifest.json") && met.said.contains("found 1 inputs"), "{met:?}");
+    }
+    assert_eq!(complaint(&["audit", "out/train"], folder.path()), None);
+}
+
 #[test]
 fn sources_of_every_format() {
     let folder = tempfile::tempdir().unwrap();

@@ -158,7 +158,7 @@ fn report(model: &Path) -> Report {
             first: None,
             counts: None,
         },
-        effort: Effort { seconds: 812.0, tokens_per_second: 61_000.0, world: 1 },
+        effort: Effort { seconds: 812.0, tokens_per_second: Some(61_000.0), world: 1 },
         marks: vec![Mark {
             kind: MarkKind::MissingSource,
             text: "the dataset has nothing of ptb: averages that it belongs to compare with no other's"

@@ -41,10 +41,10 @@ fn small(architecture: &str) -> ModelConfig {
 
 #[test]
 fn checkpoints_of_every_architecture() {
-    for architecture in ModelConfig::ARCHITECTURES {
-        let count = if *architecture == "xlstm" { 1500 } else { 150 };
-        alter_and_run(&[exported(&small(architecture))], count, checkpoints::run);
-    }
+    let seeds: Vec<Vec<u8>> = ModelConfig::ARCHITECTURES.iter().map(|name| exported(&small(name))).collect();
+    alter_and_run(&seeds, 150, checkpoints::run);
+    // The toolkit's own more often.
+    alter_and_run(&[exported(&small("xlstm"))], 1350, checkpoints::run);
 }
 
 /// Metadata alone: a description of any model, with the tensors of a small one.

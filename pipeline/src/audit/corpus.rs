@@ -5,9 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use xlstm_manifests::documents::{Document, DocumentShard};
-use xlstm_manifests::manifest::SetTotals;
+use xlstm_manifests::manifest::{Input, SetTotals};
 use xlstm_manifests::spans::{Span, SpansFile};
-use xlstm_manifests::{Dataset, Manifest, Result, Sha256Digest};
+use xlstm_manifests::{Dataset, Error, Manifest, Result, Sha256Digest};
 
 use super::spans::set_name;
 
@@ -100,6 +100,18 @@ impl Corpus {
             Content::Rows(dataset) => Some(dataset),
             Content::Documents { .. } => None,
         }
+    }
+
+    /// The input that a document names.
+    ///
+    /// # Errors
+    /// When the manifest has no such input: shard and manifest were not made together.
+    pub(crate) fn input_of(&self, number: u32) -> Result<&Input> {
+        let inputs = &self.manifest().inputs;
+        inputs.get(number as usize).ok_or_else(|| {
+            let expected = format!("an input {number} (from 0), which a document names");
+            Error::damaged(&Manifest::locate(self.folder()), expected, format!("{} inputs", inputs.len()))
+        })
     }
 
     /// Number of documents.

@@ -230,8 +230,7 @@ pub(super) fn texts<T: AsRef<str>>(values: impl Iterator<Item = Option<T>>) -> A
 
 impl Exporter<'_> {
     fn input(&self, meta: &Meta) -> Result<&Input, CommandError> {
-        let missing = || CommandError::Internal(format!("input {} is not in the manifest", meta.input));
-        self.corpus.manifest().inputs.get(meta.input as usize).ok_or_else(missing)
+        Ok(self.corpus.input_of(meta.input)?)
     }
 
     /// The documents of shard `number`.

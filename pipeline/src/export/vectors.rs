@@ -93,8 +93,7 @@ fn batch(
         targets.extend(example.targets());
         counts.push(example.length);
         let meta = documents.meta(index).ok_or_else(no_rows)?;
-        let missing = || CommandError::Internal(format!("input {} is not in the manifest", meta.input));
-        let input = manifest.inputs.get(meta.input as usize).ok_or_else(missing)?;
+        let input = corpus.input_of(meta.input)?;
         metas.push((meta, input));
     }
     let list = |values: Float32Array, nullable, length| {

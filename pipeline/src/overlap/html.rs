@@ -1,6 +1,7 @@
 //! An overlap report as a page.
 
 use super::OverlapReport;
+use super::text::ONLY_WHOLE;
 use crate::report::{Bar, Page, Table, bar_chart, bytes, count, percent_of, share};
 
 /// Bars drawn at most; the table lists the rest.
@@ -19,10 +20,14 @@ pub(super) fn page(report: &OverlapReport) -> String {
     let nothing = eval.documents == 0 || report.train_total.documents == 0;
     let verdict = match eval.documents_hit {
         _ if nothing => "Nothing was compared: one side holds no document.",
+        0 if eval.paragraphs == 0 => "No document stands in both; no text within documents was compared.",
         0 => "No overlap.",
         _ => "They overlap.",
     };
-    page.verdict(eval.documents_hit == 0 && !nothing, verdict, &sentence);
+    page.verdict(eval.documents_hit == 0 && !nothing && eval.paragraphs > 0, verdict, &sentence);
+    if !nothing && eval.paragraphs == 0 {
+        page.paragraph(&format!("{ONLY_WHOLE}."));
+    }
     let paths = |paths: &[std::path::PathBuf]| {
         paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
     };

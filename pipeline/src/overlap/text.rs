@@ -7,12 +7,18 @@ use xlstm_manifests::printable;
 use super::{EvalSet, OverlapReport, TrainSet};
 use crate::report::{bytes, count, percent_of};
 
+/// Of evaluation sets whose paragraphs are all shorter than those that are compared.
+pub(super) const ONLY_WHOLE: &str = "No evaluation paragraph has 13 words: documents were compared as a whole alone, and text within them not at all";
+
 pub(super) fn write(out: &mut dyn Write, report: &OverlapReport) -> io::Result<()> {
     let eval = &report.eval_total;
     for (what, documents) in [("evaluation", eval.documents), ("training", report.train_total.documents)] {
         if documents == 0 {
             writeln!(out, "nothing was compared: the {what} sets hold no document")?;
         }
+    }
+    if eval.documents > 0 && eval.paragraphs == 0 {
+        writeln!(out, "{ONLY_WHOLE}")?;
     }
     writeln!(
         out,

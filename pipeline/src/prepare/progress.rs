@@ -73,11 +73,12 @@ fn style(template: &str) -> ProgressStyle {
 
 impl Observer for PrepareProgress {
     fn progress(&self, _input: u32, documents: u64, text_bytes: u64, tokens: u64) {
-        let seconds = self.inputs.elapsed().as_secs_f64().max(1e-3);
+        let seconds = self.inputs.elapsed().as_secs_f64();
         #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        let rate = HumanBytes((text_bytes as f64 / seconds) as u64);
+        let rate = (seconds > 0.0).then(|| HumanBytes((text_bytes as f64 / seconds) as u64));
+        let rate = rate.map_or_else(String::new, |rate| format!(", {rate}/s of text"));
         self.inputs.set_message(format!(
-            "{} documents, {} tokens, {rate}/s of text",
+            "{} documents, {} tokens{rate}",
             HumanCount(documents),
             HumanCount(tokens)
         ));

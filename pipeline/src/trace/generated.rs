@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::Value;
+use xlstm_manifests::{Error, Manifest};
 
 use super::TraceReport;
 use crate::audit::corpus::Corpus;
@@ -35,9 +36,10 @@ pub(super) fn sample(corpus: &Corpus, report: &TraceReport) -> Result<Option<Sam
     let made = generated(manifest).map_err(|error| CommandError::Usage(error.to_string()))?;
     let input = manifest.inputs.iter().position(|input| input.path.as_str() == document.input.path);
     let input = input.and_then(|input| u32::try_from(input).ok());
-    let missing =
-        || CommandError::Internal(format!("input `{}` is not in the manifest", document.input.path));
-    let input = input.ok_or_else(missing)?;
+    let input = input.ok_or_else(|| {
+        let file = Manifest::locate(corpus.folder());
+        Error::damaged(&file, "an input for each document", "a document that names another")
+    })?;
     let sample =
         made.sample(input, document.record).map_err(|error| CommandError::Usage(error.to_string()))?;
     // There is one example a row, in the order of the documents.

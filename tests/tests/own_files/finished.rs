@@ -153,3 +153,40 @@ fn finished_examples_answer_only_for_their_own_files() {
     folders.put("a.jsonl", b"{\"input_ids\":[2,1],\"targets\":[null,3]}\n");
     assert_says(&prepare(&[]).failure(1), &["a finished dataset", "its inputs", "--restart"]);
 }
+
+/// What is counted, compared or found over nothing says so.
+#[test]
+fn no_answer_stands_on_an_empty_split() {
+    let folders = Folders::new(&[("1.jsonl", b"{\"body\": \"no text\"}\n")]);
+    folders.prepare(&["--on-bad-record", "skip"]).success();
+    let (split, counts) = (folders.split(), folders.path("counts.json"));
+    let error = data(["count", text(&split), "--out", text(&counts)]).failure(1);
+    assert_says(&error, &["at least one token", "none", "count a split with text"]);
+    assert!(!counts.exists());
+    let said = data(["diff", text(&split), text(&split)]).success();
+    assert_says(&said, &["Both are empty: there was no token to compare"]);
+    let said = data(["overlap", text(&split), text(&split)]).success();
+    assert_says(&said, &["nothing was compared: the evaluation sets hold no document"]);
+}
+
+/// Of documents without a paragraph of the length that is compared, only the whole can be found.
+#[test]
+fn an_overlap_of_short_texts_says_what_was_compared() {
+    let folders = Folders::new(&[("1.txt", b"a short text"), ("2.txt", b"and another")]);
+    folders.prepare(&[]).success();
+    let (split, other) = (folders.split(), folders.path("other"));
+    folders.put("3.txt", b"one that is not in the first");
+    fs_err::remove_file(folders.input().join("1.txt")).unwrap();
+    fs_err::remove_file(folders.input().join("2.txt")).unwrap();
+    let prepare = ["prepare", "local", text(&folders.input()), "--out", text(&other)].map(str::to_owned);
+    data(prepare).success();
+    let page = folders.path("page.html");
+    let (train, page_name) = (other.join("train"), text(&page));
+    let said = data(["overlap", text(&split), text(&train), "--html", page_name]).success();
+    assert_says(&said, &["No evaluation paragraph has 13 words", "0 of 1 evaluation documents"]);
+    let page = fs_err::read_to_string(page).unwrap();
+    assert!(
+        page.contains("no text within documents was compared") && !page.contains("No overlap."),
+        "{page}"
+    );
+}

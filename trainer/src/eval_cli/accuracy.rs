@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use xlstm_trainer::command_line::{on_ranks, say};
-use xlstm_trainer::evaluation::evaluate::Outcome;
-use xlstm_trainer::evaluation::stored::{StoredMeasure, StoredOptions, evaluate_stored};
+use xlstm_trainer::evaluation::evaluate::{Outcome, SplitOptions};
+use xlstm_trainer::evaluation::stored::{StoredMeasure, evaluate_stored};
 use xlstm_trainer::launch;
 use xlstm_trainer::signals::Signals;
 
@@ -37,7 +37,7 @@ pub(super) struct StoredArguments {
 
 /// Evaluates; returns the exit code.
 pub(super) fn run(measured: StoredMeasure, arguments: &StoredArguments) -> anyhow::Result<u8> {
-    let options = StoredOptions {
+    let options = SplitOptions {
         model: arguments.model.model.clone(),
         step: arguments.model.step,
         manifest: arguments.manifest.clone(),

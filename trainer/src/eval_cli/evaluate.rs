@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use xlstm_manifests::printable;
 use xlstm_trainer::command_line::{DeviceArguments, on_ranks, print, print_json, say};
-use xlstm_trainer::evaluation::evaluate::{EvaluateOptions, EvaluationKind, Outcome, evaluate};
+use xlstm_trainer::evaluation::evaluate::{EvaluateOptions, EvaluationKind, Outcome, SplitOptions, evaluate};
 use xlstm_trainer::evaluation::open::EvaluationPrecision;
 use xlstm_trainer::evaluation::results::{Protocol, Report};
 use xlstm_trainer::evaluation::text::figures;
@@ -110,17 +110,19 @@ fn run(
     (first, counts): (Option<u64>, Option<PathBuf>),
 ) -> anyhow::Result<u8> {
     let options = EvaluateOptions {
-        model: split.model.model.clone(),
-        step: split.model.step,
-        manifest: split.manifest.clone(),
+        split: SplitOptions {
+            model: split.model.model.clone(),
+            step: split.model.step,
+            manifest: split.manifest.clone(),
+            first,
+            precision: split.model.precision,
+            batch_tokens: split.batch_tokens,
+            out: split.out.clone(),
+        },
         protocol,
         context_length: split.context_length,
         prepared_windows: split.prepared_windows,
-        first,
         counts,
-        precision: split.model.precision,
-        batch_tokens: split.batch_tokens,
-        out: split.out.clone(),
     };
     on_ranks(&split.launch, &split.model.device, |device, communicator| {
         let signals = Signals::listen()?;

@@ -75,7 +75,7 @@ pub(super) fn run(arguments: &ThroughputArguments) -> anyhow::Result<u8> {
             first: None,
             counts: None,
         },
-        effort: Effort { seconds, tokens_per_second: tokens / seconds, world: 1 },
+        effort: Effort::new(tokens, seconds, 1),
         marks: opened.marks,
         results: Results::Throughput(results),
     };

@@ -47,31 +47,38 @@ impl EvaluationKind {
     }
 }
 
-/// What the command line asks for.
+/// What the command line asks for, whatever is measured.
 #[derive(Debug, Clone)]
-pub struct EvaluateOptions {
+pub struct SplitOptions {
     /// A run, a checkpoint or a safetensors file.
     pub model: PathBuf,
     /// The checkpoint after this step; none: the newest.
     pub step: Option<u64>,
     /// The split.
     pub manifest: PathBuf,
+    /// Only the first rows, documents or examples.
+    pub first: Option<u64>,
+    /// Type of the matrix products; none: as trained.
+    pub precision: Option<EvaluationPrecision>,
+    /// Positions in a batch; none: chosen for the device.
+    pub batch_tokens: Option<usize>,
+    /// Where to write; none: in the run's folder.
+    pub out: Option<PathBuf>,
+}
+
+/// What the command line asks for of text.
+#[derive(Debug, Clone)]
+pub struct EvaluateOptions {
+    /// Model and split.
+    pub split: SplitOptions,
     /// How documents become windows.
     pub protocol: Protocol,
     /// Tokens in a context; none: as trained, or as the split was prepared for where that is not known.
     pub context_length: Option<u32>,
     /// Windows as the split was prepared with, whatever the model was trained with.
     pub prepared_windows: bool,
-    /// Only the first rows or documents.
-    pub first: Option<u64>,
     /// Counts by token of the training split, for figures by frequency.
     pub counts: Option<PathBuf>,
-    /// Type of the matrix products; none: as trained.
-    pub precision: Option<EvaluationPrecision>,
-    /// Tokens in a batch; none: chosen for the device.
-    pub batch_tokens: Option<usize>,
-    /// Where to write; none: in the run's folder.
-    pub out: Option<PathBuf>,
 }
 
 /// How an evaluation ended.
@@ -94,11 +101,11 @@ pub fn evaluate(
     communicator: &dyn Communicator,
     signals: &Signals,
 ) -> Result<Outcome> {
-    let path = find_split(&options.manifest, "validation")?;
+    let path = find_split(&options.split.manifest, "validation")?;
     let manifest = Manifest::load(&path)?;
     check_layout(kind, &path, manifest.layout)?;
     together(communicator, || check_dataset(&path))?;
-    let mut opened = open_model(&options.model, options.step, options.precision, device)?;
+    let mut opened = open_model(&options.split.model, options.split.step, options.split.precision, device)?;
     let dataset = link_dataset(&path, &manifest, &mut opened)?;
     let cut = cut_of(&manifest, &opened, options);
     let mut corpus = Corpus::open(&path, cut)?;
@@ -116,11 +123,11 @@ pub fn evaluate(
         precision: opened.precision.name().into(),
         device: device.name.clone(),
         reset_at_document_boundaries: cut.resets && is_packed(manifest.layout),
-        first: options.first,
+        first: options.split.first,
         counts,
     };
     let plan = plan_of(kind.name(), &opened.link, Some(&dataset), &setting);
-    let folder = options.out.clone().unwrap_or_else(|| default_folder(kind.name(), &opened, plan));
+    let folder = options.split.out.clone().unwrap_or_else(|| default_folder(kind.name(), &opened, plan));
     if let Some(report) = finished(&folder, kind.name(), plan)? {
         return Ok(Outcome::Finished(Box::new(report), folder));
     }
@@ -129,7 +136,8 @@ pub fn evaluate(
         fs_err::create_dir_all(&work)?;
         Ok(FolderLock::acquire(&work.join("lock"))?)
     })?;
-    let batch_tokens = options.batch_tokens.unwrap_or(if device.device.is_cuda() { 16384 } else { 8192 });
+    let batch_tokens =
+        options.split.batch_tokens.unwrap_or(if device.device.is_cuda() { 16384 } else { 8192 });
     let score_options = ScoreOptions { batch_tokens, work: &work, plan };
     let Some(scores) = score(&opened.model, &corpus, &score_options, communicator, signals)? else {
         return Ok(Outcome::Stopped(signals.received().unwrap_or(15)));
@@ -196,7 +204,7 @@ fn cut_of(manifest: &Manifest, opened: &OpenedModel, options: &EvaluateOptions) 
     Cut {
         protocol: if packed { Protocol::PackedRows } else { options.protocol },
         context_length: options.context_length.or(trained),
-        first: options.first,
+        first: options.split.first,
         resets: training.is_some_and(|training| training.reset_at_document_boundaries),
     }
 }
@@ -238,6 +246,10 @@ fn open_counts(
             format!("counts by the tokenizer of the evaluated split, SHA-256 {}", dataset.tokenizer_sha256);
         let hint = "count a split that was prepared with the same tokenizer: `xlstm-data count`";
         return Err(TrainError::file(&path, expected, counts.tokenizer_sha256.to_string(), hint));
+    }
+    if counts.tokens == 0 {
+        let hint = "count the split that the model was trained on: `xlstm-data count`";
+        return Err(TrainError::file(&path, "counts of at least one token", "none", hint));
     }
     match &opened.run {
         Some(run) if run.train.root == counts.root => {}
@@ -304,8 +316,6 @@ fn report(
     };
     let seconds = scores.time.as_secs_f64();
     let tokens: u64 = corpus.sequences.iter().map(|sequence| u64::from(sequence.length)).sum();
-    // Ranks computed side by side; `seconds` counts each of them.
-    let tokens_per_second = tokens as f64 * world as f64 / seconds.max(f64::MIN_POSITIVE);
     Ok(Report {
         format: REPORT_FORMAT.into(),
         version: REPORT_VERSION,
@@ -314,7 +324,7 @@ fn report(
         dataset: Some(dataset),
         program: environment::program_named("xlstm-eval"),
         setting,
-        effort: Effort { seconds, tokens_per_second, world },
+        effort: Effort::new(tokens as f64, seconds, world),
         marks,
         results,
     })

@@ -128,7 +128,7 @@ pub fn extrapolate(options: &ExtrapolateOptions, device: &DeviceInfo) -> Result<
         dataset: Some(dataset),
         program: environment::program_named("xlstm-eval"),
         setting,
-        effort: Effort { seconds, tokens_per_second: tokens / seconds, world: 1 },
+        effort: Effort::new(tokens, seconds, 1),
         marks,
         results: Results::Extrapolation(Extrapolation {
             text: options.text,

@@ -8,7 +8,7 @@ use xlstm_manifests::printable;
 use super::corpus::Corpus;
 use super::results::{
     Accuracy, AccuracyFigures, AccuracyPositions, EndError, ErrorFigures, ErrorPositions, Interval, Report,
-    Results, ScaledAccuracy, SquaredError, Statistics,
+    Results, ScaledAccuracy, SquaredError, Statistics, rate,
 };
 use super::statistics::DocumentScore;
 use super::text;
@@ -116,11 +116,14 @@ pub fn csv(report: &Report) -> String {
         Results::Throughput(results) => {
             lines[0] = "level,batch,tokens,seconds,tokens_per_second".to_owned();
             for time in &results.generation {
-                let speed = time.tokens as f64 / time.seconds;
+                let speed = rate(time.tokens as f64, time.seconds);
+                let speed = speed.map(|speed| speed.to_string()).unwrap_or_default();
                 lines.push(format!("generation,1,{},{},{speed}", time.tokens, time.seconds));
             }
             for batch in &results.batches {
-                let seconds = (batch.batch * batch.tokens) as f64 / batch.tokens_per_second;
+                // A batch's time is its tokens over their speed.
+                let seconds = rate((batch.batch * batch.tokens) as f64, batch.tokens_per_second);
+                let seconds = seconds.map(|seconds| seconds.to_string()).unwrap_or_default();
                 lines.push(format!(
                     "batch,{},{},{seconds},{}",
                     batch.batch, batch.tokens, batch.tokens_per_second

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::corpus::{Corpus, Sequence};
+use super::results::rate;
 use crate::command_line::say;
 
 /// Between two lines where there is no terminal.
@@ -47,8 +48,9 @@ impl EvaluationProgress {
             Some(bar) => bar.set_position(self.done),
             None if !self.quiet && self.last.elapsed() >= PAUSE => {
                 self.last = Instant::now();
-                let speed = (self.done - self.begin.1) as f64 / self.begin.0.elapsed().as_secs_f64();
-                say(&format!("{}/{} tokens, {speed:.0} tokens/s", self.done, self.total));
+                let speed = rate((self.done - self.begin.1) as f64, self.begin.0.elapsed().as_secs_f64());
+                let speed = speed.map_or_else(String::new, |speed| format!(", {speed:.0} tokens/s"));
+                say(&format!("{}/{} tokens{speed}", self.done, self.total));
             }
             None => {}
         }

@@ -7,7 +7,7 @@
 //! targets, so an example with many of them weighs more than one with few; intervals are over examples, whose targets are
 //! not independent of each other.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use xlstm_manifests::Manifest;
@@ -16,8 +16,8 @@ use xlstm_manifests::order::StepRow;
 use xlstm_manifests::rows::{self, Rows};
 use xlstm_pipeline::tasks::streamed::{self, StreamedRows};
 
-use super::evaluate::{Outcome, default_folder, finished, plan_of, together};
-use super::open::{EvaluationPrecision, OpenedModel, check_dataset, find_split, link_dataset, open_model};
+use super::evaluate::{Outcome, SplitOptions, default_folder, finished, plan_of, together};
+use super::open::{OpenedModel, check_dataset, find_split, link_dataset, open_model};
 use super::results::{
     Effort, Interval, Mark, MarkKind, Protocol, REPORT_FORMAT, REPORT_VERSION, Report, Results, Setting,
 };
@@ -76,25 +76,6 @@ fn targets_of(layout: Layout) -> &'static str {
         Layout::Examples => "tokens",
         Layout::Vectors => "numbers",
     }
-}
-
-/// What the command line asks for.
-#[derive(Debug, Clone)]
-pub struct StoredOptions {
-    /// A run, a checkpoint or a safetensors file.
-    pub model: PathBuf,
-    /// The checkpoint after this step; none: the newest.
-    pub step: Option<u64>,
-    /// The split.
-    pub manifest: PathBuf,
-    /// Only the first examples.
-    pub first: Option<u64>,
-    /// Type of the matrix products; none: as trained.
-    pub precision: Option<EvaluationPrecision>,
-    /// Positions in a batch; none: chosen for the device.
-    pub batch_tokens: Option<usize>,
-    /// Where to write; none: in the run's folder.
-    pub out: Option<PathBuf>,
 }
 
 /// Sums over examples of one length.
@@ -228,7 +209,7 @@ fn checked_rows(path: &Path, communicator: &dyn Communicator) -> Result<Box<dyn 
 /// figure is not a number, or writing fails.
 pub fn evaluate_stored(
     measured: StoredMeasure,
-    options: &StoredOptions,
+    options: &SplitOptions,
     device: &DeviceInfo,
     communicator: &dyn Communicator,
     signals: &Signals,
@@ -288,11 +269,7 @@ pub fn evaluate_stored(
         dataset: Some(dataset),
         program: environment::program_named("xlstm-eval"),
         setting,
-        effort: Effort {
-            seconds: seconds * world as f64,
-            tokens_per_second: positions / seconds.max(f64::MIN_POSITIVE),
-            world,
-        },
+        effort: Effort::new(positions, seconds * world as f64, world),
         marks,
         results,
     };
@@ -305,7 +282,7 @@ pub fn evaluate_stored(
 
 /// Sums by length and position, over all ranks; `None` when a signal came in between.
 fn measure(
-    options: &StoredOptions,
+    options: &SplitOptions,
     opened: &OpenedModel,
     dataset: &dyn Rows,
     communicator: &dyn Communicator,

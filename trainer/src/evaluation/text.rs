@@ -7,7 +7,7 @@ use xlstm_manifests::printable;
 use super::paper::{DOMAIN_MODELS, DomainTable, EXTRAPOLATION_16384, SOURCE_PERPLEXITIES, SOURCES};
 use super::results::{
     Accuracy, AccuracyFigures, ErrorFigures, Extrapolation, Interval, Paloma, Perplexity, Position, Protocol,
-    Report, Results, SquaredError, Statistics, Throughput,
+    Report, Results, SquaredError, Statistics, Throughput, rate,
 };
 
 /// Our model's twin among [`DOMAIN_MODELS`], and a Transformer: what stands beside our figures.
@@ -378,8 +378,9 @@ fn throughput(results: &Throughput) -> String {
         .generation
         .iter()
         .map(|time| {
-            let speed = time.tokens as f64 / time.seconds;
-            vec![time.tokens.to_string(), format!("{:.3}", time.seconds), format!("{speed:.1}")]
+            let speed = rate(time.tokens as f64, time.seconds);
+            let speed = speed.map_or_else(|| "–".into(), |speed| format!("{speed:.1}"));
+            vec![time.tokens.to_string(), format!("{:.3}", time.seconds), speed]
         })
         .collect();
     let batches: Vec<Vec<String>> = results

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::results::{BatchSpeed, GenerationTime, Throughput};
+use super::results::{BatchSpeed, GenerationTime, Throughput, rate};
 use crate::error::{Result, TrainError};
 use crate::model::{Generation, Model, Sampling};
 
@@ -54,7 +54,12 @@ pub fn measure(model: &Model, options: &ThroughputOptions) -> Result<Throughput>
             seconds.extend(run(model, batch, options.prefill, &[options.batch_tokens])?);
         }
         let tokens = options.batch_tokens as u64;
-        let tokens_per_second = (batch * options.batch_tokens) as f64 / median(seconds);
+        let tokens_per_second =
+            rate((batch * options.batch_tokens) as f64, median(seconds)).ok_or_else(|| {
+                TrainError::Usage(
+                    "expected batches that take some time, found none that did: raise --tokens".into(),
+                )
+            })?;
         batches.push(BatchSpeed { batch: batch as u64, tokens, tokens_per_second });
     }
     Ok(Throughput { prefill: options.prefill as u64, generation, batches })

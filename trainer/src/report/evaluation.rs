@@ -187,10 +187,13 @@ fn facts(page: &mut Page, report: &Report) {
     facts.push((
         "Effort",
         Cell::text(&format!(
-            "{} on {} rank(s), {} tokens a second",
+            "{} on {} rank(s){}",
             duration(effort.seconds),
             effort.world,
-            label(effort.tokens_per_second)
+            effort.tokens_per_second.map_or_else(
+                || ", a time too short for a speed".into(),
+                |speed| format!(", {} tokens a second", label(speed))
+            )
         )),
     ));
     page.fact_cells(&facts);

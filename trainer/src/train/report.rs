@@ -8,6 +8,7 @@ use xlstm_manifests::run_manifest::METRICS_NAME;
 
 use super::validate::{Floor, Measurement};
 use crate::error::Result;
+use crate::evaluation::results::rate;
 use crate::metrics::{EventWriter, Line, Lines, TrainingProgress};
 
 /// Writers of rank 0; the others only keep time.
@@ -104,8 +105,10 @@ impl RunLog {
 
     /// Logs a step; speeds are since the last logged one.
     pub(super) fn step(&mut self, numbers: &StepNumbers) -> Result<()> {
-        let elapsed = self.since.elapsed().as_secs_f64().max(1e-9);
-        let speed = self.tokens as f64 / elapsed;
+        let elapsed = self.since.elapsed().as_secs_f64();
+        // No figure over no time.
+        let speed = rate(self.tokens as f64, elapsed);
+        let waited = rate(self.waited, elapsed);
         let line = Line {
             kind: "train".into(),
             step: numbers.step,
@@ -115,9 +118,9 @@ impl RunLog {
             gradient_norm: Some(numbers.gradient_norm),
             learning_rate: Some(numbers.learning_rate),
             tokens: Some(numbers.tokens),
-            tokens_per_second: Some(speed),
-            data_wait_share: Some(self.waited / elapsed),
-            flop_utilization: self.utilization.map(|factor| factor * speed),
+            tokens_per_second: speed,
+            data_wait_share: waited,
+            flop_utilization: self.utilization.zip(speed).map(|(factor, speed)| factor * speed),
             memory_peak_bytes: Some(match self.gpu {
                 Some(gpu) => xlstm_bridge::memory::device_peak(gpu, false)?.allocated,
                 None => runtime::memory().peak_resident,
@@ -127,12 +130,14 @@ impl RunLog {
         self.write(&line)?;
         if let Some(events) = &mut self.events {
             let values = [
-                ("train/loss", numbers.loss),
-                ("train/gradient_norm", numbers.gradient_norm),
-                ("train/learning_rate", numbers.learning_rate),
+                ("train/loss", Some(numbers.loss)),
+                ("train/gradient_norm", Some(numbers.gradient_norm)),
+                ("train/learning_rate", Some(numbers.learning_rate)),
                 ("speed/tokens_per_second", speed),
-                ("speed/data_wait_share", self.waited / elapsed),
+                ("speed/data_wait_share", waited),
             ];
+            let values: Vec<_> =
+                values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
             events.scalars(line.time, numbers.step, &values)?;
         }
         self.progress.step(&line);

@@ -5,7 +5,11 @@
 //! collective calls. On a GPU the update follows without waiting, and changes nothing where a value is not finite
 //! (`optimizer/on_gpu.rs`); the run then ends before the step counts for anything.
 
+use std::path::Path;
+
 use tch::{Device, Kind, Tensor};
+use xlstm_manifests::Manifest;
+use xlstm_manifests::order::StepRow;
 
 use super::report::StepNumbers;
 use super::trainer::{Trainer, list};
@@ -49,6 +53,8 @@ impl Trainer {
             return Ok(StepEnd::Stop);
         }
         let batch = loader.next_batch()?;
+        // A recorded step is one micro-batch of one process.
+        self.require_targets(self.step + 1, batch.tokens)?;
         if let Some(said) = self.recording.prepare(&self.model, &self.optimizer, &batch, &self.recipe)? {
             self.report.progress.say(&said);
         }
@@ -83,6 +89,7 @@ impl Trainer {
         let rows = self.order.rows_of_step(launched.step);
         let targets_of_step: u64 =
             rows.iter().map(|row| self.train.targets_in(row.row)).sum::<std::result::Result<_, _>>()?;
+        self.require_targets(launched.step, targets_of_step)?;
         let batches = |rank| self.order.rank_range(rank, world).len().div_ceil(self.shape.rows.max(1));
         let own = batches(rank);
         let rounds = (0..world).map(batches).max().unwrap_or(own);
@@ -207,6 +214,11 @@ impl Trainer {
         self.report.step(&StepNumbers { step, loss, gradient_norm, learning_rate, tokens })
     }
 
+    /// Every rank counts the targets of the same rows, so all of them end here or none.
+    fn require_targets(&self, step: u64, targets: u64) -> Result<()> {
+        require_targets(self.train.folder(), step, &self.order.rows_of_step(step), targets)
+    }
+
     fn any_flags(&self) -> Result<u64> {
         let own = if self.signals.received().is_some() { flags::STOP } else { 0 };
         self.communicator.any_flags(own)
@@ -230,5 +242,38 @@ impl Trainer {
             rows: list(rows.iter().map(|row| row.row.to_string())),
             documents: self.documents(&rows),
         })
+    }
+}
+
+/// Refuses a step that would learn from nothing, whose loss would be 0 / 0. Shards refuse rows without a target when they
+/// are opened; this is for whatever else gives rows.
+fn require_targets(folder: &Path, step: u64, rows: &[StepRow], targets: u64) -> Result<()> {
+    if targets > 0 {
+        return Ok(());
+    }
+    let rows = list(rows.iter().map(|row| row.row.to_string()));
+    Err(TrainError::file(
+        &Manifest::locate(folder),
+        format!("at least one target that is scored in step {step}"),
+        format!("none in its rows {rows}"),
+        "each row needs a target: find those without one with `xlstm-data audit`, and prepare the split again; the last \
+         checkpoint is untouched",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_without_a_target_is_refused_with_its_rows() {
+        let rows = [3, 7].map(|row| StepRow { epoch: 0, row });
+        let refused = |targets| require_targets(Path::new("data/toy"), 5, &rows, targets);
+        assert!(refused(1).is_ok());
+        let error = refused(0).unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        for part in ["data/toy", "scored in step 5", "none in its rows 3, 7", "xlstm-data audit"] {
+            assert!(error.to_string().contains(part), "`{part}` is not in {error}");
+        }
     }
 }

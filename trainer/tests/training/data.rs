@@ -82,6 +82,60 @@ fn write_examples(file: &Path) {
     fs_err::write(file, lines).unwrap();
 }
 
+/// Takes every target out of a split of examples, and makes all digests anew: what only somebody else's program writes.
+fn take_targets_out(split: &Path) {
+    use xlstm_manifests::examples::{Example, ExamplesWriter};
+    use xlstm_manifests::merkle::MerkleTree;
+    let dataset = Dataset::open(split).unwrap();
+    let mut manifest = dataset.manifest().clone();
+    let rows: Vec<(Vec<u16>, u16)> = (0..manifest.totals.rows)
+        .map(|row| dataset.example(row).unwrap().map(|row| (row.input_ids.to_vec(), row.length)).unwrap())
+        .collect();
+    let path = split.join("shard-00000.arrow");
+    fs_err::remove_file(&path).unwrap();
+    let mut writer = ExamplesWriter::create(&path, 4).unwrap();
+    for (input_ids, length) in &rows {
+        writer.push(&Example { input_ids, targets: &[None; 4], length: *length }).unwrap();
+    }
+    writer.end().unwrap();
+    let mut tree = MerkleTree::new();
+    writer.take_leaves().into_iter().for_each(|leaf| tree.push(leaf));
+    let written = writer.finish().unwrap();
+    (manifest.shards[0].file.size, manifest.shards[0].file.sha256) = (written.size, written.sha256);
+    manifest.tokens_root = tree.root();
+    manifest.shards[0].tokens_root = tree.root();
+    manifest.root = xlstm_manifests::identity::root(&manifest).unwrap();
+    fs_err::write(split.join("manifest.json"), manifest.to_bytes().unwrap()).unwrap();
+}
+
+/// A mean over no target is no loss: neither 0 nor NaN.
+#[test]
+fn rows_without_a_target_are_never_trained_on() {
+    let fixture = Fixture::new();
+    let (file, out) = (fixture.path("toy.jsonl"), fixture.path("toy"));
+    write_examples(&file);
+    data([OsStr::new("prepare"), "examples".as_ref(), file.as_ref(), "--out".as_ref(), out.as_ref()])
+        .success();
+    let split = out.join("train");
+    take_targets_out(&split);
+    let mut command = program();
+    command.arg("--manifest").arg(&split).arg("--recipe").arg(&fixture.recipe);
+    command.arg("--out").arg(fixture.path("run"));
+    for set in ["training.context_length=4", "training.tokens_per_step=12", "training.steps=2"] {
+        command.args(["--set", set]);
+    }
+    let error = fail(&mut command, 1);
+    for part in
+        ["toy/train/shard-00000.arrow", "at least one target in row 0", "none", "prepare the split again"]
+    {
+        assert!(error.contains(part), "`{part}` is not in {error}");
+    }
+    let told = fs_err::read_to_string(fixture.path("run/metrics.jsonl")).unwrap_or_default();
+    assert!(!told.contains("\"train\""), "no step was done: {told}");
+    let found = data([OsStr::new("audit"), split.as_ref()]);
+    assert!(found.code == Some(1) && found.stdout.contains("at least one target"), "{found:?}");
+}
+
 /// A run ends at the accuracy that its recipe asks for, and has nothing to do when it is resumed.
 fn check_early_stop(run: &Path, command: &mut dyn FnMut() -> Command) {
     let said = String::from_utf8(succeed(&mut command()).stderr).unwrap();

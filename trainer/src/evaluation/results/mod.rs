@@ -195,10 +195,26 @@ pub enum Protocol {
 pub struct Effort {
     /// Seconds of all ranks together, also in earlier sessions that were killed, for batches that were finished.
     pub seconds: f64,
-    /// Tokens through the model a second, of all ranks together; context is counted, padding is not.
-    pub tokens_per_second: f64,
+    /// Tokens through the model a second, of all ranks together; context is counted, padding is not. Absent where no time
+    /// was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_second: Option<f64>,
     /// Ranks of the last session.
     pub world: u64,
+}
+
+impl Effort {
+    /// `tokens` through the model on `world` ranks side by side, in `seconds` of all of them together.
+    #[must_use]
+    pub fn new(tokens: f64, seconds: f64, world: u64) -> Self {
+        Self { seconds, tokens_per_second: rate(tokens * world as f64, seconds), world }
+    }
+}
+
+/// `count` a second; `None` where no time passed.
+#[must_use]
+pub fn rate(count: f64, seconds: f64) -> Option<f64> {
+    Some(count / seconds).filter(|rate| seconds > 0.0 && rate.is_finite())
 }
 
 /// Something that a reader must know before using a figure.
@@ -326,6 +342,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_speed_stands_on_no_time() {
+        assert_eq!(Effort::new(10.0, 4.0, 2).tokens_per_second, Some(5.0));
+        let none = Effort::new(10.0, 0.0, 1);
+        assert_eq!(none.tokens_per_second, None);
+        assert_eq!(rate(0.0, 0.0), None);
+        let written = serde_json::to_string(&none).unwrap();
+        assert!(!written.contains("tokens_per_second"), "{written}");
+        assert_eq!(serde_json::from_str::<Effort>(&written).unwrap(), none);
+    }
+
+    #[test]
     fn a_report_comes_back_as_it_was_and_strangers_are_refused() {
         let digest = Sha256Digest::of(b"x");
         let program = crate::environment::program_named("xlstm-eval");
@@ -362,7 +389,7 @@ mod tests {
                 first: None,
                 counts: None,
             },
-            effort: Effort { seconds: 1.5, tokens_per_second: 2.5, world: 1 },
+            effort: Effort { seconds: 1.5, tokens_per_second: Some(2.5), world: 1 },
             marks: vec![Mark { kind: MarkKind::NoRun, text: "no run".into() }],
             results: Results::Extrapolation(Extrapolation {
                 text: ExtrapolationText::Documents,
