@@ -105,3 +105,13 @@ DEVICE float warp_sum(float value) {
     for (int offset = 16; offset > 0; offset >>= 1) value += __shfl_xor_sync(0xffffffffu, value, offset);
     return value;
 }
+
+// Where a kernel was launched to overlap with the one in front of it (sm_90 and later): waits until that one has ended and
+// its results can be read, and lets the one behind begin. Before this, only what no kernel near writes may be read. Does
+// nothing otherwise.
+DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}

@@ -57,7 +57,10 @@ pub fn causal_conv_silu(input: &ConvInput<'_>) -> Result<ConvOutput, KernelError
 }
 
 /// The state alone: the last W−1 inputs, zeros before a reset.
-pub(crate) fn last_inputs(input: &ConvInput<'_>) -> Result<Tensor, KernelError> {
+///
+/// # Errors
+/// [`KernelError`] names the first argument whose shape does not fit.
+pub fn last_inputs(input: &ConvInput<'_>) -> Result<Tensor, KernelError> {
     let taps = check(input)?;
     Ok(next_state(input, taps))
 }

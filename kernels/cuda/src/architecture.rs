@@ -90,6 +90,12 @@ impl Architecture {
         matches!(self, Self::Sm90a | Self::Sm100 | Self::Sm120)
     }
 
+    /// Whether a kernel can begin before the one in front of it has ended (`wait_for_previous` of `common.cuh`).
+    #[must_use]
+    pub fn has_overlapping_launches(self) -> bool {
+        matches!(self, Self::Sm90a | Self::Sm100 | Self::Sm120)
+    }
+
     /// Whether clusters of up to 16 blocks hold an sLSTM head; those of 12.0 have 8 blocks, of less memory.
     #[must_use]
     pub fn has_large_clusters(self) -> bool {

@@ -17,6 +17,7 @@ mod error;
 pub mod layers;
 mod library;
 pub mod mlstm;
+pub mod mlstm_step;
 mod nvrtc;
 mod paper;
 pub mod precise;
@@ -27,6 +28,7 @@ pub mod short;
 pub mod slstm;
 mod source;
 mod specialization;
+pub mod step_product;
 
 pub use architecture::Architecture;
 pub use cache::Cache;

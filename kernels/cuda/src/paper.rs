@@ -1,8 +1,10 @@
 //! The list of compilations that the paper's models use.
 
+use crate::mlstm_step::StepSizes;
 use crate::recurrent::{Cell, RecurrentSizes};
 use crate::short::ShortSizes;
 use crate::slstm::Direction;
+use crate::step_product::{ProductSizes, ProductStage};
 use crate::{Architecture, MlstmSizes, SlstmSizes, Source, Specialization};
 
 /// Every compilation that a model of the paper needs: mLSTM heads of 384 to 1280 (125M to 2.7B) and 64 and 128
@@ -47,12 +49,38 @@ pub fn paper_specializations(everything: bool) -> Vec<Specialization> {
             let sizes = ShortSizes::new(architecture, tokens, head, head)?;
             Some(Specialization::short(architecture, sizes))
         }));
+        all.extend(step_specializations(architecture, mlstm));
         for &(key, value) in mlstm {
             let sizes = MlstmSizes::fastest(key, value, 2048);
             all.extend(Source::MLSTM.map(|source| Specialization::mlstm(source, architecture, sizes)));
         }
     }
     all
+}
+
+/// One token of four heads, of one sequence and of a full batch, with its products, of one sequence and of as many as there are
+/// kernels for.
+fn step_specializations(architecture: Architecture, heads: &[(u32, u32)]) -> Vec<Specialization> {
+    let mut all: Vec<Specialization> = Vec::new();
+    for &(_, head) in heads {
+        for sequences in [1, 128] {
+            let sizes = StepSizes::new(4, head, sequences);
+            all.extend(sizes.map(|sizes| Specialization::mlstm_step(architecture, sizes)));
+        }
+        for (batch, stage) in [1, 2].into_iter().flat_map(|n| {
+            [(n, ProductStage::Up { width: 2 * head }), (n, ProductStage::Down { heads: 4, head })]
+        }) {
+            let sizes = ProductSizes::new(stage, batch, 2 * head);
+            all.extend(sizes.map(|sizes| Specialization::step_product(architecture, sizes)));
+        }
+    }
+    let mut once = Vec::new();
+    for one in all {
+        if !once.contains(&one) {
+            once.push(one);
+        }
+    }
+    once
 }
 
 /// The sLSTM of the paper's models in bf16 at every batch, and of its small ones in float32; the smallest and the largest

@@ -24,6 +24,10 @@ pub enum Source {
     MlstmPrecise,
     /// The float32 mLSTM over at most 64 tokens.
     MlstmShort,
+    /// One token of the mLSTM, for generation.
+    MlstmStep,
+    /// One token's products, with what stands before them.
+    StepProduct,
     /// The bf16 sLSTM, forward and backward.
     Slstm,
     /// sLSTM and LSTM in float32.
@@ -56,6 +60,8 @@ impl Source {
             Self::MlstmOutputs => "mlstm_outputs.cu",
             Self::MlstmPrecise => "mlstm_precise.cu",
             Self::MlstmShort => "mlstm_short.cu",
+            Self::MlstmStep => "mlstm_step.cu",
+            Self::StepProduct => "step_product.cu",
             Self::Slstm => "slstm.cu",
             Self::Recurrent => "recurrent.cu",
             Self::Pointwise => "pointwise.cu",
@@ -77,6 +83,8 @@ impl Source {
             Self::MlstmOutputs => include_str!("../mlstm_outputs.cu"),
             Self::MlstmPrecise => include_str!("../mlstm_precise.cu"),
             Self::MlstmShort => include_str!("../mlstm_short.cu"),
+            Self::MlstmStep => include_str!("../mlstm_step.cu"),
+            Self::StepProduct => include_str!("../step_product.cu"),
             Self::Slstm => include_str!("../slstm.cu"),
             Self::Recurrent => include_str!("../recurrent.cu"),
             Self::Pointwise => include_str!("../pointwise.cu"),
@@ -114,6 +122,8 @@ impl Source {
                 "precise_states",
             ],
             Self::MlstmShort => &["mlstm_short", "mlstm_short_backward"],
+            Self::MlstmStep => &["mlstm_step"],
+            Self::StepProduct => &["step_product"],
             Self::Slstm => &["slstm_backward", "slstm_forward"],
             Self::Recurrent => &["recurrent_backward", "recurrent_forward", "recurrent_weights"],
             Self::Pointwise => &[

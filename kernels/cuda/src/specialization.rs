@@ -5,8 +5,10 @@
 
 use std::fmt;
 
+use crate::mlstm_step::StepSizes;
 use crate::recurrent::RecurrentSizes;
 use crate::short::ShortSizes;
+use crate::step_product::ProductSizes;
 use crate::{Architecture, Source};
 
 /// Head sizes of an mLSTM layer and how it is cut.
@@ -149,6 +151,18 @@ impl Specialization {
     #[must_use]
     pub fn short(architecture: Architecture, sizes: ShortSizes) -> Self {
         Self { source: Source::MlstmShort, architecture, defines: sizes.defines() }
+    }
+
+    /// One token of the mLSTM, for these sizes.
+    #[must_use]
+    pub fn mlstm_step(architecture: Architecture, sizes: StepSizes) -> Self {
+        Self { source: Source::MlstmStep, architecture, defines: sizes.defines() }
+    }
+
+    /// One token's products, for these sizes.
+    #[must_use]
+    pub fn step_product(architecture: Architecture, sizes: ProductSizes) -> Self {
+        Self { source: Source::StepProduct, architecture, defines: sizes.defines() }
     }
 
     /// Sums of columns.

@@ -8,6 +8,8 @@
 //! |---|---|---|
 //! | [`add_layer_norm`] | residual and layer norm | `residual.cu` |
 //! | [`mlstm_inner`] | an mLSTM block between its two big products | `inner.cu`, `mlstm_*.cu`, `pointwise.cu` |
+//! | [`mlstm_step`], [`mlstm_step_down`] | one token of an mLSTM block, its state moved on where it lies | `mlstm_step.cu`, `step_product.cu` |
+//! | [`step_up`], [`step_down`] | one token's products, with what stands before them | `step_product.cu` |
 //! | [`mlstm`] | the mLSTM cell alone | `mlstm_*.cu` |
 //! | [`slstm`], [`slstm_from`] | the sLSTM cell in bf16 | `slstm.cu` |
 //! | [`recurrent()`] | sLSTM and LSTM cells in float32 | `recurrent.cu` |
@@ -22,6 +24,7 @@ mod cross_entropy;
 mod inner;
 pub mod launch;
 mod mlstm;
+mod mlstm_step;
 mod precise;
 pub mod profile;
 mod recurrent;
@@ -29,17 +32,20 @@ mod residual;
 pub mod selfcheck;
 mod short;
 mod slstm;
+mod step_product;
 mod supports;
 mod wrapped;
 
 pub use cross_entropy::{cross_entropy_fits, projected_cross_entropy};
 pub use inner::{InnerInput, InnerOutput, InnerState, gate_weights, inner_fits, mlstm_inner};
 pub use mlstm::mlstm;
+pub use mlstm_step::{StepState, Stepped, mlstm_step, mlstm_step_down};
 pub(crate) use precise::mlstm as mlstm_precise;
 pub use recurrent::{RecurrentInput, recurrent, recurrent_fits};
 pub use residual::{add_layer_norm, residual_fits};
 pub(crate) use short::{fits as mlstm_short_fits, mlstm as mlstm_short};
-pub use slstm::{SlstmSequence, slstm, slstm_fits, slstm_from};
+pub use slstm::{SlstmSequence, slstm, slstm_fits, slstm_from, slstm_rounds_weights};
+pub use step_product::{step_down, step_down_fits, step_up, step_up_fits};
 pub use supports::{FusedCell, Request, supports};
 pub(crate) use wrapped::{block_projections, mlstm_output};
 pub use wrapped::{conv_silu, gelu_gate, head_norm};
@@ -153,6 +159,23 @@ impl Gpu {
         // SAFETY: the caller's word. libtorch's allocator gives a tensor's memory to no later work of this stream
         // before this launch has run.
         let start = |kernel, stream| unsafe { self.driver.launch(kernel, launch.shape, parameters, stream) };
+        self.launched(wanted, launch, start)
+    }
+
+    /// As [`launch`](Self::launch), for a kernel that may begin before the one in front of it has ended.
+    ///
+    /// # Safety
+    /// As [`Driver::launch_overlapping`].
+    unsafe fn launch_overlapping<P: Copy>(
+        &self,
+        wanted: Specialization,
+        launch: LayerLaunch,
+        parameters: &P,
+    ) -> Result<(), BoxError> {
+        // SAFETY: the caller's word, and as in `launch`.
+        let start = |kernel, stream| unsafe {
+            self.driver.launch_overlapping(kernel, launch.shape, parameters, stream)
+        };
         self.launched(wanted, launch, start)
     }
 

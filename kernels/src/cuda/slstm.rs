@@ -50,6 +50,19 @@ pub fn slstm_fits(units: i64, tensor: &Tensor) -> Result<bool, KernelError> {
     Ok(sizes(architecture, units, 1, Direction::Forward).is_some() || recurrent_fits(units, tensor))
 }
 
+/// Whether [`slstm_from`] computes heads of this many units by the bf16 kernel, which rounds R to bf16.
+///
+/// # Errors
+/// When the GPU cannot be opened.
+pub fn slstm_rounds_weights(units: i64, tensor: &Tensor) -> Result<bool, KernelError> {
+    if !matches!(tensor.device(), Device::Cuda(_)) {
+        return Ok(false);
+    }
+    let failed = |source| BridgeError::Forward { name: NAME, source };
+    let architecture = Gpu::of(tensor).map_err(failed)?.architecture();
+    Ok(sizes(architecture, units, 1, Direction::Forward).is_some())
+}
+
 fn sizes(architecture: Architecture, units: i64, batch: i64, direction: Direction) -> Option<SlstmSizes> {
     let (units, batch) = (u32::try_from(units).ok()?, u32::try_from(batch).ok()?);
     SlstmSizes::fastest(architecture, units, batch, direction)

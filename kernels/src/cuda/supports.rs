@@ -14,8 +14,6 @@ pub struct Request {
     pub products: Option<Kind>,
     /// Documents are told apart: states are cleared where one begins.
     pub resets: bool,
-    /// A state goes in or comes out.
-    pub states: bool,
 }
 
 /// A cell with fused kernels for the block around it.
@@ -40,9 +38,6 @@ pub fn supports(device: Device, _cell: FusedCell, request: &Request) -> Result<(
     }
     if request.parameters != Kind::Float || request.products != Some(Kind::BFloat16) {
         return Err("the fused GPU kernels compute in bfloat16 over float32 parameters only");
-    }
-    if request.states {
-        return Err("blocks on the fused GPU kernels take and give no states");
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! `xlstm-train selfcheck`: every kernel of the GPU against float64, and recorded steps against launched ones.
+//! `xlstm-train selfcheck`: every kernel of the GPU against float64, recorded steps against launched ones, and
+//! generation against whole passes.
 
 use std::time::Instant;
 
@@ -7,6 +8,7 @@ use serde_json::json;
 use xlstm_kernels::cuda::selfcheck::{self, Check, Group};
 use xlstm_trainer::TrainError;
 use xlstm_trainer::command_line::{DeviceArguments, print, say};
+use xlstm_trainer::model::check_generation;
 use xlstm_trainer::train::check_recorded_steps;
 
 /// Every kernel for this GPU against float64.
@@ -37,6 +39,8 @@ enum Part {
     Loss,
     /// Recorded training steps against launched ones
     Steps,
+    /// Token by token against a whole pass, and recorded against launched
+    Generation,
 }
 
 impl Part {
@@ -47,7 +51,7 @@ impl Part {
             Self::Boundaries => Some(Group::Boundaries),
             Self::Recurrent => Some(Group::Recurrent),
             Self::Loss => Some(Group::Loss),
-            Self::Steps => None,
+            Self::Steps | Self::Generation => None,
         }
     }
 }
@@ -74,8 +78,12 @@ pub(super) fn run(arguments: &SelfcheckArguments) -> anyhow::Result<u8> {
         some => some.iter().filter_map(|part| part.group()).collect(),
     };
     let mut checks = selfcheck::run(device.device, &groups, &mut tell)?;
-    if arguments.only.is_empty() || arguments.only.contains(&Part::Steps) {
+    let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
+    if wanted(Part::Steps) {
         checks.extend(check_recorded_steps(device.device, &mut tell)?);
+    }
+    if wanted(Part::Generation) {
+        checks.extend(check_generation(device.device, &mut tell)?);
     }
     let seconds = begin.elapsed().as_secs_f64();
     let mut failed: Vec<&str> =

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use xlstm_manifests::END_OF_TEXT;
-use xlstm_manifests::recipe::Precision;
 use xlstm_pipeline::tokenizer::Gpt2Tokenizer;
 
 use super::{DeviceArguments, print, print_json};
 use crate::error::{Result, TrainError};
-use crate::model::{Generation, Model, Placement, Sampling};
+use crate::evaluation::open::EvaluationPrecision;
+use crate::model::{Generation, Model, Sampling};
 use crate::run::load_model;
 
 /// Text from a run's newest checkpoint.
@@ -43,6 +43,9 @@ pub struct GenerateArguments {
     /// Seed of the draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Type of the matrix products
+    #[arg(long, value_enum, default_value_t = EvaluationPrecision::Float32)]
+    precision: EvaluationPrecision,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -57,8 +60,9 @@ impl GenerateArguments {
     /// When there are no such parameters, they are no model of GPT-2's tokens, or libtorch fails.
     pub fn run(&self) -> anyhow::Result<u8> {
         let device = self.device.start()?;
-        let placement = Placement::new(device.device, Precision::Float32, false);
-        let (model, file) = load_model(&self.run, self.step, placement)?;
+        let placement = self.precision.placement(device.device);
+        let (mut model, file) = load_model(&self.run, self.step, placement)?;
+        model.freeze()?;
         let asked = if self.prompt.is_empty() { vec![String::new()] } else { self.prompt.clone() };
         let prompts: Vec<&str> =
             asked.iter().flat_map(|text| std::iter::repeat_n(text.as_str(), self.samples)).collect();

@@ -44,7 +44,7 @@ struct SplitArguments {
     /// Take the contexts that the split was prepared for, whatever the model was trained with
     #[arg(long, conflicts_with = "context_length")]
     prepared_windows: bool,
-    /// Tokens in a batch at most; decides speed and memory, not the figures [default: 8192 on the CPU, 16384 on a GPU]
+    /// Tokens in a batch at most; decides speed and memory, not the figures [default: 8192 on the CPU, 65536 on a GPU]
     #[arg(long, value_name = "TOKENS")]
     batch_tokens: Option<usize>,
     /// Folder for the report; a killed evaluation goes on from what it holds [default: in the run's folder]

@@ -53,7 +53,8 @@ impl ServeArguments {
             Products::Bfloat16 => Precision::Bfloat16,
         };
         let placement = Placement::new(device.device, precision, false);
-        let (model, file) = load_model(&self.run, self.step, placement)?;
+        let (mut model, file) = load_model(&self.run, self.step, placement)?;
+        model.freeze()?;
         let engine = Engine::new(name_of(&file), model)?;
         say(&format!("serving {}; Ctrl-C ends it", printable::path(&file)));
         serve(engine, Server { address: SocketAddr::new(self.host, self.port) }, &signals)?;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use xlstm_trainer::command_line::say;
 use xlstm_trainer::environment;
 use xlstm_trainer::evaluation::open::open_model;
 use xlstm_trainer::evaluation::output;
@@ -54,7 +55,7 @@ pub(super) fn run(arguments: &ThroughputArguments) -> anyhow::Result<u8> {
         repetitions: arguments.repetitions,
     };
     let begin = std::time::Instant::now();
-    let results = measure(&opened.model, &options)?;
+    let results = measure(&opened.model, &options, &mut |text| say(text))?;
     let seconds = begin.elapsed().as_secs_f64();
     let single: usize = options.lengths.last().copied().unwrap_or(0);
     let batched: usize = options.batches.iter().sum::<usize>() * options.batch_tokens;

@@ -137,7 +137,7 @@ pub fn evaluate(
         Ok(FolderLock::acquire(&work.join("lock"))?)
     })?;
     let batch_tokens =
-        options.split.batch_tokens.unwrap_or(if device.device.is_cuda() { 16384 } else { 8192 });
+        options.split.batch_tokens.unwrap_or(if device.device.is_cuda() { 65536 } else { 8192 });
     let score_options = ScoreOptions { batch_tokens, work: &work, plan };
     let Some(scores) = score(&opened.model, &corpus, &score_options, communicator, signals)? else {
         return Ok(Outcome::Stopped(signals.received().unwrap_or(15)));

@@ -47,7 +47,7 @@ impl EvaluationPrecision {
         }
     }
 
-    fn placement(self, device: tch::Device) -> Placement {
+    pub(crate) fn placement(self, device: tch::Device) -> Placement {
         let precision = if self == Self::Bfloat16 { Precision::Bfloat16 } else { Precision::Float32 };
         let placement = Placement::new(device, precision, false);
         if self == Self::Float64 { Placement { kind: Kind::Double, ..placement } } else { placement }
@@ -88,8 +88,9 @@ pub fn open_model(
         Some(Precision::Bfloat16) => EvaluationPrecision::Bfloat16,
         _ => EvaluationPrecision::Float32,
     });
-    let model = import(&file, precision.placement(device.device))?;
+    let mut model = import(&file, precision.placement(device.device))?;
     check_finite(&model, &file)?;
+    model.freeze()?;
     let run = run_link(&file)?;
     let mut marks = Vec::new();
     if run.is_none() {

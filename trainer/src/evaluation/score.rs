@@ -1,7 +1,8 @@
 //! Scoring a corpus: batches by length, each sequence's sums at a place of its own.
 //!
 //! Sequences are sorted by length and batched up to a number of tokens, so that little is padded; padding stands at the
-//! end, where a causal model cannot see it from the targets. Batches go to ranks in turn. Token losses are summed in
+//! end, where a causal model cannot see it from the targets. Batches go to ranks in turn. While a GPU computes a batch, the
+//! next one is read and launched. Token losses are summed in
 //! float64 within each part, and everything else is summed after all is there, in document order.
 #![allow(non_snake_case, reason = "shape suffixes are capitals")]
 
@@ -17,7 +18,7 @@ use super::journal::{self, Journal, Scored};
 use super::progress::EvaluationProgress;
 use crate::communicator::{Communicator, flags};
 use crate::error::{Result, TrainError};
-use crate::model::{IGNORE_TARGET, Model};
+use crate::model::{IGNORE_TARGET, Model, PendingLosses};
 use crate::signals::Signals;
 
 /// Sequences in a batch at most: a block's state takes as much memory for a short one as for a long one.
@@ -109,23 +110,34 @@ pub fn score(
     let mut journal = Journal::open(options.work, rank, options.plan)?;
     let mut progress = EvaluationProgress::new(corpus, &done, rank == 0);
     let (own_rank, ranks) = (to_usize(rank), to_usize(world).max(1));
+    let mut note = |launched: Launched<'_>, since: &mut Instant| -> Result<()> {
+        let scored = launched.take(corpus)?;
+        let time = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        *since = Instant::now();
+        nanoseconds += time;
+        journal.append(&scored, time)?;
+        for one in scored {
+            values[places.of(one.sequence)].copy_from_slice(&one.values);
+        }
+        Ok(())
+    };
+    let (mut before, mut since): (Option<Launched<'_>>, _) = (None, Instant::now());
     for round in 0..batches.len().div_ceil(ranks) {
         let stop = if signals.received().is_some() { flags::STOP } else { 0 };
-        if communicator.any_flags(stop)? & flags::STOP != 0 {
-            return Ok(None);
+        let stopped = communicator.any_flags(stop)? & flags::STOP != 0;
+        let own = batches.get(round * ranks + own_rank).filter(|_| !stopped);
+        let launched = own.map(|batch| launch(model, corpus, batch)).transpose()?;
+        if let Some(before) = std::mem::replace(&mut before, launched) {
+            note(before, &mut since)?;
         }
-        if let Some(batch) = batches.get(round * ranks + own_rank) {
-            let begin = Instant::now();
-            let scored = score_batch(model, corpus, batch)?;
-            let time = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            nanoseconds += time;
-            journal.append(&scored, time)?;
-            for one in scored {
-                values[places.of(one.sequence)].copy_from_slice(&one.values);
-            }
+        if stopped {
+            return Ok(None);
         }
         let finished = &batches[round * ranks..((round + 1) * ranks).min(batches.len())];
         progress.add(finished.iter().flatten().map(|&index| &corpus.sequences[index]));
+    }
+    if let Some(last) = before {
+        note(last, &mut since)?;
     }
     progress.finish();
     // Each value is not zero on one rank at most, so this sum is exact.
@@ -164,16 +176,27 @@ fn batches(corpus: &Corpus, done: &[f64], batch_tokens: usize) -> Vec<Vec<usize>
 struct Batch {
     inputs_BT: Tensor,
     targets_BT: Tensor,
+    /// Places of the targets that count, row by row.
+    counting_M: Tensor,
     resets_BT: Option<Tensor>,
 }
 
-fn to_batch(model: &Model, sequences: &[(&Sequence, SequenceTokens)]) -> Result<Batch> {
-    let longest = sequences.iter().map(|(sequence, _)| sequence.length as usize).max().unwrap_or(0);
+/// A batch on its way.
+struct Launched<'a> {
+    sequences: Vec<(usize, &'a Sequence, SequenceTokens)>,
+    losses: PendingLosses,
+}
+
+fn to_batch(model: &Model, sequences: &[(usize, &Sequence, SequenceTokens)]) -> Result<Batch> {
+    let longest = sequences.iter().map(|(_, sequence, _)| sequence.length as usize).max().unwrap_or(0);
     let mut inputs = vec![0_i64; sequences.len() * longest];
     let mut targets = vec![IGNORE_TARGET; sequences.len() * longest];
     let mut resets = vec![false; sequences.len() * longest];
-    for (row, (sequence, tokens)) in sequences.iter().enumerate() {
+    let mut counting = Vec::with_capacity(targets.len());
+    for (row, (_, sequence, tokens)) in sequences.iter().enumerate() {
         let start = row * longest;
+        let first = (start + sequence.skipped as usize) as i64;
+        counting.extend(first..first + tokens.targets.len() as i64);
         for (place, &id) in inputs[start..].iter_mut().zip(&tokens.inputs) {
             *place = id;
         }
@@ -191,27 +214,37 @@ fn to_batch(model: &Model, sequences: &[(&Sequence, SequenceTokens)]) -> Result<
     Ok(Batch {
         inputs_BT: tensor(Tensor::f_from_slice(&inputs)?)?,
         targets_BT: tensor(Tensor::f_from_slice(&targets)?)?,
+        counting_M: Tensor::f_from_slice(&counting)?.f_to_device(device)?,
         resets_BT: any_reset.then(|| tensor(Tensor::f_from_slice(&resets)?)).transpose()?,
     })
 }
 
-fn score_batch(model: &Model, corpus: &Corpus, batch: &[usize]) -> Result<Vec<Scored>> {
+fn launch<'a>(model: &Model, corpus: &'a Corpus, batch: &[usize]) -> Result<Launched<'a>> {
     let mut sequences = Vec::with_capacity(batch.len());
     for &index in batch {
         let sequence = &corpus.sequences[index];
-        sequences.push((sequence, corpus.tokens(sequence)?));
+        sequences.push((index, sequence, corpus.tokens(sequence)?));
     }
-    let Batch { inputs_BT, targets_BT, resets_BT } = to_batch(model, &sequences)?;
-    let losses = model.sequence_losses(&inputs_BT, &targets_BT, resets_BT.as_ref())?;
-    let mut losses = losses.into_iter();
-    let mut scored = Vec::with_capacity(batch.len());
-    for (&index, (sequence, tokens)) in batch.iter().zip(&sequences) {
-        let losses: Vec<f64> = losses.by_ref().take(sequence.targets()).collect();
-        let mut values = sum_up(corpus, sequence, &losses)?;
-        values.extend(by_frequency(corpus, &tokens.targets, &losses));
-        scored.push(Scored { sequence: index, values });
+    let Batch { inputs_BT, targets_BT, counting_M, resets_BT } = to_batch(model, &sequences)?;
+    let losses = model.launch_losses(&inputs_BT, &targets_BT, &counting_M, resets_BT.as_ref())?;
+    Ok(Launched { sequences, losses })
+}
+
+impl Launched<'_> {
+    /// Waits for the losses and sums them up.
+    fn take(self, corpus: &Corpus) -> Result<Vec<Scored>> {
+        let losses = self.losses.take()?;
+        let mut rest = losses.as_slice();
+        let mut scored = Vec::with_capacity(self.sequences.len());
+        for (index, sequence, tokens) in &self.sequences {
+            let (own, others) = rest.split_at(sequence.targets().min(rest.len()));
+            rest = others;
+            let mut values = sum_up(corpus, sequence, own)?;
+            values.extend(by_frequency(corpus, &tokens.targets, own));
+            scored.push(Scored { sequence: *index, values });
+        }
+        Ok(scored)
     }
-    Ok(scored)
 }
 
 /// Sums by part, then by group of positions.

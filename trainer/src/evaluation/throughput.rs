@@ -22,11 +22,14 @@ pub struct ThroughputOptions {
     pub repetitions: usize,
 }
 
-/// Measures. The most likely token is always taken, so that all repetitions generate the same.
+/// Tokens that are generated before anything is measured.
+const WARM_UP: usize = 4;
+
+/// Measures; `tell` is told how far it is. The most likely token is always taken, so that all repetitions generate the same.
 ///
 /// # Errors
 /// When the options ask for nothing, or libtorch fails (no memory for a batch).
-pub fn measure(model: &Model, options: &ThroughputOptions) -> Result<Throughput> {
+pub fn measure(model: &Model, options: &ThroughputOptions, tell: &mut dyn FnMut(&str)) -> Result<Throughput> {
     let longest = options.lengths.last().copied().unwrap_or(0);
     let ascend = options.lengths.windows(2).all(|pair| pair[0] < pair[1]);
     let counts = [options.prefill, options.batch_tokens, options.repetitions];
@@ -35,8 +38,11 @@ pub fn measure(model: &Model, options: &ThroughputOptions) -> Result<Throughput>
             "expected ascending lengths and counts above zero, found {options:?}"
         )));
     }
-    // Once for what is done only once: threads, memory.
-    run(model, 1, options.prefill, &[1])?;
+    // Once for what is done only once: threads, memory, kernels that are compiled and recorded.
+    run(model, 1, options.prefill, &[WARM_UP])?;
+    let short = run(model, 1, options.prefill, &[WARM_UP])?;
+    let seconds = short[0] / WARM_UP as f64 * (longest * options.repetitions) as f64;
+    tell(&format!("batch 1: at most {seconds:.0} s for {} times {longest} tokens", options.repetitions));
     let mut runs = Vec::with_capacity(options.repetitions);
     for _ in 0..options.repetitions {
         runs.push(run(model, 1, options.prefill, &options.lengths)?);
@@ -49,6 +55,7 @@ pub fn measure(model: &Model, options: &ThroughputOptions) -> Result<Throughput>
     let generation = generation.collect();
     let mut batches = Vec::with_capacity(options.batches.len());
     for &batch in &options.batches {
+        run(model, batch, options.prefill, &[WARM_UP])?;
         let mut seconds = Vec::with_capacity(options.repetitions);
         for _ in 0..options.repetitions {
             seconds.extend(run(model, batch, options.prefill, &[options.batch_tokens])?);
@@ -60,6 +67,7 @@ pub fn measure(model: &Model, options: &ThroughputOptions) -> Result<Throughput>
                     "expected batches that take some time, found none that did: raise --tokens".into(),
                 )
             })?;
+        tell(&format!("batch {batch}: {tokens_per_second:.0} tokens/s"));
         batches.push(BatchSpeed { batch: batch as u64, tokens, tokens_per_second });
     }
     Ok(Throughput { prefill: options.prefill as u64, generation, batches })

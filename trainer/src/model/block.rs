@@ -69,6 +69,17 @@ pub(super) trait Block: Debug + Send {
     fn join(&self, states: &[&BlockState]) -> Result<BlockState> {
         BlockState::concatenate(states)
     }
+
+    /// Whether the state is larger after every token (a key-value cache).
+    fn state_grows(&self) -> bool {
+        false
+    }
+
+    /// Derives once what every call would derive from the parameters again: they change no more.
+    fn freeze(&mut self, products: Option<Kind>) -> Result<()> {
+        let _ = products;
+        Ok(())
+    }
 }
 
 /// A residual block by this project's kernels for GPUs.
@@ -76,10 +87,24 @@ pub(super) trait FusedBlock {
     /// The residual with what was yet to be added, and this block's output, which is left to the next block. Called only
     /// where `ComputePath` says so.
     fn forward(&self, residual: &Residual, call: &BlockCall<'_>) -> Result<(Residual, BlockState)>;
+
+    /// What to [`step`](Self::step) in: `state`, in its own memory or another, and whatever else a step needs.
+    fn step_state(&self, state: BlockState) -> Result<BlockState>;
+
+    /// As [`forward`](Self::forward) of one token, `(B, 1, C)`, after a state that it moves on where it lies. Without
+    /// gradients.
+    fn step(&self, residual: &Residual, state: &BlockState) -> Result<Residual>;
 }
 
 /// A block that a checkpointed forward pass may call again from the thread that goes backward.
 pub(super) type SharedBlock = Arc<Mutex<Box<dyn Block>>>;
+
+/// The fused form of a block that has one.
+pub(super) fn fused(block: &dyn Block) -> Result<&dyn FusedBlock> {
+    block
+        .fused()
+        .ok_or_else(|| TrainError::Internal("expected a block with fused kernels, found one without".into()))
+}
 
 pub(super) fn lock(block: &Mutex<Box<dyn Block>>) -> MutexGuard<'_, Box<dyn Block>> {
     block.lock().unwrap_or_else(PoisonError::into_inner)
@@ -103,12 +128,7 @@ impl Residual {
             let (x_BTC, state) = block.forward(&self.x_BTC, call)?;
             return Ok((Self::new(x_BTC), state));
         }
-        match block.fused() {
-            Some(fused) => fused.forward(self, call),
-            None => {
-                Err(TrainError::Internal("expected a block with fused kernels, found one without".into()))
-            }
-        }
+        fused(block.as_ref())?.forward(self, call)
     }
 
     /// As [`through`](Self::through), keeping the input alone for the backward pass, which computes the block again.
@@ -166,6 +186,12 @@ impl BlockState {
         Self { tensors: tensors.into_iter().map(|(name, tensor)| (Cow::Owned(name), tensor)).collect() }
     }
 
+    /// With another tensor, which is no part of what is remembered but of the memory to step in.
+    pub(super) fn with(mut self, name: &'static str, tensor: Tensor) -> Self {
+        self.tensors.push((Cow::Borrowed(name), tensor));
+        self
+    }
+
     /// A tensor that the state may have.
     pub(super) fn get(&self, wanted: &str) -> Option<&Tensor> {
         self.tensors.iter().find(|(name, _)| name == wanted).map(|(_, tensor)| tensor)
@@ -190,9 +216,32 @@ impl BlockState {
         Self { tensors: self.tensors.iter().map(detached).collect() }
     }
 
+    /// A copy that shares no memory with this one.
+    pub(super) fn copy(&self) -> Result<Self> {
+        let mut tensors = Vec::with_capacity(self.tensors.len());
+        for (name, tensor) in &self.tensors {
+            let mut copy = tensor.f_empty_like()?;
+            copy.f_copy_(&tensor.detach())?;
+            tensors.push((name.clone(), copy));
+        }
+        Ok(Self { tensors })
+    }
+
+    /// Takes on the values of another state of the same sizes, all of whose tensors this one has, where they lie.
+    pub(super) fn overwrite(&self, with: &Self) -> Result<()> {
+        for (name, tensor) in &with.tensors {
+            self.need(name)?.f_copy_(tensor)?;
+        }
+        Ok(())
+    }
+
     /// States of one kind and of equal sizes as one, along the batch.
     pub(super) fn concatenate(states: &[&Self]) -> Result<Self> {
         let Some(first) = states.first() else { return Ok(Self::default()) };
+        if states.len() == 1 {
+            let same = |(name, tensor): &(Cow<'static, str>, Tensor)| (name.clone(), tensor.shallow_clone());
+            return Ok(Self { tensors: first.tensors.iter().map(same).collect() });
+        }
         let mut tensors = Vec::with_capacity(first.tensors.len());
         for (name, _) in &first.tensors {
             let parts = states.iter().map(|state| state.need(name)).collect::<Result<Vec<_>>>()?;

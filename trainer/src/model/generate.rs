@@ -1,56 +1,65 @@
 //! Text generation: the state after the prompt, then one token at a time.
 //!
-//! Prompts of a batch may differ in length: each is read on its own, and the states are put together afterwards, so a
-//! sequence does not depend on its neighbors. Each sequence draws from its own generator, keyed by seed and number.
+//! Prompts of a batch may differ in length: neighbors of one length are read together, and the states are put together
+//! afterwards. Nothing is padded, so a sequence does not see its neighbors. Each sequence draws from its own generator, keyed by seed and number.
+//!
+//! On a GPU, states that keep their size are moved on where they lie, and after the first tokens, which compile and load
+//! the kernels, a token is recorded and replayed as one launch. A model is best frozen before ([`Model::freeze`]).
 
-use tch::{Kind, Tensor};
+use std::fmt;
 
+use tch::{Device, Tensor};
+
+use super::generated_token::{GeneratedToken, SpareToken};
+use super::sampling::{Draws, Sampling, draw, rows_on_host};
+use super::step::StepState;
 use super::{Model, ModelState, signed};
 use crate::error::{Result, TrainError};
 
 /// Tokens of a prompt that are read at a time: what a longer one takes in memory beside its state.
 pub(crate) const PIECE: usize = 8192;
 
-/// How the next token is drawn.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sampling {
-    /// Divides the logits; 0 takes the most likely token.
-    pub temperature: f64,
-    /// Only the most likely tokens, this many; 0: all.
-    pub top_k: usize,
-    /// Only the most likely tokens that together reach this probability; 1: all.
-    pub top_p: f64,
-    /// Seed of the draws.
-    pub seed: u64,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 0 }
-    }
-}
-
-/// SplitMix64: small, seedable anywhere, the same on every machine.
-#[derive(Debug, Clone)]
-struct Draws(u64);
-
-impl Draws {
-    fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut value = self.0;
-        value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((value ^ (value >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-}
+/// Tokens that are launched operation by operation first.
+const EAGER_TOKENS: u64 = 2;
 
 /// A batch of sequences being generated.
+#[derive(Debug)]
 pub struct Generation<'a> {
     model: &'a Model,
     sampling: Sampling,
     draws: Vec<Draws>,
-    state: ModelState,
+    state: State,
     logits_BV: Tensor,
+    recording: Recording,
+}
+
+/// What is remembered of everything taken in.
+#[derive(Debug)]
+enum State {
+    /// Made anew at every token.
+    New(ModelState),
+    /// Moved on where it lies.
+    InPlace(StepState),
+}
+
+/// Whether tokens are recorded.
+#[derive(Debug)]
+enum Recording {
+    /// They are launched operation by operation, and why.
+    Never(String),
+    /// Recorded after so many more.
+    After(u64),
+    /// Recorded.
+    Ready(Box<GeneratedToken>),
+}
+
+impl fmt::Display for Recording {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Never(reason) => write!(f, "computed operation by operation ({reason})"),
+            Self::After(_) | Self::Ready(_) => write!(f, "recorded as one CUDA graph"),
+        }
+    }
 }
 
 impl<'a> Generation<'a> {
@@ -75,27 +84,20 @@ impl<'a> Generation<'a> {
         check(model, prompts, &sampling)?;
         tch::no_grad(|| {
             let (mut states, mut logits) = (Vec::new(), Vec::new());
-            for prompt in prompts {
-                let mut state = None;
-                let mut last_BC = None;
-                for piece in prompt.chunks(PIECE) {
-                    if !wanted() {
-                        return Err(TrainError::GivenUp);
-                    }
-                    let tokens =
-                        Tensor::f_from_slice(piece)?.f_unsqueeze(0)?.f_to_device(model.placement().device)?;
-                    let (hidden_BTC, next) = model.forward(&tokens, state.as_ref(), None)?;
-                    last_BC = Some(hidden_BTC.f_select(1, -1)?);
-                    state = Some(next);
-                }
-                // `check` has seen that no prompt is empty.
-                let (Some(last_BC), Some(state)) = (last_BC, state) else { continue };
-                logits.push(model.logits(&last_BC)?);
+            for together in of_one_length(prompts) {
+                let (state, last_BV) = read(model, together, wanted)?;
                 states.push(state);
+                logits.push(last_BV);
             }
-            let draws = (0..prompts.len() as u64).map(|index| Draws(sampling.seed ^ (index << 40))).collect();
-            let logits_BV = Tensor::f_cat(&logits, 0)?;
-            Ok(Self { model, sampling, draws, state: model.join(&states)?, logits_BV })
+            let draws = (0..prompts.len() as u64).map(|index| Draws::new(&sampling, index)).collect();
+            let (state, logits_BV) = (model.join(&states)?, Tensor::f_cat(&logits, 0)?);
+            if let Some(spare) = model.take_spare(&sampling, &state, &logits_BV)? {
+                let SpareToken { token, step, logits_BV, .. } = spare;
+                let (state, recording) = (State::InPlace(step), Recording::Ready(Box::new(token)));
+                return Ok(Self { model, sampling, draws, state, logits_BV, recording });
+            }
+            let (state, recording) = placed(model, state)?;
+            Ok(Self { model, sampling, draws, state, logits_BV, recording })
         })
     }
 
@@ -104,28 +106,112 @@ impl<'a> Generation<'a> {
     /// # Errors
     /// When libtorch fails.
     pub fn next_tokens(&mut self) -> Result<Vec<i64>> {
-        let logits_BV = self.logits_BV.f_to_kind(Kind::Float)?.f_to_device(tch::Device::Cpu)?;
-        let mut tokens = Vec::with_capacity(self.draws.len());
-        for (index, draws) in self.draws.iter_mut().enumerate() {
-            let row = Vec::<f32>::try_from(logits_BV.f_get(signed(index as u64))?)?;
-            tokens.push(draw(&row, &self.sampling, draws));
+        if let (Recording::After(0), State::InPlace(step)) = (&self.recording, &self.state) {
+            self.recording = match GeneratedToken::record(self.model, &self.sampling, &self.logits_BV, step) {
+                Ok(token) => Recording::Ready(Box::new(token)),
+                Err(error) => Recording::Never(format!("a token could not be recorded: {error}")),
+            };
         }
-        tch::no_grad(|| -> Result<()> {
-            let input =
-                Tensor::f_from_slice(&tokens)?.f_unsqueeze(1)?.f_to_device(self.model.placement().device)?;
-            let (hidden_BTC, state) = self.model.forward(&input, Some(&self.state), None)?;
-            self.state = state;
-            self.logits_BV = self.model.logits(&hidden_BTC.f_select(1, -1)?)?;
-            Ok(())
-        })?;
+        match &mut self.recording {
+            Recording::Ready(token) => return token.next(&mut self.draws),
+            Recording::After(tokens) => *tokens = tokens.saturating_sub(1),
+            Recording::Never(_) => {}
+        }
+        let rows = rows_on_host(&self.logits_BV)?;
+        let drawn = rows.iter().zip(&mut self.draws);
+        let tokens: Vec<i64> = drawn.map(|(row, draws)| draw(row, &self.sampling, draws)).collect();
+        tch::no_grad(|| self.take_in(&tokens))?;
         Ok(tokens)
+    }
+
+    fn take_in(&mut self, tokens: &[i64]) -> Result<()> {
+        let device = self.model.placement().device;
+        let tokens_B1 = Tensor::f_from_slice(tokens)?.f_unsqueeze(1)?.f_to_device(device)?;
+        match &mut self.state {
+            State::InPlace(step) => self.logits_BV = self.model.step(&tokens_B1, step)?,
+            State::New(state) => {
+                let (hidden_B1C, next) = self.model.forward(&tokens_B1, Some(state), None)?;
+                *state = next;
+                self.logits_BV = self.model.logits(&hidden_B1C.f_select(1, -1)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// The state after everything taken in so far.
     #[must_use]
     pub fn state(&self) -> &ModelState {
-        &self.state
+        match &self.state {
+            State::New(state) => state,
+            State::InPlace(step) => step.state(),
+        }
     }
+
+    /// The same, and never recorded.
+    pub(super) fn launched(mut self) -> Self {
+        self.recording = Recording::Never("asked for".into());
+        self
+    }
+
+    /// Whether tokens are recorded by now.
+    pub(super) fn is_recorded(&self) -> bool {
+        matches!(self.recording, Recording::Ready(_))
+    }
+
+    /// How tokens are computed, in words that fit after "tokens are".
+    #[must_use]
+    pub fn manner(&self) -> String {
+        self.recording.to_string()
+    }
+}
+
+impl Drop for Generation<'_> {
+    fn drop(&mut self) {
+        let state = std::mem::replace(&mut self.state, State::New(ModelState::default()));
+        let recording = std::mem::replace(&mut self.recording, Recording::After(0));
+        if let (State::InPlace(step), Recording::Ready(token)) = (state, recording) {
+            self.model.keep_spare(self.sampling, *token, step, self.logits_BV.shallow_clone());
+        }
+    }
+}
+
+/// Neighbors of one length, as many as are read at a time.
+fn of_one_length(prompts: &[Vec<i64>]) -> Vec<&[Vec<i64>]> {
+    let same = prompts.chunk_by(|a, b| a.len() == b.len());
+    same.flat_map(|same| same.chunks((PIECE / same[0].len().max(1)).max(1))).collect()
+}
+
+/// State and logits `(B, V)` after prompts of one length.
+fn read(model: &Model, prompts: &[Vec<i64>], wanted: &dyn Fn() -> bool) -> Result<(ModelState, Tensor)> {
+    let length = prompts.first().map_or(0, Vec::len);
+    let mut read: Option<(ModelState, Tensor)> = None;
+    for first in (0..length).step_by(PIECE) {
+        if !wanted() {
+            return Err(TrainError::GivenUp);
+        }
+        let pieces = prompts.iter().flat_map(|prompt| &prompt[first..length.min(first + PIECE)]);
+        let pieces: Vec<i64> = pieces.copied().collect();
+        let shape = [signed(prompts.len() as u64), -1];
+        let tokens_BT =
+            Tensor::f_from_slice(&pieces)?.f_view(shape)?.f_to_device(model.placement().device)?;
+        let before = read.as_ref().map(|(state, _)| state);
+        let (hidden_BTC, next) = model.forward(&tokens_BT, before, None)?;
+        read = Some((next, hidden_BTC.f_select(1, -1)?));
+    }
+    // `check` has seen that no prompt is empty.
+    let (state, last_BC) = read.ok_or_else(|| TrainError::internal("an empty prompt was let in"))?;
+    Ok((state, model.logits(&last_BC)?))
+}
+
+/// The state where it is to be moved on, and whether that is recorded.
+fn placed(model: &Model, state: ModelState) -> Result<(State, Recording)> {
+    if !matches!(model.placement().device, Device::Cuda(_)) {
+        return Ok((State::New(state), Recording::Never("no GPU".into())));
+    }
+    if model.state_grows() {
+        return Ok((State::New(state), Recording::Never("the state grows with the text".into())));
+    }
+    Ok((State::InPlace(model.step_state(state)?), Recording::After(EAGER_TOKENS)))
 }
 
 fn check(model: &Model, prompts: &[Vec<i64>], sampling: &Sampling) -> Result<()> {
@@ -140,71 +226,5 @@ fn check(model: &Model, prompts: &[Vec<i64>], sampling: &Sampling) -> Result<()>
     if let Some(id) = prompts.iter().flatten().find(|&&id| id < 0 || id >= size) {
         return fail(format!("expected token ids below {size}, the model's vocabulary, found {id}"));
     }
-    if sampling.temperature.is_nan() || sampling.temperature < 0.0 {
-        return fail(format!("expected a temperature of 0 or more, found {}", sampling.temperature));
-    }
-    if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
-        return fail(format!("expected top-p above 0 and at most 1, found {}", sampling.top_p));
-    }
-    Ok(())
-}
-
-/// One token from a row of logits.
-fn draw(logits: &[f32], sampling: &Sampling, draws: &mut Draws) -> i64 {
-    if sampling.temperature == 0.0 {
-        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
-        return signed(best.unwrap_or(0) as u64);
-    }
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    // Ties go to the smaller id, so that a seed means one text.
-    order.sort_unstable_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-    if sampling.top_k > 0 {
-        order.truncate(sampling.top_k.max(1));
-    }
-    let highest = f64::from(logits[order[0]]);
-    let mut weights: Vec<f64> =
-        order.iter().map(|&id| ((f64::from(logits[id]) - highest) / sampling.temperature).exp()).collect();
-    let total: f64 = weights.iter().sum();
-    let mut kept = 0.0;
-    let enough = weights.iter().position(|weight| {
-        kept += weight;
-        kept >= sampling.top_p * total
-    });
-    weights.truncate(enough.map_or(weights.len(), |last| last + 1));
-    let mut point = draws.next() * weights.iter().sum::<f64>();
-    for (&id, weight) in order.iter().zip(&weights) {
-        point -= weight;
-        if point < 0.0 {
-            return signed(id as u64);
-        }
-    }
-    signed(order[weights.len() - 1] as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn share(sampling: Sampling, logits: &[f32]) -> Vec<f64> {
-        let mut draws = Draws(sampling.seed);
-        let mut counts = vec![0.0; logits.len()];
-        for _ in 0..4000 {
-            counts[usize::try_from(draw(logits, &sampling, &mut draws)).unwrap()] += 1.0 / 4000.0;
-        }
-        counts
-    }
-
-    #[test]
-    fn draws_follow_temperature_top_k_and_top_p() {
-        let logits = [0.5_f32.ln(), 0.3_f32.ln(), 0.2_f32.ln()];
-        let plain = Sampling { seed: 3, ..Sampling::default() };
-        let close = |found: &[f64], expected: &[f64]| {
-            found.iter().zip(expected).for_each(|(a, b)| assert!((a - b).abs() < 0.04, "{found:?}"));
-        };
-        close(&share(plain, &logits), &[0.5, 0.3, 0.2]);
-        close(&share(Sampling { top_k: 2, ..plain }, &logits), &[0.625, 0.375, 0.0]);
-        close(&share(Sampling { top_p: 0.6, ..plain }, &logits), &[0.625, 0.375, 0.0]);
-        close(&share(Sampling { temperature: 0.0, ..plain }, &logits), &[1.0, 0.0, 0.0]);
-        close(&share(Sampling { temperature: 0.5, ..plain }, &logits), &[0.658, 0.237, 0.105]);
-    }
+    sampling.check()
 }

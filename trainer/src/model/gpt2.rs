@@ -122,6 +122,10 @@ impl Block for Gpt2Block {
         Ok((x_BTC + call.dropped(self.down.apply(&up_BTF, call)?, 1)?, state))
     }
 
+    fn state_grows(&self) -> bool {
+        true
+    }
+
     fn join(&self, states: &[&BlockState]) -> Result<BlockState> {
         join(states)
     }

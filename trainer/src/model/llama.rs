@@ -132,6 +132,10 @@ impl Block for LlamaBlock {
         Ok((x_BTC, state))
     }
 
+    fn state_grows(&self) -> bool {
+        true
+    }
+
     fn join(&self, states: &[&BlockState]) -> Result<BlockState> {
         join(states)
     }

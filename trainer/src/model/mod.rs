@@ -7,7 +7,10 @@
 //! path        who computes: fused GPU kernels, CPU kernels, libtorch's operations
 //! dropout     masks that follow from step and row
 //! state       what is remembered between two calls
-//! generate    text, one token at a time      scoring   log-likelihoods of single tokens
+//! generate    text, one token at a time      sampling  how a token is drawn
+//! step        one token, states moved on in place; generated_token: the same recorded as one launch
+//! scoring     log-likelihoods of single tokens
+//! selfcheck   steps against whole passes, on a GPU
 //! weights     parameters in and out of files
 //! llama, gpt2          Transformers      attention  causal attention with its key-value cache, rotary positions
 //! recurrent   RetNet, GLA, HGRN, HGRN2            retnet_block  RetNet in GPT-like blocks
@@ -26,6 +29,7 @@ mod attention;
 mod block;
 mod dropout;
 mod generate;
+mod generated_token;
 mod gpt2;
 mod llama;
 mod long_filters;
@@ -38,8 +42,11 @@ mod path;
 mod recurrent;
 mod retnet_block;
 mod rwkv;
+mod sampling;
 mod scoring;
+mod selfcheck;
 mod state;
+mod step;
 mod weights;
 mod xlstm;
 
@@ -56,16 +63,20 @@ use xlstm_manifests::recipe::{ComputePath, ModelConfig, Precision, Recipe};
 
 use crate::error::{Result, TrainError};
 use block::{BlockCall, Residual, SharedBlock};
+use generated_token::SpareToken;
 use network::{Biases, Parts, network};
 use normalization::Norm;
 use parameters::{Builder, TiedOutput};
 
 pub use block::BlockState;
 pub use dropout::Dropout;
+pub use generate::Generation;
 pub(crate) use generate::PIECE;
-pub use generate::{Generation, Sampling};
 pub use parameters::Parameter;
 pub use path::{Decision, Need, choose};
+pub use sampling::Sampling;
+pub use scoring::PendingLosses;
+pub use selfcheck::check_generation;
 pub use state::ModelState;
 pub(crate) use weights::{check_sizes, copy_to_cpu, described_model, metadata};
 pub use weights::{export, import};
@@ -134,6 +145,8 @@ pub struct Model {
     /// The output projection's name, where it is the token embedding by choice.
     tied_output: Option<TiedOutput>,
     positional: bool,
+    /// A recorded token that nobody uses at the moment.
+    spare: Mutex<Option<SpareToken>>,
 }
 
 /// What a training step asks of the loss.
@@ -195,6 +208,7 @@ impl Model {
             blocks: blocks.into_iter().map(|block| Arc::new(Mutex::new(block))).collect(),
             norm,
             output,
+            spare: Mutex::new(None),
         })
     }
 
@@ -241,7 +255,7 @@ impl Model {
         state: Option<&ModelState>,
         resets_BT: Option<&Tensor>,
     ) -> Result<(Tensor, ModelState)> {
-        let need = Need { resets: resets_BT.is_some(), states: true, ..Need::default() };
+        let need = Need { resets: resets_BT.is_some(), ..Need::default() };
         let path = self.compute_path(need)?.path;
         let pass = Pass { dropout: None, path, checkpointed: false, keep_state: true, state, resets_BT };
         self.hidden(tokens_BT, &pass)

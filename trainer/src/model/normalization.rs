@@ -80,6 +80,16 @@ impl Norm {
         }
     }
 
+    /// `W` of the norm of a residual, `(B, 1, N)`, by the kernel for one token of a few sequences; `None` where there is none.
+    pub(super) fn step_product(&self, residual: &Residual, weight_NC: &Tensor) -> Result<Option<Tensor>> {
+        let Self::ResidualWeight { weight, epsilon } = self else { return Ok(None) };
+        if !cuda::step_up_fits(residual.x_BTC.size()[0], weight_NC) {
+            return Ok(None);
+        }
+        let delta = residual.delta_BTC.as_ref();
+        Ok(Some(cuda::step_up(&residual.x_BTC, delta, weight, weight_NC, *epsilon)?.1))
+    }
+
     /// The norm of a residual, with what is yet to be added.
     pub(super) fn of_residual(&self, residual: &Residual, path: ComputePath) -> Result<Tensor> {
         match (path, self) {

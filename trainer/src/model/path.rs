@@ -25,8 +25,6 @@ use crate::error::Result;
 pub struct Need {
     /// Documents are told apart: states are cleared where one begins.
     pub resets: bool,
-    /// A state goes in or comes out.
-    pub states: bool,
     /// Some numbers of each branch are dropped (`training.dropout`).
     pub dropout: bool,
     /// Something is added to the loss (`training.z_loss`).
@@ -83,12 +81,8 @@ fn fused_obstacle(config: &ModelConfig, placement: Placement, need: Need) -> Res
     if need.dropout {
         return Ok(Some("no fused kernels with training.dropout".into()));
     }
-    let request = cuda::Request {
-        parameters: placement.kind,
-        products: placement.products,
-        resets: need.resets,
-        states: need.states,
-    };
+    let request =
+        cuda::Request { parameters: placement.kind, products: placement.products, resets: need.resets };
     network(config).fused_obstacle(placement.device, &request)
 }
 
@@ -106,7 +100,7 @@ mod tests {
     #[test]
     fn on_a_cpu_the_type_decides() {
         let model = ModelConfig::default();
-        let need = Need { resets: true, states: true, ..Need::default() };
+        let need = Need { resets: true, ..Need::default() };
         let path = |precision| decide(&model, Device::Cpu, precision, need).path;
         assert_eq!(path(Precision::Float32), ComputePath::CpuKernels);
         assert_eq!(path(Precision::Bfloat16), ComputePath::Operations);
@@ -119,17 +113,12 @@ mod tests {
         let matrix = XlstmConfig { blocks: 2, slstm_at: vec![], ..XlstmConfig::default() };
         for (model, cell) in [(scalar, FusedCell::Slstm), (matrix, FusedCell::Mlstm)] {
             let model = ModelConfig::from(model);
-            for (precision, resets, states) in [
-                (Precision::Bfloat16, true, false),
-                (Precision::Bfloat16, false, true),
-                (Precision::Float32, false, false),
-            ] {
+            for (precision, resets) in [(Precision::Bfloat16, true), (Precision::Float32, false)] {
                 let placement = Placement::new(Device::Cuda(0), precision, false);
                 let Placement { kind: parameters, products, .. } = placement;
-                let request = cuda::Request { parameters, products, resets, states };
+                let request = cuda::Request { parameters, products, resets };
                 let Err(obstacle) = cuda::supports(placement.device, cell, &request) else { continue };
-                let found =
-                    decide(&model, Device::Cuda(0), precision, Need { resets, states, ..Need::default() });
+                let found = decide(&model, Device::Cuda(0), precision, Need { resets, ..Need::default() });
                 assert_eq!(found.path, ComputePath::Operations);
                 assert_eq!(found.to_string(), format!("libtorch's operations ({obstacle})"));
             }
@@ -156,7 +145,7 @@ mod tests {
         let model = ModelConfig::from(XlstmConfig { slstm_at: vec![], ..XlstmConfig::default() });
         assert_eq!(decide(&model, Device::Cuda(0), Precision::Bfloat16, need).path, ComputePath::FusedGpu);
         let (parameters, products) = (Kind::Float, Some(Kind::BFloat16));
-        let request = cuda::Request { parameters, products, resets: true, states: false };
+        let request = cuda::Request { parameters, products, resets: true };
         assert_eq!(cuda::supports(Device::Cuda(0), FusedCell::Slstm, &request), Ok(()));
     }
 }

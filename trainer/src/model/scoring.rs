@@ -6,6 +6,25 @@ use tch::{Kind, Tensor};
 use super::{IGNORE_TARGET, Model, ModelState, Need, Pass, TargetCount, signed};
 use crate::error::Result;
 
+/// Losses that were launched and are not waited for.
+#[derive(Debug)]
+pub struct PendingLosses {
+    /// `(M,)`, on the device; `None` where no target counts.
+    losses_M: Option<Tensor>,
+}
+
+impl PendingLosses {
+    /// Waits for them.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn take(self) -> Result<Vec<f64>> {
+        let Some(losses_M) = self.losses_M else { return Ok(Vec::new()) };
+        let losses_M = losses_M.f_to_device(tch::Device::Cpu)?.f_to_kind(Kind::Double)?;
+        Ok(Vec::<f64>::try_from(losses_M)?)
+    }
+}
+
 /// Logits that are held at once: 256 MiB in float32.
 const MAX_LOGITS: u64 = 1 << 26;
 
@@ -23,9 +42,7 @@ impl Model {
         resets_BT: Option<&Tensor>,
     ) -> Result<(Vec<f64>, ModelState)> {
         tch::no_grad(|| {
-            let path = self
-                .compute_path(Need { resets: resets_BT.is_some(), states: true, ..Need::default() })?
-                .path;
+            let path = self.compute_path(Need { resets: resets_BT.is_some(), ..Need::default() })?.path;
             let pass = Pass { dropout: None, path, checkpointed: false, keep_state: true, state, resets_BT };
             let (hidden_BTC, state) = self.hidden(tokens_BT, &pass)?;
             Ok((self.losses_of(&hidden_BTC, targets_BT)?, state))
@@ -45,12 +62,46 @@ impl Model {
         resets_BT: Option<&Tensor>,
     ) -> Result<Vec<f64>> {
         tch::no_grad(|| {
-            let path = self.compute_path(Need { resets: resets_BT.is_some(), ..Need::default() })?.path;
-            let pass =
-                Pass { dropout: None, path, checkpointed: false, keep_state: false, state: None, resets_BT };
-            let (hidden_BTC, _) = self.hidden(tokens_BT, &pass)?;
+            let hidden_BTC = self.hidden_of_sequences(tokens_BT, resets_BT)?;
             self.losses_of(&hidden_BTC, targets_BT)
         })
+    }
+
+    /// As [`sequence_losses`](Self::sequence_losses) of the targets whose places in `(B·T)` are `counting_M` (Int64), in
+    /// that order, without waiting for the device.
+    ///
+    /// # Errors
+    /// As [`token_losses`](Self::token_losses).
+    pub fn launch_losses(
+        &self,
+        tokens_BT: &Tensor,
+        targets_BT: &Tensor,
+        counting_M: &Tensor,
+        resets_BT: Option<&Tensor>,
+    ) -> Result<PendingLosses> {
+        let count = counting_M.size()[0];
+        if count == 0 {
+            return Ok(PendingLosses { losses_M: None });
+        }
+        tch::no_grad(|| {
+            let hidden_BTC = self.hidden_of_sequences(tokens_BT, resets_BT)?;
+            let mut hidden_NC = hidden_BTC.f_reshape([-1, signed(self.config.embedding_dim())])?;
+            let mut targets_N = targets_BT.f_reshape([-1])?;
+            if count < targets_N.size()[0] {
+                hidden_NC = hidden_NC.f_index_select(0, counting_M)?;
+                targets_N = targets_N.f_index_select(0, counting_M)?;
+            }
+            let losses = self.loss_of(&hidden_NC, &targets_N, TargetCount::Known(count))?;
+            Ok(PendingLosses { losses_M: Some(losses.token_losses_N) })
+        })
+    }
+
+    /// Hidden values `(B, T, C)` by what computes [`loss`](Self::loss), from a fresh state of which nothing is kept.
+    fn hidden_of_sequences(&self, tokens_BT: &Tensor, resets_BT: Option<&Tensor>) -> Result<Tensor> {
+        let path = self.compute_path(Need { resets: resets_BT.is_some(), ..Need::default() })?.path;
+        let pass =
+            Pass { dropout: None, path, checkpointed: false, keep_state: false, state: None, resets_BT };
+        Ok(self.hidden(tokens_BT, &pass)?.0)
     }
 
     /// As [`sequence_losses`](Self::sequence_losses), and for each of the same targets whether it came out first: its
@@ -65,10 +116,7 @@ impl Model {
         resets_BT: Option<&Tensor>,
     ) -> Result<(Vec<f64>, Vec<bool>)> {
         tch::no_grad(|| {
-            let path = self.compute_path(Need { resets: resets_BT.is_some(), ..Need::default() })?.path;
-            let pass =
-                Pass { dropout: None, path, checkpointed: false, keep_state: false, state: None, resets_BT };
-            let (hidden_BTC, _) = self.hidden(tokens_BT, &pass)?;
+            let hidden_BTC = self.hidden_of_sequences(tokens_BT, resets_BT)?;
             let Some((hidden_MC, targets_M)) = self.counting(&hidden_BTC, targets_BT)? else {
                 return Ok((Vec::new(), Vec::new()));
             };

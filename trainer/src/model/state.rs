@@ -3,12 +3,13 @@
 use tch::Tensor;
 
 use super::BlockState;
+use crate::error::Result;
 
 /// The name under which positions are saved.
 const POSITIONS: &str = "positions";
 
 /// State of a whole model.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ModelState {
     /// In block order.
     pub blocks: Vec<BlockState>,
@@ -24,6 +25,27 @@ impl ModelState {
             blocks: self.blocks.iter().map(BlockState::detach).collect(),
             positions_B: self.positions_B.as_ref().map(Tensor::detach),
         }
+    }
+
+    /// A copy that shares no memory with this one.
+    pub(super) fn copy(&self) -> Result<Self> {
+        let positions_B = match &self.positions_B {
+            // Possibly one number seen by all sequences: each has its own place in the copy.
+            Some(positions_B) => Some(positions_B.f_contiguous()?.f_add_scalar(0)?),
+            None => None,
+        };
+        Ok(Self { blocks: self.blocks.iter().map(BlockState::copy).collect::<Result<_>>()?, positions_B })
+    }
+
+    /// Takes on the values of another state of the same model and batch, where these tensors lie.
+    pub(super) fn overwrite(&self, with: &Self) -> Result<()> {
+        for (own, other) in self.blocks.iter().zip(&with.blocks) {
+            own.overwrite(other)?;
+        }
+        if let (Some(own), Some(other)) = (&self.positions_B, &with.positions_B) {
+            own.shallow_clone().f_copy_(other)?;
+        }
+        Ok(())
     }
 
     /// Every tensor with a name, for saving: `blocks.0.mlstm.matrix`.

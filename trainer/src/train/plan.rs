@@ -51,7 +51,6 @@ pub fn compute_path(recipe: &Recipe, device: &DeviceInfo) -> Result<Decision> {
     let training = &recipe.training;
     let need = Need {
         resets: training.reset_at_document_boundaries,
-        states: false,
         dropout: training.dropout > 0.0,
         z_loss: training.z_loss > 0.0,
     };

@@ -37,6 +37,29 @@ pub(super) type LaunchCooperative = unsafe extern "C" fn(
     Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void,
 ) -> c_int;
 
+pub(super) type LaunchExtended =
+    unsafe extern "C" fn(*const LaunchConfig, Handle, *mut *mut c_void, *mut *mut c_void) -> c_int;
+
+/// `CUlaunchConfig`.
+#[repr(C)]
+pub(super) struct LaunchConfig {
+    pub(super) grid: [c_uint; 3],
+    pub(super) block: [c_uint; 3],
+    pub(super) shared_bytes: c_uint,
+    pub(super) stream: Handle,
+    pub(super) attributes: *const LaunchAttribute,
+    pub(super) attribute_count: c_uint,
+}
+
+/// `CUlaunchAttribute` whose value is one number: the union is 64 bytes long and begins with it.
+#[repr(C)]
+pub(super) struct LaunchAttribute {
+    pub(super) id: c_int,
+    pub(super) padding: c_int,
+    pub(super) value: c_int,
+    pub(super) rest: [c_int; 15],
+}
+
 /// The functions that are called more than once.
 #[derive(Debug)]
 pub(super) struct Functions {
@@ -46,6 +69,7 @@ pub(super) struct Functions {
     pub(super) set_attribute: SetAttribute,
     pub(super) launch: Launch,
     pub(super) launch_cooperative: LaunchCooperative,
+    pub(super) launch_extended: LaunchExtended,
     pub(super) synchronize: Call0,
     pub(super) allocate: Allocate,
     pub(super) free: Free,
@@ -71,6 +95,7 @@ impl Functions {
                 set_attribute: library.function(c"cuFuncSetAttribute")?,
                 launch: library.function(c"cuLaunchKernel")?,
                 launch_cooperative: library.function(c"cuLaunchCooperativeKernel")?,
+                launch_extended: library.function(c"cuLaunchKernelEx")?,
                 synchronize: library.function(c"cuCtxSynchronize")?,
                 allocate: library.function(c"cuMemAlloc_v2")?,
                 free: library.function(c"cuMemFree_v2")?,

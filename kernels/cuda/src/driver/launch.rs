@@ -3,13 +3,16 @@
 use std::ffi::{CString, c_int, c_void};
 
 use super::Driver;
-use super::functions::Handle;
+use super::functions::{Handle, LaunchAttribute, LaunchConfig};
 use crate::CudaError;
 
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
 const MAX_DYNAMIC_SHARED: c_int = 8;
 /// `CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED`.
 const LARGE_CLUSTERS: c_int = 14;
+
+/// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
+const OVERLAPPING: c_int = 6;
 
 /// One kernel of a loaded module. Modules stay loaded until the process ends.
 #[derive(Debug, Clone, Copy)]
@@ -104,6 +107,50 @@ impl Driver {
             )
         };
         self.check("cuLaunchKernel", code)
+    }
+
+    /// As [`launch`](Self::launch), for a kernel that may begin before the one in front of it has ended, and waits for that
+    /// itself (`wait_for_previous` of `common.cuh`). An architecture without that launches it as any other.
+    ///
+    /// # Errors
+    /// As [`launch`](Self::launch).
+    ///
+    /// # Safety
+    /// As [`launch`](Self::launch); before it waits, the kernel reads nothing that the one in front of it writes, and writes
+    /// nothing.
+    pub unsafe fn launch_overlapping<P: Copy>(
+        &self,
+        kernel: Kernel,
+        shape: LaunchShape,
+        parameters: &P,
+        stream: *mut c_void,
+    ) -> Result<(), CudaError> {
+        if !self.architecture.has_overlapping_launches() {
+            // SAFETY: the caller's word.
+            return unsafe { self.launch(kernel, shape, parameters, stream) };
+        }
+        let mut arguments = [std::ptr::from_ref(parameters).cast_mut().cast::<c_void>()];
+        let attribute = LaunchAttribute { id: OVERLAPPING, padding: 0, value: 1, rest: [0; 15] };
+        let config = LaunchConfig {
+            grid: shape.grid,
+            block: [shape.threads, 1, 1],
+            shared_bytes: shape.shared_bytes,
+            stream,
+            attributes: &raw const attribute,
+            attribute_count: 1,
+        };
+        self.make_current()?;
+        // SAFETY: one argument, copied by the driver before the call returns, as are configuration and attribute; the rest
+        // is the caller's word.
+        let code = unsafe {
+            (self.functions.launch_extended)(
+                &raw const config,
+                kernel.function,
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        self.check("cuLaunchKernelEx", code)
     }
 
     /// As [`launch`](Self::launch), for a kernel whose blocks wait for each other: all of them run at once.

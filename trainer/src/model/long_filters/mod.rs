@@ -152,6 +152,10 @@ impl Block for LongFilterBlock {
         Ok((x_BTC + call.dropped(self.down.apply(&up_BTF, call)?, 1)?, BlockState::new(state)))
     }
 
+    fn state_grows(&self) -> bool {
+        true
+    }
+
     fn join(&self, states: &[&BlockState]) -> Result<BlockState> {
         let mut longest = 0;
         for state in states {

@@ -21,6 +21,8 @@ use crate::model::parameters::{Builder, Decay, Init, linspace, small_init, wang_
 const MATRIX: &str = "mlstm.matrix";
 const NORMALIZER: &str = "mlstm.normalizer";
 const MAXIMUM: &str = "mlstm.maximum";
+/// What a step needs besides (`cuda::StepState`).
+const ARRIVED: &str = "mlstm.arrived";
 
 /// An mLSTM block of either kind.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub(super) struct MlstmBlock {
     outnorm: Tensor,
     down: Tensor,
     projection: Projection,
+    /// M and the gates' biases (`cuda::gate_weights`), where the parameters change no more.
+    frozen_gates: Option<(Tensor, Tensor)>,
 }
 
 #[derive(Debug)]
@@ -82,7 +86,8 @@ impl MlstmBlock {
         let outnorm = norm_weight(builder, name("mlstm_cell.outnorm.weight"), inner)?;
         let init = wang_init(model.embedding_dim, model.blocks);
         let down = builder.add(name("proj_down.weight"), &[width, inner], &init, Decay::Yes)?;
-        Ok(Self { norm, heads: signed(model.mlstm.heads), gates, outnorm, down, projection })
+        let heads = signed(model.mlstm.heads);
+        Ok(Self { norm, heads, gates, outnorm, down, projection, frozen_gates: None })
     }
 
     fn forward_pre(
@@ -181,43 +186,131 @@ impl Block for MlstmBlock {
     fn fused(&self) -> Option<&dyn FusedBlock> {
         matches!(self.projection, Projection::Pre(_)).then_some(self as &dyn FusedBlock)
     }
+
+    fn freeze(&mut self, products: Option<Kind>) -> Result<()> {
+        let Some(kind) = products else { return Ok(()) };
+        let frozen = |tensor: &Tensor| tensor.detach().f_to_kind(kind);
+        self.down = frozen(&self.down)?;
+        let projections = match &mut self.projection {
+            Projection::Pre(parts) => vec![&mut parts.up],
+            Projection::Post(parts) => vec![
+                &mut parts.query,
+                &mut parts.key,
+                &mut parts.value,
+                &mut parts.output_gate,
+                &mut parts.feed_up,
+                &mut parts.feed_down,
+            ],
+        };
+        for weight in projections {
+            *weight = frozen(weight)?;
+        }
+        let Projection::Pre(parts) = &self.projection else { return Ok(()) };
+        if parts.query.size().last() == Some(&4) {
+            let (weight, bias) = self.gates_of_inputs(parts)?;
+            self.frozen_gates = Some((weight.detach().f_contiguous()?, bias.detach()));
+        }
+        Ok(())
+    }
+}
+
+impl MlstmBlock {
+    /// The parts of a block with fused kernels.
+    fn fused_parts(&self) -> Result<FusedParts<'_>> {
+        let Projection::Pre(parts) = &self.projection else {
+            return Err(TrainError::internal("expected a pre up-projection block, found another"));
+        };
+        let Some((conv_weight, conv_bias)) = &parts.convolution else {
+            return Err(TrainError::internal("expected a block with a convolution, found one without"));
+        };
+        let (gate_weight, gate_bias) = match &self.frozen_gates {
+            Some((weight, bias)) => (weight.shallow_clone(), bias.shallow_clone()),
+            None => self.gates_of_inputs(parts)?,
+        };
+        Ok(FusedParts { parts, conv_weight, conv_bias, gate_weight, gate_bias })
+    }
+
+    fn gates_of_inputs(&self, parts: &PreUpProjection) -> Result<(Tensor, Tensor)> {
+        Ok(cuda::gate_weights(&self.gates.weights(), [&parts.query, &parts.key, &parts.value])?)
+    }
+
+    /// The up-projection's input is what is yet to be added and normalized.
+    fn fused_up(&self, residual: &Residual, parts: &PreUpProjection) -> Result<(Tensor, Tensor)> {
+        let delta = residual.delta_BTC.as_ref();
+        let (x_BTC, y_BTC) = cuda::add_layer_norm(&residual.x_BTC, delta, &self.norm, NORM_EPSILON)?;
+        let up_BTF = product(&y_BTC, &parts.up, Some(Kind::BFloat16))?;
+        Ok((x_BTC, up_BTF))
+    }
+
+    fn fused_input<'a>(&'a self, up_BTF: &'a Tensor, fused: &'a FusedParts<'_>) -> cuda::InnerInput<'a> {
+        cuda::InnerInput {
+            up_BTF,
+            conv_weight_D1W: fused.conv_weight,
+            conv_bias_D: fused.conv_bias,
+            query_NOI: &fused.parts.query,
+            key_NOI: &fused.parts.key,
+            value_NOI: &fused.parts.value,
+            gate_weight_2GD: &fused.gate_weight,
+            gate_bias_G: &fused.gate_bias,
+            norm_weight_D: &self.outnorm,
+            skip_D: &fused.parts.skip,
+            keep: true,
+            resets_BT: None,
+            state: None,
+            with_state: false,
+        }
+    }
+}
+
+/// What the fused kernels read besides the up-projection.
+struct FusedParts<'a> {
+    parts: &'a PreUpProjection,
+    conv_weight: &'a Tensor,
+    conv_bias: &'a Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
 }
 
 impl FusedBlock for MlstmBlock {
     /// bf16 throughout, but for the residual.
     fn forward(&self, residual: &Residual, call: &BlockCall<'_>) -> Result<(Residual, BlockState)> {
-        let Projection::Pre(parts) = &self.projection else {
-            return Err(TrainError::Internal("expected a pre up-projection block, found another".into()));
-        };
-        let Some((conv_weight, conv_bias)) = &parts.convolution else {
-            return Err(TrainError::Internal(
-                "expected a block with a convolution, found one without".into(),
-            ));
-        };
-        let delta = residual.delta_BTC.as_ref();
-        let (x_BTC, y_BTC) = cuda::add_layer_norm(&residual.x_BTC, delta, &self.norm, NORM_EPSILON)?;
-        let up_BTF = product(&y_BTC, &parts.up, Some(Kind::BFloat16))?;
-        let qkv = [&parts.query, &parts.key, &parts.value];
-        let (gate_weight, gate_bias) = cuda::gate_weights(&self.gates.weights(), qkv)?;
+        let fused = self.fused_parts()?;
+        let (x_BTC, up_BTF) = self.fused_up(residual, fused.parts)?;
+        let state = call.state.map(inner_state).transpose()?;
         let input = cuda::InnerInput {
-            up_BTF: &up_BTF,
-            conv_weight_D1W: conv_weight,
-            conv_bias_D: conv_bias,
-            query_NOI: &parts.query,
-            key_NOI: &parts.key,
-            value_NOI: &parts.value,
-            gate_weight_2GD: &gate_weight,
-            gate_bias_G: &gate_bias,
-            norm_weight_D: &self.outnorm,
-            skip_D: &parts.skip,
-            keep: true,
             resets_BT: call.resets_BT,
-            state: None,
-            with_state: false,
+            state: state.as_ref(),
+            with_state: call.keeps_state,
+            ..self.fused_input(&up_BTF, &fused)
         };
-        let h_BTD = cuda::mlstm_inner(&input, NORM_EPSILON)?.y_BTD;
-        let delta_BTC = Some(product(&h_BTD, &self.down, Some(Kind::BFloat16))?);
-        Ok((Residual { x_BTC, delta_BTC }, BlockState::default()))
+        let cuda::InnerOutput { y_BTD, state } = cuda::mlstm_inner(&input, NORM_EPSILON)?;
+        let delta_BTC = Some(product(&y_BTD, &self.down, Some(Kind::BFloat16))?);
+        let state = state.map_or_else(BlockState::default, |cuda::InnerState { window, cell }| {
+            block_state(Some(window), Some(cell))
+        });
+        Ok((Residual { x_BTC, delta_BTC }, state))
+    }
+
+    fn step_state(&self, state: BlockState) -> Result<BlockState> {
+        let cuda::StepState { window, cell, arrived } = cuda::StepState::from(inner_state(&state)?)?;
+        Ok(block_state(Some(window), Some(cell)).with(ARRIVED, arrived))
+    }
+
+    fn step(&self, residual: &Residual, state: &BlockState) -> Result<Residual> {
+        let fused = self.fused_parts()?;
+        let up = &fused.parts.up;
+        let (x_BTC, up_BTF) = if cuda::step_up_fits(residual.x_BTC.size()[0], up) {
+            let delta = residual.delta_BTC.as_ref();
+            cuda::step_up(&residual.x_BTC, delta, &self.norm, up, NORM_EPSILON)?
+        } else {
+            self.fused_up(residual, fused.parts)?
+        };
+        let cuda::InnerState { window, cell } = inner_state(state)?;
+        let state = cuda::StepState { window, cell, arrived: state.need(ARRIVED)? };
+        let input = self.fused_input(&up_BTF, &fused);
+        let stepped = cuda::mlstm_step(&input, &state)?;
+        let delta_BTC = Some(cuda::mlstm_step_down(&input, &stepped, &self.down, NORM_EPSILON)?);
+        Ok(Residual { x_BTC, delta_BTC })
     }
 }
 
@@ -264,6 +357,11 @@ fn block_state(window: Option<Tensor>, cell: Option<MlstmState>) -> BlockState {
     let window = window.map(|window| (CONVOLUTION, window));
     let cell = [(MATRIX, matrix), (NORMALIZER, normalizer), (MAXIMUM, maximum)];
     BlockState::new(window.into_iter().chain(cell))
+}
+
+/// What the fused kernels go on from.
+fn inner_state(state: &BlockState) -> Result<cuda::InnerState> {
+    Ok(cuda::InnerState { window: state.need(CONVOLUTION)?, cell: cell_state(state)? })
 }
 
 fn cell_state(state: &BlockState) -> Result<MlstmState> {

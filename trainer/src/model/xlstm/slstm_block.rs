@@ -30,6 +30,8 @@ const HIDDEN: &str = "slstm.hidden";
 const CELL: &str = "slstm.cell";
 const NORMALIZER: &str = "slstm.normalizer";
 const MAXIMUM: &str = "slstm.maximum";
+/// The four as one tensor, which they are parts of while the state is moved on in place.
+const TOGETHER: &str = "slstm.together";
 
 /// An sLSTM block with its feed-forward.
 #[derive(Debug)]
@@ -49,6 +51,21 @@ pub(super) struct SlstmBlock {
     exponential_forget: bool,
     /// An LSTM in place of the sLSTM.
     is_lstm: bool,
+    /// Where the parameters change no more.
+    frozen: Option<Frozen>,
+}
+
+/// What fused calls derive from the parameters.
+#[derive(Debug)]
+struct Frozen {
+    /// `(G, H, E)`.
+    bias_GHE: Tensor,
+    /// `(H, E in, G, E out)`.
+    recurrent_HEGE: Tensor,
+    /// Of the products block by block, those of both gates of an input, `(H, E in, 2 E out)`, bf16; `None` for dense weights.
+    pairs: Option<[Tensor; 2]>,
+    /// Of the joined products, in their type.
+    joined: Vec<Tensor>,
 }
 
 impl SlstmBlock {
@@ -105,6 +122,7 @@ impl SlstmBlock {
             gradient_clip,
             exponential_forget: config.forget_gate == ForgetGate::Exponential,
             is_lstm: config.function == SlstmFunction::Lstm,
+            frozen: None,
         })
     }
 
@@ -150,6 +168,9 @@ impl SlstmBlock {
         let precision = Some(Kind::BFloat16);
         let size = y_BTC.size();
         let (rows, unit) = (size[0] * size[1], size[2] / self.heads);
+        if let Some(pairs) = self.frozen.as_ref().and_then(|frozen| frozen.pairs.as_ref()) {
+            return self.gates_by_pair([c_BTC, y_BTC], pairs);
+        }
         let mut raw = Vec::with_capacity(4);
         for (input, weight) in [c_BTC, c_BTC, y_BTC, y_BTC].into_iter().zip(&self.weights) {
             raw.push(match weight.dim() {
@@ -164,6 +185,19 @@ impl SlstmBlock {
         Ok(Tensor::f_stack(&raw, 1)?)
     }
 
+    /// As [`gates_by_block`](Self::gates_by_block), by a batched product for both gates of an input.
+    fn gates_by_pair(&self, inputs_BTC: [&Tensor; 2], pairs_HEF: &[Tensor; 2]) -> Result<Tensor> {
+        let size = inputs_BTC[0].size();
+        let (rows, unit) = (size[0] * size[1], size[2] / self.heads);
+        let mut raw = Vec::with_capacity(4);
+        for (input, weight_HEF) in inputs_BTC.into_iter().zip(pairs_HEF) {
+            let input_HNE = input.f_view([rows, self.heads, unit])?.f_transpose(0, 1)?;
+            let both_NHF = input_HNE.f_bmm(weight_HEF)?.f_transpose(0, 1)?;
+            raw.extend([both_NHF.f_narrow(2, 0, unit)?, both_NHF.f_narrow(2, unit, unit)?]);
+        }
+        Ok(Tensor::f_stack(&raw, 1)?)
+    }
+
     /// As [`gate_inputs`](Self::gate_inputs), by one dense product for all gates of an input, where that is faster.
     fn joined_gates(
         &self,
@@ -171,19 +205,33 @@ impl SlstmBlock {
         y_BTC: &Tensor,
         precision: Option<Kind>,
     ) -> Result<Option<Tensor>> {
+        let joined = match &self.frozen {
+            Some(frozen) => frozen.joined.iter().map(Tensor::shallow_clone).collect(),
+            None => self.joined_weights()?,
+        };
+        match joined.as_slice() {
+            [] => Ok(None),
+            [all] => Ok(Some(product(y_BTC, all, precision)?)),
+            [from_c, from_y, ..] => {
+                let (first, second) =
+                    (product(c_BTC, from_c, precision)?, product(y_BTC, from_y, precision)?);
+                Ok(Some(Tensor::f_cat(&[first, second], -1)?))
+            }
+        }
+    }
+
+    /// Dense weights of [`joined_gates`](Self::joined_gates): one for each input that gates have; none where blocks are
+    /// faster.
+    fn joined_weights(&self) -> Result<Vec<Tensor>> {
         if self.weights[0].dim() != 3 {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let [input, forget, cell, output] = self.weights.each_ref();
         if self.convolution.is_none() {
-            let all = gates::joined_blocks(&[input, forget, cell, output])?;
-            return all.map(|weight| product(y_BTC, &weight, precision)).transpose();
+            return Ok(gates::joined_blocks(&[input, forget, cell, output])?.into_iter().collect());
         }
-        let (from_c, from_y) =
-            (gates::joined_blocks(&[input, forget])?, gates::joined_blocks(&[cell, output])?);
-        let (Some(from_c), Some(from_y)) = (from_c, from_y) else { return Ok(None) };
-        let (first, second) = (product(c_BTC, &from_c, precision)?, product(y_BTC, &from_y, precision)?);
-        Ok(Some(Tensor::f_cat(&[first, second], -1)?))
+        let both = [gates::joined_blocks(&[input, forget])?, gates::joined_blocks(&[cell, output])?];
+        Ok(both.into_iter().collect::<Option<Vec<_>>>().unwrap_or_default())
     }
 
     /// The cell over the whole sequence: its outputs, `(B, T, H, E)`, and the state after them.
@@ -227,6 +275,34 @@ impl SlstmBlock {
 }
 
 impl Block for SlstmBlock {
+    fn freeze(&mut self, products: Option<Kind>) -> Result<()> {
+        let Some(kind) = products else { return Ok(()) };
+        for weight in [&mut self.feed_up, &mut self.feed_down] {
+            *weight = weight.detach().f_to_kind(kind)?;
+        }
+        let (bias_GHE, recurrent_HEGE) = self.canonical()?;
+        let [input, forget, cell, output] = self.weights.each_ref();
+        let pair = |first: &Tensor, second: &Tensor| -> Result<Tensor> {
+            let both_HFE = Tensor::f_cat(&[first, second], 1)?.detach().f_to_kind(Kind::BFloat16)?;
+            Ok(both_HFE.f_transpose(1, 2)?)
+        };
+        let pairs = match input.dim() {
+            3 => Some([pair(input, forget)?, pair(cell, output)?]),
+            _ => None,
+        };
+        let joined = self.joined_weights()?;
+        self.frozen = Some(Frozen {
+            bias_GHE: bias_GHE.detach(),
+            recurrent_HEGE: self.rounded_recurrent(&recurrent_HEGE.detach())?,
+            pairs,
+            joined: joined
+                .iter()
+                .map(|weight| weight.detach().f_to_kind(kind))
+                .collect::<std::result::Result<_, _>>()?,
+        });
+        Ok(())
+    }
+
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
         let y_BTC = norm::layer_norm(x_BTC, &self.norm, NORM_EPSILON)?;
         let (c_BTC, window) = self.convolve(&y_BTC, call)?;
@@ -249,20 +325,49 @@ impl Block for SlstmBlock {
     }
 }
 
-impl FusedBlock for SlstmBlock {
-    /// bf16 throughout, but for the residual.
-    fn forward(&self, residual: &Residual, call: &BlockCall<'_>) -> Result<(Residual, BlockState)> {
+impl SlstmBlock {
+    /// Biases `(G, H, E)` and recurrent weights `(H, E in, G, E out)`.
+    fn canonical(&self) -> Result<(Tensor, Tensor)> {
+        if let Some(Frozen { bias_GHE, recurrent_HEGE, .. }) = &self.frozen {
+            return Ok((bias_GHE.shallow_clone(), recurrent_HEGE.shallow_clone()));
+        }
+        Ok((
+            slstm::canonical_bias(&self.bias, self.heads, SlstmLayout::Vanilla)?,
+            slstm::canonical_recurrent(&self.recurrent, SlstmLayout::Vanilla)?,
+        ))
+    }
+
+    /// R as the kernel takes it: where that is rounded and in another order, once and for all.
+    fn rounded_recurrent(&self, recurrent_HEGE: &Tensor) -> Result<Tensor> {
+        let unit = self.bias.size()[0] / (4 * self.heads);
+        if !cuda::slstm_rounds_weights(unit, recurrent_HEGE)? {
+            return Ok(recurrent_HEGE.shallow_clone());
+        }
+        let recurrent_HGEE =
+            recurrent_HEGE.f_permute([0, 2, 3, 1])?.f_to_kind(Kind::BFloat16)?.f_contiguous()?;
+        Ok(recurrent_HGEE.f_permute([0, 3, 1, 2])?)
+    }
+
+    /// Fused, from and to the cell's state `(4, B, H, E)` and the convolution's window.
+    fn fused_forward(
+        &self,
+        residual: &Residual,
+        resets_BT: Option<&Tensor>,
+        before: Option<(Option<&Tensor>, &Tensor)>,
+        keeps_window: bool,
+    ) -> Result<FusedOutput> {
         let delta = residual.delta_BTC.as_ref();
         let precision = Some(Kind::BFloat16);
         let (x_BTC, y_BTC) = cuda::add_layer_norm(&residual.x_BTC, delta, &self.norm, NORM_EPSILON)?;
-        let c_BTC = match &self.convolution {
-            Some((weight, bias)) => cuda::conv_silu(&conv::ConvInput {
-                x_BTD: &y_BTC,
-                weight_D1W: weight,
-                bias_D: Some(bias),
-                state: None,
-                resets_BT: call.resets_BT,
-            })?,
+        let convolution = self.convolution.as_ref().map(|(weight, bias)| conv::ConvInput {
+            x_BTD: &y_BTC,
+            weight_D1W: weight,
+            bias_D: Some(bias),
+            state: before.and_then(|(window, _)| window),
+            resets_BT,
+        });
+        let c_BTC = match &convolution {
+            Some(input) => cuda::conv_silu(input)?,
             None => y_BTC.shallow_clone(),
         };
         let size = y_BTC.size();
@@ -272,20 +377,81 @@ impl FusedBlock for SlstmBlock {
             Some(joined) => joined,
             None => self.gates_by_block(&c_BTC, &y_BTC)?,
         };
-        let bias_GHE = slstm::canonical_bias(&self.bias, self.heads, SlstmLayout::Vanilla)?;
-        let recurrent_HEGE = slstm::canonical_recurrent(&self.recurrent, SlstmLayout::Vanilla)?;
-        let (y_BTHE, _) = cuda::slstm_from(&cuda::SlstmSequence {
+        let (bias_GHE, recurrent_HEGE) = self.canonical()?;
+        let (y_BTHE, last_SBHE) = cuda::slstm_from(&cuda::SlstmSequence {
             x_BTGHE: &x_NGF.f_view([batch, time, 4, self.heads, unit])?,
             bias_GHE: Some(&bias_GHE),
             recurrent_HEGE: &recurrent_HEGE,
-            state_SBHE: None,
-            resets_BT: call.resets_BT,
+            state_SBHE: before.map(|(_, state)| state),
+            resets_BT,
         })?;
         let s_BTC = cuda::head_norm(&y_BTHE, &self.group_norm, NORM_EPSILON)?;
-        let (x_BTC, y_BTC) = cuda::add_layer_norm(&x_BTC, Some(&s_BTC), &self.feed_norm, NORM_EPSILON)?;
-        let gated_BTF = cuda::gelu_gate(&product(&y_BTC, &self.feed_up, precision)?)?;
+        let (x_BTC, up_BTF) = if time == 1 && cuda::step_up_fits(batch, &self.feed_up) {
+            cuda::step_up(&x_BTC, Some(&s_BTC), &self.feed_norm, &self.feed_up, NORM_EPSILON)?
+        } else {
+            let delta = Some(&s_BTC);
+            let (x_BTC, feed_BTC) = cuda::add_layer_norm(&x_BTC, delta, &self.feed_norm, NORM_EPSILON)?;
+            (x_BTC, product(&feed_BTC, &self.feed_up, precision)?)
+        };
+        let gated_BTF = cuda::gelu_gate(&up_BTF)?;
         let delta_BTC = Some(product(&gated_BTF, &self.feed_down, precision)?);
-        Ok((Residual { x_BTC, delta_BTC }, BlockState::default()))
+        let window = convolution.as_ref().filter(|_| keeps_window).map(conv::last_inputs).transpose()?;
+        Ok(FusedOutput { window, last_SBHE, residual: Residual { x_BTC, delta_BTC } })
+    }
+}
+
+/// Of a fused pass.
+struct FusedOutput {
+    residual: Residual,
+    window: Option<Tensor>,
+    /// h, c, n, m, `(4, B, H, E)`, float32.
+    last_SBHE: Tensor,
+}
+
+/// The parts of `(4, B, H, E)` by name.
+fn parts_of(state_SBHE: &Tensor) -> Result<Vec<(&'static str, Tensor)>> {
+    let names = [HIDDEN, CELL, NORMALIZER, MAXIMUM].into_iter().zip(0..);
+    names.map(|(name, index)| Ok((name, state_SBHE.f_select(0, index)?))).collect()
+}
+
+fn together(state: &BlockState) -> Result<Tensor> {
+    let SlstmState { hidden, cell, normalizer, maximum } = cell_state(state)?;
+    Ok(Tensor::f_stack(&[hidden, cell, normalizer, maximum], 0)?.f_to_kind(Kind::Float)?)
+}
+
+impl FusedBlock for SlstmBlock {
+    /// bf16 throughout, but for the residual.
+    fn forward(&self, residual: &Residual, call: &BlockCall<'_>) -> Result<(Residual, BlockState)> {
+        let state_SBHE = call.state.map(together).transpose()?;
+        let window = call.state.and_then(|state| state.get(CONVOLUTION));
+        let before = state_SBHE.as_ref().map(|state_SBHE| (window, state_SBHE));
+        let output = self.fused_forward(residual, call.resets_BT, before, call.keeps_state)?;
+        if !call.keeps_state {
+            return Ok((output.residual, BlockState::default()));
+        }
+        let window = output.window.map(|window| (CONVOLUTION, window));
+        let cell = parts_of(&output.last_SBHE)?;
+        Ok((output.residual, BlockState::new(window.into_iter().chain(cell))))
+    }
+
+    fn step_state(&self, state: BlockState) -> Result<BlockState> {
+        let state_SBHE = together(&state)?;
+        let window = state.get(CONVOLUTION);
+        let window = window.map(|window| window.f_to_kind(Kind::BFloat16)?.f_contiguous()).transpose()?;
+        let window = window.map(|window| (CONVOLUTION, window));
+        let cell = parts_of(&state_SBHE)?;
+        Ok(BlockState::new(window.into_iter().chain(cell)).with(TOGETHER, state_SBHE))
+    }
+
+    fn step(&self, residual: &Residual, state: &BlockState) -> Result<Residual> {
+        let mut state_SBHE = state.need(TOGETHER)?;
+        let window = state.get(CONVOLUTION);
+        let output = self.fused_forward(residual, None, Some((window, &state_SBHE)), true)?;
+        state_SBHE.f_copy_(&output.last_SBHE)?;
+        if let (Some(window), Some(next)) = (window, output.window) {
+            window.shallow_clone().f_copy_(&next)?;
+        }
+        Ok(output.residual)
     }
 }
 
