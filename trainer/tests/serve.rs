@@ -189,7 +189,7 @@ fn what_cannot_be_answered_is_refused_with_a_reason() {
         (json!({"prompt": ["a", 1]}), "`prompt`: expected text, ids, or a list of either"),
         (json!({"prompt": "a", "seed": 0.5}), "`seed`"),
         (json!({"prompt": "a", "something": 1}), "`something` is not known here"),
-        (json!({"prompt": "a", "stream": true}), "`stream` is not supported"),
+        (json!({"prompt": "a", "suffix": "b"}), "`suffix` is not supported"),
         (json!({"prompt": "a", "temperature": -1}), "`temperature`"),
         (json!({"prompt": "a", "top_p": 0}), "`top_p`"),
         (json!({"prompt": "a", "logprobs": 1000}), "`logprobs`"),
@@ -349,7 +349,7 @@ impl Connection {
         );
         let request = [head.as_bytes(), body].concat();
         self.stream.get_mut().write_all(&request).unwrap();
-        let (mut status, mut length) = (0, 0);
+        let (mut status, mut length, mut chunked) = (0, 0, false);
         loop {
             let mut line = String::new();
             assert!(self.stream.read_line(&mut line).unwrap() > 0, "the server closed the connection");
@@ -358,14 +358,144 @@ impl Connection {
                 status = rest.split(' ').next().unwrap().parse().unwrap();
             } else if let Some(rest) = line.strip_prefix("content-length: ") {
                 length = rest.parse().unwrap();
+            } else if line == "transfer-encoding: chunked" {
+                chunked = true;
             } else if line.is_empty() {
                 break;
             }
+        }
+        if chunked {
+            let events = self.events();
+            assert_eq!(events.last().map(String::as_str), Some("[DONE]"), "{events:?}");
+            return (status, serde_json::from_str(&events[0]).unwrap());
         }
         let mut answer = vec![0; length];
         self.stream.read_exact(&mut answer).unwrap();
         (status, serde_json::from_slice(&answer).unwrap())
     }
+}
+
+impl Connection {
+    /// What the events of a chunked body say, to its end.
+    fn events(&mut self) -> Vec<String> {
+        let mut body = Vec::new();
+        loop {
+            let mut line = String::new();
+            self.stream.read_line(&mut line).unwrap();
+            let length = usize::from_str_radix(line.trim(), 16).unwrap();
+            let mut chunk = vec![0; length + 2];
+            self.stream.read_exact(&mut chunk).unwrap();
+            if length == 0 {
+                break;
+            }
+            body.extend_from_slice(&chunk[..length]);
+        }
+        let body = String::from_utf8(body).unwrap();
+        let events = body.split_terminator("\n\n");
+        events.map(|event| event.strip_prefix("data: ").unwrap().to_owned()).collect()
+    }
+
+    /// The events of a request.
+    fn stream(&mut self, body: &Value) -> Vec<String> {
+        let body = body.to_string();
+        let head = format!(
+            "POST /v1/completions HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            self.host,
+            body.len()
+        );
+        self.stream.get_mut().write_all([head, body].concat().as_bytes()).unwrap();
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert!(self.stream.read_line(&mut head).unwrap() > 0, "the server closed the connection");
+        }
+        let head = head.to_ascii_lowercase();
+        assert!(
+            head.starts_with("http/1.1 200") && head.contains("content-type: text/event-stream"),
+            "{head}"
+        );
+        self.events()
+    }
+}
+
+#[test]
+fn a_stream_is_the_whole_answer_in_pieces() {
+    let (_folder, _model, server) = setup();
+    let prompts = json!(["The quick brown fox", "naïve 日本", "a"]);
+    let plain = json!({"prompt": prompts, "max_tokens": 12, "temperature": 1.0, "seed": 5});
+    let whole = server.complete(&plain);
+    // A text that ends the second and not the first.
+    let second = whole["choices"][1]["text"].as_str().unwrap();
+    let stop: String = second.chars().skip(3).take(4).collect();
+    for changes in [
+        json!({}),
+        json!({"echo": true}),
+        json!({"stop": [stop, "never written"]}),
+        json!({"stream_options": {"include_usage": true}}),
+        json!({"max_tokens": 0}),
+        json!({"max_tokens": 1, "temperature": 0}),
+    ] {
+        let mut asked = with(&plain, &changes);
+        asked.as_object_mut().unwrap().remove("stream_options");
+        let whole = server.complete(&asked);
+        let events =
+            Connection::new(&server).stream(&with(&with(&plain, &changes), &json!({"stream": true})));
+        let (last, events) = events.split_last().unwrap();
+        assert_eq!(last, "[DONE]");
+        let mut texts = vec![String::new(); 3];
+        let mut reasons = vec![None; 3];
+        let mut used = None;
+        for event in events {
+            let event: Value = serde_json::from_str(event).unwrap();
+            assert_eq!(event["object"], "text_completion");
+            for choice in event["choices"].as_array().unwrap() {
+                let index = usize::try_from(choice["index"].as_u64().unwrap()).unwrap();
+                assert!(reasons[index].is_none(), "a text that has ended goes on: {event}");
+                texts[index] += choice["text"].as_str().unwrap();
+                reasons[index] = choice["finish_reason"].as_str().map(str::to_owned);
+            }
+            used = used.or(event.get("usage").cloned());
+        }
+        for (index, choice) in whole["choices"].as_array().unwrap().iter().enumerate() {
+            assert_eq!(choice["text"], texts[index].as_str(), "{changes}");
+            assert_eq!(choice["finish_reason"].as_str(), reasons[index].as_deref(), "{changes}");
+        }
+        let wanted = changes.get("stream_options").map(|_| whole["usage"].clone());
+        assert_eq!(used, wanted, "{changes}");
+    }
+    for (changes, named) in [
+        (json!({"logprobs": 1}), "`stream`"),
+        (json!({"stream_options": {"include_usage": 1}}), "`stream_options`"),
+        (json!({"prompt": []}), "`prompt`"),
+    ] {
+        let body = with(&with(&plain, &json!({"stream": true})), &changes);
+        let (status, answer) = server.post("/v1/completions", &body);
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(status == 400 && message.contains(named), "{message}");
+    }
+    let (status, _) =
+        server.post("/v1/completions", &json!({"prompt": "a", "stream_options": {"include_usage": true}}));
+    assert_eq!(status, 400);
+}
+
+#[test]
+fn a_client_that_leaves_in_the_middle_of_a_stream_is_not_generated_for() {
+    let (_folder, _model, server) = setup();
+    let mut connection = Connection::new(&server);
+    let body = json!({"prompt": "a", "max_tokens": 100_000, "temperature": 1, "stream": true}).to_string();
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        connection.host,
+        body.len()
+    );
+    connection.stream.get_mut().write_all([head, body].concat().as_bytes()).unwrap();
+    let mut line = String::new();
+    while !line.starts_with("data: ") {
+        line.clear();
+        connection.stream.read_line(&mut line).unwrap();
+    }
+    drop(connection);
+    // The one thread that owns the model is free again, long before the text would have ended.
+    server.complete(&json!({"prompt": "b", "max_tokens": 1}));
 }
 
 /// Values of every kind, most of them wrong somewhere.
@@ -467,9 +597,12 @@ fn may_be_answered(body: &Value) -> bool {
             "model" | "user" => value.is_string(),
             "n" | "best_of" | "repetition_penalty" | "length_penalty" => number(value, 1.0),
             "frequency_penalty" | "presence_penalty" | "min_p" | "min_tokens" => number(value, 0.0),
-            "stream" | "ignore_eos" | "include_stop_str_in_output" | "use_beam_search" => {
-                *value == json!(false)
+            "ignore_eos" | "include_stop_str_in_output" | "use_beam_search" => *value == json!(false),
+            "stream" => {
+                let scored = body.get("logprobs").is_some_and(|value| !value.is_null());
+                *value == json!(false) || (*value == json!(true) && !scored)
             }
+            "stream_options" => *value == json!({}),
             "suffix" | "logit_bias" | "stop_token_ids" => empty(value),
             _ => false,
         })

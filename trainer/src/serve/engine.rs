@@ -10,8 +10,9 @@ use xlstm_manifests::END_OF_TEXT;
 use super::protocol::{
     CompletionRequest, MAX_GENERATED, MAX_PROMPTS, MAX_TOKENS, MAX_TOKENS_TOGETHER, Prompts, failure,
 };
-use super::queue::{Wanted, stopping};
+use super::queue::{Begin, Wanted, stopping};
 use super::score::{Score, score};
+use super::stream::{EventBody, Events, events};
 use super::texts::{END_OF_TEXT_NAME, Texts};
 use crate::error::{Result, TrainError};
 use crate::guard::guarded;
@@ -142,15 +143,45 @@ impl Engine {
         &self.name
     }
 
-    /// Answers a request for completions, while it is wanted.
-    pub(super) fn answer(&self, body: &[u8], wanted: Wanted<'_>) -> (u16, Value) {
-        let request = CompletionRequest::parse(body).or_else(client);
-        settle(request.and_then(|request| self.guarded(&request, wanted)))
+    /// Answers a request for completions, while it is wanted; `None` where `begin` got the answer.
+    pub(super) fn answer(&self, body: &[u8], wanted: Wanted<'_>, begin: Begin<'_>) -> Option<(u16, Value)> {
+        // One request that fails does not end the thread that owns the model.
+        let answer = match CompletionRequest::parse(body).or_else(client) {
+            Ok(request) if request.stream => match self.stream_guarded(&request, wanted, begin) {
+                Ok(()) => return None,
+                Err(refusal) => Err(refusal),
+            },
+            Ok(request) => {
+                guarded(|| Ok(self.complete(&request, wanted))).unwrap_or_else(|error| Err(error.into()))
+            }
+            Err(refusal) => Err(refusal),
+        };
+        Some(settle(answer))
     }
 
-    /// Completes; one request that fails does not end the thread that owns the model.
-    fn guarded(&self, request: &CompletionRequest, wanted: Wanted<'_>) -> Answer {
-        guarded(|| Ok(self.complete(request, wanted)))?
+    /// Sends completions while they are generated. An error before the first token is the answer; a later one is an event.
+    fn stream_guarded(
+        &self,
+        request: &CompletionRequest,
+        wanted: Wanted<'_>,
+        begin: Begin<'_>,
+    ) -> Answer<()> {
+        let (events, body) = events();
+        let mut sending = Sending::new(self, request, &events, body, begin);
+        let prompts = self.prompts(request)?;
+        let reading = || wanted() && events.is_read();
+        let generated = guarded(|| {
+            Ok(self.generate(prompts, request, &reading, &mut |completions| sending.send(completions)))
+        });
+        let generated = generated.unwrap_or_else(|error| Err(error.into()));
+        match generated {
+            Ok(completions) => sending.finish(&completions),
+            Err(refusal) if sending.has_begun() => {
+                events.send(&settle(Err(refusal)).1.to_string());
+            }
+            Err(refusal) => return Err(refusal),
+        }
+        Ok(())
     }
 
     fn complete(&self, request: &CompletionRequest, wanted: Wanted<'_>) -> Answer {
@@ -165,7 +196,7 @@ impl Engine {
                 prompts.into_iter().zip(&scores).map(|(ids, score)| self.next(ids, score, request));
             (completions.collect(), Some(scores))
         } else {
-            let completions = self.generate(prompts, request, wanted)?;
+            let completions = self.generate(prompts, request, wanted, &mut |_| {})?;
             let sequences: Vec<Vec<i64>> = completions.iter().map(|one| one.ids.clone()).collect();
             let scores = scored.then(|| score(&self.model, &sequences, likely, wanted)).transpose()?;
             (completions, scores)
@@ -242,6 +273,7 @@ impl Engine {
         prompts: Vec<Vec<i64>>,
         request: &CompletionRequest,
         wanted: Wanted<'_>,
+        each: &mut dyn FnMut(&[Completion]),
     ) -> Answer<Vec<Completion>> {
         let sampling = Sampling {
             temperature: request.temperature,
@@ -264,6 +296,7 @@ impl Engine {
                     self.push(one, token, &request.stop);
                 }
             }
+            each(&completions);
             if completions.iter().all(Completion::ended) {
                 break;
             }
@@ -292,8 +325,14 @@ impl Engine {
                 })
             })
             .collect();
-        let prompt: usize = completions.iter().map(|one| one.prompt).sum();
-        let all: usize = completions.iter().map(|one| one.ids.len()).sum();
+        let mut response = self.head();
+        response["choices"] = choices.into();
+        response["usage"] = usage(completions);
+        response
+    }
+
+    /// What every answer begins with.
+    fn head(&self) -> Value {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let number = self.answered.fetch_add(1, Ordering::Relaxed);
         json!({
@@ -301,8 +340,6 @@ impl Engine {
             "object": "text_completion",
             "created": now.as_secs(),
             "model": self.name,
-            "choices": choices,
-            "usage": {"prompt_tokens": prompt, "completion_tokens": all - prompt, "total_tokens": all},
         })
     }
 
@@ -336,5 +373,117 @@ impl Engine {
             starts.push(offset);
         }
         json!({"tokens": tokens, "token_logprobs": logs, "top_logprobs": tops, "text_offset": starts})
+    }
+}
+
+fn usage(completions: &[Completion]) -> Value {
+    let prompt: usize = completions.iter().map(|one| one.prompt).sum();
+    let all: usize = completions.iter().map(|one| one.ids.len()).sum();
+    json!({"prompt_tokens": prompt, "completion_tokens": all - prompt, "total_tokens": all})
+}
+
+/// Completions on their way to a client.
+struct Sending<'a> {
+    engine: &'a Engine,
+    request: &'a CompletionRequest,
+    events: &'a Events,
+    /// Until the first event.
+    body: Option<EventBody>,
+    begin: Begin<'a>,
+    head: Value,
+    /// Bytes of each text that were sent.
+    sent: Vec<usize>,
+    /// Whether the reason why a text ended was sent.
+    told: Vec<bool>,
+}
+
+impl<'a> Sending<'a> {
+    fn new(
+        engine: &'a Engine,
+        request: &'a CompletionRequest,
+        events: &'a Events,
+        body: EventBody,
+        begin: Begin<'a>,
+    ) -> Self {
+        let head = engine.head();
+        Self { engine, request, events, body: Some(body), begin, head, sent: Vec::new(), told: Vec::new() }
+    }
+
+    fn has_begun(&self) -> bool {
+        self.body.is_none()
+    }
+
+    fn event(&self, choices: &[Value]) {
+        let mut event = self.head.clone();
+        event["choices"] = choices.into();
+        self.events.send(&event.to_string());
+    }
+
+    fn choice(&self, index: usize, text: &str, reason: Option<&str>) {
+        self.event(&[json!({"index": index, "text": text, "logprobs": null, "finish_reason": reason})]);
+    }
+
+    /// What may be sent by now.
+    fn send(&mut self, completions: &[Completion]) {
+        if let Some(body) = self.body.take() {
+            (self.begin)(body);
+            self.sent = vec![0; completions.len()];
+            self.told = vec![false; completions.len()];
+            for (index, one) in completions.iter().enumerate().filter(|_| self.request.echo) {
+                self.choice(index, &self.engine.texts.decode(&one.ids[..one.prompt]), None);
+            }
+        }
+        for (index, one) in completions.iter().enumerate() {
+            let end = if one.ended() { one.text.len() } else { settled(&one.text, &self.request.stop) };
+            let reason = (one.ended() && !self.told[index]).then_some(one.reason);
+            if end > self.sent[index] || reason.is_some() {
+                let text = one.text.get(self.sent[index]..end).unwrap_or_default();
+                self.choice(index, text, reason);
+                self.sent[index] = self.sent[index].max(end);
+                self.told[index] |= reason.is_some();
+            }
+        }
+    }
+
+    /// What is left, and that it was all.
+    fn finish(&mut self, completions: &[Completion]) {
+        self.send(completions);
+        for (index, one) in completions.iter().enumerate().filter(|(index, _)| !self.told[*index]) {
+            self.choice(index, one.text.get(self.sent[index]..).unwrap_or_default(), Some(one.reason));
+        }
+        if self.request.usage {
+            let mut event = self.head.clone();
+            event["choices"] = json!([]);
+            event["usage"] = usage(completions);
+            self.events.send(&event.to_string());
+        }
+        self.events.send("[DONE]");
+    }
+}
+
+/// How much of a text that goes on no later token changes: not its last character where that may be half of one, and not
+/// what a text that stops it may begin with.
+fn settled(text: &str, stops: &[String]) -> usize {
+    let whole = text.trim_end_matches('\u{fffd}');
+    let held = |stop: &String| {
+        let starts = stop.char_indices().map(|(index, _)| index).skip(1).chain([stop.len()]);
+        starts.filter(|&end| end < stop.len() && whole.ends_with(&stop[..end])).max().unwrap_or(0)
+    };
+    whole.len() - stops.iter().map(held).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_later_token_may_change_is_held_back() {
+        let stops = ["\n\n".to_owned(), "END".to_owned(), "é!".to_owned()];
+        for (text, expected) in
+            [("a", 1), ("a\n", 1), ("aE", 1), ("aEN", 1), ("aENx", 4), ("aé", 1), ("ab\u{fffd}", 2), ("", 0)]
+        {
+            assert_eq!(settled(text, &stops), expected, "{text:?}");
+        }
+        assert_eq!(settled("aEN", &[]), 3);
     }
 }

@@ -18,9 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Either, Full};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -34,6 +34,7 @@ use super::connections::{Budget, ConnectionSlot, Connections, Share};
 use super::engine::{self, Route};
 use super::protocol::failure;
 use super::queue::{Answered, Entrance, Job, Queue, stopping};
+use super::stream::EventBody;
 use super::texts::Texts;
 use crate::error::{Result, TrainError};
 use crate::signals::Signals;
@@ -81,8 +82,8 @@ pub fn serve(engine: Engine, server: Server, signals: &Signals) -> Result<()> {
     let name: Arc<str> = engine.name().into();
     let own = Texts::new()?;
     let stop = Arc::new(AtomicBool::new(false));
-    let model = Queue::start(&stop, move |_, body, wanted| engine.answer(body, wanted));
-    let texts = Queue::start(&stop, move |path, body, _| own.answer(path, body));
+    let model = Queue::start(&stop, move |_, body, wanted, begin| engine.answer(body, wanted, begin));
+    let texts = Queue::start(&stop, move |path, body, _, _| Some(own.answer(path, body)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let entrances = (model.entrance(), texts.entrance());
     let served = runtime.block_on(async {
@@ -162,14 +163,16 @@ fn attend(stream: TcpStream, shared: &Shared) {
 async fn answer(
     request: Request<Incoming>,
     shared: &Shared,
-    place: &ConnectionSlot,
-) -> std::result::Result<Response<Full<Bytes>>, Infallible> {
+    place: &Arc<ConnectionSlot>,
+) -> std::result::Result<Response<Answer>, Infallible> {
     place.works(false);
-    let (status, text) = match accept(request, shared, place).await {
-        Ok(answered) => answered,
+    let answered = accept(request, shared, place).await;
+    place.works(false);
+    let (status, text) = match answered {
+        Ok(Answered::Whole(status, text)) => (status, text),
+        Ok(Answered::Events(events)) => return Ok(stream(events.read_by(Arc::clone(place)))),
         Err(refusal) => refusal.answered(),
     };
-    place.works(false);
     let mut share = shared.answers.share();
     if !share.grow(text.len()) {
         shared.connections.end_slowest();
@@ -180,6 +183,17 @@ async fn answer(
         }
     }
     Ok(respond(status, Bytes::from_owner(Held { text, _share: share })))
+}
+
+/// What a response carries.
+type Answer = Either<Full<Bytes>, EventBody>;
+
+fn stream(events: EventBody) -> Response<Answer> {
+    let mut response = Response::new(Either::Right(events));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
 }
 
 /// An answer's text with what it takes of the budget.
@@ -198,7 +212,7 @@ impl AsRef<[u8]> for Held {
 struct Refusal(u16, String);
 
 impl Refusal {
-    fn answered(self) -> Answered {
+    fn answered(self) -> (u16, Bytes) {
         let kind = if self.0 == 403 { "forbidden" } else { "invalid_request_error" };
         let kind = if self.0 >= 500 { "server_error" } else { kind };
         (self.0, text_of(&failure(kind, &self.1)))
@@ -218,7 +232,7 @@ async fn accept(
     }
     let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
     let entrance = match engine::route(&shared.name, &method, &path) {
-        Route::AtOnce(status, value) => return Ok((status, text_of(&value))),
+        Route::AtOnce(status, value) => return Ok(Answered::Whole(status, text_of(&value))),
         Route::Model => &shared.model,
         Route::Texts => &shared.texts,
     };
@@ -241,7 +255,7 @@ async fn accept(
             std::sync::mpsc::TrySendError::Disconnected(_) => Refusal(503, "the server is stopping".into()),
         });
     }
-    Ok(receiver.await.unwrap_or_else(|_| (503, text_of(&stopping()))))
+    Ok(receiver.await.unwrap_or_else(|_| Answered::Whole(503, text_of(&stopping()))))
 }
 
 /// A body as a whole, within the bounds.
@@ -285,8 +299,8 @@ fn text_of(value: &Value) -> Bytes {
     Bytes::from(value.to_string())
 }
 
-fn respond(status: u16, text: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(text));
+fn respond(status: u16, text: Bytes) -> Response<Answer> {
+    let mut response = Response::new(Either::Left(Full::new(text)));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if status == 408 || status == 413 {

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! GET  /v1/models                      the one model that is served
-//! POST /v1/completions                 text after prompts; with `echo` and `logprobs`, log-likelihoods of the prompts
+//! POST /v1/completions                 text after prompts, whole or as it is generated (`stream`); with `echo` and `logprobs`,
+//!                                      log-likelihoods of the prompts
 //! GET  /tokenizer_info                 `<|endoftext|>` as begin and end   (vLLM's tokenizer endpoints, which the
 //! POST /tokenize, POST /detokenize     text to ids and back                harness uses as `tokenizer_backend=remote`)
 //! ```
@@ -17,6 +18,7 @@ mod http;
 mod protocol;
 mod queue;
 mod score;
+mod stream;
 mod texts;
 
 pub use engine::Engine;

@@ -54,6 +54,10 @@ pub struct CompletionRequest {
     pub stop: Vec<String>,
     /// Seed of the draws; `None`: other draws for each request.
     pub seed: Option<u64>,
+    /// Send the text while it is generated, as server-sent events.
+    pub stream: bool,
+    /// With `stream`: the numbers of tokens in an event of their own at the end.
+    pub usage: bool,
 }
 
 /// Text to ids.
@@ -70,8 +74,6 @@ pub(super) struct DetokenizeRequest {
 
 /// Keys that this server does not obey, with the values at which they change nothing, and what to do instead.
 const UNSUPPORTED: &[(&str, &[Neutral], &str)] = &[
-    ("stream", &[Neutral::False], LEAVE_OUT),
-    ("stream_options", &[], LEAVE_OUT),
     ("suffix", &[Neutral::Empty], LEAVE_OUT),
     ("logit_bias", &[Neutral::Empty], LEAVE_OUT),
     ("frequency_penalty", &[Neutral::Number(0.0)], LEAVE_OUT),
@@ -241,7 +243,17 @@ impl CompletionRequest {
                 .optional("stop", &format!("a text or a list of at most {MAX_STOPS} texts"), stops)?
                 .unwrap_or_default(),
             seed: body.optional("seed", "a whole number of 64 bits", seed)?,
+            stream: body.optional("stream", "true or false", Value::as_bool)?.unwrap_or(false),
+            usage: body
+                .optional("stream_options", "an object with `include_usage`, true or false", include_usage)?
+                .unwrap_or(false),
         };
+        if request.stream && request.logprobs.is_some() {
+            return Err("`stream`: log-probabilities are not sent while a text is generated: leave `stream` or `logprobs` out".into());
+        }
+        if request.usage && !request.stream {
+            return Err("`stream_options`: has a meaning with `stream` alone: leave it out".into());
+        }
         body.names(&["model", "user"])?;
         body.finish()?;
         Ok(request)
@@ -310,6 +322,16 @@ fn top_k(value: &Value) -> Option<usize> {
     match value.as_i64()? {
         -1 => Some(0),
         number => usize::try_from(number).ok(),
+    }
+}
+
+/// `{"include_usage": true}`; without the key, `false`.
+fn include_usage(value: &Value) -> Option<bool> {
+    let options = value.as_object()?;
+    match options.get("include_usage") {
+        Some(value) if options.len() == 1 => value.as_bool(),
+        None if options.is_empty() => Some(false),
+        _ => None,
     }
 }
 

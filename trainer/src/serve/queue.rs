@@ -1,5 +1,6 @@
 //! Requests on their way to the threads that answer them: one owns the model, one has a tokenizer.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -12,6 +13,7 @@ use tokio::sync::oneshot;
 
 use super::connections::Share;
 use super::protocol::failure;
+use super::stream::EventBody;
 
 /// Requests that wait for a thread; the next one is refused.
 const MAX_WAITING: usize = 256;
@@ -27,8 +29,17 @@ pub(super) struct Job {
     pub(super) answer: oneshot::Sender<Answered>,
 }
 
-/// Status and JSON text.
-pub(super) type Answered = (u16, Bytes);
+/// What a request gets.
+#[derive(Debug)]
+pub(super) enum Answered {
+    /// Status and JSON text.
+    Whole(u16, Bytes),
+    /// Events, which follow.
+    Events(EventBody),
+}
+
+/// Where an answer goes that is sent while it is computed.
+pub(super) type Begin<'a> = &'a mut dyn FnMut(EventBody);
 
 /// Asked between pieces of work whether somebody still waits for the answer.
 pub(super) type Wanted<'a> = &'a dyn Fn() -> bool;
@@ -43,10 +54,11 @@ pub(super) struct Queue {
 pub(super) type Entrance = mpsc::SyncSender<Job>;
 
 impl Queue {
-    /// Starts a thread that answers by `answer`, until `stop` is true: what was begun is given up then.
+    /// Starts a thread that answers by `answer`, until `stop` is true: what was begun is given up then. `None` is the answer of
+    /// a request that got events.
     pub(super) fn start(
         stop: &Arc<AtomicBool>,
-        answer: impl Fn(&str, &[u8], Wanted<'_>) -> (u16, Value) + Send + 'static,
+        answer: impl Fn(&str, &[u8], Wanted<'_>, Begin<'_>) -> Option<(u16, Value)> + Send + 'static,
     ) -> Self {
         let (jobs, queue) = mpsc::sync_channel::<Job>(MAX_WAITING);
         let stop = Arc::clone(stop);
@@ -57,14 +69,26 @@ impl Queue {
                     Err(RecvTimeoutError::Timeout) => continue,
                     Err(RecvTimeoutError::Disconnected) => return,
                 };
-                // A client that has gone away needs no answer.
-                let wanted = || !sender.is_closed() && !stop.load(Ordering::Relaxed);
+                let sender = RefCell::new(Some(sender));
+                // A client that has gone away needs no answer. Whoever gets events is asked by them.
+                let wanted = || {
+                    let left = sender.borrow().as_ref().is_some_and(oneshot::Sender::is_closed);
+                    !left && !stop.load(Ordering::Relaxed)
+                };
                 if !wanted() {
                     continue;
                 }
-                let (status, value) = answer(&path, &body, &wanted);
+                let send = |answered| {
+                    if let Some(sender) = sender.take() {
+                        // Nobody waits where this fails.
+                        let _ = sender.send(answered);
+                    }
+                };
+                let whole = answer(&path, &body, &wanted, &mut |events| send(Answered::Events(events)));
                 drop((body, share));
-                let _ = sender.send((status, Bytes::from(value.to_string())));
+                if let Some((status, value)) = whole {
+                    send(Answered::Whole(status, Bytes::from(value.to_string())));
+                }
             }
         });
         Self { jobs, thread }
