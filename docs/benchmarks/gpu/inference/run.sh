@@ -12,13 +12,15 @@ for recipe in 125m-7to1 125m-1to0 1300m-7to1; do
 done
 for recipe in 125m-7to1 125m-1to0; do
     timed "$eval" throughput "$out/$recipe" --device cuda:0 --precision bfloat16 --lengths 64,256,1024,4096,16384 \
-        --batches 1,2,4,8,16,32,64,128,256 --tokens 256 --out "$out/throughput-$recipe"
+        --batches 1,2,4,8,16,32,64,128,256 --tokens 256 --repetitions 3 --out "$out/throughput-$recipe"
     timed "$eval" perplexity "$out/$recipe" --manifest "$split" --device cuda:0 --out "$out/perplexity-$recipe" > "$out/log" 2>&1
+done
+timed "$eval" throughput "$out/1300m-7to1" --device cuda:0 --precision bfloat16 --lengths 64,256,1024 --batches 1,4,16,32,64 \
+    --tokens 128 --repetitions 1 --out "$out/throughput-1300m-7to1"
+for recipe in 125m-7to1 125m-1to0; do
     timed "$eval" extrapolate "$out/$recipe" --manifest "$split" --text stream --lengths 2048,16384,65536 --stretches 32 \
         --device cuda:0 --out "$out/extrapolate-$recipe" > "$out/log" 2>&1
 done
-timed "$eval" throughput "$out/1300m-7to1" --device cuda:0 --precision bfloat16 --lengths 64,256,1024 --batches 1,4,16,32 \
-    --tokens 128 --repetitions 1 --out "$out/throughput-1300m-7to1"
 timed "$eval" throughput "$out/125m-7to1" --kernels libtorch --device cuda:0 --precision bfloat16 --lengths 64,256 --batches 1,128 \
     --tokens 64 --repetitions 1 --out "$out/throughput-libtorch"
 for report in "$out"/*/report.json; do
