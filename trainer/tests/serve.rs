@@ -478,6 +478,57 @@ fn a_stream_is_the_whole_answer_in_pieces() {
 }
 
 #[test]
+fn requests_that_wait_are_scored_together_and_each_gets_its_own_answer() {
+    let (_folder, _model, server) = setup();
+    let bodies: Vec<Value> = (0..40)
+        .map(|number| {
+            let prompt = "one two three ".repeat(number % 7 + 1);
+            match number {
+                // Refused, among the others.
+                9 => json!({"prompt": [60_000], "logprobs": 1, "temperature": 0, "max_tokens": 0}),
+                17 => json!({"prompt": prompt, "max_tokens": 5, "temperature": 0}),
+                _ => json!({
+                    "prompt": [prompt, format!("{number} four")], "logprobs": number % 3, "temperature": 0,
+                    "max_tokens": number % 2, "echo": true,
+                }),
+            }
+        })
+        .collect();
+    let alone: Vec<(u16, Value)> = bodies.iter().map(|body| server.post("/v1/completions", body)).collect();
+    // While this is generated, the others arrive.
+    let together: Vec<(u16, Value)> = std::thread::scope(|scope| {
+        let server = &server;
+        let first = scope.spawn(|| server.complete(&json!({"prompt": "a", "max_tokens": 300})));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let asked: Vec<_> =
+            bodies.iter().map(|body| scope.spawn(|| server.post("/v1/completions", body))).collect();
+        first.join().unwrap();
+        asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    for (index, ((status, alone), (found_status, found))) in alone.iter().zip(&together).enumerate() {
+        assert_eq!(status, found_status, "{index}");
+        let logs = |answer: &Value, choice: usize| -> Vec<Option<f64>> {
+            let logs = answer["choices"][choice]["logprobs"]["token_logprobs"].as_array();
+            logs.into_iter().flatten().map(Value::as_f64).collect()
+        };
+        let choices = |answer: &Value| answer["choices"].as_array().map_or(0, Vec::len);
+        assert_eq!(choices(alone), choices(found));
+        for choice in 0..choices(alone) {
+            assert_eq!(alone["choices"][choice]["text"], found["choices"][choice]["text"], "{index}");
+            let (expected, logs) = (logs(alone, choice), logs(found, choice));
+            assert_eq!(expected.len(), logs.len(), "{index}");
+            for (a, b) in expected.iter().zip(&logs) {
+                let close = match (a, b) {
+                    (Some(a), Some(b)) => (a - b).abs() < 1e-4,
+                    (a, b) => a == b,
+                };
+                assert!(close, "{index}: {a:?} {b:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_client_that_leaves_in_the_middle_of_a_stream_is_not_generated_for() {
     let (_folder, _model, server) = setup();
     let mut connection = Connection::new(&server);

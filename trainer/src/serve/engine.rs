@@ -10,7 +10,7 @@ use xlstm_manifests::END_OF_TEXT;
 use super::protocol::{
     CompletionRequest, MAX_GENERATED, MAX_PROMPTS, MAX_TOKENS, MAX_TOKENS_TOGETHER, Prompts, failure,
 };
-use super::queue::{Begin, Wanted, stopping};
+use super::queue::{Answered, Asked, Wanted, stopping};
 use super::score::{Score, score};
 use super::stream::{EventBody, Events, events};
 use super::texts::{END_OF_TEXT_NAME, Texts};
@@ -123,6 +123,17 @@ impl Completion {
     }
 }
 
+/// A request that is scored, and who asked.
+type Scoring<'a> = (&'a Asked, CompletionRequest);
+
+/// The commonest request of the harness: the prompt scored, and one token that one forward pass gives too.
+fn is_scoring(request: &CompletionRequest) -> bool {
+    request.logprobs.is_some() && request.temperature == 0.0 && request.max_tokens <= 1
+}
+
+/// Where an answer goes that is sent while it is computed.
+type Begin<'a> = &'a mut dyn FnMut(EventBody);
+
 impl Engine {
     /// An engine for a model of GPT-2's tokens, known to clients by this name.
     ///
@@ -143,29 +154,88 @@ impl Engine {
         &self.name
     }
 
-    /// Answers a request for completions, while it is wanted; `None` where `begin` got the answer.
-    pub(super) fn answer(&self, body: &[u8], wanted: Wanted<'_>, begin: Begin<'_>) -> Option<(u16, Value)> {
-        // One request that fails does not end the thread that owns the model.
-        let answer = match CompletionRequest::parse(body).or_else(client) {
-            Ok(request) if request.stream => match self.stream_guarded(&request, wanted, begin) {
-                Ok(()) => return None,
-                Err(refusal) => Err(refusal),
-            },
-            Ok(request) => {
-                guarded(|| Ok(self.complete(&request, wanted))).unwrap_or_else(|error| Err(error.into()))
+    /// Answers requests for completions, while they are wanted. Those that score prompts are computed together.
+    pub(super) fn answer(&self, asked: &[Asked]) {
+        let mut scoring = Vec::new();
+        let mut others = Vec::new();
+        for one in asked {
+            match CompletionRequest::parse(&one.body) {
+                Ok(request) if is_scoring(&request) => scoring.push((one, request)),
+                Ok(request) => others.push((one, request)),
+                Err(text) => one.settle(settle(client(text))),
             }
-            Err(refusal) => Err(refusal),
+        }
+        if scoring.len() > 1 {
+            scoring = self.score_together(scoring);
+        }
+        for (one, request) in scoring.into_iter().chain(others) {
+            self.answer_one(one, &request);
+        }
+    }
+
+    fn answer_one(&self, one: &Asked, request: &CompletionRequest) {
+        let wanted = || one.is_wanted();
+        if !wanted() {
+            return;
+        }
+        // One request that fails does not end the thread that owns the model.
+        let answer = if request.stream {
+            match self.stream(request, &wanted, &mut |events| one.answer(Answered::Events(events))) {
+                Ok(()) => return,
+                Err(refusal) => Err(refusal),
+            }
+        } else {
+            guarded(|| Ok(self.complete(request, &wanted))).unwrap_or_else(|error| Err(error.into()))
         };
-        Some(settle(answer))
+        one.settle(settle(answer));
+    }
+
+    /// Scores the prompts of several requests as if they were one's. Gives back those that are to be answered alone: where they
+    /// are too much together, or something failed, which is then the fault of one of them.
+    fn score_together<'a>(&self, requests: Vec<Scoring<'a>>) -> Vec<Scoring<'a>> {
+        let mut together = Vec::new();
+        let (mut prompts, mut longest, mut likely) = (Vec::new(), 0, 0);
+        let mut alone = Vec::new();
+        for (one, request) in requests {
+            let own = match self.prompts(&request) {
+                Ok(own) => own,
+                Err(refusal) => {
+                    one.settle(settle(Err(refusal)));
+                    continue;
+                }
+            };
+            let length = own.iter().map(Vec::len).max().unwrap_or(0).max(longest);
+            let most = likely.max(request.logprobs.unwrap_or(0));
+            let entries = length * (prompts.len() + own.len());
+            if entries > MAX_TOKENS_TOGETHER || entries.saturating_mul(most) > MAX_TOKENS_TOGETHER {
+                alone.push((one, request));
+                continue;
+            }
+            (longest, likely) = (length, most);
+            together.push((one, request, own.len()));
+            prompts.extend(own);
+        }
+        let wanted = || together.iter().any(|(one, ..)| one.is_wanted());
+        let Ok(scores) = guarded(|| score(&self.model, &prompts, likely, &wanted)) else {
+            alone.extend(together.into_iter().map(|(one, request, _)| (one, request)));
+            return alone;
+        };
+        let (mut prompts, mut scores) = (prompts.into_iter(), scores.into_iter());
+        for (one, request, count) in together {
+            let own: Vec<Score> = scores.by_ref().take(count).collect();
+            let completions: Vec<Completion> = prompts
+                .by_ref()
+                .take(count)
+                .zip(&own)
+                .map(|(ids, score)| self.next(ids, score, &request))
+                .collect();
+            one.settle(settle(Ok(self.response(&request, &completions, Some(&own)))));
+        }
+        alone
     }
 
     /// Sends completions while they are generated. An error before the first token is the answer; a later one is an event.
-    fn stream_guarded(
-        &self,
-        request: &CompletionRequest,
-        wanted: Wanted<'_>,
-        begin: Begin<'_>,
-    ) -> Answer<()> {
+    fn stream(&self, request: &CompletionRequest, wanted: Wanted<'_>, begin: Begin<'_>) -> Answer<()> {
         let (events, body) = events();
         let mut sending = Sending::new(self, request, &events, body, begin);
         let prompts = self.prompts(request)?;
@@ -187,8 +257,7 @@ impl Engine {
     fn complete(&self, request: &CompletionRequest, wanted: Wanted<'_>) -> Answer {
         let prompts = self.prompts(request)?;
         let scored = request.logprobs.is_some();
-        // The commonest request of the harness: the prompt scored, and one token that one forward pass gives too.
-        let at_once = scored && request.temperature == 0.0 && request.max_tokens <= 1;
+        let at_once = is_scoring(request);
         let likely = request.logprobs.unwrap_or(0);
         let (completions, scores) = if at_once {
             let scores = score(&self.model, &prompts, likely, wanted)?;

@@ -51,6 +51,8 @@ const ALL_ANSWERS: usize = 256 << 20;
 const ARRIVAL: Duration = Duration::from_secs(30);
 /// Bytes of a head.
 const MAX_HEAD: usize = 64 << 10;
+/// Requests that are answered together, where they wait and can be: a harness may send each by itself.
+const AT_ONCE: usize = 64;
 /// What is being computed when a signal comes may end by itself for so long, and has as long again to be given up.
 const GRACE: Duration = Duration::from_millis(1500);
 
@@ -82,8 +84,12 @@ pub fn serve(engine: Engine, server: Server, signals: &Signals) -> Result<()> {
     let name: Arc<str> = engine.name().into();
     let own = Texts::new()?;
     let stop = Arc::new(AtomicBool::new(false));
-    let model = Queue::start(&stop, move |_, body, wanted, begin| engine.answer(body, wanted, begin));
-    let texts = Queue::start(&stop, move |path, body, _, _| Some(own.answer(path, body)));
+    let model = Queue::start(&stop, AT_ONCE, move |asked| engine.answer(&asked));
+    let texts = Queue::start(&stop, 1, move |asked| {
+        for one in asked {
+            one.settle(own.answer(&one.path, &one.body));
+        }
+    });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let entrances = (model.entrance(), texts.entrance());
     let served = runtime.block_on(async {

@@ -9,8 +9,8 @@
 //! POST /tokenize, POST /detokenize     text to ids and back                harness uses as `tokenizer_backend=remote`)
 //! ```
 //! It listens on the loopback interface unless told otherwise, and takes JSON only, which a page in a browser cannot
-//! send to it unasked. One thread owns the model: requests wait for each other, prompts of a request are computed
-//! together. Everything a stranger can send is bounded (`http.rs`); what a client no longer waits for is given up.
+//! send to it unasked. One thread owns the model: requests wait for each other, prompts of a request, and of all requests that wait to
+//! be scored, are computed together. Everything a stranger can send is bounded (`http.rs`); what a client no longer waits for is given up.
 
 mod connections;
 mod engine;

@@ -38,9 +38,6 @@ pub(super) enum Answered {
     Events(EventBody),
 }
 
-/// Where an answer goes that is sent while it is computed.
-pub(super) type Begin<'a> = &'a mut dyn FnMut(EventBody);
-
 /// Asked between pieces of work whether somebody still waits for the answer.
 pub(super) type Wanted<'a> = &'a dyn Fn() -> bool;
 
@@ -53,42 +50,64 @@ pub(super) struct Queue {
 /// Where requests are put.
 pub(super) type Entrance = mpsc::SyncSender<Job>;
 
+/// A request that is being answered.
+pub(super) struct Asked {
+    pub(super) path: String,
+    pub(super) body: Bytes,
+    _share: Share,
+    /// Until it is answered.
+    answer: RefCell<Option<oneshot::Sender<Answered>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Asked {
+    fn new(job: Job, stop: &Arc<AtomicBool>) -> Self {
+        let Job { path, body, share, answer } = job;
+        Self { path, body, _share: share, answer: RefCell::new(Some(answer)), stop: Arc::clone(stop) }
+    }
+
+    /// Whether somebody still waits for an answer. Whoever gets events is asked by them.
+    pub(super) fn is_wanted(&self) -> bool {
+        let left = self.answer.borrow().as_ref().is_some_and(oneshot::Sender::is_closed);
+        !left && !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Answers, once.
+    pub(super) fn answer(&self, answered: Answered) {
+        if let Some(sender) = self.answer.take() {
+            // Nobody waits where this fails.
+            let _ = sender.send(answered);
+        }
+    }
+
+    /// Answers with status and JSON.
+    pub(super) fn settle(&self, (status, value): (u16, Value)) {
+        self.answer(Answered::Whole(status, Bytes::from(value.to_string())));
+    }
+}
+
 impl Queue {
-    /// Starts a thread that answers by `answer`, until `stop` is true: what was begun is given up then. `None` is the answer of
-    /// a request that got events.
+    /// Starts a thread that answers by `answer` whatever waits, at most `at_once` requests together, until `stop` is true: what
+    /// was begun is given up then.
     pub(super) fn start(
         stop: &Arc<AtomicBool>,
-        answer: impl Fn(&str, &[u8], Wanted<'_>, Begin<'_>) -> Option<(u16, Value)> + Send + 'static,
+        at_once: usize,
+        answer: impl Fn(Vec<Asked>) + Send + 'static,
     ) -> Self {
         let (jobs, queue) = mpsc::sync_channel::<Job>(MAX_WAITING);
         let stop = Arc::clone(stop);
         let thread = std::thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                let Job { path, body, share, answer: sender } = match queue.recv_timeout(LOOKS) {
+                let first = match queue.recv_timeout(LOOKS) {
                     Ok(job) => job,
                     Err(RecvTimeoutError::Timeout) => continue,
                     Err(RecvTimeoutError::Disconnected) => return,
                 };
-                let sender = RefCell::new(Some(sender));
-                // A client that has gone away needs no answer. Whoever gets events is asked by them.
-                let wanted = || {
-                    let left = sender.borrow().as_ref().is_some_and(oneshot::Sender::is_closed);
-                    !left && !stop.load(Ordering::Relaxed)
-                };
-                if !wanted() {
-                    continue;
-                }
-                let send = |answered| {
-                    if let Some(sender) = sender.take() {
-                        // Nobody waits where this fails.
-                        let _ = sender.send(answered);
-                    }
-                };
-                let whole = answer(&path, &body, &wanted, &mut |events| send(Answered::Events(events)));
-                drop((body, share));
-                if let Some((status, value)) = whole {
-                    send(Answered::Whole(status, Bytes::from(value.to_string())));
-                }
+                let waiting = std::iter::once(first).chain(queue.try_iter().take(at_once.saturating_sub(1)));
+                let mut asked: Vec<Asked> = waiting.map(|job| Asked::new(job, &stop)).collect();
+                // A client that has gone away needs no answer.
+                asked.retain(Asked::is_wanted);
+                answer(asked);
             }
         });
         Self { jobs, thread }
