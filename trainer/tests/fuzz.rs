@@ -96,6 +96,19 @@ fn folders_of_runs() {
         })
         .collect();
     alter_and_run(&seeds, 150, run_folders::run);
+    a_step_that_no_run_has(&run);
+}
+
+/// Memory and time are not decided by the number of a step.
+fn a_step_that_no_run_has(run: &Path) {
+    use xlstm_trainer::verify::{Depth, verify};
+    let path = run.join("metrics.jsonl");
+    let sound = fs_err::read_to_string(&path).unwrap();
+    fs_err::write(&path, sound.replace("\"step\":1,", "\"step\":9007199254740991,")).unwrap();
+    let chain = verify(run, &Depth::default()).unwrap();
+    let wrong = chain.links.iter().find(|link| link.link == "steps").unwrap();
+    assert!(wrong.detail.contains("found step 9007199254740991") && !chain.holds(), "{wrong:?}");
+    fs_err::write(&path, sound).unwrap();
 }
 
 /// A run of one step, as training leaves it, without its data.

@@ -21,17 +21,27 @@ pub fn verify_run(folder: &Path, depth: &Depth) -> Result<Chain> {
     Ok(chain)
 }
 
-/// Tokens after each step up to the last one that left anything: a step with a dataset's last row may have fewer.
-fn tokens_so_far(run: &RunLinks) -> Vec<u64> {
+/// The most rows of a run whose steps are counted: a trillion tokens in rows of 2048. What a file says of itself beyond them
+/// would decide memory and time.
+const MAX_ROWS: u64 = 1 << 29;
+
+/// Tokens after each step up to the last one that left anything: a step with a dataset's last row may have fewer. Where that
+/// would be more rows than any run has, what is wrong.
+fn tokens_so_far(run: &RunLinks) -> std::result::Result<Vec<u64>, String> {
     let logged = run.lines.iter().flatten().map(|line| line.step);
     let saved = run.checkpoints.iter().map(|checkpoint| checkpoint.step);
     let last = logged.chain(saved).max().unwrap_or(0);
+    let most = MAX_ROWS / run.manifest.order.rows_per_step.max(1);
+    if last > most {
+        let rows = run.manifest.order.rows_per_step;
+        return Err(format!("expected at most {most} steps of {rows} rows, found step {last}"));
+    }
     let mut sum = 0;
     let steps = (1..=last).map(|step| {
         sum += run.manifest.order.tokens_of_step(step);
         sum
     });
-    std::iter::once(0).chain(steps).collect()
+    Ok(std::iter::once(0).chain(steps).collect())
 }
 
 impl Chain {
@@ -40,7 +50,10 @@ impl Chain {
         let recipe = recipe::load(&run.recipe.path.display().to_string(), &[]).ok();
         self.run_manifest(run, recipe.as_ref());
         self.file("recipe", &run.recipe);
-        let so_far = tokens_so_far(run);
+        let so_far = tokens_so_far(run).unwrap_or_else(|wrong| {
+            self.failed("steps", &run.manifest_file(), wrong);
+            Vec::new()
+        });
         self.checkpoints(run, &so_far);
         if let Some(recipe) = &recipe {
             self.metrics(run, recipe, &so_far);
