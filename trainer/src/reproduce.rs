@@ -97,6 +97,7 @@ const EXPERIMENTS: &[Experiment] = &[
             "parity",
             "parity-half-small",
             "parity-small",
+            "cycle-navigation",
             "state-tracking-one-rate",
         ],
     },

@@ -20,6 +20,7 @@ const BUILTIN: &[(&str, &str)] = include_sweeps!(
     "parity",
     "parity-small",
     "parity-half-small",
+    "cycle-navigation",
     "state-tracking-one-rate",
     "formal-languages",
     "formal-languages-small",
