@@ -11,8 +11,8 @@
 //! ```
 //!
 //! Whatever is stored, a model gets inputs, targets and beginnings of documents from one reader (module `rows`).
-//! A run over it keeps `run.json` (module `run_manifest`); which rows make a step is arithmetic (module `order`), and
-//! what else decides it is a recipe (module `recipe`).
+//! A run over it, or over several (modules `mixture`, `mixed_rows`), keeps `run.json` (module `run_manifest`); which rows
+//! make a step is arithmetic (module `order`), and what else decides it is a recipe (module `recipe`).
 //!
 //! `root` (module `identity`) is one digest over everything that decides the tokens and nothing that
 //! does not: no time, host, thread count, shard size or path of the machine enters it.
@@ -35,6 +35,8 @@ pub mod identity;
 pub mod manifest;
 pub mod mapped;
 pub mod merkle;
+pub mod mixed_rows;
+pub mod mixture;
 pub mod order;
 pub mod origin;
 pub mod packed;
@@ -43,6 +45,7 @@ pub mod reading;
 pub mod recipe;
 pub mod rows;
 pub mod rows_writer;
+mod run_checks;
 pub mod run_manifest;
 pub mod safe_path;
 mod sha256_lanes;

@@ -5,6 +5,7 @@
 //! samples `(s-1)·R .. s·R`, where `R` is the number of rows in a step; a step may straddle two epochs.
 //! Rank `r` of `W` takes the `r·R/W .. (r+1)·R/W` part of a step's list (rounded down), so the list itself depends
 //! on nothing but the dataset's root, the seed and the step: not on ranks, workers, micro-batches or restarts.
+//! Of a mixture of datasets, module [`mixture`](crate::mixture) says which row a sample is.
 //!
 //! The permutation, version `feistel-1`, is a balanced Feistel network of 8 rounds with cycle walking:
 //!
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::Sha256Digest;
+use crate::mixture::{self, MixedDataset, Samples};
 
 /// The name of the permutation, as run manifests carry it.
 pub const ALGORITHM: &str = "feistel-1";
@@ -92,26 +94,29 @@ fn mix(mut value: u64) -> u64 {
 pub struct Order {
     /// [`ALGORITHM`].
     pub algorithm: String,
-    /// The dataset's root.
+    /// The dataset's root, or the mixture's.
     pub root: Sha256Digest,
     /// Seed of the permutation.
     pub seed: u64,
-    /// Rows of the dataset.
+    /// Rows of the dataset, or of all datasets.
     pub rows: u64,
     /// Rows in a step, over all ranks.
     pub rows_per_step: u64,
     /// Tokens in a row.
     pub row_length: u64,
-    /// Valid tokens of the dataset: with `rows` and `row_length`, the length of its last row.
+    /// Valid tokens of the dataset: with `rows` and `row_length`, the length of its last row. Of a mixture their sum.
     pub tokens: u64,
+    /// The datasets of a mixture; none of one dataset.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub datasets: Vec<MixedDataset>,
 }
 
 /// One row of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StepRow {
-    /// Which pass over the data this is, from 0.
+    /// Which pass over the row's dataset this is, from 0.
     pub epoch: u64,
-    /// The row of the dataset.
+    /// The row of the dataset; of a mixture, whose rows are numbered through, see [`Order::place`].
     pub row: u64,
 }
 
@@ -119,41 +124,76 @@ impl Order {
     /// The order of a run over a dataset.
     #[must_use]
     pub fn new(manifest: &crate::Manifest, seed: u64, rows_per_step: u64) -> Self {
+        let row_length = u64::from(manifest.packing.row_length);
+        Self::of(&[MixedDataset::new(manifest, 1)], row_length, seed, rows_per_step)
+    }
+
+    /// The order of a run over a mixture of these datasets, whose weights are in lowest terms.
+    #[must_use]
+    pub fn of(datasets: &[MixedDataset], row_length: u64, seed: u64, rows_per_step: u64) -> Self {
         Self {
             algorithm: ALGORITHM.into(),
-            root: manifest.root,
+            root: mixture::root(datasets),
             seed,
-            rows: manifest.totals.rows,
+            rows: datasets.iter().map(|dataset| dataset.rows).sum(),
             rows_per_step,
-            row_length: u64::from(manifest.packing.row_length),
-            tokens: manifest.totals.tokens,
+            row_length,
+            tokens: datasets.iter().map(|dataset| dataset.tokens).sum(),
+            datasets: if datasets.len() > 1 { datasets.to_vec() } else { Vec::new() },
         }
+    }
+
+    /// The datasets: those of a mixture, or the one with weight 1.
+    #[must_use]
+    pub fn datasets(&self) -> Vec<MixedDataset> {
+        if !self.datasets.is_empty() {
+            return self.datasets.clone();
+        }
+        vec![MixedDataset { root: self.root, weight: 1, rows: self.rows, tokens: self.tokens }]
+    }
+
+    /// Whether it is over several datasets.
+    #[must_use]
+    pub fn is_mixed(&self) -> bool {
+        !self.datasets.is_empty()
+    }
+
+    /// Samples in an epoch of the mixture, in which all shares are exact; 1 of one dataset.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.datasets().iter().map(|dataset| dataset.weight).sum()
+    }
+
+    /// The dataset that a row is of, and the row's number there.
+    #[must_use]
+    pub fn place(&self, row: u64) -> (usize, u64) {
+        let mut row = row;
+        let before_last = self.datasets.len().saturating_sub(1);
+        for (number, dataset) in self.datasets[..before_last].iter().enumerate() {
+            if row < dataset.rows {
+                return (number, row);
+            }
+            row -= dataset.rows;
+        }
+        (before_last, row)
+    }
+
+    /// How many rows of each dataset went into the first `steps` steps.
+    #[must_use]
+    pub fn rows_by_dataset(&self, steps: u64) -> Vec<u64> {
+        let samples = steps.saturating_mul(self.rows_per_step);
+        Samples::new(self).map_or_else(Vec::new, |mut all| all.count(samples))
     }
 
     /// The rows of `step` (from 1), over all ranks, in order. Empty for step 0 and for an empty dataset.
     #[must_use]
     pub fn rows_of_step(&self, step: u64) -> Vec<StepRow> {
         let Some(before) = step.checked_sub(1) else { return Vec::new() };
-        if self.rows == 0 {
-            return Vec::new();
-        }
         // Past the last sample that can be numbered there is no step.
-        let (Some(first), rows) = (before.checked_mul(self.rows_per_step), self.rows_per_step as usize)
-        else {
-            return Vec::new();
-        };
+        let Some(first) = before.checked_mul(self.rows_per_step) else { return Vec::new() };
         let Some(end) = first.checked_add(self.rows_per_step) else { return Vec::new() };
-        let mut epoch = first / self.rows;
-        let mut permutation = Permutation::new(&self.root, self.seed, epoch, self.rows);
-        let mut rows = Vec::with_capacity(rows);
-        for sample in first..end {
-            if sample / self.rows != epoch {
-                epoch = sample / self.rows;
-                permutation = Permutation::new(&self.root, self.seed, epoch, self.rows);
-            }
-            rows.push(StepRow { epoch, row: permutation.apply(sample % self.rows) });
-        }
-        rows
+        let Some(mut samples) = Samples::new(self) else { return Vec::new() };
+        (first..end).map(|sample| samples.row(sample)).collect()
     }
 
     /// The part of a step's list that `rank` of `world` computes.
@@ -167,7 +207,9 @@ impl Order {
     /// The valid tokens of a row.
     #[must_use]
     pub fn tokens_in_row(&self, row: u64) -> u64 {
-        self.tokens.saturating_sub(row * self.row_length).min(self.row_length)
+        let (dataset, row) = self.place(row);
+        let tokens = self.datasets.get(dataset).map_or(self.tokens, |dataset| dataset.tokens);
+        tokens.saturating_sub(row * self.row_length).min(self.row_length)
     }
 
     /// The targets of a step over all ranks: the divisor of its mean loss.
@@ -184,7 +226,7 @@ mod tests {
     fn order(rows: u64, rows_per_step: u64) -> Order {
         let (row_length, tokens) = (8, rows * 8 - 3);
         let root = Sha256Digest::of(b"a dataset");
-        Order { algorithm: ALGORITHM.into(), root, seed: 7, rows, rows_per_step, row_length, tokens }
+        Order::of(&[MixedDataset { root, weight: 1, rows, tokens }], row_length, 7, rows_per_step)
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use crate::dataset::Dataset;
 use crate::error::Result;
-use crate::manifest::{Manifest, Targets};
+use crate::manifest::{Manifest, Packing, Targets};
 use crate::packed::Row;
 use crate::spans::Span;
 use crate::stored::StoredRow;
@@ -95,6 +95,38 @@ pub fn shift(before: u16, tokens: &[u16], into: &mut Sequences) {
     into.inputs.push(i64::from(before));
     into.inputs.extend(earlier.iter().map(|&id| i64::from(id)));
     into.targets.extend(tokens.iter().map(|&id| i64::from(id)));
+}
+
+/// Rows that can be read in any order, from any thread: of one split, or of a mixture of several.
+pub trait Readable: Send + Sync {
+    /// How all rows are packed.
+    fn packing(&self) -> &Packing;
+
+    /// As [`Rows::targets_in`].
+    ///
+    /// # Errors
+    /// As [`Rows::targets_in`].
+    fn targets_in(&self, row: u64) -> Result<u64>;
+
+    /// As [`Rows::read`].
+    ///
+    /// # Errors
+    /// As [`Rows::read`].
+    fn read(&self, row: u64, starts: bool, into: &mut Sequences) -> Result<()>;
+}
+
+impl<R: Rows + ?Sized> Readable for R {
+    fn packing(&self) -> &Packing {
+        &self.manifest().packing
+    }
+
+    fn targets_in(&self, row: u64) -> Result<u64> {
+        Rows::targets_in(self, row)
+    }
+
+    fn read(&self, row: u64, starts: bool, into: &mut Sequences) -> Result<()> {
+        Rows::read(self, row, starts, into)
+    }
 }
 
 /// A split whose rows can be read in any order, from any thread.

@@ -25,7 +25,7 @@ use crate::versioned::FileKind;
 /// The value of `format`.
 pub const RUN_FORMAT: &str = "xlstm-run";
 /// The newest version that is read. What is written is as old as its content allows: [`RunManifest::version_needed`].
-pub const RUN_VERSION: u32 = 2;
+pub const RUN_VERSION: u32 = 3;
 /// The file's name in a run's folder.
 pub const RUN_NAME: &str = "run.json";
 /// The resolved recipe's name in a run's folder.
@@ -41,10 +41,13 @@ pub const CHECKPOINTS_NAME: &str = "checkpoints";
 pub struct RunManifest {
     /// Always [`RUN_FORMAT`].
     pub format: String,
-    /// 2 where the run began with given parameters, else 1.
+    /// 3 where it was trained on a mixture, 2 where it began with given parameters, else 1.
     pub version: u32,
-    /// The training split.
+    /// The training split; of a mixture its root and its totals.
     pub train: DatasetRef,
+    /// The datasets of a mixture, as `order.datasets` has them; absent where there is one.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub mixture: Vec<DatasetRef>,
     /// The validation split.
     pub validation: Option<DatasetRef>,
     /// The recipe after `--set`.
@@ -179,38 +182,27 @@ impl RunManifest {
             ));
         }
         run.check(&path)?;
+        run.check_mixture(&path)?;
         Ok(run)
-    }
-
-    /// Refuses numbers that no run has: rows of steps are listed, which takes memory and time by them.
-    fn check(&self, path: &Path) -> Result<()> {
-        const MAX_COUNTED: u64 = 1 << 53;
-        const MAX_ROWS: u64 = 1 << 24;
-        const MAX_RANKS: u64 = 1 << 20;
-        let order = &self.order;
-        let worlds = self.sessions.iter().map(|session| ("sessions.world", session.world, 1, MAX_RANKS));
-        let first =
-            self.sessions.iter().map(|session| ("sessions.first_step", session.first_step, 0, MAX_COUNTED));
-        let counts = [
-            ("order.rows", order.rows, 0, MAX_COUNTED),
-            ("order.rows_per_step", order.rows_per_step, 1, MAX_ROWS),
-            ("order.row_length", order.row_length, 1, u64::from(u16::MAX)),
-            ("order.tokens", order.tokens, 0, MAX_COUNTED),
-            ("train.rows", self.train.rows, 0, MAX_COUNTED),
-            ("train.tokens", self.train.tokens, 0, MAX_COUNTED),
-        ];
-        for (key, found, low, high) in counts.into_iter().chain(worlds).chain(first) {
-            if !(low..=high).contains(&found) {
-                return Err(Error::damaged(path, format!("`{key}` from {low} to {high}"), found.to_string()));
-            }
-        }
-        Ok(())
     }
 
     /// The version of the format that this content needs.
     #[must_use]
     pub fn version_needed(&self) -> u32 {
-        if self.initialized_from.is_some() { 2 } else { 1 }
+        match (&self.initialized_from, self.mixture.is_empty()) {
+            (_, false) => 3,
+            (Some(_), true) => 2,
+            (None, true) => 1,
+        }
+    }
+
+    /// The datasets that it was trained on, with their rows in an epoch of the mixture: one with 1, or several.
+    #[must_use]
+    pub fn trained_on(&self) -> Vec<(u64, &DatasetRef)> {
+        if self.mixture.is_empty() {
+            return vec![(1, &self.train)];
+        }
+        self.order.datasets.iter().map(|dataset| dataset.weight).zip(&self.mixture).collect()
     }
 
     /// Updates of the optimizer before the run's first step.
@@ -225,7 +217,9 @@ impl RunManifest {
     #[must_use]
     pub fn located(&self, run: &Path, more: &[PathBuf]) -> Self {
         let mut located = self.clone();
-        for data in std::iter::once(&mut located.train).chain(&mut located.validation) {
+        let all =
+            std::iter::once(&mut located.train).chain(&mut located.mixture).chain(&mut located.validation);
+        for data in all {
             if let Some(found) = data.find(run, more) {
                 data.path = found;
             }
@@ -316,6 +310,7 @@ mod tests {
                 tokens: 400,
                 tokenizer_sha256: None,
             },
+            mixture: Vec::new(),
             validation: None,
             recipe: RecipeRef { name: "test".into(), sha256: root },
             order: Order {
@@ -326,6 +321,7 @@ mod tests {
                 rows_per_step: 6,
                 row_length: 8,
                 tokens: 400,
+                datasets: Vec::new(),
             },
             initialization_seed: 1,
             initialized_from: None,

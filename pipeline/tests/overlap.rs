@@ -8,8 +8,12 @@ use std::collections::{BTreeSet, HashSet};
 
 use datasets::{Built, Recipe, Source, build, source};
 use proptest::prelude::*;
+use xlstm_manifests::Manifest;
 use xlstm_manifests::manifest::Layout;
-use xlstm_pipeline::overlap::{OverlapArgs, OverlapReport, overlap, run};
+use xlstm_manifests::mixture::MixedDataset;
+use xlstm_manifests::order::Order;
+use xlstm_manifests::run_manifest::{DatasetRef, Program, RUN_FORMAT, RecipeRef, RunManifest};
+use xlstm_pipeline::overlap::{OverlapArgs, OverlapReport, TrainSet, overlap, run};
 
 fn args(train: &Built, eval: &[&Built]) -> OverlapArgs {
     OverlapArgs {
@@ -186,4 +190,59 @@ proptest! {
         let found = (report.documents_identical, report.documents_hit, report.paragraphs_hit);
         prop_assert_eq!(found, by_hand(&train, &eval));
     }
+}
+
+/// A run over both datasets.
+fn trained_on(folder: &std::path::Path, datasets: [&Built; 2]) -> std::path::PathBuf {
+    let manifests = datasets.map(|built| Manifest::load(&built.split()).unwrap());
+    let mixed = [(0, 2), (1, 1)].map(|(index, weight)| MixedDataset::new(&manifests[index], weight));
+    let order = Order::of(&mixed, 2048, 1, 4);
+    let references = [0, 1].map(|index| DatasetRef::new(&manifests[index], &datasets[index].split()));
+    let program = Program {
+        name: "xlstm-train".into(),
+        version: "0".into(),
+        commit: "unknown".into(),
+        binary_sha256: None,
+        libtorch: "none".into(),
+        kernels: "none".into(),
+    };
+    let root = order.root;
+    let run = RunManifest {
+        format: RUN_FORMAT.into(),
+        version: 3,
+        train: DatasetRef { root, path: ".".into(), ..references[0].clone() },
+        mixture: references.to_vec(),
+        validation: None,
+        recipe: RecipeRef { name: "any".into(), sha256: root },
+        order,
+        initialization_seed: 1,
+        initialized_from: None,
+        parameters: 1,
+        program,
+        sessions: Vec::new(),
+    };
+    let path = folder.join("run");
+    fs_err::create_dir_all(&path).unwrap();
+    run.store(&path).unwrap();
+    path
+}
+
+#[test]
+fn a_run_stands_for_all_that_it_was_trained_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, eval) = (train(), eval());
+    let second = built(Layout::Packed, vec![vec![source("more", format!("a\n{}", paragraph("other")))]]);
+    let run = trained_on(folder.path(), [&first, &second]);
+    let whole = overlap(&OverlapArgs { train: run.clone(), ..args(&first, &[&eval]) }).unwrap();
+    let alone = [&first, &second].map(|built| overlap(&args(built, &[&eval])).unwrap().train_total);
+    let sum = |number: fn(&TrainSet) -> u64| alone.iter().map(number).sum::<u64>();
+    let found = &whole.train_total;
+    assert_eq!(found.documents, sum(|set| set.documents));
+    assert_eq!(found.documents_hit, sum(|set| set.documents_hit));
+    assert_eq!(found.paragraphs_hit, sum(|set| set.paragraphs_hit));
+    assert!(alone.iter().all(|set| set.documents_hit > 0) && whole.train.len() == 2);
+
+    drop(second);
+    let error = overlap(&OverlapArgs { train: run, ..args(&first, &[&eval]) }).unwrap_err().to_string();
+    assert!(error.contains("that the run was trained on") && error.contains("no such split"), "{error}");
 }

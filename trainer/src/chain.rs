@@ -15,7 +15,9 @@ use xlstm_manifests::printable;
 
 use crate::error::{Result, TrainError};
 use crate::metrics::Line;
-use crate::provenance::{DatasetLink, DocumentLink, Found, InitialLink, RunLinks, SourceLink, rows};
+use crate::provenance::{
+    self, DatasetLink, DocumentLink, Found, InitialLink, RowLink, RunLinks, SourceLink, rows_of_step,
+};
 
 /// Rows, documents and files that are listed in full.
 const SHOWN: usize = 4;
@@ -43,9 +45,7 @@ pub fn chain(run: &Path, step: Option<u64>, data: &[PathBuf]) -> Result<String> 
     }
     let recipe = &run.manifest.recipe;
     out.line("recipe", &format!("{}, SHA-256 {}", recipe.name, recipe.sha256));
-    let train = &run.train;
-    out.line("trained on", &format!("{} tokens, split {}", train.recorded.tokens, name(train)));
-    out.dataset(train);
+    out.trained_on(&run);
     if let Some(initial) = &run.initial {
         out.initial(initial);
     }
@@ -53,7 +53,10 @@ pub fn chain(run: &Path, step: Option<u64>, data: &[PathBuf]) -> Result<String> 
         let rows = run.manifest.rows_of_step(figure.step, None)?;
         let (order, seed) = (&run.manifest.order.algorithm, run.manifest.order.seed);
         out.line("step", &format!("{}: rows {} (order {order}, seed {seed})", figure.step, short(&rows)));
-        out.documents(train, &rows)?;
+        let first = &rows[..rows.len().min(SHOWN)];
+        if let Some(links) = rows_of_step(&run.manifest.order, &run.train, first)? {
+            out.documents(&run.train, &links);
+        }
     }
     Ok(out.0)
 }
@@ -116,7 +119,10 @@ impl Text {
         self.line("measured on", &text);
         self.dataset(data);
         let first: Vec<StepRow> = (0..rows.min(SHOWN as u64)).map(|row| StepRow { epoch: 0, row }).collect();
-        self.documents(data, &first)
+        if let Some(links) = provenance::rows(data, &first)? {
+            self.documents(std::slice::from_ref(data), &links);
+        }
+        Ok(())
     }
 
     fn parameters(&mut self, run: &RunLinks, step: u64) -> Result<()> {
@@ -167,11 +173,11 @@ impl Text {
         self.line("", &text);
         match &initial.run {
             Some(Ok(run)) => {
-                self.line(
-                    "",
-                    &format!("trained on {} tokens, split {}", run.train.recorded.tokens, name(&run.train)),
-                );
-                self.dataset(&run.train);
+                for data in &run.train {
+                    let text = format!("trained on {} tokens, split {}", data.recorded.tokens, name(data));
+                    self.line("", &text);
+                    self.dataset(data);
+                }
                 if let Some(before) = &run.initial {
                     self.initial(before);
                 }
@@ -184,6 +190,24 @@ impl Text {
         }
     }
 
+    /// The datasets that the run was trained on, each with its share.
+    fn trained_on(&mut self, run: &RunLinks) {
+        let order = &run.manifest.order;
+        if order.is_mixed() {
+            let text = format!("mixture of {} datasets, root {}", run.train.len(), order.root);
+            self.line("trained on", &text);
+        }
+        for (data, mixed) in run.train.iter().zip(order.datasets()) {
+            let text = format!("{} tokens, split {}", data.recorded.tokens, name(data));
+            if order.is_mixed() {
+                self.line("", &format!("{} of {} rows: {text}", mixed.weight, order.epoch()));
+            } else {
+                self.line("trained on", &text);
+            }
+            self.dataset(data);
+        }
+    }
+
     /// Its root, and what was compared and what was only claimed when it was prepared.
     fn dataset(&mut self, data: &DatasetLink) {
         self.line("", &format!("root {}", data.recorded.root));
@@ -193,25 +217,29 @@ impl Text {
         }
     }
 
-    /// The first documents of these rows and the files that they come from.
-    fn documents(&mut self, data: &DatasetLink, wanted: &[StepRow]) -> Result<()> {
-        let first = &wanted[..wanted.len().min(SHOWN)];
-        let Some(links) = rows(data, first)? else { return Ok(()) };
+    /// The first documents of these rows of these datasets, and the files that they come from.
+    fn documents(&mut self, data: &[DatasetLink], links: &[RowLink]) {
         let all = || links.iter().flat_map(|row| row.documents.iter().map(move |document| (row, document)));
         for (row, document) in all().take(SHOWN) {
-            self.line("", &format!("  row {}: {}", row.row, describe(document)));
+            let dataset = match data {
+                [_] => String::new(),
+                _ => format!(" of dataset {}", row.dataset + 1),
+            };
+            self.line("", &format!("  row {}{dataset}: {}", row.row, describe(document)));
         }
         let count = all().count();
         if count > SHOWN {
             self.line("", &format!("  … {count} documents in the first {} rows", links.len()));
         }
-        let files: BTreeSet<usize> = all().map(|(_, document)| document.input).collect();
-        let Some(origin) = data.origin() else { return Ok(()) };
-        let sources = data.sources(&origin);
-        for source in files.into_iter().filter_map(|index| sources.get(index)).take(SHOWN) {
-            self.source(source);
+        for (number, data) in data.iter().enumerate() {
+            let own = all().filter(|(row, _)| row.dataset == number);
+            let files: BTreeSet<usize> = own.map(|(_, document)| document.input).collect();
+            let Some(origin) = data.origin() else { continue };
+            let sources = data.sources(&origin);
+            for source in files.into_iter().filter_map(|index| sources.get(index)).take(SHOWN) {
+                self.source(source);
+            }
         }
-        Ok(())
     }
 
     fn source(&mut self, SourceLink { input, evidence }: &SourceLink<'_>) {

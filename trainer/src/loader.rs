@@ -3,7 +3,8 @@
 //! What goes in and what is to come out is `xlstm_manifests::rows`. With a context shorter than a row, a row becomes
 //! several sequences: its inputs and targets cut into equal pieces, so a piece's first input is the token before it.
 //! Rows with stored targets end where nothing is to be predicted any more: a batch is cut behind its last target, since a
-//! model looks back alone. Which rows make up which step is `xlstm_manifests::order`; the loader keeps no state that a resumed run would need.
+//! model looks back alone. Which rows make up which step is `xlstm_manifests::order`; the loader keeps no state that a resumed run would need,
+//! and does not know whether rows are of one dataset or of several (`xlstm_manifests::mixed_rows`).
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -15,7 +16,7 @@ use xlstm_manifests::Manifest;
 use xlstm_manifests::manifest::{Layout, Targets};
 use xlstm_manifests::order::{Order, StepRow};
 use xlstm_manifests::recipe::ModelConfig;
-use xlstm_manifests::rows::{self, Numbers, Rows, Sequences};
+use xlstm_manifests::rows::{self, Numbers, Readable, Sequences};
 
 use crate::error::{Result, TrainError};
 use crate::model::{IGNORE_TARGET, TargetCount};
@@ -102,13 +103,13 @@ impl MicroBatch {
     ///
     /// # Errors
     /// When a shard cannot be read.
-    pub fn read<R: Rows + ?Sized>(dataset: &R, rows: &[StepRow], shape: BatchShape) -> Result<Self> {
+    pub fn read<R: Readable + ?Sized>(dataset: &R, rows: &[StepRow], shape: BatchShape) -> Result<Self> {
         let mut read = Sequences::default();
         for row in rows {
             dataset.read(row.row, shape.resets, &mut read)?;
         }
         let tokens = read.scored();
-        let packing = &dataset.manifest().packing;
+        let packing = dataset.packing();
         let whole_rows = shape.context == packing.row_length as usize;
         let context = match packing.targets {
             Targets::Stored if whole_rows => cut(&mut read, shape.context),
@@ -235,7 +236,7 @@ pub struct Loader {
 impl Loader {
     /// Starts reading.
     #[must_use]
-    pub fn start<R: Rows + ?Sized + 'static>(dataset: Arc<R>, plan: LoaderOptions) -> Self {
+    pub fn start<R: Readable + ?Sized + 'static>(dataset: Arc<R>, plan: LoaderOptions) -> Self {
         let (sender, receiver) = bounded(PREFETCH);
         let thread = std::thread::spawn(move || read_all(dataset.as_ref(), &plan, &sender));
         Self { receiver, thread: Some(thread), waited: Duration::ZERO }
@@ -268,7 +269,7 @@ impl Drop for Loader {
     }
 }
 
-fn read_all<R: Rows + ?Sized>(dataset: &R, plan: &LoaderOptions, sender: &Sender<Result<MicroBatch>>) {
+fn read_all<R: Readable + ?Sized>(dataset: &R, plan: &LoaderOptions, sender: &Sender<Result<MicroBatch>>) {
     for step in plan.first_step..=plan.last_step {
         let rows = plan.order.rows_of_step(step);
         for rows in rows[plan.order.rank_range(plan.rank, plan.world)].chunks(plan.shape.rows.max(1)) {

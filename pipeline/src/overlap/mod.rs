@@ -28,7 +28,7 @@ use crate::report::{CommandError, Outcome, write_json};
 /// Find documents and paragraphs of evaluation sets in a training set
 #[derive(Debug, Clone, clap::Args)]
 pub struct OverlapArgs {
-    /// The training set: folder of a split or of several, or a manifest
+    /// The training set: folder of a split or of several, or a manifest; or a training run: all that it was trained on
     #[arg(value_name = "TRAIN")]
     pub train: PathBuf,
     /// The evaluation sets

@@ -1,6 +1,10 @@
 //! The five passes of an overlap report (see the module above).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use xlstm_manifests::Error;
+use xlstm_manifests::run_manifest::{DatasetRef, RUN_NAME, RunManifest};
 
 use super::bloom::Bloom;
 use super::list::{HitList, Line};
@@ -20,6 +24,22 @@ pub(super) type Confirmed = HashMap<u128, (usize, String)>;
 type EvalSets = BTreeMap<String, EvalSet>;
 type TrainSets = BTreeMap<String, TrainSet>;
 
+/// The training splits that a path names: itself, or those of a run, found by their roots.
+fn trained_on(path: &Path) -> Result<Vec<PathBuf>, CommandError> {
+    if !path.join(RUN_NAME).is_file() {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    let run = RunManifest::load(path)?;
+    let find = |(_, data): (u64, &DatasetRef)| {
+        data.find(path, &[]).ok_or_else(|| {
+            let expected = format!("the split with root {} that the run was trained on", data.root);
+            let hint = "put it back beside the run, or name the folders of the training splits themselves";
+            Error::mismatch(&data.path, expected, "no such split", hint).into()
+        })
+    };
+    run.trained_on().into_iter().map(find).collect()
+}
+
 struct Pass<'a> {
     tokenizer: &'a Gpt2Tokenizer,
     progress: &'a ByteProgress,
@@ -27,7 +47,7 @@ struct Pass<'a> {
 
 pub(super) fn overlap(args: &OverlapArgs) -> Result<OverlapReport, CommandError> {
     let eval = Side::open(&args.eval)?;
-    let train = Side::open(std::slice::from_ref(&args.train))?;
+    let train = Side::open(&trained_on(&args.train)?)?;
     let tokenizer = Gpt2Tokenizer::new()?;
     let progress = ByteProgress::over_bytes("overlap", 3 * eval.text_bytes() + train.text_bytes());
     let pass = Pass { tokenizer: &tokenizer, progress: &progress };

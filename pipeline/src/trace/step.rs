@@ -1,14 +1,15 @@
 //! Which documents went into a step of a run: recomputed from the run manifest, never logged.
 //!
 //! The order of rows is arithmetic over (root, seed, epoch, step), so the run manifest and the dataset are
-//! enough. The dataset's root must be the one that the run began with.
+//! enough. The dataset's root must be the one that the run began with; of a mixture, each dataset's.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use xlstm_manifests::order::StepRow;
 use xlstm_manifests::printable;
-use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, METRICS_NAME, RECIPE_NAME, RunManifest};
+use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, DatasetRef, METRICS_NAME, RECIPE_NAME, RunManifest};
 use xlstm_manifests::{Dataset, Sha256Digest};
 
 use super::TraceArgs;
@@ -23,8 +24,11 @@ pub struct StepReport {
     pub step: u64,
     /// The rank, if one was asked for.
     pub rank: Option<u64>,
-    /// The dataset's identity.
+    /// The dataset's identity, or the mixture's.
     pub root: Sha256Digest,
+    /// Identities of the datasets of a mixture, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mixture: Vec<Sha256Digest>,
     /// The rows, in the order in which they stand in the batch.
     pub rows: Vec<StepRowTrace>,
 }
@@ -32,7 +36,10 @@ pub struct StepReport {
 /// A row of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StepRowTrace {
-    /// Which pass over the data, from 0.
+    /// Of a mixture: which dataset the row is of, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<usize>,
+    /// Which pass over the dataset, from 0.
     pub epoch: u64,
     /// The row of the dataset.
     pub row: u64,
@@ -64,15 +71,15 @@ pub struct StepDocument {
 pub fn trace_step(args: &TraceArgs, run: &Path, step: u64) -> Result<StepReport, CommandError> {
     let manifest = RunManifest::load(run)?;
     check_step(run, step)?;
-    let found = || manifest.train.find(run, &[]).unwrap_or_else(|| manifest.train.path.clone());
-    let path = args.path.clone().unwrap_or_else(found);
-    let dataset = Dataset::open(&path)?;
-    manifest.train.check(dataset.manifest(), &path)?;
+    let datasets = open_trained_on(&manifest, args, run)?;
+    let mixed = manifest.order.is_mixed();
     let rows = manifest
         .rows_of_step(step, args.rank)?
         .into_iter()
-        .map(|row| {
-            let documents = dataset.documents_in_row(row.row)?.into_iter().map(|span| {
+        .map(|StepRow { epoch, row }| {
+            let (number, row) = manifest.order.place(row);
+            let dataset = &datasets[number];
+            let documents = dataset.documents_in_row(row)?.into_iter().map(|span| {
                 let input = dataset.manifest().inputs.get(span.input as usize);
                 let set = span.set.and_then(|set| dataset.manifest().sets.get(usize::from(set)));
                 StepDocument {
@@ -84,10 +91,34 @@ pub fn trace_step(args: &TraceArgs, run: &Path, step: u64) -> Result<StepReport,
                     digest: span.digest,
                 }
             });
-            Ok(StepRowTrace { epoch: row.epoch, row: row.row, documents: documents.collect() })
+            let documents = documents.collect();
+            Ok(StepRowTrace { dataset: mixed.then_some(number + 1), epoch, row, documents })
         })
         .collect::<Result<_, CommandError>>()?;
-    Ok(StepReport { run: run.to_path_buf(), step, rank: args.rank, root: manifest.train.root, rows })
+    let (run, rank, root) = (run.to_path_buf(), args.rank, manifest.train.root);
+    let mixture = manifest.mixture.iter().map(|data| data.root).collect();
+    Ok(StepReport { run, step, rank, root, mixture, rows })
+}
+
+/// The datasets that a run was trained on, in their order, found by their roots. The path that is named is the one
+/// dataset's, or a folder with those of a mixture in it.
+fn open_trained_on(
+    manifest: &RunManifest,
+    args: &TraceArgs,
+    run: &Path,
+) -> Result<Vec<Dataset>, CommandError> {
+    let open = |(_, data): (u64, &DatasetRef)| {
+        let named = match &args.path {
+            Some(path) if manifest.order.is_mixed() => data.find(run, std::slice::from_ref(path)),
+            Some(path) => Some(path.clone()),
+            None => data.find(run, &[]),
+        };
+        let path = named.unwrap_or_else(|| data.path.clone());
+        let dataset = Dataset::open(&path)?;
+        data.check(dataset.manifest(), &path)?;
+        Ok(dataset)
+    };
+    manifest.trained_on().into_iter().map(open).collect()
 }
 
 /// Refuses a step that the run never comes to, or has not come to yet: what was not computed has no rows.
@@ -137,14 +168,19 @@ pub fn run(args: &TraceArgs, run: &Path, step: u64, out: &mut dyn Write) -> Resu
     let rank = report.rank.map_or(String::new(), |rank| format!(", rank {rank}"));
     writeln!(
         out,
-        "run {}, step {}{rank}: {} rows of dataset {}",
+        "run {}, step {}{rank}: {} rows of {} {}",
         printable::path(&report.run),
         step,
         report.rows.len(),
+        if report.mixture.is_empty() { "dataset" } else { "mixture" },
         report.root
     )?;
+    for (number, root) in report.mixture.iter().enumerate() {
+        writeln!(out, "dataset {}: {root}", number + 1)?;
+    }
     for row in &report.rows {
-        writeln!(out, "row {} (pass {})", row.row, row.epoch)?;
+        let dataset = row.dataset.map_or(String::new(), |number| format!(" of dataset {number}"));
+        writeln!(out, "row {}{dataset} (pass {})", row.row, row.epoch)?;
         for document in &row.documents {
             let StepDocument { source, record, id, set, digest, .. } = document;
             let name = id.as_deref().map_or(String::new(), |id| format!(" `{id}`"));

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
-use xlstm_manifests::run_manifest::DatasetRef;
 use xlstm_manifests::{printable, recipe};
 use xlstm_trainer::command_line::on_ranks;
 use xlstm_trainer::communicator::Communicator;
@@ -18,9 +17,10 @@ use super::{DeviceArguments, print, print_json, say};
 /// One training run.
 #[derive(Debug, Args)]
 pub(super) struct TrainArguments {
-    /// Folder or manifest of the training split, or the folder of a dataset with `train` and `validation` in it
-    #[arg(long, value_name = "DIR")]
-    manifest: Option<PathBuf>,
+    /// Folder or manifest of the training split, or the folder of a dataset with `train` and `validation` in it; given several
+    /// times, rows are mixed by weight, a decimal number [default: 1]
+    #[arg(long, value_name = "DIR[=WEIGHT]")]
+    manifest: Vec<PathBuf>,
     /// Folder or manifest of the validation split
     #[arg(long, value_name = "DIR")]
     validation: Option<PathBuf>,
@@ -112,7 +112,7 @@ impl TrainArguments {
 
     fn options(&self) -> anyhow::Result<TrainOptions> {
         Ok(TrainOptions {
-            manifest: self.manifest.clone(),
+            manifests: self.manifest.clone(),
             validation: self.validation.clone(),
             recipe: self.recipe.clone(),
             overrides: self.overrides()?,
@@ -129,7 +129,7 @@ impl TrainArguments {
 pub(super) fn run(arguments: &TrainArguments) -> anyhow::Result<u8> {
     let options = arguments.options()?;
     if arguments.print_config
-        && let (Some(name), None) = (&arguments.recipe, &arguments.manifest)
+        && let (Some(name), []) = (&arguments.recipe, arguments.manifest.as_slice())
     {
         // Needs neither data nor device.
         print(&recipe::load(name, &options.overrides)?.to_commented_toml()?)?;
@@ -146,15 +146,13 @@ pub(super) fn run(arguments: &TrainArguments) -> anyhow::Result<u8> {
 /// Prints what a run would be.
 fn plan(arguments: &TrainArguments, options: &TrainOptions) -> anyhow::Result<u8> {
     let device = arguments.device.start()?;
-    let (recipe, dataset, path) = resolve_recipe(options, &device)?;
-    let manifest = dataset.manifest();
+    let (recipe, train) = resolve_recipe(options, &device)?;
     if arguments.print_config {
         print(&recipe.to_commented_toml()?)?;
     }
     if arguments.dry_run {
         say_defaults(options)?;
-        let row_length = u64::from(manifest.packing.row_length);
-        let text = describe(&recipe, &DatasetRef::new(manifest, &path), row_length, &device)?;
+        let text = describe(&recipe, &train, &device)?;
         print(&format!("{text}\n"))?;
     }
     Ok(0)

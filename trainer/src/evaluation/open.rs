@@ -136,7 +136,8 @@ fn run_link(file: &Path) -> Result<Option<RunLink>> {
     };
     let manifest = RunManifest::load(path)?.located(path, &[]);
     let (_, manifest_sha256) = digest_file(&path.join(RUN_NAME))?;
-    Ok(Some(RunLink { path: path.into(), manifest_sha256, recipe: manifest.recipe, train: manifest.train }))
+    let RunManifest { recipe, train, mixture, .. } = manifest;
+    Ok(Some(RunLink { path: path.into(), manifest_sha256, recipe, train, mixture }))
 }
 
 /// The split to evaluate for a path that names a split, its manifest, or a dataset with `split` in it.
@@ -222,7 +223,8 @@ pub fn link_dataset(path: &Path, manifest: &Manifest, opened: &mut OpenedModel) 
                 .into(),
         }),
     }
-    if opened.run.as_ref().is_some_and(|run| run.train.root == manifest.root) {
+    let trained_on = |run: &RunLink| run.trained_on().iter().any(|data| data.root == manifest.root);
+    if opened.run.as_ref().is_some_and(trained_on) {
         opened.marks.push(Mark {
             kind: MarkKind::TrainingData,
             text: "this is the split that the model was trained on: the figures say nothing about other text"
@@ -256,11 +258,13 @@ pub fn link_dataset(path: &Path, manifest: &Manifest, opened: &mut OpenedModel) 
 /// training split is not at hand to compare vocabularies with.
 fn is_of_the_trained_task(manifest: &Manifest, opened: &mut OpenedModel) -> bool {
     let Some(run) = &opened.run else { return false };
-    if manifest.source.generator.is_none() || run.train.profile != manifest.source.profile {
+    // All datasets of a mixture have one tokenizer, and so one task.
+    let [train, ..] = run.trained_on() else { return false };
+    if manifest.source.generator.is_none() || train.profile != manifest.source.profile {
         return false;
     }
-    match Manifest::load(&run.train.path) {
-        Ok(trained) if trained.root == run.train.root => {
+    match Manifest::load(&train.path) {
+        Ok(trained) if trained.root == train.root => {
             trained.tokenizer.vocabulary_size == manifest.tokenizer.vocabulary_size
         }
         _ => {
@@ -280,7 +284,8 @@ fn is_of_the_trained_task(manifest: &Manifest, opened: &mut OpenedModel) -> bool
 /// The digest of the tokenizer of a run's training split: as recorded, or as the split still says at its place.
 fn trained_tokenizer(run: &RunLink) -> Option<xlstm_manifests::Sha256Digest> {
     run.train.tokenizer_sha256.or_else(|| {
-        let manifest = Manifest::load(&run.train.path).ok()?;
-        (manifest.root == run.train.root).then(|| identity::tokenizer(&manifest.tokenizer))
+        let train = run.trained_on().first()?;
+        let manifest = Manifest::load(&train.path).ok()?;
+        (manifest.root == train.root).then(|| identity::tokenizer(&manifest.tokenizer))
     })
 }

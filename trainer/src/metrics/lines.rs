@@ -65,6 +65,9 @@ pub struct Line {
     /// Variance of the measured targets, where they are numbers (validation).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_variance: Option<f64>,
+    /// Rows of each dataset so far, in the order of the run manifest's `mixture` (train, of a mixture).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows_by_dataset: Option<Vec<u64>>,
     /// Ranks (session).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub world: Option<u64>,

@@ -84,6 +84,8 @@ pub enum Found {
 pub struct DatasetLink {
     /// What it was used for.
     pub role: Role,
+    /// Which dataset of how many of a mixture it is, from 1.
+    pub of_mixture: Option<(usize, usize)>,
     /// What was recorded of it.
     pub recorded: Recorded,
     /// Its folder now; where it is nowhere, the one that was recorded.
@@ -144,7 +146,29 @@ impl DatasetLink {
             Some(Ok(manifest)) => Found::Other(Box::new(manifest)),
             Some(Err(error)) => Found::Unreadable(error),
         };
-        Self { role, recorded, folder, found }
+        Self { role, of_mixture: None, recorded, folder, found }
+    }
+
+    /// The datasets that a run in the folder `from` was trained on: one, or those of a mixture.
+    #[must_use]
+    pub fn find_all<'a>(
+        trained_on: impl ExactSizeIterator<Item = &'a DatasetRef>,
+        from: &Path,
+        more: &[PathBuf],
+    ) -> Vec<Self> {
+        let of = trained_on.len();
+        let link = |(number, data): (usize, &DatasetRef)| Self {
+            of_mixture: (of > 1).then_some((number + 1, of)),
+            ..Self::find(Role::Training, Recorded::from(data), from, more)
+        };
+        trained_on.enumerate().map(link).collect()
+    }
+
+    /// What it is called: `training split`, `training split 1 of 2`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let of_mixture = self.of_mixture.map(|(number, of)| format!(" {number} of {of}"));
+        format!("{}{}", self.role.name(), of_mixture.unwrap_or_default())
     }
 
     /// Its manifest, where it is here.
@@ -159,7 +183,7 @@ impl DatasetLink {
     /// Why its manifest cannot be shown; `None` where it can.
     #[must_use]
     pub fn absence(&self) -> Option<String> {
-        let (name, shown, root) = (self.role.name(), self.folder.display(), self.recorded.root);
+        let (name, shown, root) = (self.name(), self.folder.display(), self.recorded.root);
         match &self.found {
             Found::Here(_) => None,
             Found::Missing => Some(format!(

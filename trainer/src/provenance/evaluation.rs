@@ -34,8 +34,8 @@ pub struct ParentRun {
     pub recorded: RunRecord,
     /// Its links; `None` where there is no run in that folder, an error where it cannot be read.
     pub found: Option<Result<RunLinks>>,
-    /// Its training split, where the run itself is not found.
-    pub train: Option<DatasetLink>,
+    /// What it was trained on, where the run itself is not found.
+    pub train: Vec<DatasetLink>,
 }
 
 impl EvaluationLinks {
@@ -77,10 +77,20 @@ impl ParentRun {
     fn find(recorded: RunRecord, more: &[PathBuf]) -> Self {
         let here = recorded.path.join(RUN_NAME).is_file();
         let found = here.then(|| RunLinks::read(&recorded.path, more));
-        let train =
-            || DatasetLink::find(Role::Training, Recorded::from(&recorded.train), &recorded.path, more);
-        let train = found.is_none().then(train);
+        let train = match found {
+            Some(_) => Vec::new(),
+            None => DatasetLink::find_all(recorded.trained_on().iter(), &recorded.path, more),
+        };
         Self { recorded, found, train }
+    }
+
+    /// What the run was trained on: as the run has it, or else as the report.
+    #[must_use]
+    pub fn trained_on(&self) -> &[DatasetLink] {
+        match &self.found {
+            Some(Ok(found)) => &found.train,
+            _ => &self.train,
+        }
     }
 }
 

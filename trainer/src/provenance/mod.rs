@@ -24,9 +24,9 @@ use xlstm_manifests::Sha256Digest;
 pub use dataset::{DatasetLink, Evidence, Found, Recorded, Role, SourceLink};
 pub use evaluation::{EvaluationLinks, ParentRun};
 pub use initial::InitialLink;
-pub use rows::{DocumentLink, RowLink, rows};
-pub(crate) use run::made_by;
+pub use rows::{DocumentLink, RowLink, rows, rows_of_step};
 pub use run::{CheckpointLink, RunLinks, newest_figure};
+pub(crate) use run::{is_trained_on, made_by};
 
 /// A file with the digest that another file recorded for it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,10 @@
 //! Rows of a split, the documents in them, and the files that those come from.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use xlstm_manifests::manifest::SetTotals;
-use xlstm_manifests::order::StepRow;
+use xlstm_manifests::order::{Order, StepRow};
 use xlstm_manifests::{Dataset, Manifest, Sha256Digest};
 
 use super::DatasetLink;
@@ -10,9 +13,11 @@ use crate::error::{Result, TrainError};
 /// A row with the documents that have tokens in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowLink {
-    /// Which pass over the data, from 0.
+    /// Which of the run's datasets, from 0.
+    pub dataset: usize,
+    /// Which pass over the dataset, from 0.
     pub epoch: u64,
-    /// The row of the split.
+    /// The row of the dataset.
     pub row: u64,
     /// Its documents, in order.
     pub documents: Vec<DocumentLink>,
@@ -41,21 +46,44 @@ pub struct DocumentLink {
     pub from: Option<String>,
 }
 
-/// The documents of these rows; `None` where the dataset is not here.
+/// The documents of these rows of one dataset; `None` where it is not here.
 ///
 /// # Errors
 /// When a shard cannot be read, or a span names a file or set that the manifest does not have.
 pub fn rows(data: &DatasetLink, rows: &[StepRow]) -> Result<Option<Vec<RowLink>>> {
-    if data.manifest().is_none() {
-        return Ok(None);
-    }
-    let dataset = Dataset::open(&data.folder)?;
-    let link = |row: &StepRow| -> Result<RowLink> {
+    documents(std::slice::from_ref(data), rows.iter().map(|&row| (0, row)))
+}
+
+/// The documents of these rows of a run; `None` where a dataset that they are of is not here.
+///
+/// # Errors
+/// As [`rows`].
+pub fn rows_of_step(order: &Order, train: &[DatasetLink], rows: &[StepRow]) -> Result<Option<Vec<RowLink>>> {
+    let placed = |row: &StepRow| {
+        let (dataset, number) = order.place(row.row);
+        (dataset, StepRow { epoch: row.epoch, row: number })
+    };
+    documents(train, rows.iter().map(placed))
+}
+
+fn documents(
+    links: &[DatasetLink],
+    rows: impl Iterator<Item = (usize, StepRow)>,
+) -> Result<Option<Vec<RowLink>>> {
+    let mut opened: BTreeMap<usize, Dataset> = BTreeMap::new();
+    let mut found = Vec::new();
+    for (number, row) in rows {
+        let Some(data) = links.get(number).filter(|data| data.manifest().is_some()) else { return Ok(None) };
+        let dataset = match opened.entry(number) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Dataset::open(&data.folder)?),
+        };
         let spans = dataset.documents_in_row(row.row)?;
         let documents = spans.into_iter().map(|span| document(dataset.manifest(), data, span));
-        Ok(RowLink { epoch: row.epoch, row: row.row, documents: documents.collect::<Result<_>>()? })
-    };
-    rows.iter().map(link).collect::<Result<_>>().map(Some)
+        let documents = documents.collect::<Result<_>>()?;
+        found.push(RowLink { dataset: number, epoch: row.epoch, row: row.row, documents });
+    }
+    Ok(Some(found))
 }
 
 fn document(

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::run_manifest::{
     CHECKPOINTS_NAME, METRICS_NAME, Program, RECIPE_NAME, RUN_NAME, RunManifest, Session,
 };
@@ -24,8 +25,8 @@ pub struct RunLinks {
     pub lines: Option<Vec<Line>>,
     /// Its checkpoints, ascending.
     pub checkpoints: Vec<CheckpointLink>,
-    /// The training split.
-    pub train: DatasetLink,
+    /// The training split, or the datasets of a mixture in their order.
+    pub train: Vec<DatasetLink>,
     /// The validation split.
     pub validation: Option<DatasetLink>,
     /// The parameters that it began with, where they were not drawn.
@@ -79,13 +80,14 @@ impl RunLinks {
             let folder = checkpoint::folder_of(&parent, step);
             CheckpointLink { step, state: checkpoint::open(&folder), folder }
         });
+        let trained_on: Vec<_> = manifest.trained_on().into_iter().map(|(_, data)| data).collect();
         let find = |role, data| DatasetLink::find(role, Recorded::from(data), folder, more);
         Ok(Self {
             folder: folder.into(),
             recipe: FileLink::new(folder, RECIPE_NAME, manifest.recipe.sha256, None),
             lines,
             checkpoints: checkpoints.collect(),
-            train: find(Role::Training, &manifest.train),
+            train: DatasetLink::find_all(trained_on.into_iter(), folder, more),
             validation: manifest.validation.as_ref().map(|data| find(Role::Validation, data)),
             initial: manifest
                 .initialized_from
@@ -130,8 +132,13 @@ impl RunLinks {
     /// Whether it was validated on the split that it was trained on.
     #[must_use]
     pub fn validated_on_training_data(&self) -> bool {
-        self.manifest.validation.as_ref().is_some_and(|data| data.root == self.manifest.train.root)
+        is_trained_on(&self.manifest, self.manifest.validation.as_ref().map(|data| data.root))
     }
+}
+
+/// Whether the split of this root is one that a run was trained on.
+pub(crate) fn is_trained_on(manifest: &RunManifest, root: Option<Sha256Digest>) -> bool {
+    manifest.trained_on().iter().any(|(_, data)| Some(data.root) == root)
 }
 
 /// The newest of these validations that has a checkpoint; where none has one, the newest.

@@ -14,7 +14,7 @@ use super::RunView;
 use super::data::origin_facts;
 use crate::checkpoint::{self, MODEL_NAME};
 use crate::error::TrainError;
-use crate::provenance::{DatasetLink, Evidence, InitialLink, RowLink, SourceLink, made_by, rows};
+use crate::provenance::{DatasetLink, Evidence, InitialLink, RowLink, SourceLink, made_by, rows_of_step};
 
 /// Rows of the step and source files that are listed.
 const SHOWN: usize = 6;
@@ -68,7 +68,9 @@ fn write_run(page: &mut Page, run: &RunView) {
     if step > 0 {
         documents(page, run, step);
     }
-    dataset(page, "Training split", &run.train);
+    for data in &run.train {
+        dataset(page, &in_a_heading(&data.name()), data);
+    }
     if let Some(data) = &run.validation {
         dataset(page, "Validation split", data);
     }
@@ -101,11 +103,19 @@ fn initial(page: &mut Page, initial: &InitialLink) {
     }
     link(page, "6. First parameters", &facts, &commands);
     if let Some(Ok(run)) = &initial.run {
-        dataset(page, "Training split of the run before", &run.train);
+        for data in &run.train {
+            dataset(page, &format!("{} of the run before", in_a_heading(&data.name())), data);
+        }
         if let Some(before) = &run.initial {
             self::initial(page, before);
         }
     }
+}
+
+/// With a capital letter.
+fn in_a_heading(name: &str) -> String {
+    let mut letters = name.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 fn link(page: &mut Page, name: &str, facts: &[(&str, Cell)], commands: &[String]) {
@@ -210,7 +220,7 @@ fn documents(page: &mut Page, run: &RunView, step: u64) {
     let command = format!("xlstm-data trace --run {} --step {step}", path(&run.folder));
     let title = "4. Rows and documents";
     let traced = run.manifest.rows_of_step(step, None).map_err(TrainError::from).and_then(|wanted| {
-        let links = rows(&run.train, &wanted)?;
+        let links = rows_of_step(&run.manifest.order, &run.train, &wanted)?;
         Ok((wanted, links))
     });
     let links = match traced {
@@ -234,11 +244,11 @@ fn documents(page: &mut Page, run: &RunView, step: u64) {
         count(documents as u64)
     );
     link(page, title, &[("Step", Cell::text(&text))], &[command]);
-    documents_table(page, &links, step);
+    documents_table(page, run, &links, step);
 }
 
-fn documents_table(page: &mut Page, links: &[RowLink], step: u64) {
-    let columns = [
+fn documents_table(page: &mut Page, run: &RunView, links: &[RowLink], step: u64) {
+    let mut columns = vec![
         "#Row",
         "#Pass",
         "Document",
@@ -254,10 +264,14 @@ fn documents_table(page: &mut Page, links: &[RowLink], step: u64) {
     } else {
         format!("Documents of step {step}")
     };
+    let mixed = run.manifest.order.is_mixed();
+    if mixed {
+        columns.insert(0, "#Dataset");
+    }
     let mut table = Table::new(&caption, &columns);
     for row in links.iter().take(SHOWN) {
         for document in row.documents.iter().take(SHOWN) {
-            table.cells(vec![
+            let mut cells = vec![
                 Cell::count(row.row),
                 Cell::count(row.epoch),
                 Cell::text(document.id.as_deref().unwrap_or("–")),
@@ -267,7 +281,11 @@ fn documents_table(page: &mut Page, links: &[RowLink], step: u64) {
                 Cell::count(document.record),
                 Cell::code(&document.sha256.to_string()),
                 Cell::code(&document.source_sha256.to_string()),
-            ]);
+            ];
+            if mixed {
+                cells.insert(0, Cell::count(row.dataset as u64 + 1));
+            }
+            table.cells(cells);
         }
     }
     page.table(&table);

@@ -1,8 +1,9 @@
 //! What a run was trained on: totals, mixture by set, licenses.
 
 use xlstm_manifests::origin::{Compared, Origin};
+use xlstm_manifests::run_manifest::DatasetRef;
 use xlstm_pipeline::audit::{Summary, write_licences, write_sets};
-use xlstm_pipeline::report::{Cell, Page, count, percent};
+use xlstm_pipeline::report::{Cell, Page, Table, count, percent};
 
 use super::RunView;
 use crate::provenance::DatasetLink;
@@ -17,9 +18,9 @@ pub(super) fn write(page: &mut Page, runs: &[RunView]) {
         }
         match first {
             Some(first) if first < index => {
-                page.paragraph(&format!("The same training split as {}.", runs[first].name));
+                page.paragraph(&format!("The same training data as {}.", runs[first].name));
             }
-            _ => split(page, run, &run.train),
+            _ => trained_on(page, run),
         }
     }
 }
@@ -46,9 +47,43 @@ pub(super) fn origin_facts(origin: &Origin) -> Vec<(&'static str, Cell)> {
     facts
 }
 
-fn split(page: &mut Page, run: &RunView, link: &DatasetLink) {
-    let data = &run.manifest.train;
-    let seen = run.last_step() * run.tokens_per_step();
+/// The one training split, or those of a mixture with what was taken of each.
+fn trained_on(page: &mut Page, run: &RunView) {
+    let order = &run.manifest.order;
+    let taken = order.rows_by_dataset(run.last_step());
+    if order.is_mixed() {
+        mixture(page, run, &taken);
+    }
+    for ((link, (_, data)), rows) in run.train.iter().zip(run.manifest.trained_on()).zip(taken) {
+        if order.is_mixed() {
+            page.subheading(&link.name());
+        }
+        split(page, link, data, rows * order.row_length);
+    }
+}
+
+/// What was asked of each dataset and what was taken.
+fn mixture(page: &mut Page, run: &RunView, taken: &[u64]) {
+    let (order, all) = (&run.manifest.order, taken.iter().sum::<u64>());
+    let caption = format!("Mixture of root {}; shares are exact in every {} rows", order.root, order.epoch());
+    let columns = ["Dataset", "Root", "#Asked", "#Taken", "#Rows taken", "#Passes"];
+    let mut table = Table::new(&caption, &columns);
+    for ((mixed, data), taken) in order.datasets.iter().zip(&run.manifest.mixture).zip(taken) {
+        let asked = 100.0 * mixed.weight as f64 / order.epoch() as f64;
+        let share = if all > 0 { 100.0 * *taken as f64 / all as f64 } else { 0.0 };
+        table.cells(vec![
+            Cell::text(&format!("{}, split {}", data.profile, data.split)),
+            Cell::code(&data.root.to_string()),
+            Cell::number(asked, &percent(asked)),
+            Cell::number(share, &percent(share)),
+            Cell::count(*taken),
+            Cell::decimals(*taken as f64 / mixed.rows.max(1) as f64, 3),
+        ]);
+    }
+    page.table(&table);
+}
+
+fn split(page: &mut Page, link: &DatasetLink, data: &DatasetRef, seen: u64) {
     let passes = match data.tokens {
         0 => "of a split without a token".to_owned(),
         tokens => format!("{:.3} passes over the split", seen as f64 / tokens as f64),

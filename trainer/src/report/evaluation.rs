@@ -17,7 +17,7 @@ use super::figures::statistics_cells;
 use super::{figures, paloma};
 use crate::error::{Result, TrainError};
 use crate::evaluation::results::{Named, Protocol, REPORT_NAME, Report, Results};
-use crate::provenance::{DatasetLink, EvaluationLinks, ParentRun};
+use crate::provenance::{DatasetLink, EvaluationLinks};
 
 /// Folder of a run that its evaluations are written to.
 const EVALUATIONS_NAME: &str = "evaluations";
@@ -227,14 +227,18 @@ fn chain(page: &mut Page, view: &EvaluationView) {
         let run = &parent.recorded;
         row("run", &run.path.join("run.json"), "the run that made it", run.manifest_sha256.to_string());
         row("recipe", &run.path.join("recipe.toml"), &run.recipe.name, run.recipe.sha256.to_string());
-        row(
-            "training split",
-            train_folder(parent),
-            &format!("{} tokens{}", count(run.train.tokens), origin_of(train_link(parent))),
-            run.train.root.to_string(),
-        );
+        if !run.mixture.is_empty() {
+            let what = format!("{} datasets with their weights", run.mixture.len());
+            row("mixture", &run.path.join("run.json"), &what, run.train.root.to_string());
+        }
+        for data in parent.trained_on() {
+            let what = format!("{} tokens{}", count(data.recorded.tokens), origin_of(Some(data)));
+            row(&data.name(), &data.folder, &what, data.recorded.root.to_string());
+        }
         commands.push(sum_command(run.recipe.sha256, &run.path.join("recipe.toml")));
-        commands.push(format!("xlstm-data audit {}", quote(&train_folder(parent).display().to_string())));
+        let audit =
+            |data: &DatasetLink| format!("xlstm-data audit {}", quote(&data.folder.display().to_string()));
+        commands.extend(parent.trained_on().iter().map(audit));
     }
     if let (Some(data), Some(link)) = (&report.dataset, &links.dataset) {
         row(
@@ -272,17 +276,6 @@ fn chain(page: &mut Page, view: &EvaluationView) {
     );
     page.table(&table);
     page.details("The same links with other tools", |page| page.commands(&commands));
-}
-
-fn train_link(run: &ParentRun) -> Option<&DatasetLink> {
-    match &run.found {
-        Some(Ok(found)) => Some(&found.train),
-        _ => run.train.as_ref(),
-    }
-}
-
-fn train_folder(run: &ParentRun) -> &Path {
-    train_link(run).map_or(&run.recorded.train.path, |link| &link.folder)
 }
 
 /// What was compared and what was only claimed, after a semicolon; empty where the manifest is not here.

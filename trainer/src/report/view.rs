@@ -12,7 +12,7 @@ use xlstm_pipeline::report::Cell;
 use crate::checkpoint::CheckpointRecord;
 use crate::error::Result;
 use crate::metrics::Line;
-use crate::provenance::{CheckpointLink, DatasetLink, InitialLink, RunLinks, newest_figure};
+use crate::provenance::{CheckpointLink, DatasetLink, InitialLink, RunLinks, is_trained_on, newest_figure};
 
 /// A run as a page shows it.
 #[derive(Debug)]
@@ -33,8 +33,8 @@ pub struct RunView {
     pub seconds: Option<f64>,
     /// Checkpoints that are there, ascending.
     pub checkpoints: Vec<CheckpointRecord>,
-    /// The training split.
-    pub train: DatasetLink,
+    /// The training split, or the datasets of a mixture.
+    pub train: Vec<DatasetLink>,
     /// The validation split.
     pub validation: Option<DatasetLink>,
     /// The parameters that it began with, where they were not drawn.
@@ -98,12 +98,12 @@ impl RunView {
         }
         let checkpoints =
             checkpoints.into_iter().map(|CheckpointLink { state, .. }| state).collect::<Result<Vec<_>>>()?;
-        if manifest.validation.as_ref().is_some_and(|data| data.root == manifest.train.root) {
+        if is_trained_on(&manifest, manifest.validation.as_ref().map(|data| data.root)) {
             notes.push(
                 "It was validated on its own training split: that says nothing about other text.".into(),
             );
         }
-        notes.extend(std::iter::once(&train).chain(&validation).filter_map(DatasetLink::absence));
+        notes.extend(train.iter().chain(&validation).filter_map(DatasetLink::absence));
         let name = folder
             .canonicalize()
             .ok()

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! options     what is asked for, and the recipe that it means
+//! data        the training splits with their weights, and the validation split
 //! plan        parameters, memory, time, who computes
 //! initial     parameters and moments that a new run begins with
 //! setup       splits, model, run folder, checkpoint; refuses what contradicts itself
@@ -14,6 +15,7 @@
 //! report      metrics, events, progress
 //! ```
 
+mod data;
 mod early;
 mod initial;
 mod options;

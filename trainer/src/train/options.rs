@@ -5,11 +5,13 @@
 use std::path::{Path, PathBuf};
 
 use xlstm_manifests::manifest::{Layout, MANIFEST_NAME};
+use xlstm_manifests::mixed_rows::Mixture;
+use xlstm_manifests::mixture::Weight;
 use xlstm_manifests::recipe::{self, Recipe};
-use xlstm_manifests::rows::Rows;
+use xlstm_manifests::rows::{Readable as _, Rows};
 use xlstm_manifests::run_manifest::{RECIPE_NAME, RunManifest};
-use xlstm_pipeline::tasks::streamed;
 
+use super::data::{open_training, weighted};
 use super::setup::check_folder;
 use crate::device::DeviceInfo;
 use crate::error::{Result, TrainError};
@@ -30,8 +32,8 @@ pub enum RecordSteps {
 /// What the command line asks for.
 #[derive(Debug, Clone, Default)]
 pub struct TrainOptions {
-    /// The training split; on a resume, the run knows it.
-    pub manifest: Option<PathBuf>,
+    /// The training splits, each as `DIR` or `DIR=WEIGHT`; on a resume, the run knows them.
+    pub manifests: Vec<PathBuf>,
     /// The validation split.
     pub validation: Option<PathBuf>,
     /// A recipe by name or file; none: one is chosen, or the run's on a resume.
@@ -57,6 +59,11 @@ pub(super) struct Existing {
 }
 
 impl TrainOptions {
+    /// The training splits that are named, with their weights.
+    pub(super) fn named(&self) -> Result<Vec<(PathBuf, Weight)>> {
+        self.manifests.iter().map(|text| weighted(text)).collect()
+    }
+
     /// The run to go on with, where there is one.
     pub(super) fn existing(&self) -> Result<Option<Existing>> {
         let Some(out) = self.out.as_deref().filter(|_| self.resume) else { return Ok(None) };
@@ -79,65 +86,29 @@ impl TrainOptions {
     }
 }
 
-/// The recipe that these options mean on this device, with the training split.
+/// The recipe that these options mean on this device, with the training data.
 ///
 /// # Errors
-/// When no dataset is named, it cannot be opened, or the recipe does not resolve.
-pub fn resolve_recipe(
-    options: &TrainOptions,
-    device: &DeviceInfo,
-) -> Result<(Recipe, Box<dyn Rows>, PathBuf)> {
+/// When no dataset is named, one cannot be opened, they are unlike, or the recipe does not resolve.
+pub fn resolve_recipe(options: &TrainOptions, device: &DeviceInfo) -> Result<(Recipe, Mixture)> {
     let existing = options.existing()?;
-    let run = options.out.as_deref().unwrap_or(Path::new(""));
-    let known = existing.as_ref().map(|existing| existing.manifest.located(run, &[]).train.path);
-    let path = options.manifest.clone().or(known).ok_or_else(|| {
-        TrainError::Usage(
-            "expected --manifest DIR, the training split that `xlstm-data prepare` made (or --resume with --out RUN)"
-                .into(),
-        )
-    })?;
-    let path = split_folder(path, "train");
-    let train = streamed::open(&path)?;
-    check_rows(train.as_ref(), "training")?;
+    let train = open_training(options, existing.as_ref())?;
+    let row_length = u64::from(train.packing().row_length);
     let recipe = match (&options.recipe, existing) {
         (Some(name), _) => recipe::load(name, &options.overrides)?,
         (None, Some(existing)) => recipe::resolve(&existing.recipe, &options.overrides)?,
         (None, None) => {
-            let manifest = train.manifest();
-            let row_length = u64::from(manifest.packing.row_length);
-            let chosen = recipe::choose(device.accelerator(), manifest.totals.tokens, row_length)?;
+            let chosen = recipe::choose(device.accelerator(), train.tokens(), row_length)?;
             recipe::resolve(&chosen, &options.overrides)?
         }
     };
-    check_kind(&recipe, train.as_ref())?;
-    check_vocabulary(&recipe, train.as_ref(), &path)?;
-    recipe.rows_per_step(u64::from(train.manifest().packing.row_length))?;
-    check_context(&recipe, train.as_ref())?;
-    Ok((recipe, train, path))
-}
-
-/// The folder of `split` where `path` names a whole dataset, else `path` itself.
-pub(super) fn split_folder(path: PathBuf, split: &str) -> PathBuf {
-    let inside = path.join(split);
-    let whole = !path.join(MANIFEST_NAME).exists() && inside.join(MANIFEST_NAME).is_file();
-    if whole { inside } else { path }
-}
-
-/// The folder of `split` where `path` names a whole dataset that has it.
-pub(super) fn beside(path: Option<&Path>, split: &str) -> Option<PathBuf> {
-    path.map(|path| (path, split_folder(path.into(), split)))
-        .filter(|(path, found)| found != path)
-        .map(|(_, found)| found)
-}
-
-/// A split without rows has nothing to learn from or to measure.
-pub(super) fn check_rows(dataset: &dyn Rows, what: &str) -> Result<()> {
-    if dataset.rows() > 0 {
-        return Ok(());
+    for part in train.parts() {
+        check_kind(&recipe, part.data.as_ref())?;
+        check_vocabulary(&recipe, part.data.as_ref(), &part.path)?;
+        check_context(&recipe, part.data.as_ref())?;
     }
-    let hint = "every record of its inputs was left out: see `totals.left_out` there, and prepare it from other inputs";
-    let file = dataset.folder().join(MANIFEST_NAME);
-    Err(TrainError::file(&file, format!("a {what} split with at least one row"), "none", hint))
+    recipe.rows_per_step(row_length)?;
+    Ok((recipe, train))
 }
 
 /// A model of tokens is trained on tokens, one of numbers on as many numbers a position.

@@ -1,8 +1,9 @@
 //! What a run needs: parameters, memory by part, tokens, time, and who computes. `--dry-run` prints it.
 
+use xlstm_manifests::mixed_rows::{Mixture, Part};
 use xlstm_manifests::printable;
 use xlstm_manifests::recipe::{MemoryEstimate, ModelSize, Recipe};
-use xlstm_manifests::run_manifest::DatasetRef;
+use xlstm_manifests::rows::Readable as _;
 
 use crate::device::{DeviceInfo, measured_rate};
 use crate::error::{Result, TrainError};
@@ -74,7 +75,8 @@ fn gibibytes(bytes: u64) -> String {
 ///
 /// # Errors
 /// When the recipe does not fit the dataset or the device.
-pub fn describe(recipe: &Recipe, train: &DatasetRef, row_length: u64, device: &DeviceInfo) -> Result<String> {
+pub fn describe(recipe: &Recipe, train: &Mixture, device: &DeviceInfo) -> Result<String> {
+    let row_length = u64::from(train.packing().row_length);
     let size = ModelSize::of(&recipe.model);
     let rows = recipe.rows_per_step(row_length)?;
     let micro = micro_batch_rows(recipe, rows, row_length, device)?;
@@ -89,10 +91,6 @@ pub fn describe(recipe: &Recipe, train: &DatasetRef, row_length: u64, device: &D
             (rate, format!("the device's float32 matrix rate now, {:.0} GFLOP/s: a lower bound", rate / 1e9))
         }
     };
-    let passes = match train.tokens {
-        0 => "none: the split has no token".to_owned(),
-        all => format!("{:.2} over the data", tokens as f64 / all as f64),
-    };
     let clipping = match recipe.optimizer.clip_norm {
         0.0 => "none: gradients are taken as they are (optimizer.clip_norm = 0)".to_owned(),
         norm => format!("gradients of a larger norm than {norm}"),
@@ -102,16 +100,15 @@ pub fn describe(recipe: &Recipe, train: &DatasetRef, row_length: u64, device: &D
         format!("model            {}", recipe.model.label()),
         format!("device           {}", device.name),
         format!("kernels          {decision}"),
-        format!(
-            "data             {} ({}), {} tokens, root {}",
-            train.profile, train.split, train.tokens, train.root
-        ),
+    ];
+    lines.extend(data(train));
+    lines.extend([
         format!("parameters       {} ({} in matrix products)", size.parameters, size.product_parameters),
         format!(
             "tokens           {tokens} in {} steps of {rows} rows ({} tokens)",
             recipe.training.steps, recipe.training.tokens_per_step
         ),
-        format!("passes           {passes}"),
+        format!("passes           {}", passes(train, tokens)),
         format!("schedule         {}", recipe.schedule_label()),
         format!("clipping         {clipping}"),
         format!("micro-batch      {micro} rows, {} a step", rows.div_ceil(micro)),
@@ -123,10 +120,45 @@ pub fn describe(recipe: &Recipe, train: &DatasetRef, row_length: u64, device: &D
         format!("  logits         {}", gibibytes(memory.logits)),
         format!("operations       {operations:.3e} ({})", recipe.model.formula()),
         format!("time             {} at {source}", duration(operations / rate)),
-    ];
+    ]);
     lines.extend(options(recipe));
     // Names of recipes and datasets are anything.
     Ok(lines.iter().map(|line| printable::text(line)).collect::<Vec<_>>().join("\n"))
+}
+
+/// The datasets; those of a mixture with their shares.
+fn data(train: &Mixture) -> Vec<String> {
+    let text = |part: &Part| {
+        let manifest = part.data.manifest();
+        let (profile, split, tokens) = (&manifest.source.profile, &manifest.split, manifest.totals.tokens);
+        format!("{profile} ({split}), {tokens} tokens, root {}", manifest.root)
+    };
+    if let [only] = train.parts() {
+        return vec![format!("data             {}", text(only))];
+    }
+    let (count, epoch) = (train.parts().len(), train.epoch());
+    let first = format!(
+        "data             mixture of {count} datasets, {} tokens, root {}; shares are exact in every {epoch} rows",
+        train.tokens(),
+        train.root()
+    );
+    let each = train.parts().iter();
+    let each = each.map(|part| format!("  {:<14} {}", format!("{} of {epoch}", part.weight), text(part)));
+    std::iter::once(first).chain(each).collect()
+}
+
+/// How often a run over so many tokens goes through each dataset.
+fn passes(train: &Mixture, tokens: u64) -> String {
+    let passes = |part: &Part| match part.data.manifest().totals.tokens {
+        0 => "none: the split has no token".to_owned(),
+        all => format!("{:.2}", tokens as f64 * part.weight as f64 / train.epoch() as f64 / all as f64),
+    };
+    let each: Vec<String> = train.parts().iter().map(passes).collect();
+    match (each.as_slice(), train.tokens()) {
+        ([only], 0) => only.clone(),
+        ([only], _) => format!("{only} over the data"),
+        (each, _) => format!("{} over the datasets in turn", each.join(", ")),
+    }
 }
 
 /// What a recipe adds to the paper's training, where it adds something.

@@ -35,6 +35,8 @@ pub(super) struct StepNumbers {
     pub(super) learning_rate: f64,
     /// Tokens of all steps so far.
     pub(super) tokens: u64,
+    /// Rows of all steps so far by dataset, of a mixture.
+    pub(super) rows_by_dataset: Option<Vec<u64>>,
 }
 
 /// A loss for people: four decimals, or as many digits as tell a small squared error from another.
@@ -118,6 +120,7 @@ impl RunLog {
             gradient_norm: Some(numbers.gradient_norm),
             learning_rate: Some(numbers.learning_rate),
             tokens: Some(numbers.tokens),
+            rows_by_dataset: numbers.rows_by_dataset.clone(),
             tokens_per_second: speed,
             data_wait_share: waited,
             flop_utilization: self.utilization.zip(speed).map(|(factor, speed)| factor * speed),
@@ -139,6 +142,12 @@ impl RunLog {
             let values: Vec<_> =
                 values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
             events.scalars(line.time, numbers.step, &values)?;
+            let rows = numbers.rows_by_dataset.as_deref().unwrap_or_default();
+            let all: u64 = rows.iter().sum();
+            for (number, rows) in rows.iter().enumerate() {
+                let name = format!("data/share_{}", number + 1);
+                events.scalars(line.time, numbers.step, &[(&name, *rows as f64 / all as f64)])?;
+            }
         }
         self.progress.step(&line);
         self.restart_clock();

@@ -13,24 +13,24 @@ use std::sync::Arc;
 use xlstm_bridge::runtime;
 use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::atomic::{FolderLock, write_atomic};
+use xlstm_manifests::mixed_rows::Mixture;
 use xlstm_manifests::order::Order;
 use xlstm_manifests::recipe::{ModelSize, Precision, Recipe};
-use xlstm_manifests::rows::Rows;
+use xlstm_manifests::rows::{Readable as _, Rows};
 use xlstm_manifests::run_manifest::{
     CHECKPOINTS_NAME, DatasetRef, RECIPE_NAME, RUN_FORMAT, RUN_NAME, RecipeRef, RunManifest, Session,
     path_from,
 };
-use xlstm_pipeline::tasks::streamed;
 
+use super::data::{check_same_data, open_validation, say_of_validation};
 use super::early::EarlyStop;
 use super::initial::Initial;
-use super::options::{Existing, RecordSteps, TrainOptions, beside, check_rows, resolve_recipe, split_folder};
+use super::options::{Existing, RecordSteps, TrainOptions, resolve_recipe};
 use super::plan::{memory_estimate, micro_batch_rows};
 use super::recorded::Recording;
 use super::report::{RunLog, now};
 use super::trainer::Trainer;
 use crate::checkpoint::{self, MODEL_NAME, OPTIMIZER_NAME, Retention, Writer};
-use crate::command_line::say;
 use crate::communicator::Communicator;
 use crate::device::DeviceInfo;
 use crate::environment;
@@ -57,8 +57,10 @@ pub fn setup(
     signals: Signals,
 ) -> Result<Trainer> {
     let ranks = communicator.as_ref();
-    let mut opened = open_data(options, device, ranks.world_size())?;
-    opened.validation = usable_validation(opened.validation, opened.train.manifest().root, ranks.rank() == 0);
+    let opened = open_data(options, device, ranks.world_size())?;
+    if ranks.rank() == 0 {
+        say_of_validation(opened.validation.as_ref(), &opened.train);
+    }
     let agreed = agree(&opened, options, device, ranks)?;
     check_checkpoint(&opened, options)?;
     let mut built = build(&opened.recipe, device)?;
@@ -104,7 +106,7 @@ fn recording(
         }
         (Some(obstacle), _) => Ok(Recording::Never(obstacle.into())),
         (None, _) => {
-            let tokens = opened.rows * u64::from(opened.train.manifest().packing.row_length);
+            let tokens = opened.rows * u64::from(opened.train.packing().row_length);
             let needed = memory_estimate(&opened.recipe, tokens, device)?.total();
             let little = device.memory.is_some_and(|memory| needed < memory / RECORDED_SHARE);
             Ok(if little {
@@ -119,8 +121,7 @@ fn recording(
 /// Everything that is read before a file of the run is written.
 struct Opened {
     recipe: Recipe,
-    train: Box<dyn Rows>,
-    train_path: PathBuf,
+    train: Mixture,
     validation: Option<(Box<dyn Rows>, PathBuf)>,
     /// The run as it was found.
     existing: Option<Existing>,
@@ -155,8 +156,8 @@ struct Resumed {
 
 /// Opens recipe, splits and run, and refuses what contradicts itself.
 fn open_data(options: &TrainOptions, device: &DeviceInfo, world: u64) -> Result<Opened> {
-    let (recipe, train, train_path) = resolve_recipe(options, device)?;
-    let row_length = u64::from(train.manifest().packing.row_length);
+    let (recipe, train) = resolve_recipe(options, device)?;
+    let row_length = u64::from(train.packing().row_length);
     let rows = recipe.rows_per_step(row_length)?;
     if rows < world {
         return Err(TrainError::Usage(format!(
@@ -165,22 +166,22 @@ fn open_data(options: &TrainOptions, device: &DeviceInfo, world: u64) -> Result<
         )));
     }
     let existing = options.existing()?;
-    let validation = open_validation(options, existing.as_ref(), train.as_ref())?;
+    let validation = open_validation(options, existing.as_ref(), &train)?;
     if existing.is_none() {
         check_measured(&recipe, validation.is_some())?;
     }
-    let run = options.out.clone().unwrap_or_else(|| default_folder(&recipe, &train.manifest().root));
-    let order = Order::new(train.manifest(), recipe.training.order_seed(), rows);
+    let run = options.out.clone().unwrap_or_else(|| default_folder(&recipe, &train.root()));
+    let order = train.order(recipe.training.order_seed(), rows);
     check_folder(&run, options.resume)?;
     let initial = Initial::find(options, &recipe)?;
     if let Some(existing) = &existing {
         check_same_run(existing, &recipe, &order)?;
-        existing.manifest.train.check(train.manifest(), &train_path)?;
+        check_same_data(&existing.manifest, &train)?;
         if let (Some(known), Some((now, path))) = (&existing.manifest.validation, &validation) {
             known.check(now.manifest(), path)?;
         }
     }
-    Ok(Opened { recipe, train, train_path, validation, existing, initial, run, order, rows })
+    Ok(Opened { recipe, train, validation, existing, initial, run, order, rows })
 }
 
 /// Refuses rules about validation where nothing is ever measured.
@@ -206,26 +207,6 @@ fn check_measured(recipe: &Recipe, has_split: bool) -> Result<()> {
     Ok(())
 }
 
-/// The validation split: the one that is named, else the run's, else the one beside the training split.
-fn open_validation(
-    options: &TrainOptions,
-    existing: Option<&Existing>,
-    train: &dyn Rows,
-) -> Result<Option<(Box<dyn Rows>, PathBuf)>> {
-    let run = options.out.as_deref().unwrap_or(Path::new(""));
-    let known = existing.and_then(|existing| existing.manifest.located(run, &[]).validation);
-    let path = options
-        .validation
-        .clone()
-        .map(|path| split_folder(path, "validation"))
-        .or_else(|| known.map(|data| data.path))
-        .or_else(|| beside(options.manifest.as_deref(), "validation"));
-    let Some(path) = path else { return Ok(None) };
-    let validation = streamed::open(&path)?;
-    check_validation(validation.as_ref(), &path, train)?;
-    Ok(Some((validation, path)))
-}
-
 /// Compares what the ranks have opened, and makes the run's folder.
 fn agree(
     opened: &Opened,
@@ -241,13 +222,13 @@ fn agree(
     ranks.agree(&[
         ("program", program.map_or_else(String::new, |sha256| sha256.to_string())),
         ("recipe", recipe.to_toml()?),
-        ("training split's root", train.manifest().root.to_string()),
+        ("training split's root", train.root().to_string()),
         ("validation split's root", validation.unwrap_or_else(|| "none".into())),
         ("step to go on from", step.unwrap_or(0).to_string()),
         ("run's folder", run.display().to_string()),
         ("first parameters", opened.initial.as_ref().map_or_else(|| "drawn".into(), Initial::digest)),
     ])?;
-    let row_length = u64::from(train.manifest().packing.row_length);
+    let row_length = u64::from(train.packing().row_length);
     let own = micro_batch_rows(recipe, opened.rows.div_ceil(ranks.world_size()), row_length, device)?;
     // Ranks that see different amounts of free memory still cut a step alike.
     let all = ranks.gather(own as f64)?;
@@ -334,7 +315,7 @@ fn assemble(
     Ok(Trainer {
         recipe,
         run,
-        train: Arc::from(train),
+        train: Arc::new(train),
         validation: validation.map(|(data, _)| data),
         order,
         shape,
@@ -355,51 +336,6 @@ fn assemble(
         rows: log,
         _lock: agreed.lock,
     })
-}
-
-/// The validation split must have rows that the training context fits.
-fn check_validation(validation: &dyn Rows, path: &Path, train: &dyn Rows) -> Result<()> {
-    check_rows(validation, "validation")?;
-    let (wanted, found) = (train.manifest().layout, validation.manifest().layout);
-    if wanted != found {
-        let hint = "measure a model on what it is trained for: prepare both splits alike";
-        let expected = format!("layout `{wanted}`, as in the training split");
-        return Err(TrainError::file(path, expected, format!("layout `{found}`"), hint));
-    }
-    let width = |rows: &dyn Rows| rows.manifest().packing.input_width.unwrap_or(0);
-    if width(train) != width(validation) {
-        let expected = format!("{} numbers a position, as in the training split", width(train));
-        let hint = "prepare both splits alike";
-        return Err(TrainError::file(path, expected, width(validation).to_string(), hint));
-    }
-    let row_length = u64::from(train.manifest().packing.row_length);
-    let found = u64::from(validation.manifest().packing.row_length);
-    if found == row_length {
-        return Ok(());
-    }
-    let hint = "prepare both splits with the same row length";
-    Err(TrainError::file(
-        path,
-        format!("rows of {row_length} tokens, as in the training split"),
-        found.to_string(),
-        hint,
-    ))
-}
-
-/// The validation split; says what a reader of its figures must know.
-fn usable_validation(
-    validation: Option<(Box<dyn Rows>, PathBuf)>,
-    train: Sha256Digest,
-    first_rank: bool,
-) -> Option<(Box<dyn Rows>, PathBuf)> {
-    let (data, path) = validation?;
-    let shown = path.display();
-    if data.manifest().root == train && first_rank {
-        say(&format!(
-            "warning: `{shown}` is the training split too: its figures say nothing about other text"
-        ));
-    }
-    Some((data, path))
 }
 
 fn default_folder(recipe: &Recipe, root: &Sha256Digest) -> PathBuf {
@@ -501,7 +437,8 @@ fn store_run(opened: &Opened, first_step: u64, world: u64, device: &DeviceInfo) 
             RunManifest {
                 format: RUN_FORMAT.into(),
                 version: 1,
-                train: DatasetRef::new(opened.train.manifest(), &path_from(run, &opened.train_path)),
+                train: opened.train.reference(run),
+                mixture: if opened.order.is_mixed() { opened.train.references(run) } else { Vec::new() },
                 validation: opened
                     .validation
                     .as_ref()

@@ -10,6 +10,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 use xlstm_manifests::Manifest;
 use xlstm_manifests::order::StepRow;
+use xlstm_manifests::rows::Readable as _;
 
 use super::report::StepNumbers;
 use super::trainer::{Trainer, list};
@@ -211,12 +212,15 @@ impl Trainer {
         }
         let Launched { step, learning_rate, tokens, .. } = launched;
         let Numbers { loss, gradient_norm } = numbers;
-        self.report.step(&StepNumbers { step, loss, gradient_norm, learning_rate, tokens })
+        let rows_by_dataset = self.order.is_mixed().then(|| self.order.rows_by_dataset(step));
+        self.report.step(&StepNumbers { step, loss, gradient_norm, learning_rate, tokens, rows_by_dataset })
     }
 
     /// Every rank counts the targets of the same rows, so all of them end here or none.
     fn require_targets(&self, step: u64, targets: u64) -> Result<()> {
-        require_targets(self.train.folder(), step, &self.order.rows_of_step(step), targets)
+        let rows = self.order.rows_of_step(step);
+        let (part, _) = self.train.place(rows.first().map_or(0, |row| row.row));
+        require_targets(part.data.folder(), step, &rows, targets)
     }
 
     fn any_flags(&self) -> Result<u64> {

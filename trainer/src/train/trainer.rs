@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use xlstm_manifests::mixed_rows::Mixture;
 use xlstm_manifests::order::{Order, StepRow};
 use xlstm_manifests::printable;
 use xlstm_manifests::recipe::Recipe;
 use xlstm_manifests::rows::Rows;
-use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, DatasetRef};
+use xlstm_manifests::run_manifest::CHECKPOINTS_NAME;
 
 use super::early::EarlyStop;
 use super::recorded::Recording;
@@ -46,7 +47,7 @@ pub enum Outcome {
 pub struct Trainer {
     pub(super) recipe: Recipe,
     pub(super) run: PathBuf,
-    pub(super) train: Arc<dyn Rows>,
+    pub(super) train: Arc<Mixture>,
     pub(super) validation: Option<Box<dyn Rows>>,
     pub(super) order: Order,
     pub(super) shape: BatchShape,
@@ -100,8 +101,7 @@ impl Trainer {
     /// # Errors
     /// When the device cannot be measured.
     pub fn summary(&self, device: &DeviceInfo) -> Result<String> {
-        let train = DatasetRef::new(self.train.manifest(), self.train.folder());
-        let plan = super::describe(&self.recipe, &train, self.order.row_length, device)?;
+        let plan = super::describe(&self.recipe, &self.train, device)?;
         let from = match (self.step, &self.began_with) {
             (0, Some(file)) => format!("\nfrom             {}", printable::text(file)),
             (0, None) => String::new(),
@@ -235,12 +235,13 @@ impl Trainer {
 
     /// The first documents of these rows, as `file record N`.
     pub(super) fn documents(&self, rows: &[StepRow]) -> String {
-        let inputs = &self.train.manifest().inputs;
-        let spans = rows.iter().take(8).filter_map(|row| self.train.documents_in_row(row.row).ok()).flatten();
-        list(spans.map(|span| {
-            let path =
-                inputs.get(span.input as usize).map(|input| input.path.to_string()).unwrap_or_default();
-            format!("{path} record {}", span.record)
+        let rows = rows.iter().take(8).filter_map(|row| self.train.documents_in_row(row.row).ok());
+        list(rows.flat_map(|(manifest, spans)| {
+            spans.into_iter().map(|span| {
+                let input = manifest.inputs.get(span.input as usize);
+                let path = input.map(|input| input.path.to_string()).unwrap_or_default();
+                format!("{path} record {}", span.record)
+            })
         }))
     }
 

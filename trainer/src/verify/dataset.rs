@@ -16,7 +16,7 @@ use crate::provenance::{DatasetLink, Found, Recorded};
 impl Chain {
     /// Follows the links of a dataset: manifest and root, files, sources, and with `deep` their texts.
     pub(super) fn dataset(&mut self, data: &DatasetLink, depth: &Depth) {
-        let (name, folder, recorded) = (data.role.name(), &data.folder, &data.recorded);
+        let (name, folder, recorded) = (&*data.name(), &data.folder, &data.recorded);
         let (root, link) = (recorded.root, format!("{name}: manifest"));
         let file = Manifest::locate(folder);
         let manifest = match &data.found {

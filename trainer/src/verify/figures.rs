@@ -1,5 +1,6 @@
 //! Numbers that decide each other: lines of metrics.
 
+use xlstm_manifests::order::Order;
 use xlstm_manifests::recipe::Recipe;
 
 use crate::metrics::Line;
@@ -9,14 +10,23 @@ pub(super) fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1e-300) || (!a.is_finite() && !b.is_finite())
 }
 
-/// What in a line of metrics contradicts the line itself, the recipe, or the tokens of the steps so far.
-pub(super) fn contradictions(line: &Line, recipe: &Recipe, so_far: &[u64]) -> Vec<String> {
+/// What in a line of metrics contradicts the line itself, the recipe, the order of rows, or the tokens of the steps so far.
+pub(super) fn contradictions(line: &Line, recipe: &Recipe, order: &Order, so_far: &[u64]) -> Vec<String> {
     let mut wrong = Vec::new();
     if line.kind == "validation" && line.tokens == Some(0) {
         wrong.push(format!(
             "validation of step {}: expected a loss over at least one token, found none",
             line.step
         ));
+    }
+    if let Some(found) = &line.rows_by_dataset {
+        let expected = order.rows_by_dataset(line.step);
+        if *found != expected {
+            wrong.push(format!(
+                "rows by dataset of step {}: expected {expected:?}, found {found:?}",
+                line.step
+            ));
+        }
     }
     let mut check = |what: &str, expected: f64, found: f64| {
         if !close(expected, found) {

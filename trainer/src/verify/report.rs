@@ -83,9 +83,7 @@ impl Chain {
             None => {
                 let digest = recorded.manifest_sha256;
                 self.not_at_hand("run", &recorded.path, format!("no run here; its SHA-256 was {digest}"));
-                if let Some(train) = &parent.train {
-                    self.dataset(train, depth);
-                }
+                parent.train.iter().for_each(|train| self.dataset(train, depth));
                 return Ok(false);
             }
             Some(Err(error)) => {
@@ -99,7 +97,7 @@ impl Chain {
         let own = run
             .validation
             .iter()
-            .chain([&run.train])
+            .chain(&run.train)
             .find(|split| data.is_some_and(|data| data.recorded.root == split.recorded.root))
             .filter(|split| split.manifest().is_some());
         let checked = data.and_then(|data| data.recorded.manifest_sha256).zip(own);

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use xlstm_manifests::canonical;
+use xlstm_manifests::order::Order;
 use xlstm_manifests::recipe::{self, ModelSize, Recipe};
 
 use super::figures::contradictions;
@@ -61,7 +62,7 @@ impl Chain {
                 self.figure(run, recipe)?;
             }
         }
-        for data in std::iter::once(&run.train).chain(&run.validation) {
+        for data in run.train.iter().chain(&run.validation) {
             self.dataset(data, depth);
         }
         run.initial.as_ref().map_or(Ok(()), |initial| self.initial(initial, depth))
@@ -82,6 +83,14 @@ impl Chain {
         differ(&mut wrong, "order.root, the training root,", &run.train.root, &order.root);
         differ(&mut wrong, "order.rows", &run.train.rows, &order.rows);
         differ(&mut wrong, "order.tokens", &run.train.tokens, &order.tokens);
+        let whole = Order::of(&order.datasets(), order.row_length, order.seed, order.rows_per_step);
+        differ(&mut wrong, "order.root, of datasets and weights,", &whole.root, &order.root);
+        differ(&mut wrong, "order.rows, of all datasets,", &whole.rows, &order.rows);
+        differ(&mut wrong, "order.tokens, of all datasets,", &whole.tokens, &order.tokens);
+        for (data, recorded) in order.datasets.iter().zip(&run.mixture) {
+            differ(&mut wrong, "mixture: rows", &recorded.rows, &data.rows);
+            differ(&mut wrong, "mixture: tokens", &recorded.tokens, &data.tokens);
+        }
         if let Some(recipe) = recipe {
             let training = &recipe.training;
             differ(&mut wrong, "recipe.name", &recipe.name, &run.recipe.name);
@@ -141,7 +150,9 @@ impl Chain {
     fn metrics(&mut self, run: &RunLinks, recipe: &Recipe, so_far: &[u64]) {
         let path = run.metrics_file();
         let Some(lines) = &run.lines else { return self.not_at_hand("metrics", &path, "no such file") };
-        let wrong: Vec<String> = lines.iter().flat_map(|line| contradictions(line, recipe, so_far)).collect();
+        let order = &run.manifest.order;
+        let wrong: Vec<String> =
+            lines.iter().flat_map(|line| contradictions(line, recipe, order, so_far)).collect();
         let checked = format!("{} lines agree with themselves and the recipe", lines.len());
         self.list("metrics", &path, checked, &wrong);
     }

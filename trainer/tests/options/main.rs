@@ -4,5 +4,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod initial;
+mod mixtures;
 mod recipes;
 mod training_options;

@@ -103,8 +103,19 @@ pub struct RunLink {
     pub manifest_sha256: Sha256Digest,
     /// Its recipe.
     pub recipe: RecipeRef,
-    /// Its training split.
+    /// Its training split; of a mixture its root and its totals.
     pub train: DatasetRef,
+    /// The datasets of a mixture; absent where there is one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mixture: Vec<DatasetRef>,
+}
+
+impl RunLink {
+    /// The datasets that it was trained on: one, or those of a mixture.
+    #[must_use]
+    pub fn trained_on(&self) -> &[DatasetRef] {
+        if self.mixture.is_empty() { std::slice::from_ref(&self.train) } else { &self.mixture }
+    }
 }
 
 /// The split that was evaluated.
