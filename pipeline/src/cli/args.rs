@@ -77,6 +77,10 @@ pub(super) enum DatasetArgs {
         /// Field that holds a document's own license: kept by document, with totals in the manifest
         #[arg(long, value_name = "FIELD")]
         license_field: Option<String>,
+        /// License of these files, in your words or as an SPDX identifier: the manifest records it as your statement,
+        /// which nobody checked
+        #[arg(long, value_name = "LICENSE")]
+        license: Option<String>,
         /// Field that says where a document is from (a repository, a site): kept likewise
         #[arg(long, value_name = "FIELD")]
         source_field: Option<String>,

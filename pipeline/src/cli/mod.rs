@@ -42,9 +42,11 @@ enum Command {
     /// Put the parts of a task array (`prepare --task`) together
     Merge(args::MergeArgs),
     Audit(crate::audit::AuditArgs),
+    Show(crate::show::ShowArgs),
     Trace(crate::trace::TraceArgs),
     Diff(crate::diff::DiffArgs),
     Count(crate::count::CountArgs),
+    Duplicates(crate::duplicates::DuplicatesArgs),
     Overlap(crate::overlap::OverlapArgs),
     Export(crate::export::ExportArgs),
     /// Print shell completions
@@ -75,9 +77,11 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Plan(args) => prepare::plan(args, &mut out),
         Command::Merge(args) => prepare::merge(&args, &mut out),
         Command::Audit(args) => Ok(crate::audit::run(&args, &mut out)?.exit_code().into()),
+        Command::Show(args) => Ok(crate::show::run(&args, &mut out)?.exit_code().into()),
         Command::Trace(args) => Ok(crate::trace::run(&args, &mut out)?.exit_code().into()),
         Command::Diff(args) => Ok(crate::diff::run(&args, &mut out)?.exit_code().into()),
         Command::Count(args) => Ok(crate::count::run(&args, &mut out)?.exit_code().into()),
+        Command::Duplicates(args) => Ok(crate::duplicates::run(&args, &mut out)?.exit_code().into()),
         Command::Overlap(args) => Ok(crate::overlap::run(&args, &mut out)?.exit_code().into()),
         Command::Export(args) => Ok(crate::export::run(&args, &mut out)?.exit_code().into()),
         Command::Completions { shell } => {

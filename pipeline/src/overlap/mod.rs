@@ -14,7 +14,7 @@ mod bloom;
 mod html;
 mod list;
 mod paragraphs;
-mod scan;
+pub(crate) mod scan;
 mod steps;
 mod text;
 

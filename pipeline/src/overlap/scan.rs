@@ -12,21 +12,21 @@ use crate::report::CommandError;
 use crate::tokenizer::Gpt2Tokenizer;
 
 /// Some splits that are looked at as one.
-pub(super) struct Side {
-    pub(super) folders: Vec<PathBuf>,
-    pub(super) splits: Vec<Corpus>,
+pub(crate) struct Side {
+    pub(crate) folders: Vec<PathBuf>,
+    pub(crate) splits: Vec<Corpus>,
 }
 
 /// A document with its text.
-pub(super) struct Document<'a> {
+pub(crate) struct Document<'a> {
     /// Index of its split.
-    pub(super) split: usize,
+    pub(crate) split: usize,
     /// Its shard's index.
-    pub(super) shard: usize,
+    pub(crate) shard: usize,
     /// Its number in the shard.
-    pub(super) index: usize,
-    pub(super) meta: &'a Meta,
-    pub(super) text: &'a str,
+    pub(crate) index: usize,
+    pub(crate) meta: &'a Meta,
+    pub(crate) text: &'a str,
 }
 
 /// Documents that one task looks at.
@@ -34,7 +34,7 @@ const CHUNK: usize = 128;
 
 impl Side {
     /// Opens the splits that `paths` name.
-    pub(super) fn open(paths: &[PathBuf]) -> Result<Self, CommandError> {
+    pub(crate) fn open(paths: &[PathBuf]) -> Result<Self, CommandError> {
         let mut folders = Vec::new();
         for path in paths {
             folders.extend(splits_at(path)?);
@@ -44,18 +44,18 @@ impl Side {
     }
 
     /// UTF-8 bytes of all texts.
-    pub(super) fn text_bytes(&self) -> u64 {
+    pub(crate) fn text_bytes(&self) -> u64 {
         self.splits.iter().map(|split| split.manifest().totals.text_bytes).sum()
     }
 
     /// What a document counts under: its set, or its split where it has none.
-    pub(super) fn set_of<'a>(&'a self, document: &'a Document<'_>) -> &'a str {
+    pub(crate) fn set_of<'a>(&'a self, document: &'a Document<'_>) -> &'a str {
         document.meta.set.as_deref().unwrap_or(&self.splits[document.split].manifest().split)
     }
 
     /// Visits every document for which `wanted` (given split, shard and index) is true. `visit` gathers into
     /// a value of its own for each task; `merge` puts the values together.
-    pub(super) fn visit<T: Default + Send>(
+    pub(crate) fn visit<T: Default + Send>(
         &self,
         tokenizer: &Gpt2Tokenizer,
         progress: &ByteProgress,
@@ -71,13 +71,13 @@ impl Side {
     }
 
     /// All shards: (split, shard).
-    pub(super) fn shards(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+    pub(crate) fn shards(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
         let splits = self.splits.iter().enumerate();
         splits.flat_map(|(split, corpus)| (0..corpus.shards()).map(move |shard| (split, shard)))
     }
 
     /// As [`Side::visit`], for the documents of one shard.
-    pub(super) fn visit_shard<T: Default + Send>(
+    pub(crate) fn visit_shard<T: Default + Send>(
         &self,
         (split, shard): (usize, usize),
         tokenizer: &Gpt2Tokenizer,
@@ -120,7 +120,7 @@ fn visit_some<T: Default>(
 }
 
 /// Counts by name, put together.
-pub(super) fn merge_by_name<V: Default>(
+pub(crate) fn merge_by_name<V: Default>(
     mut a: BTreeMap<String, V>,
     b: BTreeMap<String, V>,
     add: impl Fn(&mut V, V),

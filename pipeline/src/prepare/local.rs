@@ -42,11 +42,7 @@ pub(super) fn plans(
     };
     let whole = OnThisMachine {
         profile: "local",
-        licence: Licence {
-            claimed_by: "nobody".into(),
-            statement: "local files carry no licence statement".into(),
-            spdx: None,
-        },
+        licence: stated_license(request.license.as_deref())?,
         text_field: Some(request.text_field.clone()),
         fields,
         inputs,
@@ -54,6 +50,17 @@ pub(super) fn plans(
         notes,
     };
     whole.plans(&request.split, request.holdout.as_deref(), common, tokenizer)
+}
+
+/// What is said about the license of files that nobody else says anything about.
+fn stated_license(license: Option<&str>) -> anyhow::Result<Licence> {
+    let (claimed_by, statement) = match license.map(str::trim) {
+        Some("") => return Err(refuse("--license: expected a license such as CC-BY-4.0, found nothing")),
+        Some(license) => ("whoever prepared these files, not checked", license),
+        None => ("nobody", "local files carry no licence statement"),
+    };
+    // An identifier would be taken for one that somebody looked up.
+    Ok(Licence { claimed_by: claimed_by.into(), statement: statement.into(), spdx: None })
 }
 
 /// Folders of the output folder that are no splits.

@@ -59,6 +59,8 @@ pub struct LocalRequest {
     pub id_field: Option<String>,
     /// Field that holds a document's own license.
     pub license_field: Option<String>,
+    /// License of all files, as whoever prepares them states it.
+    pub license: Option<String>,
     /// Field that says where a document is from.
     pub source_field: Option<String>,
     /// Share of documents held out for validation.

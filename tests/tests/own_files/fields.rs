@@ -200,3 +200,36 @@ fn a_holdout_is_a_fraction_between_nothing_and_all() {
         assert_eq!(documents("train") + documents("validation"), 1, "{fraction}");
     }
 }
+
+#[test]
+fn a_license_is_somebodys_statement_and_decides_no_root() {
+    let inputs: [(&str, &[u8]); 1] = [("a.txt", b"some words of a license")];
+    let plain = Folders::new(&inputs);
+    plain.prepare(&[]).success();
+    let folders = Folders::new(&inputs);
+    folders.prepare(&["--license", " CC-BY-4.0 \u{1b}[31m"]).success();
+    let manifest = folders.manifest();
+    assert_eq!(manifest.root, plain.manifest().root);
+    assert_eq!(plain.manifest().source.licences[0].claimed_by, "nobody");
+    let licence = &manifest.source.licences[0];
+    assert_eq!((licence.statement.as_str(), &licence.spdx), ("CC-BY-4.0 \u{1b}[31m", &None));
+    assert!(licence.claimed_by.contains("not checked"), "{licence:?}");
+
+    let page = folders.path("datasheet.html");
+    let audit = data(["audit", text(&folders.split()), "--html", text(&page)]).success();
+    let trace = data(["trace", text(&folders.split()), "--document", "0"]).success();
+    let croissant = folders.path("croissant.json");
+    data(["export", text(&folders.split()), "--to", "croissant", "--out", text(&croissant)]).success();
+    let [page, croissant] = [page, croissant].map(|file| fs_err::read_to_string(file).unwrap());
+    for (what, said) in [("audit", &audit), ("trace", &trace), ("page", &page), ("croissant", &croissant)] {
+        assert!(said.contains("CC-BY-4.0") && said.contains("not checked"), "{what}: {said}");
+        assert!(!said.contains('\u{1b}'), "{what}: {said:?}");
+    }
+
+    // Another statement about the same files is another dataset to whoever reads it.
+    let ran = folders.prepare(&["--license", "proprietary"]);
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    let ran = plain.prepare(&["--license", "  ", "--restart"]);
+    assert_eq!(ran.code, Some(1));
+    assert_says(&ran.stderr, &["--license: expected a license such as CC-BY-4.0"]);
+}
