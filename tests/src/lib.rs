@@ -5,3 +5,4 @@ pub mod hostile;
 pub mod layouts;
 pub mod loopback_hub;
 pub mod program;
+pub mod token_losses;

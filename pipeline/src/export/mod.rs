@@ -14,6 +14,7 @@
 mod croissant;
 mod sums;
 mod tables;
+mod token_losses;
 mod vectors;
 mod write;
 
@@ -21,6 +22,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+pub use token_losses::{TokenLossTable, TokenLosses};
 use xlstm_manifests::digest::digest_file;
 use xlstm_manifests::manifest::{FileRecord, Layout};
 use xlstm_manifests::{Error, Sha256Digest, printable};

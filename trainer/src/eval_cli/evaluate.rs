@@ -7,6 +7,7 @@ use xlstm_manifests::printable;
 use xlstm_trainer::command_line::{DeviceArguments, on_ranks, print, print_json, say};
 use xlstm_trainer::evaluation::evaluate::{EvaluateOptions, EvaluationKind, Outcome, SplitOptions, evaluate};
 use xlstm_trainer::evaluation::open::EvaluationPrecision;
+use xlstm_trainer::evaluation::own_text::{self, OwnText};
 use xlstm_trainer::evaluation::results::{Protocol, Report};
 use xlstm_trainer::evaluation::text::figures;
 use xlstm_trainer::launch;
@@ -30,14 +31,40 @@ pub(super) struct ModelArguments {
     pub(super) device: DeviceArguments,
 }
 
+/// What is scored: a prepared split, or a file of text.
+#[derive(Debug, Args)]
+pub(super) struct DataArguments {
+    /// Folder or manifest of the split, or the folder of a dataset with `validation` in it
+    #[arg(long, value_name = "DIR", required_unless_present = "text", conflicts_with = "text")]
+    manifest: Option<PathBuf>,
+    /// A file of text, JSON lines or another format of `xlstm-data prepare local` instead: it is prepared with the run's
+    /// evaluations (or below --out) first
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// With --text: field of a record that holds its text
+    #[arg(long, value_name = "FIELD", default_value = "text", requires = "text")]
+    text_field: String,
+}
+
+impl DataArguments {
+    /// The file of text, where one is named.
+    pub(super) fn text(&self) -> Option<OwnText> {
+        self.text.clone().map(|file| OwnText { file, field: self.text_field.clone() })
+    }
+
+    /// The prepared split.
+    pub(super) fn manifest(&self) -> anyhow::Result<PathBuf> {
+        self.manifest
+            .clone()
+            .ok_or_else(|| anyhow::anyhow!("expected --manifest DIR or --text FILE, found neither"))
+    }
+}
+
 /// What both evaluations of a split take.
 #[derive(Debug, Args)]
 struct SplitArguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// Folder or manifest of the split, or the folder of a dataset with `validation` in it
-    #[arg(long, value_name = "DIR")]
-    manifest: PathBuf,
     /// Tokens in a context [default: as in training; where that is not recorded, as the split was prepared for]
     #[arg(long, value_name = "TOKENS")]
     context_length: Option<u32>,
@@ -61,6 +88,8 @@ struct SplitArguments {
 #[derive(Debug, Args)]
 pub(super) struct PerplexityArguments {
     #[command(flatten)]
+    data: DataArguments,
+    #[command(flatten)]
     split: SplitArguments,
     /// Only the first N rows (packed) or documents [default: all]
     #[arg(long, value_name = "N")]
@@ -73,6 +102,9 @@ pub(super) struct PerplexityArguments {
 /// PALOMA.
 #[derive(Debug, Args)]
 pub(super) struct PalomaArguments {
+    /// Folder or manifest of the split, or the folder of a dataset with `validation` in it
+    #[arg(long, value_name = "DIR")]
+    manifest: PathBuf,
     #[command(flatten)]
     split: SplitArguments,
     /// How documents are cut into windows
@@ -90,8 +122,12 @@ enum WindowProtocol {
 
 /// Evaluates; returns the exit code.
 pub(super) fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<u8> {
+    let data = match arguments.data.text() {
+        Some(text) => Data::Text(text),
+        None => Data::Split(arguments.data.manifest()?),
+    };
     let more = (arguments.first, arguments.counts.clone());
-    run(EvaluationKind::Perplexity, &arguments.split, Protocol::Paper, more)
+    run(EvaluationKind::Perplexity, data, &arguments.split, Protocol::Paper, more)
 }
 
 /// Evaluates; returns the exit code.
@@ -100,20 +136,29 @@ pub(super) fn paloma(arguments: &PalomaArguments) -> anyhow::Result<u8> {
         WindowProtocol::Paper => Protocol::Paper,
         WindowProtocol::Disjoint => Protocol::Disjoint,
     };
-    run(EvaluationKind::Paloma, &arguments.split, protocol, (None, None))
+    let data = Data::Split(arguments.manifest.clone());
+    run(EvaluationKind::Paloma, data, &arguments.split, protocol, (None, None))
+}
+
+/// What is scored.
+enum Data {
+    Split(PathBuf),
+    Text(OwnText),
 }
 
 fn run(
     kind: EvaluationKind,
+    data: Data,
     split: &SplitArguments,
     protocol: Protocol,
     (first, counts): (Option<u64>, Option<PathBuf>),
 ) -> anyhow::Result<u8> {
-    let options = EvaluateOptions {
+    let model = (split.model.model.as_path(), split.model.step);
+    let options = |manifest: PathBuf| EvaluateOptions {
         split: SplitOptions {
-            model: split.model.model.clone(),
-            step: split.model.step,
-            manifest: split.manifest.clone(),
+            model: model.0.into(),
+            step: model.1,
+            manifest,
             first,
             precision: split.model.precision,
             batch_tokens: split.batch_tokens,
@@ -122,12 +167,16 @@ fn run(
         protocol,
         context_length: split.context_length,
         prepared_windows: split.prepared_windows,
-        counts,
+        counts: counts.clone(),
     };
     on_ranks(&split.launch, &split.model.device, |device, communicator| {
         let signals = Signals::listen()?;
         let first_rank = communicator.rank() == 0;
-        match evaluate(kind, &options, device, communicator.as_ref(), &signals)? {
+        let manifest = match &data {
+            Data::Split(path) => path.clone(),
+            Data::Text(text) => own_text::prepare(text, model, split.out.as_deref(), communicator.as_ref())?,
+        };
+        match evaluate(kind, &options(manifest), device, communicator.as_ref(), &signals)? {
             Outcome::Finished(report, folder) => {
                 if first_rank {
                     show_with_page(&report, &folder, split.json)?;

@@ -3,6 +3,7 @@
 mod accuracy;
 mod evaluate;
 mod extrapolate;
+mod losses;
 mod report;
 mod reproduce;
 mod serve;
@@ -34,6 +35,8 @@ enum Command {
     Accuracy(accuracy::StoredArguments),
     /// Mean squared error on the stored targets of a split of numbers: pooled over targets, by length and position
     SquaredError(accuracy::StoredArguments),
+    /// Losses of single tokens, with the likeliest tokens beside each, as a Parquet table
+    Losses(losses::LossesArguments),
     /// Longer contexts than in training, over the same tokens
     Extrapolate(extrapolate::ExtrapolateArguments),
     /// Generate text with a run's newest checkpoint
@@ -70,6 +73,7 @@ pub(crate) fn run() -> anyhow::Result<u8> {
         Command::SquaredError(arguments) => {
             advise(EVALUATION_MEMORY, accuracy::run(StoredMeasure::SquaredError, &arguments))
         }
+        Command::Losses(arguments) => advise(EVALUATION_MEMORY, losses::run(&arguments)),
         Command::Extrapolate(arguments) => advise(EXTRAPOLATION_MEMORY, extrapolate::run(&arguments)),
         Command::Throughput(arguments) => advise("lower --batches or --prefill", throughput::run(&arguments)),
         Command::Generate(arguments) => advise(GENERATION_MEMORY, arguments.run()),

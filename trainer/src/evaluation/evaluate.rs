@@ -15,7 +15,7 @@ use super::results::{
     CountsLink, DatasetLink, Effort, Mark, MarkKind, ModelLink, Protocol, REPORT_FORMAT, REPORT_NAME,
     REPORT_VERSION, Report, Results, Setting,
 };
-use super::score::{ScoreOptions, Scores, score};
+use super::score::{ScoreOptions, Scores, batch_tokens, score};
 use super::statistics::documents;
 use super::{output, paloma, perplexity};
 use crate::communicator::{Communicator, flags};
@@ -136,8 +136,7 @@ pub fn evaluate(
         fs_err::create_dir_all(&work)?;
         Ok(FolderLock::acquire(&work.join("lock"))?)
     })?;
-    let batch_tokens =
-        options.split.batch_tokens.unwrap_or(if device.device.is_cuda() { 65536 } else { 8192 });
+    let batch_tokens = batch_tokens(options.split.batch_tokens, device);
     let score_options = ScoreOptions { batch_tokens, work: &work, plan };
     let Some(scores) = score(&opened.model, &corpus, &score_options, communicator, signals)? else {
         return Ok(Outcome::Stopped(signals.received().unwrap_or(15)));
@@ -161,7 +160,7 @@ fn is_packed(layout: Layout) -> bool {
 }
 
 /// Refuses a split that this evaluation has no figures for.
-fn check_layout(kind: EvaluationKind, path: &Path, layout: Layout) -> Result<()> {
+pub(super) fn check_layout(kind: EvaluationKind, path: &Path, layout: Layout) -> Result<()> {
     let (expected, hint) = match (kind, layout) {
         (EvaluationKind::Perplexity, Layout::Packed | Layout::Documents)
         | (EvaluationKind::Paloma, Layout::Documents) => {
@@ -191,7 +190,7 @@ pub(super) fn together<T>(
     Ok(done)
 }
 
-fn cut_of(manifest: &Manifest, opened: &OpenedModel, options: &EvaluateOptions) -> Cut {
+pub(super) fn cut_of(manifest: &Manifest, opened: &OpenedModel, options: &EvaluateOptions) -> Cut {
     let training = opened.recipe.as_ref().map(|recipe| &recipe.training);
     let packed = is_packed(manifest.layout);
     // As in training: a row in parts of that length, a document in windows of it (PALOMA's rule: the model's own maximum).

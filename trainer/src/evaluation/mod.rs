@@ -14,6 +14,8 @@
 //! | [`documents`], [`paired`] | figures of single documents, and whether two recipes differ |
 //! | [`evaluate`] | one evaluation from arguments to report |
 //! | [`stored`] | stored targets instead of text: how many tokens come out first (`accuracy`), how far off numbers are (`squared_error`) |
+//! | [`losses`] | losses of single tokens as a table |
+//! | [`own_text`] | a file of text in place of a prepared split |
 //! | [`extrapolate`], [`throughput`] | longer contexts than in training; speed of generation |
 //! | [`output`], [`text`] | a report as files and for people |
 //! | [`paper`] | the paper's own figures, to stand beside ours |
@@ -24,8 +26,10 @@ pub mod documents;
 pub mod evaluate;
 pub mod extrapolate;
 mod journal;
+pub mod losses;
 pub mod open;
 pub mod output;
+pub mod own_text;
 pub mod paired;
 pub mod paloma;
 pub mod paper;

@@ -17,12 +17,13 @@ use super::corpus::{Corpus, Sequence, SequenceTokens, position_group};
 use super::journal::{self, Journal, Scored};
 use super::progress::EvaluationProgress;
 use crate::communicator::{Communicator, flags};
+use crate::device::DeviceInfo;
 use crate::error::{Result, TrainError};
 use crate::model::{IGNORE_TARGET, Model, PendingLosses};
 use crate::signals::Signals;
 
 /// Sequences in a batch at most: a block's state takes as much memory for a short one as for a long one.
-const MAX_SEQUENCES: usize = 128;
+pub(super) const MAX_SEQUENCES: usize = 128;
 
 /// How to score.
 pub struct ScoreOptions<'a> {
@@ -172,13 +173,18 @@ fn batches(corpus: &Corpus, done: &[f64], batch_tokens: usize) -> Vec<Vec<usize>
     batches
 }
 
+/// Tokens in a batch where nobody says.
+pub(super) fn batch_tokens(asked: Option<usize>, device: &DeviceInfo) -> usize {
+    asked.unwrap_or(if device.device.is_cuda() { 65536 } else { 8192 })
+}
+
 /// Sequences of different lengths as one batch.
-struct Batch {
-    inputs_BT: Tensor,
-    targets_BT: Tensor,
+pub(super) struct Batch {
+    pub(super) inputs_BT: Tensor,
+    pub(super) targets_BT: Tensor,
     /// Places of the targets that count, row by row.
     counting_M: Tensor,
-    resets_BT: Option<Tensor>,
+    pub(super) resets_BT: Option<Tensor>,
 }
 
 /// A batch on its way.
@@ -187,7 +193,7 @@ struct Launched<'a> {
     losses: PendingLosses,
 }
 
-fn to_batch(model: &Model, sequences: &[(usize, &Sequence, SequenceTokens)]) -> Result<Batch> {
+pub(super) fn to_batch(model: &Model, sequences: &[(usize, &Sequence, SequenceTokens)]) -> Result<Batch> {
     let longest = sequences.iter().map(|(_, sequence, _)| sequence.length as usize).max().unwrap_or(0);
     let mut inputs = vec![0_i64; sequences.len() * longest];
     let mut targets = vec![IGNORE_TARGET; sequences.len() * longest];
@@ -281,7 +287,7 @@ fn by_frequency(corpus: &Corpus, targets: &[i64], losses: &[f64]) -> Vec<f64> {
     values
 }
 
-fn not_finite(corpus: &Corpus, document: u32, value: f64) -> TrainError {
+pub(super) fn not_finite(corpus: &Corpus, document: u32, value: f64) -> TrainError {
     let info = &corpus.documents[document as usize];
     let input = corpus.manifest().inputs.get(info.input as usize);
     let input = input.map_or_else(|| info.input.to_string(), |input| input.path.to_string());

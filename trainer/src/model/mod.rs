@@ -75,7 +75,7 @@ pub(crate) use generate::PIECE;
 pub use parameters::Parameter;
 pub use path::{Decision, Need, choose};
 pub use sampling::Sampling;
-pub use scoring::PendingLosses;
+pub use scoring::{PendingLosses, TokenScores};
 pub use selfcheck::check_generation;
 pub use state::ModelState;
 pub(crate) use weights::{check_sizes, copy_to_cpu, described_model, metadata};

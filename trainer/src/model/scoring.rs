@@ -1,10 +1,14 @@
 //! Log-likelihoods of single tokens, for evaluation: no gradients, and the projection onto the vocabulary only for
 //! positions whose target counts.
 
+mod alternatives;
+
 use tch::{Kind, Tensor};
 
 use super::{IGNORE_TARGET, Model, ModelState, Need, Pass, TargetCount, signed};
 use crate::error::Result;
+
+pub use alternatives::TokenScores;
 
 /// Losses that were launched and are not waited for.
 #[derive(Debug)]

@@ -109,6 +109,7 @@ fn help_texts_are_the_ones_that_were_reviewed() {
         "paloma",
         "accuracy",
         "squared-error",
+        "losses",
         "extrapolate",
         "generate",
         "throughput",

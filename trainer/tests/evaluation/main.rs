@@ -7,6 +7,7 @@ mod commands;
 #[path = "../evaluation_fixture/mod.rs"]
 mod evaluation_fixture;
 mod frequencies;
+mod own_text;
 mod refused;
 
 use std::time::{Duration, Instant};
