@@ -10,7 +10,7 @@ use xlstm_trainer::communicator::Communicator;
 use xlstm_trainer::device::DeviceInfo;
 use xlstm_trainer::launch;
 use xlstm_trainer::signals::Signals;
-use xlstm_trainer::train::{Outcome, RecordSteps, TrainOptions, describe, resolve_recipe, setup};
+use xlstm_trainer::train::{Elsewhere, Outcome, RecordSteps, TrainOptions, describe, resolve_recipe, setup};
 
 use super::{DeviceArguments, print, print_json, say};
 
@@ -56,6 +56,9 @@ pub(super) struct TrainArguments {
     /// Print parameters, memory by part, tokens and time, and stop
     #[arg(long)]
     dry_run: bool,
+    /// With --dry-run: plan for so many GPUs that are not here, such as `"A100 40GB" x8`
+    #[arg(long = "for", value_names = ["GPU", "xN"], num_args = 1..=2, requires = "dry_run")]
+    elsewhere: Vec<String>,
     /// Print one JSON object about the run's end on stdout
     #[arg(long)]
     json: bool,
@@ -146,13 +149,21 @@ pub(super) fn run(arguments: &TrainArguments) -> anyhow::Result<u8> {
 /// Prints what a run would be.
 fn plan(arguments: &TrainArguments, options: &TrainOptions) -> anyhow::Result<u8> {
     let device = arguments.device.start()?;
-    let (recipe, train) = resolve_recipe(options, &device)?;
+    let elsewhere = match arguments.elsewhere.as_slice() {
+        [] => None,
+        words => Some(Elsewhere::parse(words)?),
+    };
+    let device = elsewhere.as_ref().map_or(&device, Elsewhere::device);
+    let (recipe, train) = resolve_recipe(options, device)?;
     if arguments.print_config {
         print(&recipe.to_commented_toml()?)?;
     }
     if arguments.dry_run {
         say_defaults(options)?;
-        let text = describe(&recipe, &train, &device)?;
+        let text = match &elsewhere {
+            Some(elsewhere) => elsewhere.describe(&recipe, &train)?,
+            None => describe(&recipe, &train, device)?,
+        };
         print(&format!("{text}\n"))?;
     }
     Ok(0)

@@ -4,6 +4,7 @@
 //! options     what is asked for, and the recipe that it means
 //! data        the training splits with their weights, and the validation split
 //! plan        parameters, memory, time, who computes
+//! elsewhere   the same for GPUs that are not here
 //! initial     parameters and moments that a new run begins with
 //! setup       splits, model, run folder, checkpoint; refuses what contradicts itself
 //! trainer     the loop: steps, checkpoints, validation by cadence
@@ -17,6 +18,7 @@
 
 mod data;
 mod early;
+mod elsewhere;
 mod initial;
 mod options;
 mod plan;
@@ -28,6 +30,7 @@ mod step;
 mod trainer;
 mod validate;
 
+pub use elsewhere::Elsewhere;
 pub use options::{RecordSteps, TrainOptions, resolve_recipe};
 pub use plan::{compute_path, describe, memory_estimate, micro_batch_rows};
 pub use selfcheck::check_recorded_steps;

@@ -2,7 +2,7 @@
 
 use xlstm_manifests::mixed_rows::{Mixture, Part};
 use xlstm_manifests::printable;
-use xlstm_manifests::recipe::{MemoryEstimate, ModelSize, Recipe};
+use xlstm_manifests::recipe::{ComputePath, MemoryEstimate, ModelSize, Recipe};
 use xlstm_manifests::rows::Readable as _;
 
 use crate::device::{DeviceInfo, measured_rate};
@@ -18,7 +18,17 @@ const USABLE: f64 = 0.8;
 /// # Errors
 /// When parameters, gradients and moments alone do not fit.
 pub fn micro_batch_rows(recipe: &Recipe, rows: u64, row_length: u64, device: &DeviceInfo) -> Result<u64> {
-    let path = compute_path(recipe, device)?.path;
+    rows_that_fit(recipe, rows, row_length, device, compute_path(recipe, device)?.path)
+}
+
+/// As [`micro_batch_rows`], where it is known who computes.
+pub(super) fn rows_that_fit(
+    recipe: &Recipe,
+    rows: u64,
+    row_length: u64,
+    device: &DeviceInfo,
+    path: ComputePath,
+) -> Result<u64> {
     let estimate = |rows: u64| MemoryEstimate::of(recipe, rows * row_length, path);
     let budget = device.memory.map_or(u64::MAX, |memory| (memory as f64 * USABLE) as u64);
     let least = estimate(1);
@@ -71,26 +81,83 @@ fn gibibytes(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
+/// What computes, how it is cut, and how long it takes.
+pub(super) struct Plan {
+    /// Name of the device, for people.
+    pub(super) device: String,
+    /// Who computes.
+    pub(super) decision: Decision,
+    /// Rows that a rank computes at a time.
+    pub(super) micro: u64,
+    /// Ranks that share a step.
+    pub(super) ranks: u64,
+    /// How long all steps take.
+    pub(super) time: Time,
+}
+
+/// How long a run takes.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Time {
+    /// At this rate of its tokens.
+    Of { tokens_per_second: f64, source: String },
+    /// At this rate of its operations.
+    About { operations_per_second: f64, source: String },
+    /// No less than at this rate of its operations.
+    AtLeast { operations_per_second: f64, source: String },
+    /// Nothing tells.
+    Unknown(String),
+}
+
+impl Time {
+    fn text(&self, tokens: u64, operations: f64) -> String {
+        match self {
+            Self::Of { tokens_per_second, source } => {
+                format!("{} at {source}", duration(tokens as f64 / tokens_per_second))
+            }
+            Self::About { operations_per_second, source } => {
+                format!("{} at {source}", duration(operations / operations_per_second))
+            }
+            Self::AtLeast { operations_per_second, source } => {
+                format!("at least {} at {source}", duration(operations / operations_per_second))
+            }
+            Self::Unknown(why) => format!("not known: {why}"),
+        }
+    }
+}
+
 /// The plan as text.
 ///
 /// # Errors
 /// When the recipe does not fit the dataset or the device.
 pub fn describe(recipe: &Recipe, train: &Mixture, device: &DeviceInfo) -> Result<String> {
     let row_length = u64::from(train.packing().row_length);
-    let size = ModelSize::of(&recipe.model);
     let rows = recipe.rows_per_step(row_length)?;
     let micro = micro_batch_rows(recipe, rows, row_length, device)?;
     let decision = compute_path(recipe, device)?;
-    let memory = MemoryEstimate::of(recipe, micro * row_length, decision.path);
-    let tokens = recipe.training.tokens_per_step * recipe.training.steps;
-    let operations = recipe.operations_per_token() as f64 * tokens as f64;
-    let (rate, source) = match peak_operations(&device.name) {
+    let (operations_per_second, source) = match peak_operations(&device.name) {
         Some(peak) => (peak * 0.4, "40 % of the device's bf16 peak".to_owned()),
         None => {
             let rate = measured_rate(device.device)?;
             (rate, format!("the device's float32 matrix rate now, {:.0} GFLOP/s: a lower bound", rate / 1e9))
         }
     };
+    let time = Time::About { operations_per_second, source };
+    written(recipe, train, &Plan { device: device.name.clone(), decision, micro, ranks: 1, time })
+}
+
+/// A plan as text.
+///
+/// # Errors
+/// When the recipe does not fit the dataset.
+pub(super) fn written(recipe: &Recipe, train: &Mixture, plan: &Plan) -> Result<String> {
+    let row_length = u64::from(train.packing().row_length);
+    let Plan { device, decision, micro, ranks, time } = plan;
+    let size = ModelSize::of(&recipe.model);
+    let rows = recipe.rows_per_step(row_length)?;
+    let memory = MemoryEstimate::of(recipe, micro * row_length, decision.path);
+    let tokens = recipe.training.tokens_per_step * recipe.training.steps;
+    let operations = recipe.operations_per_token() as f64 * tokens as f64;
+    let of_a_rank = if *ranks > 1 { format!(" on each of {ranks} ranks") } else { String::new() };
     let clipping = match recipe.optimizer.clip_norm {
         0.0 => "none: gradients are taken as they are (optimizer.clip_norm = 0)".to_owned(),
         norm => format!("gradients of a larger norm than {norm}"),
@@ -98,7 +165,7 @@ pub fn describe(recipe: &Recipe, train: &Mixture, device: &DeviceInfo) -> Result
     let mut lines = vec![
         format!("recipe           {}", recipe.name),
         format!("model            {}", recipe.model.label()),
-        format!("device           {}", device.name),
+        format!("device           {device}"),
         format!("kernels          {decision}"),
     ];
     lines.extend(data(train));
@@ -111,15 +178,18 @@ pub fn describe(recipe: &Recipe, train: &Mixture, device: &DeviceInfo) -> Result
         format!("passes           {}", passes(train, tokens)),
         format!("schedule         {}", recipe.schedule_label()),
         format!("clipping         {clipping}"),
-        format!("micro-batch      {micro} rows, {} a step", rows.div_ceil(micro)),
-        format!("memory           {} by estimate", gibibytes(memory.total())),
+        format!(
+            "micro-batch      {micro} rows, {} a step{of_a_rank}",
+            rows.div_ceil(*ranks).div_ceil(*micro)
+        ),
+        format!("memory           {} by estimate{of_a_rank}", gibibytes(memory.total())),
         format!("  parameters     {}", gibibytes(memory.parameters)),
         format!("  gradients      {}", gibibytes(memory.gradients)),
         format!("  moments        {}", gibibytes(memory.optimizer)),
         format!("  activations    {}", gibibytes(memory.activations)),
         format!("  logits         {}", gibibytes(memory.logits)),
         format!("operations       {operations:.3e} ({})", recipe.model.formula()),
-        format!("time             {} at {source}", duration(operations / rate)),
+        format!("time             {}", time.text(tokens, operations)),
     ]);
     lines.extend(options(recipe));
     // Names of recipes and datasets are anything.

@@ -89,3 +89,33 @@ fn seeds_of_initial_values_and_of_order_are_apart() {
             && !String::from_utf8_lossy(&verified.stdout).contains("order.seed,")
     );
 }
+
+/// Memory and rows follow from the GPU's size; a time that was not measured is called a bound.
+#[test]
+fn a_run_is_planned_for_gpus_that_are_not_here() {
+    let fixture = Fixture::new();
+    let plan = |words: &[&str]| {
+        let mut command = program();
+        command.arg("--manifest").arg(&fixture.train).arg("--recipe").arg(&fixture.recipe).arg("--dry-run");
+        command.arg("--for").args(words);
+        command
+    };
+    let text = String::from_utf8(succeed(&mut plan(&["A100 40GB", "x3"])).stdout).unwrap();
+    for expected in [
+        "device           A100 40GB\n",
+        "micro-batch      2 rows, 1 a step on each of 3 ranks\n",
+        "by estimate on each of 3 ranks",
+        "time             at least ",
+        "the bf16 peak, 312 TFLOP/s a GPU: no step of this model was measured on this GPU",
+        "planned for      3 of these GPUs, none of which was asked; its memory is taken as 37.3 GiB",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    let message = fail(&mut plan(&["H100", "x8"]), 1);
+    assert!(message.contains("at least one row for each of 8 GPUs, found 6 rows"), "{message}");
+    let message = fail(&mut plan(&["A100"]), 1);
+    assert!(message.contains("expected the size of its memory too, such as `A100 40GB`"), "{message}");
+    let mut command = training(&fixture, "run", &[]);
+    fail(command.args(["--for", "H100"]), 2);
+    assert!(!fixture.path("run").exists());
+}
