@@ -8,17 +8,19 @@ use std::fmt::Write as _;
 
 use base64::Engine as _;
 use sha2::{Digest as _, Sha256};
+use xlstm_manifests::printable;
 
 use super::Cell;
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// Text as HTML: the five characters that mean something are spelled out.
+/// Text as HTML: the five characters that mean something are spelled out, and those that a terminal would obey where somebody
+/// reads the page's source (`xlstm_manifests::printable`).
 #[must_use]
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
+    for character in printable::lines(text).chars() {
         match character {
             '&' => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),
