@@ -5,7 +5,7 @@
 //! samples `(s-1)·R .. s·R`, where `R` is the number of rows in a step; a step may straddle two epochs.
 //! Rank `r` of `W` takes the `r·R/W .. (r+1)·R/W` part of a step's list (rounded down), so the list itself depends
 //! on nothing but the dataset's root, the seed and the step: not on ranks, workers, micro-batches or restarts.
-//! Of a mixture of datasets, module [`mixture`](crate::mixture) says which row a sample is.
+//! Of a mixture of datasets, module [`mixture`] says which row a sample is.
 //!
 //! The permutation, version `feistel-1`, is a balanced Feistel network of 8 rounds with cycle walking:
 //!
