@@ -168,7 +168,9 @@ impl SlstmBlock {
         let precision = Some(Kind::BFloat16);
         let size = y_BTC.size();
         let (rows, unit) = (size[0] * size[1], size[2] / self.heads);
-        if let Some(pairs) = self.frozen.as_ref().and_then(|frozen| frozen.pairs.as_ref()) {
+        // Whole sequences go through the same products as in training, so that validation and evaluation agree to the last bit.
+        let pairs = self.frozen.as_ref().and_then(|frozen| frozen.pairs.as_ref());
+        if let Some(pairs) = pairs.filter(|_| size[1] == 1) {
             return self.gates_by_pair([c_BTC, y_BTC], pairs);
         }
         let mut raw = Vec::with_capacity(4);
