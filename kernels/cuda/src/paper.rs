@@ -74,13 +74,7 @@ fn step_specializations(architecture: Architecture, heads: &[(u32, u32)]) -> Vec
             all.extend(sizes.map(|sizes| Specialization::step_product(architecture, sizes)));
         }
     }
-    let mut once = Vec::new();
-    for one in all {
-        if !once.contains(&one) {
-            once.push(one);
-        }
-    }
-    once
+    each_once(all)
 }
 
 /// The sLSTM of the paper's models in bf16 at every batch, and of its small ones in float32; the smallest and the largest
@@ -99,6 +93,11 @@ fn slstm_specializations(architecture: Architecture, whole: bool) -> Vec<Special
     let sizes = single.iter().map(|&units| (units, Cell::Slstm)).chain(lstm);
     let sizes = sizes.filter_map(|(units, cell)| RecurrentSizes::new(units, cell));
     all.extend(sizes.map(|sizes| Specialization::recurrent(architecture, sizes)));
+    each_once(all)
+}
+
+/// Without what stands earlier already: neighboring sizes are compiled as one.
+fn each_once(all: Vec<Specialization>) -> Vec<Specialization> {
     let mut once = Vec::new();
     for one in all {
         if !once.contains(&one) {

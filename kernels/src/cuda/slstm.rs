@@ -42,12 +42,7 @@ named_tensors! {
 /// # Errors
 /// When the GPU cannot be opened.
 pub fn slstm_fits(units: i64, tensor: &Tensor) -> Result<bool, KernelError> {
-    if !matches!(tensor.device(), Device::Cuda(_)) {
-        return Ok(false);
-    }
-    let failed = |source| BridgeError::Forward { name: NAME, source };
-    let architecture = Gpu::of(tensor).map_err(failed)?.architecture();
-    Ok(sizes(architecture, units, 1, Direction::Forward).is_some() || recurrent_fits(units, tensor))
+    Ok(slstm_rounds_weights(units, tensor)? || recurrent_fits(units, tensor))
 }
 
 /// Whether [`slstm_from`] computes heads of this many units by the bf16 kernel, which rounds R to bf16.

@@ -46,9 +46,7 @@ impl Model {
         resets_BT: Option<&Tensor>,
     ) -> Result<(Vec<f64>, ModelState)> {
         tch::no_grad(|| {
-            let path = self.compute_path(Need { resets: resets_BT.is_some(), ..Need::default() })?.path;
-            let pass = Pass { dropout: None, path, checkpointed: false, keep_state: true, state, resets_BT };
-            let (hidden_BTC, state) = self.hidden(tokens_BT, &pass)?;
+            let (hidden_BTC, state) = self.forward(tokens_BT, state, resets_BT)?;
             Ok((self.losses_of(&hidden_BTC, targets_BT)?, state))
         })
     }
@@ -83,20 +81,12 @@ impl Model {
         counting_M: &Tensor,
         resets_BT: Option<&Tensor>,
     ) -> Result<PendingLosses> {
-        let count = counting_M.size()[0];
-        if count == 0 {
-            return Ok(PendingLosses { losses_M: None });
-        }
         tch::no_grad(|| {
             let hidden_BTC = self.hidden_of_sequences(tokens_BT, resets_BT)?;
-            let mut hidden_NC = hidden_BTC.f_reshape([-1, signed(self.config.embedding_dim())])?;
-            let mut targets_N = targets_BT.f_reshape([-1])?;
-            if count < targets_N.size()[0] {
-                hidden_NC = hidden_NC.f_index_select(0, counting_M)?;
-                targets_N = targets_N.f_index_select(0, counting_M)?;
+            match self.at_places(&hidden_BTC, &targets_BT.f_reshape([-1])?, counting_M)? {
+                Some((hidden_MC, targets_M)) => self.pending_losses(&hidden_MC, &targets_M),
+                None => Ok(PendingLosses { losses_M: None }),
             }
-            let losses = self.loss_of(&hidden_NC, &targets_N, TargetCount::Known(count))?;
-            Ok(PendingLosses { losses_M: Some(losses.token_losses_N) })
         })
     }
 
@@ -144,39 +134,59 @@ impl Model {
         } else {
             targets_N.f_ne(IGNORE_TARGET)?
         };
-        let counting_M = counts_N.f_nonzero()?.f_squeeze_dim(1)?;
-        let count = counting_M.size()[0];
+        self.at_places(hidden_BTC, &targets_N, &counts_N.f_nonzero()?.f_squeeze_dim(1)?)
+    }
+
+    /// Hidden values and targets at these places of `(B·T)`, in their order; `None` where there are none.
+    fn at_places(
+        &self,
+        hidden_BTC: &Tensor,
+        targets_N: &Tensor,
+        places_M: &Tensor,
+    ) -> Result<Option<(Tensor, Tensor)>> {
+        let count = places_M.size()[0];
         if count == 0 {
             return Ok(None);
         }
         let hidden_NC = hidden_BTC.f_reshape([-1, signed(self.config.embedding_dim())])?;
         if count == targets_N.size()[0] {
-            return Ok(Some((hidden_NC, targets_N)));
+            return Ok(Some((hidden_NC, targets_N.shallow_clone())));
         }
-        Ok(Some((hidden_NC.f_index_select(0, &counting_M)?, targets_N.f_index_select(0, &counting_M)?)))
+        Ok(Some((hidden_NC.f_index_select(0, places_M)?, targets_N.f_index_select(0, places_M)?)))
     }
 
     fn losses_of_counting(&self, hidden_MC: &Tensor, targets_M: &Tensor) -> Result<Vec<f64>> {
-        let count = targets_M.size()[0];
-        let losses = self.loss_of(hidden_MC, targets_M, TargetCount::Known(count))?;
-        let losses_M = losses.token_losses_N.f_to_kind(Kind::Double)?.f_to_device(tch::Device::Cpu)?;
-        Ok(Vec::<f64>::try_from(losses_M)?)
+        self.pending_losses(hidden_MC, targets_M)?.take()
+    }
+
+    fn pending_losses(&self, hidden_MC: &Tensor, targets_M: &Tensor) -> Result<PendingLosses> {
+        let count = TargetCount::Known(targets_M.size()[0]);
+        let losses_M = self.loss_of(hidden_MC, targets_M, count)?.token_losses_N;
+        Ok(PendingLosses { losses_M: Some(losses_M) })
+    }
+
+    /// Logits of hidden values, as many rows at once as fit, each with the number of its first row.
+    fn each_logits(&self, hidden_MC: &Tensor, mut each: impl FnMut(i64, Tensor) -> Result<()>) -> Result<()> {
+        let at_once = signed((MAX_LOGITS / self.config.vocabulary_size().max(1)).max(1));
+        let count = hidden_MC.size()[0];
+        let mut first = 0;
+        while first < count {
+            let size = at_once.min(count - first);
+            each(first, self.logits(&hidden_MC.f_narrow(0, first, size)?)?)?;
+            first += size;
+        }
+        Ok(())
     }
 
     /// Whether each target's logit is the largest, by the projection's own product.
     fn first_of_all(&self, hidden_MC: &Tensor, targets_M: &Tensor) -> Result<Vec<bool>> {
-        let at_once = (MAX_LOGITS / self.config.vocabulary_size().max(1)).max(1);
-        let (count, at_once) = (targets_M.size()[0], signed(at_once));
         let mut correct = Vec::new();
-        let mut first = 0;
-        while first < count {
-            let size = at_once.min(count - first);
-            let logits_MV = self.logits(&hidden_MC.f_narrow(0, first, size)?)?;
-            let correct_M =
-                logits_MV.f_argmax(-1, false)?.f_eq_tensor(&targets_M.f_narrow(0, first, size)?)?;
+        self.each_logits(hidden_MC, |first, logits_MV| {
+            let targets_M = targets_M.f_narrow(0, first, logits_MV.size()[0])?;
+            let correct_M = logits_MV.f_argmax(-1, false)?.f_eq_tensor(&targets_M)?;
             correct.extend(Vec::<bool>::try_from(correct_M.f_to_device(tch::Device::Cpu)?)?);
-            first += size;
-        }
+            Ok(())
+        })?;
         Ok(correct)
     }
 

@@ -2,7 +2,6 @@
 
 use tch::{Kind, Tensor};
 
-use super::MAX_LOGITS;
 use crate::error::Result;
 use crate::model::{Model, signed};
 
@@ -45,12 +44,8 @@ impl Model {
     }
 
     fn likeliest(&self, hidden_MC: &Tensor, top: usize, scores: &mut TokenScores) -> Result<()> {
-        let at_once = signed((MAX_LOGITS / self.config.vocabulary_size().max(1)).max(1));
-        let (count, top) = (hidden_MC.size()[0], signed(top as u64));
-        let mut first = 0;
-        while first < count {
-            let size = at_once.min(count - first);
-            let logits_MV = self.logits(&hidden_MC.f_narrow(0, first, size)?)?;
+        let top = signed(top as u64);
+        self.each_logits(hidden_MC, |_, logits_MV| {
             let kind = if logits_MV.kind() == Kind::Double { Kind::Double } else { Kind::Float };
             let (values_MK, ids_MK) = logits_MV.f_log_softmax(-1, kind)?.f_topk(top, -1, true, true)?;
             let losses_MK = values_MK.f_neg()?.f_to_kind(Kind::Double)?.f_to_device(tch::Device::Cpu)?;
@@ -58,8 +53,7 @@ impl Model {
             scores
                 .tokens
                 .extend(Vec::<i64>::try_from(ids_MK.f_to_device(tch::Device::Cpu)?.f_reshape([-1])?)?);
-            first += size;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }
