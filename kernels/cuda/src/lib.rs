@@ -1,4 +1,4 @@
-//! CUDA kernels of the sLSTM and mLSTM layers, compiled when they are first needed.
+//! CUDA kernels of the sLSTM and mLSTM layers, and of the recurrences that they are compared with, compiled when they are first needed.
 //!
 //! The `.cu` and `.cuh` files beside this crate are part of the binary. NVRTC, opened at run time ([`Nvrtc`]), turns
 //! them into machine code for one architecture and one set of sizes ([`Specialization`]); the result is kept in a
@@ -16,6 +16,7 @@ pub mod driver;
 mod error;
 pub mod layers;
 mod library;
+pub mod linear_attention;
 pub mod mlstm;
 pub mod mlstm_step;
 mod nvrtc;
@@ -23,6 +24,7 @@ mod paper;
 pub mod precise;
 pub mod recurrent;
 mod report;
+pub mod scan;
 pub mod selfcheck;
 pub mod short;
 pub mod slstm;

@@ -1,5 +1,6 @@
 //! The list of compilations that the paper's models use.
 
+use crate::linear_attention::LinearAttentionSizes;
 use crate::mlstm_step::StepSizes;
 use crate::recurrent::{Cell, RecurrentSizes};
 use crate::short::ShortSizes;
@@ -9,7 +10,7 @@ use crate::{Architecture, MlstmSizes, SlstmSizes, Source, Specialization};
 
 /// Every compilation that a model of the paper needs: mLSTM heads of 384 to 1280 (125M to 2.7B) and 64 and 128
 /// (synthetic tasks), 128 × 256 (the published kernels' benchmark), sLSTM heads of 192 to
-/// 640 in bf16 and of 8 to 512 in float32, LSTMs of 128 and 512 units. `everything`: all of it for
+/// 640 in bf16 and of 8 to 512 in float32, LSTMs of 128 and 512 units, and the recurrences of table 1's other methods. `everything`: all of it for
 /// every compute capability; otherwise the whole list for 8.0 and 9.0, and the smallest, a middle and the largest size for
 /// the others, which have the sources of 8.0.
 #[must_use]
@@ -43,6 +44,14 @@ pub fn paper_specializations(everything: bool) -> Vec<Specialization> {
         all.push(Specialization::sums(architecture));
         all.extend(slstm_specializations(architecture, whole));
         all.push(Specialization::precise(architecture));
+        all.push(Specialization::scan(architecture, 16));
+        // RWKV-5 and RWKV-6; HGRN2; RetNet and GLA.
+        let attention: &[(u32, u32, bool)] =
+            if whole { &[(64, 64, true), (128, 128, false), (128, 256, false)] } else { &[(64, 64, true)] };
+        all.extend(attention.iter().filter_map(|&(key, value, bonus)| {
+            let sizes = LinearAttentionSizes::new(key, value, bonus)?;
+            Some(sizes.specialization(architecture))
+        }));
         let short: &[(u32, u32)] =
             if whole { &[(40, 64), (64, 32), (64, 64), (64, 128)] } else { &[(40, 64)] };
         all.extend(short.iter().filter_map(|&(tokens, head)| {

@@ -32,6 +32,10 @@ pub enum Source {
     Slstm,
     /// sLSTM and LSTM in float32.
     Recurrent,
+    /// Gated linear attention in float32.
+    LinearAttention,
+    /// Scans that decay element by element, in float32.
+    Scan,
     /// Convolution, norms and gates between the matrix products.
     Pointwise,
     /// Convolution, queries, keys, values and gates of an mLSTM block.
@@ -64,6 +68,8 @@ impl Source {
             Self::StepProduct => "step_product.cu",
             Self::Slstm => "slstm.cu",
             Self::Recurrent => "recurrent.cu",
+            Self::LinearAttention => "linear_attention.cu",
+            Self::Scan => "scan.cu",
             Self::Pointwise => "pointwise.cu",
             Self::Inner => "inner.cu",
             Self::Projections => "projections.cu",
@@ -87,6 +93,8 @@ impl Source {
             Self::StepProduct => include_str!("../step_product.cu"),
             Self::Slstm => include_str!("../slstm.cu"),
             Self::Recurrent => include_str!("../recurrent.cu"),
+            Self::LinearAttention => include_str!("../linear_attention.cu"),
+            Self::Scan => include_str!("../scan.cu"),
             Self::Pointwise => include_str!("../pointwise.cu"),
             Self::Inner => include_str!("../inner.cu"),
             Self::Projections => include_str!("../projections.cu"),
@@ -126,6 +134,20 @@ impl Source {
             Self::StepProduct => &["step_product"],
             Self::Slstm => &["slstm_backward", "slstm_forward"],
             Self::Recurrent => &["recurrent_backward", "recurrent_forward", "recurrent_weights"],
+            Self::LinearAttention => &[
+                "linear_attention_forward",
+                "linear_attention_keys",
+                "linear_attention_queries",
+                "linear_attention_values",
+            ],
+            Self::Scan => &[
+                "linear_scan_backward",
+                "linear_scan_forward",
+                "selective_scan_backward",
+                "selective_scan_forward",
+                "wkv_backward",
+                "wkv_forward",
+            ],
             Self::Pointwise => &[
                 "conv_silu",
                 "conv_silu_backward",

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use crate::linear_attention::LinearAttentionSizes;
 use crate::mlstm_step::StepSizes;
 use crate::recurrent::RecurrentSizes;
 use crate::short::ShortSizes;
@@ -105,6 +106,18 @@ impl Specialization {
     #[must_use]
     pub fn recurrent(architecture: Architecture, sizes: RecurrentSizes) -> Self {
         Self { source: Source::Recurrent, architecture, defines: sizes.defines() }
+    }
+
+    /// Gated linear attention in float32, for these sizes.
+    #[must_use]
+    pub fn linear_attention(architecture: Architecture, sizes: LinearAttentionSizes) -> Self {
+        Self { source: Source::LinearAttention, architecture, defines: sizes.defines() }
+    }
+
+    /// Scans in float32; the selective one with so many states.
+    #[must_use]
+    pub fn scan(architecture: Architecture, states: u32) -> Self {
+        Self { source: Source::Scan, architecture, defines: vec![("STATES", states)] }
     }
 
     /// Convolution, norms and gates for heads of `head` units (a multiple of 8, up to 1280), on activations of bf16 or of

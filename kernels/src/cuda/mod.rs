@@ -16,19 +16,24 @@
 //! | [`conv_silu`], [`head_norm`], [`gelu_gate`] | what stands around the sLSTM | `pointwise.cu` |
 //! | [`projected_cross_entropy`] | vocabulary projection and loss | `cross_entropy.cu` |
 //!
-//! All but [`recurrent()`] are for training in bf16 mixed precision: activations bf16, parameters and the residual
+//!
+//! Gated linear attention and the scans of [`crate::scan`] have float32 kernels (`linear_attention.cu`, `scan.cu`) behind those modules.
+//!
+//! All but these and [`recurrent()`] are for training in bf16 mixed precision: activations bf16, parameters and the residual
 //! fp32; sequences may begin anew within, at a document's border. Everything else on a GPU (float32 around the sLSTM, states
 //! of whole blocks, sizes without a kernel) is computed by libtorch's operations in the modules beside this one.
 
 mod cross_entropy;
 mod inner;
 pub mod launch;
+mod linear_attention;
 mod mlstm;
 mod mlstm_step;
 mod precise;
 pub mod profile;
 mod recurrent;
 mod residual;
+mod scan;
 pub mod selfcheck;
 mod short;
 mod slstm;
@@ -38,11 +43,13 @@ mod wrapped;
 
 pub use cross_entropy::{cross_entropy_fits, projected_cross_entropy};
 pub use inner::{InnerInput, InnerOutput, InnerState, gate_weights, inner_fits, mlstm_inner};
+pub(crate) use linear_attention::{linear_attention, linear_attention_fits};
 pub use mlstm::mlstm;
 pub use mlstm_step::{StepState, Stepped, mlstm_step, mlstm_step_down};
 pub(crate) use precise::mlstm as mlstm_precise;
 pub use recurrent::{RecurrentInput, recurrent, recurrent_fits};
 pub use residual::{add_layer_norm, residual_fits};
+pub(crate) use scan::{scan, scan_fits};
 pub(crate) use short::{fits as mlstm_short_fits, mlstm as mlstm_short};
 pub use slstm::{SlstmSequence, slstm, slstm_fits, slstm_from, slstm_rounds_weights};
 pub use step_product::{step_down, step_down_fits, step_up, step_up_fits};

@@ -16,8 +16,9 @@
 //! | RWKV-6 | [`LogDecay::Token`], −exp(w_t) | 1 | u |
 //!
 //! The ladder: [`LinearAttentionKernel::Reference`], step by step, differentiated by libtorch;
-//! [`LinearAttentionKernel::Composed`], chunk by chunk with libtorch's products, for GPUs; and
-//! [`LinearAttentionKernel::Fused`], step by step on the CPU (`cpu/linear_attention.h`) with a backward pass by hand. None
+//! [`LinearAttentionKernel::Composed`], chunk by chunk with libtorch's products; and
+//! [`LinearAttentionKernel::Fused`], step by step with a backward pass by hand, on the CPU (`cpu/linear_attention.h`) and, in
+//! float32 and for heads of a power of two from 16 to 512, on a GPU (`cuda/linear_attention.cu`). None
 //! divides by a decay, so a log decay of −500 is as good as one of −0.01. B, T, H, K, V as in the crate's legend.
 
 mod composed;
@@ -25,6 +26,7 @@ mod fused;
 mod reference;
 
 use crate::KernelError;
+use crate::cuda;
 use crate::shape::{computing_kind, dimensions, expect_device, expect_resets, expect_shape};
 use tch::{Device, Kind, Tensor};
 
@@ -74,7 +76,7 @@ pub enum LinearAttentionKernel {
     Reference,
     /// Chunks, with libtorch's products; any device.
     Composed,
-    /// The whole loop in one call, backward by hand; CPU.
+    /// The whole loop in one call, backward by hand; the CPU, and a GPU in float32 for heads of a power of two from 16 to 512.
     Fused,
 }
 
@@ -157,8 +159,13 @@ pub fn linear_attention(
         ..*input
     };
     let output = match options.kernel {
+        LinearAttentionKernel::Auto | LinearAttentionKernel::Fused
+            if cuda::linear_attention_fits(&converted) =>
+        {
+            cuda::linear_attention(&converted)?
+        }
         LinearAttentionKernel::Fused if device != Device::Cpu => {
-            let expected = "the CPU (the fused kernel knows no other)".to_owned();
+            let expected = "the CPU, or float32 heads of a power of two from 16 to 512 on a GPU".to_owned();
             let (function, argument) = ("linear_attention", "q_BTHK");
             return Err(KernelError::Device { function, argument, expected, found: device });
         }

@@ -1,14 +1,15 @@
 //! The plain scan: `h_t = a_t ⊙ h_{t-1} + x_t`.
 
-use super::ScanKernel;
-use crate::KernelError;
-use crate::cpu::{LinearScanGradients, LinearScanProblem, address, call, empty, optional_address};
+use super::{ScanKernel, beside, on_gpu};
+use crate::cpu::{LinearScanGradients, LinearScanProblem, address, call, optional_address};
 use crate::shape::{computing_kind, dimensions, expect_device, expect_resets, expect_shape};
+use crate::{KernelError, cuda};
 use std::ffi::c_void;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use xlstm_bridge::autograd::node;
 use xlstm_bridge::named::Output;
 use xlstm_bridge::{BoxError, named_tensors};
+use xlstm_cuda::scan::{Scan, ScanParameters};
 
 /// Arguments of [`linear_scan`].
 #[derive(Debug, Clone, Copy)]
@@ -56,7 +57,7 @@ pub fn linear_scan(input: &LinearScanInput<'_>, kernel: ScanKernel) -> Result<Li
     }
     let (decay_BTD, x_BTD) = (input.decay_BTD.to_kind(kind), input.x_BTD.to_kind(kind));
     let state_BD = input.state_BD.map(|state| state.to_kind(kind));
-    let h_BTD = match kernel.on(x_BTD.device(), NAME, "x_BTD")? {
+    let h_BTD = match kernel.of(Scan::Linear, &x_BTD, NAME, "x_BTD")? {
         ScanKernel::Reference => reference(&decay_BTD, &x_BTD, state_BD.as_ref(), input.resets_BT),
         kernel => {
             let inputs =
@@ -98,7 +99,7 @@ named_tensors! {
     }
 }
 
-/// With a backward pass by hand; `fused` is for the CPU.
+/// With a backward pass by hand.
 fn recorded(
     inputs: Inputs<Option<&Tensor>>,
     resets_BT: Option<&Tensor>,
@@ -118,26 +119,38 @@ fn recorded(
                 initial_BD: inputs.initial_BD.map(Tensor::contiguous),
                 resets_BT: resets_BT.map(Tensor::contiguous),
             };
-            saved.h_BTD = if fused {
-                let h_BTD = empty(&x_BTD.size(), x_BTD.kind());
-                call!(
-                    x_BTD.kind(),
-                    linear_scan_forward_f32,
-                    linear_scan_forward_f64,
-                    &problem(&saved, &x_BTD, &h_BTD)
-                );
-                h_BTD
-            } else {
-                doubled_from(&saved, &x_BTD)?
-            };
+            saved.h_BTD = if fused { forward(&saved, &x_BTD)? } else { doubled_from(&saved, &x_BTD)? };
             Ok((Output { y: saved.h_BTD.shallow_clone() }, saved))
         },
         move |saved, upstream, _| {
             let upstream_BTD = upstream.gradient()?.contiguous();
-            if fused { Ok(backward(&saved, &upstream_BTD)) } else { composed_backward(&saved, &upstream_BTD) }
+            if fused { backward(&saved, &upstream_BTD) } else { composed_backward(&saved, &upstream_BTD) }
         },
     )?;
     Ok(output.y)
+}
+
+fn forward(saved: &Saved, x_BTD: &Tensor) -> Result<Tensor, BoxError> {
+    let h_BTD = beside(x_BTD, &x_BTD.size());
+    if x_BTD.device() == Device::Cpu {
+        call!(x_BTD.kind(), linear_scan_forward_f32, linear_scan_forward_f64, &problem(saved, x_BTD, &h_BTD));
+    } else {
+        let parameters = parameters(saved, x_BTD, &h_BTD);
+        // SAFETY: dense tensors of the same shape on one GPU; the state is one of their steps.
+        unsafe { cuda::scan(Scan::Linear, x_BTD, parameters, false)? };
+    }
+    Ok(h_BTD)
+}
+
+/// What the GPU's kernels are given.
+fn parameters(saved: &Saved, x_BTD: &Tensor, h_BTD: &Tensor) -> ScanParameters {
+    ScanParameters {
+        resets: on_gpu(saved.resets_BT.as_ref()),
+        inputs: [on_gpu(Some(&saved.decay_BTD)), on_gpu(Some(x_BTD)), 0, 0, 0],
+        initial: [on_gpu(saved.initial_BD.as_ref()), 0, 0],
+        output: on_gpu(Some(h_BTD)),
+        ..ScanParameters::default()
+    }
 }
 
 fn problem<T>(saved: &Saved, x_BTD: &Tensor, h_BTD: &Tensor) -> LinearScanProblem<T> {
@@ -154,21 +167,33 @@ fn problem<T>(saved: &Saved, x_BTD: &Tensor, h_BTD: &Tensor) -> LinearScanProble
     }
 }
 
-fn backward(saved: &Saved, upstream_BTD: &Tensor) -> Inputs<Option<Tensor>> {
+fn backward(saved: &Saved, upstream_BTD: &Tensor) -> Result<Inputs<Option<Tensor>>, BoxError> {
     let kind = saved.h_BTD.kind();
-    let like = |tensor: &Tensor| empty(&tensor.size(), kind);
+    let like = |tensor: &Tensor| beside(tensor, &tensor.size());
     let (decay_BTD, x_BTD) = (like(&saved.decay_BTD), like(&saved.h_BTD));
     let initial_BD = saved.initial_BD.as_ref().map(like);
     let gradients = Inputs { decay_BTD: Some(decay_BTD), x_BTD: Some(x_BTD), initial_BD };
     // x itself is not read by the backward pass; h stands in for its address.
-    call!(
-        kind,
-        linear_scan_backward_f32,
-        linear_scan_backward_f64,
-        &problem(saved, &saved.h_BTD, &saved.h_BTD),
-        &addresses(upstream_BTD, &gradients)
-    );
-    gradients
+    if saved.h_BTD.device() == Device::Cpu {
+        call!(
+            kind,
+            linear_scan_backward_f32,
+            linear_scan_backward_f64,
+            &problem(saved, &saved.h_BTD, &saved.h_BTD),
+            &addresses(upstream_BTD, &gradients)
+        );
+    } else {
+        let Inputs { decay_BTD, x_BTD, initial_BD } = &gradients;
+        let parameters = ScanParameters {
+            output_gradient: on_gpu(Some(upstream_BTD)),
+            gradients: [on_gpu(decay_BTD.as_ref()), on_gpu(x_BTD.as_ref()), 0, 0, 0],
+            initial_gradient: [on_gpu(initial_BD.as_ref()), 0],
+            ..parameters(saved, &saved.h_BTD, &saved.h_BTD)
+        };
+        // SAFETY: as in `forward`; gradients have the shapes of what they belong to.
+        unsafe { cuda::scan(Scan::Linear, &saved.h_BTD, parameters, true)? };
+    }
+    Ok(gradients)
 }
 
 fn addresses<T>(upstream_BTD: &Tensor, gradients: &Inputs<Option<Tensor>>) -> LinearScanGradients<T> {

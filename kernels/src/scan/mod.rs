@@ -7,8 +7,8 @@
 //! | [`wkv`] | RWKV-4 | a weighted mean: numerator, denominator and their common scale |
 //!
 //! The ladder of each: `Reference`, a loop of libtorch calls; `Composed`, all steps at once by doubling (step t takes in
-//! step t − s, for s = 1, 2, 4 …), for GPUs; `Fused`, one call on the CPU (`cpu/scan.h`). The last two have a backward
-//! pass by hand, and compute in fp32 what is bf16.
+//! step t − s, for s = 1, 2, 4 …); `Fused`, one call on the CPU (`cpu/scan.h`) or, in float32, on a GPU (`cuda/scan.cu`). The last two
+//! have a backward pass by hand, and compute in fp32 what is bf16.
 
 mod linear;
 mod selective;
@@ -18,11 +18,27 @@ pub use linear::{LinearScanInput, LinearScanOutput, linear_scan};
 pub use selective::{SelectiveScanInput, SelectiveScanOutput, selective_scan};
 pub use wkv::{WkvInput, WkvOutput, WkvState, wkv};
 
-use crate::KernelError;
-use tch::Device;
+use crate::{KernelError, cuda};
+use tch::{Device, Tensor};
+use xlstm_cuda::scan::{SAVED_EVERY as SAVED_EVERY_ON_GPU, Scan};
 
-/// Steps between two states that the forward pass saves; mirrors `kScanChunk` in `cpu/scan.h`.
+/// The same on the CPU; mirrors `kScanChunk` in `cpu/scan.h`.
 const SAVED_EVERY: i64 = 64;
+
+/// Steps between two states that the forward pass of a fused scan saves.
+fn saved_every(device: Device) -> i64 {
+    if device == Device::Cpu { SAVED_EVERY } else { SAVED_EVERY_ON_GPU }
+}
+
+/// An uninitialized tensor beside `like`, of its type.
+fn beside(like: &Tensor, size: &[i64]) -> Tensor {
+    Tensor::empty(size, (like.kind(), like.device()))
+}
+
+/// The address that a GPU's kernel is given, 0 for none.
+fn on_gpu(tensor: Option<&Tensor>) -> u64 {
+    tensor.map_or(0, |tensor| tensor.data_ptr() as u64)
+}
 
 /// Which version computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,18 +50,26 @@ pub enum ScanKernel {
     Reference,
     /// Doubling, with libtorch's operations; any device.
     Composed,
-    /// The whole loop in one call; CPU.
+    /// The whole loop in one call; the CPU, and a GPU in float32 (a selective scan of 8 or 16 states).
     Fused,
 }
 
 impl ScanKernel {
-    /// The version for a device.
-    fn on(self, device: Device, function: &'static str, argument: &'static str) -> Result<Self, KernelError> {
+    /// The version for a scan of `x_BTD`, which the function `function` calls `argument`.
+    fn of(
+        self,
+        scan: Scan,
+        x_BTD: &Tensor,
+        function: &'static str,
+        argument: &'static str,
+    ) -> Result<Self, KernelError> {
+        let device = x_BTD.device();
+        let fused = device == Device::Cpu || cuda::scan_fits(scan, x_BTD);
         match self {
-            Self::Auto if device == Device::Cpu => Ok(Self::Fused),
+            Self::Auto if fused => Ok(Self::Fused),
             Self::Auto => Ok(Self::Composed),
-            Self::Fused if device != Device::Cpu => {
-                let expected = "the CPU (the fused kernel knows no other)".to_owned();
+            Self::Fused if !fused => {
+                let expected = "the CPU, or float32 (with 8 or 16 states) on a GPU".to_owned();
                 Err(KernelError::Device { function, argument, expected, found: device })
             }
             chosen => Ok(chosen),

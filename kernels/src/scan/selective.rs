@@ -7,15 +7,16 @@
 //! Δ is given after its softplus, A is negative; D ⊙ u and the gate are the caller's. N is written N, the state
 //! `(B, D, N)`, as in the reference code (mamba_ssm, `ops/selective_scan_interface.py`).
 
-use super::{LinearScanInput, SAVED_EVERY, ScanKernel, linear_scan};
-use crate::KernelError;
-use crate::cpu::{SelectiveScanGradients, SelectiveScanProblem, address, call, empty, optional_address};
+use super::{LinearScanInput, ScanKernel, beside, linear_scan, on_gpu, saved_every};
+use crate::cpu::{SelectiveScanGradients, SelectiveScanProblem, address, call, optional_address};
 use crate::shape::{computing_kind, dimensions, expect_device, expect_resets, expect_shape};
+use crate::{KernelError, cuda};
 use std::ffi::c_void;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use xlstm_bridge::autograd::{checkpoint, node};
 use xlstm_bridge::named::Named;
 use xlstm_bridge::{BoxError, BridgeError, named_tensors};
+use xlstm_cuda::scan::{Scan, ScanParameters};
 
 /// Steps at a time of the composed version, whose memory is N times that of its input.
 const COMPOSED_CHUNK: i64 = 128;
@@ -74,7 +75,8 @@ pub fn selective_scan(
         state_BDN: state_BDN.as_ref(),
         resets_BT: input.resets_BT,
     };
-    match kernel.on(u_BTD.device(), NAME, "u_BTD")? {
+    let states = u32::try_from(a_DN.size()[1]).unwrap_or(u32::MAX);
+    match kernel.of(Scan::Selective(states), &u_BTD, NAME, "u_BTD")? {
         ScanKernel::Reference => Ok(reference(&converted)),
         ScanKernel::Composed => composed(&converted),
         ScanKernel::Auto | ScanKernel::Fused => fused(&converted),
@@ -203,7 +205,7 @@ named_tensors! {
         inputs: Inputs<Option<Tensor>>,
         resets_BT: Option<Tensor>,
         outputs: Outputs<Tensor>,
-        /// S every `SAVED_EVERY` steps, `(B, chunks, N, D)`; none where nothing is recorded.
+        /// S every `saved_every` steps, `(B, chunks, N, D)`; none where nothing is recorded.
         states_BCND: Option<Tensor>,
     }
 }
@@ -223,8 +225,8 @@ fn fused(input: &SelectiveScanInput<'_>) -> Result<SelectiveScanOutput, KernelEr
     let Outputs { y_BTD, state_BDN } = node(
         "selective_scan",
         inputs,
-        |recorded| Ok(forward(inputs, resets_BT, sizes, recorded)),
-        move |saved, upstream, _| Ok(backward(&saved, upstream, sizes)),
+        |recorded| forward(input.u_BTD, inputs, resets_BT, sizes, recorded),
+        move |saved, upstream, _| backward(&saved, upstream, sizes),
     )?;
     Ok(SelectiveScanOutput { y_BTD, state_BDN })
 }
@@ -237,25 +239,58 @@ struct Sizes {
     states: i64,
 }
 
+impl Sizes {
+    fn scan(self) -> Scan {
+        Scan::Selective(u32::try_from(self.states).unwrap_or(u32::MAX))
+    }
+
+    /// Blocks of channels that leave a sum of the gradients of B and C each.
+    fn groups_on_gpu(self) -> Result<i64, BoxError> {
+        let (batch, width) = (u32::try_from(self.batch)?, u32::try_from(self.width)?);
+        Ok(i64::from(self.scan().launch(batch, width, true).parts))
+    }
+}
+
 fn forward(
+    u_BTD: &Tensor,
     inputs: Inputs<Option<&Tensor>>,
     resets_BT: Option<Tensor>,
     sizes: Sizes,
     recorded: bool,
-) -> (Outputs<Tensor>, Saved) {
+) -> Result<(Outputs<Tensor>, Saved), BoxError> {
     let Sizes { batch, time, width, states } = sizes;
-    let kind = inputs.u_BTD.map_or(Kind::Float, Tensor::kind);
-    let y_BTD = empty(&[batch, time, width], kind);
-    let state_BDN = empty(&[batch, width, states], kind);
-    let chunks = (time + SAVED_EVERY - 1) / SAVED_EVERY;
+    let (kind, device) = (u_BTD.kind(), u_BTD.device());
+    let y_BTD = beside(u_BTD, &[batch, time, width]);
+    let state_BDN = beside(u_BTD, &[batch, width, states]);
+    let every = saved_every(device);
+    let chunks = (time + every - 1) / every;
     let saved = Saved {
         inputs: inputs.map(|input| input.map(Tensor::contiguous)),
         resets_BT,
         outputs: Outputs { y_BTD: y_BTD.shallow_clone(), state_BDN: state_BDN.shallow_clone() },
-        states_BCND: recorded.then(|| empty(&[batch, chunks, states, width], kind)),
+        states_BCND: recorded.then(|| beside(u_BTD, &[batch, chunks, states, width])),
     };
-    call!(kind, selective_scan_forward_f32, selective_scan_forward_f64, &problem(&saved, sizes));
-    (Outputs { y_BTD, state_BDN }, saved)
+    if device == Device::Cpu {
+        call!(kind, selective_scan_forward_f32, selective_scan_forward_f64, &problem(&saved, sizes));
+    } else {
+        // SAFETY: dense tensors on one GPU, of the sizes that `sizes` states.
+        unsafe { cuda::scan(sizes.scan(), &saved.outputs.y_BTD, parameters(&saved), false)? };
+    }
+    Ok((Outputs { y_BTD, state_BDN }, saved))
+}
+
+/// What the GPU's kernels are given.
+fn parameters(saved: &Saved) -> ScanParameters {
+    let Inputs { u_BTD, step_BTD, a_DN, write_BTN, read_BTN, state_BDN } = &saved.inputs;
+    ScanParameters {
+        resets: on_gpu(saved.resets_BT.as_ref()),
+        inputs: [u_BTD, step_BTD, a_DN, write_BTN, read_BTN].map(|input| on_gpu(input.as_ref())),
+        initial: [on_gpu(state_BDN.as_ref()), 0, 0],
+        output: on_gpu(Some(&saved.outputs.y_BTD)),
+        last: [on_gpu(Some(&saved.outputs.state_BDN)), 0, 0],
+        saved: [on_gpu(saved.states_BCND.as_ref()), 0, 0],
+        ..ScanParameters::default()
+    }
 }
 
 fn problem<T>(saved: &Saved, sizes: Sizes) -> SelectiveScanProblem<T> {
@@ -279,14 +314,19 @@ fn problem<T>(saved: &Saved, sizes: Sizes) -> SelectiveScanProblem<T> {
     }
 }
 
-fn backward(saved: &Saved, upstream: Outputs<Option<Tensor>>, sizes: Sizes) -> Inputs<Option<Tensor>> {
+fn backward(
+    saved: &Saved,
+    upstream: Outputs<Option<Tensor>>,
+    sizes: Sizes,
+) -> Result<Inputs<Option<Tensor>>, BoxError> {
     let Sizes { batch, time, width, states } = sizes;
     let kind = saved.outputs.y_BTD.kind();
     let dense = |gradient: Option<Tensor>| gradient.map(|gradient| gradient.contiguous());
     let y_gradient = dense(upstream.y_BTD).unwrap_or_else(|| saved.outputs.y_BTD.zeros_like());
     let last_gradient = dense(upstream.state_BDN);
-    let groups = width.min(MAX_GROUPS);
-    let sums = |size: &[i64]| empty(size, kind);
+    let on_cpu = saved.outputs.y_BTD.device() == Device::Cpu;
+    let groups = if on_cpu { width.min(MAX_GROUPS) } else { sizes.groups_on_gpu()? };
+    let sums = |size: &[i64]| beside(&saved.outputs.y_BTD, size);
     let results = Inputs {
         u_BTD: Some(sums(&[batch, time, width])),
         step_BTD: Some(sums(&[batch, time, width])),
@@ -295,21 +335,34 @@ fn backward(saved: &Saved, upstream: Outputs<Option<Tensor>>, sizes: Sizes) -> I
         read_BTN: Some(sums(&[batch, groups, time, states])),
         state_BDN: saved.inputs.state_BDN.as_ref().map(|state| sums(&state.size())),
     };
-    call!(
-        kind,
-        selective_scan_backward_f32,
-        selective_scan_backward_f64,
-        &problem(saved, sizes),
-        &gradients(&y_gradient, last_gradient.as_ref(), groups, &results)
-    );
+    if on_cpu {
+        call!(
+            kind,
+            selective_scan_backward_f32,
+            selective_scan_backward_f64,
+            &problem(saved, sizes),
+            &gradients(&y_gradient, last_gradient.as_ref(), groups, &results)
+        );
+    } else {
+        let Inputs { u_BTD, step_BTD, a_DN, write_BTN, read_BTN, state_BDN } = &results;
+        let parameters = ScanParameters {
+            output_gradient: on_gpu(Some(&y_gradient)),
+            last_gradient: [on_gpu(last_gradient.as_ref()), 0],
+            gradients: [u_BTD, step_BTD, a_DN, write_BTN, read_BTN].map(|gradient| on_gpu(gradient.as_ref())),
+            initial_gradient: [on_gpu(state_BDN.as_ref()), 0],
+            ..parameters(saved)
+        };
+        // SAFETY: as in `forward`; gradients have the shapes that `scan.cu` states.
+        unsafe { cuda::scan(sizes.scan(), &saved.outputs.y_BTD, parameters, true)? };
+    }
     let total =
         |sums: Option<Tensor>, dimension: i64| sums.map(|sums| sums.sum_dim_intlist(dimension, false, kind));
-    Inputs {
+    Ok(Inputs {
         a_DN: total(results.a_DN, 0),
         write_BTN: total(results.write_BTN, 1),
         read_BTN: total(results.read_BTN, 1),
         ..results
-    }
+    })
 }
 
 fn gradients<T>(

@@ -7,15 +7,16 @@
 //! Numerator and denominator are kept divided by exp(m), m the largest exponent so far, so keys of any size are fine;
 //! m only scales and has no gradient. `cpu/scan.h` has the recurrence.
 
-use super::{LinearScanInput, SAVED_EVERY, ScanKernel, linear_scan};
-use crate::KernelError;
-use crate::cpu::{WkvGradients, WkvProblem, address, call, empty, optional_address};
+use super::{LinearScanInput, ScanKernel, beside, linear_scan, on_gpu, saved_every};
+use crate::cpu::{WkvGradients, WkvProblem, address, call, optional_address};
 use crate::shape::{computing_kind, dimensions, expect_device, expect_resets, expect_shape};
+use crate::{KernelError, cuda};
 use std::ffi::c_void;
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::autograd::node;
 use xlstm_bridge::named::Named;
-use xlstm_bridge::named_tensors;
+use xlstm_bridge::{BoxError, named_tensors};
+use xlstm_cuda::scan::{Scan, ScanParameters};
 
 /// m of a state that remembers nothing.
 const NOTHING: f64 = -1e38;
@@ -97,7 +98,7 @@ pub fn wkv(input: &WkvInput<'_>, kernel: ScanKernel) -> Result<WkvOutput, Kernel
         state: Some(&state),
         resets_BT: input.resets_BT,
     };
-    match kernel.on(k_BTD.device(), NAME, "k_BTD")? {
+    match kernel.of(Scan::Wkv, &k_BTD, NAME, "k_BTD")? {
         ScanKernel::Reference => Ok(reference(&converted, &state)),
         ScanKernel::Composed => composed(&converted, &state),
         ScanKernel::Auto | ScanKernel::Fused => fused(&converted, &state),
@@ -243,7 +244,7 @@ named_tensors! {
 
     struct Outputs<T> { y_BTD: T, numerator_BD: T, denominator_BD: T, maximum_BD: T }
 
-    /// Numerator, denominator and maximum every `SAVED_EVERY` steps, `(B, chunks, D)` each.
+    /// Numerator, denominator and maximum every `saved_every` steps, `(B, chunks, D)` each.
     struct States { numerator: Tensor, denominator: Tensor, maximum: Tensor }
 
     struct Saved {
@@ -269,8 +270,8 @@ fn fused(input: &WkvInput<'_>, state: &WkvState) -> Result<WkvOutput, KernelErro
     let outputs = node(
         "wkv",
         inputs.map(Some),
-        |_| Ok(forward(inputs, maximum_BD, resets_BT)),
-        |saved, upstream, _| Ok(backward(&saved, upstream)),
+        |_| forward(inputs, maximum_BD, resets_BT),
+        |saved, upstream, _| backward(&saved, upstream),
     )?;
     let Outputs { y_BTD, numerator_BD, denominator_BD, maximum_BD } = outputs;
     let state =
@@ -282,14 +283,15 @@ fn forward(
     inputs: Inputs<&Tensor>,
     maximum_BD: Tensor,
     resets_BT: Option<Tensor>,
-) -> (Outputs<Tensor>, Saved) {
+) -> Result<(Outputs<Tensor>, Saved), BoxError> {
     let size = inputs.k_BTD.size();
-    let kind = inputs.k_BTD.kind();
-    let state = || empty(&[size[0], size[2]], kind);
-    let chunks = (size[1] + SAVED_EVERY - 1) / SAVED_EVERY;
-    let states = || empty(&[size[0], chunks, size[2]], kind);
+    let (kind, device) = (inputs.k_BTD.kind(), inputs.k_BTD.device());
+    let state = || beside(inputs.k_BTD, &[size[0], size[2]]);
+    let every = saved_every(device);
+    let chunks = (size[1] + every - 1) / every;
+    let states = || beside(inputs.k_BTD, &[size[0], chunks, size[2]]);
     let outputs = Outputs {
-        y_BTD: empty(&size, kind),
+        y_BTD: beside(inputs.k_BTD, &size),
         numerator_BD: state(),
         denominator_BD: state(),
         maximum_BD: state(),
@@ -303,8 +305,30 @@ fn forward(
         outputs: again.map(Tensor::shallow_clone),
         states: States { numerator: states(), denominator: states(), maximum: states() },
     };
-    call!(kind, wkv_forward_f32, wkv_forward_f64, &problem(&saved));
-    (outputs, saved)
+    if device == Device::Cpu {
+        call!(kind, wkv_forward_f32, wkv_forward_f64, &problem(&saved));
+    } else {
+        // SAFETY: dense tensors on one GPU, of the sizes that `scan.cu` states.
+        unsafe { cuda::scan(Scan::Wkv, &saved.inputs.k_BTD, parameters(&saved), false)? };
+    }
+    Ok((outputs, saved))
+}
+
+/// What the GPU's kernels are given.
+fn parameters(saved: &Saved) -> ScanParameters {
+    let Saved { inputs, maximum_BD, resets_BT, outputs, states } = saved;
+    let all = |tensors: [&Tensor; 3]| tensors.map(|tensor| on_gpu(Some(tensor)));
+    let [omega, bonus, k, v] =
+        [&inputs.omega_D, &inputs.bonus_D, &inputs.k_BTD, &inputs.v_BTD].map(|tensor| on_gpu(Some(tensor)));
+    ScanParameters {
+        resets: on_gpu(resets_BT.as_ref()),
+        inputs: [omega, bonus, k, v, 0],
+        initial: all([&inputs.numerator_BD, &inputs.denominator_BD, maximum_BD]),
+        output: on_gpu(Some(&outputs.y_BTD)),
+        last: all([&outputs.numerator_BD, &outputs.denominator_BD, &outputs.maximum_BD]),
+        saved: all([&states.numerator, &states.denominator, &states.maximum]),
+        ..ScanParameters::default()
+    }
 }
 
 fn problem<T>(saved: &Saved) -> WkvProblem<T> {
@@ -327,12 +351,12 @@ fn problem<T>(saved: &Saved) -> WkvProblem<T> {
     }
 }
 
-fn backward(saved: &Saved, upstream: Outputs<Option<Tensor>>) -> Inputs<Option<Tensor>> {
+fn backward(saved: &Saved, upstream: Outputs<Option<Tensor>>) -> Result<Inputs<Option<Tensor>>, BoxError> {
     let kind = saved.outputs.y_BTD.kind();
     let dense = |gradient: Option<Tensor>| gradient.map(|gradient| gradient.contiguous());
     let y_gradient = dense(upstream.y_BTD).unwrap_or_else(|| saved.outputs.y_BTD.zeros_like());
     let last = [dense(upstream.numerator_BD), dense(upstream.denominator_BD)];
-    let like = |tensor: &Tensor| empty(&tensor.size(), kind);
+    let like = |tensor: &Tensor| beside(tensor, &tensor.size());
     let state_BD = &saved.inputs.numerator_BD;
     let results = Inputs {
         omega_D: like(state_BD),
@@ -342,16 +366,30 @@ fn backward(saved: &Saved, upstream: Outputs<Option<Tensor>>) -> Inputs<Option<T
         numerator_BD: like(state_BD),
         denominator_BD: like(state_BD),
     };
-    call!(
-        kind,
-        wkv_backward_f32,
-        wkv_backward_f64,
-        &problem(saved),
-        &gradients(&y_gradient, &last, &results)
-    );
+    if y_gradient.device() == Device::Cpu {
+        call!(
+            kind,
+            wkv_backward_f32,
+            wkv_backward_f64,
+            &problem(saved),
+            &gradients(&y_gradient, &last, &results)
+        );
+    } else {
+        let Inputs { omega_D, bonus_D, k_BTD, v_BTD, numerator_BD, denominator_BD } = &results;
+        let to = |tensor: &Tensor| on_gpu(Some(tensor));
+        let parameters = ScanParameters {
+            output_gradient: to(&y_gradient),
+            last_gradient: last.each_ref().map(|gradient| on_gpu(gradient.as_ref())),
+            gradients: [to(omega_D), to(bonus_D), to(k_BTD), to(v_BTD), 0],
+            initial_gradient: [to(numerator_BD), to(denominator_BD)],
+            ..parameters(saved)
+        };
+        // SAFETY: as in `forward`; gradients have the shapes that `scan.cu` states.
+        unsafe { cuda::scan(Scan::Wkv, &saved.inputs.k_BTD, parameters, true)? };
+    }
     let omega_D = results.omega_D.sum_dim_intlist(0, false, kind);
     let bonus_D = results.bonus_D.sum_dim_intlist(0, false, kind);
-    Inputs { omega_D, bonus_D, ..results }.map(Some)
+    Ok(Inputs { omega_D, bonus_D, ..results }.map(Some))
 }
 
 fn gradients<T>(

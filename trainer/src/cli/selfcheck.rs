@@ -35,6 +35,8 @@ enum Part {
     Boundaries,
     /// sLSTM and LSTM
     Recurrent,
+    /// Gated linear attention and the scans of other methods
+    Methods,
     /// The loss
     Loss,
     /// Recorded training steps against launched ones
@@ -50,6 +52,7 @@ impl Part {
             Self::Mlstm => Some(Group::Mlstm),
             Self::Boundaries => Some(Group::Boundaries),
             Self::Recurrent => Some(Group::Recurrent),
+            Self::Methods => Some(Group::Methods),
             Self::Loss => Some(Group::Loss),
             Self::Steps | Self::Generation => None,
         }

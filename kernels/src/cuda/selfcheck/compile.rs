@@ -32,5 +32,6 @@ pub(super) fn compile(device: Device) -> Result<(), KernelError> {
         wanted.extend(Source::MLSTM.map(|source| Specialization::mlstm(source, architecture, sizes)));
     }
     wanted.extend(super::recurrent::specializations(architecture));
+    wanted.extend(super::methods::specializations(architecture));
     gpu.compile_all(&wanted).map_err(failed("selfcheck"))
 }

@@ -15,6 +15,7 @@ mod compile;
 mod inner;
 mod inputs;
 mod loss;
+mod methods;
 mod mlstm;
 mod plain;
 mod recurrent;
@@ -199,13 +200,16 @@ pub enum Group {
     Boundaries,
     /// sLSTM and LSTM.
     Recurrent,
+    /// Gated linear attention and the scans of other methods.
+    Methods,
     /// The loss.
     Loss,
 }
 
 impl Group {
     /// All, in the order in which they are checked.
-    pub const ALL: [Self; 5] = [Self::Pointwise, Self::Mlstm, Self::Boundaries, Self::Recurrent, Self::Loss];
+    pub const ALL: [Self; 6] =
+        [Self::Pointwise, Self::Mlstm, Self::Boundaries, Self::Recurrent, Self::Methods, Self::Loss];
 }
 
 /// Checks the kernels of these groups on this device; `each` is told of every result as it comes.
@@ -238,6 +242,10 @@ pub fn run(
             Group::Recurrent => {
                 recurrent::half(device, &mut take)?;
                 recurrent::single(device, &mut take)?;
+            }
+            Group::Methods => {
+                methods::attention(device, &mut take)?;
+                methods::scans(device, &mut take)?;
             }
             Group::Loss => loss::cross_entropy(device, &mut take)?,
         }

@@ -1,0 +1,365 @@
+// Gated linear attention over a whole sequence in one launch, in float32: GLA, HGRN2, RetNet, RWKV-5, RWKV-6.
+//
+//     S_t = diag(a_t) S_{t-1} + k_t v_t^T           S: K x V for each head of each sequence
+//     o_t = scale S_t^T q_t                         BONUS: scale (S_{t-1} + diag(u) k_t v_t^T)^T q_t
+//
+// The state of a head stays in registers, step after step: 16 numbers of each of four columns (or rows) a thread. Every pass is
+// the same recurrence of a matrix, read by a vector z that is contracted with one of its axes:
+//
+//     X = diag(a) X + x y^T,   out = X^T z (contracted over keys) or X z (over values)
+//
+//     pass                            X     x        y     z     contracted over
+//     linear_attention_forward        S     k        v     q     keys      gives o
+//     linear_attention_queries        S     k        v     do    values    gives dq
+//     linear_attention_keys           dS    scale q  do    v     values    gives dk, da, du; from the last step
+//     linear_attention_values         dS    scale q  do    k     keys      gives dv, dS_0;   from the last step
+//
+// The gradient of log a_t is what pairs of a step before t and a step from t on have in common:
+// sum_{i >= t} q_i dq_i - sum_{j >= t} k_j dk_j, where pairs on the same side cancel. Those sums are double.
+//
+// Work: 3 K V multiply-adds a step and head in each pass, that is 12 K V a step for training; nothing divides by a decay.
+//
+// Legend: B batch, T tokens, H heads, K keys and V values of a head.
+#include "common.cuh"
+
+#ifndef KEYS
+#define KEYS 128  // K: 16, 32, 64, 128, 256 or 512
+#endif
+#ifndef VALUES
+#define VALUES 256  // V: likewise
+#endif
+#ifndef BONUS
+#define BONUS 0  // 1: the state is read before the update, and the current step by u
+#endif
+
+static constexpr int STEPS = 8;  // read ahead together
+static constexpr int OWN = 4;    // columns (or rows) of a thread
+
+struct LinearAttentionParameters {
+    int tokens, heads;
+    int token_decay;  // 1: decays are [B, T, H, K], 0: [H, K]
+    float scale;
+    const float* query;            // [B, T, H, K]
+    const float* key;              // [B, T, H, K]
+    const float* value;            // [B, T, H, V]
+    const float* decay;            // a, between 0 and 1
+    const float* bonus;            // u: [H, K]
+    const unsigned char* resets;   // [B, T], or null
+    const float* initial;          // S before the first step: [B, H, K, V], or null for zeros
+    float* output;                 // [B, T, H, V]
+    float* last;                   // S after the last step
+    const float* output_gradient;  // as `output`
+    const float* last_gradient;    // as `last`, or null for zeros
+    float* query_gradient;
+    float* key_gradient;
+    float* value_gradient;
+    float* decay_gradient;    // of log a: [B, T, H, K] or, summed over T, [B, H, K]; or null
+    float* bonus_gradient;    // [B, H, K], or null
+    float* initial_gradient;  // or null
+};
+
+__device__ constexpr int at_least(int a, int b) { return a > b ? a : b; }
+__device__ constexpr int at_most(int a, int b) { return a < b ? a : b; }
+
+// How a pass is laid out. OVER_KEYS: contracted over keys, so that threads own values.
+template <bool OVER_KEYS, bool REVERSE>
+struct Layout {
+    static constexpr int CONTRACTED = OVER_KEYS ? KEYS : VALUES, OWNED = OVER_KEYS ? VALUES : KEYS;
+    static constexpr int LANES = at_least(4, at_most(32, CONTRACTED / 16));  // that share a sum
+    static constexpr int PER = CONTRACTED / LANES;                           // contracted numbers of a thread
+    static constexpr int THREADS = at_least(32, at_most(128, OWNED / OWN * LANES));
+    static constexpr int BLOCK_OWNED = THREADS / LANES * OWN;
+    // Vectors read ahead: a, x, z (or y, z) along the contracted axis; y (or x, a and, for decays, k, dq) along the other.
+    static constexpr int LONG = OVER_KEYS ? 3 : 2, SHORT = OVER_KEYS ? 1 : REVERSE ? 4 : 2;
+    static constexpr int STEP = LONG * CONTRACTED + SHORT * BLOCK_OWNED;  // floats
+    static_assert(PER % 4 == 0 && CONTRACTED == LANES * PER, "sizes are powers of two from 16 to 512");
+};
+
+// Sum of OWN values over the lanes that share them; lane s is left with value s % 4.
+template <int LANES>
+DEVICE float reduce(const float (&values)[OWN], int slice) {
+    const bool second = slice & 2, first = slice & 1;
+    float pair[2];
+#pragma unroll
+    for (int index = 0; index < 2; index++) {
+        const float keep = second ? values[2 + index] : values[index], send = second ? values[index] : values[2 + index];
+        pair[index] = keep + __shfl_xor_sync(0xffffffffu, send, 2);
+    }
+    float sum = (first ? pair[1] : pair[0]) + __shfl_xor_sync(0xffffffffu, first ? pair[0] : pair[1], 1);
+#pragma unroll
+    for (int offset = 4; offset < LANES; offset *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    return sum;
+}
+
+template <int LANES>
+DEVICE float sum_of_lanes(float value) {
+#pragma unroll
+    for (int offset = 1; offset < LANES; offset *= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+    return value;
+}
+
+// The numbers of one thread along the contracted axis: fours that alternate with those of its neighbors.
+template <int LANES, int PER>
+DEVICE void load_slice(float (&values)[PER], const float* row, int slice) {
+#pragma unroll
+    for (int four = 0; four < PER / 4; four++) {
+        const float4 read = *reinterpret_cast<const float4*>(row + 4 * (slice + LANES * four));
+        values[4 * four] = read.x, values[4 * four + 1] = read.y, values[4 * four + 2] = read.z, values[4 * four + 3] = read.w;
+    }
+}
+
+struct Sources {
+    const float* x;  // [B, T, H, K]
+    const float* y;  // [B, T, H, V]
+    const float* z;  // like y or x
+};
+
+template <bool OVER_KEYS, bool REVERSE>
+struct Pass {
+    typedef Layout<OVER_KEYS, REVERSE> L;
+    static constexpr bool SHIFTED = REVERSE && !BONUS;  // the decay between two steps is the later one's
+
+    const LinearAttentionParameters& p;
+    const Sources from;
+    float* memory;
+    int batch, head, first;  // the first owned column (or row) of the block
+    int slice, own;          // of this thread, within the block
+
+    DEVICE i64 row(int t) const { return ((i64)batch * p.tokens + t) * p.heads + head; }
+    DEVICE i64 decay_row(int t) const { return p.token_decay ? row(t) : head; }
+    DEVICE int step_of(int number) const { return REVERSE ? p.tokens - 1 - number : number; }
+    DEVICE bool is_reset(int t) const { return p.resets != nullptr && p.resets[(i64)batch * p.tokens + t] != 0; }
+
+    template <int WIDTH>
+    DEVICE void copy(float* to, const float* source, bool contracted) const {
+        for (int at = 4 * threadIdx.x; at < WIDTH; at += 4 * L::THREADS) {
+            const bool inside = contracted || first + at < L::OWNED;
+            copy_async_16(shared_address(to + at), source + (inside ? at : 0), inside);
+        }
+    }
+
+    // All vectors of one step into `to`.
+    DEVICE void fetch(float* to, int number) const {
+        const int t = step_of(number);
+        const int decayed = SHIFTED ? t + 1 : t;
+        float* decays = OVER_KEYS ? to : to + L::LONG * L::CONTRACTED + L::BLOCK_OWNED;
+        constexpr int DECAYS = OVER_KEYS ? L::CONTRACTED : L::BLOCK_OWNED;
+        if (decayed < p.tokens) {
+            copy<DECAYS>(decays, p.decay + decay_row(decayed) * KEYS + (OVER_KEYS ? 0 : first), OVER_KEYS);
+        } else {
+            // Nothing is lost behind the last step.
+            for (int at = threadIdx.x; at < DECAYS; at += L::THREADS) decays[at] = 1.0f;
+        }
+        float* owned = to + L::LONG * L::CONTRACTED;
+        if constexpr (OVER_KEYS) {
+            copy<L::CONTRACTED>(to + L::CONTRACTED, from.x + row(t) * KEYS, true);
+            copy<L::CONTRACTED>(to + 2 * L::CONTRACTED, from.z + row(t) * KEYS, true);
+            copy<L::BLOCK_OWNED>(owned, from.y + row(t) * VALUES + first, false);
+        } else {
+            copy<L::CONTRACTED>(to, from.y + row(t) * VALUES, true);
+            copy<L::CONTRACTED>(to + L::CONTRACTED, from.z + row(t) * VALUES, true);
+            copy<L::BLOCK_OWNED>(owned, from.x + row(t) * KEYS + first, false);
+            if constexpr (REVERSE) {
+                copy<L::BLOCK_OWNED>(owned + 2 * L::BLOCK_OWNED, p.key + row(t) * KEYS + first, false);
+                copy<L::BLOCK_OWNED>(owned + 3 * L::BLOCK_OWNED, p.query_gradient + row(t) * KEYS + first, false);
+            }
+        }
+    }
+
+    DEVICE void fetch_chunk(int chunk) const {
+        float* to = memory + (chunk & 1) * STEPS * L::STEP;
+        for (int index = 0; index < STEPS; index++)
+            if (chunk * STEPS + index < p.tokens) fetch(to + index * L::STEP, chunk * STEPS + index);
+        copy_async_commit();
+    }
+
+    // Where an element of the state lies: contracted index c, owned index o of this thread.
+    DEVICE i64 element(int c, int o) const {
+        const int contracted = 4 * (slice + L::LANES * (c / 4)) + c % 4, owned = first + own + o;
+        const i64 matrix = ((i64)batch * p.heads + head) * KEYS;
+        return OVER_KEYS ? (matrix + contracted) * VALUES + owned : (matrix + owned) * VALUES + contracted;
+    }
+
+    DEVICE void load_state(float (&state)[OWN][L::PER], const float* source) const {
+#pragma unroll
+        for (int o = 0; o < OWN; o++)
+#pragma unroll
+            for (int c = 0; c < L::PER; c++)
+                state[o][c] = source != nullptr && first + own + o < L::OWNED ? source[element(c, o)] : 0.0f;
+    }
+
+    DEVICE void store_state(float* to, const float (&state)[OWN][L::PER], const float (&factor)[OWN][L::PER]) const {
+#pragma unroll
+        for (int o = 0; o < OWN; o++)
+#pragma unroll
+            for (int c = 0; c < L::PER; c++)
+                if (first + own + o < L::OWNED) to[element(c, o)] = factor[o][c] * state[o][c];
+    }
+
+    // One step: X and what is read of it. `to` is the step's vectors, `factor` what x is multiplied with.
+    // Returns this lane's sum (of owned number slice % 4) without the bonus; `weight` becomes the bonus's contracted factor.
+    DEVICE float step(float (&state)[OWN][L::PER], const float* to, const float (&bonus)[L::PER], float factor, bool reset,
+                      float& weight) const {
+        float z[L::PER], along[L::PER], sums[OWN], decays[L::PER];
+        const float* owned = to + L::LONG * L::CONTRACTED + own;
+        load_slice<L::LANES>(z, to + (L::LONG - 1) * L::CONTRACTED, slice);
+        load_slice<L::LANES>(along, to + (L::LONG - 2) * L::CONTRACTED, slice);
+        if constexpr (OVER_KEYS) load_slice<L::LANES>(decays, to, slice);
+        weight = 0.0f;
+        if constexpr (OVER_KEYS) {
+#pragma unroll
+            for (int c = 0; c < L::PER; c++) along[c] *= factor;
+        }
+        if constexpr (BONUS) {
+#pragma unroll
+            for (int c = 0; c < L::PER; c++) weight += OVER_KEYS ? z[c] * bonus[c] * along[c] : z[c] * along[c];
+            weight = sum_of_lanes<L::LANES>(weight);
+        }
+#pragma unroll
+        for (int o = 0; o < OWN; o++) {
+            const float other = OVER_KEYS ? owned[o] : owned[o] * factor;
+            const float left = OVER_KEYS ? 0.0f : owned[L::BLOCK_OWNED + o];
+            float sum = 0.0f;
+#pragma unroll
+            for (int c = 0; c < L::PER; c++) {
+                if (BONUS) {
+                    const float before = !REVERSE && reset ? 0.0f : state[o][c];
+                    sum += before * z[c];
+                }
+                const float decay = reset ? 0.0f : OVER_KEYS ? decays[c] : left;
+                // What is read before a reset is nothing: no gradient goes further back.
+                const float added = BONUS && REVERSE && reset ? 0.0f : along[c] * other;
+                state[o][c] = decay * state[o][c] + added;
+                if (!BONUS) sum += state[o][c] * z[c];
+            }
+            sums[o] = sum;
+        }
+        return reduce<L::LANES>(sums, slice);
+    }
+
+    DEVICE void run(float* out) const {
+        float state[OWN][L::PER], bonus[L::PER];
+        load_state(state, REVERSE ? p.last_gradient : p.initial);
+        const int mine = first + own + (slice & 3);  // the owned number whose sum this lane has
+        const bool writes = slice < 4 && mine < L::OWNED;
+        float own_bonus = 0.0f;
+        if constexpr (BONUS) {
+            if constexpr (OVER_KEYS) load_slice<L::LANES>(bonus, p.bonus + (i64)head * KEYS, slice);
+            own_bonus = !OVER_KEYS && mine < L::OWNED ? p.bonus[(i64)head * KEYS + mine] : 0.0f;
+        }
+        // Sums over all later steps, of the gradient of log a and of u.
+        double later = 0.0, decay_sum = 0.0, bonus_sum = 0.0;
+        if constexpr (!OVER_KEYS && REVERSE) later = last_read(state);
+        const float factor = REVERSE ? p.scale : 1.0f, scaled = REVERSE ? 1.0f : p.scale;
+        const int chunks = (p.tokens + STEPS - 1) / STEPS;
+        fetch_chunk(0);
+        for (int chunk = 0; chunk < chunks; chunk++) {
+            if (chunk + 1 < chunks) {
+                fetch_chunk(chunk + 1);
+                copy_async_wait<1>();
+            } else {
+                copy_async_wait<0>();
+            }
+            __syncthreads();
+            const float* vectors = memory + (chunk & 1) * STEPS * L::STEP;
+            for (int index = 0; index < STEPS && chunk * STEPS + index < p.tokens; index++) {
+                const int t = step_of(chunk * STEPS + index);
+                const float* to = vectors + index * L::STEP;
+                const int decayed = SHIFTED ? t + 1 : t;
+                const bool reset = decayed < p.tokens && is_reset(decayed);
+                float weight;
+                const float sum = step(state, to, bonus, factor, reset, weight);
+                if (!writes) continue;
+                const float* owned = to + L::LONG * L::CONTRACTED + own + (slice & 3);
+                const float other = OVER_KEYS ? owned[0] : owned[0] * factor;
+                const float added = !BONUS ? 0.0f : OVER_KEYS ? other * weight : own_bonus * other * weight;
+                out[row(t) * L::OWNED + mine] = scaled * (sum + added);
+                if constexpr (!OVER_KEYS && REVERSE) {
+                    const double key = owned[2 * L::BLOCK_OWNED], query = (double)owned[0] * owned[3 * L::BLOCK_OWNED];
+                    const double both = query - key * (sum + added);
+                    // Read after the update, step t itself stands on both sides; read before it, on neither.
+                    double gradient = BONUS ? later - key * sum : later + both;
+                    later += both;
+                    if (is_reset(t)) gradient = later = 0.0;
+                    if (p.token_decay && p.decay_gradient != nullptr) p.decay_gradient[row(t) * KEYS + mine] = (float)gradient;
+                    decay_sum += gradient;
+                    if (BONUS) bonus_sum += (double)other * key * weight;
+                }
+            }
+            __syncthreads();
+        }
+        finish(state, out, writes, mine, decay_sum, bonus_sum);
+    }
+
+    // What steps behind the last one read of this lane's row: sum_v S_T dS_T.
+    DEVICE double last_read(const float (&state)[OWN][L::PER]) const {
+        if (p.last_gradient == nullptr) return 0.0;
+        float sums[OWN];
+#pragma unroll
+        for (int o = 0; o < OWN; o++) {
+            sums[o] = 0.0f;
+#pragma unroll
+            for (int c = 0; c < L::PER; c++)
+                if (first + own + o < L::OWNED) sums[o] += state[o][c] * p.last[element(c, o)];
+        }
+        return reduce<L::LANES>(sums, slice);
+    }
+
+    DEVICE void finish(const float (&state)[OWN][L::PER], float* out, bool writes, int mine, double decay_sum,
+                       double bonus_sum) const {
+        float factor[OWN][L::PER];
+#pragma unroll
+        for (int o = 0; o < OWN; o++)
+#pragma unroll
+            for (int c = 0; c < L::PER; c++) {
+                factor[o][c] = 1.0f;
+                if constexpr (OVER_KEYS && SHIFTED) {
+                    const int contracted = 4 * (slice + L::LANES * (c / 4)) + c % 4;
+                    factor[o][c] = is_reset(0) ? 0.0f : p.decay[decay_row(0) * KEYS + contracted];
+                }
+            }
+        if (OVER_KEYS && !REVERSE) store_state(p.last, state, factor);
+        if (OVER_KEYS && REVERSE && p.initial_gradient != nullptr) store_state(p.initial_gradient, state, factor);
+        if constexpr (!OVER_KEYS && REVERSE) {
+            const i64 at = ((i64)batch * p.heads + head) * KEYS + mine;
+            if (writes && !p.token_decay && p.decay_gradient != nullptr) p.decay_gradient[at] = (float)decay_sum;
+            if (writes && p.bonus_gradient != nullptr) p.bonus_gradient[at] = (float)bonus_sum;
+        }
+    }
+};
+
+template <bool OVER_KEYS, bool REVERSE>
+DEVICE void run_pass(const LinearAttentionParameters& p, const Sources& from, float* out) {
+    typedef Layout<OVER_KEYS, REVERSE> L;
+    extern __shared__ float4 shared[];
+    const int lane = threadIdx.x;
+    const Pass<OVER_KEYS, REVERSE> pass{p,
+                                        from,
+                                        reinterpret_cast<float*>(shared),
+                                        (int)blockIdx.z,
+                                        (int)blockIdx.y,
+                                        (int)blockIdx.x * L::BLOCK_OWNED,
+                                        lane % L::LANES,
+                                        lane / L::LANES * OWN};
+    pass.run(out);
+}
+
+extern "C" __global__ void __launch_bounds__(Layout<true, false>::THREADS)
+    linear_attention_forward(const __grid_constant__ LinearAttentionParameters p) {
+    run_pass<true, false>(p, {p.key, p.value, p.query}, p.output);
+}
+
+extern "C" __global__ void __launch_bounds__(Layout<false, true>::THREADS)
+    linear_attention_keys(const __grid_constant__ LinearAttentionParameters p) {
+    run_pass<false, true>(p, {p.query, p.output_gradient, p.value}, p.key_gradient);
+}
+
+extern "C" __global__ void __launch_bounds__(Layout<false, false>::THREADS)
+    linear_attention_queries(const __grid_constant__ LinearAttentionParameters p) {
+    run_pass<false, false>(p, {p.key, p.value, p.output_gradient}, p.query_gradient);
+}
+
+extern "C" __global__ void __launch_bounds__(Layout<true, true>::THREADS)
+    linear_attention_values(const __grid_constant__ LinearAttentionParameters p) {
+    run_pass<true, true>(p, {p.query, p.output_gradient, p.key}, p.value_gradient);
+}

@@ -1,0 +1,212 @@
+//! Gated linear attention in float32 on the GPU, inside libtorch's autograd (`linear_attention.cu`).
+//!
+//! What is saved is the inputs, exp(g) and the final state: the states in between are computed again. Three kernels of the
+//! backward pass give gradients of queries, of keys with decays and bonus, and of values with the first state.
+
+use tch::{Kind, Tensor};
+use xlstm_bridge::autograd::node;
+use xlstm_bridge::{BoxError, named_tensors};
+use xlstm_cuda::linear_attention::{LinearAttentionParameters, LinearAttentionPass, LinearAttentionSizes};
+
+use super::{Gpu, address, enabled, expect, make, optional_address};
+use crate::KernelError;
+use crate::linear_attention::{LinearAttentionInput, LinearAttentionOutput, LogDecay};
+use crate::shape::dimensions;
+
+const NAME: &str = "linear_attention (CUDA)";
+
+/// Most sequences, and most heads, of a launch.
+const MAX_GRID: i64 = 65535;
+
+named_tensors! {
+    struct Inputs<T> { q_BTHK: T, k_BTHK: T, v_BTHV: T, log_decay: T, bonus_HK: T, state_BHKV: T }
+
+    struct Outputs<T> { o_BTHV: T, state_BHKV: T }
+
+    struct Saved {
+        q_BTHK: Tensor,
+        k_BTHK: Tensor,
+        v_BTHV: Tensor,
+        /// `(B, T, H, K)`, or `(H, K)`.
+        decay: Tensor,
+        bonus_HK: Option<Tensor>,
+        initial_BHKV: Option<Tensor>,
+        resets_BT: Option<Tensor>,
+        last_BHKV: Tensor,
+    }
+}
+
+/// Whether there is a kernel for this call: float32 on a GPU, keys and values of a head powers of two from 16 to 512, and no
+/// one asked for libtorch alone.
+pub(crate) fn linear_attention_fits(input: &LinearAttentionInput<'_>) -> bool {
+    let known = sizes(input.q_BTHK, input.v_BTHV, input.bonus_HK.is_some()).is_ok();
+    let [batch, tokens, heads, _] = input.q_BTHK.size()[..] else { return false };
+    let within = batch <= MAX_GRID && heads <= MAX_GRID && i32::try_from(tokens).is_ok();
+    known && within && input.q_BTHK.kind() == Kind::Float && enabled(input.q_BTHK.device())
+}
+
+fn sizes(q_BTHK: &Tensor, v_BTHV: &Tensor, bonus: bool) -> Result<LinearAttentionSizes, BoxError> {
+    let [.., key] = dimensions::<4>(NAME, "q_BTHK", q_BTHK)?;
+    let [.., value] = dimensions::<4>(NAME, "v_BTHV", v_BTHV)?;
+    let sizes = LinearAttentionSizes::new(u32::try_from(key)?, u32::try_from(value)?, bonus);
+    sizes.ok_or_else(|| {
+        format!("{NAME}: expected heads of a power of two from 16 to 512, found keys of {key} and values of {value}")
+            .into()
+    })
+}
+
+/// As [`crate::linear_attention::linear_attention`]; all floating-point tensors are `Float` on one GPU, of shapes that the
+/// caller has checked, and [`linear_attention_fits`] says yes.
+///
+/// # Errors
+/// [`KernelError`] when the GPU or its compiler fails.
+pub(crate) fn linear_attention(
+    input: &LinearAttentionInput<'_>,
+) -> Result<LinearAttentionOutput, KernelError> {
+    let scale = input.scale;
+    // The kernel reads one decay for each key.
+    let spread = match input.log_decay {
+        LogDecay::Head(decay_H) => {
+            let keys = input.q_BTHK.size()[3];
+            decay_H.f_unsqueeze(-1)?.f_expand([decay_H.size()[0], keys], false)?
+        }
+        LogDecay::Key(tensor) | LogDecay::Token(tensor) => tensor.shallow_clone(),
+    };
+    let inputs = Inputs {
+        q_BTHK: Some(input.q_BTHK),
+        k_BTHK: Some(input.k_BTHK),
+        v_BTHV: Some(input.v_BTHV),
+        log_decay: Some(&spread),
+        bonus_HK: input.bonus_HK,
+        state_BHKV: input.state_BHKV,
+    };
+    let Outputs { o_BTHV, state_BHKV } = node(
+        NAME,
+        inputs,
+        |_| forward(input, &spread),
+        move |saved: Saved, upstream, wanted| backward(&saved, upstream, wanted, scale),
+    )?;
+    Ok(LinearAttentionOutput { o_BTHV, state_BHKV })
+}
+
+/// Dense and float32, as the kernels take it.
+fn dense(name: &str, tensor: &Tensor) -> Result<Tensor, BoxError> {
+    let dense = tensor.f_contiguous()?;
+    expect(&format!("{NAME}: {name}"), &dense, Kind::Float)?;
+    Ok(dense)
+}
+
+impl Saved {
+    fn is_by_token(&self) -> bool {
+        self.decay.dim() == 4
+    }
+
+    fn parameters(&self, scale: f64) -> Result<LinearAttentionParameters, BoxError> {
+        let [_, tokens, heads, _] = dimensions::<4>(NAME, "q_BTHK", &self.q_BTHK)?;
+        Ok(LinearAttentionParameters {
+            tokens: i32::try_from(tokens)?,
+            heads: i32::try_from(heads)?,
+            token_decay: self.is_by_token().into(),
+            scale: scale as f32,
+            query: address(&self.q_BTHK),
+            key: address(&self.k_BTHK),
+            value: address(&self.v_BTHV),
+            decay: address(&self.decay),
+            bonus: optional_address(self.bonus_HK.as_ref()),
+            resets: optional_address(self.resets_BT.as_ref()),
+            initial: optional_address(self.initial_BHKV.as_ref()),
+            last: address(&self.last_BHKV),
+            ..LinearAttentionParameters::default()
+        })
+    }
+
+    fn launch(
+        &self,
+        passes: &[LinearAttentionPass],
+        parameters: &LinearAttentionParameters,
+    ) -> Result<(), BoxError> {
+        let gpu = Gpu::of(&self.q_BTHK)?;
+        let [batch, _, heads, _] = dimensions::<4>(NAME, "q_BTHK", &self.q_BTHK)?;
+        let sizes = sizes(&self.q_BTHK, &self.v_BTHV, self.bonus_HK.is_some())?;
+        let wanted = sizes.specialization(gpu.architecture());
+        for &pass in passes {
+            let launch = sizes.launch(pass, u32::try_from(batch)?, u32::try_from(heads)?);
+            // SAFETY: the tensors are dense and have the sizes that the structure and the launch state.
+            unsafe { gpu.launch(wanted.clone(), launch, parameters)? };
+        }
+        Ok(())
+    }
+}
+
+fn forward(
+    input: &LinearAttentionInput<'_>,
+    log_decay: &Tensor,
+) -> Result<(Outputs<Tensor>, Saved), BoxError> {
+    let [batch, _, heads, key] = dimensions::<4>(NAME, "q_BTHK", input.q_BTHK)?;
+    let [.., value] = dimensions::<4>(NAME, "v_BTHV", input.v_BTHV)?;
+    let optional = |name, tensor: Option<&Tensor>| tensor.map(|tensor| dense(name, tensor)).transpose();
+    let saved = Saved {
+        q_BTHK: dense("q", input.q_BTHK)?,
+        k_BTHK: dense("k", input.k_BTHK)?,
+        v_BTHV: dense("v", input.v_BTHV)?,
+        decay: dense("decay", &log_decay.f_exp()?)?,
+        bonus_HK: optional("bonus", input.bonus_HK)?,
+        initial_BHKV: optional("state", input.state_BHKV)?,
+        resets_BT: input.resets_BT.map(Tensor::f_contiguous).transpose()?,
+        last_BHKV: make(&[batch, heads, key, value], Kind::Float, input.q_BTHK)?,
+    };
+    let o_BTHV = make(&input.v_BTHV.size(), Kind::Float, input.q_BTHK)?;
+    let parameters = LinearAttentionParameters { output: address(&o_BTHV), ..saved.parameters(input.scale)? };
+    saved.launch(&[LinearAttentionPass::Forward], &parameters)?;
+    Ok((Outputs { o_BTHV, state_BHKV: saved.last_BHKV.shallow_clone() }, saved))
+}
+
+fn backward(
+    saved: &Saved,
+    upstream: Outputs<Option<Tensor>>,
+    wanted: Inputs<bool>,
+    scale: f64,
+) -> Result<Inputs<Option<Tensor>>, BoxError> {
+    let [batch, _, heads, key] = dimensions::<4>(NAME, "q_BTHK", &saved.q_BTHK)?;
+    let output_gradient = match upstream.o_BTHV {
+        Some(gradient) => dense("gradient of o", &gradient)?,
+        None => saved.v_BTHV.f_zeros_like()?,
+    };
+    let last_gradient =
+        upstream.state_BHKV.map(|gradient| dense("gradient of the state", &gradient)).transpose()?;
+    let like = |tensor: &Tensor| make(&tensor.size(), Kind::Float, tensor);
+    let of_heads = || make(&[batch, heads, key], Kind::Float, &saved.q_BTHK);
+    let (query, keys, values) = (like(&saved.q_BTHK)?, like(&saved.k_BTHK)?, like(&saved.v_BTHV)?);
+    let decay = match (wanted.log_decay, saved.is_by_token()) {
+        (false, _) => None,
+        (true, true) => Some(like(&saved.decay)?),
+        (true, false) => Some(of_heads()?),
+    };
+    let bonus = saved.bonus_HK.as_ref().map(|_| of_heads()).transpose()?;
+    let initial = saved.initial_BHKV.as_ref().map(like).transpose()?;
+    let parameters = LinearAttentionParameters {
+        output_gradient: address(&output_gradient),
+        last_gradient: optional_address(last_gradient.as_ref()),
+        query_gradient: address(&query),
+        key_gradient: address(&keys),
+        value_gradient: address(&values),
+        decay_gradient: optional_address(decay.as_ref()),
+        bonus_gradient: optional_address(bonus.as_ref()),
+        initial_gradient: optional_address(initial.as_ref()),
+        ..saved.parameters(scale)?
+    };
+    let passes = [LinearAttentionPass::Queries, LinearAttentionPass::Keys, LinearAttentionPass::Values];
+    saved.launch(&passes, &parameters)?;
+    let over_batch = |sums: Tensor| sums.f_sum_dim_intlist(0, false, Kind::Float);
+    Ok(Inputs {
+        q_BTHK: Some(query),
+        k_BTHK: Some(keys),
+        v_BTHV: Some(values),
+        log_decay: match decay {
+            Some(sums) if !saved.is_by_token() => Some(over_batch(sums)?),
+            decay => decay,
+        },
+        bonus_HK: bonus.map(over_batch).transpose()?,
+        state_BHKV: initial,
+    })
+}
