@@ -174,6 +174,9 @@ pub(super) struct CommonArgs {
     /// Leave out documents of this set, such as RedPajamaBook; repeat for several
     #[arg(long = "exclude-set", value_name = "SET")]
     pub(super) exclude_sets: Vec<String>,
+    /// Leave out the copies that `xlstm-data duplicates --list FILE` found in these files: all but the first of each kind
+    #[arg(long, value_name = "FILE")]
+    pub(super) drop_duplicates: Option<PathBuf>,
     /// What to do about a record that cannot be used: `skip` counts it, by reason, in the manifest
     #[arg(long, default_value = "fail", value_parser = ["fail", "skip"])]
     pub(super) on_bad_record: String,

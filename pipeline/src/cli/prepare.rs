@@ -12,6 +12,7 @@ use xlstm_manifests::manifest::{Layout, MANIFEST_NAME, Manifest};
 use xlstm_manifests::printable;
 
 use super::args::{CommonArgs, DatasetArgs, ExamplesArgs, HubArgs, MergeArgs, PrepareArgs};
+use crate::duplicates::Copies;
 use crate::hub::{Hub, HubConfig};
 use crate::plan::Plan;
 use crate::prepare::{
@@ -239,11 +240,13 @@ fn resolve_common(args: CommonArgs, hub: Option<HubArgs>) -> anyhow::Result<Comm
         discard_downloads: false,
         parallel_downloads: 1,
     });
+    let drop_duplicates = args.drop_duplicates.as_deref().map(Copies::load).transpose()?;
     Ok(Common {
         out: args.out,
         threads,
         max_tokens: args.max_tokens,
         exclude_sets,
+        drop_duplicates: drop_duplicates.map(Arc::new),
         skip_bad_records: args.on_bad_record == "skip",
         task: args.task,
         rows_per_shard: args.rows_per_shard,

@@ -198,6 +198,7 @@ pub fn plan_examples(request: &ExamplesRequest) -> anyhow::Result<ExamplesPlan> 
                     exclude_sets: Vec::new(),
                     max_tokens: None,
                     holdout,
+                    drop_duplicates: None,
                     on_bad_record: if request.skip_bad_records { "skip" } else { "fail" }.into(),
                 },
                 tokenizer: no_tokenizer(vocabulary_size),
@@ -382,5 +383,5 @@ fn filter(spec: &SplitSpec) -> anyhow::Result<Filter> {
         let fraction: f64 = holdout.fraction.parse().context("the holdout's fraction is not a number")?;
         Ok(HoldoutCut { threshold: holdout_threshold(fraction), held_out: holdout.held_out })
     });
-    Ok(Filter { exclude_sets: Vec::new(), holdout: holdout.transpose()? })
+    Ok(Filter { holdout: holdout.transpose()?, ..Filter::default() })
 }

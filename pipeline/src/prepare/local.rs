@@ -127,6 +127,7 @@ impl OnThisMachine {
                     exclude_sets: common.exclude_sets.clone(),
                     max_tokens: common.max_tokens,
                     holdout,
+                    drop_duplicates: common.drop_duplicates.as_ref().map(|copies| copies.selection()),
                     on_bad_record: common.on_bad_record(),
                 },
                 tokenizer: tokenizer.clone(),

@@ -1,6 +1,9 @@
 //! A request, resolved from the command line: plain values, nothing opened yet.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::duplicates::Copies;
 
 /// Which dataset is wanted.
 #[derive(Debug, Clone)]
@@ -89,6 +92,8 @@ pub struct Common {
     pub max_tokens: Option<u64>,
     /// Sets left out.
     pub exclude_sets: Vec<String>,
+    /// Copies left out.
+    pub drop_duplicates: Option<Arc<Copies>>,
     /// Skip bad records instead of failing.
     pub skip_bad_records: bool,
     /// One task of an array.

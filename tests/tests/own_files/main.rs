@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
+mod duplicates;
 mod fields;
 mod finished;
 mod formats;
