@@ -79,6 +79,7 @@ fn examples(args: ExamplesArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode>
         out: args.out,
         split: args.split,
         holdout: args.holdout,
+        license: args.license,
         row_length: args.row_length,
         vocabulary_size: args.vocabulary_size,
         rows_per_shard: args.rows_per_shard,
@@ -188,8 +189,8 @@ fn resolve(args: PrepareArgs) -> anyhow::Result<Resolved> {
         DatasetArgs::Paloma { revision, splits, sources, hub, common } => {
             (DatasetRequest::Paloma(PalomaRequest { revision, splits, sources }), Some(hub), common)
         }
-        DatasetArgs::Crates { lockfile, holdout, common } => {
-            (DatasetRequest::Crates(CratesRequest { lockfile, holdout }), None, common)
+        DatasetArgs::Crates { lockfile, license, holdout, common } => {
+            (DatasetRequest::Crates(CratesRequest { lockfile, license, holdout }), None, common)
         }
         DatasetArgs::Local {
             paths,

@@ -43,6 +43,8 @@ pub struct PalomaRequest {
 /// The crates of a lock file.
 #[derive(Debug, Clone)]
 pub struct CratesRequest {
+    /// What whoever prepares the crates says of their license, beside each crate's own statement.
+    pub license: Option<String>,
     /// The lock file.
     pub lockfile: PathBuf,
     /// Share of documents held out for validation.
