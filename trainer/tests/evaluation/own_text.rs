@@ -81,6 +81,32 @@ fn losses_by_token_add_up_and_the_likeliest_stand_beside_them() {
 }
 
 #[test]
+fn any_number_of_ranks_writes_the_same_table() {
+    let fixture = fixture();
+    // A batch for each sequence; more batches than ranks, and no multiple of them.
+    let options = ["--manifest", text(&fixture.paloma), "--batch-tokens", "1"];
+    let table = |ranks: &str| {
+        let name = format!("ranks-{ranks}");
+        let (report, records) = losses(fixture, &name, &[&options[..], &["--nproc", ranks]].concat());
+        assert!(records.len() > 10_000, "{report}");
+        fs_err::read(fixture.path(&name).with_extension("parquet")).unwrap()
+    };
+    let one = table("1");
+    for ranks in ["2", "3"] {
+        assert!(one == table(ranks), "{ranks} ranks write another table");
+    }
+    // More ranks than batches: a rank without one still takes part.
+    let first = [&options[..], &["--first", "1", "--top", "2", "--nproc"]].concat();
+    let few = |ranks| losses(fixture, "few", &[&first[..], &[ranks]].concat());
+    assert_eq!(few("2"), few("1"));
+    // What the first rank refuses ends all of them, and leaves no table.
+    let to = fixture.path("no-such-folder/table.parquet");
+    let arguments = [&options[..], &["--nproc", "2", "--to", text(&to)]].concat();
+    let message = run(evaluate("losses", fixture).args(arguments)).failure(1);
+    assert!(message.contains("no-such-folder"), "{message}");
+}
+
+#[test]
 fn a_file_of_text_is_evaluated_as_a_prepared_split_of_it() {
     let fixture = fixture();
     let own = |name: &str, content: &str| {
