@@ -141,8 +141,8 @@ fn show_plan(mut resolved: Resolved, out: &mut dyn Write) -> anyhow::Result<Exit
     let context = context(&mut resolved)?;
     let plans = prepare::plans(&resolved.request, &resolved.common, &context)?;
     say_notes(&plans);
-    let previews: Vec<_> =
-        plans.iter().map(|plan| prepare::preview(plan, &resolved.common, &context)).collect();
+    let previews = prepare::previews(&plans, &resolved.common, &context);
+    say_all(previews.iter().flat_map(|preview| &preview.notes));
     if resolved.json {
         writeln!(out, "{}", printable::json(&json!({ "splits": previews }).to_string()))?;
     } else {
@@ -173,8 +173,11 @@ fn warn_if_empty(prepared: &Prepared) {
 
 /// Says what was passed over or is missing: on stderr, each once, also where several splits share it.
 fn say_notes(plans: &[Plan]) {
-    let notes: BTreeSet<&String> = plans.iter().flat_map(|plan| &plan.notes).collect();
-    for note in notes {
+    say_all(plans.iter().flat_map(|plan| &plan.notes));
+}
+
+fn say_all<'a>(notes: impl Iterator<Item = &'a String>) {
+    for note in notes.collect::<BTreeSet<_>>() {
         // A note that cannot be said is no reason to stop.
         let _ = writeln!(std::io::stderr(), "note: {}", printable::text(note));
     }

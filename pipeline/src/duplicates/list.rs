@@ -191,6 +191,13 @@ impl Copies {
         })
     }
 
+    /// The digests of texts that the list names at a place, one for each file that it knows under the name.
+    #[must_use]
+    pub fn named(&self, input: &str, record: u64) -> Vec<Sha256Digest> {
+        let files = self.by_input.get(input).into_iter().flat_map(BTreeMap::values);
+        files.filter_map(|copies| copies.0.get(&record).copied()).collect()
+    }
+
     /// Documents that the list names.
     #[must_use]
     pub fn documents(&self) -> u64 {

@@ -7,6 +7,7 @@
 //! and parts of a whole from mixing with others.
 
 mod crates_io;
+mod estimate;
 mod examples;
 mod finished;
 mod hub_profiles;
@@ -23,9 +24,10 @@ use anyhow::Context as _;
 use xlstm_manifests::manifest::{Layout, Manifest, Packing, Targets};
 use xlstm_manifests::printable;
 
+pub use estimate::Sample;
 pub use examples::{ExamplesPlan, ExamplesRequest, execute_examples, no_tokenizer, plan_examples};
 pub use local::is_split_name;
-pub use preview::{Preview, preview};
+pub use preview::{Preview, previews};
 pub use progress::PrepareProgress;
 pub use request::{
     Common, CratesRequest, DatasetRequest, LocalRequest, PalomaRequest, SlimPajamaRequest, Task,
