@@ -172,6 +172,30 @@ fn a_file_of_text_is_evaluated_as_a_prepared_split_of_it() {
 }
 
 #[test]
+fn a_split_without_its_copies_says_what_verifying_its_selection_needs() {
+    let fixture = fixture();
+    let path = |name: &str| fixture.path(name);
+    let (file, list) = (path("twice.jsonl"), path("twice-copies.jsonl"));
+    let record = format!("{}\n", json!({"text": "the end of the road was in the house"}));
+    fs_err::write(&file, record.repeat(2)).unwrap();
+    let (first, out) = (path("twice-first"), path("twice-once"));
+    let data = |arguments: &[&str]| run(&mut xlstm_tests::program::data_command(arguments)).success();
+    data(&["prepare", "local", text(&file), "--out", text(&first), "--quiet"]);
+    data(&["duplicates", text(&first), "--list", text(&list)]);
+    let options = ["--drop-duplicates", text(&list), "--quiet"];
+    data(&[&["prepare", "local", text(&file), "--out", text(&out)], &options[..]].concat());
+    let (report, split) = (path("twice-report"), out.join("train"));
+    run(evaluate("perplexity", fixture).args(["--manifest", text(&split), "--out", text(&report)])).success();
+    let mut verify = std::process::Command::new(env!("CARGO_BIN_EXE_xlstm-eval"));
+    let links = run(verify.args(["verify", text(&report), "--deep"])).stdout;
+    assert!(links.contains("1 of 1 documents read again"), "{links}");
+    assert!(
+        links.contains("the selection of --deep: not done, since the list of copies is needed"),
+        "{links}"
+    );
+}
+
+#[test]
 fn what_is_no_text_is_refused() {
     let fixture = fixture();
     let refused = |command: &str, arguments: &[&str], code: i32| {
