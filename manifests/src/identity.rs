@@ -9,6 +9,7 @@
 //! inputs      [sha256, size, documents, tokens] of each, in order
 //! totals      documents, tokens, rows
 //! tokens_root, documents_root
+//! selection.drop_duplicates   list_sha256, documents: only where a list of copies was given
 //! targets     only where they are stored: what is to be predicted is then part of the data
 //! input_width only where inputs are numbers: how many a position has
 //! ```
@@ -23,7 +24,7 @@ use serde_json::json;
 use crate::canonical::{self, LARGEST};
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
-use crate::manifest::{InputCounts, Layout, Manifest, Targets, Tokenizer};
+use crate::manifest::{DUPLICATE, InputCounts, Layout, Manifest, Targets, Tokenizer};
 use crate::vectors::MAX_WIDTH;
 
 /// The `root` of what `manifest` says.
@@ -56,6 +57,9 @@ pub fn root(manifest: &Manifest) -> Result<Sha256Digest> {
         "tokens_root": manifest.tokens_root,
         "documents_root": manifest.documents_root,
     });
+    if let Some(dropped) = &selection.drop_duplicates {
+        identity["selection"]["drop_duplicates"] = json!(dropped);
+    }
     match manifest.packing.targets {
         // Says nothing new: so it was when nothing else could be said.
         Targets::NextToken => {}
@@ -120,7 +124,8 @@ fn check_counts(path: &Path, manifest: &Manifest) -> Result<()> {
     });
     let lists = [&manifest.sets, &manifest.record_licenses, &manifest.record_sources];
     let names = lists.into_iter().flatten().flat_map(|set| [set.documents, set.text_bytes, set.tokens]);
-    let limits = [manifest.packing.rows_per_shard, manifest.selection.max_tokens];
+    let listed = manifest.selection.drop_duplicates.as_ref().map(|dropped| dropped.documents);
+    let limits = [manifest.packing.rows_per_shard, manifest.selection.max_tokens, listed];
     let totals = limits.into_iter().flatten().chain([manifest.totals.text_bytes]);
     let part = manifest.part.as_ref().map_or(0, |part| part.not_planned);
     let mut all = files.chain(inputs).chain(names).chain(totals).chain([part]);
@@ -132,6 +137,19 @@ fn check_counts(path: &Path, manifest: &Manifest) -> Result<()> {
         .transpose()
         .map(drop)
         .map_err(|error| Error::damaged(path, "a generator of texts and whole numbers", error.to_string()))
+}
+
+/// Refuses more copies left out than the list names.
+fn check_duplicates(path: &Path, manifest: &Manifest) -> Result<()> {
+    let listed = manifest.selection.drop_duplicates.as_ref().map_or(0, |dropped| dropped.documents);
+    let found = manifest.totals.left_out.get(DUPLICATE).copied().unwrap_or(0);
+    if found <= listed {
+        return Ok(());
+    }
+    let expected = format!(
+        "totals.left_out.{DUPLICATE} of at most {listed}, the documents of selection.drop_duplicates,"
+    );
+    Err(Error::damaged(path, expected, found.to_string()))
 }
 
 /// Refuses a file that is listed twice: it would be read again each time, a hundred thousand times for one of 5 kB.
@@ -184,6 +202,7 @@ pub fn check(path: &Path, manifest: &Manifest) -> Result<()> {
             format!("{:?}", totals.left_out),
         ));
     }
+    check_duplicates(path, manifest)?;
     let shards = &manifest.shards;
     same("totals.rows, the sum over shards,", sum(shards.iter().map(|s| s.file.records)), totals.rows)?;
     same("totals.tokens, the sum over shards,", sum(shards.iter().map(|s| s.tokens)), totals.tokens)?;

@@ -194,6 +194,9 @@ pub struct Selection {
     pub max_tokens: Option<u64>,
     /// The share of documents held out, and which side of the cut this split is.
     pub holdout: Option<Holdout>,
+    /// The list of copies that were left out, where one was given.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub drop_duplicates: Option<DropDuplicates>,
     /// What happens to a record that cannot be used: `fail` or `skip` (then counted in `left_out`).
     pub on_bad_record: String,
 }
@@ -208,6 +211,20 @@ pub struct Holdout {
     /// Whether this split is the held-out side.
     pub held_out: bool,
 }
+
+/// Copies left out by a list of `xlstm-data duplicates`, which names each by input, record and digest of its text. Those
+/// of this split's inputs that the rest of the selection asks for are counted in `left_out` as [`DUPLICATE`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DropDuplicates {
+    /// SHA-256 of the list's file.
+    pub list_sha256: Sha256Digest,
+    /// Documents that the list names, of this split's inputs or others.
+    pub documents: u64,
+}
+
+/// The reason that a document of the list of [`DropDuplicates`] is counted under.
+pub const DUPLICATE: &str = "duplicate";
 
 /// The tokenizer and what pins its behavior.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -252,6 +252,7 @@ fn deciding_fields(m: &Manifest) -> Vec<(&'static str, Value)> {
         ("selection.exclude_sets", json!(s.exclude_sets)),
         ("selection.max_tokens", json!(s.max_tokens)),
         ("selection.holdout", json!(s.holdout)),
+        ("selection.drop_duplicates", json!(s.drop_duplicates)),
         ("inputs (number)", json!(m.inputs.len())),
         ("totals.documents", json!(m.totals.documents)),
         ("totals.tokens", json!(m.totals.tokens)),

@@ -136,6 +136,20 @@ pub fn gzip_members(bytes: &[u8], members: usize) -> Vec<u8> {
         .collect()
 }
 
+/// A gzipped tar archive of text files, as a crate is one.
+#[must_use]
+pub fn tar_gz(files: &[(&str, &str)]) -> Vec<u8> {
+    let encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut builder = tar::Builder::new(encoder);
+    for (path, text) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, path, text.as_bytes()).expect("tar into memory");
+    }
+    builder.into_inner().and_then(flate2::write::GzEncoder::finish).expect("gzip into memory")
+}
+
 /// A Parquet file with columns `text` and `meta.redpajama_set_name`, `rows` rows in a row group.
 #[must_use]
 pub fn parquet(documents: &[Document], rows: usize) -> Vec<u8> {

@@ -13,6 +13,8 @@ use xlstm_manifests::{Manifest, Sha256Digest};
 use xlstm_tests::corpus;
 use xlstm_tests::hostile::alter_and_run;
 
+#[path = "../fuzz/bodies/copies.rs"]
+mod copies;
 #[path = "../fuzz/bodies/hub_answers.rs"]
 mod hub_answers;
 #[path = "../fuzz/bodies/json_lines.rs"]
@@ -164,6 +166,20 @@ fn lines_of_json() {
         corpus::zstd_frames(lines.as_bytes(), 2),
     ];
     alter_and_run(&seeds, 5000, json_lines::run);
+}
+
+#[test]
+fn lists_of_copies() {
+    let digest = Sha256Digest::of(b"text");
+    let named = |input: &str, record: u64| {
+        format!(
+            "\"input\":\"{input}\",\"input_sha256\":\"{digest}\",\"record\":{record},\"sha256\":\"{digest}\""
+        )
+    };
+    let line =
+        |(input, record)| format!("{{{},\"copy_of\":{{{}}}}}\n", named(input, record), named("a.jsonl", 0));
+    let lines: String = [("a.jsonl", 7), ("b\\u001b.jsonl", 0), ("b.jsonl", u64::MAX)].map(line).concat();
+    alter_and_run(&[lines.into_bytes()], 5000, copies::run);
 }
 
 #[test]

@@ -13,12 +13,14 @@ use serde::Serialize;
 use xlstm_manifests::manifest::{Input, Layout, MANIFEST_NAME};
 use xlstm_manifests::{Manifest, Sha256Digest};
 
+use super::copies;
 use super::corpus::{Corpus, Meta, ShardDocuments};
 use super::deep_examples;
 use super::finding::{Check, Findings};
 use super::locate::Locator;
 use super::progress::ByteProgress;
 use super::sample::{Amount, Chosen};
+use crate::duplicates::Copies;
 use crate::record::{Entry, Record};
 use crate::report::CommandError;
 use crate::sources::{self, Fields, Format, SourceError};
@@ -35,6 +37,20 @@ pub struct DeepReport {
     pub inputs: u64,
     /// Bytes of text tokenized again.
     pub text_bytes: u64,
+    /// Copies that a list left out, read again; absent where no list was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copies: Option<u64>,
+}
+
+/// What a deep audit is to look at, and where.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) amount: Amount,
+    pub(super) seed: u64,
+    /// Folder of the source files.
+    pub(super) inputs: Option<&'a Path>,
+    /// The list of copies that the split was prepared with.
+    pub(super) copies: Option<&'a Copies>,
 }
 
 /// Bytes of text that are tokenized together.
@@ -70,9 +86,7 @@ struct Deep<'a> {
 /// When the split cannot be opened; what differs is a finding.
 pub(super) fn check(
     folder: &Path,
-    amount: Amount,
-    seed: u64,
-    inputs: Option<&Path>,
+    Asked { amount, seed, inputs, copies }: Asked<'_>,
     findings: &mut Findings,
 ) -> Result<DeepReport, CommandError> {
     let corpus = Corpus::open(folder)?;
@@ -125,6 +139,7 @@ pub(super) fn check(
         total.inputs += report.inputs;
         total.text_bytes += report.text_bytes;
     }
+    total.copies = copies.map(|list| copies::check(&corpus, list, (amount, seed), &locator, findings));
     Ok(total)
 }
 
@@ -374,7 +389,7 @@ fn names_set(stored: &str, source: &str) -> bool {
 }
 
 /// Reads on until the record numbered `number`.
-fn read_record(reader: &mut dyn sources::RecordReader, number: u64) -> Result<Record, String> {
+pub(super) fn read_record(reader: &mut dyn sources::RecordReader, number: u64) -> Result<Record, String> {
     loop {
         let found = match reader.next_entry() {
             Some(Ok(Entry::Record(record))) if record.number == number => return Ok(record),

@@ -70,6 +70,9 @@ fn write_deeper(page: &mut Page, split: &SplitReport) {
             count(deep.inputs),
             bytes(deep.text_bytes)
         ));
+        if let Some(copies) = deep.copies {
+            page.paragraph(&format!("{} copies that a list left out were read again too.", count(copies)));
+        }
     }
     if let Some(sources) = &split.sources {
         page.paragraph(&match &sources.repository {

@@ -6,11 +6,12 @@
 //! content    rows full, ids in the vocabulary, separators after documents and nowhere else,
 //!            documents tile the stream in input order, counts by input and set, Merkle roots, windows
 //! --text     tokens spell the text whose digest is stored            (needs no source)
-//! --deep     documents read again from their sources and tokenized anew
+//! --deep     documents read again from their sources and tokenized anew; copies that a list left out (--duplicates), too
 //! --sources  repository, revision and digests asked of the Hub
 //! ```
 //! All findings are collected, each names its file, and any makes the exit code 1.
 
+mod copies;
 pub(crate) mod corpus;
 mod deep;
 mod deep_examples;
@@ -48,6 +49,7 @@ pub use sources_check::SourcesReport;
 pub use split::Checked;
 pub use summary::{SetShare, Summary};
 
+use crate::duplicates::Copies;
 use crate::report::{CommandError, Outcome, write_json};
 use progress::ByteProgress;
 
@@ -69,6 +71,9 @@ pub struct AuditArgs {
     /// Folder of the source files, where they are not where `prepare` left them
     #[arg(long, value_name = "DIR", requires = "deep")]
     pub inputs: Option<PathBuf>,
+    /// The list of copies that `prepare --drop-duplicates` was given, for `--deep` to apply again
+    #[arg(long, value_name = "FILE", requires = "deep")]
+    pub duplicates: Option<PathBuf>,
     /// Ask the Hub whether repository, revision and each file's digest still stand
     #[arg(long)]
     pub sources: bool,
@@ -90,6 +95,7 @@ impl AuditArgs {
             deep: None,
             seed: 0,
             inputs: None,
+            duplicates: None,
             sources: false,
             html: None,
             json: false,
@@ -130,16 +136,17 @@ pub struct SplitReport {
 /// Audits the splits that `paths` name.
 ///
 /// # Errors
-/// When a path names no split, or the Hub cannot be asked. What is wrong inside a split is a finding, not an
+/// When a path names no split, the list of copies is of none of the splits, or the Hub cannot be asked. What is wrong inside a split is a finding, not an
 /// error.
 pub fn audit(args: &AuditArgs) -> Result<AuditReport, CommandError> {
     let mut folders = Vec::new();
     for path in &args.paths {
         folders.extend(splits_at(path)?);
     }
+    let copies = args.duplicates.as_deref().map(|path| copies::load(path, &folders)).transpose()?;
     let total = folders.iter().map(|folder| folder_bytes(folder)).sum();
     let progress = ByteProgress::over_bytes("audit", total);
-    let splits = folders.iter().map(|folder| audit_split(folder, args, &progress));
+    let splits = folders.iter().map(|folder| audit_split(folder, args, copies.as_ref(), &progress));
     let splits = splits.collect::<Result<Vec<SplitReport>, _>>()?;
     Ok(AuditReport { clean: splits.iter().all(|split| split.findings.is_empty()), splits })
 }
@@ -147,6 +154,7 @@ pub fn audit(args: &AuditArgs) -> Result<AuditReport, CommandError> {
 fn audit_split(
     folder: &Path,
     args: &AuditArgs,
+    copies: Option<&Copies>,
     progress: &ByteProgress,
 ) -> Result<SplitReport, CommandError> {
     let split::SplitCheck { manifest, stream, checked, mut findings } = split::check(folder, progress);
@@ -167,8 +175,14 @@ fn audit_split(
     let text = possible(args.text, "--text");
     let deep = possible(args.deep.is_some(), "--deep");
     let text_documents = if text { Some(spelling::check(folder, &mut findings)?) } else { None };
+    let dropped = manifest.as_ref().and_then(|manifest| manifest.selection.drop_duplicates.as_ref());
+    let copies = copies.filter(|copies| dropped == Some(&copies.selection()));
     let deep = match args.deep.filter(|_| deep) {
-        Some(amount) => Some(deep::check(folder, amount, args.seed, args.inputs.as_deref(), &mut findings)?),
+        Some(amount) => {
+            not_done.extend(dropped.filter(|_| copies.is_none()).map(copies::needed));
+            let asked = deep::Asked { amount, seed: args.seed, inputs: args.inputs.as_deref(), copies };
+            Some(deep::check(folder, asked, &mut findings)?)
+        }
         None => None,
     };
     let folder = folder.into();

@@ -69,6 +69,7 @@ mod tests {
             exclude_sets: vec!["books".into()],
             max_tokens: None,
             holdout: Some(Holdout { fraction: fraction.into(), held_out }),
+            drop_duplicates: None,
             on_bad_record: "fail".into(),
         };
         let side = |held_out| Selected::new(&selection("0.5", held_out)).0;

@@ -53,6 +53,9 @@ fn write_split(out: &mut dyn Write, split: &SplitReport) -> io::Result<()> {
             count(deep.inputs),
             bytes(deep.text_bytes)
         )?;
+        if let Some(copies) = deep.copies {
+            writeln!(out, "  deep        {} copies that the list left out read again", count(copies))?;
+        }
     }
     if let Some(sources) = &split.sources {
         write_sources(out, sources)?;

@@ -54,6 +54,10 @@ pub(super) enum DatasetArgs {
         /// The lock file
         #[arg(long, default_value = "Cargo.lock")]
         lockfile: PathBuf,
+        /// License of these crates, in your words or as an SPDX identifier: the manifest records it as your statement,
+        /// which nobody checked, beside what each crate says itself
+        #[arg(long, value_name = "LICENSE")]
+        license: Option<String>,
         /// Hold out this fraction of the documents, chosen by digest, as split `validation`
         #[arg(long, value_name = "FRACTION", allow_negative_numbers = true)]
         holdout: Option<String>,
@@ -116,6 +120,10 @@ pub(super) struct ExamplesArgs {
     /// Hold out this fraction of the examples, chosen by digest, as split `validation`
     #[arg(long, value_name = "FRACTION", conflicts_with = "split", allow_negative_numbers = true)]
     pub(super) holdout: Option<String>,
+    /// License of these files, in your words or as an SPDX identifier: the manifest records it as your statement, which
+    /// nobody checked
+    #[arg(long, value_name = "LICENSE")]
+    pub(super) license: Option<String>,
     /// Positions in a row; shorter examples are padded [default: those of the longest example]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) row_length: Option<u16>,
@@ -174,6 +182,9 @@ pub(super) struct CommonArgs {
     /// Leave out documents of this set, such as RedPajamaBook; repeat for several
     #[arg(long = "exclude-set", value_name = "SET")]
     pub(super) exclude_sets: Vec<String>,
+    /// Leave out the copies that `xlstm-data duplicates --list FILE` found in these files: all but the first of each kind
+    #[arg(long, value_name = "FILE")]
+    pub(super) drop_duplicates: Option<PathBuf>,
     /// What to do about a record that cannot be used: `skip` counts it, by reason, in the manifest
     #[arg(long, default_value = "fail", value_parser = ["fail", "skip"])]
     pub(super) on_bad_record: String,

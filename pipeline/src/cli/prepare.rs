@@ -12,6 +12,7 @@ use xlstm_manifests::manifest::{Layout, MANIFEST_NAME, Manifest};
 use xlstm_manifests::printable;
 
 use super::args::{CommonArgs, DatasetArgs, ExamplesArgs, HubArgs, MergeArgs, PrepareArgs};
+use crate::duplicates::Copies;
 use crate::hub::{Hub, HubConfig};
 use crate::plan::Plan;
 use crate::prepare::{
@@ -78,6 +79,7 @@ fn examples(args: ExamplesArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode>
         out: args.out,
         split: args.split,
         holdout: args.holdout,
+        license: args.license,
         row_length: args.row_length,
         vocabulary_size: args.vocabulary_size,
         rows_per_shard: args.rows_per_shard,
@@ -139,8 +141,8 @@ fn show_plan(mut resolved: Resolved, out: &mut dyn Write) -> anyhow::Result<Exit
     let context = context(&mut resolved)?;
     let plans = prepare::plans(&resolved.request, &resolved.common, &context)?;
     say_notes(&plans);
-    let previews: Vec<_> =
-        plans.iter().map(|plan| prepare::preview(plan, &resolved.common, &context)).collect();
+    let previews = prepare::previews(&plans, &resolved.common, &context);
+    say_all(previews.iter().flat_map(|preview| &preview.notes));
     if resolved.json {
         writeln!(out, "{}", printable::json(&json!({ "splits": previews }).to_string()))?;
     } else {
@@ -171,8 +173,11 @@ fn warn_if_empty(prepared: &Prepared) {
 
 /// Says what was passed over or is missing: on stderr, each once, also where several splits share it.
 fn say_notes(plans: &[Plan]) {
-    let notes: BTreeSet<&String> = plans.iter().flat_map(|plan| &plan.notes).collect();
-    for note in notes {
+    say_all(plans.iter().flat_map(|plan| &plan.notes));
+}
+
+fn say_all<'a>(notes: impl Iterator<Item = &'a String>) {
+    for note in notes.collect::<BTreeSet<_>>() {
         // A note that cannot be said is no reason to stop.
         let _ = writeln!(std::io::stderr(), "note: {}", printable::text(note));
     }
@@ -187,8 +192,8 @@ fn resolve(args: PrepareArgs) -> anyhow::Result<Resolved> {
         DatasetArgs::Paloma { revision, splits, sources, hub, common } => {
             (DatasetRequest::Paloma(PalomaRequest { revision, splits, sources }), Some(hub), common)
         }
-        DatasetArgs::Crates { lockfile, holdout, common } => {
-            (DatasetRequest::Crates(CratesRequest { lockfile, holdout }), None, common)
+        DatasetArgs::Crates { lockfile, license, holdout, common } => {
+            (DatasetRequest::Crates(CratesRequest { lockfile, license, holdout }), None, common)
         }
         DatasetArgs::Local {
             paths,
@@ -239,11 +244,13 @@ fn resolve_common(args: CommonArgs, hub: Option<HubArgs>) -> anyhow::Result<Comm
         discard_downloads: false,
         parallel_downloads: 1,
     });
+    let drop_duplicates = args.drop_duplicates.as_deref().map(Copies::load).transpose()?;
     Ok(Common {
         out: args.out,
         threads,
         max_tokens: args.max_tokens,
         exclude_sets,
+        drop_duplicates: drop_duplicates.map(Arc::new),
         skip_bad_records: args.on_bad_record == "skip",
         task: args.task,
         rows_per_shard: args.rows_per_shard,

@@ -6,8 +6,9 @@
 //! ```
 //! Texts come from the stored tokens, as for `overlap`. Two texts are near when the Jaccard similarity of their shingles (five
 //! words in a row) reaches the threshold: it is computed from all shingles of both, and MinHash only chooses which pairs are
-//! looked at (module `minhash`). Nothing is removed. Memory holds some three kilobytes a document.
+//! looked at (module `minhash`). Nothing is removed: `prepare --drop-duplicates` takes the list (module `list`). Memory holds some three kilobytes a document.
 
+mod list;
 mod minhash;
 mod steps;
 mod text;
@@ -17,6 +18,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use xlstm_manifests::Sha256Digest;
+
+pub use list::{Copies, InputCopies, OtherBytes};
 
 use crate::report::{CommandError, Outcome, write_json};
 
@@ -29,7 +32,8 @@ pub struct DuplicatesArgs {
     /// Jaccard similarity of five-word shingles from which two documents are near copies
     #[arg(long, value_name = "SHARE", default_value_t = 0.8, value_parser = share)]
     pub threshold: f64,
-    /// Write each copy as a line of JSON, with the earlier document that it is a copy of
+    /// Write each copy as a line of JSON, with the earlier document that it is a copy of; `prepare --drop-duplicates`
+    /// leaves them out
     #[arg(long, value_name = "FILE")]
     pub list: Option<PathBuf>,
     /// Print one JSON object instead of text

@@ -1,12 +1,10 @@
 //! From documents to copies.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write as _;
 
-use serde::Serialize;
 use xlstm_manifests::Sha256Digest;
-use xlstm_manifests::atomic::AtomicFile;
 
+use super::list::{self, Line, Named};
 use super::minhash::{BANDS, bands, shingles, similarity};
 use super::{DuplicatesArgs, DuplicatesReport, SetCopies};
 use crate::audit::corpus::Meta;
@@ -200,26 +198,6 @@ fn count(documents: &[Seen], names: &[String], copies: &[Copy]) -> (Vec<SetCopie
     (by_name.into_values().collect(), total)
 }
 
-/// A document as the list names it.
-#[derive(Serialize)]
-struct Named {
-    split: String,
-    input: String,
-    record: u64,
-    set: Option<String>,
-    id: Option<String>,
-    sha256: Sha256Digest,
-}
-
-#[derive(Serialize)]
-struct Line {
-    #[serde(flatten)]
-    document: Named,
-    exact: bool,
-    similarity: f64,
-    copy_of: Named,
-}
-
 fn write_list(
     path: &std::path::Path,
     side: &Side,
@@ -231,27 +209,25 @@ fn write_list(
         let corpus = &side.splits[split];
         let meta = corpus.shard(shard)?.meta(index);
         let meta = meta.ok_or_else(|| CommandError::Internal("a document that is gone".into()))?;
-        let input = corpus.manifest().inputs.get(meta.input as usize);
+        let input = corpus.input_of(meta.input)?;
         Ok(Named {
-            split: side.folders[split].display().to_string(),
-            input: input.map_or_else(String::new, |input| input.path.to_string()),
+            split: corpus.manifest().split.clone(),
+            root: corpus.manifest().root,
+            input: input.path.to_string(),
+            input_sha256: input.sha256,
             record: meta.record,
             set: meta.set,
             id: meta.id,
             sha256: meta.digest,
         })
     };
-    let mut file = AtomicFile::create(path)?;
-    for copy in copies {
-        let line = Line {
+    let line = |copy: &Copy| {
+        Ok(Line {
             document: named(&documents[copy.document])?,
             exact: copy.exact,
             similarity: copy.similarity,
             copy_of: named(&documents[copy.of])?,
-        };
-        let text = serde_json::to_string(&line).map_err(|error| CommandError::Internal(error.to_string()))?;
-        writeln!(file, "{text}")?;
-    }
-    file.commit()?;
-    Ok(())
+        })
+    };
+    list::write(path, copies.iter().map(line))
 }

@@ -5,7 +5,7 @@
 //! noted on the way, before any filter, and looked at when the last record was read: by `prepare`, or by `merge` over
 //! what all parts have met ([`Met`]).
 
-use xlstm_manifests::manifest::{Met, Selection, Totals};
+use xlstm_manifests::manifest::{DUPLICATE, Met, Selection, Totals};
 
 use super::filter::{BEYOND_MAX_TOKENS, EMPTY, EXCLUDED_SET, HELD_OUT, NOT_HELD_OUT};
 use crate::record::{Entry, Record};
@@ -103,7 +103,7 @@ pub(crate) fn absorb(met: &mut Met, other: &Met, exclude_sets: &[String]) {
 
 /// Records that were read and could be used, whether they were wanted or not.
 fn usable(totals: &Totals) -> u64 {
-    let reasons = [EXCLUDED_SET, EMPTY, HELD_OUT, NOT_HELD_OUT, BEYOND_MAX_TOKENS];
+    let reasons = [EXCLUDED_SET, EMPTY, HELD_OUT, NOT_HELD_OUT, DUPLICATE, BEYOND_MAX_TOKENS];
     totals.documents + reasons.iter().filter_map(|reason| totals.left_out.get(*reason)).sum::<u64>()
 }
 

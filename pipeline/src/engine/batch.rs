@@ -5,19 +5,22 @@ use std::ops::Range;
 use crossbeam_channel::{Receiver, Sender};
 use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::documents::count_words;
-use xlstm_manifests::manifest::{Layout, Met};
+use xlstm_manifests::manifest::{DUPLICATE, Layout, Met};
 
 use super::asked;
 use super::{EngineError, Filter};
+use crate::duplicates::InputCopies;
 use crate::record::{BadRecord, Entry, Record};
 use crate::split::DocumentMeta;
 use crate::tokenizer::{EncodeScratch, Gpt2Tokenizer};
 
 /// Records in source order, with where the result is awaited.
-pub(super) struct Job {
+pub(super) struct Job<'a> {
     pub(super) entries: Vec<Entry>,
     /// Bytes held against the budget.
     pub(super) cost: usize,
+    /// The copies of their input that are left out.
+    pub(super) copies: Option<&'a InputCopies>,
     pub(super) result: Sender<Result<Tokenized, EngineError>>,
 }
 
@@ -33,7 +36,17 @@ pub(super) struct Tokenized {
 pub(super) enum Item {
     Document(Box<WantedDocument>),
     LeftOut(&'static str),
-    Bad { number: u64, reason: BadRecord, found: String },
+    Bad {
+        number: u64,
+        reason: BadRecord,
+        found: String,
+    },
+    /// At the place of a copy stands another text than the list of copies says.
+    NotTheCopy {
+        number: u64,
+        expected: Sha256Digest,
+        found: Sha256Digest,
+    },
 }
 
 /// A document that is wanted.
@@ -52,10 +65,10 @@ pub(super) struct Work<'a> {
 }
 
 /// A tokenizer thread: until the queue closes.
-pub(super) fn worker(jobs: &Receiver<Job>, work: Work<'_>) {
+pub(super) fn worker(jobs: &Receiver<Job<'_>>, work: Work<'_>) {
     let mut scratch = EncodeScratch::default();
     for job in jobs {
-        let result = work.tokenize(job.entries, job.cost, &mut scratch);
+        let result = work.tokenize(job.entries, job.cost, job.copies, &mut scratch);
         // The collector is gone only when the run has failed: nobody waits for this batch.
         let _ = job.result.send(result);
     }
@@ -66,6 +79,7 @@ impl Work<'_> {
         &self,
         entries: Vec<Entry>,
         cost: usize,
+        copies: Option<&InputCopies>,
         scratch: &mut EncodeScratch,
     ) -> Result<Tokenized, EngineError> {
         // Code has a little more than two bytes a token; untouched capacity costs nothing.
@@ -86,7 +100,10 @@ impl Work<'_> {
                     None => {
                         let digest =
                             digests.next().unwrap_or_else(|| Sha256Digest::of(record.text.as_bytes()));
-                        self.keep(record, digest, scratch, &mut ids)?
+                        match self.left_out_by_digest(record.number, &digest, copies) {
+                            Some(item) => item,
+                            None => self.keep(record, digest, scratch, &mut ids)?,
+                        }
                     }
                 },
             });
@@ -99,7 +116,25 @@ impl Work<'_> {
         self.filter.before_digest(&record.text, record.set.as_deref())
     }
 
-    /// Tokenizes a record, unless its digest leaves it out.
+    /// What becomes of a record that is left out by its digest, or by its place in the list of copies.
+    fn left_out_by_digest(
+        &self,
+        number: u64,
+        digest: &Sha256Digest,
+        copies: Option<&InputCopies>,
+    ) -> Option<Item> {
+        if let Some(reason) = self.filter.by_digest(digest) {
+            return Some(Item::LeftOut(reason));
+        }
+        let expected = *copies?.0.get(&number)?;
+        Some(if expected == *digest {
+            Item::LeftOut(DUPLICATE)
+        } else {
+            Item::NotTheCopy { number, expected, found: *digest }
+        })
+    }
+
+    /// Tokenizes a record.
     fn keep(
         &self,
         record: Record,
@@ -107,9 +142,6 @@ impl Work<'_> {
         scratch: &mut EncodeScratch,
         ids: &mut Vec<u16>,
     ) -> Result<Item, EngineError> {
-        if let Some(reason) = self.filter.by_digest(&digest) {
-            return Ok(Item::LeftOut(reason));
-        }
         let start = ids.len();
         self.tokenizer.encode_into(scratch, &record.text, ids)?;
         let (chars, words) = match self.layout {

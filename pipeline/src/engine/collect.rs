@@ -130,6 +130,14 @@ impl Collector<'_, '_> {
                         found: found.clone(),
                     });
                 }
+                Item::NotTheCopy { number, expected, found } => {
+                    return Err(EngineError::NotTheCopy {
+                        path: provided.path.clone(),
+                        record: *number,
+                        expected: *expected,
+                        found: *found,
+                    });
+                }
                 // The interrupted document of a resumed run was counted when its first tokens were stored.
                 Item::Document(_) if self.has_enough() && !self.builder.is_interrupted() => {
                     self.builder.left_out(BEYOND_MAX_TOKENS, 1);

@@ -2,9 +2,13 @@
 //!
 //! A record is tried in this order, and counted under the first that applies: a defect
 //! ([`BadRecord`](crate::record::BadRecord)), `excluded-set`, `empty`, `held-out` or `not-held-out` (the other
-//! side of the holdout), `beyond-max-tokens`.
+//! side of the holdout), `duplicate` (of the list of copies), `beyond-max-tokens`.
+
+use std::sync::Arc;
 
 use xlstm_manifests::Sha256Digest;
+
+use crate::duplicates::Copies;
 
 /// Left out because its set is excluded.
 pub(super) const EXCLUDED_SET: &str = "excluded-set";
@@ -42,6 +46,8 @@ pub struct Filter {
     pub exclude_sets: Vec<String>,
     /// The side of a holdout.
     pub holdout: Option<HoldoutCut>,
+    /// Copies left out.
+    pub copies: Option<Arc<Copies>>,
 }
 
 impl Filter {

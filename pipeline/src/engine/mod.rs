@@ -29,6 +29,7 @@ pub(crate) use asked::absorb;
 pub use asked::{Asked, Field};
 pub use filter::{BEYOND_MAX_TOKENS, Filter, HoldoutCut, holdout_threshold};
 
+use crate::duplicates::OtherBytes;
 use crate::hub::HubError;
 use crate::plan::PlannedInput;
 use crate::sources::{Fields, SourceError};
@@ -69,6 +70,25 @@ pub enum EngineError {
     /// An option named a field or a set that no record has.
     #[error("{0}")]
     Option(String),
+    /// The list of copies is of other files.
+    #[error(transparent)]
+    OtherBytes(#[from] OtherBytes),
+    /// The list of copies is of other texts.
+    #[error(
+        "`{path}`, record {record}: expected the text of SHA-256 {expected}, which the list of --drop-duplicates names, found \
+         {found}; make the list from a dataset that was prepared with the same --text-field",
+        path = printable::path(path)
+    )]
+    NotTheCopy {
+        /// The input file.
+        path: PathBuf,
+        /// 0-based record number.
+        record: u64,
+        /// The digest in the list.
+        expected: Sha256Digest,
+        /// The text's.
+        found: Sha256Digest,
+    },
     /// The input changed while it was read.
     #[error("`{path}` changed while it was read (size or time of modification); prepare again from files that stay", path = path.display())]
     Changed {
@@ -197,7 +217,7 @@ pub fn run(
                 spawn(scope, "reader", move || readers.run(&outlets))?;
             }
             for _ in 0..threads {
-                let jobs: Receiver<batch::Job> = work.clone();
+                let jobs: Receiver<batch::Job<'_>> = work.clone();
                 let work = batch::Work { tokenizer, filter: &options.filter, layout };
                 spawn(scope, "tokenizer", move || batch::worker(&jobs, work))?;
             }

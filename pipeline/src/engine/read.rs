@@ -30,8 +30,8 @@ pub(super) struct Readers<'a, 'p> {
 }
 
 /// Where a reader thread sends what it has read.
-pub(super) struct Outlets {
-    pub(super) jobs: Sender<Job>,
+pub(super) struct Outlets<'a> {
+    pub(super) jobs: Sender<Job<'a>>,
     pub(super) streams: StreamSender,
 }
 
@@ -44,9 +44,9 @@ struct Verified {
     modified: Option<SystemTime>,
 }
 
-impl Readers<'_, '_> {
+impl<'a> Readers<'a, '_> {
     /// A reader thread: until there is no further input or the run ends.
-    pub(super) fn run(&self, outlets: &Outlets) {
+    pub(super) fn run(&self, outlets: &Outlets<'a>) {
         while let Some((provided, start, batches)) = self.claim(&outlets.streams) {
             match verify(&provided) {
                 Ok(verified) => {
@@ -93,7 +93,7 @@ impl Readers<'_, '_> {
         &self,
         provided: &Provided,
         verified: &Verified,
-        jobs: &Sender<Job>,
+        jobs: &Sender<Job<'a>>,
         batches: &BatchSender,
     ) -> Result<(), EngineError> {
         let Self { shared, options } = *self;
@@ -101,6 +101,10 @@ impl Readers<'_, '_> {
         let mut reader = sources::open(&provided.path, provided.planned.format, &options.fields, from)?;
         let (budget, index) = (Arc::clone(&shared.budget), provided.index);
         reader.set_gate(Box::new(move || budget.wait_alone(index)));
+        let copies = match &options.filter.copies {
+            Some(copies) => copies.of_input(provided.planned.path.as_str(), &verified.sha256)?,
+            None => None,
+        };
         let mut entries = Vec::new();
         let mut cost = 0;
         loop {
@@ -119,7 +123,7 @@ impl Readers<'_, '_> {
                     return Ok(());
                 }
                 let (result, awaited) = crossbeam_channel::bounded(1);
-                let job = Job { entries: std::mem::take(&mut entries), cost, result };
+                let job = Job { entries: std::mem::take(&mut entries), cost, copies, result };
                 cost = 0;
                 if batches.send(Ok(awaited)).is_err() || jobs.send(job).is_err() {
                     return Ok(());

@@ -7,7 +7,7 @@ use xlstm_manifests::manifest::{Declared, Licence, Tokenizer};
 use xlstm_manifests::printable;
 use xlstm_manifests::safe_path::SafePath;
 
-use super::local::OnThisMachine;
+use super::local::{OnThisMachine, stated_license};
 use super::refuse;
 use super::request::{Common, CratesRequest};
 use crate::plan::{Location, Plan, PlannedInput};
@@ -21,13 +21,15 @@ pub(super) fn plans(
 ) -> anyhow::Result<Vec<Plan>> {
     let locked = cargo_cache::packages(&request.lockfile)?;
     let notes = left_out(&locked);
+    let own = Licence {
+        claimed_by: "each crate's own manifest".into(),
+        statement: "the licence of each input is recorded with it".into(),
+        spdx: None,
+    };
     let whole = OnThisMachine {
         profile: "crates",
-        licence: Licence {
-            claimed_by: "each crate's own manifest".into(),
-            statement: "the licence of each input is recorded with it".into(),
-            spdx: None,
-        },
+        // Who prepares them may know better, or not: both statements stand.
+        licences: [own].into_iter().chain(stated_license(request.license.as_deref())?).collect(),
         text_field: None,
         fields: Fields::default(),
         inputs: inputs(request, &locked.crates)?,

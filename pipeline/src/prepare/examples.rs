@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use xlstm_manifests::digest::digest_file;
-use xlstm_manifests::manifest::{Layout, Licence, Packing, Selection, Source, Tokenizer};
+use xlstm_manifests::manifest::{Layout, Packing, Selection, Source, Tokenizer};
 use xlstm_manifests::safe_path::SafePath;
 use xlstm_manifests::stored::{OfKind, StoredShape};
 use xlstm_manifests::vectors::VectorShape;
@@ -32,6 +32,8 @@ pub struct ExamplesRequest {
     pub split: String,
     /// Share of examples held out for validation.
     pub holdout: Option<String>,
+    /// License of all files, as whoever prepares them states it.
+    pub license: Option<String>,
     /// Positions in a row; none: those of the longest example.
     pub row_length: Option<u16>,
     /// Ids are below this number; none: one more than the highest.
@@ -140,6 +142,7 @@ impl Survey {
 /// When a file cannot be read, a record cannot be used, or an option does not fit the examples.
 pub fn plan_examples(request: &ExamplesRequest) -> anyhow::Result<ExamplesPlan> {
     local::check_split(&request.split)?;
+    let licence = local::stated_license(request.license.as_deref())?.unwrap_or_else(local::no_license);
     let base = walk::base_of(&request.files)?;
     let mut survey = Survey::default();
     let mut files: Vec<File> = Vec::new();
@@ -183,11 +186,7 @@ pub fn plan_examples(request: &ExamplesRequest) -> anyhow::Result<ExamplesPlan> 
                     resolved_revision: None,
                     generator: None,
                     claimed: None,
-                    licences: vec![Licence {
-                        claimed_by: "nobody".into(),
-                        statement: "local files carry no licence statement".into(),
-                        spdx: None,
-                    }],
+                    licences: vec![licence.clone()],
                 },
                 selection: Selection {
                     text_field: None,
@@ -198,6 +197,7 @@ pub fn plan_examples(request: &ExamplesRequest) -> anyhow::Result<ExamplesPlan> 
                     exclude_sets: Vec::new(),
                     max_tokens: None,
                     holdout,
+                    drop_duplicates: None,
                     on_bad_record: if request.skip_bad_records { "skip" } else { "fail" }.into(),
                 },
                 tokenizer: no_tokenizer(vocabulary_size),
@@ -382,5 +382,5 @@ fn filter(spec: &SplitSpec) -> anyhow::Result<Filter> {
         let fraction: f64 = holdout.fraction.parse().context("the holdout's fraction is not a number")?;
         Ok(HoldoutCut { threshold: holdout_threshold(fraction), held_out: holdout.held_out })
     });
-    Ok(Filter { exclude_sets: Vec::new(), holdout: holdout.transpose()? })
+    Ok(Filter { holdout: holdout.transpose()?, ..Filter::default() })
 }

@@ -52,6 +52,12 @@ pub(super) fn paloma(
             "--max-tokens does not go with PALOMA: a part of an evaluation set is not comparable; use --source",
         ));
     }
+    if common.drop_duplicates.is_some() {
+        return Err(refuse(
+            "--drop-duplicates does not go with PALOMA: an evaluation set without some documents is not comparable; \
+             `xlstm-data overlap` says what of it is in training data",
+        ));
+    }
     for source in &request.sources {
         if profile.source(source).is_none() {
             let known: Vec<_> = profile.sources.iter().map(|source| source.directory.as_str()).collect();
@@ -321,6 +327,7 @@ fn plan(
                 exclude_sets: common.exclude_sets.clone(),
                 max_tokens: common.max_tokens,
                 holdout: None,
+                drop_duplicates: common.drop_duplicates.as_ref().map(|copies| copies.selection()),
                 on_bad_record: common.on_bad_record(),
             },
             tokenizer: tokenizer.clone(),

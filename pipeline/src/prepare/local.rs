@@ -42,7 +42,7 @@ pub(super) fn plans(
     };
     let whole = OnThisMachine {
         profile: "local",
-        licence: stated_license(request.license.as_deref())?,
+        licences: vec![stated_license(request.license.as_deref())?.unwrap_or_else(no_license)],
         text_field: Some(request.text_field.clone()),
         fields,
         inputs,
@@ -52,15 +52,23 @@ pub(super) fn plans(
     whole.plans(&request.split, request.holdout.as_deref(), common, tokenizer)
 }
 
-/// What is said about the license of files that nobody else says anything about.
-fn stated_license(license: Option<&str>) -> anyhow::Result<Licence> {
-    let (claimed_by, statement) = match license.map(str::trim) {
-        Some("") => return Err(refuse("--license: expected a license such as CC-BY-4.0, found nothing")),
-        Some(license) => ("whoever prepared these files, not checked", license),
-        None => ("nobody", "local files carry no licence statement"),
-    };
+/// What whoever prepares files says of their license (`--license`).
+pub(super) fn stated_license(license: Option<&str>) -> anyhow::Result<Option<Licence>> {
+    let Some(license) = license.map(str::trim) else { return Ok(None) };
+    if license.is_empty() {
+        return Err(refuse("--license: expected a license such as CC-BY-4.0, found nothing"));
+    }
     // An identifier would be taken for one that somebody looked up.
-    Ok(Licence { claimed_by: claimed_by.into(), statement: statement.into(), spdx: None })
+    Ok(Some(statement("whoever prepared these files, not checked", license)))
+}
+
+/// What stands where nobody says anything.
+pub(super) fn no_license() -> Licence {
+    statement("nobody", "local files carry no licence statement")
+}
+
+fn statement(claimed_by: &str, statement: &str) -> Licence {
+    Licence { claimed_by: claimed_by.into(), statement: statement.into(), spdx: None }
 }
 
 /// Folders of the output folder that are no splits.
@@ -88,7 +96,7 @@ pub(super) fn check_split(split: &str) -> anyhow::Result<()> {
 /// What a dataset made from files of this machine is, before a holdout divides it.
 pub(super) struct OnThisMachine {
     pub(super) profile: &'static str,
-    pub(super) licence: Licence,
+    pub(super) licences: Vec<Licence>,
     pub(super) text_field: Option<String>,
     pub(super) fields: Fields,
     pub(super) inputs: Vec<PlannedInput>,
@@ -114,7 +122,7 @@ impl OnThisMachine {
                     repository: None,
                     requested_revision: None,
                     resolved_revision: None,
-                    licences: vec![self.licence.clone()],
+                    licences: self.licences.clone(),
                     generator: None,
                     claimed: None,
                 },
@@ -127,6 +135,7 @@ impl OnThisMachine {
                     exclude_sets: common.exclude_sets.clone(),
                     max_tokens: common.max_tokens,
                     holdout,
+                    drop_duplicates: common.drop_duplicates.as_ref().map(|copies| copies.selection()),
                     on_bad_record: common.on_bad_record(),
                 },
                 tokenizer: tokenizer.clone(),

@@ -7,6 +7,7 @@
 //! and parts of a whole from mixing with others.
 
 mod crates_io;
+mod estimate;
 mod examples;
 mod finished;
 mod hub_profiles;
@@ -21,15 +22,18 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use xlstm_manifests::manifest::{Layout, Manifest, Packing, Targets};
+use xlstm_manifests::printable;
 
+pub use estimate::Sample;
 pub use examples::{ExamplesPlan, ExamplesRequest, execute_examples, no_tokenizer, plan_examples};
 pub use local::is_split_name;
-pub use preview::{Preview, preview};
+pub use preview::{Preview, previews};
 pub use progress::PrepareProgress;
 pub use request::{
     Common, CratesRequest, DatasetRequest, LocalRequest, PalomaRequest, SlimPajamaRequest, Task,
 };
 
+use crate::duplicates::Copies;
 use crate::engine::{self, EngineOptions, Filter, OnBadRecord};
 use crate::hub::Hub;
 use crate::plan::{InputFolders, Plan, is_compressed};
@@ -61,7 +65,7 @@ pub struct Context {
 /// When the request contradicts itself, or its inputs cannot be listed.
 pub fn plans(request: &DatasetRequest, common: &Common, context: &Context) -> anyhow::Result<Vec<Plan>> {
     let tokenizer = context.tokenizer.identity()?;
-    let plans = match request {
+    let mut plans = match request {
         DatasetRequest::SlimPajama(request) => {
             hub_profiles::slimpajama(request, common, context, &tokenizer)?
         }
@@ -69,6 +73,9 @@ pub fn plans(request: &DatasetRequest, common: &Common, context: &Context) -> an
         DatasetRequest::Crates(request) => crates_io::plans(request, common, &tokenizer)?,
         DatasetRequest::Local(request) => local::plans(request, common, &tokenizer)?,
     };
+    if let Some(copies) = &common.drop_duplicates {
+        check_copies(&mut plans, copies)?;
+    }
     plans
         .into_iter()
         .map(|mut plan| {
@@ -84,6 +91,38 @@ pub fn plans(request: &DatasetRequest, common: &Common, context: &Context) -> an
             })
         })
         .collect()
+}
+
+/// Refuses a list that names nothing of any plan, and says of each plan what of the list is not its own. Whether a file is the
+/// one that the list names is seen when it is read.
+fn check_copies(plans: &mut [Plan], copies: &Copies) -> anyhow::Result<()> {
+    let (list, all) = (printable::path(copies.path()), copies.documents());
+    let others: Vec<(u64, Option<String>)> = plans
+        .iter()
+        .map(|plan| {
+            let inputs = plan.inputs.iter().map(|input| input.path.as_str()).collect();
+            let (documents, first) = copies.of_other_inputs(&inputs);
+            (documents, first.map(|first| printable::text(first).into_owned()))
+        })
+        .collect();
+    if let Some((_, Some(first))) =
+        others.iter().find(|_| others.iter().all(|(documents, _)| *documents == all))
+    {
+        return Err(refuse(format!(
+            "--drop-duplicates `{list}`: expected copies among the files that are prepared, found {all} documents of other \
+             files (first: `{first}`); files are named as in the manifest of the dataset that the list was made from: give \
+             the same paths, or the list of these data"
+        )));
+    }
+    for (plan, (documents, first)) in plans.iter_mut().zip(others) {
+        if let Some(first) = first {
+            plan.notes.push(format!(
+                "split `{}`: {documents} of {all} documents of `{list}` are of files that are not read for it (first: `{first}`)",
+                plan.spec.split
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Compressed (or plain) bytes that one token is taken to need when a task array plans `--max-tokens`: about twice
@@ -167,7 +206,7 @@ pub fn execute(
             OnBadRecord::Fail
         },
         fields: plan.fields.clone(),
-        filter: filter(plan)?,
+        filter: filter(plan, common)?,
         max_tokens: plan.spec.selection.max_tokens,
         asked: engine::Asked::of(&plan.spec.source.profile, &plan.spec.selection),
     };
@@ -178,7 +217,7 @@ pub fn execute(
     Ok(Prepared { folder, manifest, was_finished: false })
 }
 
-fn filter(plan: &Plan) -> anyhow::Result<Filter> {
+fn filter(plan: &Plan, common: &Common) -> anyhow::Result<Filter> {
     let selection = &plan.spec.selection;
     let holdout = selection
         .holdout
@@ -189,7 +228,11 @@ fn filter(plan: &Plan) -> anyhow::Result<Filter> {
             anyhow::Ok(engine::HoldoutCut { threshold, held_out: holdout.held_out })
         })
         .transpose()?;
-    Ok(Filter { exclude_sets: selection.exclude_sets.clone(), holdout })
+    Ok(Filter {
+        exclude_sets: selection.exclude_sets.clone(),
+        holdout,
+        copies: common.drop_duplicates.clone(),
+    })
 }
 
 /// Notes where inputs are found again, for `audit --deep` and `trace`: a path of this machine, so not in the dataset.

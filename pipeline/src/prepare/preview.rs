@@ -2,15 +2,13 @@
 
 use serde::Serialize;
 
+use super::estimate::{Estimate, Estimator, Sample};
 use super::request::Common;
 use super::{Context, split_folder};
 use crate::hub::plan_seconds;
-use crate::plan::{InputFolders, Location, Plan, is_compressed};
+use crate::plan::{InputFolders, Location, Plan};
+use crate::report::{bytes, count};
 
-/// GPT-2 tokens in a compressed byte of English web text, about (SlimPajama: 627 G tokens in 895 GB).
-const TOKENS_PER_COMPRESSED_BYTE: f64 = 0.7;
-/// GPT-2 tokens in a byte of English web text, about.
-const TOKENS_PER_BYTE: f64 = 0.235;
 /// Bytes stored for a token: its id, and its share of row lengths and spans.
 const STORED_BYTES_PER_TOKEN: f64 = 2.1;
 
@@ -39,23 +37,29 @@ pub struct Preview {
     pub expected_tokens: u64,
     /// Whether `expected_tokens` is only an estimate.
     pub estimated: bool,
+    /// What of the files that are here was read for it; no file where none is here.
+    pub sample: Sample,
     /// Bytes of shards and spans that come of it, about.
     pub output_bytes: u64,
     /// Digest of the plan: equal plans give equal datasets.
     pub plan: String,
+    /// What of the sample could not be used.
+    pub notes: Vec<String>,
 }
 
-/// The preview of a plan. Looks at which files are there already, and reads none.
+/// The previews of a request's plans. Looks at which files are there already, and reads samples of them.
 #[must_use]
+pub fn previews(plans: &[Plan], common: &Common, context: &Context) -> Vec<Preview> {
+    let estimator = Estimator::new(common, context);
+    plans.iter().map(|plan| preview(plan, common, context, &estimator)).collect()
+}
+
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)]
-pub fn preview(plan: &Plan, common: &Common, context: &Context) -> Preview {
+fn preview(plan: &Plan, common: &Common, context: &Context, estimator: &Estimator<'_>) -> Preview {
     let folders = InputFolders { from: common.from.clone(), downloads: common.downloads() };
     let mut to_download = (0, 0);
-    let mut tokens = 0.0;
     for input in &plan.inputs {
         let size = input.size.unwrap_or(0);
-        let rate = if is_compressed(input.format) { TOKENS_PER_COMPRESSED_BYTE } else { TOKENS_PER_BYTE };
-        tokens += size as f64 * rate;
         let Location::Remote(file) = &input.location else { continue };
         let cached = context.hub.as_ref().zip(plan.remote.as_ref()).is_some_and(|(hub, remote)| {
             hub.locate_in_hf_cache(&remote.repository, &remote.sha, file).is_some()
@@ -73,7 +77,8 @@ pub fn preview(plan: &Plan, common: &Common, context: &Context) -> Preview {
         let fraction = holdout.fraction.parse::<f64>().ok()?;
         Some(if holdout.held_out { fraction } else { 1.0 - fraction })
     });
-    let expected = known.unwrap_or((tokens * fraction.unwrap_or(1.0)) as u64);
+    let estimate = if known.is_none() { estimator.estimate(plan) } else { Estimate::default() };
+    let expected = known.unwrap_or((estimate.tokens * fraction.unwrap_or(1.0)) as u64);
     let expected = selection.max_tokens.map_or(expected, |most| expected.min(most));
     Preview {
         split: plan.spec.split.clone(),
@@ -87,8 +92,10 @@ pub fn preview(plan: &Plan, common: &Common, context: &Context) -> Preview {
         rate_limit_seconds: plan_seconds(to_download.0, authenticated).ceil() as u64,
         expected_tokens: expected,
         estimated: known.is_none(),
+        sample: estimate.sample,
         output_bytes: (expected as f64 * STORED_BYTES_PER_TOKEN) as u64,
         plan: plan.spec.plan.to_string(),
+        notes: estimate.notes,
     }
 }
 
@@ -99,12 +106,23 @@ impl Preview {
         let Self { split, folder, files, input_bytes, files_to_download, download_bytes, .. } = self;
         let about = if self.estimated { "about " } else { "" };
         let revision = self.revision.as_deref().unwrap_or("-");
+        let Sample { files: read, file_bytes, documents, text_bytes } = self.sample;
+        let sample = match (self.estimated, read) {
+            (false, _) => String::new(),
+            (true, 0) => "  estimated by the size of the files, as English web text: none of them is here to be sampled\n".into(),
+            (true, _) => format!(
+                "  estimated from a sample: {} of text tokenized, from {} documents in {} of {read} of {files} files\n",
+                bytes(text_bytes),
+                count(documents),
+                bytes(file_bytes)
+            ),
+        };
         format!(
             "{split}: {files} files, {input_bytes} bytes, revision {revision}\n  \
              to download: {files_to_download} files, {download_bytes} bytes, {} requests, at least {} s at the Hub's \
              rate limit\n  \
-             expected: {about}{} tokens, about {} bytes in `{folder}`\n  \
-             plan {}\n",
+             expected: {about}{} tokens, about {} bytes in `{folder}`\n\
+             {sample}  plan {}\n",
             self.requests, self.rate_limit_seconds, self.expected_tokens, self.output_bytes, self.plan
         )
     }

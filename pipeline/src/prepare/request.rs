@@ -1,6 +1,9 @@
 //! A request, resolved from the command line: plain values, nothing opened yet.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::duplicates::Copies;
 
 /// Which dataset is wanted.
 #[derive(Debug, Clone)]
@@ -40,6 +43,8 @@ pub struct PalomaRequest {
 /// The crates of a lock file.
 #[derive(Debug, Clone)]
 pub struct CratesRequest {
+    /// What whoever prepares the crates says of their license, beside each crate's own statement.
+    pub license: Option<String>,
     /// The lock file.
     pub lockfile: PathBuf,
     /// Share of documents held out for validation.
@@ -89,6 +94,8 @@ pub struct Common {
     pub max_tokens: Option<u64>,
     /// Sets left out.
     pub exclude_sets: Vec<String>,
+    /// Copies left out.
+    pub drop_duplicates: Option<Arc<Copies>>,
     /// Skip bad records instead of failing.
     pub skip_bad_records: bool,
     /// One task of an array.

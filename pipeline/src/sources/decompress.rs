@@ -34,7 +34,17 @@ pub(super) const MAX_RATIO: u64 = 200;
 pub(super) struct Decompressed {
     pub(super) bytes: Box<dyn BufRead + Send>,
     position: Arc<AtomicU64>,
+    decoded: Arc<Decoded>,
     compression: Compression,
+}
+
+/// How far a decoder is.
+#[derive(Default)]
+struct Decoded {
+    /// Bytes that it took, without what waits in a buffer before it.
+    taken: AtomicU64,
+    /// Bytes that it made of them.
+    produced: AtomicU64,
 }
 
 impl Decompressed {
@@ -44,16 +54,37 @@ impl Decompressed {
         let position = Arc::new(AtomicU64::new(0));
         let file = Counted { file, position: Arc::clone(&position) };
         let file = BufReader::with_capacity(COMPRESSED_BUFFER, file);
+        let decoded = Arc::new(Decoded::default());
+        let taken = |file| Taken { file, decoded: Arc::clone(&decoded) };
         let bytes: Box<dyn BufRead + Send> = match compression {
             Compression::None => Box::new(file),
             Compression::Zstd => {
-                let mut decoder = zstd::Decoder::with_buffer(file).map_err(fail)?;
+                let mut decoder = zstd::Decoder::with_buffer(taken(file)).map_err(fail)?;
                 decoder.window_log_max(WINDOW_LOG_MAX).map_err(fail)?;
-                bounded(decoder, &position)
+                bounded(decoder, &position, &decoded)
             }
-            Compression::Gzip => bounded(Members::new(file), &position),
+            Compression::Gzip => bounded(Members::new(taken(file)), &position, &decoded),
         };
-        Ok(Self { bytes, position, compression })
+        Ok(Self { bytes, position, decoded, compression })
+    }
+
+    /// A plain file's bytes from `start` on.
+    pub(super) fn plain_from(path: &Path, start: u64) -> Result<Self, SourceError> {
+        let mut file = open_regular(path)?;
+        io::Seek::seek(&mut file, io::SeekFrom::Start(start))
+            .map_err(|error| SourceError::io(path, error))?;
+        let position = Arc::new(AtomicU64::new(start));
+        let file = Counted { file, position: Arc::clone(&position) };
+        let bytes = Box::new(BufReader::with_capacity(COMPRESSED_BUFFER, file));
+        Ok(Self { bytes, position, decoded: Arc::default(), compression: Compression::None })
+    }
+
+    /// Bytes of a compressed file that its first `consumed` decompressed bytes came from, but for a block that the decoder
+    /// has in hand (128 KiB of zstd): what was decoded and not consumed is taken to be compressed as much as what was.
+    pub(super) fn compressed(&self, consumed: u64) -> f64 {
+        let (taken, produced) = (&self.decoded.taken, &self.decoded.produced);
+        let ratio = taken.load(Ordering::Relaxed) as f64 / produced.load(Ordering::Relaxed).max(1) as f64;
+        ratio * consumed as f64
     }
 
     /// An error of the decoder while it produced record `number`.
@@ -78,8 +109,13 @@ impl Decompressed {
     }
 }
 
-fn bounded(decoder: impl Read + Send + 'static, position: &Arc<AtomicU64>) -> Box<dyn BufRead + Send> {
-    let bounded = Bounded { decoder, produced: 0, position: Arc::clone(position) };
+fn bounded(
+    decoder: impl Read + Send + 'static,
+    position: &Arc<AtomicU64>,
+    decoded: &Arc<Decoded>,
+) -> Box<dyn BufRead + Send> {
+    let (position, decoded) = (Arc::clone(position), Arc::clone(decoded));
+    let bounded = Bounded { decoder, produced: 0, position, decoded };
     Box::new(BufReader::with_capacity(PLAIN_BUFFER, bounded))
 }
 
@@ -89,12 +125,14 @@ struct Bounded<R> {
     decoder: R,
     produced: u64,
     position: Arc<AtomicU64>,
+    decoded: Arc<Decoded>,
 }
 
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.decoder.read(buffer)?;
         self.produced += count as u64;
+        self.decoded.produced.store(self.produced, Ordering::Relaxed);
         let read = self.position.load(Ordering::Relaxed);
         if self.produced > ALWAYS_ALLOWED && self.produced / MAX_RATIO > read {
             return Err(io::Error::other(format!(
@@ -103,6 +141,31 @@ impl<R: Read> Read for Bounded<R> {
             )));
         }
         Ok(count)
+    }
+}
+
+/// A buffered file that counts what a decoder takes from it.
+struct Taken<R> {
+    file: R,
+    decoded: Arc<Decoded>,
+}
+
+impl<R: BufRead> Read for Taken<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.decoded.taken.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+impl<R: BufRead> BufRead for Taken<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.file.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.decoded.taken.fetch_add(count as u64, Ordering::Relaxed);
+        self.file.consume(count);
     }
 }
 

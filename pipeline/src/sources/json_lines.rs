@@ -27,6 +27,8 @@ pub(super) struct JsonLines {
     line: Vec<u8>,
     finished: bool,
     gate: Option<Gate>,
+    /// Bytes of lines that were read or passed over, decompressed.
+    consumed: u64,
 }
 
 impl JsonLines {
@@ -44,6 +46,7 @@ impl JsonLines {
             line: Vec::new(),
             finished: false,
             gate: None,
+            consumed: 0,
         };
         while reader.next < from_record {
             match reader.stream.bytes.skip_until(b'\n') {
@@ -56,6 +59,29 @@ impl JsonLines {
             }
         }
         Ok(reader)
+    }
+
+    /// Opens a plain file at the first line that begins at byte `start` or after it. Lines are numbered from there.
+    pub(super) fn open_within(path: &Path, fields: &Fields, start: u64) -> Result<Self, SourceError> {
+        let mut reader = Self::open(path, Compression::None, fields, 0)?;
+        if let Some(before) = start.checked_sub(1) {
+            reader.stream = Decompressed::plain_from(path, before)?;
+            // A line of which nothing but its end comes behind `before` begins before it.
+            reader.consumed = reader.read_part(MAX_TEXT)? as u64;
+            reader.line = Vec::new();
+            reader.next = 1;
+        }
+        Ok(reader)
+    }
+
+    /// Bytes of lines that were read or passed over, decompressed.
+    pub(super) fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
+    /// Bytes of a compressed file that these lines came from, about.
+    pub(super) fn compressed(&self) -> f64 {
+        self.stream.compressed(self.consumed)
     }
 
     /// The entry that the next line makes, if the whole line is in the stream's buffer: of a line without a
@@ -73,6 +99,7 @@ impl JsonLines {
             line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
         }
         let step = (!line.trim_ascii().is_empty()).then(|| self.fields.read(line, self.next));
+        self.consumed += end as u64 + 1;
         self.stream.bytes.consume(end + 1);
         self.next += 1;
         Ok(Some(step))
@@ -88,6 +115,7 @@ impl JsonLines {
             }
             length += self.read_part(MAX_TEXT - LARGE_RECORD)?;
         }
+        self.consumed += length as u64;
         if length as u64 == MAX_TEXT && self.line.last() != Some(&b'\n') {
             let path = self.path.clone();
             return Err(SourceError::LineTooLong { path, record: self.next, limit: MAX_TEXT });

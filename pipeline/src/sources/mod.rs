@@ -30,6 +30,7 @@ mod parquet_columns;
 mod parquet_footer;
 mod parquet_rows;
 mod parquet_value;
+mod pieces;
 mod whole_file;
 
 use std::path::Path;
@@ -37,6 +38,7 @@ use std::path::Path;
 pub use error::SourceError;
 pub use fields::{Fields, PALOMA_LICENSE, PALOMA_SOURCE, SLIMPAJAMA_LICENSE, SLIMPAJAMA_SOURCE};
 pub use format::{Compression, Format};
+pub use pieces::read_share;
 
 use crate::record::{Entry, Record};
 

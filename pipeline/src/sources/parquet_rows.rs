@@ -89,6 +89,11 @@ impl ParquetRows {
         Ok(reader)
     }
 
+    /// Rows of the file.
+    pub(super) fn rows(&self) -> u64 {
+        (0..self.file.num_row_groups()).fold(0, |sum, group| sum.saturating_add(self.group_rows(group)))
+    }
+
     fn group_rows(&self, group: usize) -> u64 {
         self.file.metadata().row_groups().get(group).map_or(0, |group| group.num_rows().unsigned_abs())
     }

@@ -226,6 +226,7 @@ fn spec(task: &dyn Task, split: Split, rows_per_shard: u64) -> SplitSpec {
             exclude_sets: Vec::new(),
             max_tokens: None,
             holdout: None,
+            drop_duplicates: None,
             on_bad_record: "fail".into(),
         },
         tokenizer: Tokenizer {

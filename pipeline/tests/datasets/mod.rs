@@ -353,6 +353,7 @@ fn manifest(recipe: &Recipe, inputs: Vec<Input>, sets: Vec<SetTotals>, shards: V
             exclude_sets: vec![],
             max_tokens: None,
             holdout: None,
+            drop_duplicates: None,
             on_bad_record: "fail".into(),
         },
         tokenizer: tokenizer().identity().unwrap(),

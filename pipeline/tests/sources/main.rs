@@ -6,6 +6,7 @@ mod archives;
 mod json_lines;
 mod parquet_rows;
 mod parquet_types;
+mod pieces;
 
 use std::path::{Path, PathBuf};
 

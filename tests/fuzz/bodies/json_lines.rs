@@ -1,6 +1,6 @@
 //! JSON lines: documents, and examples.
 
-use xlstm_pipeline::sources::{Compression, Fields, Format, open};
+use xlstm_pipeline::sources::{Compression, Fields, Format, open, read_share};
 
 pub(crate) fn run(data: &[u8]) {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -18,6 +18,7 @@ pub(crate) fn run(data: &[u8]) {
         for format in [Format::JsonLines { compression }, Format::Text { compression }] {
             let Ok(mut reader) = open(&path, format, &fields, 0) else { continue };
             while let Some(Ok(_)) = reader.next_entry() {}
+            let _ = read_share(&path, format, &fields, 100, &mut |_| {});
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Fields, sets and other names that options give, and what records have instead.
 
-use xlstm_tests::program::assert_same_files;
+use xlstm_tests::program::{assert_same_files, data_command, run};
 
 use super::*;
 
@@ -232,4 +232,65 @@ fn a_license_is_somebodys_statement_and_decides_no_root() {
     let ran = plain.prepare(&["--license", "  ", "--restart"]);
     assert_eq!(ran.code, Some(1));
     assert_says(&ran.stderr, &["--license: expected a license such as CC-BY-4.0"]);
+}
+
+#[test]
+fn examples_and_crates_take_a_license_too() {
+    let place = Folders::new(&[("a.jsonl", b"{\"input_ids\": [1, 2], \"targets\": [null, 3]}\n")]);
+    let (file, out, page) = (place.input().join("a.jsonl"), place.path("out"), place.path("page.html"));
+    let examples = |more: &[&str]| {
+        let arguments = ["prepare", "examples", text(&file), "--out", text(&out), "--restart"];
+        data(arguments.into_iter().chain(more.iter().copied()))
+    };
+    examples(&[]).success();
+    let plain = place.manifest();
+    assert_eq!(plain.source.licences[0].claimed_by, "nobody");
+    assert_says(
+        &examples(&["--license", " "]).failure(1),
+        &["--license: expected a license such as CC-BY-4.0"],
+    );
+    examples(&["--license", "CC0-1.0 \u{1b}[31m"]).success();
+    assert_eq!(place.manifest().root, plain.root);
+    let audit = data(["audit", text(&place.split()), "--html", text(&page)]).success();
+    for said in [&audit, &fs_err::read_to_string(&page).unwrap()] {
+        assert!(
+            said.contains("CC0-1.0") && said.contains("not checked") && !said.contains('\u{1b}'),
+            "{said:?}"
+        );
+    }
+
+    // A crate in a cache of its own.
+    let cache = place.path("cargo/registry/cache/index");
+    fs_err::create_dir_all(&cache).unwrap();
+    let archive = xlstm_tests::corpus::tar_gz(&[
+        ("some-1.0.0/Cargo.toml", "[package]\nname = \"some\"\nversion = \"1.0.0\"\nlicense = \"MIT\"\n"),
+        ("some-1.0.0/src/lib.rs", "// words\n"),
+    ]);
+    fs_err::write(cache.join("some-1.0.0.crate"), &archive).unwrap();
+    let lock = place.path("Cargo.lock");
+    let checksum = xlstm_manifests::Sha256Digest::of(&archive);
+    let package = format!(
+        "version = 4\n\n[[package]]\nname = \"some\"\nversion = \"1.0.0\"\nsource = \"registry+https://x\"\nchecksum = \"{checksum}\"\n"
+    );
+    fs_err::write(&lock, package).unwrap();
+    let crates = |more: &[&str]| {
+        let arguments = ["prepare", "crates", "--lockfile", text(&lock), "--out", text(&out), "--restart"];
+        let mut command = data_command(arguments.into_iter().chain(more.iter().copied()));
+        command.env("CARGO_HOME", place.path("cargo"));
+        run(&mut command)
+    };
+    crates(&[]).success();
+    let plain = place.manifest();
+    assert_eq!(plain.source.licences.len(), 1);
+    crates(&["--license", "reviewed: MIT"]).success();
+    let manifest = place.manifest();
+    assert_eq!(manifest.root, plain.root);
+    let said: Vec<_> = manifest.source.licences.iter().map(|licence| licence.statement.as_str()).collect();
+    assert_eq!(said, ["the licence of each input is recorded with it", "reviewed: MIT"]);
+    assert_eq!(manifest.inputs[0].licence.as_deref(), Some("MIT"));
+    let trace = data(["trace", text(&place.split()), "--document", "0"]).success();
+    assert_says(
+        &trace,
+        &["MIT (the file's own)", "reviewed: MIT (whoever prepared these files, not checked)"],
+    );
 }

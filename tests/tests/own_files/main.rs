@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
+mod duplicates;
+mod estimate;
 mod fields;
 mod finished;
 mod formats;

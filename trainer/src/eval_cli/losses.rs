@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use xlstm_manifests::printable;
-use xlstm_trainer::command_line::{print, print_json, say};
-use xlstm_trainer::communicator::SingleProcess;
+use xlstm_trainer::command_line::{on_ranks, print, print_json, say};
 use xlstm_trainer::evaluation::evaluate::{EvaluateOptions, SplitOptions};
-use xlstm_trainer::evaluation::losses::losses;
+use xlstm_trainer::evaluation::losses::{LossesOutcome, LossesReport, losses};
 use xlstm_trainer::evaluation::own_text;
 use xlstm_trainer::evaluation::results::Protocol;
+use xlstm_trainer::launch;
 use xlstm_trainer::signals::Signals;
 
 use super::evaluate::{DataArguments, ModelArguments};
@@ -36,6 +36,8 @@ pub(super) struct LossesArguments {
     /// Tokens in a batch at most; decides speed and memory [default: 8192 on the CPU, 65536 on a GPU]
     #[arg(long, value_name = "TOKENS")]
     batch_tokens: Option<usize>,
+    #[command(flatten)]
+    launch: launch::Options,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -43,36 +45,46 @@ pub(super) struct LossesArguments {
 
 /// Writes the table; returns the exit code.
 pub(super) fn run(arguments: &LossesArguments) -> anyhow::Result<u8> {
-    let device = arguments.model.device.start()?;
-    let signals = Signals::listen()?;
     let (model, step) = (&arguments.model.model, arguments.model.step);
-    let manifest = match arguments.data.text() {
-        Some(text) => own_text::prepare(&text, (model, step), None, &SingleProcess)?,
-        None => arguments.data.manifest()?,
-    };
-    let options = EvaluateOptions {
-        split: SplitOptions {
-            model: model.clone(),
-            step,
-            manifest,
-            first: arguments.first,
-            precision: arguments.model.precision,
-            batch_tokens: arguments.batch_tokens,
-            out: None,
-        },
-        protocol: Protocol::Paper,
-        context_length: arguments.context_length,
-        prepared_windows: false,
-        counts: None,
-    };
     let to: &Path = &arguments.to;
-    let Some(report) = losses(&options, (to, arguments.top), &device, &signals)? else {
-        say("stopped; nothing was written");
-        return Ok(128 + signals.received().unwrap_or(15));
-    };
-    if arguments.json {
-        print_json(&report)?;
-        return Ok(0);
+    on_ranks(&arguments.launch, &arguments.model.device, |device, communicator| {
+        let signals = Signals::listen()?;
+        let manifest = match arguments.data.text() {
+            Some(text) => own_text::prepare(&text, (model, step), None, communicator.as_ref())?,
+            None => arguments.data.manifest()?,
+        };
+        let options = EvaluateOptions {
+            split: SplitOptions {
+                model: model.clone(),
+                step,
+                manifest,
+                first: arguments.first,
+                precision: arguments.model.precision,
+                batch_tokens: arguments.batch_tokens,
+                out: None,
+            },
+            protocol: Protocol::Paper,
+            context_length: arguments.context_length,
+            prepared_windows: false,
+            counts: None,
+        };
+        match losses(&options, (to, arguments.top), device, communicator.as_ref(), &signals)? {
+            LossesOutcome::Written(report) => show(&report, arguments.json)?,
+            LossesOutcome::OnFirstRank => {}
+            LossesOutcome::Stopped(signal) => {
+                if communicator.rank() == 0 {
+                    say("stopped; nothing was written");
+                }
+                return Ok(128 + signal);
+            }
+        }
+        Ok(0)
+    })
+}
+
+fn show(report: &LossesReport, json: bool) -> anyhow::Result<()> {
+    if json {
+        return print_json(report);
     }
     for mark in &report.marks {
         say(&format!("note: {}", printable::text(&mark.text)));
@@ -86,6 +98,5 @@ pub(super) fn run(arguments: &LossesArguments) -> anyhow::Result<u8> {
         report.root,
         printable::path(&report.path),
         report.sha256
-    ))?;
-    Ok(0)
+    ))
 }

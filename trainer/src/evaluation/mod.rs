@@ -25,6 +25,7 @@ pub mod corpus;
 pub mod documents;
 pub mod evaluate;
 pub mod extrapolate;
+mod handed_over;
 mod journal;
 pub mod losses;
 pub mod open;

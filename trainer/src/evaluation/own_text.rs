@@ -90,6 +90,7 @@ fn prepared(text: &OwnText, folder: &Path) -> Result<()> {
         threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         max_tokens: None,
         exclude_sets: Vec::new(),
+        drop_duplicates: None,
         skip_bad_records: false,
         task: None,
         rows_per_shard: ROWS_PER_SHARD,

@@ -90,10 +90,11 @@ impl Chain {
         let link = format!("{name}: source files");
         match &split.deep {
             Some(deep) => {
-                let checked = format!(
+                let mut checked = format!(
                     "{} of {} documents read again from {} files and tokenized anew",
                     deep.documents, deep.of, deep.inputs
                 );
+                split.not_done.iter().for_each(|not_done| checked.extend(["; ", not_done]));
                 self.list(&link, folder, checked, wrong);
             }
             None => {

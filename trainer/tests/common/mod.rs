@@ -124,6 +124,7 @@ fn manifest(
             exclude_sets: vec![],
             max_tokens: None,
             holdout: None,
+            drop_duplicates: None,
             on_bad_record: "fail".into(),
         },
         tokenizer: Tokenizer {

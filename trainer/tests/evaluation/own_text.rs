@@ -81,6 +81,32 @@ fn losses_by_token_add_up_and_the_likeliest_stand_beside_them() {
 }
 
 #[test]
+fn any_number_of_ranks_writes_the_same_table() {
+    let fixture = fixture();
+    // A batch for each sequence; more batches than ranks, and no multiple of them.
+    let options = ["--manifest", text(&fixture.paloma), "--batch-tokens", "1"];
+    let table = |ranks: &str| {
+        let name = format!("ranks-{ranks}");
+        let (report, records) = losses(fixture, &name, &[&options[..], &["--nproc", ranks]].concat());
+        assert!(records.len() > 10_000, "{report}");
+        fs_err::read(fixture.path(&name).with_extension("parquet")).unwrap()
+    };
+    let one = table("1");
+    for ranks in ["2", "3"] {
+        assert!(one == table(ranks), "{ranks} ranks write another table");
+    }
+    // More ranks than batches: a rank without one still takes part.
+    let first = [&options[..], &["--first", "1", "--top", "2", "--nproc"]].concat();
+    let few = |ranks| losses(fixture, "few", &[&first[..], &[ranks]].concat());
+    assert_eq!(few("2"), few("1"));
+    // What the first rank refuses ends all of them, and leaves no table.
+    let to = fixture.path("no-such-folder/table.parquet");
+    let arguments = [&options[..], &["--nproc", "2", "--to", text(&to)]].concat();
+    let message = run(evaluate("losses", fixture).args(arguments)).failure(1);
+    assert!(message.contains("no-such-folder"), "{message}");
+}
+
+#[test]
 fn a_file_of_text_is_evaluated_as_a_prepared_split_of_it() {
     let fixture = fixture();
     let own = |name: &str, content: &str| {
@@ -142,6 +168,30 @@ fn a_file_of_text_is_evaluated_as_a_prepared_split_of_it() {
         records.iter().filter(|record| record.token == 50256).count(),
         2,
         "separators are tokens of a row"
+    );
+}
+
+#[test]
+fn a_split_without_its_copies_says_what_verifying_its_selection_needs() {
+    let fixture = fixture();
+    let path = |name: &str| fixture.path(name);
+    let (file, list) = (path("twice.jsonl"), path("twice-copies.jsonl"));
+    let record = format!("{}\n", json!({"text": "the end of the road was in the house"}));
+    fs_err::write(&file, record.repeat(2)).unwrap();
+    let (first, out) = (path("twice-first"), path("twice-once"));
+    let data = |arguments: &[&str]| run(&mut xlstm_tests::program::data_command(arguments)).success();
+    data(&["prepare", "local", text(&file), "--out", text(&first), "--quiet"]);
+    data(&["duplicates", text(&first), "--list", text(&list)]);
+    let options = ["--drop-duplicates", text(&list), "--quiet"];
+    data(&[&["prepare", "local", text(&file), "--out", text(&out)], &options[..]].concat());
+    let (report, split) = (path("twice-report"), out.join("train"));
+    run(evaluate("perplexity", fixture).args(["--manifest", text(&split), "--out", text(&report)])).success();
+    let mut verify = std::process::Command::new(env!("CARGO_BIN_EXE_xlstm-eval"));
+    let links = run(verify.args(["verify", text(&report), "--deep"])).stdout;
+    assert!(links.contains("1 of 1 documents read again"), "{links}");
+    assert!(
+        links.contains("the selection of --deep: not done, since the list of copies is needed"),
+        "{links}"
     );
 }
 
