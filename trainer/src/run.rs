@@ -97,6 +97,12 @@ pub fn check_finite(model: &Model, file: &Path) -> Result<()> {
     Err(TrainError::file(file, format!("finite numbers in `{name}`"), "NaN or infinity", hint))
 }
 
+/// The folder of the run that a file of parameters lies in; `None` for a file by itself.
+#[must_use]
+pub fn run_folder(file: &Path) -> Option<PathBuf> {
+    file.ancestors().take(4).find(|folder| folder.join(RUN_NAME).is_file()).map(Path::to_path_buf)
+}
+
 /// The recipe of the run that `path` names or lies in; `None` for a file by itself.
 ///
 /// # Errors
