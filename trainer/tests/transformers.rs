@@ -305,7 +305,7 @@ fn a_run_goes_there_with_its_provenance_and_comes_back_to_be_used() {
     let fixture = Fixture::new();
     let run = llama_run(&fixture);
     let (there, back) = (fixture.path("there"), fixture.path("back.safetensors"));
-    success(&export_folder(&run, &there));
+    success(&export_folder(&run, &there.join("")));
     let provenance: Value =
         serde_json::from_slice(&fs_err::read(there.join("provenance.json")).unwrap()).unwrap();
     let card = fs_err::read_to_string(there.join("README.md")).unwrap();
@@ -333,6 +333,12 @@ fn a_run_goes_there_with_its_provenance_and_comes_back_to_be_used() {
     );
     assert_eq!(config(&there)["max_position_embeddings"], 32);
 
+    // As it is, nothing takes it: what decides its numbers stands where nothing else looks.
+    for path in [there.clone(), there.join("model.safetensors")] {
+        let mut command = training(&fixture, "not-imported", &["training.steps=0"]);
+        let said = refused(&command.arg("--init-from").arg(&path).output().unwrap());
+        assert!(said.contains("`xlstm-train import` reads it"), "{said}");
+    }
     success(&import_folder(&there, &back));
     let source: Value =
         serde_json::from_str(&TensorFile::open(&back).unwrap().metadata()["imported"]).unwrap();
@@ -340,15 +346,38 @@ fn a_run_goes_there_with_its_provenance_and_comes_back_to_be_used() {
     let measured = |run: &Path| runs::lines(run, "validation").last().unwrap().loss.unwrap().to_bits();
     succeed(training(&fixture, "second", &["training.steps=0"]).arg("--init-from").arg(&back));
     assert_eq!(measured(&fixture.path("second")), measured(&run));
-    let perplexity = |model: &Path| {
+    let perplexity = |model: &Path, out: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xlstm-eval"));
         command.args(["perplexity", "--json", "--threads", "1", "--device", "cpu"]).arg(model);
-        command.arg("--manifest").arg(&fixture.validation).arg("--out").arg(fixture.path("evaluation"));
+        command.arg("--manifest").arg(&fixture.validation).arg("--out").arg(fixture.path(out));
         let output = succeed(&mut command);
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         report["results"].to_string()
     };
-    assert_eq!(perplexity(&back), perplexity(&run));
+    assert_eq!(perplexity(&back, "of-back"), perplexity(&run, "of-run"));
+}
+
+#[test]
+fn a_padded_vocabulary_says_what_its_ids_are_and_text_comes_out_the_same() {
+    xlstm_bridge::runtime::initialize(Some(1)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let text = "architecture = \"gpt2\"\nembedding_dim = 8\nblocks = 1\nheads = 2\npositions = 32\n";
+    export(&Model::new(&toml::from_str(text).unwrap(), placement(), 1).unwrap(), &path("own"), 32).unwrap();
+    success(&export_folder(&path("own"), &path("there")));
+    success(&import_folder(&path("there"), &path("back")));
+    let config = config(&path("there"));
+    assert_eq!((&config["vocab_size"], &config["eos_token_id"]), (&json!(50304), &json!(50256)));
+    let card = fs_err::read_to_string(path("there").join("README.md")).unwrap();
+    assert!(card.contains("Ids 0 to 50256 are GPT-2's tokens"), "{card}");
+    assert!(card.contains("Ids 50257 to 50303 are no tokens"), "{card}");
+    let generated = |model: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xlstm-eval"));
+        command.arg("generate").arg(model).args(["--threads", "1", "--device", "cpu", "--seed", "3"]);
+        let output = succeed(command.args(["--prompt", "The", "--tokens", "9", "--json"]));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()["samples"].clone()
+    };
+    assert_eq!(generated(&path("back")), generated(&path("own")));
 }
 
 #[test]

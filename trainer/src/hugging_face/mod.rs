@@ -24,7 +24,8 @@ use crate::model::{self, Model};
 use crate::tensor_file::{self, TensorFile};
 use origin::Origin;
 
-const CONFIG_NAME: &str = "config.json";
+/// A model's configuration.
+pub(crate) const CONFIG_NAME: &str = "config.json";
 const GENERATION_NAME: &str = "generation_config.json";
 const PROVENANCE_NAME: &str = "provenance.json";
 const CARD_NAME: &str = "README.md";
@@ -43,6 +44,8 @@ pub fn export(model: &Model, file: &Path, folder: &Path, context_length: u64) ->
     }
     let config = model::config_json(model.config(), context_length)?;
     let origin = Origin::of(file)?;
+    // Without a slash at its end.
+    let folder: &Path = &folder.components().collect::<PathBuf>();
     let mut partial = folder.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);

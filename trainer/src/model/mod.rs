@@ -81,7 +81,9 @@ pub use sampling::Sampling;
 pub use scoring::{PendingLosses, TokenScores};
 pub use selfcheck::check_generation;
 pub use state::ModelState;
-pub(crate) use weights::{check_sizes, copy_to_cpu, described_model, metadata, own_metadata};
+pub(crate) use weights::{
+    check_sizes, copy_to_cpu, described_model, describes_model, metadata, own_metadata,
+};
 pub use weights::{export, import};
 pub use xlstm::official::{config_from_json, config_to_json, official_config};
 

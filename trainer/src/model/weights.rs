@@ -171,9 +171,12 @@ impl Problems {
 /// # Errors
 /// When the metadata is there and describes no model.
 pub(crate) fn described_model(file: &TensorFile) -> Result<Option<ModelConfig>> {
-    let metadata = file.metadata();
-    let described = ["model", "config", "xlstm_config"].iter().any(|key| metadata.contains_key(*key));
-    if described { config_of(file).map(Some) } else { Ok(None) }
+    if describes_model(file) { config_of(file).map(Some) } else { Ok(None) }
+}
+
+/// Whether a file's metadata describes a model.
+pub(crate) fn describes_model(file: &TensorFile) -> bool {
+    ["model", "config", "xlstm_config"].iter().any(|key| file.metadata().contains_key(*key))
 }
 
 /// The architecture that a file's metadata describes.

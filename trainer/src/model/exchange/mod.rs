@@ -1,8 +1,9 @@
 //! Models in the form of Hugging Face `transformers`: its `config.json`, and its parameters' names.
 //!
 //! ```text
-//! mod      what an architecture says of its form there; a model's parameters out of and into a file of that form
-//! config   config.json, read key by key: what is not known is refused
+//! mod          what an architecture says of its form there; configurations out and in
+//! config       config.json, read key by key: what is not known is refused
+//! parameters   a model's parameters under the names there, out and in
 //! llama, gpt2, mamba, rwkv4      one architecture each: its keys, and its parameters' names
 //! ```
 //! All four have the shapes and layouts of this program there, so that parameters go over bit by bit: only names differ.
@@ -12,23 +13,20 @@ mod config;
 mod gpt2;
 mod llama;
 mod mamba;
+mod parameters;
 mod rwkv4;
 
-use std::collections::HashSet;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use tch::{Kind, Tensor};
 use xlstm_manifests::END_OF_TEXT;
 use xlstm_manifests::recipe::{self, ModelConfig, RecipeError};
 
-use super::Model;
 use super::network::network;
-use super::parameters::Builder;
-use super::weights::{Problems, copy_to_cpu, refuse_larger};
 use crate::error::{Result, TrainError};
-use crate::tensor_file::TensorFile;
 use config::ConfigReader;
+
+pub(crate) use parameters::{parameters, read_parameters};
 
 /// The keys of `config.json` that an architecture writes.
 pub(super) type Settings = Map<String, Value>;
@@ -125,19 +123,6 @@ pub(crate) fn end_of_text(model: &ModelConfig) -> Option<u32> {
     (model.vocabulary_size() > u64::from(END_OF_TEXT)).then_some(END_OF_TEXT.into())
 }
 
-/// Copies of all parameters by their names in transformers; an output projection that is the token embedding is left out,
-/// as there.
-///
-/// # Errors
-/// When transformers has no such architecture, or a parameter cannot be copied.
-pub(crate) fn parameters(model: &Model) -> Result<Vec<(String, Tensor)>> {
-    let form = form(model.config())?;
-    let one = |parameter: &super::Parameter| {
-        Ok((form.name_of(&parameter.name), copy_to_cpu(&parameter.tensor)?.f_to_kind(Kind::Float)?))
-    };
-    model.parameters().iter().map(one).collect()
-}
-
 /// What a `config.json` describes.
 pub(crate) struct Described {
     /// The model.
@@ -171,90 +156,4 @@ pub(crate) fn read_config(path: &Path) -> Result<Described> {
         other => other.into(),
     })?;
     Ok(Described { model, context_length, notes })
-}
-
-/// All parameters of `model` by this program's names, in float32, from a file with those of transformers. Without the
-/// language model's head in the file's names, they are taken for those of its base model.
-///
-/// # Errors
-/// When parameters are missing, left over, of another shape or type, or not finite: they are named.
-pub(crate) fn read_parameters(model: &ModelConfig, file: &TensorFile) -> Result<Vec<(String, Tensor)>> {
-    refuse_larger(model, file)?;
-    let form = form(model)?;
-    let names = form.names();
-    let whole = file.names().any(|name| name.starts_with(names.base));
-    let there = |name: &str| match name.strip_prefix(names.base) {
-        Some(rest) if !whole => rest.to_owned(),
-        _ => name.to_owned(),
-    };
-    let mut sketch = Builder::sketch().tied(model.tied_embedding());
-    network(model).build(&mut sketch)?;
-    let mut problems = Problems::default();
-    let mut found = Vec::with_capacity(sketch.parameters.len());
-    for parameter in &sketch.parameters {
-        let (name, expected) = (there(&form.name_of(&parameter.name)), parameter.tensor.size());
-        match file.shape(&name) {
-            None => problems.add(format!("  {name}: expected {expected:?}, found none")),
-            Some(shape) if shape != expected => {
-                problems.add(format!("  {name}: expected {expected:?}, found {shape:?}"));
-            }
-            Some(_) => {}
-        }
-        found.push((parameter.name.clone(), name));
-    }
-    let tied = form.is_tied().then_some(names.output);
-    let known: HashSet<&str> = found.iter().map(|(_, name)| name.as_str()).collect();
-    let mask = |name: &str| {
-        form.is_causal_mask(if whole { name.strip_prefix(names.base).unwrap_or(name) } else { name })
-    };
-    problems.left_over(file, "", |name| known.contains(name) || Some(name) == tied || mask(name));
-    problems.result(file, "")?;
-    let mut problems = Problems::default();
-    for name in file.names().filter(|name| mask(name)) {
-        check_mask(file, name, &mut problems)?;
-    }
-    if let Some(output) = tied {
-        check_tied(file, output, &there(names.embedding), &mut problems)?;
-    }
-    let mut tensors = Vec::with_capacity(found.len());
-    for (own, name) in found {
-        let Some(tensor) = file.tensor(&name)? else { continue };
-        let kind = tensor.kind();
-        if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half) {
-            problems.add(format!("  {name}: expected float32, bfloat16 or float16, found {kind:?}"));
-            continue;
-        }
-        let tensor = tensor.f_to_kind(Kind::Float)?;
-        if !bool::try_from(tensor.f_isfinite()?.f_all()?)? {
-            problems.add(format!("  {name}: expected finite numbers, found NaN or infinity"));
-        }
-        tensors.push((own, tensor));
-    }
-    problems.result(file, "")?;
-    Ok(tensors)
-}
-
-/// Refuses a mask that hides something else than what comes later.
-fn check_mask(file: &TensorFile, name: &str, problems: &mut Problems) -> Result<()> {
-    let Some(mask) = file.tensor(name)? else { return Ok(()) };
-    let causal = match mask.size()[..] {
-        [1, 1, rows, columns] if rows == columns => mask.equal(&mask.f_ones_like()?.f_tril(0)?),
-        _ => false,
-    };
-    if !causal {
-        problems.add(format!("  {name}: expected a causal mask, found something else"));
-    }
-    Ok(())
-}
-
-/// Refuses an output projection of its own in a file of a model whose configuration says that it is the embedding.
-fn check_tied(file: &TensorFile, output: &str, embedding: &str, problems: &mut Problems) -> Result<()> {
-    if let (Some(found), Some(expected)) = (file.tensor(output)?, file.tensor(embedding)?)
-        && !(found.size() == expected.size() && found.equal(&expected))
-    {
-        problems.add(format!(
-            "  {output}: expected the numbers of {embedding} (`tie_word_embeddings`), found others"
-        ));
-    }
-    Ok(())
 }
