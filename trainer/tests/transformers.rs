@@ -150,6 +150,9 @@ fn files_without_a_head_in_half_precision_and_with_masks_are_read() {
         let mut all: Vec<_> =
             tensors(&golden("gpt2").join("model.safetensors")).into_iter().map(strip).collect();
         all.push(("h.1.attn.bias".into(), mask.shallow_clone()));
+        // A tied output projection may be there under its own name too.
+        let embedding = all.iter().find(|(name, _)| name == "wte.weight").unwrap().1.shallow_clone();
+        all.push(("lm_head.weight".into(), embedding));
         tensor_file::write(&there.join("model.safetensors"), &[].into(), &all).unwrap();
         there
     };
@@ -390,9 +393,7 @@ fn what_cannot_be_exported_is_refused_and_nothing_is_left() {
         ["vocabulary_size = 5\nembedding_dim = 8\nblocks = 1\nslstm_at = []\n[mlstm]\nheads = 2\n", numbers]
     {
         export(&Model::new(&toml::from_str(text).unwrap(), placement(), 1).unwrap(), &file, 8).unwrap();
-        let output = export_folder(&file, &there);
-        assert!(!output.status.success());
-        let said = stderr(&output);
+        let said = refused(&export_folder(&file, &there));
         assert!(said.contains("llama, gpt2, mamba, rwkv4") && said.contains("width 8"), "{said}");
         assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 1, "nothing but the file is left");
     }

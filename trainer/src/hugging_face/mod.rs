@@ -47,7 +47,7 @@ pub fn export(model: &Model, file: &Path, folder: &Path, context_length: u64) ->
     // Without a slash at its end.
     let folder: &Path = &folder.components().collect::<PathBuf>();
     let mut partial = folder.as_os_str().to_owned();
-    partial.push(".partial");
+    partial.push(".export-partial");
     let partial = PathBuf::from(partial);
     if partial.exists() {
         fs_err::remove_dir_all(&partial)?;
