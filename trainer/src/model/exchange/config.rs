@@ -64,7 +64,11 @@ impl ConfigReader {
         let fail = |found: String| {
             TrainError::file(path, "a configuration of transformers (config.json)", found, hint)
         };
-        let length = fs_err::metadata(path).map_err(|_| fail("none".into()))?.len();
+        let metadata = fs_err::metadata(path).map_err(|_| fail("none".into()))?;
+        if !metadata.is_file() {
+            return Err(fail("something else than a file".into()));
+        }
+        let length = metadata.len();
         if length > MAX_BYTES {
             return Err(fail(format!("{length} bytes, of at most {MAX_BYTES}")));
         }
