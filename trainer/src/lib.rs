@@ -7,6 +7,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`model`] | architectures, initial values, states, generation, import and export |
+//! | [`hugging_face`] | models to and from folders of transformers |
 //! | [`loader`] | rows to batches, ahead of training |
 //! | [`optimizer`] | AdamW, gradient norm |
 //! | [`train`] | set-up, the loop, validation, plans |
@@ -32,6 +33,7 @@ pub mod environment;
 pub mod error;
 pub mod evaluation;
 pub mod guard;
+pub mod hugging_face;
 pub mod launch;
 pub mod loader;
 pub mod metrics;

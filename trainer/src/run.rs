@@ -7,18 +7,24 @@ use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, RECIPE_NAME, RUN_NAME};
 
 use crate::checkpoint::{self, BEST_NAME, MODEL_NAME};
 use crate::error::{Result, TrainError};
-use crate::model::{Model, Placement, import};
+use crate::hugging_face::CONFIG_NAME;
+use crate::model::{Model, Placement, describes_model, import};
 use crate::tensor_file::TensorFile;
 
 /// The parameters' file for a path that names a run's folder, a checkpoint's folder, or the file.
 ///
 /// # Errors
-/// When there is none, or the run has no checkpoint after that step.
+/// When there is none, or the run has no checkpoint after that step; and for a model in the form of transformers, which
+/// `xlstm-train import` reads.
 pub fn find_parameters(path: &Path, step: Option<u64>) -> Result<PathBuf> {
     if path.is_file() {
+        refuse_transformers(path)?;
         return Ok(path.into());
     }
     if path.join(MODEL_NAME).is_file() {
+        if !checkpoint::is_checkpoint(path) {
+            refuse_transformers(&path.join(MODEL_NAME))?;
+        }
         checkpoint::open(path)?;
         // What the best checkpoint's link means now: it may mean another one later.
         let is_link = path.file_name().is_some_and(|name| name == BEST_NAME) && path.is_symlink();
@@ -52,6 +58,22 @@ pub fn find_parameters(path: &Path, step: Option<u64>) -> Result<PathBuf> {
     let folder = checkpoint::folder_of(&checkpoints, step);
     checkpoint::open(&folder)?;
     Ok(folder.join(MODEL_NAME))
+}
+
+/// Refuses a file that says nothing of its model, with a configuration of transformers beside it: names and shapes can be
+/// those of this program, where what decides the numbers is not.
+fn refuse_transformers(file: &Path) -> Result<()> {
+    if !file.with_file_name(CONFIG_NAME).is_file() {
+        return Ok(());
+    }
+    // What is wrong with the file itself, its reader says.
+    let says_nothing = TensorFile::open(file).is_ok_and(|file| !describes_model(&file));
+    if !says_nothing {
+        return Ok(());
+    }
+    let hint = "`xlstm-train import` reads it into a file that can be named here";
+    let found = format!("no description in its metadata, and a `{CONFIG_NAME}` of another program beside it");
+    Err(TrainError::file(file, "a file of parameters that describes its model", found, hint))
 }
 
 /// The model for a path as in [`find_parameters`], and its file. What every command that uses a checkpoint goes through:
@@ -95,6 +117,12 @@ pub fn check_finite(model: &Model, file: &Path) -> Result<()> {
     let hint =
         "the model overflowed in training, or the file was damaged: use an earlier checkpoint (--step N)";
     Err(TrainError::file(file, format!("finite numbers in `{name}`"), "NaN or infinity", hint))
+}
+
+/// The folder of the run that a file of parameters lies in; `None` for a file by itself.
+#[must_use]
+pub fn run_folder(file: &Path) -> Option<PathBuf> {
+    file.ancestors().take(4).find(|folder| folder.join(RUN_NAME).is_file()).map(Path::to_path_buf)
 }
 
 /// The recipe of the run that `path` names or lies in; `None` for a file by itself.

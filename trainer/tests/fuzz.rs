@@ -16,6 +16,8 @@ mod checkpoints;
 mod http_requests;
 #[path = "../../tests/fuzz/bodies/run_folders.rs"]
 mod run_folders;
+#[path = "../../tests/fuzz/bodies/transformers.rs"]
+mod transformers;
 
 fn exported(config: &ModelConfig) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
@@ -79,6 +81,18 @@ fn bodies_of_requests() {
     let seed = br#"{"model": "m", "prompt": ["a", "b"], "max_tokens": 4, "temperature": 0.5, "top_p": 0.9, "top_k": -1,
         "logprobs": 2, "echo": true, "stop": ["x"], "seed": 7, "n": 1, "stream": false}"#;
     alter_and_run(&[seed.to_vec(), br#"{"prompt": [[1, 2], [3]]}"#.to_vec()], 10_000, http_requests::run);
+}
+
+#[test]
+fn models_of_transformers() {
+    let seeds: Vec<Vec<u8>> = (0_u8..)
+        .zip(transformers::SOUND.as_flattened())
+        .map(|(which, content)| [&[which], *content].concat())
+        .collect();
+    // Configurations more often: that is where a new key means another model.
+    let configurations: Vec<Vec<u8>> = seeds.iter().step_by(2).cloned().collect();
+    alter_and_run(&seeds, 100, transformers::run);
+    alter_and_run(&configurations, 300, transformers::run);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod chain;
 mod doctor;
 mod export;
+mod import;
 mod plot;
 mod recipes;
 mod selfcheck;
@@ -44,8 +45,10 @@ enum Command {
     SweepMeasure(sweep::MeasureArguments),
     /// Generate text with a run's newest checkpoint
     Sample(GenerateArguments),
-    /// Write a run's parameters for the official package
+    /// Write a run's parameters for the official package or for Hugging Face transformers
     Export(export::ExportArguments),
+    /// Read a model of Hugging Face transformers (Llama, GPT-2, Mamba, RWKV-4) into a file that takes a run's place
+    Import(import::ImportArguments),
 }
 
 /// Parses the command line and runs the command; returns the exit code.
@@ -62,5 +65,6 @@ pub(crate) fn run() -> anyhow::Result<u8> {
         Some(Command::SweepMeasure(arguments)) => sweep::measure(&arguments),
         Some(Command::Sample(arguments)) => advise(GENERATION_MEMORY, arguments.run()),
         Some(Command::Export(arguments)) => advise(LOADING_MEMORY, export::run(&arguments)),
+        Some(Command::Import(arguments)) => advise(LOADING_MEMORY, import::run(&arguments)),
     }
 }

@@ -20,7 +20,7 @@ use crate::device::DeviceInfo;
 use crate::error::{Result, TrainError};
 use crate::loader::OtherKind;
 use crate::model::{Model, Placement, import};
-use crate::run::{check_finite, find_parameters, recipe_of, trained_context};
+use crate::run::{check_finite, find_parameters, recipe_of, run_folder, trained_context};
 
 /// Findings of an audit that are listed in full.
 const SHOWN: usize = 8;
@@ -131,13 +131,11 @@ fn verify_files(file: &Path) -> Result<Verified> {
 
 /// The run in whose folder a file lies.
 fn run_link(file: &Path) -> Result<Option<RunLink>> {
-    let Some(path) = file.ancestors().take(4).find(|folder| folder.join(RUN_NAME).is_file()) else {
-        return Ok(None);
-    };
-    let manifest = RunManifest::load(path)?.located(path, &[]);
+    let Some(path) = run_folder(file) else { return Ok(None) };
+    let manifest = RunManifest::load(&path)?.located(&path, &[]);
     let (_, manifest_sha256) = digest_file(&path.join(RUN_NAME))?;
     let RunManifest { recipe, train, mixture, .. } = manifest;
-    Ok(Some(RunLink { path: path.into(), manifest_sha256, recipe, train, mixture }))
+    Ok(Some(RunLink { path, manifest_sha256, recipe, train, mixture }))
 }
 
 /// The split to evaluate for a path that names a split, its manifest, or a dataset with `split` in it.

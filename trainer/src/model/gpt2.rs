@@ -13,6 +13,7 @@ use xlstm_manifests::recipe::architecture::{Gelu, Gpt2Config};
 
 use super::attention::{attend, by_head, join};
 use super::block::{Block, BlockCall, BlockState};
+use super::exchange::TransformersForm;
 use super::network::{Network, Parts};
 use super::normalization::Norm;
 use super::parameters::{Builder, Decay, Init};
@@ -20,7 +21,7 @@ use super::signed;
 use crate::error::Result;
 
 /// Epsilon of all norms.
-const NORM_EPSILON: f64 = 1e-5;
+pub(super) const NORM_EPSILON: f64 = 1e-5;
 
 /// Standard deviation of the matrices' first values.
 const DEVIATION: f64 = 0.02;
@@ -49,6 +50,10 @@ impl Network for Gpt2Config {
             output,
             positional: false,
         })
+    }
+
+    fn transformers(&self) -> Option<&dyn TransformersForm> {
+        Some(self)
     }
 }
 

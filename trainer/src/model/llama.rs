@@ -13,6 +13,7 @@ use xlstm_manifests::recipe::architecture::{LlamaConfig, LlamaInit};
 
 use super::attention::{Rotary, attend, by_head, join};
 use super::block::{Block, BlockCall, BlockState};
+use super::exchange::TransformersForm;
 use super::network::{Network, Parts};
 use super::normalization::Norm;
 use super::parameters::{Builder, Decay, Init, InputMap, small_init, wang_init};
@@ -47,6 +48,11 @@ impl Network for LlamaConfig {
             output,
             positional: true,
         })
+    }
+
+    fn transformers(&self) -> Option<&dyn TransformersForm> {
+        // It has models of tokens alone.
+        (self.input_width == 0).then_some(self)
     }
 }
 

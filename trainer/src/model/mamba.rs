@@ -15,6 +15,7 @@ use xlstm_kernels::scan::{ScanKernel, SelectiveScanInput, selective_scan};
 use xlstm_manifests::recipe::architecture::{MAMBA_TAPS, MambaConfig};
 
 use super::block::{Block, BlockCall, BlockState};
+use super::exchange::TransformersForm;
 use super::network::{Network, Parts};
 use super::normalization::Norm;
 use super::parameters::{Builder, Decay, Init};
@@ -54,6 +55,10 @@ impl Network for MambaConfig {
             output,
             positional: false,
         })
+    }
+
+    fn transformers(&self) -> Option<&dyn TransformersForm> {
+        Some(self)
     }
 }
 

@@ -12,6 +12,7 @@
 //! scoring     log-likelihoods of single tokens
 //! selfcheck   steps against whole passes, on a GPU
 //! weights     parameters in and out of files
+//! exchange/   the same in the form of Hugging Face transformers
 //! llama, gpt2          Transformers      attention  causal attention with its key-value cache, rotary positions
 //! recurrent   RetNet, GLA, HGRN, HGRN2            retnet_block  RetNet in GPT-like blocks
 //! mamba, rwkv          Mamba; RWKV-4, RWKV-5 and RWKV-6
@@ -28,6 +29,7 @@
 mod attention;
 mod block;
 mod dropout;
+mod exchange;
 mod generate;
 mod generated_token;
 mod gpt2;
@@ -70,6 +72,7 @@ use parameters::{Builder, TiedOutput};
 
 pub use block::BlockState;
 pub use dropout::Dropout;
+pub(crate) use exchange::{config_json, end_of_text, parameters, read_config, read_parameters};
 pub use generate::Generation;
 pub(crate) use generate::PIECE;
 pub use parameters::Parameter;
@@ -78,7 +81,9 @@ pub use sampling::Sampling;
 pub use scoring::{PendingLosses, TokenScores};
 pub use selfcheck::check_generation;
 pub use state::ModelState;
-pub(crate) use weights::{check_sizes, copy_to_cpu, described_model, metadata};
+pub(crate) use weights::{
+    check_sizes, copy_to_cpu, described_model, describes_model, metadata, own_metadata,
+};
 pub use weights::{export, import};
 pub use xlstm::official::{config_from_json, config_to_json, official_config};
 

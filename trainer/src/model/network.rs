@@ -9,6 +9,7 @@ use xlstm_kernels::cuda::Request;
 use xlstm_manifests::recipe::ModelConfig;
 
 use super::block::Block;
+use super::exchange::TransformersForm;
 use super::normalization::Norm;
 use super::parameters::Builder;
 use crate::error::Result;
@@ -63,6 +64,11 @@ pub(super) trait Network {
     fn foreign_metadata(&self, context_length: u64) -> BTreeMap<String, String> {
         let _ = context_length;
         BTreeMap::new()
+    }
+
+    /// Its form in Hugging Face transformers; `None` where that has no such model.
+    fn transformers(&self) -> Option<&dyn TransformersForm> {
+        None
     }
 
     /// The parameter `name` as this program has it, from `tensor` as the file has it under `prefix` + `name`.

@@ -21,14 +21,21 @@ use crate::tensor_file::{self, TensorFile};
 /// # Errors
 /// Never in practice: every architecture has a TOML form.
 pub(crate) fn metadata(model: &ModelConfig, context_length: u64) -> Result<BTreeMap<String, String>> {
-    let own = toml::to_string(model).map_err(|error| TrainError::Internal(error.to_string()))?;
     let mut metadata = network(model).foreign_metadata(context_length);
-    metadata.insert("format".to_owned(), "pt".to_owned());
-    metadata.insert("model".to_owned(), own);
+    metadata.extend(own_metadata(model)?);
     if !metadata.contains_key("config") {
         metadata.insert("context_length".to_owned(), context_length.to_string());
     }
     Ok(metadata)
+}
+
+/// Metadata by which [`import`] rebuilds the model.
+///
+/// # Errors
+/// Never in practice: every architecture has a TOML form.
+pub(crate) fn own_metadata(model: &ModelConfig) -> Result<BTreeMap<String, String>> {
+    let own = toml::to_string(model).map_err(|error| TrainError::Internal(error.to_string()))?;
+    Ok(BTreeMap::from([("format".to_owned(), "pt".to_owned()), ("model".to_owned(), own)]))
 }
 
 /// Writes the model's parameters to `path`, also for the architecture's own package where there is one.
@@ -54,20 +61,26 @@ pub fn import(path: &Path, placement: Placement) -> Result<Model> {
     Ok(model)
 }
 
+/// Refuses a model that is many times larger than the file, whose names alone could not be listed.
+pub(super) fn refuse_larger(config: &ModelConfig, file: &TensorFile) -> Result<()> {
+    /// Numbers whose names and shapes can be listed in a moment.
+    const LISTED: u64 = 1 << 26;
+    let (needed, found) = (config.size().parameters, file.numbers());
+    if needed <= found.saturating_mul(4).saturating_add(LISTED) {
+        return Ok(());
+    }
+    let hint = "the description and the tensors are of different models: export the model again";
+    let expected = format!("the {needed} numbers of the model that its description asks for");
+    Err(TrainError::file(file.path(), expected, format!("{found}"), hint))
+}
+
 /// Refuses a file that does not hold a model of these sizes, before anything of their size is allocated. What is left to
 /// [`Model::load`] are shapes of equally many numbers, which an architecture may store otherwise.
 ///
 /// # Errors
 /// When the model is many times larger than the file, or parameters are missing or of another size (they are named).
 pub(crate) fn check_sizes(config: &ModelConfig, file: &TensorFile) -> Result<()> {
-    /// Numbers whose names and shapes can be listed in a moment.
-    const LISTED: u64 = 1 << 26;
-    let (needed, found) = (config.size().parameters, file.numbers());
-    if needed > found.saturating_mul(4).saturating_add(LISTED) {
-        let hint = "the metadata and the tensors are of different models: export the model again";
-        let expected = format!("the {needed} numbers of the model that the metadata describes");
-        return Err(TrainError::file(file.path(), expected, format!("{found}"), hint));
-    }
+    refuse_larger(config, file)?;
     let mut sketch = Builder::sketch().tied(config.tied_embedding());
     network(config).build(&mut sketch)?;
     let mut problems = Problems::default();
@@ -98,7 +111,7 @@ fn count(shape: &[i64]) -> Option<i64> {
 
 /// What does not fit between a model and a file. A file can have any number of names: not all are listed.
 #[derive(Default)]
-struct Problems {
+pub(super) struct Problems {
     lines: Vec<String>,
     count: usize,
 }
@@ -106,7 +119,7 @@ struct Problems {
 impl Problems {
     const LISTED: usize = 200;
 
-    fn add(&mut self, line: String) {
+    pub(super) fn add(&mut self, line: String) {
         self.count += 1;
         if self.lines.len() < Self::LISTED {
             self.lines.push(line);
@@ -114,7 +127,7 @@ impl Problems {
     }
 
     /// Adds the names of `file` that the model does not have.
-    fn left_over(&mut self, file: &TensorFile, prefix: &str, known: impl Fn(&str) -> bool) {
+    pub(super) fn left_over(&mut self, file: &TensorFile, prefix: &str, known: impl Fn(&str) -> bool) {
         for name in file.names().filter_map(|name| name.strip_prefix(prefix)) {
             if !known(name) {
                 self.add(format!("  {prefix}{name}: expected no such parameter, found one"));
@@ -136,7 +149,7 @@ impl Problems {
         Ok(())
     }
 
-    fn result(mut self, file: &TensorFile, prefix: &str) -> Result<()> {
+    pub(super) fn result(mut self, file: &TensorFile, prefix: &str) -> Result<()> {
         if let Some(problem) = wrapped_names(file, prefix) {
             self.lines.insert(0, problem);
             self.count += 1;
@@ -158,9 +171,12 @@ impl Problems {
 /// # Errors
 /// When the metadata is there and describes no model.
 pub(crate) fn described_model(file: &TensorFile) -> Result<Option<ModelConfig>> {
-    let metadata = file.metadata();
-    let described = ["model", "config", "xlstm_config"].iter().any(|key| metadata.contains_key(*key));
-    if described { config_of(file).map(Some) } else { Ok(None) }
+    if describes_model(file) { config_of(file).map(Some) } else { Ok(None) }
+}
+
+/// Whether a file's metadata describes a model.
+pub(crate) fn describes_model(file: &TensorFile) -> bool {
+    ["model", "config", "xlstm_config"].iter().any(|key| file.metadata().contains_key(*key))
 }
 
 /// The architecture that a file's metadata describes.

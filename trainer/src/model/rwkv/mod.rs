@@ -17,6 +17,7 @@ use tch::{Device, Kind, Tensor};
 use xlstm_manifests::recipe::architecture::{Rwkv4Config, Rwkv5Config, Rwkv6Config, RwkvConfig, RwkvVersion};
 
 use super::block::{Block, BlockCall, BlockState};
+use super::exchange::TransformersForm;
 use super::network::{Network, Parts};
 use super::normalization::Norm;
 use super::parameters::{Builder, Decay, Init};
@@ -25,7 +26,7 @@ use crate::error::Result;
 use time_mix::{Five, Four, Six};
 
 /// Epsilon of all norms.
-const NORM_EPSILON: f64 = 1e-5;
+pub(super) const NORM_EPSILON: f64 = 1e-5;
 /// Names of the state's last tokens, of both mixes.
 const TIME_SHIFT: &str = "time_mix.shift";
 const CHANNEL_SHIFT: &str = "channel_mix.shift";
@@ -33,6 +34,10 @@ const CHANNEL_SHIFT: &str = "channel_mix.shift";
 impl Network for Rwkv4Config {
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         build(self, builder)
+    }
+
+    fn transformers(&self) -> Option<&dyn TransformersForm> {
+        Some(self)
     }
 }
 
