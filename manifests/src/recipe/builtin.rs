@@ -25,6 +25,8 @@ pub fn builtins() -> &'static [Builtin] {
         "figure2-nearest-small",
         "figure2-rare",
         "table1-15b",
+        "table1-small",
+        "table2-small",
         "figure6-scaling-15b",
         "table2-lstm-to-xlstm",
         "table2-gating",

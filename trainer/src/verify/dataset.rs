@@ -13,6 +13,12 @@ use xlstm_pipeline::audit::{Amount, AuditArgs, Check, SplitReport, audit};
 use super::{Chain, Depth, LinkState, differ};
 use crate::provenance::{DatasetLink, Found, Recorded};
 
+/// Whether a folder has nothing but a manifest: kept beside a result, to say what it was trained on or measured with.
+fn is_manifest_alone(folder: &Path) -> bool {
+    let Ok(entries) = fs_err::read_dir(folder) else { return false };
+    entries.into_iter().all(|entry| entry.is_ok_and(|entry| entry.file_name() == MANIFEST_NAME))
+}
+
 impl Chain {
     /// Follows the links of a dataset: manifest and root, files, sources, and with `deep` their texts.
     pub(super) fn dataset(&mut self, data: &DatasetLink, depth: &Depth) {
@@ -53,6 +59,10 @@ impl Chain {
 
     fn files(&mut self, name: &str, folder: &Path, manifest: &Manifest, depth: &Depth) {
         let link = format!("{name}: shards");
+        if is_manifest_alone(folder) {
+            let detail = "the manifest is here alone, without its shards";
+            return self.not_at_hand(&link, folder, detail);
+        }
         let mut args = AuditArgs::new(vec![folder.into()]);
         args.deep = depth.deep.then_some(Amount::All);
         args.inputs = depth.inputs.clone().filter(|_| depth.deep);

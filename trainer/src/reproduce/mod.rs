@@ -5,12 +5,18 @@
 //! has no report gets its cost: operations a token (`xlstm_manifests::recipe::Architecture`) × tokens ÷ a
 //! published rate.
 
+mod experiments;
+mod twin;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::Deserialize;
 use xlstm_manifests::recipe::{self, Builtin, ModelSize, Recipe, builtins};
+
+use experiments::{EXPERIMENTS, Experiment};
+use twin::write_twin;
 
 use crate::error::{Result, TrainError};
 use crate::evaluation::results::{REPORT_FORMAT, Report, Results};
@@ -33,187 +39,6 @@ impl Rate {
         Ok(self.tokens_per_second * recipe.operations_per_token() as f64)
     }
 }
-
-/// One table or figure of the paper (arXiv 2405.04517v2).
-struct Experiment {
-    /// Where it stands.
-    place: &'static str,
-    /// What it shows.
-    what: &'static str,
-    /// Recipes whose names begin so make its models.
-    recipes: &'static [&'static str],
-    /// The kind of evaluation that gives its figures: one of `kind_of`'s words.
-    kind: &'static str,
-    /// Commands after training, with RUN for the run's folder.
-    commands: &'static [&'static str],
-    /// What of it is not here, and why.
-    without: &'static str,
-    /// Sweeps whose results stand below the recipes, small twins among them.
-    sweeps: &'static [&'static str],
-}
-
-const SLIMPAJAMA_15B: &str = "xlstm-data prepare slimpajama --split train --max-tokens 15B --exclude-set RedPajamaBook --out data/slimpajama-15b";
-const SLIMPAJAMA: &str = "xlstm-data prepare slimpajama --out data/slimpajama";
-const PALOMA: &str = "xlstm-data prepare paloma --out data/paloma";
-const PERPLEXITY: &str = "xlstm-eval perplexity RUN --manifest data/slimpajama/validation";
-
-/// All of them, in the paper's order.
-const EXPERIMENTS: &[Experiment] = &[
-    Experiment {
-        place: "Figure 2, left",
-        what: "nearest-neighbor search (mean squared error)",
-        recipes: &["figure2-nearest/"],
-        kind: "squared-error",
-        commands: &["xlstm-train sweep nearest-neighbor --out runs/nearest-neighbor"],
-        without: "values are in the figure only; heads, batch and the rest of the optimizer are not printed",
-        sweeps: &["nearest-neighbor", "nearest-neighbor-small"],
-    },
-    Experiment {
-        place: "Figure 2, right",
-        what: "rare tokens of WikiText-103 by frequency (perplexity)",
-        recipes: &["figure2-rare"],
-        kind: "perplexity",
-        commands: &[
-            "xlstm-data prepare local WIKITEXT/train --split train --out data/wikitext-103",
-            "xlstm-data prepare local WIKITEXT/validation --split validation --out data/wikitext-103",
-            "xlstm-data prepare local WIKITEXT/test --split test --out data/wikitext-103",
-            "xlstm-data count data/wikitext-103/train --out data/wikitext-103/token-counts.json",
-            "xlstm-eval perplexity RUN --manifest data/wikitext-103/test --counts data/wikitext-103/token-counts.json",
-        ],
-        without: "articles put together from WikiText's lines: give them as documents; values are in the figure only, and its \
-                  partitions of frequency are in no text: ours are decades",
-        sweeps: &[],
-    },
-    Experiment {
-        place: "Figures 4 and 12",
-        what: "formal languages (scaled accuracy)",
-        recipes: &["tasks-formal"],
-        kind: "accuracy",
-        commands: &["xlstm-train sweep formal-languages --out runs/formal-languages"],
-        without: "architectures without a variant below; width and heads are not printed in the paper",
-        sweeps: &[
-            "formal-languages",
-            "formal-languages-small",
-            "parity",
-            "parity-half-small",
-            "parity-small",
-            "cycle-navigation",
-            "state-tracking-one-rate",
-        ],
-    },
-    Experiment {
-        place: "Figures 5, 14, 15, 16",
-        what: "multi-query associative recall (accuracy by width)",
-        recipes: &["tasks-mqar"],
-        kind: "accuracy",
-        commands: &[
-            "xlstm-train sweep mqar-1 --out runs/mqar-1",
-            "xlstm-train sweep mqar-2 --out runs/mqar-2",
-            "xlstm-train sweep mqar-3 --out runs/mqar-3",
-        ],
-        without: "architectures without a variant below; values are in the figures only",
-        sweeps: &["mqar-1", "mqar-2", "mqar-3", "mqar-small"],
-    },
-    Experiment {
-        place: "Tables 5 and 6",
-        what: "Long Range Arena (accuracy)",
-        recipes: &["tasks-listops"],
-        kind: "accuracy",
-        commands: &["xlstm-train sweep listops --out runs/listops"],
-        without: "Retrieval, Pathfinder, G-Image and RGB-Image: their published files are not read yet",
-        sweeps: &["listops"],
-    },
-    Experiment {
-        place: "Table 1",
-        what: "350M models on 15B tokens of SlimPajama (validation perplexity)",
-        recipes: &["table1-15b"],
-        kind: "perplexity",
-        commands: &[SLIMPAJAMA_15B, PERPLEXITY],
-        without: "architectures without a recipe below",
-        sweeps: &[],
-    },
-    Experiment {
-        place: "Table 2, top",
-        what: "from LSTM to xLSTM (validation perplexity)",
-        recipes: &["table2-lstm-to-xlstm"],
-        kind: "perplexity",
-        commands: &[SLIMPAJAMA_15B, PERPLEXITY],
-        without: "",
-        sweeps: &[],
-    },
-    Experiment {
-        place: "Table 2, bottom",
-        what: "gating of xLSTM[1:0] (validation perplexity)",
-        recipes: &["table2-gating"],
-        kind: "perplexity",
-        commands: &[SLIMPAJAMA_15B, PERPLEXITY],
-        without: "",
-        sweeps: &[],
-    },
-    Experiment {
-        place: "Figure 6 and Table 7",
-        what: "scaling on 15B tokens, 125M to 2.7B (validation perplexity)",
-        recipes: &["figure6-scaling-15b"],
-        kind: "perplexity",
-        commands: &[SLIMPAJAMA_15B, PERPLEXITY],
-        without: "architectures without a recipe below; the figure's values are not printed",
-        sweeps: &[],
-    },
-    Experiment {
-        place: "Table 8",
-        what: "variants of the mLSTM block (validation perplexity)",
-        recipes: &["table8-matrix-memory"],
-        kind: "perplexity",
-        commands: &[SLIMPAJAMA_15B, PERPLEXITY],
-        without: "",
-        sweeps: &[],
-    },
-    Experiment {
-        place: "Table 3, perplexity, and Figure 8",
-        what: "four sizes on 300B tokens of SlimPajama (validation perplexity)",
-        recipes: &["table3-300b"],
-        kind: "perplexity",
-        commands: &[SLIMPAJAMA, PERPLEXITY],
-        without: "architectures without a recipe below",
-        sweeps: &[],
-    },
-    Experiment {
-        place: "Table 3, downstream",
-        what: "LAMBADA, HellaSwag, PIQA, ARC-E, ARC-C, WinoGrande, zero-shot",
-        recipes: &["table3-300b"],
-        kind: "tasks",
-        commands: &["xlstm-eval serve RUN", "docs/guides/zero-shot.md has the command of each task"],
-        without: "",
-        sweeps: &[],
-    },
-    Experiment {
-        place: "Tables 4, 9 and 10",
-        what: "PALOMA, 16 sources and 571 domains (perplexity)",
-        recipes: &["table3-300b"],
-        kind: "paloma",
-        commands: &[PALOMA, "xlstm-eval paloma RUN --manifest data/paloma/validation"],
-        without: "The Pile and ICE, which are not in the public release (nor in the paper)",
-        sweeps: &[],
-    },
-    Experiment {
-        place: "Figure 7",
-        what: "length extrapolation to 16,384 tokens, 1.3B (xLSTM[7:1] 8.92, xLSTM[1:0] 9.01 at 16,384)",
-        recipes: &["table3-300b/1300m"],
-        kind: "extrapolation",
-        commands: &[SLIMPAJAMA, "xlstm-eval extrapolate RUN --manifest data/slimpajama/validation"],
-        without: "the other lengths are in the figure only",
-        sweeps: &[],
-    },
-    Experiment {
-        place: "Figure 9",
-        what: "time and throughput of generation, 1.3B",
-        recipes: &["table3-300b/1300m"],
-        kind: "throughput",
-        commands: &["xlstm-eval throughput RUN"],
-        without: "values are in the figure only",
-        sweeps: &[],
-    },
-];
 
 /// Which commands an evaluation comes from.
 fn kind_of(results: &Results) -> &'static str {
@@ -391,6 +216,9 @@ fn write_experiment(
             recipe.paper
         );
     }
+    if let Some(twin) = &experiment.twin {
+        write_twin(out, twin, &committed.reports)?;
+    }
     write_sweeps(out, experiment, &committed.sweeps);
     Ok(())
 }
@@ -429,8 +257,14 @@ fn shown(days: f64) -> String {
     if days < 10.0 { format!("{days:.1}") } else { format!("{days:.0}") }
 }
 
+/// Whether a recipe is no experiment of the paper, but one made small.
+fn is_twin(name: &str) -> bool {
+    name.split('/').next().is_some_and(|recipe| recipe.ends_with("-small"))
+}
+
 fn write_total(out: &mut String, rate: f64) -> Result<()> {
-    let all = variants(&["table", "figure"])?;
+    let mut all = variants(&["table", "figure"])?;
+    all.retain(|recipe| !is_twin(&recipe.name));
     let days: f64 = all.iter().map(|recipe| days(recipe, rate)).sum();
     let _ = write!(
         out,
@@ -451,8 +285,7 @@ mod tests {
             let placed = EXPERIMENTS
                 .iter()
                 .any(|experiment| experiment.recipes.iter().any(|prefix| name.starts_with(prefix)));
-            let small = ["tasks-small", "figure2-nearest-small"].iter().any(|twin| name.starts_with(twin));
-            let own = name == "demo" || name == "small-cpu" || small;
+            let own = name == "demo" || name == "small-cpu" || is_twin(&name);
             assert!(placed || own, "{name} makes no table or figure: name it in EXPERIMENTS");
         }
     }

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Speeds and checks of the other methods on one GPU: ../methods.md has the figures, the files beside this what it printed.
+#   run.sh TRAIN BENCH SPLIT OUT      programs xlstm-train and bench_training (an example of `trainer`), a split of text, a folder
+set -u
+train=$1 bench=$2 split=$3 out=$4
+"$train" selfcheck --only methods --device cuda:0 | tee "$out/selfcheck.txt"
+for variant in hgrn gla hgrn2 retnet rwkv5 rwkv6 rwkv4 mamba; do
+    "$train" --manifest "$split" --recipe "table1-small/$variant" --set schedule.warmup_steps=5 --set training.steps=14 \
+        --set logging.every_steps=1 --set validation.every_steps=0 --set checkpoint.every_steps=14 --out "$out/$variant" --device cuda:0 > "$out/log" 2>&1
+    echo "$variant rc $? $(python3 - "$out/$variant/metrics.jsonl" <<'P'
+import json, sys
+steps = [line for line in map(json.loads, open(sys.argv[1])) if line["kind"] == "train"]
+seconds = sorted(b["time"] - a["time"] for a, b in zip(steps[3:], steps[4:]))
+print(len(steps), "steps", round(65.536 / seconds[len(seconds) // 2], 1), "k tok/s", steps[-1]["loss"])
+P
+)"
+done
+for method in llama gpt3 retnet gla hgrn hgrn2 rwkv4 rwkv5 rwkv6 mamba h3 hyena; do
+    "$bench" "table1-15b/$method" --repeats 3 | tail -n 1 | tee -a "$out/bench.jsonl"
+done
+"$bench" table1-small/gla --repeats 3 --profile

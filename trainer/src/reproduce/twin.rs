@@ -1,0 +1,96 @@
+//! An experiment made small: the table of its reports, below the paper's own recipes.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use xlstm_manifests::recipe::{ModelSize, Recipe};
+
+use super::experiments::Twin;
+use super::{kind_of, variants};
+use crate::error::Result;
+use crate::evaluation::results::{Report, Results};
+
+/// The reports of a small twin, the best on the validation split first, and its recipes that have none.
+pub(super) fn write_twin(out: &mut String, twin: &Twin, reports: &BTreeMap<String, Report>) -> Result<()> {
+    let _ = write!(
+        out,
+        "\n**A small twin, `{}`, whose figures do not compare with the paper's, only their order:** {}.\n",
+        twin.recipe, twin.differs
+    );
+    let recipes = variants(&[twin.recipe])?;
+    let recipes = recipes.into_iter().filter(|recipe| {
+        let variant = recipe.name.rsplit('/').next().unwrap_or_default();
+        twin.variants.is_empty() || twin.variants.contains(&variant)
+    });
+    let (mut lines, mut missing) = (Vec::new(), Vec::new());
+    for recipe in recipes {
+        let found = runs_of(&recipe, reports);
+        if found.is_empty() {
+            missing.push(format!("`{}`", recipe.name));
+        }
+        lines.extend(found.into_iter().map(|run| run.line(&recipe)));
+    }
+    lines.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    if !lines.is_empty() {
+        out.push_str(
+            "\n| recipe | parameters | validation perplexity (95 %) | test perplexity (95 %) | steps | data root |\n\
+             |---|---:|---|---|---:|---|\n",
+        );
+    }
+    lines.iter().for_each(|(_, line)| out.push_str(line));
+    if !missing.is_empty() {
+        let _ = writeln!(out, "\nNot run: {}.", missing.join(", "));
+    }
+    Ok(())
+}
+
+/// A run of a small twin: its reports by split.
+struct TwinRun<'a> {
+    splits: BTreeMap<&'a str, &'a Report>,
+}
+
+impl TwinRun<'_> {
+    /// The perplexity on the validation split, and the run's line.
+    fn line(&self, recipe: &Recipe) -> (f64, String) {
+        let perplexity = |split: &str| match self.splits.get(split).map(|report| &report.results) {
+            Some(Results::Perplexity(found)) => Some(&found.total),
+            _ => None,
+        };
+        let shown = |split: &str| match perplexity(split) {
+            Some(total) => match &total.perplexity_interval {
+                Some(interval) => {
+                    format!("{:.2} ({:.1} to {:.1})", total.perplexity, interval.low, interval.high)
+                }
+                None => format!("{:.2}", total.perplexity),
+            },
+            None => "–".to_owned(),
+        };
+        let any = self.splits.values().next();
+        let step = any.and_then(|report| report.model.step).unwrap_or_default();
+        let root = any.and_then(|report| report.run.as_ref()).map(|run| run.train.root.to_string());
+        let line = format!(
+            "| `{}` | {:.1}M | {} | {} | {step} | `{}` |\n",
+            recipe.name,
+            ModelSize::of(&recipe.model).parameters as f64 / 1e6,
+            shown("validation"),
+            shown("test"),
+            root.unwrap_or_else(|| "–".to_owned()),
+        );
+        (perplexity("validation").map_or(f64::INFINITY, |total| total.perplexity), line)
+    }
+}
+
+/// All runs of a recipe that have a report of perplexity, told apart by their run manifests.
+fn runs_of<'a>(recipe: &Recipe, reports: &'a BTreeMap<String, Report>) -> Vec<TwinRun<'a>> {
+    let mut runs: BTreeMap<String, TwinRun<'a>> = BTreeMap::new();
+    for report in reports.values() {
+        let (Some(run), Some(dataset)) = (&report.run, &report.dataset) else { continue };
+        if run.recipe.name != recipe.name || kind_of(&report.results) != "perplexity" {
+            continue;
+        }
+        let empty = || TwinRun { splits: BTreeMap::new() };
+        let found = runs.entry(run.manifest_sha256.to_string()).or_insert_with(empty);
+        found.splits.insert(&dataset.split, report);
+    }
+    runs.into_values().collect()
+}
