@@ -6,7 +6,7 @@ use crate::*;
 
 /// Reports below a folder.
 fn reports(folder: &Path) -> Vec<PathBuf> {
-    let names = xlstm_tests::program::files(folder).into_iter().map(|(path, _)| folder.join(path));
+    let names = xlstm_tests::program::files(folder).into_keys().map(|path| folder.join(path));
     names.filter(|path| path.file_name().is_some_and(|name| name == "report.json")).collect()
 }
 
