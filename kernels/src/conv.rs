@@ -78,7 +78,7 @@ fn check(input: &ConvInput<'_>) -> Result<i64, KernelError> {
     if let Some(state) = input.state {
         expect_shape(NAME, "state", state, &[batch, taps - 1, width])?;
     }
-    expect_resets(NAME, input.resets_BT, batch, time)?;
+    expect_resets(NAME, input.resets_BT, input.x_BTD, [batch, time])?;
     if batch * time * width * taps == 0 {
         let (found, expected) = (input.x_BTD.size(), "sizes of at least 1".to_owned());
         return Err(KernelError::Shape { function: NAME, argument: "x_BTD", expected, found });

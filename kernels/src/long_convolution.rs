@@ -43,7 +43,7 @@ pub fn long_convolution(input: &LongConvolutionInput<'_>) -> Result<Tensor, Kern
         let [_, past, _] = dimensions(NAME, "past_BPD", past_BPD)?;
         expect_shape(NAME, "past_BPD", past_BPD, &[batch, past, width])?;
     }
-    expect_resets(NAME, input.resets_BT, batch, time)?;
+    expect_resets(NAME, input.resets_BT, input.u_BTD, [batch, time])?;
     if batch * time * width * taps == 0 {
         let (found, expected) = (input.u_BTD.size(), "sizes of at least 1".to_owned());
         return Err(KernelError::Shape { function: NAME, argument: "u_BTD", expected, found });

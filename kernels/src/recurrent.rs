@@ -41,7 +41,7 @@ impl Arguments<'_> {
         expect_shape(function, "x_BTGHE", x_BTGHE, &[batch, time, 4, heads, width])?;
         expect_shape(function, "recurrent_HEGE", recurrent_HEGE, &[heads, width, 4, width])?;
         expect_shape(function, "bias_GHE", bias_GHE, &[4, heads, width])?;
-        expect_resets(function, resets_BT, batch, time)?;
+        expect_resets(function, resets_BT, x_BTGHE, [batch, time])?;
         if batch * time * heads * width == 0 {
             let (found, expected) = (x_BTGHE.size(), "sizes of at least 1".to_owned());
             return Err(KernelError::Shape { function, argument: "x_BTGHE", expected, found });

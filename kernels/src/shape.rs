@@ -61,17 +61,18 @@ pub(crate) fn expect_device(
     Err(KernelError::Device { function, argument, expected: format!("{expected:?}"), found })
 }
 
-/// Check a reset mask: boolean, one flag for each step of each sequence.
+/// Check a reset mask: boolean, one flag for each step of each sequence, on the device of `data`.
 pub(crate) fn expect_resets(
     function: &'static str,
     resets_BT: Option<&Tensor>,
-    batch: i64,
-    time: i64,
+    data: &Tensor,
+    [batch, time]: [i64; 2],
 ) -> Result<(), KernelError> {
     let Some(resets_BT) = resets_BT else { return Ok(()) };
     if resets_BT.kind() != Kind::Bool {
         let found = resets_BT.kind();
         return Err(KernelError::Kind { function, argument: "resets_BT", expected: "Bool", found });
     }
+    expect_device(function, "resets_BT", resets_BT, data)?;
     expect_shape(function, "resets_BT", resets_BT, &[batch, time])
 }

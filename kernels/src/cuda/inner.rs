@@ -172,7 +172,7 @@ pub fn mlstm_inner(input: &InnerInput<'_>, epsilon: f64) -> Result<InnerOutput, 
     expect_shape(NAME, "gate_weight_2GD", input.gate_weight_2GD, &[2, gates, width])?;
     expect_shape(NAME, "gate_bias_G", input.gate_bias_G, &[gates])?;
     expect_shape(NAME, "skip_D", input.skip_D, &[width])?;
-    expect_resets(NAME, input.resets_BT, batch, time)?;
+    expect_resets(NAME, input.resets_BT, input.up_BTF, [batch, time])?;
     let sizes = Sizes { batch, time, width, heads: gates / 2, epsilon, keep: input.keep };
     let up_NF = input.up_BTF.f_reshape([batch * time, double])?;
     let gate_weight = input.gate_weight_2GD.contiguous();

@@ -133,7 +133,7 @@ fn check(input: &MlstmInput<'_>) -> Result<(), KernelError> {
     }
     expect_device(NAME, "k_BTHK", input.k_BTHK, input.q_BTHK)?;
     expect_device(NAME, "v_BTHV", input.v_BTHV, input.q_BTHK)?;
-    expect_resets(NAME, input.resets_BT, batch, tokens)?;
+    expect_resets(NAME, input.resets_BT, input.q_BTHK, [batch, tokens])?;
     if let Some(resets_BT) = input.resets_BT {
         expect_device(NAME, "resets_BT", resets_BT, input.q_BTHK)?;
     }

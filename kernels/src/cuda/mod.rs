@@ -53,7 +53,7 @@ pub(crate) use scan::{scan, scan_fits};
 pub(crate) use short::{fits as mlstm_short_fits, mlstm as mlstm_short};
 pub use slstm::{SlstmSequence, slstm, slstm_fits, slstm_from, slstm_rounds_weights};
 pub use step_product::{step_down, step_down_fits, step_up, step_up_fits};
-pub use supports::{FusedCell, Request, supports};
+pub use supports::{FusedCell, Recurrence, Request, supports, supports_recurrence};
 pub(crate) use wrapped::{block_projections, mlstm_output};
 pub use wrapped::{conv_silu, gelu_gate, head_norm};
 
@@ -291,7 +291,7 @@ fn address(tensor: &Tensor) -> u64 {
 }
 
 /// The address, 0 for none.
-fn optional_address(tensor: Option<&Tensor>) -> u64 {
+pub(crate) fn optional_address(tensor: Option<&Tensor>) -> u64 {
     tensor.map_or(0, address)
 }
 

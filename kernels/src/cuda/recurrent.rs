@@ -69,7 +69,7 @@ pub fn recurrent(input: &RecurrentInput<'_>) -> Result<(Tensor, Tensor), KernelE
     expect_shape(NAME, "x_BTGHE", input.x_BTGHE, &[batch, tokens, 4, heads, units])?;
     expect_shape(NAME, "recurrent_HEGE", input.recurrent_HEGE, &[heads, units, 4, units])?;
     expect_shape(NAME, "bias_GHE", input.bias_GHE, &[4, heads, units])?;
-    expect_resets(NAME, input.resets_BT, batch, tokens)?;
+    expect_resets(NAME, input.resets_BT, input.x_BTGHE, [batch, tokens])?;
     if let Some(state) = input.state_SBHE {
         expect_shape(NAME, "state_SBHE", state, &[4, batch, heads, units])?;
     }

@@ -4,6 +4,8 @@
 //! the answer here, and the block that hands it to them (`trainer/src/model/xlstm`); nothing else in the tree knows.
 
 use tch::{Device, Kind};
+use xlstm_cuda::linear_attention::LinearAttentionSizes;
+use xlstm_cuda::scan::Scan;
 
 /// What a pass through a model asks for.
 #[derive(Debug, Clone, Copy)]
@@ -40,4 +42,69 @@ pub fn supports(device: Device, _cell: FusedCell, request: &Request) -> Result<(
         return Err("the fused GPU kernels compute in bfloat16 over float32 parameters only");
     }
     Ok(())
+}
+
+/// What goes from step to step in a method other than xLSTM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recurrence {
+    /// Gated linear attention, with so many keys and values of a head.
+    LinearAttention {
+        /// K.
+        keys: u64,
+        /// V.
+        values: u64,
+    },
+    /// The scan of HGRN or of RWKV-4.
+    Scan,
+    /// Mamba's, with so many states of a channel.
+    SelectiveScan {
+        /// N.
+        states: u64,
+    },
+}
+
+/// Whether there is a kernel for this recurrence on a GPU, computed in `kind`.
+///
+/// # Errors
+/// What there is none for, in words that fit into "libtorch's operations (…)".
+pub fn supports_recurrence(device: Device, kind: Kind, recurrence: Recurrence) -> Result<(), String> {
+    if !super::enabled(device) {
+        return Err("asked for by --kernels libtorch".into());
+    }
+    if kind == Kind::Double {
+        return Err("kernels compute it in float32".into());
+    }
+    let narrow = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
+    match recurrence {
+        Recurrence::LinearAttention { keys, values } => {
+            match LinearAttentionSizes::new(narrow(keys), narrow(values), false) {
+                Some(_) => Ok(()),
+                None => Err(format!(
+                    "heads of {keys} keys and {values} values; kernels take powers of two from 16 to 512"
+                )),
+            }
+        }
+        Recurrence::SelectiveScan { states } if !Scan::Selective(narrow(states)).is_known() => {
+            Err(format!("{states} states of a channel; kernels take 8 or 16"))
+        }
+        Recurrence::Scan | Recurrence::SelectiveScan { .. } => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_without_a_kernel_are_named() {
+        let said = |recurrence| supports_recurrence(Device::Cuda(0), Kind::Float, recurrence);
+        assert_eq!(said(Recurrence::LinearAttention { keys: 128, values: 256 }), Ok(()));
+        let odd = said(Recurrence::LinearAttention { keys: 96, values: 64 }).unwrap_err();
+        assert!(odd.contains("heads of 96 keys and 64 values"), "{odd}");
+        assert_eq!(said(Recurrence::Scan), Ok(()));
+        assert_eq!(said(Recurrence::SelectiveScan { states: 16 }), Ok(()));
+        let many = said(Recurrence::SelectiveScan { states: 32 }).unwrap_err();
+        assert!(many.contains("32 states"), "{many}");
+        assert!(supports_recurrence(Device::Cuda(0), Kind::Double, Recurrence::Scan).is_err());
+    }
 }

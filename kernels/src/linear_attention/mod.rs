@@ -200,7 +200,7 @@ fn check(input: &LinearAttentionInput<'_>) -> Result<(Sizes, Kind), KernelError>
     if let Some(state_BHKV) = input.state_BHKV {
         expect_shape(NAME, "state_BHKV", state_BHKV, &[batch, heads, key, value])?;
     }
-    expect_resets(NAME, input.resets_BT, batch, time)?;
+    expect_resets(NAME, input.resets_BT, input.q_BTHK, [batch, time])?;
     if batch * time * heads * key * value == 0 {
         let (found, expected) = (input.q_BTHK.size(), "sizes of at least 1".to_owned());
         return Err(KernelError::Shape { function: NAME, argument: "q_BTHK", expected, found });

@@ -270,7 +270,7 @@ fn check(input: &MlstmInput<'_>) -> Result<(Sizes, Kind), KernelError> {
     expect_shape(NAME, "v_BTHV", input.v_BTHV, &[batch, time, heads, value])?;
     expect_shape(NAME, "i_BTH", input.i_BTH, &[batch, time, heads])?;
     expect_shape(NAME, "f_BTH", input.f_BTH, &[batch, time, heads])?;
-    expect_resets(NAME, input.resets_BT, batch, time)?;
+    expect_resets(NAME, input.resets_BT, input.q_BTHK, [batch, time])?;
     if batch * time * heads * key * value == 0 {
         let expected = "sizes of at least 1".to_owned();
         return Err(KernelError::Shape {

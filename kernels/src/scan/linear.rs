@@ -1,6 +1,6 @@
 //! The plain scan: `h_t = a_t ⊙ h_{t-1} + x_t`.
 
-use super::{ScanKernel, beside, on_gpu};
+use super::{ScanKernel, beside};
 use crate::cpu::{LinearScanGradients, LinearScanProblem, address, call, optional_address};
 use crate::shape::{computing_kind, dimensions, expect_device, expect_resets, expect_shape};
 use crate::{KernelError, cuda};
@@ -46,7 +46,7 @@ pub fn linear_scan(input: &LinearScanInput<'_>, kernel: ScanKernel) -> Result<Li
         expect_shape(NAME, "state_BD", state_BD, &[batch, width])?;
         expect_device(NAME, "state_BD", state_BD, input.x_BTD)?;
     }
-    expect_resets(NAME, input.resets_BT, batch, time)?;
+    expect_resets(NAME, input.resets_BT, input.x_BTD, [batch, time])?;
     if batch * time * width == 0 {
         let (found, expected) = (input.x_BTD.size(), "sizes of at least 1".to_owned());
         return Err(KernelError::Shape { function: NAME, argument: "x_BTD", expected, found });
@@ -145,10 +145,16 @@ fn forward(saved: &Saved, x_BTD: &Tensor) -> Result<Tensor, BoxError> {
 /// What the GPU's kernels are given.
 fn parameters(saved: &Saved, x_BTD: &Tensor, h_BTD: &Tensor) -> ScanParameters {
     ScanParameters {
-        resets: on_gpu(saved.resets_BT.as_ref()),
-        inputs: [on_gpu(Some(&saved.decay_BTD)), on_gpu(Some(x_BTD)), 0, 0, 0],
-        initial: [on_gpu(saved.initial_BD.as_ref()), 0, 0],
-        output: on_gpu(Some(h_BTD)),
+        resets: cuda::optional_address(saved.resets_BT.as_ref()),
+        inputs: [
+            cuda::optional_address(Some(&saved.decay_BTD)),
+            cuda::optional_address(Some(x_BTD)),
+            0,
+            0,
+            0,
+        ],
+        initial: [cuda::optional_address(saved.initial_BD.as_ref()), 0, 0],
+        output: cuda::optional_address(Some(h_BTD)),
         ..ScanParameters::default()
     }
 }
@@ -185,9 +191,15 @@ fn backward(saved: &Saved, upstream_BTD: &Tensor) -> Result<Inputs<Option<Tensor
     } else {
         let Inputs { decay_BTD, x_BTD, initial_BD } = &gradients;
         let parameters = ScanParameters {
-            output_gradient: on_gpu(Some(upstream_BTD)),
-            gradients: [on_gpu(decay_BTD.as_ref()), on_gpu(x_BTD.as_ref()), 0, 0, 0],
-            initial_gradient: [on_gpu(initial_BD.as_ref()), 0],
+            output_gradient: cuda::optional_address(Some(upstream_BTD)),
+            gradients: [
+                cuda::optional_address(decay_BTD.as_ref()),
+                cuda::optional_address(x_BTD.as_ref()),
+                0,
+                0,
+                0,
+            ],
+            initial_gradient: [cuda::optional_address(initial_BD.as_ref()), 0],
             ..parameters(saved, &saved.h_BTD, &saved.h_BTD)
         };
         // SAFETY: as in `forward`; gradients have the shapes of what they belong to.

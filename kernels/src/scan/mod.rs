@@ -35,11 +35,6 @@ fn beside(like: &Tensor, size: &[i64]) -> Tensor {
     Tensor::empty(size, (like.kind(), like.device()))
 }
 
-/// The address that a GPU's kernel is given, 0 for none.
-fn on_gpu(tensor: Option<&Tensor>) -> u64 {
-    tensor.map_or(0, |tensor| tensor.data_ptr() as u64)
-}
-
 /// Which version computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ScanKernel {

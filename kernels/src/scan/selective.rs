@@ -7,7 +7,7 @@
 //! Δ is given after its softplus, A is negative; D ⊙ u and the gate are the caller's. N is written N, the state
 //! `(B, D, N)`, as in the reference code (mamba_ssm, `ops/selective_scan_interface.py`).
 
-use super::{LinearScanInput, ScanKernel, beside, linear_scan, on_gpu, saved_every};
+use super::{LinearScanInput, ScanKernel, beside, linear_scan, saved_every};
 use crate::cpu::{SelectiveScanGradients, SelectiveScanProblem, address, call, optional_address};
 use crate::shape::{computing_kind, dimensions, expect_device, expect_resets, expect_shape};
 use crate::{KernelError, cuda};
@@ -95,7 +95,7 @@ fn check(input: &SelectiveScanInput<'_>) -> Result<Kind, KernelError> {
         expect_shape(NAME, "state_BDN", state_BDN, &[batch, width, states])?;
         expect_device(NAME, "state_BDN", state_BDN, input.u_BTD)?;
     }
-    expect_resets(NAME, input.resets_BT, batch, time)?;
+    expect_resets(NAME, input.resets_BT, input.u_BTD, [batch, time])?;
     if batch * time * width * states == 0 {
         let (found, expected) = (input.u_BTD.size(), "sizes of at least 1".to_owned());
         return Err(KernelError::Shape { function: NAME, argument: "u_BTD", expected, found });
@@ -283,12 +283,13 @@ fn forward(
 fn parameters(saved: &Saved) -> ScanParameters {
     let Inputs { u_BTD, step_BTD, a_DN, write_BTN, read_BTN, state_BDN } = &saved.inputs;
     ScanParameters {
-        resets: on_gpu(saved.resets_BT.as_ref()),
-        inputs: [u_BTD, step_BTD, a_DN, write_BTN, read_BTN].map(|input| on_gpu(input.as_ref())),
-        initial: [on_gpu(state_BDN.as_ref()), 0, 0],
-        output: on_gpu(Some(&saved.outputs.y_BTD)),
-        last: [on_gpu(Some(&saved.outputs.state_BDN)), 0, 0],
-        saved: [on_gpu(saved.states_BCND.as_ref()), 0, 0],
+        resets: cuda::optional_address(saved.resets_BT.as_ref()),
+        inputs: [u_BTD, step_BTD, a_DN, write_BTN, read_BTN]
+            .map(|input| cuda::optional_address(input.as_ref())),
+        initial: [cuda::optional_address(state_BDN.as_ref()), 0, 0],
+        output: cuda::optional_address(Some(&saved.outputs.y_BTD)),
+        last: [cuda::optional_address(Some(&saved.outputs.state_BDN)), 0, 0],
+        saved: [cuda::optional_address(saved.states_BCND.as_ref()), 0, 0],
         ..ScanParameters::default()
     }
 }
@@ -346,10 +347,11 @@ fn backward(
     } else {
         let Inputs { u_BTD, step_BTD, a_DN, write_BTN, read_BTN, state_BDN } = &results;
         let parameters = ScanParameters {
-            output_gradient: on_gpu(Some(&y_gradient)),
-            last_gradient: [on_gpu(last_gradient.as_ref()), 0],
-            gradients: [u_BTD, step_BTD, a_DN, write_BTN, read_BTN].map(|gradient| on_gpu(gradient.as_ref())),
-            initial_gradient: [on_gpu(state_BDN.as_ref()), 0],
+            output_gradient: cuda::optional_address(Some(&y_gradient)),
+            last_gradient: [cuda::optional_address(last_gradient.as_ref()), 0],
+            gradients: [u_BTD, step_BTD, a_DN, write_BTN, read_BTN]
+                .map(|gradient| cuda::optional_address(gradient.as_ref())),
+            initial_gradient: [cuda::optional_address(state_BDN.as_ref()), 0],
             ..parameters(saved)
         };
         // SAFETY: as in `forward`; gradients have the shapes that `scan.cu` states.

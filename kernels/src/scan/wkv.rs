@@ -7,7 +7,7 @@
 //! Numerator and denominator are kept divided by exp(m), m the largest exponent so far, so keys of any size are fine;
 //! m only scales and has no gradient. `cpu/scan.h` has the recurrence.
 
-use super::{LinearScanInput, ScanKernel, beside, linear_scan, on_gpu, saved_every};
+use super::{LinearScanInput, ScanKernel, beside, linear_scan, saved_every};
 use crate::cpu::{WkvGradients, WkvProblem, address, call, optional_address};
 use crate::shape::{computing_kind, dimensions, expect_device, expect_resets, expect_shape};
 use crate::{KernelError, cuda};
@@ -112,12 +112,17 @@ fn check(input: &WkvInput<'_>) -> Result<Kind, KernelError> {
     expect_shape(NAME, "decay_D", input.decay_D, &[width])?;
     expect_shape(NAME, "bonus_D", input.bonus_D, &[width])?;
     if let Some(state) = input.state {
-        expect_shape(NAME, "state.numerator", &state.numerator, &[batch, width])?;
-        expect_shape(NAME, "state.denominator", &state.denominator, &[batch, width])?;
-        expect_shape(NAME, "state.maximum", &state.maximum, &[batch, width])?;
-        expect_device(NAME, "state.numerator", &state.numerator, input.k_BTD)?;
+        let parts = [
+            ("state.numerator", &state.numerator),
+            ("state.denominator", &state.denominator),
+            ("state.maximum", &state.maximum),
+        ];
+        for (argument, tensor) in parts {
+            expect_shape(NAME, argument, tensor, &[batch, width])?;
+            expect_device(NAME, argument, tensor, input.k_BTD)?;
+        }
     }
-    expect_resets(NAME, input.resets_BT, batch, time)?;
+    expect_resets(NAME, input.resets_BT, input.k_BTD, [batch, time])?;
     if batch * time * width == 0 {
         let (found, expected) = (input.k_BTD.size(), "sizes of at least 1".to_owned());
         return Err(KernelError::Shape { function: NAME, argument: "k_BTD", expected, found });
@@ -317,14 +322,14 @@ fn forward(
 /// What the GPU's kernels are given.
 fn parameters(saved: &Saved) -> ScanParameters {
     let Saved { inputs, maximum_BD, resets_BT, outputs, states } = saved;
-    let all = |tensors: [&Tensor; 3]| tensors.map(|tensor| on_gpu(Some(tensor)));
-    let [omega, bonus, k, v] =
-        [&inputs.omega_D, &inputs.bonus_D, &inputs.k_BTD, &inputs.v_BTD].map(|tensor| on_gpu(Some(tensor)));
+    let all = |tensors: [&Tensor; 3]| tensors.map(|tensor| cuda::optional_address(Some(tensor)));
+    let [omega, bonus, k, v] = [&inputs.omega_D, &inputs.bonus_D, &inputs.k_BTD, &inputs.v_BTD]
+        .map(|tensor| cuda::optional_address(Some(tensor)));
     ScanParameters {
-        resets: on_gpu(resets_BT.as_ref()),
+        resets: cuda::optional_address(resets_BT.as_ref()),
         inputs: [omega, bonus, k, v, 0],
         initial: all([&inputs.numerator_BD, &inputs.denominator_BD, maximum_BD]),
-        output: on_gpu(Some(&outputs.y_BTD)),
+        output: cuda::optional_address(Some(&outputs.y_BTD)),
         last: all([&outputs.numerator_BD, &outputs.denominator_BD, &outputs.maximum_BD]),
         saved: all([&states.numerator, &states.denominator, &states.maximum]),
         ..ScanParameters::default()
@@ -376,10 +381,10 @@ fn backward(saved: &Saved, upstream: Outputs<Option<Tensor>>) -> Result<Inputs<O
         );
     } else {
         let Inputs { omega_D, bonus_D, k_BTD, v_BTD, numerator_BD, denominator_BD } = &results;
-        let to = |tensor: &Tensor| on_gpu(Some(tensor));
+        let to = |tensor: &Tensor| cuda::optional_address(Some(tensor));
         let parameters = ScanParameters {
             output_gradient: to(&y_gradient),
-            last_gradient: last.each_ref().map(|gradient| on_gpu(gradient.as_ref())),
+            last_gradient: last.each_ref().map(|gradient| cuda::optional_address(gradient.as_ref())),
             gradients: [to(omega_D), to(bonus_D), to(k_BTD), to(v_BTD), 0],
             initial_gradient: [to(numerator_BD), to(denominator_BD)],
             ..parameters(saved)

@@ -11,6 +11,7 @@
 
 use tch::{Device, Kind, Tensor};
 use xlstm_kernels::conv::{ConvInput, causal_conv_silu};
+use xlstm_kernels::cuda::Recurrence;
 use xlstm_kernels::scan::{ScanKernel, SelectiveScanInput, selective_scan};
 use xlstm_manifests::recipe::architecture::{MAMBA_TAPS, MambaConfig};
 
@@ -55,6 +56,10 @@ impl Network for MambaConfig {
             output,
             positional: false,
         })
+    }
+
+    fn recurrence(&self) -> Option<Recurrence> {
+        Some(Recurrence::SelectiveScan { states: self.state_dim })
     }
 
     fn transformers(&self) -> Option<&dyn TransformersForm> {

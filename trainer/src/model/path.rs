@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | fused GPU kernels | CUDA | bf16 products, and nothing that these kernels lack |
 //! | CPU kernels | CPU | float32 |
-//! | libtorch's operations | any | everything else |
+//! | libtorch's operations | any | everything else; on a GPU the other methods' recurrences have kernels between them |
 
 use std::fmt;
 
@@ -38,6 +38,8 @@ pub struct Decision {
     pub path: ComputePath,
     /// On a GPU, why it is not the fused kernels.
     pub obstacle: Option<String>,
+    /// On a GPU beside libtorch's operations: whether a kernel computes the recurrence, or why not; `None` where there is none.
+    pub recurrence: Option<std::result::Result<(), String>>,
     /// Why the loss is computed by libtorch's operations where the blocks are not.
     pub loss_obstacle: Option<&'static str>,
 }
@@ -49,6 +51,11 @@ impl fmt::Display for Decision {
             (ComputePath::CpuKernels, _) => write!(f, "CPU kernels"),
             (ComputePath::Operations, Some(obstacle)) => write!(f, "libtorch's operations ({obstacle})"),
             (ComputePath::Operations, None) => write!(f, "libtorch's operations"),
+        }?;
+        match &self.recurrence {
+            Some(Ok(())) => write!(f, "; its recurrence by a float32 kernel"),
+            Some(Err(obstacle)) => write!(f, "; its recurrence by libtorch's operations too ({obstacle})"),
+            None => Ok(()),
         }?;
         match self.loss_obstacle {
             Some(obstacle) => write!(f, "; the loss by libtorch's operations ({obstacle})"),
@@ -64,8 +71,14 @@ impl fmt::Display for Decision {
 pub fn choose(config: &ModelConfig, placement: Placement, need: Need) -> Result<Decision> {
     let Placement { device, kind, products, .. } = placement;
     let loss_obstacle = need.z_loss.then_some("training.z_loss has no kernel");
-    let decided = |path| Decision { path, obstacle: None, loss_obstacle };
-    let operations = |obstacle| Decision { path: ComputePath::Operations, obstacle, loss_obstacle: None };
+    let decided = |path| Decision { path, obstacle: None, recurrence: None, loss_obstacle };
+    let recurrence = match device {
+        Device::Cuda(_) => network(config).recurrence(),
+        _ => None,
+    };
+    let recurrence = recurrence.map(|recurrence| cuda::supports_recurrence(device, kind, recurrence));
+    let operations =
+        |obstacle| Decision { path: ComputePath::Operations, obstacle, recurrence, loss_obstacle: None };
     Ok(match device {
         Device::Cpu if kind == Kind::Float && products.is_none() => decided(ComputePath::CpuKernels),
         Device::Cuda(_) if need.dropout => operations(Some("training.dropout has no fused kernel".into())),

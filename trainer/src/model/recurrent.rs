@@ -13,6 +13,7 @@
 //! less its first row. Matrices decay but the embedding.
 
 use tch::{Kind, Tensor};
+use xlstm_kernels::cuda::Recurrence;
 use xlstm_kernels::linear_attention::{
     LinearAttentionInput, LinearAttentionOptions, LogDecay, linear_attention,
 };
@@ -59,6 +60,11 @@ impl Network for GlaConfig {
             }))
         })
     }
+
+    fn recurrence(&self) -> Option<Recurrence> {
+        let (d, heads) = (self.embedding_dim, self.mixer_heads());
+        Some(Recurrence::LinearAttention { keys: d / 2 / heads, values: d / heads })
+    }
 }
 
 impl Network for Hgrn2Config {
@@ -77,6 +83,11 @@ impl Network for Hgrn2Config {
                 output: matrix(builder, "o_proj")?,
             }))
         })
+    }
+
+    fn recurrence(&self) -> Option<Recurrence> {
+        let (d, heads) = (self.embedding_dim, self.mixer_heads());
+        Some(Recurrence::LinearAttention { keys: d / heads, values: d / heads })
     }
 }
 
@@ -97,6 +108,10 @@ impl Network for HgrnConfig {
             }))
         })
     }
+
+    fn recurrence(&self) -> Option<Recurrence> {
+        Some(Recurrence::Scan)
+    }
 }
 
 impl Network for RetnetConfig {
@@ -116,6 +131,11 @@ impl Network for RetnetConfig {
                 output: matrix(builder, "o_proj", [d, 2 * d])?,
             }))
         })
+    }
+
+    fn recurrence(&self) -> Option<Recurrence> {
+        let (d, heads) = (self.embedding_dim, self.mixer_heads());
+        Some(Recurrence::LinearAttention { keys: d / heads, values: 2 * d / heads })
     }
 }
 

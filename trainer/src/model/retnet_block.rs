@@ -8,6 +8,7 @@
 //! head norm has an epsilon of 1e-6, layer norms of 1e-5. First values are those of GPT-2; matrices decay but the embedding.
 
 use tch::Tensor;
+use xlstm_kernels::cuda::Recurrence;
 use xlstm_kernels::linear;
 use xlstm_kernels::linear_attention::{
     LinearAttentionInput, LinearAttentionOptions, LogDecay, linear_attention,
@@ -53,6 +54,11 @@ impl Network for RetnetBlockConfig {
             output,
             positional: true,
         })
+    }
+
+    fn recurrence(&self) -> Option<Recurrence> {
+        let width = self.embedding_dim / self.heads;
+        Some(Recurrence::LinearAttention { keys: width, values: width })
     }
 }
 

@@ -239,9 +239,14 @@ fn ours(
     let figure =
         report.headline().map_or_else(|| "see the report".to_owned(), |figure| format!("{figure:.2}"));
     let step = report.model.step.map(|step| format!(" after step {step} of {}", recipe.training.steps));
-    let marks = if report.marks.is_empty() { "" } else { ", with reservations" };
+    let marks = reservations(report);
     let root = report.run.as_ref().map_or_else(|| "–".to_owned(), |run| format!("`{}`", run.train.root));
     (format!("{figure}{}{marks}", step.unwrap_or_default()), root)
+}
+
+/// That a figure has marks, which its report says.
+fn reservations(report: &Report) -> &'static str {
+    if report.marks.is_empty() { "" } else { ", with reservations" }
 }
 
 fn tokens(recipe: &Recipe) -> f64 {

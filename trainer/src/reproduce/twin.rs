@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use xlstm_manifests::recipe::{ModelSize, Recipe};
 
 use super::experiments::Twin;
-use super::{kind_of, variants};
-use crate::error::Result;
+use super::{kind_of, reservations, variants};
+use crate::error::{Result, TrainError};
 use crate::evaluation::results::{Report, Results};
 
 /// The reports of a small twin, the best on the validation split first, and its recipes that have none.
@@ -24,7 +25,7 @@ pub(super) fn write_twin(out: &mut String, twin: &Twin, reports: &BTreeMap<Strin
     });
     let (mut lines, mut missing) = (Vec::new(), Vec::new());
     for recipe in recipes {
-        let found = runs_of(&recipe, reports);
+        let found = runs_of(&recipe, reports)?;
         if found.is_empty() {
             missing.push(format!("`{}`", recipe.name));
         }
@@ -52,21 +53,25 @@ struct TwinRun<'a> {
 impl TwinRun<'_> {
     /// The perplexity on the validation split, and the run's line.
     fn line(&self, recipe: &Recipe) -> (f64, String) {
-        let perplexity = |split: &str| match self.splits.get(split).map(|report| &report.results) {
-            Some(Results::Perplexity(found)) => Some(&found.total),
-            _ => None,
+        let perplexity = |split: &str| match self.splits.get(split) {
+            Some(report) => match &report.results {
+                Results::Perplexity(found) => Some((&found.total, reservations(report))),
+                _ => None,
+            },
+            None => None,
         };
         let shown = |split: &str| match perplexity(split) {
-            Some(total) => match &total.perplexity_interval {
+            Some((total, marks)) => match &total.perplexity_interval {
                 Some(interval) => {
-                    format!("{:.2} ({:.1} to {:.1})", total.perplexity, interval.low, interval.high)
+                    format!("{:.2} ({:.1} to {:.1}){marks}", total.perplexity, interval.low, interval.high)
                 }
-                None => format!("{:.2}", total.perplexity),
+                None => format!("{:.2}{marks}", total.perplexity),
             },
             None => "–".to_owned(),
         };
         let any = self.splits.values().next();
-        let step = any.and_then(|report| report.model.step).unwrap_or_default();
+        let step = any.and_then(|report| report.model.step);
+        let step = step.map_or_else(|| "–".to_owned(), |step| format!("{step} of {}", recipe.training.steps));
         let root = any.and_then(|report| report.run.as_ref()).map(|run| run.train.root.to_string());
         let line = format!(
             "| `{}` | {:.1}M | {} | {} | {step} | `{}` |\n",
@@ -76,21 +81,32 @@ impl TwinRun<'_> {
             shown("test"),
             root.unwrap_or_else(|| "–".to_owned()),
         );
-        (perplexity("validation").map_or(f64::INFINITY, |total| total.perplexity), line)
+        (perplexity("validation").map_or(f64::INFINITY, |(total, _)| total.perplexity), line)
     }
 }
 
 /// All runs of a recipe that have a report of perplexity, told apart by their run manifests.
-fn runs_of<'a>(recipe: &Recipe, reports: &'a BTreeMap<String, Report>) -> Vec<TwinRun<'a>> {
+///
+/// # Errors
+/// When two reports are of the same run and split: which of them counts, nothing says.
+fn runs_of<'a>(recipe: &Recipe, reports: &'a BTreeMap<String, Report>) -> Result<Vec<TwinRun<'a>>> {
     let mut runs: BTreeMap<String, TwinRun<'a>> = BTreeMap::new();
-    for report in reports.values() {
+    for (path, report) in reports {
         let (Some(run), Some(dataset)) = (&report.run, &report.dataset) else { continue };
         if run.recipe.name != recipe.name || kind_of(&report.results) != "perplexity" {
             continue;
         }
         let empty = || TwinRun { splits: BTreeMap::new() };
         let found = runs.entry(run.manifest_sha256.to_string()).or_insert_with(empty);
-        found.splits.insert(&dataset.split, report);
+        if found.splits.insert(&dataset.split, report).is_some() {
+            let what = format!("another report of the same run on the split {}", dataset.split);
+            return Err(TrainError::file(
+                Path::new(path),
+                "one report of a run and split",
+                what,
+                "keep one of the two",
+            ));
+        }
     }
-    runs.into_values().collect()
+    Ok(runs.into_values().collect())
 }

@@ -110,8 +110,12 @@ impl Elsewhere {
         // What cannot be decided without the GPU is decided when it is there.
         let found = compute_path(recipe, &self.device);
         let unasked = found.is_err();
-        let decision =
-            found.unwrap_or(Decision { path: ComputePath::FusedGpu, obstacle: None, loss_obstacle: None });
+        let decision = found.unwrap_or(Decision {
+            path: ComputePath::FusedGpu,
+            obstacle: None,
+            recurrence: None,
+            loss_obstacle: None,
+        });
         let micro = rows_that_fit(recipe, rows.div_ceil(self.gpus), row_length, &self.device, decision.path)?;
         let mut notes = vec![format!(
             "planned for      {} of these GPUs, none of which was asked; its memory is taken as {:.1} GiB",

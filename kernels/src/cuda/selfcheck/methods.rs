@@ -15,27 +15,87 @@ use crate::scan::{
     LinearScanInput, ScanKernel, SelectiveScanInput, WkvInput, WkvState, linear_scan, selective_scan, wkv,
 };
 
-/// Batch, tokens, heads, keys and values of a head, method, and whether there are document boundaries and a state.
-const ATTENTION: [(i64, i64, i64, i64, i64, Method, bool); 11] = [
-    (3, 65, 2, 64, 64, Method::Rwkv6, false),
-    (3, 65, 2, 64, 64, Method::Rwkv6, true),
-    (2, 33, 3, 64, 64, Method::Rwkv5, true),
-    (2, 130, 2, 128, 256, Method::Gla, false),
-    (2, 33, 2, 128, 256, Method::Gla, true),
-    (2, 33, 2, 128, 256, Method::Retnet, true),
-    (3, 40, 2, 128, 128, Method::Fast, true),
-    (1, 1, 2, 128, 128, Method::Gla, true),
-    (5, 17, 1, 16, 32, Method::Gla, true),
-    (1, 9, 1, 512, 512, Method::Gla, true),
-    (2, 20, 2, 32, 16, Method::Rwkv6, true),
+/// Batch, tokens, heads, keys and values of a head, method, and what stands at the borders.
+const ATTENTION: [(i64, i64, i64, i64, i64, Method, Borders); 15] = [
+    (3, 65, 2, 64, 64, Method::Rwkv6, Borders::None),
+    (3, 65, 2, 64, 64, Method::Rwkv6, Borders::Resets),
+    (3, 65, 2, 64, 64, Method::Rwkv6, Borders::State),
+    (3, 65, 2, 64, 64, Method::Rwkv6, Borders::Both),
+    (2, 33, 3, 64, 64, Method::Rwkv5, Borders::Both),
+    (2, 130, 2, 128, 256, Method::Gla, Borders::None),
+    (2, 33, 2, 128, 256, Method::Gla, Borders::Resets),
+    (2, 33, 2, 128, 256, Method::Gla, Borders::State),
+    (2, 33, 2, 128, 256, Method::Gla, Borders::Both),
+    (2, 33, 2, 128, 256, Method::Retnet, Borders::Both),
+    (3, 40, 2, 128, 128, Method::Fast, Borders::Both),
+    (1, 1, 2, 128, 128, Method::Gla, Borders::State),
+    (5, 17, 1, 16, 32, Method::Gla, Borders::Both),
+    (1, 9, 1, 512, 512, Method::Gla, Borders::Both),
+    (2, 20, 2, 32, 16, Method::Rwkv6, Borders::Both),
 ];
 
-/// Batch, tokens, channels, and whether there are document boundaries and a state.
-const SCANS: [(i64, i64, i64, bool); 4] =
-    [(3, 65, 130, false), (3, 65, 130, true), (2, 17, 40, true), (2, 1, 33, true)];
+/// Batch, tokens, channels, and what stands at the borders.
+const SCANS: [(i64, i64, i64, Borders); 6] = [
+    (3, 65, 130, Borders::None),
+    (3, 65, 130, Borders::Resets),
+    (3, 65, 130, Borders::State),
+    (3, 65, 130, Borders::Both),
+    (2, 17, 40, Borders::Both),
+    (2, 1, 33, Borders::State),
+];
 
 /// States of a channel of the selective scan.
 const STATES: [i64; 2] = [8, 16];
+
+/// What stands before a sequence and within it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Borders {
+    /// Nothing, and nobody goes on from the last state: training on whole rows.
+    None,
+    /// Documents that begin within: training with resets.
+    Resets,
+    /// A state, and the last one has a gradient: carried states.
+    State,
+    /// Both; the first step of the first sequence forgets the state.
+    Both,
+}
+
+impl Borders {
+    fn has_state(self) -> bool {
+        matches!(self, Self::State | Self::Both)
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Resets => ", resets",
+            Self::State => ", a state",
+            Self::Both => ", resets and a state",
+        }
+    }
+
+    /// About every tenth step begins a document.
+    fn resets(self, batch: i64, tokens: i64, device: Device) -> Option<Tensor> {
+        if matches!(self, Self::None | Self::State) {
+            return None;
+        }
+        let resets_BT = Tensor::rand([batch, tokens], (Kind::Float, device)).lt(0.1);
+        let _ = resets_BT.narrow(0, 0, 1).narrow(1, 0, 1).fill_(1);
+        Some(resets_BT)
+    }
+
+    /// Outputs that are compared: without a state, the last one has no gradient.
+    fn outputs(self, mut all: Vec<Tensor>) -> Vec<Tensor> {
+        if !self.has_state() {
+            all.truncate(1);
+        }
+        all
+    }
+
+    fn names<'a>(self, all: &'a [&'a str]) -> &'a [&'a str] {
+        if self.has_state() { all } else { &all[..1] }
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Method {
@@ -80,11 +140,6 @@ fn normal(shape: &[i64], device: Device) -> Tensor {
     Tensor::randn(shape, (Kind::Float, device))
 }
 
-/// Every tenth step begins a document.
-fn boundaries(batch: i64, tokens: i64, device: Device) -> Tensor {
-    Tensor::rand([batch, tokens], (Kind::Float, device)).lt(0.1)
-}
-
 /// What the checks use of these sources.
 pub(super) fn specializations(architecture: Architecture) -> Vec<Specialization> {
     let mut wanted: Vec<Specialization> =
@@ -96,13 +151,9 @@ pub(super) fn specializations(architecture: Architecture) -> Vec<Specialization>
     wanted
 }
 
-fn words(bounded: bool) -> &'static str {
-    if bounded { ", resets and a state" } else { "" }
-}
-
 /// Gated linear attention.
 pub(super) fn attention(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
-    for (batch, tokens, heads, keys, values, method, bounded) in ATTENTION {
+    for (batch, tokens, heads, keys, values, method, borders) in ATTENTION {
         let mut inputs = vec![
             ("q", normal(&[batch, tokens, heads, keys], device)),
             ("k", normal(&[batch, tokens, heads, keys], device)),
@@ -112,10 +163,10 @@ pub(super) fn attention(device: Device, take: &mut dyn FnMut(Check)) -> Result<(
         if method.has_bonus() {
             inputs.push(("bonus", normal(&[heads, keys], device)));
         }
-        if bounded {
+        if borders.has_state() {
             inputs.push(("state", normal(&[batch, heads, keys, values], device)));
         }
-        let resets_BT = bounded.then(|| boundaries(batch, tokens, device));
+        let resets_BT = borders.resets(batch, tokens, device);
         let compute = |x: &[Tensor], kernel| {
             let input = LinearAttentionInput {
                 q_BTHK: &x[0],
@@ -124,17 +175,17 @@ pub(super) fn attention(device: Device, take: &mut dyn FnMut(Check)) -> Result<(
                 log_decay: method.log_decay(&x[3]),
                 bonus_HK: method.has_bonus().then(|| &x[4]),
                 scale: (keys as f64).powf(-0.5),
-                state_BHKV: if bounded { x.last() } else { None },
+                state_BHKV: if borders.has_state() { x.last() } else { None },
                 resets_BT: resets_BT.as_ref(),
             };
             let output = linear_attention(&input, &LinearAttentionOptions { kernel, chunk: None })?;
-            Ok(vec![output.o_BTHV, output.state_BHKV])
+            Ok(borders.outputs(vec![output.o_BTHV, output.state_BHKV]))
         };
         let subject = Subject {
             kernel: "linear_attention",
-            case: format!("{method:?} {batch}x{tokens}x{heads}x{keys}x{values}{}", words(bounded)),
+            case: format!("{method:?} {batch}x{tokens}x{heads}x{keys}x{values}{}", borders.words()),
             inputs,
-            outputs: &["o", "state"],
+            outputs: borders.names(&["o", "state"]),
             ours: &|x| compute(x, LinearAttentionKernel::Fused),
             libtorch: &|x| compute(x, LinearAttentionKernel::Reference),
             rounding: PRECISE,
@@ -147,18 +198,17 @@ pub(super) fn attention(device: Device, take: &mut dyn FnMut(Check)) -> Result<(
 
 /// The scans of HGRN, RWKV-4 and Mamba.
 pub(super) fn scans(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
-    for (batch, tokens, width, bounded) in SCANS {
+    for (batch, tokens, width, borders) in SCANS {
         let size = [batch, tokens, width];
-        let resets_BT = bounded.then(|| boundaries(batch, tokens, device));
-        let resets_BT = resets_BT.as_ref();
-        let case = |name: &str| format!("{name} {batch}x{tokens}x{width}{}", words(bounded));
-        take(check_linear(&size, resets_BT, case("linear"), device)?);
-        take(check_wkv(&size, resets_BT, case("wkv"), device)?);
+        let drawn = (borders, borders.resets(batch, tokens, device));
+        let case = |name: &str| format!("{name} {batch}x{tokens}x{width}{}", borders.words());
+        take(check_linear(&size, &drawn, case("linear"), device)?);
+        take(check_wkv(&size, &drawn, case("wkv"), device)?);
         for states in STATES {
             take(check_selective(
                 &size,
                 states,
-                resets_BT,
+                &drawn,
                 case(&format!("selective, {states} states,")),
                 device,
             )?);
@@ -169,21 +219,21 @@ pub(super) fn scans(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), K
 
 fn check_linear(
     size: &[i64; 3],
-    resets_BT: Option<&Tensor>,
+    (borders, resets_BT): &(Borders, Option<Tensor>),
     case: String,
     device: Device,
 ) -> Result<Check, KernelError> {
-    let bounded = resets_BT.is_some();
+    let has_state = borders.has_state();
     let mut inputs = vec![("decay", normal(size, device).sigmoid()), ("x", normal(size, device))];
-    if bounded {
+    if has_state {
         inputs.push(("state", normal(&[size[0], size[2]], device)));
     }
     let compute = |x: &[Tensor], kernel| {
         let input = LinearScanInput {
             decay_BTD: &x[0],
             x_BTD: &x[1],
-            state_BD: if bounded { x.last() } else { None },
-            resets_BT,
+            state_BD: if has_state { x.last() } else { None },
+            resets_BT: resets_BT.as_ref(),
         };
         Ok(vec![linear_scan(&input, kernel)?.h_BTD])
     };
@@ -202,11 +252,11 @@ fn check_linear(
 
 fn check_wkv(
     size: &[i64; 3],
-    resets_BT: Option<&Tensor>,
+    (borders, resets_BT): &(Borders, Option<Tensor>),
     case: String,
     device: Device,
 ) -> Result<Check, KernelError> {
-    let bounded = resets_BT.is_some();
+    let has_state = borders.has_state();
     let of_channels = [size[2]];
     let mut inputs = vec![
         ("decay", normal(&of_channels, device) - 1.0),
@@ -215,13 +265,13 @@ fn check_wkv(
         ("v", normal(size, device)),
     ];
     let before = [size[0], size[2]];
-    if bounded {
+    if has_state {
         inputs.push(("numerator", normal(&before, device)));
         inputs.push(("denominator", normal(&before, device).abs() + 1.0));
     }
     let maximum = normal(&before, device);
     let compute = |x: &[Tensor], kernel| {
-        let state = bounded.then(|| WkvState {
+        let state = has_state.then(|| WkvState {
             numerator: x[4].shallow_clone(),
             denominator: x[5].shallow_clone(),
             maximum: maximum.to_kind(x[4].kind()),
@@ -232,16 +282,16 @@ fn check_wkv(
             k_BTD: &x[2],
             v_BTD: &x[3],
             state: state.as_ref(),
-            resets_BT,
+            resets_BT: resets_BT.as_ref(),
         };
         let output = wkv(&input, kernel)?;
-        Ok(vec![output.y_BTD, output.state.numerator, output.state.denominator])
+        Ok(borders.outputs(vec![output.y_BTD, output.state.numerator, output.state.denominator]))
     };
     Subject {
         kernel: "scan",
         case,
         inputs,
-        outputs: &["y", "numerator", "denominator"],
+        outputs: borders.names(&["y", "numerator", "denominator"]),
         ours: &|x| compute(x, ScanKernel::Fused),
         libtorch: &|x| compute(x, ScanKernel::Reference),
         rounding: PRECISE,
@@ -253,11 +303,11 @@ fn check_wkv(
 fn check_selective(
     size: &[i64; 3],
     states: i64,
-    resets_BT: Option<&Tensor>,
+    (borders, resets_BT): &(Borders, Option<Tensor>),
     case: String,
     device: Device,
 ) -> Result<Check, KernelError> {
-    let bounded = resets_BT.is_some();
+    let has_state = borders.has_state();
     let [batch, tokens, width] = *size;
     let mut inputs = vec![
         ("u", normal(size, device)),
@@ -266,7 +316,7 @@ fn check_selective(
         ("B", normal(&[batch, tokens, states], device)),
         ("C", normal(&[batch, tokens, states], device)),
     ];
-    if bounded {
+    if has_state {
         inputs.push(("state", normal(&[batch, width, states], device)));
     }
     let compute = |x: &[Tensor], kernel| {
@@ -276,21 +326,39 @@ fn check_selective(
             a_DN: &x[2],
             write_BTN: &x[3],
             read_BTN: &x[4],
-            state_BDN: if bounded { x.last() } else { None },
-            resets_BT,
+            state_BDN: if has_state { x.last() } else { None },
+            resets_BT: resets_BT.as_ref(),
         };
         let output = selective_scan(&input, kernel)?;
-        Ok(vec![output.y_BTD, output.state_BDN])
+        Ok(borders.outputs(vec![output.y_BTD, output.state_BDN]))
     };
     Subject {
         kernel: "scan",
         case,
         inputs,
-        outputs: &["y", "state"],
+        outputs: borders.names(&["y", "state"]),
         ours: &|x| compute(x, ScanKernel::Fused),
         libtorch: &|x| compute(x, ScanKernel::Reference),
         rounding: PRECISE,
         mask: None,
     }
     .check()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The checks themselves, with the CPU's kernels in place of the GPU's.
+    #[test]
+    fn the_fused_kernels_of_a_cpu_pass_the_same_checks() {
+        let mut count = 0;
+        let mut take = |check: Check| {
+            assert!(check.passed(), "{check:?}");
+            count += 1;
+        };
+        attention(Device::Cpu, &mut take).unwrap();
+        scans(Device::Cpu, &mut take).unwrap();
+        assert_eq!(count, ATTENTION.len() + SCANS.len() * (2 + STATES.len()));
+    }
 }

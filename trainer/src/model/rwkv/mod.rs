@@ -14,6 +14,7 @@
 mod time_mix;
 
 use tch::{Device, Kind, Tensor};
+use xlstm_kernels::cuda::Recurrence;
 use xlstm_manifests::recipe::architecture::{Rwkv4Config, Rwkv5Config, Rwkv6Config, RwkvConfig, RwkvVersion};
 
 use super::block::{Block, BlockCall, BlockState};
@@ -36,6 +37,10 @@ impl Network for Rwkv4Config {
         build(self, builder)
     }
 
+    fn recurrence(&self) -> Option<Recurrence> {
+        Some(Recurrence::Scan)
+    }
+
     fn transformers(&self) -> Option<&dyn TransformersForm> {
         Some(self)
     }
@@ -45,11 +50,19 @@ impl Network for Rwkv5Config {
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         build(self, builder)
     }
+
+    fn recurrence(&self) -> Option<Recurrence> {
+        Some(Recurrence::LinearAttention { keys: self.head_dim, values: self.head_dim })
+    }
 }
 
 impl Network for Rwkv6Config {
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         build(self, builder)
+    }
+
+    fn recurrence(&self) -> Option<Recurrence> {
+        Some(Recurrence::LinearAttention { keys: self.head_dim, values: self.head_dim })
     }
 }
 
