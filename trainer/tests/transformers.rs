@@ -404,3 +404,74 @@ fn what_cannot_be_exported_is_refused_and_nothing_is_left() {
     let said = refused(&import_folder(folder.path(), &file));
     assert!(said.contains("another file than the one that is read"), "{said}");
 }
+
+fn provenance(folder: &Path) -> Value {
+    serde_json::from_slice(&fs_err::read(folder.join("provenance.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn only_a_checkpoint_of_a_run_is_said_to_be_of_it() {
+    let fixture = Fixture::new();
+    let run = llama_run(&fixture);
+    let checkpoint = run.join("checkpoints/step-00000012");
+    let manifest = Sha256Digest::of(&fs_err::read(run.join("run.json")).unwrap()).to_string();
+
+    // Named from inside the checkpoint's folder, and by a link from elsewhere.
+    let mut command = command("export");
+    command.args(["--format", "transformers", "model.safetensors", "-o"]).arg(fixture.path("inside"));
+    success(&command.current_dir(&checkpoint).output().unwrap());
+    let link = fixture.path("link.safetensors");
+    std::os::unix::fs::symlink(checkpoint.join("model.safetensors"), &link).unwrap();
+    success(&export_folder(&link, &fixture.path("linked")));
+    for name in ["inside", "linked"] {
+        let from = &provenance(&fixture.path(name))["from"];
+        assert_eq!(
+            (&from["step"], &from["run"]["manifest_sha256"]),
+            (&json!(12), &json!(manifest)),
+            "{name}"
+        );
+        assert_eq!(config(&fixture.path(name))["max_position_embeddings"], 32, "{name}");
+    }
+
+    // Parameters of another origin in the run's folder, with or without a checkpoint's name and place.
+    for (number, name) in
+        ["other.safetensors", "checkpoints/step-00000012/other.safetensors"].iter().enumerate()
+    {
+        let (other, there) = (run.join(name), fixture.path(&format!("other-{number}")));
+        success(&import_folder(&golden("llama"), &other));
+        success(&export_folder(&other, &there));
+        let from = &provenance(&there)["from"];
+        assert!(from["run"].is_null() && from["step"].is_null(), "{name}: {from}");
+        let card = fs_err::read_to_string(there.join("README.md")).unwrap();
+        assert!(card.contains("| run | not known |"), "{card}");
+        let own = &config(&golden("llama"))["max_position_embeddings"];
+        assert_eq!(&config(&there)["max_position_embeddings"], own, "{name}: the run's contexts are of 32");
+        assert_ne!(own, 32);
+    }
+
+    // A checkpoint that was copied out of its place, or whose data is not the run's, is of no run that is known.
+    let copy = fixture.path("run/checkpoints/step-00000013");
+    fs_err::create_dir(&copy).unwrap();
+    for entry in fs_err::read_dir(&checkpoint).unwrap() {
+        let entry = entry.unwrap();
+        fs_err::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    success(&export_folder(&copy, &fixture.path("copied")));
+    let from = &provenance(&fixture.path("copied"))["from"];
+    assert!(from["run"].is_null() && from["step"] == 12, "{from}");
+    let state = checkpoint.join("state.json");
+    let mut changed: Value = serde_json::from_slice(&fs_err::read(&state).unwrap()).unwrap();
+    changed["train_root"] = json!(manifest);
+    fs_err::write(&state, changed.to_string()).unwrap();
+    success(&export_folder(&checkpoint, &fixture.path("of-other-data")));
+    assert!(provenance(&fixture.path("of-other-data"))["from"]["run"].is_null());
+
+    // Parameters that are not those that the checkpoint records are refused through a link too.
+    let parameters = checkpoint.join("model.safetensors");
+    let mut bytes = fs_err::read(&parameters).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs_err::write(&parameters, bytes).unwrap();
+    let said = refused(&export_folder(&link, &fixture.path("altered")));
+    assert!(said.contains("altered after it was written"), "{said}");
+    assert!(!fixture.path("altered").exists());
+}
