@@ -475,3 +475,26 @@ fn only_a_checkpoint_of_a_run_is_said_to_be_of_it() {
     assert!(said.contains("altered after it was written"), "{said}");
     assert!(!fixture.path("altered").exists());
 }
+
+#[test]
+fn what_was_imported_is_still_said_when_it_goes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    success(&import_folder(&golden("gpt2"), &path("own.safetensors")));
+    success(&export_folder(&path("own.safetensors"), &path("there")));
+    let imported = &provenance(&path("there"))["from"]["imported"];
+    let card = fs_err::read_to_string(path("there/README.md")).unwrap();
+    for (key, name) in [("config_sha256", "config.json"), ("parameters_sha256", "model.safetensors")] {
+        let digest = Sha256Digest::of(&fs_err::read(golden("gpt2").join(name)).unwrap()).to_string();
+        assert_eq!(imported[key], json!(digest));
+        assert!(card.contains(&digest), "{card}");
+    }
+    // What is no record of an import is not passed on, nor left out in silence.
+    let own = TensorFile::open(&path("own.safetensors")).unwrap();
+    let mut metadata = own.metadata().clone();
+    metadata.insert("imported".into(), "from a friend".into());
+    tensor_file::write(&path("claimed.safetensors"), &metadata, &tensors(&path("own.safetensors"))).unwrap();
+    let said = refused(&export_folder(&path("claimed.safetensors"), &path("nowhere")));
+    assert!(said.contains("claimed.safetensors") && said.contains("`imported` of the metadata"), "{said}");
+    assert!(!path("nowhere").exists());
+}

@@ -12,6 +12,7 @@ mod origin;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::atomic::{sync_folder, write_atomic};
@@ -29,6 +30,8 @@ pub(crate) const CONFIG_NAME: &str = "config.json";
 const GENERATION_NAME: &str = "generation_config.json";
 const PROVENANCE_NAME: &str = "provenance.json";
 const CARD_NAME: &str = "README.md";
+/// Where the metadata of an imported file has the digests of what it was imported from.
+const IMPORTED_KEY: &str = "imported";
 /// What a model in several files has beside them.
 const INDEX_NAME: &str = "model.safetensors.index.json";
 
@@ -117,15 +120,37 @@ pub fn import(from: &Path, config: Option<&Path>, output: &Path) -> Result<Impor
     if let Some(length) = described.context_length {
         metadata.insert("context_length".to_owned(), length.to_string());
     }
-    metadata.insert("imported".to_owned(), sources(&config, &parameters)?);
+    let sources =
+        serde_json::to_string(&Sources::read(&config, &parameters)?).map_err(TrainError::internal)?;
+    metadata.insert(IMPORTED_KEY.to_owned(), sources);
     tensor_file::write(output, &metadata, &tensors)?;
     Ok(Imported { model: described.model, notes: described.notes })
 }
 
-/// The SHA-256 of what was read.
-fn sources(config: &Path, parameters: &Path) -> Result<String> {
-    let digest = |path: &Path| -> Result<Sha256Digest> { Ok(digest_file(path)?.1) };
-    Ok(json!({"config_sha256": digest(config)?, "parameters_sha256": digest(parameters)?}).to_string())
+/// The SHA-256 of what was imported.
+#[derive(Debug, Serialize, Deserialize)]
+struct Sources {
+    config_sha256: Sha256Digest,
+    parameters_sha256: Sha256Digest,
+}
+
+impl Sources {
+    /// Of the files themselves.
+    fn read(config: &Path, parameters: &Path) -> Result<Self> {
+        let digest = |path: &Path| -> Result<Sha256Digest> { Ok(digest_file(path)?.1) };
+        Ok(Self { config_sha256: digest(config)?, parameters_sha256: digest(parameters)? })
+    }
+
+    /// As an import wrote them into `file`; `None` where no import did.
+    fn of(file: &Path) -> Result<Option<Self>> {
+        let opened = TensorFile::open(file)?;
+        let Some(text) = opened.metadata().get(IMPORTED_KEY) else { return Ok(None) };
+        serde_json::from_str(text).map(Some).map_err(|error| {
+            let hint = "import the model again";
+            let expected = format!("digests of what was imported, in `{IMPORTED_KEY}` of the metadata");
+            TrainError::file(file, expected, error.to_string(), hint)
+        })
+    }
 }
 
 /// The one file of parameters in a folder.

@@ -12,7 +12,7 @@ use xlstm_manifests::digest::digest_file;
 use xlstm_manifests::run_manifest::{DatasetRef, Program, RUN_NAME, RecipeRef, RunManifest};
 use xlstm_manifests::{END_OF_TEXT, Sha256Digest};
 
-use super::{MODEL_NAME, PROVENANCE_NAME};
+use super::{MODEL_NAME, PROVENANCE_NAME, Sources};
 use crate::checkpoint::{self, CheckpointRecord, FileDigest};
 use crate::environment;
 use crate::error::{Result, TrainError};
@@ -24,6 +24,8 @@ use crate::run::CheckpointFile;
 pub(super) struct Origin {
     /// The file that was exported.
     parameters: FileDigest,
+    /// What that file was imported from, where it was.
+    imported: Option<Sources>,
     /// Updates and tokens that went into it, where it is a checkpoint's.
     step: Option<u64>,
     tokens: Option<u64>,
@@ -74,15 +76,16 @@ impl Origin {
     pub(super) fn of(file: &Path) -> Result<Self> {
         let (size, sha256) = digest_file(file)?;
         let parameters = FileDigest { size, sha256 };
+        let imported = Sources::of(file)?;
         let Some(CheckpointFile { folder, state, run }) = CheckpointFile::at(file)? else {
-            return Ok(Self { parameters, step: None, tokens: None, run: None });
+            return Ok(Self { parameters, imported, step: None, tokens: None, run: None });
         };
         if state.files.get(MODEL_NAME) != Some(&parameters) {
             // Says what differs.
             checkpoint::verify_file(&folder, &state, MODEL_NAME)?;
         }
         let run = run.map(|run| RunOrigin::read(&run, &state)).transpose()?.flatten();
-        Ok(Self { parameters, step: Some(state.step), tokens: Some(state.tokens), run })
+        Ok(Self { parameters, imported, step: Some(state.step), tokens: Some(state.tokens), run })
     }
 
     /// `provenance.json`, with the digests of the files beside it.
@@ -109,6 +112,10 @@ impl Origin {
             let _ = writeln!(text, "| {what} | {} |", cell(&value));
         };
         row("exported parameters, SHA-256", self.parameters.sha256.to_string());
+        if let Some(sources) = &self.imported {
+            row("imported from parameters, SHA-256", sources.parameters_sha256.to_string());
+            row("imported with configuration, SHA-256", sources.config_sha256.to_string());
+        }
         if let (Some(step), Some(tokens)) = (self.step, self.tokens) {
             row("trained", format!("{step} steps, {tokens} tokens"));
         }
