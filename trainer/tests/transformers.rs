@@ -498,3 +498,32 @@ fn what_was_imported_is_still_said_when_it_goes_back() {
     assert!(said.contains("claimed.safetensors") && said.contains("`imported` of the metadata"), "{said}");
     assert!(!path("nowhere").exists());
 }
+
+#[test]
+fn an_import_replaces_nothing_that_it_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs_err::copy(golden("llama").join(name), folder.path().join(name)).unwrap();
+    }
+    let read =
+        || ["config.json", "model.safetensors"].map(|name| fs_err::read(folder.path().join(name)).unwrap());
+    let before = read();
+    let (configuration, link) = (folder.path().join("config.json"), folder.path().join("link.json"));
+    std::os::unix::fs::symlink(&configuration, &link).unwrap();
+    let named = |config: &Path, output: &Path| {
+        let mut command = command("import");
+        command.arg(folder.path()).arg("--config").arg(config).arg("-o").arg(output).output().unwrap()
+    };
+    let outputs = [
+        import_folder(folder.path(), &configuration),
+        import_folder(folder.path(), &folder.path().join("model.safetensors")),
+        named(&configuration, &configuration),
+        named(&link, &configuration),
+        named(&configuration, &link),
+    ];
+    for output in &outputs {
+        let said = refused(output);
+        assert!(said.contains("another file than the one that is read"), "{said}");
+        assert!(read() == before);
+    }
+}

@@ -107,11 +107,13 @@ pub struct Imported {
 pub fn import(from: &Path, config: Option<&Path>, output: &Path) -> Result<Imported> {
     let parameters = if from.is_dir() { parameters_in(from)? } else { from.to_path_buf() };
     let config = config.map_or_else(|| parameters.with_file_name(CONFIG_NAME), Path::to_path_buf);
-    if let (Ok(source), Ok(target)) = (fs_err::canonicalize(&parameters), fs_err::canonicalize(output))
-        && source == target
-    {
-        let hint = "name another file with --output";
-        return Err(TrainError::file(output, "another file than the one that is read", "the same", hint));
+    for source in [&parameters, &config] {
+        if let (Ok(source), Ok(target)) = (fs_err::canonicalize(source), fs_err::canonicalize(output))
+            && source == target
+        {
+            let hint = "name another file with --output";
+            return Err(TrainError::file(output, "another file than the one that is read", "the same", hint));
+        }
     }
     let described = model::read_config(&config)?;
     let file = TensorFile::open(&parameters)?;
