@@ -527,3 +527,39 @@ fn an_import_replaces_nothing_that_it_reads() {
         assert!(read() == before);
     }
 }
+
+#[test]
+fn exports_leave_the_folders_of_others_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    success(&import_folder(&golden("llama"), &path("own.safetensors")));
+    // A folder of the user's, whatever its name.
+    fs_err::create_dir(path("there.export-partial")).unwrap();
+    fs_err::write(path("there.export-partial/notes"), "mine").unwrap();
+    let mut exports: Vec<_> = (0..3)
+        .map(|_| {
+            let mut command = command("export");
+            command.args(["--format", "transformers"]).arg(path("own.safetensors"));
+            command.arg("-o").arg(path("there")).stderr(std::process::Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    let done = exports.iter_mut().filter_map(|export| export.wait().unwrap().success().then_some(())).count();
+    assert_eq!(done, 1, "the first one has the folder, the others are refused");
+    assert_eq!(fs_err::read_to_string(path("there.export-partial/notes")).unwrap(), "mine");
+    let files = provenance(&path("there"))["files"].clone();
+    for (name, record) in files.as_object().unwrap() {
+        let digest = Sha256Digest::of(&fs_err::read(path("there").join(name)).unwrap());
+        assert_eq!(record["sha256"], json!(digest.to_string()), "{name}");
+    }
+    assert_eq!(files.as_object().unwrap().len(), 3);
+    let mut left: Vec<_> =
+        fs_err::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["own.safetensors", "there", "there.export-partial"]);
+    // As readable as any new folder.
+    fs_err::create_dir(path("new")).unwrap();
+    let mode = |name: &str| {
+        std::os::unix::fs::PermissionsExt::mode(&fs_err::metadata(path(name)).unwrap().permissions())
+    };
+    assert_eq!(mode("there"), mode("new"));
+}

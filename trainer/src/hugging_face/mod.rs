@@ -49,24 +49,30 @@ pub fn export(model: &Model, file: &Path, folder: &Path, context_length: u64) ->
     let origin = Origin::of(file)?;
     // Without a slash at its end.
     let folder: &Path = &folder.components().collect::<PathBuf>();
-    let mut partial = folder.as_os_str().to_owned();
-    partial.push(".export-partial");
-    let partial = PathBuf::from(partial);
-    if partial.exists() {
-        fs_err::remove_dir_all(&partial)?;
-    }
-    let written = write(model, &config, &origin, &partial);
-    if written.is_err() {
-        // Room for the next attempt; the reason is already known.
-        let _ = fs_err::remove_dir_all(&partial);
-    }
-    written?;
-    fs_err::rename(&partial, folder)?;
+    let partial = partial_beside(folder)?;
+    write(model, &config, &origin, partial.path())?;
+    // Fails where another export was first: a folder with files in it is not replaced.
+    fs_err::rename(partial.path(), folder)?;
+    // It has its name now, and nothing is left to remove.
+    let _ = partial.keep();
     Ok(sync_folder(folder)?)
 }
 
+/// A new folder beside `folder`, of this export alone, that is removed when it is dropped.
+fn partial_beside(folder: &Path) -> Result<tempfile::TempDir> {
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs_err::create_dir_all(parent)?;
+    let mut builder = tempfile::Builder::new();
+    let mut prefix = folder.file_name().unwrap_or_default().to_owned();
+    prefix.push(".");
+    builder.prefix(&prefix).suffix(".export-partial");
+    // As any new folder: readable as the user's mask has it, not by the user alone.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    Ok(builder.tempdir_in(parent)?)
+}
+
 fn write(model: &Model, config: &serde_json::Value, origin: &Origin, folder: &Path) -> Result<()> {
-    fs_err::create_dir_all(folder)?;
     let mut files = BTreeMap::new();
     let end_of_text = model::end_of_text(model.config());
     let generation = json!({"bos_token_id": end_of_text, "eos_token_id": end_of_text});
