@@ -563,3 +563,18 @@ fn exports_leave_the_folders_of_others_alone() {
     };
     assert_eq!(mode("there"), mode("new"));
 }
+
+#[test]
+fn a_configuration_that_cannot_be_reached_is_not_said_to_be_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let import = |config: &Path| {
+        let mut command = command("import");
+        command.arg(golden("llama")).arg("--config").arg(config).arg("-o").arg(folder.path().join("back"));
+        refused(&command.output().unwrap())
+    };
+    let said = import(&folder.path().join("config.json"));
+    assert!(said.contains("found none"), "{said}");
+    // Through a file as if it were a folder.
+    let said = import(&golden("llama").join("config.json/config.json"));
+    assert!(!said.contains("found none") && said.contains("Not a directory"), "{said}");
+}
