@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use xlstm_manifests::recipe::{self, Recipe};
 use xlstm_manifests::run_manifest::{CHECKPOINTS_NAME, RECIPE_NAME, RUN_NAME};
 
-use crate::checkpoint::{self, BEST_NAME, MODEL_NAME};
+use crate::checkpoint::{self, BEST_NAME, CheckpointRecord, MODEL_NAME};
 use crate::error::{Result, TrainError};
 use crate::hugging_face::CONFIG_NAME;
 use crate::model::{Model, Placement, describes_model, import};
@@ -92,14 +92,15 @@ pub fn load_model(path: &Path, step: Option<u64>, placement: Placement) -> Resul
     Ok((model, file))
 }
 
-/// Tokens of the contexts that the model in this file was trained with: as its run's recipe has it, or else as the file
-/// itself says; `None` where neither does.
+/// Tokens of the contexts that the model in this file was trained with: as the recipe of its run has it, where the file is a
+/// checkpoint of one, or else as the file itself says; `None` where neither does.
 ///
 /// # Errors
 /// When the recipe or the file cannot be read.
 pub fn trained_context(file: &Path) -> Result<Option<u64>> {
-    if let Some(recipe) = recipe_of(file)? {
-        return Ok(Some(recipe.training.context_length));
+    let run = CheckpointFile::at(file)?.and_then(|found| found.run);
+    if let Some(recipe) = run.map(|run| run.join(RECIPE_NAME)).filter(|recipe| recipe.is_file()) {
+        return Ok(Some(recipe::load(&recipe.display().to_string(), &[])?.training.context_length));
     }
     let file = TensorFile::open(file)?;
     let own = file.metadata().get("context_length").and_then(|text| text.parse().ok());
@@ -117,6 +118,44 @@ pub fn check_finite(model: &Model, file: &Path) -> Result<()> {
     let hint =
         "the model overflowed in training, or the file was damaged: use an earlier checkpoint (--step N)";
     Err(TrainError::file(file, format!("finite numbers in `{name}`"), "NaN or infinity", hint))
+}
+
+/// The parameters' file of a checkpoint.
+#[derive(Debug)]
+pub(crate) struct CheckpointFile {
+    /// The checkpoint's folder, absolute and without links.
+    pub(crate) folder: PathBuf,
+    /// What the checkpoint records.
+    pub(crate) state: CheckpointRecord,
+    /// The run that made it; `None` where the checkpoint's folder is not in its place in a run.
+    pub(crate) run: Option<PathBuf>,
+}
+
+impl CheckpointFile {
+    /// Looks where `file` really lies, whatever link or relative path names it; `None` where that is in no checkpoint. A file
+    /// that only lies somewhere in a run's folder is not made by that run. Digests are not compared here.
+    ///
+    /// # Errors
+    /// When there is no such file, or its checkpoint is not whole.
+    pub(crate) fn at(file: &Path) -> Result<Option<Self>> {
+        let file = fs_err::canonicalize(file)?;
+        let Some(folder) = file.parent() else { return Ok(None) };
+        if file.file_name().is_none_or(|name| name != MODEL_NAME) || !checkpoint::is_checkpoint(folder) {
+            return Ok(None);
+        }
+        let state = checkpoint::open(folder)?;
+        let run = match (folder.parent(), folder.ancestors().nth(2)) {
+            (Some(checkpoints), Some(run))
+                if run.join(RUN_NAME).is_file()
+                    && checkpoints == run.join(CHECKPOINTS_NAME)
+                    && folder == checkpoint::folder_of(checkpoints, state.step) =>
+            {
+                Some(run.to_path_buf())
+            }
+            _ => None,
+        };
+        Ok(Some(Self { folder: folder.to_path_buf(), state, run }))
+    }
 }
 
 /// The folder of the run that a file of parameters lies in; `None` for a file by itself.

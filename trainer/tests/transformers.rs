@@ -404,3 +404,177 @@ fn what_cannot_be_exported_is_refused_and_nothing_is_left() {
     let said = refused(&import_folder(folder.path(), &file));
     assert!(said.contains("another file than the one that is read"), "{said}");
 }
+
+fn provenance(folder: &Path) -> Value {
+    serde_json::from_slice(&fs_err::read(folder.join("provenance.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn only_a_checkpoint_of_a_run_is_said_to_be_of_it() {
+    let fixture = Fixture::new();
+    let run = llama_run(&fixture);
+    let checkpoint = run.join("checkpoints/step-00000012");
+    let manifest = Sha256Digest::of(&fs_err::read(run.join("run.json")).unwrap()).to_string();
+
+    // Named from inside the checkpoint's folder, and by a link from elsewhere.
+    let mut command = command("export");
+    command.args(["--format", "transformers", "model.safetensors", "-o"]).arg(fixture.path("inside"));
+    success(&command.current_dir(&checkpoint).output().unwrap());
+    let link = fixture.path("link.safetensors");
+    std::os::unix::fs::symlink(checkpoint.join("model.safetensors"), &link).unwrap();
+    success(&export_folder(&link, &fixture.path("linked")));
+    for name in ["inside", "linked"] {
+        let from = &provenance(&fixture.path(name))["from"];
+        assert_eq!(
+            (&from["step"], &from["run"]["manifest_sha256"]),
+            (&json!(12), &json!(manifest)),
+            "{name}"
+        );
+        assert_eq!(config(&fixture.path(name))["max_position_embeddings"], 32, "{name}");
+    }
+
+    // Parameters of another origin in the run's folder, with or without a checkpoint's name and place.
+    for (number, name) in
+        ["other.safetensors", "checkpoints/step-00000012/other.safetensors"].iter().enumerate()
+    {
+        let (other, there) = (run.join(name), fixture.path(&format!("other-{number}")));
+        success(&import_folder(&golden("llama"), &other));
+        success(&export_folder(&other, &there));
+        let from = &provenance(&there)["from"];
+        assert!(from["run"].is_null() && from["step"].is_null(), "{name}: {from}");
+        let card = fs_err::read_to_string(there.join("README.md")).unwrap();
+        assert!(card.contains("| run | not known |"), "{card}");
+        let own = &config(&golden("llama"))["max_position_embeddings"];
+        assert_eq!(&config(&there)["max_position_embeddings"], own, "{name}: the run's contexts are of 32");
+        assert_ne!(own, 32);
+    }
+
+    // A checkpoint that was copied out of its place, or whose data is not the run's, is of no run that is known.
+    let copy = fixture.path("run/checkpoints/step-00000013");
+    fs_err::create_dir(&copy).unwrap();
+    for entry in fs_err::read_dir(&checkpoint).unwrap() {
+        let entry = entry.unwrap();
+        fs_err::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    success(&export_folder(&copy, &fixture.path("copied")));
+    let from = &provenance(&fixture.path("copied"))["from"];
+    assert!(from["run"].is_null() && from["step"] == 12, "{from}");
+    let state = checkpoint.join("state.json");
+    let mut changed: Value = serde_json::from_slice(&fs_err::read(&state).unwrap()).unwrap();
+    changed["train_root"] = json!(manifest);
+    fs_err::write(&state, changed.to_string()).unwrap();
+    success(&export_folder(&checkpoint, &fixture.path("of-other-data")));
+    assert!(provenance(&fixture.path("of-other-data"))["from"]["run"].is_null());
+
+    // Parameters that are not those that the checkpoint records are refused through a link too.
+    let parameters = checkpoint.join("model.safetensors");
+    let mut bytes = fs_err::read(&parameters).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs_err::write(&parameters, bytes).unwrap();
+    let said = refused(&export_folder(&link, &fixture.path("altered")));
+    assert!(said.contains("altered after it was written"), "{said}");
+    assert!(!fixture.path("altered").exists());
+}
+
+#[test]
+fn what_was_imported_is_still_said_when_it_goes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    success(&import_folder(&golden("gpt2"), &path("own.safetensors")));
+    success(&export_folder(&path("own.safetensors"), &path("there")));
+    let imported = &provenance(&path("there"))["from"]["imported"];
+    let card = fs_err::read_to_string(path("there/README.md")).unwrap();
+    for (key, name) in [("config_sha256", "config.json"), ("parameters_sha256", "model.safetensors")] {
+        let digest = Sha256Digest::of(&fs_err::read(golden("gpt2").join(name)).unwrap()).to_string();
+        assert_eq!(imported[key], json!(digest));
+        assert!(card.contains(&digest), "{card}");
+    }
+    // What is no record of an import is not passed on, nor left out in silence.
+    let own = TensorFile::open(&path("own.safetensors")).unwrap();
+    let mut metadata = own.metadata().clone();
+    metadata.insert("imported".into(), "from a friend".into());
+    tensor_file::write(&path("claimed.safetensors"), &metadata, &tensors(&path("own.safetensors"))).unwrap();
+    let said = refused(&export_folder(&path("claimed.safetensors"), &path("nowhere")));
+    assert!(said.contains("claimed.safetensors") && said.contains("`imported` of the metadata"), "{said}");
+    assert!(!path("nowhere").exists());
+}
+
+#[test]
+fn an_import_replaces_nothing_that_it_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs_err::copy(golden("llama").join(name), folder.path().join(name)).unwrap();
+    }
+    let read =
+        || ["config.json", "model.safetensors"].map(|name| fs_err::read(folder.path().join(name)).unwrap());
+    let before = read();
+    let (configuration, link) = (folder.path().join("config.json"), folder.path().join("link.json"));
+    std::os::unix::fs::symlink(&configuration, &link).unwrap();
+    let named = |config: &Path, output: &Path| {
+        let mut command = command("import");
+        command.arg(folder.path()).arg("--config").arg(config).arg("-o").arg(output).output().unwrap()
+    };
+    let outputs = [
+        import_folder(folder.path(), &configuration),
+        import_folder(folder.path(), &folder.path().join("model.safetensors")),
+        named(&configuration, &configuration),
+        named(&link, &configuration),
+        named(&configuration, &link),
+    ];
+    for output in &outputs {
+        let said = refused(output);
+        assert!(said.contains("another file than the one that is read"), "{said}");
+        assert!(read() == before);
+    }
+}
+
+#[test]
+fn exports_leave_the_folders_of_others_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    success(&import_folder(&golden("llama"), &path("own.safetensors")));
+    // A folder of the user's, whatever its name.
+    fs_err::create_dir(path("there.export-partial")).unwrap();
+    fs_err::write(path("there.export-partial/notes"), "mine").unwrap();
+    let mut exports: Vec<_> = (0..3)
+        .map(|_| {
+            let mut command = command("export");
+            command.args(["--format", "transformers"]).arg(path("own.safetensors"));
+            command.arg("-o").arg(path("there")).stderr(std::process::Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    let done = exports.iter_mut().filter_map(|export| export.wait().unwrap().success().then_some(())).count();
+    assert_eq!(done, 1, "the first one has the folder, the others are refused");
+    assert_eq!(fs_err::read_to_string(path("there.export-partial/notes")).unwrap(), "mine");
+    let files = provenance(&path("there"))["files"].clone();
+    for (name, record) in files.as_object().unwrap() {
+        let digest = Sha256Digest::of(&fs_err::read(path("there").join(name)).unwrap());
+        assert_eq!(record["sha256"], json!(digest.to_string()), "{name}");
+    }
+    assert_eq!(files.as_object().unwrap().len(), 3);
+    let mut left: Vec<_> =
+        fs_err::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["own.safetensors", "there", "there.export-partial"]);
+    // As readable as any new folder.
+    fs_err::create_dir(path("new")).unwrap();
+    let mode = |name: &str| {
+        std::os::unix::fs::PermissionsExt::mode(&fs_err::metadata(path(name)).unwrap().permissions())
+    };
+    assert_eq!(mode("there"), mode("new"));
+}
+
+#[test]
+fn a_configuration_that_cannot_be_reached_is_not_said_to_be_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let import = |config: &Path| {
+        let mut command = command("import");
+        command.arg(golden("llama")).arg("--config").arg(config).arg("-o").arg(folder.path().join("back"));
+        refused(&command.output().unwrap())
+    };
+    let said = import(&folder.path().join("config.json"));
+    assert!(said.contains("found none"), "{said}");
+    // Through a file as if it were a folder.
+    let said = import(&golden("llama").join("config.json/config.json"));
+    assert!(!said.contains("found none") && said.contains("Not a directory"), "{said}");
+}

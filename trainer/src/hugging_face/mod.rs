@@ -12,6 +12,7 @@ mod origin;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::atomic::{sync_folder, write_atomic};
@@ -29,6 +30,8 @@ pub(crate) const CONFIG_NAME: &str = "config.json";
 const GENERATION_NAME: &str = "generation_config.json";
 const PROVENANCE_NAME: &str = "provenance.json";
 const CARD_NAME: &str = "README.md";
+/// Where the metadata of an imported file has the digests of what it was imported from.
+const IMPORTED_KEY: &str = "imported";
 /// What a model in several files has beside them.
 const INDEX_NAME: &str = "model.safetensors.index.json";
 
@@ -46,24 +49,30 @@ pub fn export(model: &Model, file: &Path, folder: &Path, context_length: u64) ->
     let origin = Origin::of(file)?;
     // Without a slash at its end.
     let folder: &Path = &folder.components().collect::<PathBuf>();
-    let mut partial = folder.as_os_str().to_owned();
-    partial.push(".export-partial");
-    let partial = PathBuf::from(partial);
-    if partial.exists() {
-        fs_err::remove_dir_all(&partial)?;
-    }
-    let written = write(model, &config, &origin, &partial);
-    if written.is_err() {
-        // Room for the next attempt; the reason is already known.
-        let _ = fs_err::remove_dir_all(&partial);
-    }
-    written?;
-    fs_err::rename(&partial, folder)?;
+    let partial = partial_beside(folder)?;
+    write(model, &config, &origin, partial.path())?;
+    // Fails where another export was first: a folder with files in it is not replaced.
+    fs_err::rename(partial.path(), folder)?;
+    // It has its name now, and nothing is left to remove.
+    let _ = partial.keep();
     Ok(sync_folder(folder)?)
 }
 
+/// A new folder beside `folder`, of this export alone, that is removed when it is dropped.
+fn partial_beside(folder: &Path) -> Result<tempfile::TempDir> {
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs_err::create_dir_all(parent)?;
+    let mut builder = tempfile::Builder::new();
+    let mut prefix = folder.file_name().unwrap_or_default().to_owned();
+    prefix.push(".");
+    builder.prefix(&prefix).suffix(".export-partial");
+    // As any new folder: readable as the user's mask has it, not by the user alone.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    Ok(builder.tempdir_in(parent)?)
+}
+
 fn write(model: &Model, config: &serde_json::Value, origin: &Origin, folder: &Path) -> Result<()> {
-    fs_err::create_dir_all(folder)?;
     let mut files = BTreeMap::new();
     let end_of_text = model::end_of_text(model.config());
     let generation = json!({"bos_token_id": end_of_text, "eos_token_id": end_of_text});
@@ -104,11 +113,13 @@ pub struct Imported {
 pub fn import(from: &Path, config: Option<&Path>, output: &Path) -> Result<Imported> {
     let parameters = if from.is_dir() { parameters_in(from)? } else { from.to_path_buf() };
     let config = config.map_or_else(|| parameters.with_file_name(CONFIG_NAME), Path::to_path_buf);
-    if let (Ok(source), Ok(target)) = (fs_err::canonicalize(&parameters), fs_err::canonicalize(output))
-        && source == target
-    {
-        let hint = "name another file with --output";
-        return Err(TrainError::file(output, "another file than the one that is read", "the same", hint));
+    for source in [&parameters, &config] {
+        if let (Ok(source), Ok(target)) = (fs_err::canonicalize(source), fs_err::canonicalize(output))
+            && source == target
+        {
+            let hint = "name another file with --output";
+            return Err(TrainError::file(output, "another file than the one that is read", "the same", hint));
+        }
     }
     let described = model::read_config(&config)?;
     let file = TensorFile::open(&parameters)?;
@@ -117,15 +128,37 @@ pub fn import(from: &Path, config: Option<&Path>, output: &Path) -> Result<Impor
     if let Some(length) = described.context_length {
         metadata.insert("context_length".to_owned(), length.to_string());
     }
-    metadata.insert("imported".to_owned(), sources(&config, &parameters)?);
+    let sources =
+        serde_json::to_string(&Sources::read(&config, &parameters)?).map_err(TrainError::internal)?;
+    metadata.insert(IMPORTED_KEY.to_owned(), sources);
     tensor_file::write(output, &metadata, &tensors)?;
     Ok(Imported { model: described.model, notes: described.notes })
 }
 
-/// The SHA-256 of what was read.
-fn sources(config: &Path, parameters: &Path) -> Result<String> {
-    let digest = |path: &Path| -> Result<Sha256Digest> { Ok(digest_file(path)?.1) };
-    Ok(json!({"config_sha256": digest(config)?, "parameters_sha256": digest(parameters)?}).to_string())
+/// The SHA-256 of what was imported.
+#[derive(Debug, Serialize, Deserialize)]
+struct Sources {
+    config_sha256: Sha256Digest,
+    parameters_sha256: Sha256Digest,
+}
+
+impl Sources {
+    /// Of the files themselves.
+    fn read(config: &Path, parameters: &Path) -> Result<Self> {
+        let digest = |path: &Path| -> Result<Sha256Digest> { Ok(digest_file(path)?.1) };
+        Ok(Self { config_sha256: digest(config)?, parameters_sha256: digest(parameters)? })
+    }
+
+    /// As an import wrote them into `file`; `None` where no import did.
+    fn of(file: &Path) -> Result<Option<Self>> {
+        let opened = TensorFile::open(file)?;
+        let Some(text) = opened.metadata().get(IMPORTED_KEY) else { return Ok(None) };
+        serde_json::from_str(text).map(Some).map_err(|error| {
+            let hint = "import the model again";
+            let expected = format!("digests of what was imported, in `{IMPORTED_KEY}` of the metadata");
+            TrainError::file(file, expected, error.to_string(), hint)
+        })
+    }
 }
 
 /// The one file of parameters in a folder.

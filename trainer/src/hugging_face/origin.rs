@@ -12,18 +12,20 @@ use xlstm_manifests::digest::digest_file;
 use xlstm_manifests::run_manifest::{DatasetRef, Program, RUN_NAME, RecipeRef, RunManifest};
 use xlstm_manifests::{END_OF_TEXT, Sha256Digest};
 
-use super::{MODEL_NAME, PROVENANCE_NAME};
-use crate::checkpoint::{self, FileDigest};
+use super::{MODEL_NAME, PROVENANCE_NAME, Sources};
+use crate::checkpoint::{self, CheckpointRecord, FileDigest};
 use crate::environment;
 use crate::error::{Result, TrainError};
 use crate::model::Model;
-use crate::run::run_folder;
+use crate::run::CheckpointFile;
 
 /// Where parameters came from.
 #[derive(Serialize)]
 pub(super) struct Origin {
     /// The file that was exported.
     parameters: FileDigest,
+    /// What that file was imported from, where it was.
+    imported: Option<Sources>,
     /// Updates and tokens that went into it, where it is a checkpoint's.
     step: Option<u64>,
     tokens: Option<u64>,
@@ -73,17 +75,17 @@ impl Origin {
     /// Reads what is recorded of the parameters in `file`.
     pub(super) fn of(file: &Path) -> Result<Self> {
         let (size, sha256) = digest_file(file)?;
-        let folder = file.parent().unwrap_or(Path::new("."));
-        let is_checkpoint =
-            file.file_name().is_some_and(|name| name == MODEL_NAME) && checkpoint::is_checkpoint(folder);
-        let state = if is_checkpoint { Some(checkpoint::open(folder)?) } else { None };
-        let run = run_folder(file).map(|folder| RunOrigin::read(&folder)).transpose()?;
-        Ok(Self {
-            parameters: FileDigest { size, sha256 },
-            step: state.as_ref().map(|state| state.step),
-            tokens: state.as_ref().map(|state| state.tokens),
-            run,
-        })
+        let parameters = FileDigest { size, sha256 };
+        let imported = Sources::of(file)?;
+        let Some(CheckpointFile { folder, state, run }) = CheckpointFile::at(file)? else {
+            return Ok(Self { parameters, imported, step: None, tokens: None, run: None });
+        };
+        if state.files.get(MODEL_NAME) != Some(&parameters) {
+            // Says what differs.
+            checkpoint::verify_file(&folder, &state, MODEL_NAME)?;
+        }
+        let run = run.map(|run| RunOrigin::read(&run, &state)).transpose()?.flatten();
+        Ok(Self { parameters, imported, step: Some(state.step), tokens: Some(state.tokens), run })
     }
 
     /// `provenance.json`, with the digests of the files beside it.
@@ -110,6 +112,10 @@ impl Origin {
             let _ = writeln!(text, "| {what} | {} |", cell(&value));
         };
         row("exported parameters, SHA-256", self.parameters.sha256.to_string());
+        if let Some(sources) = &self.imported {
+            row("imported from parameters, SHA-256", sources.parameters_sha256.to_string());
+            row("imported with configuration, SHA-256", sources.config_sha256.to_string());
+        }
         if let (Some(step), Some(tokens)) = (self.step, self.tokens) {
             row("trained", format!("{step} steps, {tokens} tokens"));
         }
@@ -126,18 +132,22 @@ impl Origin {
 }
 
 impl RunOrigin {
-    fn read(folder: &Path) -> Result<Self> {
+    /// Reads the manifest of the run in `folder`; `None` where it was trained on other data than the checkpoint `state`.
+    fn read(folder: &Path, state: &CheckpointRecord) -> Result<Option<Self>> {
         let manifest = RunManifest::load(folder)?;
+        if manifest.train.root != state.train_root {
+            return Ok(None);
+        }
         let (_, manifest_sha256) = digest_file(&folder.join(RUN_NAME))?;
         let train = manifest.trained_on().into_iter().map(|(weight, data)| DataOrigin::new(weight, data));
-        Ok(Self {
+        Ok(Some(Self {
             manifest_sha256,
             train: train.collect(),
             validation: manifest.validation.as_ref().map(|data| DataOrigin::new(1, data)),
             initialized_from: manifest.initialized_from.as_ref().map(|from| from.sha256),
             recipe: manifest.recipe,
             program: manifest.program,
-        })
+        }))
     }
 
     fn rows(&self, row: &mut impl FnMut(&str, String)) {

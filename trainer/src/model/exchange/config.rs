@@ -64,7 +64,10 @@ impl ConfigReader {
         let fail = |found: String| {
             TrainError::file(path, "a configuration of transformers (config.json)", found, hint)
         };
-        let metadata = fs_err::metadata(path).map_err(|_| fail("none".into()))?;
+        let metadata = fs_err::metadata(path).map_err(|error| {
+            let is_none = error.kind() == std::io::ErrorKind::NotFound;
+            fail(if is_none { "none".into() } else { error.to_string() })
+        })?;
         if !metadata.is_file() {
             return Err(fail("something else than a file".into()));
         }
