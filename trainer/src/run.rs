@@ -158,22 +158,23 @@ impl CheckpointFile {
     }
 }
 
-/// The folder of the run that a file of parameters lies in; `None` for a file by itself.
-#[must_use]
-pub fn run_folder(file: &Path) -> Option<PathBuf> {
-    file.ancestors().take(4).find(|folder| folder.join(RUN_NAME).is_file()).map(Path::to_path_buf)
-}
-
-/// The recipe of the run that `path` names or lies in; `None` for a file by itself.
+/// The run of which `file` is a checkpoint's parameters, as the path names it where it does; `None` for a file that only lies
+/// somewhere in a run's folder, or in none.
 ///
 /// # Errors
-/// When the recipe does not resolve.
-pub fn recipe_of(path: &Path) -> Result<Option<Recipe>> {
-    for folder in path.ancestors().take(4) {
-        let file = folder.join(RECIPE_NAME);
-        if file.is_file() && folder.join(RUN_NAME).is_file() {
-            return Ok(Some(recipe::load(&file.display().to_string(), &[])?));
-        }
-    }
-    Ok(None)
+/// As [`CheckpointFile::at`].
+pub fn run_of(file: &Path) -> Result<Option<PathBuf>> {
+    let Some(real) = CheckpointFile::at(file)?.and_then(|found| found.run) else { return Ok(None) };
+    let is_it = |folder: &&Path| fs_err::canonicalize(folder).is_ok_and(|folder| folder == real);
+    let named = file.ancestors().skip(1).take(3).find(is_it);
+    Ok(Some(named.map_or_else(|| real.clone(), Path::to_path_buf)))
+}
+
+/// The recipe of the run of which `file` is a checkpoint's parameters; `None` where there is none.
+///
+/// # Errors
+/// As [`run_of`], and when the recipe does not resolve.
+pub fn recipe_of(file: &Path) -> Result<Option<Recipe>> {
+    let recipe = run_of(file)?.map(|run| run.join(RECIPE_NAME)).filter(|recipe| recipe.is_file());
+    recipe.map(|recipe| Ok(recipe::load(&recipe.display().to_string(), &[])?)).transpose()
 }

@@ -20,7 +20,7 @@ use crate::device::DeviceInfo;
 use crate::error::{Result, TrainError};
 use crate::loader::OtherKind;
 use crate::model::{Model, Placement, import};
-use crate::run::{check_finite, find_parameters, recipe_of, run_folder, trained_context};
+use crate::run::{check_finite, find_parameters, recipe_of, run_of, trained_context};
 
 /// Findings of an audit that are listed in full.
 const SHOWN: usize = 8;
@@ -129,9 +129,9 @@ fn verify_files(file: &Path) -> Result<Verified> {
     Ok((BTreeMap::from([(name, FileDigest { size, sha256 })]), None, None))
 }
 
-/// The run in whose folder a file lies.
+/// The run of which a file is a checkpoint.
 fn run_link(file: &Path) -> Result<Option<RunLink>> {
-    let Some(path) = run_folder(file) else { return Ok(None) };
+    let Some(path) = run_of(file)? else { return Ok(None) };
     let manifest = RunManifest::load(&path)?.located(&path, &[]);
     let (_, manifest_sha256) = digest_file(&path.join(RUN_NAME))?;
     let RunManifest { recipe, train, mixture, .. } = manifest;
