@@ -8,7 +8,7 @@
 //! exact, similarity
 //! copy_of          the earlier document: split, root, input, input_sha256, record, set, id, sha256
 //! ```
-//! Lines come in the order of splits and documents. No place of this machine is in them, so the same splits give the same bytes.
+//! Lines come in the order of splits and documents; no document is a copy of itself (module `again`). No place of this machine is in them, so the same splits give the same bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -59,19 +59,21 @@ pub(super) fn write(
     Ok(())
 }
 
-/// What is read of a line: where the copy is. That it is a line of this list is seen by `copy_of`.
+/// What is read of a line: where the copy is, and that its original is elsewhere.
 #[derive(Deserialize)]
 struct Place {
     input: String,
     input_sha256: Sha256Digest,
     record: u64,
     sha256: Sha256Digest,
-    #[serde(rename = "copy_of")]
-    _copy_of: Original,
+    copy_of: Original,
 }
 
 #[derive(Deserialize)]
 struct Original {
+    input: String,
+    input_sha256: Sha256Digest,
+    record: u64,
     #[serde(rename = "sha256")]
     _sha256: Sha256Digest,
 }
@@ -115,7 +117,7 @@ impl Copies {
     /// Reads a list.
     ///
     /// # Errors
-    /// When the file cannot be read, is not such a list, is empty, or names a document twice.
+    /// When the file cannot be read, is not such a list, is empty, or names a document twice or as a copy of itself.
     pub fn load(path: &Path) -> Result<Self, CommandError> {
         let mut copies = Self {
             path: path.into(),
@@ -154,6 +156,15 @@ impl Copies {
                 printable::text(&error)
             ))
         })?;
+        let of = &place.copy_of;
+        if (&place.input, place.input_sha256, place.record) == (&of.input, of.input_sha256, of.record) {
+            return Err(wrong(format!(
+                "expected a copy and an earlier document at another place, found record {} of `{}` as a copy of itself, which \
+                 would leave out both: make the list again with this version's `xlstm-data duplicates`, or remove the line",
+                place.record,
+                printable::text(&place.input)
+            )));
+        }
         let by_bytes = self.by_input.entry(place.input).or_default();
         let copies = by_bytes.entry(place.input_sha256).or_default();
         if copies.0.insert(place.record, place.sha256).is_some() {
