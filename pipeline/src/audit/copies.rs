@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use xlstm_manifests::manifest::{DUPLICATE, DropDuplicates, Input};
+use xlstm_manifests::manifest::{DUPLICATE, DropDuplicates, Input, MANIFEST_NAME};
 use xlstm_manifests::{Manifest, Sha256Digest, printable};
 
 use super::corpus::Corpus;
@@ -42,6 +42,29 @@ pub(super) fn load(path: &Path, folders: &[PathBuf]) -> Result<Copies, CommandEr
             "--duplicates `{file}`: expected a split prepared with --drop-duplicates, found none: leave the option out"
         ))),
     }
+}
+
+/// Whether these are the bytes that the split was prepared with. That the manifest counts them as they are is another matter:
+/// a finding.
+pub(super) fn is_of(copies: &Copies, dropped: &DropDuplicates, findings: &mut Findings) -> bool {
+    let list = copies.selection();
+    if list.list_sha256 != dropped.list_sha256 {
+        return false;
+    }
+    if list.documents != dropped.documents {
+        findings.add(
+            MANIFEST_NAME,
+            Check::Selection,
+            format!(
+                "selection.drop_duplicates.documents: expected {}, as many as the list `{}` names, found {}: prepare the split \
+                 again with that list",
+                list.documents,
+                printable::path(copies.path()),
+                dropped.documents
+            ),
+        );
+    }
+    true
 }
 
 /// What is missing to apply a split's list again.

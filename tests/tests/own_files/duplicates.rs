@@ -246,6 +246,20 @@ fn an_audit_finds_a_copy_that_stayed_and_counts_that_are_wrong() {
         assert_says(&found.stdout, &[&format!("(record {record}): expected to be left out")]);
     }
     assert_says(&found.stdout, &["expected 1 documents left out as `duplicate`", "found 0 in the manifest"]);
+    // A manifest that counts the list otherwise: said, and the list is applied all the same.
+    seal(claim(3));
+    let found = audit(&place, &every);
+    assert_eq!(found.code, Some(1), "{}", found.stderr);
+    assert_says(
+        &found.stdout,
+        &[
+            "selection.drop_duplicates.documents: expected 4, as many as the list",
+            "found 3",
+            "(record 4): expected to be left out",
+        ],
+    );
+    assert!(!found.stdout.contains("name the file of SHA-256"), "{}", found.stdout);
+    seal(claim(4));
     // Some documents at a time: as many copies are read again, and stored copies are found all the same.
     let some = audit(&place, &["--deep", "2", "--duplicates", text(&list)]);
     assert_eq!(some.code, Some(1));
