@@ -17,10 +17,10 @@ use rayon::prelude::*;
 use serde::Serialize;
 use xlstm_manifests::{Sha256Digest, printable};
 
-use super::Context;
 use super::request::Common;
+use super::{Context, here};
 use crate::duplicates::Copies;
-use crate::plan::{InputFolders, Location, Plan, PlannedInput, format_name, is_compressed};
+use crate::plan::{Plan, PlannedInput, format_name, is_compressed};
 use crate::record::Entry;
 use crate::sources::{self, Format};
 use crate::tokenizer::{EncodeScratch, Gpt2Tokenizer};
@@ -137,12 +137,8 @@ impl<'a> Estimator<'a> {
 
     /// Files on this machine that are read: all, or every n-th where they are too much.
     fn to_read<'p>(&self, plan: &'p Plan) -> Vec<(&'p PlannedInput, PathBuf)> {
-        let folders = InputFolders { from: self.common.from.clone(), downloads: self.common.downloads() };
-        let here = |input: &PlannedInput| match &input.location {
-            Location::Local(path) => Some(path.clone()),
-            Location::Remote(_) => Some(folders.place(&input.path))
-                .filter(|path| fs_err::metadata(path).is_ok_and(|found| Some(found.len()) == input.size)),
-        };
+        let folders = here::folders(self.common);
+        let here = |input| here::place_of(plan, input, &folders, self.context);
         let files: Vec<_> = plan.inputs.iter().filter_map(|input| Some((input, here(input)?))).collect();
         let cost = |input: &PlannedInput| match input.format {
             Format::Text { .. } | Format::Crate => input.size.unwrap_or(0),

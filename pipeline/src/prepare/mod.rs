@@ -10,6 +10,7 @@ mod crates_io;
 mod estimate;
 mod examples;
 mod finished;
+mod here;
 mod hub_profiles;
 mod local;
 mod preview;
