@@ -111,7 +111,7 @@ pub(super) fn check(
         match copies.of_input(input.path.as_str(), &input.sha256) {
             Ok(copies) => {
                 work.push(Work { input, stored, copies, first });
-                first += copies.map_or(0, |copies| copies.0.len() as u64);
+                first += copies.map_or(0, |copies| copies.records.len() as u64);
             }
             Err(error) => findings.add(input.path.as_str(), Check::Deep, error.to_string()),
         }
@@ -147,7 +147,7 @@ impl Again<'_> {
         let stated = work.input.counts.left_out.get(DUPLICATE).copied().unwrap_or(0);
         let mut counted = 0;
         let mut read = 0;
-        let all = work.copies.map_or(0, |copies| copies.0.len() as u64);
+        let all = work.copies.map_or(0, |copies| copies.records.len() as u64);
         if let Some(copies) = work.copies {
             self.stored(work, copies, problems)?;
             let numbers = self.chosen.within(work.first..work.first + all);
@@ -180,7 +180,7 @@ impl Again<'_> {
                     break;
                 }
                 let record = documents.meta(place).ok_or_else(|| missing(number))?.record;
-                if copies.0.contains_key(&record) {
+                if copies.records.contains_key(&record) {
                     problems.push(format!(
                         "document {number} (record {record}): expected to be left out, since the list names it as a copy, \
                          found in the split"
@@ -201,7 +201,7 @@ impl Again<'_> {
         problems: &mut Vec<String>,
     ) -> Result<u64, String> {
         let chosen = |index: u64| numbers.binary_search(&(work.first + index)).is_ok();
-        let wanted = (0..).zip(&copies.0).filter(|(index, _)| chosen(*index)).map(|(_, copy)| copy);
+        let wanted = (0..).zip(&copies.records).filter(|(index, _)| chosen(*index)).map(|(_, copy)| copy);
         let mut wanted = wanted.peekable();
         let Some(&(&first, _)) = wanted.peek() else { return Ok(0) };
         let path = self.locator.verified(work.input)?;

@@ -17,6 +17,7 @@ mod preview;
 mod progress;
 mod provider;
 mod request;
+mod sampled_copies;
 mod walk;
 
 use std::path::{Path, PathBuf};
