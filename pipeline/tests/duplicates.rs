@@ -105,10 +105,16 @@ fn copies_are_found_in_both_layouts_and_over_several_splits() {
     for layout in [Layout::Packed, Layout::Documents] {
         assert_eq!(listed(&[&built(layout, inputs())]), expected, "{layout}");
     }
-    // A split after itself: every document of the second is an exact copy.
+    // A split after itself: every document of the second is an exact copy, but the list is that of the first.
     let (first, second) = (built(Layout::Packed, inputs()), built(Layout::Documents, inputs()));
-    let report = duplicates(&args(&[&first, &second])).unwrap();
+    let list = first.folder.path().join("both.jsonl");
+    let report =
+        duplicates(&DuplicatesArgs { list: Some(list.clone()), ..args(&[&first, &second]) }).unwrap();
     assert_eq!((report.total.documents, report.total.exact, report.total.near), (20, 12, 2));
+    assert_eq!(report.again, 10);
+    let both = fs_err::read(&list).unwrap();
+    duplicates(&DuplicatesArgs { list: Some(list.clone()), ..args(&[&first]) }).unwrap();
+    assert!(both == fs_err::read(&list).unwrap(), "the second time a document is seen it is no copy");
     // With a threshold of 1 only shingles that are all the same count as near.
     let strict = duplicates(&DuplicatesArgs { threshold: 1.0, ..args(&[&first]) }).unwrap();
     assert_eq!((strict.total.exact, strict.total.near), (2, 1));

@@ -357,3 +357,25 @@ fn files_that_the_user_gave_are_checked_and_never_replaced() {
     );
     assert!(!mirror.join(missing).exists(), "nothing is put into the user's folder");
 }
+
+#[test]
+fn a_plan_samples_the_files_of_the_hugging_face_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("hf");
+    let blobs = home.join("hub/datasets--cerebras--SlimPajama-627B/blobs");
+    fs_err::create_dir_all(&blobs).unwrap();
+    let files = slimpajama_files();
+    let name = "validation/chunk2/example_holdout_2.jsonl.zst";
+    let (_, content) = files.iter().find(|(path, _)| path == name).unwrap();
+    fs_err::write(blobs.join(xlstm_manifests::Sha256Digest::of(content).to_string()), content).unwrap();
+    let size = content.len();
+    let hub = LoopbackHub::builder().dataset(ORIGINAL, files).commit(ORIGINAL_COMMIT).start();
+    let out = folder.path().join("out");
+    let arguments = ["plan", "slimpajama", "--split", "validation", "--out", text(&out), "--json"];
+    let plan = run(&mut from_hub(&hub, &home, &arguments)).success();
+    let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+    let split = &plan["splits"][0];
+    assert_eq!((split["files"].as_u64(), split["files_to_download"].as_u64()), (Some(15), Some(14)));
+    assert_eq!(split["sample"]["files"].as_u64(), Some(1), "{split}");
+    assert_eq!(split["sample"]["file_bytes"].as_u64(), Some(size as u64), "{split}");
+}

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use xlstm_manifests::manifest::{DUPLICATE, DropDuplicates, Input};
+use xlstm_manifests::manifest::{DUPLICATE, DropDuplicates, Input, MANIFEST_NAME};
 use xlstm_manifests::{Manifest, Sha256Digest, printable};
 
 use super::corpus::Corpus;
@@ -42,6 +42,29 @@ pub(super) fn load(path: &Path, folders: &[PathBuf]) -> Result<Copies, CommandEr
             "--duplicates `{file}`: expected a split prepared with --drop-duplicates, found none: leave the option out"
         ))),
     }
+}
+
+/// Whether these are the bytes that the split was prepared with. That the manifest counts them as they are is another matter:
+/// a finding.
+pub(super) fn is_of(copies: &Copies, dropped: &DropDuplicates, findings: &mut Findings) -> bool {
+    let list = copies.selection();
+    if list.list_sha256 != dropped.list_sha256 {
+        return false;
+    }
+    if list.documents != dropped.documents {
+        findings.add(
+            MANIFEST_NAME,
+            Check::Selection,
+            format!(
+                "selection.drop_duplicates.documents: expected {}, as many as the list `{}` names, found {}: prepare the split \
+                 again with that list",
+                list.documents,
+                printable::path(copies.path()),
+                dropped.documents
+            ),
+        );
+    }
+    true
 }
 
 /// What is missing to apply a split's list again.
@@ -88,7 +111,7 @@ pub(super) fn check(
         match copies.of_input(input.path.as_str(), &input.sha256) {
             Ok(copies) => {
                 work.push(Work { input, stored, copies, first });
-                first += copies.map_or(0, |copies| copies.0.len() as u64);
+                first += copies.map_or(0, |copies| copies.records.len() as u64);
             }
             Err(error) => findings.add(input.path.as_str(), Check::Deep, error.to_string()),
         }
@@ -124,7 +147,7 @@ impl Again<'_> {
         let stated = work.input.counts.left_out.get(DUPLICATE).copied().unwrap_or(0);
         let mut counted = 0;
         let mut read = 0;
-        let all = work.copies.map_or(0, |copies| copies.0.len() as u64);
+        let all = work.copies.map_or(0, |copies| copies.records.len() as u64);
         if let Some(copies) = work.copies {
             self.stored(work, copies, problems)?;
             let numbers = self.chosen.within(work.first..work.first + all);
@@ -157,7 +180,7 @@ impl Again<'_> {
                     break;
                 }
                 let record = documents.meta(place).ok_or_else(|| missing(number))?.record;
-                if copies.0.contains_key(&record) {
+                if copies.records.contains_key(&record) {
                     problems.push(format!(
                         "document {number} (record {record}): expected to be left out, since the list names it as a copy, \
                          found in the split"
@@ -178,7 +201,7 @@ impl Again<'_> {
         problems: &mut Vec<String>,
     ) -> Result<u64, String> {
         let chosen = |index: u64| numbers.binary_search(&(work.first + index)).is_ok();
-        let wanted = (0..).zip(&copies.0).filter(|(index, _)| chosen(*index)).map(|(_, copy)| copy);
+        let wanted = (0..).zip(&copies.records).filter(|(index, _)| chosen(*index)).map(|(_, copy)| copy);
         let mut wanted = wanted.peekable();
         let Some(&(&first, _)) = wanted.peek() else { return Ok(0) };
         let path = self.locator.verified(work.input)?;

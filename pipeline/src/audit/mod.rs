@@ -176,7 +176,8 @@ fn audit_split(
     let deep = possible(args.deep.is_some(), "--deep");
     let text_documents = if text { Some(spelling::check(folder, &mut findings)?) } else { None };
     let dropped = manifest.as_ref().and_then(|manifest| manifest.selection.drop_duplicates.as_ref());
-    let copies = copies.filter(|copies| dropped == Some(&copies.selection()));
+    let copies =
+        copies.filter(|copies| dropped.is_some_and(|dropped| copies::is_of(copies, dropped, &mut findings)));
     let deep = match args.deep.filter(|_| deep) {
         Some(amount) => {
             not_done.extend(dropped.filter(|_| copies.is_none()).map(copies::needed));

@@ -8,9 +8,9 @@
 //! exact, similarity
 //! copy_of          the earlier document: split, root, input, input_sha256, record, set, id, sha256
 //! ```
-//! Lines come in the order of splits and documents. No place of this machine is in them, so the same splits give the same bytes.
+//! Lines come in the order of splits and documents; no document is a copy of itself (module `again`). No place of this machine is in them, so the same splits give the same bytes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -59,21 +59,22 @@ pub(super) fn write(
     Ok(())
 }
 
-/// What is read of a line: where the copy is. That it is a line of this list is seen by `copy_of`.
+/// What is read of a line: where the copy is, and that its original is elsewhere.
 #[derive(Deserialize)]
 struct Place {
     input: String,
     input_sha256: Sha256Digest,
     record: u64,
     sha256: Sha256Digest,
-    #[serde(rename = "copy_of")]
-    _copy_of: Original,
+    copy_of: Original,
 }
 
 #[derive(Deserialize)]
 struct Original {
-    #[serde(rename = "sha256")]
-    _sha256: Sha256Digest,
+    input: String,
+    input_sha256: Sha256Digest,
+    record: u64,
+    sha256: Sha256Digest,
 }
 
 /// Bytes of the longest line that is read.
@@ -89,9 +90,14 @@ pub struct Copies {
     by_input: BTreeMap<String, BTreeMap<Sha256Digest, InputCopies>>,
 }
 
-/// The copies of one file: record number, and SHA-256 of the text.
+/// The copies of one file.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct InputCopies(pub BTreeMap<u64, Sha256Digest>);
+pub struct InputCopies {
+    /// Record number, and SHA-256 of the text.
+    pub records: BTreeMap<u64, Sha256Digest>,
+    /// Texts whose first document, which has the same text, is in this file too: its record number.
+    originals: BTreeMap<Sha256Digest, u64>,
+}
 
 /// The list names a file of this name with other bytes.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +121,7 @@ impl Copies {
     /// Reads a list.
     ///
     /// # Errors
-    /// When the file cannot be read, is not such a list, is empty, or names a document twice.
+    /// When the file cannot be read, is not such a list, is empty, or names a document twice or as a copy of itself.
     pub fn load(path: &Path) -> Result<Self, CommandError> {
         let mut copies = Self {
             path: path.into(),
@@ -154,9 +160,23 @@ impl Copies {
                 printable::text(&error)
             ))
         })?;
+        let of = &place.copy_of;
+        if (&place.input, place.input_sha256, place.record) == (&of.input, of.input_sha256, of.record) {
+            return Err(wrong(format!(
+                "expected a copy and an earlier document at another place, found record {} of `{}` as a copy of itself, which \
+                 would leave out both: make the list again with this version's `xlstm-data duplicates`, or remove the line",
+                place.record,
+                printable::text(&place.input)
+            )));
+        }
+        let original_here =
+            place.sha256 == of.sha256 && (&place.input, place.input_sha256) == (&of.input, of.input_sha256);
         let by_bytes = self.by_input.entry(place.input).or_default();
         let copies = by_bytes.entry(place.input_sha256).or_default();
-        if copies.0.insert(place.record, place.sha256).is_some() {
+        if original_here {
+            copies.originals.insert(of.sha256, of.record);
+        }
+        if copies.records.insert(place.record, place.sha256).is_some() {
             let record = place.record;
             return Err(wrong(format!(
                 "record {record} is named twice: a list of `xlstm-data duplicates` names each copy once"
@@ -184,7 +204,7 @@ impl Copies {
     pub fn of_other_inputs(&self, inputs: &BTreeSet<&str>) -> (u64, Option<&str>) {
         let others = self.by_input.iter().filter(|(input, _)| !inputs.contains(input.as_str()));
         let documents = |by_bytes: &BTreeMap<_, InputCopies>| {
-            by_bytes.values().map(|copies| copies.0.len() as u64).sum::<u64>()
+            by_bytes.values().map(|copies| copies.records.len() as u64).sum::<u64>()
         };
         others.fold((0, None), |(sum, first), (input, by_bytes)| {
             (sum + documents(by_bytes), first.or(Some(input)))
@@ -195,7 +215,27 @@ impl Copies {
     #[must_use]
     pub fn named(&self, input: &str, record: u64) -> Vec<Sha256Digest> {
         let files = self.by_input.get(input).into_iter().flat_map(BTreeMap::values);
-        files.filter_map(|copies| copies.0.get(&record).copied()).collect()
+        files.filter_map(|copies| copies.records.get(&record).copied()).collect()
+    }
+
+    /// For each text that the list names in the files of a name: the share of the documents with that text that it leaves out,
+    /// above 0 and at most 1. For estimates over records whose numbers are not known.
+    #[must_use]
+    pub fn shares_of_texts(&self, input: &str) -> HashMap<Sha256Digest, f64> {
+        let mut counts: HashMap<Sha256Digest, (u64, u64)> = HashMap::new();
+        for copies in self.by_input.get(input).into_iter().flat_map(BTreeMap::values) {
+            for digest in copies.records.values() {
+                counts.entry(*digest).or_default().0 += 1;
+            }
+            // An original that is listed itself, as near an earlier document, goes as well.
+            for (digest, _) in
+                copies.originals.iter().filter(|(_, record)| !copies.records.contains_key(record))
+            {
+                counts.entry(*digest).or_default().1 += 1;
+            }
+        }
+        let share = |(copies, originals): (u64, u64)| copies as f64 / (copies + originals) as f64;
+        counts.into_iter().map(|(digest, counts)| (digest, share(counts))).collect()
     }
 
     /// Documents that the list names.

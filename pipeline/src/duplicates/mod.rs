@@ -8,6 +8,7 @@
 //! words in a row) reaches the threshold: it is computed from all shingles of both, and MinHash only chooses which pairs are
 //! looked at (module `minhash`). Nothing is removed: `prepare --drop-duplicates` takes the list (module `list`). Memory holds some three kilobytes a document.
 
+mod again;
 mod list;
 mod minhash;
 mod steps;
@@ -59,6 +60,9 @@ pub struct DuplicatesReport {
     pub sets: Vec<SetCopies>,
     /// All of them.
     pub total: SetCopies,
+    /// Those copies that are an earlier document once more: the same record of the same file, in another split or in one that
+    /// was named twice. They are in no list.
+    pub again: u64,
     /// Pairs whose shingles were compared.
     pub pairs_compared: u64,
     /// Those of them that reached the threshold.

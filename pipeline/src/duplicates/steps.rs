@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use xlstm_manifests::Sha256Digest;
 
+use super::again::{are_again, input_numbers};
 use super::list::{self, Line, Named};
 use super::minhash::{BANDS, bands, shingles, similarity};
 use super::{DuplicatesArgs, DuplicatesReport, SetCopies};
@@ -14,19 +15,21 @@ use crate::report::CommandError;
 use crate::tokenizer::Gpt2Tokenizer;
 
 /// What is kept of a document.
-struct Seen {
+pub(super) struct Seen {
     /// Split, shard, number in the shard.
     place: (usize, usize, usize),
-    digest: Sha256Digest,
+    /// Number of its input over all splits, and of its record in it.
+    pub(super) record: (u32, u64),
+    pub(super) digest: Sha256Digest,
     tokens: u64,
     set: u32,
     bands: Option<[u64; BANDS]>,
 }
 
 /// A document and the earlier one that it is a copy of.
-struct Copy {
-    document: usize,
-    of: usize,
+pub(super) struct Copy {
+    pub(super) document: usize,
+    pub(super) of: usize,
     /// 1 where the texts are the same.
     similarity: f64,
     exact: bool,
@@ -43,8 +46,10 @@ pub(super) fn duplicates(args: &DuplicatesArgs) -> Result<DuplicatesReport, Comm
     let (pairs_compared, pairs_near) = (search.compared, search.near);
     copies.extend(found);
     copies.sort_by_key(|copy| copy.document);
+    let again = are_again(&documents, &copies);
     if let Some(path) = &args.list {
-        write_list(path, &side, &documents, &copies)?;
+        let listed = copies.iter().zip(&again).filter(|(_, again)| !**again).map(|(copy, _)| copy);
+        write_list(path, &side, &documents, listed)?;
     }
     let (sets, total) = count(&documents, &names, &copies);
     Ok(DuplicatesReport {
@@ -53,6 +58,7 @@ pub(super) fn duplicates(args: &DuplicatesArgs) -> Result<DuplicatesReport, Comm
         threshold: args.threshold,
         sets,
         total,
+        again: again.iter().filter(|again| **again).count() as u64,
         pairs_compared,
         pairs_near,
     })
@@ -65,11 +71,15 @@ fn read(
     progress: &ByteProgress,
 ) -> Result<(Vec<Seen>, Vec<String>), CommandError> {
     type Found = Vec<(Seen, String)>;
+    let inputs = input_numbers(side);
     let visit = |found: &mut Found, document: &Document<'_>| {
-        let Meta { digest, tokens, .. } = document.meta;
+        let Meta { input, record, digest, tokens, .. } = document.meta;
         let place = (document.split, document.shard, document.index);
+        // Where an input is missing, the list says so.
+        let input = inputs[document.split].get(*input as usize).copied().unwrap_or(u32::MAX);
         let bands = bands(&shingles(document.text));
-        let seen = Seen { place, digest: *digest, tokens: *tokens, set: 0, bands };
+        let record = (input, *record);
+        let seen = Seen { place, record, digest: *digest, tokens: *tokens, set: 0, bands };
         found.push((seen, side.set_of(document).to_owned()));
     };
     let merge = |mut a: Found, b: Found| {
@@ -198,11 +208,11 @@ fn count(documents: &[Seen], names: &[String], copies: &[Copy]) -> (Vec<SetCopie
     (by_name.into_values().collect(), total)
 }
 
-fn write_list(
+fn write_list<'a>(
     path: &std::path::Path,
     side: &Side,
     documents: &[Seen],
-    copies: &[Copy],
+    copies: impl Iterator<Item = &'a Copy>,
 ) -> Result<(), CommandError> {
     let named = |seen: &Seen| -> Result<Named, CommandError> {
         let (split, shard, index) = seen.place;
@@ -229,5 +239,5 @@ fn write_list(
             copy_of: named(&documents[copy.of])?,
         })
     };
-    list::write(path, copies.iter().map(line))
+    list::write(path, copies.map(line))
 }

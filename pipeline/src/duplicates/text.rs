@@ -19,7 +19,17 @@ pub(super) fn write(out: &mut dyn Write, report: &DuplicatesReport) -> io::Resul
         count(report.pairs_near)
     )?;
     writeln!(out, "\n  {:<24} {:>14} {:>22} {:>22}", "set", "documents", "exact copies", "near copies")?;
-    report.sets.iter().chain([&report.total]).try_for_each(|set| write_set(out, set))
+    report.sets.iter().chain([&report.total]).try_for_each(|set| write_set(out, set))?;
+    if report.again > 0 {
+        writeln!(
+            out,
+            "\n{} of these copies are an earlier document once more: the same record of the same file, in another split or in one \
+             that was named twice. They are not in a list, since --drop-duplicates would leave out both: name each split once, \
+             and give each file to one split",
+            count(report.again)
+        )?;
+    }
+    Ok(())
 }
 
 fn write_set(out: &mut dyn Write, set: &SetCopies) -> io::Result<()> {

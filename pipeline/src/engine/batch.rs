@@ -126,7 +126,7 @@ impl Work<'_> {
         if let Some(reason) = self.filter.by_digest(digest) {
             return Some(Item::LeftOut(reason));
         }
-        let expected = *copies?.0.get(&number)?;
+        let expected = *copies?.records.get(&number)?;
         Some(if expected == *digest {
             Item::LeftOut(DUPLICATE)
         } else {

@@ -15,12 +15,12 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 use serde::Serialize;
-use xlstm_manifests::{Sha256Digest, printable};
+use xlstm_manifests::printable;
 
-use super::Context;
 use super::request::Common;
-use crate::duplicates::Copies;
-use crate::plan::{InputFolders, Location, Plan, PlannedInput, format_name, is_compressed};
+use super::sampled_copies::SampledCopies;
+use super::{Context, here};
+use crate::plan::{Plan, PlannedInput, format_name, is_compressed};
 use crate::record::Entry;
 use crate::sources::{self, Format};
 use crate::tokenizer::{EncodeScratch, Gpt2Tokenizer};
@@ -137,12 +137,8 @@ impl<'a> Estimator<'a> {
 
     /// Files on this machine that are read: all, or every n-th where they are too much.
     fn to_read<'p>(&self, plan: &'p Plan) -> Vec<(&'p PlannedInput, PathBuf)> {
-        let folders = InputFolders { from: self.common.from.clone(), downloads: self.common.downloads() };
-        let here = |input: &PlannedInput| match &input.location {
-            Location::Local(path) => Some(path.clone()),
-            Location::Remote(_) => Some(folders.place(&input.path))
-                .filter(|path| fs_err::metadata(path).is_ok_and(|found| Some(found.len()) == input.size)),
-        };
+        let folders = here::folders(self.common);
+        let here = |input| here::place_of(plan, input, &folders, self.context);
         let files: Vec<_> = plan.inputs.iter().filter_map(|input| Some((input, here(input)?))).collect();
         let cost = |input: &PlannedInput| match input.format {
             Format::Text { .. } | Format::Crate => input.size.unwrap_or(0),
@@ -182,6 +178,9 @@ impl<'a> Estimator<'a> {
         let text =
             if is_compressed(input.format) { TEXT_PER_COMPRESSED_BYTE } else { 1 } * size.min(FILE_BYTES);
         let mut stretches = Stretches::new(&self.context.tokenizer, text.div_ceil(text_bytes).max(1));
+        let list = self.common.drop_duplicates.as_deref();
+        let numbers = sources::numbers_hold(input.format, size, FILE_BYTES);
+        let mut copies = SampledCopies::new(list, input.path.as_str(), numbers);
         let (mut documents, mut unusable, mut failed) = (0_u64, 0, None);
         let share =
             sources::read_share(path, input.format, &plan.fields, FILE_BYTES, &mut |entry| match entry {
@@ -190,10 +189,8 @@ impl<'a> Estimator<'a> {
                     input.name_set(&mut record);
                     let excluded =
                         record.set.as_ref().is_some_and(|set| self.common.exclude_sets.contains(set));
-                    let copy = || {
-                        is_copy(self.common.drop_duplicates.as_deref(), input, record.number, &record.text)
-                    };
-                    if !record.text.is_empty() && !excluded && !copy() {
+                    if !record.text.is_empty() && !excluded && !copies.leave_out(record.number, &record.text)
+                    {
                         documents += 1;
                         failed = failed.take().or(stretches.add(&record.text).err());
                     }
@@ -214,14 +211,6 @@ impl<'a> Estimator<'a> {
 /// Tokens a byte where nothing is known.
 fn typical(format: Format) -> f64 {
     if is_compressed(format) { TOKENS_PER_COMPRESSED_BYTE } else { TOKENS_PER_BYTE }
-}
-
-/// Whether the list of copies leaves the record out, for whichever bytes it names the file.
-fn is_copy(copies: Option<&Copies>, input: &PlannedInput, record: u64, text: &str) -> bool {
-    copies.is_some_and(|copies| {
-        let named = copies.named(input.path.as_str(), record);
-        !named.is_empty() && named.contains(&Sha256Digest::of(text.as_bytes()))
-    })
 }
 
 /// Every n-th stretch of a stream of texts, tokenized.

@@ -10,12 +10,14 @@ mod crates_io;
 mod estimate;
 mod examples;
 mod finished;
+mod here;
 mod hub_profiles;
 mod local;
 mod preview;
 mod progress;
 mod provider;
 mod request;
+mod sampled_copies;
 mod walk;
 
 use std::path::{Path, PathBuf};

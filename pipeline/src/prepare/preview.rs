@@ -4,9 +4,9 @@ use serde::Serialize;
 
 use super::estimate::{Estimate, Estimator, Sample};
 use super::request::Common;
-use super::{Context, split_folder};
+use super::{Context, here, split_folder};
 use crate::hub::plan_seconds;
-use crate::plan::{InputFolders, Location, Plan};
+use crate::plan::Plan;
 use crate::report::{bytes, count};
 
 /// Bytes stored for a token: its id, and its share of row lengths and spans.
@@ -56,19 +56,10 @@ pub fn previews(plans: &[Plan], common: &Common, context: &Context) -> Vec<Previ
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)]
 fn preview(plan: &Plan, common: &Common, context: &Context, estimator: &Estimator<'_>) -> Preview {
-    let folders = InputFolders { from: common.from.clone(), downloads: common.downloads() };
-    let mut to_download = (0, 0);
-    for input in &plan.inputs {
-        let size = input.size.unwrap_or(0);
-        let Location::Remote(file) = &input.location else { continue };
-        let cached = context.hub.as_ref().zip(plan.remote.as_ref()).is_some_and(|(hub, remote)| {
-            hub.locate_in_hf_cache(&remote.repository, &remote.sha, file).is_some()
-        });
-        let present = fs_err::metadata(folders.place(&input.path)).is_ok_and(|found| found.len() == size);
-        if !cached && !present {
-            to_download = (to_download.0 + 1, to_download.1 + size);
-        }
-    }
+    let folders = here::folders(common);
+    let absent = plan.inputs.iter().filter(|input| here::place_of(plan, input, &folders, context).is_none());
+    let to_download =
+        absent.fold((0, 0), |(files, bytes), input| (files + 1, bytes + input.size.unwrap_or(0)));
     let authenticated = context.hub.as_ref().is_some_and(|hub| hub.authenticated());
     let known = plan.expected_tokens.filter(|_| plan.spec.part.is_none());
     let selection = &plan.spec.selection;

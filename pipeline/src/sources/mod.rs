@@ -38,7 +38,7 @@ use std::path::Path;
 pub use error::SourceError;
 pub use fields::{Fields, PALOMA_LICENSE, PALOMA_SOURCE, SLIMPAJAMA_LICENSE, SLIMPAJAMA_SOURCE};
 pub use format::{Compression, Format};
-pub use pieces::read_share;
+pub use pieces::{numbers_hold, read_share};
 
 use crate::record::{Entry, Record};
 

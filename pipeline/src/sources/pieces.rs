@@ -20,7 +20,7 @@ use super::{Entry, RecordReader, open};
 const PIECES: u64 = 16;
 
 /// Reads about `limit` bytes of the file `path`, all of it where it has no more, and gives every record to `visit`. Returns the
-/// share of the file that was read. Records of a piece that does not begin at the file's head have other numbers than theirs.
+/// share of the file that was read. Whether records have their own numbers says [`numbers_hold`].
 ///
 /// # Errors
 /// As [`open`], and where the file cannot be read further.
@@ -60,6 +60,12 @@ pub fn read_share(
             Ok(1.0)
         }
     }
+}
+
+/// Whether the records that [`read_share`] gives of a file of `size` bytes have their own numbers.
+#[must_use]
+pub fn numbers_hold(format: Format, size: u64, limit: u64) -> bool {
+    size <= limit || !matches!(format, Format::JsonLines { compression: Compression::None })
 }
 
 fn lines(

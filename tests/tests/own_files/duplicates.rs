@@ -108,6 +108,34 @@ fn copies_are_left_out_and_the_manifest_says_by_which_list() {
 }
 
 #[test]
+fn a_document_that_is_there_once_more_is_no_copy_of_itself() {
+    let place = corpus();
+    let list = place.path("copies.jsonl");
+    for split in ["train", "validation"] {
+        place.prepare(&[&SETS[..], &["--split", split]].concat()).success();
+    }
+    let (out, train) = (place.path("out"), place.split());
+    // The same files in two splits, and one split named twice.
+    for paths in [vec![text(&out)], vec![text(&train), text(&train)]] {
+        let arguments = [&["duplicates"][..], &paths, &["--list", text(&list)]].concat();
+        let said = data(arguments).success();
+        assert_says(&said, &["9 of these copies are an earlier document once more", "not in a list"]);
+        let named = read(&list).iter().map(|line| line["record"].as_u64().unwrap()).collect::<Vec<_>>();
+        assert_eq!(named, COPIES.map(|(_, record)| record));
+        place.prepare(&dropping(&list, &["--restart"])).success();
+        assert_eq!(place.manifest().totals.documents, 5, "the first of each kind stays");
+        place.prepare(&[&SETS[..], &["--restart"]].concat()).success();
+    }
+    // A file without copies gives no list that could leave all of it out.
+    let place = Folders::new(&[("x.jsonl", &lines(&[("web", words("a", 0)), ("web", words("b", 0))]))]);
+    for split in ["train", "validation"] {
+        place.prepare(&[&SETS[..], &["--split", split]].concat()).success();
+    }
+    data(["duplicates", text(&place.path("out")), "--list", text(&list)]).success();
+    assert_eq!(fs_err::read(&list).unwrap(), b"");
+}
+
+#[test]
 fn tasks_resumed_runs_and_one_run_give_the_same_bytes() {
     let (place, list) = listed();
     let options = dropping(&list, &[]);
@@ -218,6 +246,20 @@ fn an_audit_finds_a_copy_that_stayed_and_counts_that_are_wrong() {
         assert_says(&found.stdout, &[&format!("(record {record}): expected to be left out")]);
     }
     assert_says(&found.stdout, &["expected 1 documents left out as `duplicate`", "found 0 in the manifest"]);
+    // A manifest that counts the list otherwise: said, and the list is applied all the same.
+    seal(claim(3));
+    let found = audit(&place, &every);
+    assert_eq!(found.code, Some(1), "{}", found.stderr);
+    assert_says(
+        &found.stdout,
+        &[
+            "selection.drop_duplicates.documents: expected 4, as many as the list",
+            "found 3",
+            "(record 4): expected to be left out",
+        ],
+    );
+    assert!(!found.stdout.contains("name the file of SHA-256"), "{}", found.stdout);
+    seal(claim(4));
     // Some documents at a time: as many copies are read again, and stored copies are found all the same.
     let some = audit(&place, &["--deep", "2", "--duplicates", text(&list)]);
     assert_eq!(some.code, Some(1));
@@ -262,6 +304,17 @@ fn a_list_of_something_else_is_refused_before_anything_is_written() {
     refused(
         &put("twice.jsonl", &format!("{good}{}\n", good.lines().next().unwrap())),
         &["line 5", "named twice"],
+    );
+    let mut line = read(&list).remove(1);
+    line["copy_of"] = line.clone();
+    refused(
+        &put("itself.jsonl", &format!("{line}\n")),
+        &[
+            "itself.jsonl`, line 1",
+            "expected a copy and an earlier document at another place",
+            "found record 0 of `b.jsonl` as a copy of itself",
+            "make the list again",
+        ],
     );
     // Of other files; of these files with other bytes; of another field's texts.
     let elsewhere = good.replace("b.jsonl", "c.jsonl");

@@ -107,3 +107,30 @@ fn what_cannot_be_sampled_is_said() {
     let expected = split["expected_tokens"].as_u64().unwrap();
     assert!((14_000..15_000).contains(&expected), "{expected}");
 }
+
+#[test]
+fn copies_are_not_expected_of_a_file_that_is_read_in_pieces() {
+    // More than 64 MiB, of which lines have numbers in the first piece alone. Half of the texts are there twice, in each half of the
+    // file once, and one of them very often.
+    let texts = |seed: u64, count: u64| (0..count).map(move |n| digits(200_000, seed * 1000 + n));
+    let twice: Vec<String> = texts(1, 90).collect();
+    let (once, other): (Vec<String>, Vec<String>) = (texts(2, 80).collect(), texts(3, 80).collect());
+    let often = vec![digits(1_000_000, 9); 10];
+    let all = [&twice[..], &once, &often, &twice, &other].concat();
+    let place = Folders::new(&[("large.jsonl", &lines(&all))]);
+    assert!(fs_err::metadata(place.input().join("large.jsonl")).unwrap().len() > 70 << 20);
+    place.prepare(&[]).success();
+    let (list, out) = (place.path("copies.jsonl"), place.path("out"));
+    let found = data(["duplicates", text(&out), "--list", text(&list), "--json"]).success();
+    let found: Value = serde_json::from_str(&found).unwrap();
+    let number = |of: &str| found["total"][of].as_u64().unwrap();
+    assert_eq!((number("exact"), number("near")), (99, 0));
+    let whole = place.manifest().totals.tokens;
+    close(&plan(&place, &[]).0, whole);
+    let (dropped, _) = plan(&place, &["--drop-duplicates", text(&list)]);
+    let kept = whole - number("exact_tokens") - number("exact");
+    // Which copies are in the pieces is chance: within a tenth, where all copies counted would be two fifths too many.
+    let ratio = dropped["expected_tokens"].as_u64().unwrap() as f64 / kept as f64;
+    assert!((0.9..1.1).contains(&ratio), "planned {ratio} of what is kept");
+    assert!(whole as f64 / kept as f64 > 1.3);
+}
