@@ -100,3 +100,27 @@ fn no_command_uses_parameters_that_are_no_numbers_or_were_altered() {
     }
     assert!(!folder.join("exported.safetensors").exists());
 }
+
+#[test]
+fn a_file_that_only_lies_in_a_run_is_not_said_to_be_that_runs() {
+    let fixture = fixture();
+    let run_folder = fixture.copy(&fixture.run, "run-with-a-stranger");
+    let stranger = run_folder.join("other.safetensors");
+    fs_err::copy(run_folder.join("checkpoints/step-00000004/model.safetensors"), &stranger).unwrap();
+    let report = |model: &std::path::Path, name: &str| {
+        let out = fixture.path(name);
+        let mut command = evaluation_fixture::evaluate_model("perplexity", model);
+        run(command.args(["--manifest", text(&fixture.train), "--out", text(&out)])).success();
+        Report::load(&out.join("report.json")).unwrap()
+    };
+    let found = report(&stranger, "of-a-stranger");
+    assert!(found.run.is_none(), "{:?}", found.run);
+    assert!(found.marks.iter().any(|mark| mark.text.contains("run is not known")), "{:?}", found.marks);
+    // The run's own checkpoint is, whatever it is named by.
+    for (name, model) in [
+        ("of-the-run", run_folder.clone()),
+        ("of-the-file", run_folder.join("checkpoints/step-00000004/model.safetensors")),
+    ] {
+        assert_eq!(report(&model, name).run.unwrap().path, run_folder);
+    }
+}
