@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -19,6 +19,7 @@ use xlstm_manifests::printable;
 
 use super::request::Common;
 use super::sampled_copies::SampledCopies;
+use super::turns::{Turn, Turns};
 use super::{Context, here};
 use crate::plan::{Plan, PlannedInput, format_name, is_compressed};
 use crate::record::Entry;
@@ -78,11 +79,13 @@ pub(super) struct Estimator<'a> {
     common: &'a Common,
     context: &'a Context,
     read: Mutex<BTreeMap<PathBuf, FileEstimate>>,
+    /// Of large records, over all files.
+    turns: Arc<Turns>,
 }
 
 impl<'a> Estimator<'a> {
     pub(super) fn new(common: &'a Common, context: &'a Context) -> Self {
-        Self { common, context, read: Mutex::default() }
+        Self { common, context, read: Mutex::default(), turns: Arc::default() }
     }
 
     pub(super) fn estimate(&self, plan: &Plan) -> Estimate {
@@ -182,20 +185,31 @@ impl<'a> Estimator<'a> {
         let numbers = sources::numbers_hold(input.format, size, FILE_BYTES);
         let mut copies = SampledCopies::new(list, input.path.as_str(), numbers);
         let (mut documents, mut unusable, mut failed) = (0_u64, 0, None);
+        let turn = Turn::new(&self.turns);
+        let gate = || turn.gate();
         let share =
-            sources::read_share(path, input.format, &plan.fields, FILE_BYTES, &mut |entry| match entry {
-                Entry::Bad { .. } => unusable += 1,
-                Entry::Record(mut record) => {
-                    input.name_set(&mut record);
-                    let excluded =
-                        record.set.as_ref().is_some_and(|set| self.common.exclude_sets.contains(set));
-                    if !record.text.is_empty() && !excluded && !copies.leave_out(record.number, &record.text)
-                    {
-                        documents += 1;
-                        failed = failed.take().or(stretches.add(&record.text).err());
+            sources::read_share(
+                path,
+                input.format,
+                &plan.fields,
+                FILE_BYTES,
+                &gate,
+                &mut |entry| match entry {
+                    Entry::Bad { .. } => unusable += 1,
+                    Entry::Record(mut record) => {
+                        input.name_set(&mut record);
+                        let excluded =
+                            record.set.as_ref().is_some_and(|set| self.common.exclude_sets.contains(set));
+                        if !record.text.is_empty()
+                            && !excluded
+                            && !copies.leave_out(record.number, &record.text)
+                        {
+                            documents += 1;
+                            failed = failed.take().or(stretches.add(&record.text).err());
+                        }
                     }
-                }
-            });
+                },
+            );
         let share = share.map_err(|error| error.to_string())?;
         if let Some(error) = failed {
             return Err(error.to_string());

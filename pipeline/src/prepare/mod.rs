@@ -18,6 +18,7 @@ mod progress;
 mod provider;
 mod request;
 mod sampled_copies;
+mod turns;
 mod walk;
 
 use std::path::{Path, PathBuf};

@@ -67,8 +67,8 @@ impl JsonLines {
         if let Some(before) = start.checked_sub(1) {
             reader.stream = Decompressed::plain_from(path, before)?;
             // A line of which nothing but its end comes behind `before` begins before it.
-            reader.consumed = reader.read_part(MAX_TEXT)? as u64;
-            reader.line = Vec::new();
+            let passed = (&mut reader.stream.bytes).take(MAX_TEXT).skip_until(b'\n');
+            reader.consumed = passed.map_err(|error| reader.stream.error(path, 0, error))? as u64;
             reader.next = 1;
         }
         Ok(reader)

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! JSON lines, plain       pieces of equal length, each from the first line that begins in it
-//! JSON lines, compressed  the beginning: a stream has no other place to start from
+//! JSON lines, compressed  the beginning: a stream has no other place to start from; of a file of any size at most so much of it
+//!                         decompressed
 //! Parquet                 stretches of rows
 //! text, crates            the whole file
 //! ```
@@ -14,12 +15,16 @@ use super::fields::Fields;
 use super::format::{Compression, Format};
 use super::json_lines::JsonLines;
 use super::parquet_rows::ParquetRows;
-use super::{Entry, RecordReader, open};
+use super::{Entry, Gate, RecordReader, open};
 
 /// Pieces of a large file.
 const PIECES: u64 = 16;
 
-/// Reads about `limit` bytes of the file `path`, all of it where it has no more, and gives every record to `visit`. Returns the
+/// Bytes that are decompressed for each byte of the limit, at most: above what text comes to.
+const DECOMPRESSED: u64 = 8;
+
+/// Reads about `limit` bytes of the file `path`, all of it where it has no more, and gives every record to `visit`; of a
+/// compressed stream of lines at most eight times `limit` bytes of text. `gate` makes what a reader asks before a large record. Returns the
 /// share of the file that was read. Whether records have their own numbers says [`numbers_hold`].
 ///
 /// # Errors
@@ -29,18 +34,21 @@ pub fn read_share(
     format: Format,
     fields: &Fields,
     limit: u64,
+    gate: &dyn Fn() -> Gate,
     visit: &mut dyn FnMut(Entry),
 ) -> Result<f64, SourceError> {
     let size = std::fs::metadata(path).map_err(|error| SourceError::io(path, error))?.len();
     match format {
         Format::JsonLines { compression: Compression::None } if size > limit => {
             format.check(path)?;
-            lines(path, fields, (size, limit), visit)
+            lines(path, fields, (size, limit), gate, visit)
         }
-        Format::JsonLines { compression } if size > limit => {
+        Format::JsonLines { compression: compression @ (Compression::Zstd | Compression::Gzip) } => {
             format.check(path)?;
             let mut reader = JsonLines::open(path, compression, fields, 0)?;
-            while reader.compressed() < limit as f64 {
+            reader.set_gate(gate());
+            let most = limit.saturating_mul(DECOMPRESSED);
+            while reader.compressed() < limit as f64 && reader.consumed() < most {
                 match reader.next_entry().transpose()? {
                     Some(entry) => visit(entry),
                     None => return Ok(1.0),
@@ -54,6 +62,7 @@ pub fn read_share(
         }
         Format::JsonLines { .. } | Format::Parquet | Format::Text { .. } | Format::Crate => {
             let mut reader = open(path, format, fields, 0)?;
+            reader.set_gate(gate());
             while let Some(entry) = reader.next_entry().transpose()? {
                 visit(entry);
             }
@@ -72,6 +81,7 @@ fn lines(
     path: &Path,
     fields: &Fields,
     (size, limit): (u64, u64),
+    gate: &dyn Fn() -> Gate,
     visit: &mut dyn FnMut(Entry),
 ) -> Result<f64, SourceError> {
     let piece = (limit / PIECES).max(1);
@@ -80,6 +90,7 @@ fn lines(
         // The last piece ends with the file.
         let start = u128::from(size - piece) * u128::from(index) / u128::from(PIECES - 1);
         let mut reader = JsonLines::open_within(path, fields, start as u64)?;
+        reader.set_gate(gate());
         let skipped = reader.consumed();
         while reader.consumed() < piece {
             match reader.next_entry().transpose()? {

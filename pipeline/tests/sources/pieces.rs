@@ -1,6 +1,9 @@
 //! A share of a large file: records from all over it, each whole and once, and how much of the file they are.
 
-use xlstm_pipeline::sources::read_share;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use xlstm_pipeline::sources::{Gate, read_share};
 
 use super::*;
 
@@ -15,13 +18,65 @@ fn lines() -> String {
 
 /// Numbers that the texts of a share begin with, and the share.
 fn share(path: &Path, limit: u64) -> (Vec<usize>, f64) {
+    let (found, share, _) = share_and_gates(path, limit);
+    (found, share)
+}
+
+/// The same, and how often the gate for large records was asked.
+fn share_and_gates(path: &Path, limit: u64) -> (Vec<usize>, f64, u64) {
     let mut found = Vec::new();
     let fields = Fields { text: "text".into(), ..Fields::default() };
-    let share = read_share(path, Format::of(path).unwrap(), &fields, limit, &mut |entry| match entry {
-        Entry::Record(record) => found.push(record.text.split(' ').next().unwrap().parse().unwrap()),
-        Entry::Bad { .. } => panic!("a line was cut"),
-    });
-    (found, share.unwrap())
+    let asked = Arc::new(AtomicU64::new(0));
+    let gate = || -> Gate {
+        let asked = Arc::clone(&asked);
+        Box::new(move || {
+            asked.fetch_add(1, Ordering::Relaxed);
+        })
+    };
+    let share =
+        read_share(path, Format::of(path).unwrap(), &fields, limit, &gate, &mut |entry| match entry {
+            Entry::Record(record) => found.push(record.text.split(' ').next().unwrap().parse().unwrap()),
+            Entry::Bad { .. } => panic!("a line was cut"),
+        });
+    (found, share.unwrap(), asked.load(Ordering::Relaxed))
+}
+
+#[test]
+fn large_records_ask_first_whichever_way_a_file_is_read() {
+    let folder = Folder::new();
+    let text = format!("7 {}", "word ".repeat(18 << 20).split_at(18 << 20).0);
+    let line = format!("{{\"text\":\"8 word\"}}\n{{\"text\":\"{text}\"}}\n");
+    let zstd = zstd::encode_all(line.as_bytes(), 1).unwrap();
+    for (name, bytes, limit, expected) in [
+        ("all.jsonl", line.as_bytes(), 64 << 20, vec![8, 7]),
+        ("pieces.jsonl", line.as_bytes(), 1 << 20, vec![8, 7]),
+        ("all.jsonl.zst", &zstd, 64 << 20, vec![8, 7]),
+        ("all.txt", text.as_bytes(), 64 << 20, vec![7]),
+    ] {
+        let path = folder.file(name, bytes);
+        let (found, share, gates) = share_and_gates(&path, limit);
+        assert_eq!((found, share, gates), (expected, 1.0, 1), "{name}");
+    }
+}
+
+#[test]
+fn a_short_stream_of_much_text_is_not_read_to_its_end() {
+    let folder = Folder::new();
+    // A number that stays as long, and much that does not: as much in every line.
+    let line = |number: u64| {
+        let noise = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        format!("{{\"text\":\"{number} {noise:x} {}\"}}\n", "w".repeat(400))
+    };
+    let text: String = (0..100_000).map(line).collect();
+    let path = folder.file("a.jsonl.zst", &zstd::encode_all(text.as_bytes(), 3).unwrap());
+    let size = fs_err::metadata(&path).unwrap().len();
+    assert!(size * 10 < text.len() as u64, "{size}");
+    let (found, part) = share(&path, size);
+    // Eight times the limit, and the rest of a line.
+    let read: usize = text.lines().take(found.len()).map(|line| line.len() + 1).sum();
+    assert!((8 * size..8 * size + 500).contains(&(read as u64)), "{read} of {size}");
+    let expected = read as f64 / text.len() as f64;
+    assert!((part / expected - 1.0).abs() < 0.1, "{part}, {expected}");
 }
 
 #[test]
@@ -82,8 +137,6 @@ fn a_compressed_stream_is_read_from_its_beginning() {
 
 #[test]
 fn stretches_of_parquet_rows_are_spread() {
-    use std::sync::Arc;
-
     use arrow_array::{ArrayRef, RecordBatch, StringArray};
     use parquet::file::properties::WriterProperties;
 

@@ -18,7 +18,7 @@ pub(crate) fn run(data: &[u8]) {
         for format in [Format::JsonLines { compression }, Format::Text { compression }] {
             let Ok(mut reader) = open(&path, format, &fields, 0) else { continue };
             while let Some(Ok(_)) = reader.next_entry() {}
-            let _ = read_share(&path, format, &fields, 100, &mut |_| {});
+            let _ = read_share(&path, format, &fields, 100, &|| Box::new(|| {}), &mut |_| {});
         }
     }
 }
