@@ -2,8 +2,7 @@
 //!
 //! ```text
 //! JSON lines, plain       pieces of equal length, each from the first line that begins in it
-//! JSON lines, compressed  the beginning: a stream has no other place to start from; of a file of any size at most so much of it
-//!                         decompressed
+//! JSON lines, compressed  the beginning: a stream has no other place to start from; at most so much of its text
 //! Parquet                 stretches of rows
 //! text, crates            the whole file
 //! ```
@@ -24,8 +23,8 @@ const PIECES: u64 = 16;
 const DECOMPRESSED: u64 = 8;
 
 /// Reads about `limit` bytes of the file `path`, all of it where it has no more, and gives every record to `visit`; of a
-/// compressed stream of lines at most eight times `limit` bytes of text. `gate` makes what a reader asks before a large record. Returns the
-/// share of the file that was read. Whether records have their own numbers says [`numbers_hold`].
+/// compressed stream of lines at most eight times `limit` bytes of text. `gate` makes what a reader asks before a large
+/// record. Returns the share of the file that was read. [`numbers_hold`] says whether records have their own numbers.
 ///
 /// # Errors
 /// As [`open`], and where the file cannot be read further.
