@@ -4,7 +4,7 @@
     python3 -m venv /tmp/browser && /tmp/browser/bin/pip install playwright     # the driver only
     /tmp/browser/bin/python tests/browser/pages.py PAGE.html ... [--screenshots DIR]
 
-`run-pages.txt` and `paloma-page.txt` are what it printed for the pages of a run and of an evaluation in PALOMA's shape, with all
+`run-pages.txt`, `comparison-page.txt` and `paloma-page.txt` are what it printed for the pages of a run, of four runs and of an evaluation in PALOMA's shape, with all
 571 rows of Table 10:
 
     target/release/examples/loopback_hub target/release/xlstm-data prepare paloma --split val --out data/paloma-shaped
