@@ -162,7 +162,7 @@ impl CheckpointFile {
 /// somewhere in a run's folder, or in none.
 ///
 /// # Errors
-/// As [`CheckpointFile::at`].
+/// When there is no such file, or its checkpoint is not whole.
 pub fn run_of(file: &Path) -> Result<Option<PathBuf>> {
     let Some(real) = CheckpointFile::at(file)?.and_then(|found| found.run) else { return Ok(None) };
     let is_it = |folder: &&Path| fs_err::canonicalize(folder).is_ok_and(|folder| folder == real);
