@@ -8,7 +8,7 @@ use xlstm_bridge::autograd::node;
 use xlstm_bridge::{BoxError, named_tensors};
 use xlstm_cuda::linear_attention::{LinearAttentionParameters, LinearAttentionPass, LinearAttentionSizes};
 
-use super::{Gpu, address, enabled, expect, make, optional_address};
+use super::{Gpu, address, contiguous, enabled, make, optional_address};
 use crate::KernelError;
 use crate::linear_attention::{LinearAttentionInput, LinearAttentionOutput, LogDecay};
 use crate::shape::dimensions;
@@ -91,9 +91,7 @@ pub(crate) fn linear_attention(
 
 /// Dense and float32, as the kernels take it.
 fn dense(name: &str, tensor: &Tensor) -> Result<Tensor, BoxError> {
-    let dense = tensor.f_contiguous()?;
-    expect(&format!("{NAME}: {name}"), &dense, Kind::Float)?;
-    Ok(dense)
+    contiguous(NAME, name, tensor, Kind::Float)
 }
 
 impl Saved {

@@ -304,3 +304,10 @@ fn expect(name: &str, tensor: &Tensor, kind: Kind) -> Result<(), BoxError> {
     let (found, stride) = (tensor.kind(), tensor.stride());
     Err(format!("{name}: expected {kind:?}, dense along its last axis and aligned to 16 bytes, found {found:?} with strides {stride:?}").into())
 }
+
+/// A tensor of `function` as a kernel takes it, copied where it is not dense, and checked by [`expect`].
+fn contiguous(function: &str, name: &str, tensor: &Tensor, kind: Kind) -> Result<Tensor, BoxError> {
+    let dense = tensor.f_contiguous()?;
+    expect(&format!("{function}: {name}"), &dense, kind)?;
+    Ok(dense)
+}

@@ -9,7 +9,7 @@ use xlstm_bridge::autograd::node;
 use xlstm_bridge::{BoxError, named_tensors};
 use xlstm_cuda::recurrent::{Cell, RecurrentPlan, RecurrentSizes, RecurrentTensors};
 
-use super::{Gpu, address, make, optional_address};
+use super::{Gpu, address, contiguous, make, optional_address};
 use crate::KernelError;
 use crate::shape::{dimensions, expect_device, expect_resets, expect_shape};
 
@@ -129,13 +129,7 @@ fn plan(gpu: &Gpu, x_BTGHE: &Tensor, options: Options) -> Result<RecurrentPlan, 
 
 /// Dense and float32, as the kernels take it.
 fn dense(name: &str, tensor: &Tensor) -> Result<Tensor, BoxError> {
-    dense_of(name, tensor, Kind::Float)
-}
-
-fn dense_of(name: &str, tensor: &Tensor, kind: Kind) -> Result<Tensor, BoxError> {
-    let dense = tensor.f_contiguous()?;
-    super::expect(&format!("{NAME}: {name}"), &dense, kind)?;
-    Ok(dense)
+    contiguous(NAME, name, tensor, Kind::Float)
 }
 
 fn forward(
@@ -151,7 +145,7 @@ fn forward(
     let kind = if like.kind() == Kind::BFloat16 { Kind::BFloat16 } else { Kind::Float };
     let steps = if recorded { batch } else { 0 };
     let saved = Saved {
-        x_BTGHE: dense_of("x", input.x_BTGHE, kind)?,
+        x_BTGHE: contiguous(NAME, "x", input.x_BTGHE, kind)?,
         recurrent_HEGE: dense("R", input.recurrent_HEGE)?,
         bias_GHE: dense("b", input.bias_GHE)?,
         state_SBHE: input.state_SBHE.map(|state| dense("state", state)).transpose()?,
@@ -190,7 +184,7 @@ fn backward(
     let gpu = Gpu::of(&saved.x_BTGHE)?;
     let plan = plan(gpu, &saved.x_BTGHE, options)?;
     let y_gradient = match upstream.y_BTHE {
-        Some(gradient) => dense_of("gradient of y", &gradient, saved.y_BTHE.kind())?,
+        Some(gradient) => contiguous(NAME, "gradient of y", &gradient, saved.y_BTHE.kind())?,
         None => saved.y_BTHE.f_zeros_like()?,
     };
     let last_gradient =

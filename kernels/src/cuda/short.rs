@@ -12,7 +12,7 @@ use xlstm_bridge::{BoxError, BridgeError, named_tensors};
 use xlstm_cuda::layers::LayerLaunch;
 use xlstm_cuda::short::{ShortParameters, ShortSizes};
 
-use super::{Gpu, address, expect, make, optional_address};
+use super::{Gpu, address, contiguous, make, optional_address};
 use crate::KernelError;
 use crate::mlstm::{EPSILON, MlstmInput};
 use crate::shape::dimensions;
@@ -81,9 +81,7 @@ pub(crate) fn mlstm(input: &MlstmInput<'_>) -> Result<Tensor, KernelError> {
 
 /// Dense and float32, as the kernels take it.
 fn dense(name: &str, tensor: &Tensor) -> Result<Tensor, BoxError> {
-    let dense = tensor.f_contiguous()?;
-    expect(&format!("{NAME}: {name}"), &dense, Kind::Float)?;
-    Ok(dense)
+    contiguous(NAME, name, tensor, Kind::Float)
 }
 
 impl Saved {
