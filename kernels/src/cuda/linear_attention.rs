@@ -10,7 +10,7 @@ use xlstm_cuda::linear_attention::{LinearAttentionParameters, LinearAttentionPas
 
 use super::{Gpu, address, contiguous, enabled, make, optional_address};
 use crate::KernelError;
-use crate::linear_attention::{LinearAttentionInput, LinearAttentionOutput, LogDecay};
+use crate::linear_attention::{Inputs, LinearAttentionInput, LinearAttentionOutput, LogDecay, Outputs};
 use crate::shape::dimensions;
 
 const NAME: &str = "linear_attention (CUDA)";
@@ -19,10 +19,6 @@ const NAME: &str = "linear_attention (CUDA)";
 const MAX_GRID: i64 = 65535;
 
 named_tensors! {
-    struct Inputs<T> { q_BTHK: T, k_BTHK: T, v_BTHV: T, log_decay: T, bonus_HK: T, state_BHKV: T }
-
-    struct Outputs<T> { o_BTHV: T, state_BHKV: T }
-
     struct Saved {
         q_BTHK: Tensor,
         k_BTHK: Tensor,

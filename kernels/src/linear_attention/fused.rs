@@ -2,7 +2,7 @@
 //!
 //! What is saved is the inputs, exp(g) and the final state: the states in between are computed again.
 
-use super::{LinearAttentionInput, LinearAttentionOutput, LogDecay, Sizes};
+use super::{Inputs, LinearAttentionInput, LinearAttentionOutput, LogDecay, Outputs, Sizes};
 use crate::KernelError;
 use crate::cpu::{
     LinearAttentionGradients, LinearAttentionProblem, Precision, address, call, empty, optional_address,
@@ -13,10 +13,6 @@ use xlstm_bridge::autograd::node;
 use xlstm_bridge::{BoxError, named_tensors};
 
 named_tensors! {
-    struct Inputs<T> { q_BTHK: T, k_BTHK: T, v_BTHV: T, log_decay: T, bonus_HK: T, state_BHKV: T }
-
-    struct Outputs<T> { o_BTHV: T, state_BHKV: T }
-
     struct Saved {
         q_BTHK: Tensor,
         k_BTHK: Tensor,

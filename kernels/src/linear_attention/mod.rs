@@ -29,6 +29,7 @@ use crate::KernelError;
 use crate::cuda;
 use crate::shape::{computing_kind, dimensions, expect_device, expect_resets, expect_shape};
 use tch::{Device, Kind, Tensor};
+use xlstm_bridge::named_tensors;
 
 /// Logarithms of what is left of the state after a step; none above 0.
 #[derive(Debug, Clone, Copy)]
@@ -117,6 +118,21 @@ pub struct LinearAttentionOutput {
     pub o_BTHV: Tensor,
     /// State after the last step, `(B, H, K, V)`, in the computing type.
     pub state_BHKV: Tensor,
+}
+
+named_tensors! {
+    /// What both fused versions differentiate by.
+    pub(crate) struct Inputs<T> {
+        pub(crate) q_BTHK: T,
+        pub(crate) k_BTHK: T,
+        pub(crate) v_BTHV: T,
+        pub(crate) log_decay: T,
+        pub(crate) bonus_HK: T,
+        pub(crate) state_BHKV: T,
+    }
+
+    /// What they give.
+    pub(crate) struct Outputs<T> { pub(crate) o_BTHV: T, pub(crate) state_BHKV: T }
 }
 
 /// Sizes of one call.
