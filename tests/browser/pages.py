@@ -4,8 +4,8 @@
     python3 -m venv /tmp/browser && /tmp/browser/bin/pip install playwright     # the driver only
     /tmp/browser/bin/python tests/browser/pages.py PAGE.html ... [--screenshots DIR]
 
-`run-pages.txt`, `comparison-page.txt` and `paloma-page.txt` are what it printed for the pages of a run, of four runs and of an evaluation in PALOMA's shape, with all
-571 rows of Table 10:
+`results-page.txt` is what it printed for `docs/results/index.html`; `run-pages.txt`, `comparison-page.txt` and `paloma-page.txt` for the pages of a run, of four runs
+and of an evaluation in PALOMA's shape, with all 571 rows of Table 10:
 
     target/release/examples/loopback_hub target/release/xlstm-data prepare paloma --split val --out data/paloma-shaped
     target/release/xlstm-eval paloma runs/demo --manifest data/paloma-shaped/validation
@@ -16,7 +16,7 @@ light and dark, and once with scripts off:
   - no request leaves the page, and nothing is written to the console;
   - the page itself never scrolls sideways; wide tables scroll in their own box, which the keyboard can reach;
   - headings do not skip a level, every table has a caption and column scopes, every plot a name and a description;
-  - every link leads to a part of the page that is there, and ids are unique;
+  - every link leads to a part of the page, or to a file beside it, that is there, and ids are unique;
   - text has a contrast of at least 4.5 (WCAG 2.1 AA) against its background;
   - a click and a key on a column's head sort by it, and `aria-sort` says so; the search field filters;
   - it is interactive within a second, and under 5 MB.
@@ -30,10 +30,11 @@ import pathlib
 import shutil
 import sys
 import time
+import urllib.parse
 
 from playwright.sync_api import sync_playwright
 
-VIEWS = [("desktop", 1280, 900), ("phone", 360, 740)]
+VIEWS = [("desktop", 1280, 900), ("phone", 360, 740), ("phone of 390", 390, 844)]
 
 STRUCTURE = """() => {
   const wrong = [];
@@ -58,7 +59,8 @@ STRUCTURE = """() => {
   if (new Set(ids).size !== ids.length) wrong.push('ids that occur twice');
   document.querySelectorAll('a').forEach((a) => {
     const to = a.getAttribute('href');
-    if (!to.startsWith('#') || !document.getElementById(to.slice(1))) wrong.push(`a link to nowhere: ${to}`);
+    // Files beside the page are looked for on the disk.
+    if (!to.startsWith('./') && (!to.startsWith('#') || !document.getElementById(to.slice(1)))) wrong.push(`a link to nowhere: ${to}`);
   });
   if (!document.documentElement.lang || !document.title) wrong.push('no language or title');
   return wrong;
@@ -190,6 +192,8 @@ def open_page(browser, check, path, view, scheme, scripts, shots):
     check(ratio >= 4.5, f"{name}: lowest contrast {ratio:.2f}" + ("" if ratio >= 4.5 else f" at {where}"))
     if scripts and scheme == "light":
         wrong = page.evaluate(STRUCTURE)
+        files = page.evaluate("() => [...document.querySelectorAll('a[href^=\"./\"]')].map((a) => a.getAttribute('href'))")
+        wrong += [f"no such file: {name}" for name in files if not (path.parent / urllib.parse.unquote(name)).is_file()]
         check(not wrong, f"{name}: headings, tables, plots, links" + ("" if not wrong else f": {wrong}"))
         check(ready < 1.0, f"{name}: interactive after {ready * 1000:.0f} ms")
         sort_and_filter(page, check, name)

@@ -1,5 +1,5 @@
 //! What a cell of a table or the value of a fact holds: text, a number with the value it sorts by, a link within
-//! the page.
+//! the page or to a file beside it.
 
 use super::html::escape;
 
@@ -59,6 +59,18 @@ impl Cell {
         Self { html: format!("<a href=\"#{}\">{}</a>", escape(id), self.html), ..self }
     }
 
+    /// The same content as a link to a file, whose path is relative to the page.
+    #[must_use]
+    pub fn file(self, path: &str) -> Self {
+        Self { html: format!("<a href=\"{}\">{}</a>", escape(&address(path)), self.html), ..self }
+    }
+
+    /// This content and then another one's.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { html: format!("{}, {}", self.html, other.html), ..self }
+    }
+
     /// The same content, marked as the target of links to this id.
     #[must_use]
     pub fn id(self, id: &str) -> Self {
@@ -76,4 +88,19 @@ impl Cell {
     pub fn note(self, text: &str) -> Self {
         Self { html: format!("{} <span class=\"quiet\">{}</span>", self.html, escape(text)), ..self }
     }
+}
+
+/// A relative path as an address: letters that would end it or make it another one's are spelled out. One that could be
+/// read as a scheme begins with `./`.
+fn address(path: &str) -> String {
+    let mut address = String::from("./");
+    for byte in path.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' | b'~' => {
+                address.push(char::from(byte));
+            }
+            other => address.push_str(&format!("%{other:02X}")),
+        }
+    }
+    address
 }

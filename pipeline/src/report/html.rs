@@ -125,6 +125,12 @@ impl Page {
         self.body.push_str(markup);
     }
 
+    /// The sections of another page, after those that are there.
+    pub fn append(&mut self, other: Self) {
+        self.body.push_str(&other.body);
+        self.sections.extend(other.sections);
+    }
+
     /// The whole page.
     #[must_use]
     pub fn render(&self) -> String {

@@ -10,6 +10,7 @@ mod cell;
 mod curves;
 mod html;
 mod numbers;
+mod order;
 mod plot;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ pub use cell::Cell;
 pub use curves::{Band, Cloud, Curves, Series};
 pub use html::{Page, Table, escape};
 pub use numbers::{bytes, count, duration, moment, percent, percent_of, share};
+pub use order::{Ranged, Ranked, intervals, rankings};
 pub use plot::{Bar, bar_chart, histogram};
 
 use crate::tokenizer::TokenizerError;

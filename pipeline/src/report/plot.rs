@@ -97,7 +97,7 @@ fn power(k: usize) -> String {
     }
 }
 
-fn shorten(text: &str, most: usize) -> String {
+pub(super) fn shorten(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         return text.to_owned();
     }
@@ -108,7 +108,7 @@ fn describe(bars: &[Bar]) -> String {
     bars.iter().map(|bar| format!("{}: {}", bar.label, bar.shown)).collect::<Vec<_>>().join("; ")
 }
 
-fn open(title: &str, description: &str, height: usize) -> String {
+pub(super) fn open(title: &str, description: &str, height: usize) -> String {
     // No view box: bars stretch with the page, letters keep their size on a telephone.
     format!(
         "<figure><svg role=\"img\" aria-label=\"{title}\" width=\"100%\" height=\"{height}\">\
@@ -118,7 +118,7 @@ fn open(title: &str, description: &str, height: usize) -> String {
     )
 }
 
-fn close(mut svg: String, title: &str) -> String {
+pub(super) fn close(mut svg: String, title: &str) -> String {
     let _ = writeln!(svg, "</svg><figcaption>{}</figcaption></figure>", escape(title));
     svg
 }

@@ -6,6 +6,7 @@ mod extrapolate;
 mod losses;
 mod report;
 mod reproduce;
+mod results;
 mod serve;
 mod throughput;
 mod verify;
@@ -55,6 +56,8 @@ enum Command {
     Serve(serve::ServeArguments),
     /// Print what reproduces each table and figure of the paper, what came out, and what it costs
     Reproduce(reproduce::ReproduceArguments),
+    /// Write a page on what agrees with the paper and what does not, from a folder of results
+    Results(results::ResultsArguments),
     /// Print shell completions
     Completions {
         /// The shell
@@ -83,6 +86,7 @@ pub(crate) fn run() -> anyhow::Result<u8> {
         Command::Verify(arguments) => advise(LOADING_MEMORY, arguments.run()),
         Command::Serve(arguments) => advise(LOADING_MEMORY, arguments.run()),
         Command::Reproduce(arguments) => arguments.run(),
+        Command::Results(arguments) => arguments.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "xlstm-eval", &mut script);

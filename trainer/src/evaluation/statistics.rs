@@ -22,7 +22,7 @@ pub const MIN_EFFECTIVE: f64 = 3.0;
 /// Half the width of a 95 % interval of Student's t, in standard deviations, for at least one degree of freedom, whole or
 /// not: G. W. Hill, Algorithm 396, Communications of the ACM 13 (1970); 0.04 % too high at two, exact from three on. Below
 /// two, where that is not close, between the exact values at one and two; 3 % too high at most.
-pub(super) fn student_quantile(degrees: f64) -> f64 {
+pub(crate) fn student_quantile(degrees: f64) -> f64 {
     /// At one and two degrees of freedom.
     const SMALL: [f64; 2] = [12.706_204_736, 4.302_652_730];
     if degrees < 2.0 {

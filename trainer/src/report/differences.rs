@@ -1,6 +1,7 @@
 //! Is the difference real? Runs of one recipe with other seeds are one group; groups are compared in pairs, document by
 //! document, with intervals over documents and over seeds (module [`paired`](crate::evaluation::paired)).
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -71,11 +72,14 @@ fn verdict(comparison: &Comparison) -> String {
 }
 
 /// Runs of one recipe, but for the seed, in the order of their first one: a name, and the runs' indices.
-pub(super) fn groups(runs: &[RunView]) -> Vec<(String, Vec<usize>)> {
+#[must_use]
+pub fn groups<R: Borrow<RunView>>(runs: &[R]) -> Vec<(String, Vec<usize>)> {
     let mut groups: Vec<(String, Vec<usize>)> = Vec::new();
     let mut keys: Vec<(String, Sha256Digest)> = Vec::new();
-    for (index, run) in runs.iter().enumerate() {
+    for (index, run) in runs.iter().map(Borrow::borrow).enumerate() {
         let mut recipe = run.recipe.clone();
+        // How many rows are computed at a time depends on the device, and decides rounding alone.
+        recipe.training.micro_batch_rows = 0;
         let training = &mut recipe.training;
         (training.seed, training.initialization_seed, training.order_seed) = (0, 0, 0);
         for name in [&mut recipe.name, &mut recipe.description, &mut recipe.paper] {
@@ -83,7 +87,7 @@ pub(super) fn groups(runs: &[RunView]) -> Vec<(String, Vec<usize>)> {
         }
         let key = (format!("{recipe:?}"), run.manifest.train.root);
         let seed = |run: usize| {
-            let training = &runs[run].recipe.training;
+            let training = &runs[run].borrow().recipe.training;
             (training.initialization_seed(), training.order_seed())
         };
         match keys.iter().position(|known| *known == key) {
@@ -100,7 +104,7 @@ pub(super) fn groups(runs: &[RunView]) -> Vec<(String, Vec<usize>)> {
     let names: Vec<String> = groups.iter().map(|(name, _)| name.clone()).collect();
     for (name, members) in &mut groups {
         if names.iter().filter(|other| *other == name).count() > 1 {
-            *name = format!("{name} ({})", runs[members[0]].name);
+            *name = format!("{name} ({})", runs[members[0]].borrow().name);
         }
     }
     groups
@@ -121,7 +125,10 @@ struct Scored {
 ///
 /// # Errors
 /// When a table of documents was altered.
-pub fn comparisons(runs: &[RunView], evaluations: &[EvaluationView]) -> Result<Vec<Comparison>> {
+pub fn comparisons<R: Borrow<RunView>>(
+    runs: &[R],
+    evaluations: &[EvaluationView],
+) -> Result<Vec<Comparison>> {
     let groups = groups(runs);
     let mut by_key: BTreeMap<Key, BTreeMap<usize, Scored>> = BTreeMap::new();
     for view in evaluations {
@@ -143,17 +150,18 @@ pub fn comparisons(runs: &[RunView], evaluations: &[EvaluationView]) -> Result<V
 }
 
 /// The run that an evaluation is of, what it can be compared by, and its documents.
-fn scored(runs: &[RunView], view: &EvaluationView) -> Result<Option<(usize, Key, Scored)>> {
+fn scored<R: Borrow<RunView>>(runs: &[R], view: &EvaluationView) -> Result<Option<(usize, Key, Scored)>> {
     let report = &view.report;
     let (Some(data), Results::Perplexity(_) | Results::Paloma(_)) = (&report.dataset, &report.results) else {
         return Ok(None);
     };
     let folder = view.path.parent().unwrap_or(Path::new(""));
-    let inside = runs.iter().position(|run| view.path.starts_with(&run.folder));
+    let inside = runs.iter().position(|run| view.path.starts_with(&run.borrow().folder));
     let of_recipe = || {
         let link = report.run.as_ref()?;
         let same =
             |run: &RunView| run.manifest.recipe == link.recipe && run.manifest.train.root == link.train.root;
+        let same = |run: &R| same(run.borrow());
         runs.iter().position(same)
     };
     let (Some(run), Some(documents)) = (inside.or_else(of_recipe), documents::read(report, folder)?) else {

@@ -20,7 +20,8 @@ mod recipe;
 mod run_page;
 mod view;
 
-pub use differences::{Comparison, comparisons};
+pub use differences::{Comparison, comparisons, groups};
 pub use evaluation::{EvaluationView, evaluation_page, evaluations_of, load_overlap};
 pub use run_page::runs_page;
 pub use view::RunView;
+pub(crate) use view::median;

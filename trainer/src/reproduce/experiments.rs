@@ -26,6 +26,8 @@ pub(super) struct Twin {
     pub(super) recipe: &'static str,
     /// Variants that are the experiment's: one recipe may serve several tables. Empty: all.
     pub(super) variants: &'static [&'static str],
+    /// Recipes of other twins that are also rows of this experiment: a recipe, and the variant whose row it is.
+    pub(super) shared: &'static [(&'static str, &'static str)],
     /// What is not the paper's.
     pub(super) differs: &'static str,
 }
@@ -120,6 +122,7 @@ pub(super) const EXPERIMENTS: &[Experiment] = &[
         twin: Some(Twin {
             recipe: "table1-small",
             variants: &[],
+            shared: &[],
             differs: "about 25M parameters beside the vocabulary, steps of 65,536 tokens, 62 million tokens of other text \
                       (docs/results/table1-small) in place of 15 billion of SlimPajama, learning rate 1.5e-3 for all",
         }),
@@ -135,6 +138,7 @@ pub(super) const EXPERIMENTS: &[Experiment] = &[
         twin: Some(Twin {
             recipe: "table2-small",
             variants: &["lstm", "lstm-residual", "lstm-up-projection", "0to1"],
+            shared: &[("table1-small/7to1", "7to1")],
             differs: TABLE2_DIFFERS,
         }),
     },
@@ -157,6 +161,7 @@ pub(super) const EXPERIMENTS: &[Experiment] = &[
                 "forget-and-input-gate-bias",
                 "forget-gate-and-input-gate-bias",
             ],
+            shared: &[("table1-small/1to0", "forget-and-input-gate")],
             differs: TABLE2_DIFFERS,
         }),
     },
@@ -181,6 +186,7 @@ pub(super) const EXPERIMENTS: &[Experiment] = &[
         twin: Some(Twin {
             recipe: "table2-small",
             variants: &["post-up-projection", "no-convolution"],
+            shared: &[("table1-small/1to0", "convolution")],
             differs: TABLE2_DIFFERS,
         }),
     },

@@ -5,21 +5,25 @@
 //! has no report gets its cost: operations a token (`xlstm_manifests::recipe::Architecture`) × tokens ÷ a
 //! published rate.
 
+mod committed;
 mod experiments;
+mod page;
+mod paper;
 mod twin;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use xlstm_manifests::recipe::{self, Builtin, ModelSize, Recipe, builtins};
 
+use committed::{Committed, FoundSweep};
 use experiments::{EXPERIMENTS, Experiment};
+pub use page::results_page;
 use twin::write_twin;
 
-use crate::error::{Result, TrainError};
-use crate::evaluation::results::{REPORT_FORMAT, Report, Results};
+use crate::error::Result;
+use crate::evaluation::results::{Report, Results};
 use crate::sweep;
 
 /// Operations a second of one GPU that costs are computed with: what the authors' own code for this architecture
@@ -88,62 +92,10 @@ pub fn reproduce(results: &Path) -> Result<String> {
     Ok(out)
 }
 
-/// What is found in the folder of results and below.
-#[derive(Default)]
-struct Committed {
-    /// Evaluation reports by path.
-    reports: BTreeMap<String, Report>,
-    sweeps: Vec<sweep::Results>,
-}
-
-/// What a file says that it is.
-#[derive(Deserialize)]
-struct Header {
-    #[serde(default)]
-    format: String,
-}
-
-impl Committed {
-    fn read(folder: &Path) -> Result<Self> {
-        let mut found = Self::default();
-        found.add(folder)?;
-        found.sweeps.sort_by(|a, b| a.sweep.cmp(&b.sweep));
-        Ok(found)
-    }
-
-    /// Files of other formats, a run's manifest beside its figures, are left alone.
-    fn add(&mut self, folder: &Path) -> Result<()> {
-        if !folder.is_dir() {
-            return Ok(());
-        }
-        for entry in fs_err::read_dir(folder)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                self.add(&path)?;
-                continue;
-            }
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            let bytes = fs_err::read(&path)?;
-            let unreadable = |error: serde_json::Error| {
-                let hint = "write it again with the command that made it";
-                TrainError::file(&path, "a report or a sweep's results", error.to_string(), hint)
-            };
-            let header: Header = serde_json::from_slice(&bytes).map_err(unreadable)?;
-            if header.format == sweep::SWEEP_FORMAT {
-                self.sweeps.push(serde_json::from_slice(&bytes).map_err(unreadable)?);
-            } else if header.format == REPORT_FORMAT {
-                self.reports.insert(path.display().to_string(), Report::load(&path)?);
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Figures of sweeps: the best learning rate of each task and model, beside the paper's.
-fn write_sweeps(out: &mut String, experiment: &Experiment, sweeps: &[sweep::Results]) {
-    for results in sweeps.iter().filter(|results| experiment.sweeps.contains(&results.sweep.as_str())) {
+fn write_sweeps(out: &mut String, experiment: &Experiment, sweeps: &[FoundSweep]) {
+    let results = sweeps.iter().map(|found| &found.results);
+    for results in results.filter(|results| experiment.sweeps.contains(&results.sweep.as_str())) {
         let (done, planned) = (results.runs.len(), results.planned);
         let _ = write!(out, "\nSweep `{}` of `{}`, {done} of {planned} runs.", results.sweep, results.recipe);
         if let Some(small) = &results.small {
@@ -226,7 +178,7 @@ fn write_experiment(
 fn ours(
     experiment: &Experiment,
     recipe: &Recipe,
-    reports: &BTreeMap<String, Report>,
+    reports: &BTreeMap<PathBuf, Report>,
     days: f64,
 ) -> (String, String) {
     let of_recipe = |report: &&Report| {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::PathBuf;
 
 use xlstm_manifests::recipe::{ModelSize, Recipe};
 
@@ -12,7 +12,7 @@ use crate::error::{Result, TrainError};
 use crate::evaluation::results::{Report, Results};
 
 /// The reports of a small twin, the best on the validation split first, and its recipes that have none.
-pub(super) fn write_twin(out: &mut String, twin: &Twin, reports: &BTreeMap<String, Report>) -> Result<()> {
+pub(super) fn write_twin(out: &mut String, twin: &Twin, reports: &BTreeMap<PathBuf, Report>) -> Result<()> {
     let _ = write!(
         out,
         "\n**A small twin, `{}`, whose figures do not compare with the paper's, only their order:** {}.\n",
@@ -23,6 +23,10 @@ pub(super) fn write_twin(out: &mut String, twin: &Twin, reports: &BTreeMap<Strin
         let variant = recipe.name.rsplit('/').next().unwrap_or_default();
         twin.variants.is_empty() || twin.variants.contains(&variant)
     });
+    let shared: Vec<&str> = twin.shared.iter().map(|(name, _)| *name).collect();
+    let shared = if shared.is_empty() { Vec::new() } else { variants(&shared)? };
+    let recipes = recipes
+        .chain(shared.into_iter().filter(|recipe| twin.shared.iter().any(|(name, _)| *name == recipe.name)));
     let (mut lines, mut missing) = (Vec::new(), Vec::new());
     for recipe in recipes {
         let found = runs_of(&recipe, reports)?;
@@ -89,7 +93,7 @@ impl TwinRun<'_> {
 ///
 /// # Errors
 /// When two reports are of the same run and split: which of them counts, nothing says.
-fn runs_of<'a>(recipe: &Recipe, reports: &'a BTreeMap<String, Report>) -> Result<Vec<TwinRun<'a>>> {
+fn runs_of<'a>(recipe: &Recipe, reports: &'a BTreeMap<PathBuf, Report>) -> Result<Vec<TwinRun<'a>>> {
     let mut runs: BTreeMap<String, TwinRun<'a>> = BTreeMap::new();
     for (path, report) in reports {
         let (Some(run), Some(dataset)) = (&report.run, &report.dataset) else { continue };
@@ -100,12 +104,7 @@ fn runs_of<'a>(recipe: &Recipe, reports: &'a BTreeMap<String, Report>) -> Result
         let found = runs.entry(run.manifest_sha256.to_string()).or_insert_with(empty);
         if found.splits.insert(&dataset.split, report).is_some() {
             let what = format!("another report of the same run on the split {}", dataset.split);
-            return Err(TrainError::file(
-                Path::new(path),
-                "one report of a run and split",
-                what,
-                "keep one of the two",
-            ));
+            return Err(TrainError::file(path, "one report of a run and split", what, "keep one of the two"));
         }
     }
     Ok(runs.into_values().collect())
