@@ -92,3 +92,66 @@ fn what_was_altered_is_said_or_refused() {
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("sweep-accuracy.json") && error.contains("0.25"), "{error}");
 }
+
+/// A run of Table 1's small twin under the name of another recipe, with another size and this validation loss.
+fn renamed(folder: &Path, recipe: &str, parameters: u64, loss: f64) {
+    let run = folder.join("sizes/runs").join(recipe.replace('/', "-"));
+    copy(&committed().join("table1-small/runs/1to0-seed0"), &run);
+    fs_err::remove_dir_all(run.join("evaluations/test")).unwrap();
+    let change = |name: &str, pairs: &[(&str, String)]| {
+        let path = run.join(name);
+        let mut text = fs_err::read_to_string(&path).unwrap();
+        for (old, new) in pairs {
+            assert!(text.contains(old), "{name}: {old}");
+            text = text.replacen(old, new, 1);
+        }
+        fs_err::write(&path, text).unwrap();
+    };
+    change("recipe.toml", &[("table1-small/1to0", recipe.into())]);
+    change("run.json", &[("\"parameters\": 77390464", format!("\"parameters\": {parameters}"))]);
+    let path = run.join("evaluations/validation/report.json");
+    let mut report: serde_json::Value = serde_json::from_slice(&fs_err::read(&path).unwrap()).unwrap();
+    report["run"]["recipe"]["name"] = recipe.into();
+    report["results"]["total"]["loss"] = loss.into();
+    report["results"]["total"]["perplexity"] = loss.exp().into();
+    fs_err::write(&path, report.to_string()).unwrap();
+    fs_err::remove_file(run.join("evaluations/validation/documents.csv")).unwrap();
+    // The same model on longer contexts.
+    let lengths: Vec<serde_json::Value> = [2048_u64, 16_384]
+        .iter()
+        .map(|length| {
+            let perplexity = loss.exp() * (*length as f64 / 2048.0).powf(0.1);
+            let nll = perplexity.ln() * 1000.0;
+            serde_json::json!({"length": length, "contexts": 1, "tokens": 1000, "nll": nll, "perplexity": perplexity,
+                "perplexity_interval": null})
+        })
+        .collect();
+    report["results"] = serde_json::json!({"kind": "extrapolation", "text": "stream", "trained_length": 2048, "lengths": lengths,
+        "positions": []});
+    let longer = run.join("evaluations/longer");
+    fs_err::create_dir_all(&longer).unwrap();
+    fs_err::write(longer.join("report.json"), report.to_string()).unwrap();
+}
+
+#[test]
+fn sizes_and_longer_contexts_are_found_by_what_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    // Perplexity as the size to the power of −0.1.
+    for (size, parameters) in [("5m", 5_000_000_u64), ("25m", 25_000_000), ("125m", 125_000_000)] {
+        for (method, best) in [("1to0", 4.0), ("llama", 4.2)] {
+            let loss = best - 0.1 * (parameters as f64 / 5e6).ln();
+            renamed(folder.path(), &format!("scaling-small/{size}-{method}"), parameters, loss);
+        }
+    }
+    let page = page(folder.path());
+    assert!(page.contains("Best at the smallest size: xLSTM[1:0]; at the largest: xLSTM[1:0]."), "{page}");
+    let exponents = "Exponents: Llama -0.100 (-0.100 to -0.100), xLSTM[1:0] -0.100 (-0.100 to -0.100).";
+    assert!(page.contains(exponents), "{page}");
+    // 8^0.1 at eight times the trained length.
+    assert!(
+        page.contains("Perplexity at the longest context over that at the trained one: ")
+            && page.contains(" 1.23"),
+        "{page}"
+    );
+    assert!(page.contains("337.83") && page.contains("xLSTM[1:0] 125M"), "{page}");
+}

@@ -8,7 +8,7 @@ use xlstm_pipeline::report::{Cell, Curves, Page, Series, Table, count};
 use super::super::experiments::Experiment;
 use super::super::paper::{AT_16384, variant};
 use super::agreement::kendall;
-use super::ordering::method_name;
+use super::ordering::{method_and_size, range};
 use super::{Context, Glance};
 use crate::error::Result;
 use crate::evaluation::results::{Extrapolation, Report, Results};
@@ -18,6 +18,9 @@ const LENGTH: u64 = 16_384;
 
 /// A model's figures.
 struct Curve<'a> {
+    /// Its method, as the paper names it.
+    method: String,
+    /// The same with what tells it from the others.
     name: String,
     path: &'a PathBuf,
     report: &'a Report,
@@ -30,7 +33,7 @@ impl Curve<'_> {
     }
 
     fn paper(&self) -> Option<f64> {
-        AT_16384.iter().find(|(name, _)| *name == self.name).map(|(_, figure)| *figure)
+        AT_16384.iter().find(|(name, _)| *name == self.method).map(|(_, figure)| *figure)
     }
 }
 
@@ -51,13 +54,11 @@ pub(super) fn write(
     page.section(&id, &format!("{}: {}", experiment.place, experiment.what));
     let lengths: BTreeSet<u64> =
         curves.iter().flat_map(|curve| &curve.figures.lengths).map(|one| one.length).collect();
-    let parameters: Vec<u64> = curves.iter().map(|curve| curve.report.model.parameters / 1_000_000).collect();
     page.paragraph(&format!(
         "Perplexity of the same tokens with longer and longer contexts. The paper has models of 1.3B parameters, trained on 300B \
-         tokens of contexts of 2048; these have {}M to {}M. Its text and tables print no perplexity of this figure: those at 16,384 \
+         tokens of contexts of 2048; these have {}. Its text and tables print no perplexity of this figure: those at 16,384 \
          tokens below are from public notes on it.",
-        parameters.iter().min().unwrap_or(&0),
-        parameters.iter().max().unwrap_or(&0)
+        range(curves.iter().map(|curve| curve.report.model.parameters as f64))
     ));
     let sources: BTreeSet<PathBuf> = curves.iter().map(|curve| curve.path.clone()).collect();
     context.learned(page, &sources)?;
@@ -90,11 +91,12 @@ fn curves<'a>(context: &Context<'a>) -> Vec<Curve<'a>> {
     let mut curves: Vec<Curve<'_>> = Vec::new();
     for (path, report) in &context.committed.reports {
         let Results::Extrapolation(figures) = &report.results else { continue };
-        let name = match &report.run {
-            Some(run) => method_name(variant(&run.recipe.name)),
-            None => report.model.architecture.clone(),
+        let (method, size) = match &report.run {
+            Some(run) => method_and_size(variant(&run.recipe.name)),
+            None => (report.model.architecture.clone(), None),
         };
-        curves.push(Curve { name, path, report, figures });
+        let name = size.map_or_else(|| method.clone(), |size| format!("{method} {size}"));
+        curves.push(Curve { method, name, path, report, figures });
     }
     let names: Vec<String> = curves.iter().map(|curve| curve.name.clone()).collect();
     for curve in &mut curves {

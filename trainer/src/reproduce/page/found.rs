@@ -127,7 +127,10 @@ impl Verified {
             let inside = link.path.starts_with(results);
             match link.state {
                 LinkState::Ok if inside => drop(self.held.insert((link.link, link.path))),
-                LinkState::Failed => drop(self.failed.insert(format!("{}: {}", link.link, link.detail))),
+                LinkState::Failed => {
+                    let path = link.path.strip_prefix(results).unwrap_or(&link.path).display().to_string();
+                    self.failed.insert(format!("{}, {path}: {}", link.link, link.detail));
+                }
                 LinkState::NotAtHand if inside => drop(self.elsewhere.insert(kind(&link.link))),
                 _ => {}
             }

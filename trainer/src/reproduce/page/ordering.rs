@@ -320,7 +320,7 @@ fn write_protocol(page: &mut Page, methods: &[Method<'_>]) {
 }
 
 /// A value, or the range of several.
-fn range(values: impl Iterator<Item = f64>) -> String {
+pub(super) fn range(values: impl Iterator<Item = f64>) -> String {
     let (low, high) =
         values.fold((f64::MAX, f64::MIN), |(low, high), value| (low.min(value), high.max(value)));
     let shown = |value: f64| match value {
@@ -341,8 +341,33 @@ pub(super) fn identifier(place: &str) -> String {
     parts.join("-")
 }
 
-/// The paper's name of a method by a variant of Table 1; the variant where it has none.
-pub(super) fn method_name(variant: &str) -> String {
-    let recipe = recipe::load(&format!("table1-15b/{variant}"), &[]).ok();
-    recipe.and_then(|recipe| PaperRow::of(&recipe)).map_or_else(|| variant.into(), |row| row.label)
+/// The paper's name of the method that a variant is, and its size where the variant says one: `25m-7to1` is xLSTM[7:1] of 25M. The
+/// variant where Table 1 has no such method.
+pub(super) fn method_and_size(variant: &str) -> (String, Option<String>) {
+    let is_size = |part: &&str| {
+        let digits = part.trim_end_matches(['m', 'b']);
+        digits.len() < part.len() && digits.parse::<f64>().is_ok()
+    };
+    let (sizes, method): (Vec<&str>, Vec<&str>) = variant.split('-').partition(is_size);
+    let method = method.join("-");
+    let recipe = recipe::load(&format!("table1-15b/{method}"), &[]).ok();
+    let name = recipe.and_then(|recipe| PaperRow::of(&recipe)).map_or(method, |row| row.label);
+    (name, sizes.first().map(|size| size.to_uppercase()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variant_is_a_method_and_a_size() {
+        let size = |text: &str| Some(text.to_owned());
+        assert_eq!(method_and_size("25m-7to1"), ("xLSTM[7:1]".into(), size("25M")));
+        assert_eq!(method_and_size("1.3b-mamba"), ("Mamba".into(), size("1.3B")));
+        assert_eq!(method_and_size("rwkv4"), ("RWKV-4".into(), None));
+        assert_eq!(method_and_size("other-form"), ("other-form".into(), None));
+        assert_eq!(identifier("Table 3, perplexity, and Figure 8"), "table-3-perplexity-and-figure-8");
+        assert_eq!(range([2048.0, 2048.0].into_iter()), "2,048");
+        assert_eq!(range([0.001, 0.0015].into_iter()), "1e-3 to 1.5e-3");
+    }
 }

@@ -9,7 +9,7 @@ use xlstm_pipeline::report::{Cell, Curves, Page, Series, Table, count};
 use super::super::experiments::Experiment;
 use super::super::paper::variant;
 use super::found::{Found, perplexity};
-use super::ordering::method_name;
+use super::ordering::method_and_size;
 use super::{Context, Glance, seeds};
 use crate::error::Result;
 use crate::evaluation::statistics::student_quantile;
@@ -203,14 +203,9 @@ fn methods<'a>(context: &Context<'a>) -> BTreeMap<String, Vec<Size<'a>>> {
     methods.into_iter().map(|(name, sizes)| (name, sizes.into_iter().map(size).collect())).collect()
 }
 
-/// The method without its size: `25m-7to1` is the paper's xLSTM[7:1].
+/// The method without its size.
 fn name(found: &Found) -> String {
-    let is_size = |part: &&str| {
-        let digits = part.trim_end_matches(['m', 'M', 'b', 'B']);
-        digits.len() < part.len() && digits.parse::<f64>().is_ok()
-    };
-    let parts: Vec<&str> = variant(&found.run.recipe.name).split('-').filter(|part| !is_size(part)).collect();
-    method_name(&parts.join("-"))
+    method_and_size(variant(&found.run.recipe.name)).0
 }
 
 /// Least squares; `None` of fewer than two different sizes.
