@@ -19,7 +19,12 @@
 //
 // Work: 3 K V multiply-adds a step and head in each pass, that is 12 K V a step for training; nothing divides by a decay.
 //
-// Legend: B batch, T tokens, H heads, K keys and V values of a head.
+// A few sequences of a few heads leave most of a GPU idle, since a recurrence goes step by step. Then each sequence is cut into
+// segments that all passes take side by side. What S and dS are at their borders is computed first: by each segment from
+// zeros (linear_attention_states, linear_attention_state_gradients), then joined (linear_attention_join_*), a border after
+// the other: S behind a segment = (product of its decays) S before it + what it gave from zeros. That is 4 K V more.
+//
+// Legend: B batch, T tokens, H heads, K keys and V values of a head, N segments of a sequence.
 #include "common.cuh"
 
 #ifndef KEYS
@@ -37,6 +42,7 @@ static constexpr int OWN = 4;    // columns (or rows) of a thread
 
 struct LinearAttentionParameters {
     int tokens, heads;
+    int segments, segment_tokens;  // N and the tokens of all but the last; one segment: 1 and T
     int token_decay;  // 1: decays are [B, T, H, K], 0: [H, K]
     float scale;
     const float* query;            // [B, T, H, K]
@@ -53,25 +59,33 @@ struct LinearAttentionParameters {
     float* query_gradient;
     float* key_gradient;
     float* value_gradient;
-    float* decay_gradient;    // of log a: [B, T, H, K] or, summed over T, [B, H, K]; or null
-    float* bonus_gradient;    // [B, H, K], or null
+    float* decay_gradient;    // of log a: [B, T, H, K] or, summed over a segment, [B, N, H, K]; or null
+    float* bonus_gradient;    // [B, N, H, K], or null
     float* initial_gradient;  // or null
+    // With more segments than one:
+    float* states;           // S at the borders, before each segment and behind the last: [B, N + 1, H, K, V]
+    float* state_gradients;  // dS there
+    float* products;         // of the decays of a segment: [B, N, H, K]
 };
+
+static constexpr int MATRIX = KEYS * VALUES;
 
 __device__ constexpr int at_least(int a, int b) { return a > b ? a : b; }
 __device__ constexpr int at_most(int a, int b) { return a < b ? a : b; }
 
-// How a pass is laid out. OVER_KEYS: contracted over keys, so that threads own values.
-template <bool OVER_KEYS, bool REVERSE>
+// How a pass is laid out. OVER_KEYS: contracted over keys, so that threads own values. READS: X is read by z at each step.
+template <bool OVER_KEYS, bool REVERSE, bool READS>
 struct Layout {
+    static_assert(OVER_KEYS || READS, "states are computed by threads that own values");
     static constexpr int CONTRACTED = OVER_KEYS ? KEYS : VALUES, OWNED = OVER_KEYS ? VALUES : KEYS;
     static constexpr int LANES = at_least(4, at_most(32, CONTRACTED / 16));  // that share a sum
     static constexpr int PER = CONTRACTED / LANES;                           // contracted numbers of a thread
     static constexpr int THREADS = at_least(32, at_most(128, OWNED / OWN * LANES));
     static constexpr int BLOCK_OWNED = THREADS / LANES * OWN;
     // Vectors read ahead: a, x, z (or y, z) along the contracted axis; y (or x, a and, for decays, k, dq) along the other.
-    static constexpr int LONG = OVER_KEYS ? 3 : 2, SHORT = OVER_KEYS ? 1 : REVERSE ? 4 : 2;
-    static constexpr int STEP = LONG * CONTRACTED + SHORT * BLOCK_OWNED;  // floats
+    static constexpr int LONG = (OVER_KEYS ? 2 : 1) + READS, SHORT = OVER_KEYS ? 1 : REVERSE ? 4 : 2;
+    static constexpr int ALONG = (OVER_KEYS ? 1 : 0) * CONTRACTED, Z = ALONG + CONTRACTED;  // where x (or y) and z stand
+    static constexpr int STEP = LONG * CONTRACTED + SHORT * BLOCK_OWNED;                    // floats
     static_assert(PER % 4 == 0 && CONTRACTED == LANES * PER, "sizes are powers of two from 16 to 512");
 };
 
@@ -114,21 +128,35 @@ struct Sources {
     const float* z;  // like y or x
 };
 
-template <bool OVER_KEYS, bool REVERSE>
+template <bool OVER_KEYS, bool REVERSE, bool READS>
 struct Pass {
-    typedef Layout<OVER_KEYS, REVERSE> L;
+    typedef Layout<OVER_KEYS, REVERSE, READS> L;
     static constexpr bool SHIFTED = REVERSE && !BONUS;  // the decay between two steps is the later one's
 
     const LinearAttentionParameters& p;
     const Sources from;
     float* memory;
-    int batch, head, first;  // the first owned column (or row) of the block
-    int slice, own;          // of this thread, within the block
+    int batch, head, segment;
+    int begin, end;  // steps of the segment
+    int first;       // the first owned column (or row) of the block
+    int slice, own;  // of this thread, within the block
 
     DEVICE i64 row(int t) const { return ((i64)batch * p.tokens + t) * p.heads + head; }
     DEVICE i64 decay_row(int t) const { return p.token_decay ? row(t) : head; }
-    DEVICE int step_of(int number) const { return REVERSE ? p.tokens - 1 - number : number; }
+    DEVICE i64 segment_row() const { return ((i64)batch * p.segments + segment) * p.heads + head; }
+    DEVICE int step_of(int number) const { return REVERSE ? end - 1 - number : begin + number; }
     DEVICE bool is_reset(int t) const { return p.resets != nullptr && p.resets[(i64)batch * p.tokens + t] != 0; }
+
+    // The matrix of this head at the border before the segment (0) or behind it (1): among those of all borders, or, where
+    // there is one segment, `whole`; null stays null.
+    template <typename T>
+    DEVICE T* border(T* borders, T* whole, int behind) const {
+        if (p.segments > 1) return borders + (((i64)batch * (p.segments + 1) + segment + behind) * p.heads + head) * MATRIX;
+        return whole == nullptr ? nullptr : whole + ((i64)batch * p.heads + head) * MATRIX;
+    }
+    DEVICE const float* before() const { return border<const float>(p.states, p.initial, 0); }
+    DEVICE const float* behind() const { return border<const float>(p.states, p.last, 1); }
+    DEVICE const float* gradient_behind() const { return border<const float>(p.state_gradients, p.last_gradient, 1); }
 
     template <int WIDTH>
     DEVICE void copy(float* to, const float* source, bool contracted) const {
@@ -144,20 +172,20 @@ struct Pass {
         const int decayed = SHIFTED ? t + 1 : t;
         float* decays = OVER_KEYS ? to : to + L::LONG * L::CONTRACTED + L::BLOCK_OWNED;
         constexpr int DECAYS = OVER_KEYS ? L::CONTRACTED : L::BLOCK_OWNED;
-        if (decayed < p.tokens) {
+        if (decayed < end) {
             copy<DECAYS>(decays, p.decay + decay_row(decayed) * KEYS + (OVER_KEYS ? 0 : first), OVER_KEYS);
         } else {
-            // Nothing is lost behind the last step.
+            // Nothing is lost behind the last step: what is lost before the next segment's first is in the gradient behind.
             for (int at = threadIdx.x; at < DECAYS; at += L::THREADS) decays[at] = 1.0f;
         }
         float* owned = to + L::LONG * L::CONTRACTED;
         if constexpr (OVER_KEYS) {
-            copy<L::CONTRACTED>(to + L::CONTRACTED, from.x + row(t) * KEYS, true);
-            copy<L::CONTRACTED>(to + 2 * L::CONTRACTED, from.z + row(t) * KEYS, true);
+            copy<L::CONTRACTED>(to + L::ALONG, from.x + row(t) * KEYS, true);
+            if constexpr (READS) copy<L::CONTRACTED>(to + L::Z, from.z + row(t) * KEYS, true);
             copy<L::BLOCK_OWNED>(owned, from.y + row(t) * VALUES + first, false);
         } else {
-            copy<L::CONTRACTED>(to, from.y + row(t) * VALUES, true);
-            copy<L::CONTRACTED>(to + L::CONTRACTED, from.z + row(t) * VALUES, true);
+            copy<L::CONTRACTED>(to + L::ALONG, from.y + row(t) * VALUES, true);
+            copy<L::CONTRACTED>(to + L::Z, from.z + row(t) * VALUES, true);
             copy<L::BLOCK_OWNED>(owned, from.x + row(t) * KEYS + first, false);
             if constexpr (REVERSE) {
                 copy<L::BLOCK_OWNED>(owned + 2 * L::BLOCK_OWNED, p.key + row(t) * KEYS + first, false);
@@ -169,15 +197,16 @@ struct Pass {
     DEVICE void fetch_chunk(int chunk) const {
         float* to = memory + (chunk & 1) * STEPS * L::STEP;
         for (int index = 0; index < STEPS; index++)
-            if (chunk * STEPS + index < p.tokens) fetch(to + index * L::STEP, chunk * STEPS + index);
+            if (chunk * STEPS + index < end - begin) fetch(to + index * L::STEP, chunk * STEPS + index);
         copy_async_commit();
     }
 
-    // Where an element of the state lies: contracted index c, owned index o of this thread.
-    DEVICE i64 element(int c, int o) const {
-        const int contracted = 4 * (slice + L::LANES * (c / 4)) + c % 4, owned = first + own + o;
-        const i64 matrix = ((i64)batch * p.heads + head) * KEYS;
-        return OVER_KEYS ? (matrix + contracted) * VALUES + owned : (matrix + owned) * VALUES + contracted;
+    DEVICE int contracted(int c) const { return 4 * (slice + L::LANES * (c / 4)) + c % 4; }
+
+    // Where an element of a matrix lies: contracted index c, owned index o of this thread.
+    DEVICE int element(int c, int o) const {
+        const int owned = first + own + o;
+        return OVER_KEYS ? contracted(c) * VALUES + owned : owned * VALUES + contracted(c);
     }
 
     DEVICE void load_state(float (&state)[OWN][L::PER], const float* source) const {
@@ -188,12 +217,12 @@ struct Pass {
                 state[o][c] = source != nullptr && first + own + o < L::OWNED ? source[element(c, o)] : 0.0f;
     }
 
-    DEVICE void store_state(float* to, const float (&state)[OWN][L::PER], const float (&factor)[OWN][L::PER]) const {
+    DEVICE void store_state(float* to, const float (&state)[OWN][L::PER]) const {
 #pragma unroll
         for (int o = 0; o < OWN; o++)
 #pragma unroll
             for (int c = 0; c < L::PER; c++)
-                if (first + own + o < L::OWNED) to[element(c, o)] = factor[o][c] * state[o][c];
+                if (first + own + o < L::OWNED) to[element(c, o)] = state[o][c];
     }
 
     // One step: X and what is read of it. `to` is the step's vectors, `factor` what x is multiplied with.
@@ -202,8 +231,8 @@ struct Pass {
                       float& weight) const {
         float z[L::PER], along[L::PER], sums[OWN], decays[L::PER];
         const float* owned = to + L::LONG * L::CONTRACTED + own;
-        load_slice<L::LANES>(z, to + (L::LONG - 1) * L::CONTRACTED, slice);
-        load_slice<L::LANES>(along, to + (L::LONG - 2) * L::CONTRACTED, slice);
+        load_slice<L::LANES>(z, to + L::Z, slice);
+        load_slice<L::LANES>(along, to + L::ALONG, slice);
         if constexpr (OVER_KEYS) load_slice<L::LANES>(decays, to, slice);
         weight = 0.0f;
         if constexpr (OVER_KEYS) {
@@ -237,9 +266,35 @@ struct Pass {
         return reduce<L::LANES>(sums, slice);
     }
 
+    // Calls `step` with each step's time and vectors, which are read ahead.
+    template <typename Step>
+    DEVICE void for_each_step(const Step& step) const {
+        const int tokens = end - begin, chunks = (tokens + STEPS - 1) / STEPS;
+        fetch_chunk(0);
+        for (int chunk = 0; chunk < chunks; chunk++) {
+            if (chunk + 1 < chunks) {
+                fetch_chunk(chunk + 1);
+                copy_async_wait<1>();
+            } else {
+                copy_async_wait<0>();
+            }
+            __syncthreads();
+            const float* vectors = memory + (chunk & 1) * STEPS * L::STEP;
+            for (int index = 0; index < STEPS && chunk * STEPS + index < tokens; index++)
+                step(step_of(chunk * STEPS + index), vectors + index * L::STEP);
+            __syncthreads();
+        }
+    }
+
+    // Whether what is left of X before step t (of the step behind it, where decays are SHIFTED) is nothing.
+    DEVICE bool forgets(int t) const {
+        const int decayed = SHIFTED ? t + 1 : t;
+        return decayed < end && is_reset(decayed);
+    }
+
     DEVICE void run(float* out) const {
         float state[OWN][L::PER], bonus[L::PER];
-        load_state(state, REVERSE ? p.last_gradient : p.initial);
+        load_state(state, REVERSE ? gradient_behind() : before());
         const int mine = first + own + (slice & 3);  // the owned number whose sum this lane has
         const bool writes = slice < 4 && mine < L::OWNED;
         float own_bonus = 0.0f;
@@ -251,115 +306,169 @@ struct Pass {
         double later = 0.0, decay_sum = 0.0, bonus_sum = 0.0;
         if constexpr (!OVER_KEYS && REVERSE) later = last_read(state);
         const float factor = REVERSE ? p.scale : 1.0f, scaled = REVERSE ? 1.0f : p.scale;
-        const int chunks = (p.tokens + STEPS - 1) / STEPS;
-        fetch_chunk(0);
-        for (int chunk = 0; chunk < chunks; chunk++) {
-            if (chunk + 1 < chunks) {
-                fetch_chunk(chunk + 1);
-                copy_async_wait<1>();
-            } else {
-                copy_async_wait<0>();
+        for_each_step([&](int t, const float* to) {
+            float weight;
+            const float sum = step(state, to, bonus, factor, forgets(t), weight);
+            if (!writes) return;
+            const float* owned = to + L::LONG * L::CONTRACTED + own + (slice & 3);
+            const float other = OVER_KEYS ? owned[0] : owned[0] * factor;
+            const float added = !BONUS ? 0.0f : OVER_KEYS ? other * weight : own_bonus * other * weight;
+            out[row(t) * L::OWNED + mine] = scaled * (sum + added);
+            if constexpr (!OVER_KEYS && REVERSE) {
+                const double key = owned[2 * L::BLOCK_OWNED], query = (double)owned[0] * owned[3 * L::BLOCK_OWNED];
+                const double both = query - key * (sum + added);
+                // Read after the update, step t itself stands on both sides; read before it, on neither.
+                double gradient = BONUS ? later - key * sum : later + both;
+                later += both;
+                if (is_reset(t)) gradient = later = 0.0;
+                if (p.token_decay && p.decay_gradient != nullptr) p.decay_gradient[row(t) * KEYS + mine] = (float)gradient;
+                decay_sum += gradient;
+                if (BONUS) bonus_sum += (double)other * key * weight;
             }
-            __syncthreads();
-            const float* vectors = memory + (chunk & 1) * STEPS * L::STEP;
-            for (int index = 0; index < STEPS && chunk * STEPS + index < p.tokens; index++) {
-                const int t = step_of(chunk * STEPS + index);
-                const float* to = vectors + index * L::STEP;
-                const int decayed = SHIFTED ? t + 1 : t;
-                const bool reset = decayed < p.tokens && is_reset(decayed);
-                float weight;
-                const float sum = step(state, to, bonus, factor, reset, weight);
-                if (!writes) continue;
-                const float* owned = to + L::LONG * L::CONTRACTED + own + (slice & 3);
-                const float other = OVER_KEYS ? owned[0] : owned[0] * factor;
-                const float added = !BONUS ? 0.0f : OVER_KEYS ? other * weight : own_bonus * other * weight;
-                out[row(t) * L::OWNED + mine] = scaled * (sum + added);
-                if constexpr (!OVER_KEYS && REVERSE) {
-                    const double key = owned[2 * L::BLOCK_OWNED], query = (double)owned[0] * owned[3 * L::BLOCK_OWNED];
-                    const double both = query - key * (sum + added);
-                    // Read after the update, step t itself stands on both sides; read before it, on neither.
-                    double gradient = BONUS ? later - key * sum : later + both;
-                    later += both;
-                    if (is_reset(t)) gradient = later = 0.0;
-                    if (p.token_decay && p.decay_gradient != nullptr) p.decay_gradient[row(t) * KEYS + mine] = (float)gradient;
-                    decay_sum += gradient;
-                    if (BONUS) bonus_sum += (double)other * key * weight;
-                }
+        });
+        if constexpr (OVER_KEYS) {
+            // The state behind all steps and the gradient before them, by the outermost segments.
+            const i64 matrix = ((i64)batch * p.heads + head) * MATRIX;
+            if (!REVERSE && end == p.tokens) store_state(p.last + matrix, state);
+            if (REVERSE && begin == 0 && p.initial_gradient != nullptr) {
+                decay_once_more(state);
+                store_state(p.initial_gradient + matrix, state);
             }
-            __syncthreads();
+        } else if constexpr (REVERSE) {
+            const i64 at = segment_row() * KEYS + mine;
+            if (writes && !p.token_decay && p.decay_gradient != nullptr) p.decay_gradient[at] = (float)decay_sum;
+            if (writes && p.bonus_gradient != nullptr) p.bonus_gradient[at] = (float)bonus_sum;
         }
-        finish(state, out, writes, mine, decay_sum, bonus_sum);
+    }
+
+    // What a segment makes of zeros, at the border that it leads to; forward also the product of its decays.
+    DEVICE void run_from_zeros() const {
+        float state[OWN][L::PER], product[L::PER];
+        load_state(state, nullptr);
+#pragma unroll
+        for (int c = 0; c < L::PER; c++) product[c] = 1.0f;
+        const float factor = REVERSE ? p.scale : 1.0f;
+        for_each_step([&](int t, const float* to) {
+            float along[L::PER], decays[L::PER];
+            const float* owned = to + L::LONG * L::CONTRACTED + own;
+            load_slice<L::LANES>(along, to + L::ALONG, slice);
+            load_slice<L::LANES>(decays, to, slice);
+            const bool reset = forgets(t);
+#pragma unroll
+            for (int c = 0; c < L::PER; c++) {
+                // As in `step`: what is read before a reset is nothing.
+                along[c] = BONUS && REVERSE && reset ? 0.0f : along[c] * factor;
+                if (reset) decays[c] = 0.0f;
+                product[c] *= decays[c];
+#pragma unroll
+                for (int o = 0; o < OWN; o++) state[o][c] = decays[c] * state[o][c] + along[c] * owned[o];
+            }
+        });
+        if (REVERSE) decay_once_more(state);
+        store_state(border<float>(REVERSE ? p.state_gradients : p.states, nullptr, REVERSE ? 0 : 1), state);
+        if (REVERSE || first + own != 0) return;
+#pragma unroll
+        for (int c = 0; c < L::PER; c++) p.products[segment_row() * KEYS + contracted(c)] = product[c];
     }
 
     // What steps behind the last one read of this lane's row: sum_v S_T dS_T.
     DEVICE double last_read(const float (&state)[OWN][L::PER]) const {
-        if (p.last_gradient == nullptr) return 0.0;
+        if (gradient_behind() == nullptr) return 0.0;
+        const float* matrix = behind();
         float sums[OWN];
 #pragma unroll
         for (int o = 0; o < OWN; o++) {
             sums[o] = 0.0f;
 #pragma unroll
             for (int c = 0; c < L::PER; c++)
-                if (first + own + o < L::OWNED) sums[o] += state[o][c] * p.last[element(c, o)];
+                if (first + own + o < L::OWNED) sums[o] += state[o][c] * matrix[element(c, o)];
         }
         return reduce<L::LANES>(sums, slice);
     }
 
-    DEVICE void finish(const float (&state)[OWN][L::PER], float* out, bool writes, int mine, double decay_sum,
-                       double bonus_sum) const {
-        float factor[OWN][L::PER];
-#pragma unroll
-        for (int o = 0; o < OWN; o++)
+    // From the gradient behind the first step to the one before it, where decays are those between two steps.
+    DEVICE void decay_once_more(float (&state)[OWN][L::PER]) const {
+        if constexpr (SHIFTED) {
 #pragma unroll
             for (int c = 0; c < L::PER; c++) {
-                factor[o][c] = 1.0f;
-                if constexpr (OVER_KEYS && SHIFTED) {
-                    const int contracted = 4 * (slice + L::LANES * (c / 4)) + c % 4;
-                    factor[o][c] = is_reset(0) ? 0.0f : p.decay[decay_row(0) * KEYS + contracted];
-                }
+                const float decay = is_reset(begin) ? 0.0f : p.decay[decay_row(begin) * KEYS + contracted(c)];
+#pragma unroll
+                for (int o = 0; o < OWN; o++) state[o][c] *= decay;
             }
-        if (OVER_KEYS && !REVERSE) store_state(p.last, state, factor);
-        if (OVER_KEYS && REVERSE && p.initial_gradient != nullptr) store_state(p.initial_gradient, state, factor);
-        if constexpr (!OVER_KEYS && REVERSE) {
-            const i64 at = ((i64)batch * p.heads + head) * KEYS + mine;
-            if (writes && !p.token_decay && p.decay_gradient != nullptr) p.decay_gradient[at] = (float)decay_sum;
-            if (writes && p.bonus_gradient != nullptr) p.bonus_gradient[at] = (float)bonus_sum;
         }
     }
 };
 
-template <bool OVER_KEYS, bool REVERSE>
-DEVICE void run_pass(const LinearAttentionParameters& p, const Sources& from, float* out) {
-    typedef Layout<OVER_KEYS, REVERSE> L;
+template <bool OVER_KEYS, bool REVERSE, bool READS>
+DEVICE Pass<OVER_KEYS, REVERSE, READS> pass_of(const LinearAttentionParameters& p, const Sources& from) {
+    typedef Layout<OVER_KEYS, REVERSE, READS> L;
     extern __shared__ float4 shared[];
-    const int lane = threadIdx.x;
-    const Pass<OVER_KEYS, REVERSE> pass{p,
-                                        from,
-                                        reinterpret_cast<float*>(shared),
-                                        (int)blockIdx.z,
-                                        (int)blockIdx.y,
-                                        (int)blockIdx.x * L::BLOCK_OWNED,
-                                        lane % L::LANES,
-                                        lane / L::LANES * OWN};
-    pass.run(out);
+    const int lane = threadIdx.x, segment = blockIdx.z % p.segments, begin = segment * p.segment_tokens;
+    return {p,
+            from,
+            reinterpret_cast<float*>(shared),
+            (int)blockIdx.z / p.segments,
+            (int)blockIdx.y,
+            segment,
+            begin,
+            segment + 1 < p.segments ? begin + p.segment_tokens : p.tokens,
+            (int)blockIdx.x * L::BLOCK_OWNED,
+            lane % L::LANES,
+            lane / L::LANES * OWN};
 }
 
-extern "C" __global__ void __launch_bounds__(Layout<true, false>::THREADS)
-    linear_attention_forward(const __grid_constant__ LinearAttentionParameters p) {
-    run_pass<true, false>(p, {p.key, p.value, p.query}, p.output);
+#define PASS(name, over_keys, reverse) \
+    extern "C" __global__ void __launch_bounds__(Layout<over_keys, reverse, true>::THREADS) \
+        name(const __grid_constant__ LinearAttentionParameters p)
+#define FROM_ZEROS(name, reverse) \
+    extern "C" __global__ void __launch_bounds__(Layout<true, reverse, false>::THREADS) \
+        name(const __grid_constant__ LinearAttentionParameters p)
+
+PASS(linear_attention_forward, true, false) { pass_of<true, false, true>(p, {p.key, p.value, p.query}).run(p.output); }
+
+PASS(linear_attention_keys, false, true) {
+    pass_of<false, true, true>(p, {p.query, p.output_gradient, p.value}).run(p.key_gradient);
 }
 
-extern "C" __global__ void __launch_bounds__(Layout<false, true>::THREADS)
-    linear_attention_keys(const __grid_constant__ LinearAttentionParameters p) {
-    run_pass<false, true>(p, {p.query, p.output_gradient, p.value}, p.key_gradient);
+PASS(linear_attention_queries, false, false) {
+    pass_of<false, false, true>(p, {p.key, p.value, p.output_gradient}).run(p.query_gradient);
 }
 
-extern "C" __global__ void __launch_bounds__(Layout<false, false>::THREADS)
-    linear_attention_queries(const __grid_constant__ LinearAttentionParameters p) {
-    run_pass<false, false>(p, {p.key, p.value, p.output_gradient}, p.query_gradient);
+PASS(linear_attention_values, true, true) {
+    pass_of<true, true, true>(p, {p.query, p.output_gradient, p.key}).run(p.value_gradient);
 }
 
-extern "C" __global__ void __launch_bounds__(Layout<true, true>::THREADS)
-    linear_attention_values(const __grid_constant__ LinearAttentionParameters p) {
-    run_pass<true, true>(p, {p.query, p.output_gradient, p.key}, p.value_gradient);
+FROM_ZEROS(linear_attention_states, false) { pass_of<true, false, false>(p, {p.key, p.value, nullptr}).run_from_zeros(); }
+
+FROM_ZEROS(linear_attention_state_gradients, true) {
+    pass_of<true, true, false>(p, {p.query, p.output_gradient, nullptr}).run_from_zeros();
+}
+
+static constexpr int JOINING = 256;  // threads of a block, each with an element of the matrix of a head
+
+// Goes from border to border, with what each segment made of zeros in the place of the sum.
+DEVICE void join(const LinearAttentionParameters& p, float* borders, const float* given, bool reverse) {
+    const int at = blockIdx.x * JOINING + threadIdx.x, head = blockIdx.y, batch = blockIdx.z;
+    if (at >= MATRIX) return;
+    const i64 between = (i64)p.heads * MATRIX;
+    float* own = borders + ((i64)batch * (p.segments + 1) * p.heads + head) * MATRIX + at;
+    const float* product = p.products + ((i64)batch * p.segments * p.heads + head) * KEYS + at / VALUES;
+    float value = given == nullptr ? 0.0f : given[((i64)batch * p.heads + head) * MATRIX + at];
+    own[reverse ? p.segments * between : 0] = value;
+    for (int number = 0; number < p.segments; number++) {
+        const int segment = reverse ? p.segments - 1 - number : number;
+        float* to = own + (segment + (reverse ? 0 : 1)) * between;
+        value = product[(i64)segment * p.heads * KEYS] * value + *to;
+        *to = value;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(JOINING)
+    linear_attention_join_states(const __grid_constant__ LinearAttentionParameters p) {
+    join(p, p.states, p.initial, false);
+}
+
+extern "C" __global__ void __launch_bounds__(JOINING)
+    linear_attention_join_gradients(const __grid_constant__ LinearAttentionParameters p) {
+    join(p, p.state_gradients, p.last_gradient, true);
 }

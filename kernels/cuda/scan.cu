@@ -1,8 +1,7 @@
 // Scans whose state decays element by element, in float32: a thread is a channel of a sequence and goes through time alone.
 //
-//     linear scan      h_t = a_t h_{t-1} + x_t                                     HGRN
-//     selective scan   S_t = exp(step_t A) S_{t-1} + step_t u_t B_t, y_t = S_t C_t Mamba; N states a channel
-//     wkv              a weighted mean of values, see below                        RWKV-4
+//     linear scan      h_t = a_t h_{t-1} + x_t                 HGRN
+//     wkv              a weighted mean of values, see below    RWKV-4
 //
 // wkv: numerator a and denominator b are kept divided by exp(m), m being the largest exponent so far:
 //     m' = max(m, u + k_t)     y_t = (exp(m - m') a + exp(u + k_t - m') v_t) / (exp(m - m') b + exp(u + k_t - m'))
@@ -10,22 +9,16 @@
 // m only scales, and has no gradient.
 //
 // Backward passes go through time once, from the end; the states that they need are computed again, CHUNK steps at a time,
-// from those that the forward pass saved at the beginning of each chunk. In the selective scan's backward pass a thread is one of the N
-// states of a channel, and a block sums the gradients of B and C over its CHANNELS channels; what blocks leave is summed outside.
+// from those that the forward pass saved at the beginning of each chunk.
 //
 // Reading ahead: the loads of STEPS steps stand before their arithmetic, so that latencies overlap.
 //
-// Legend: B batch, T tokens, D channels, N states of a channel.
+// Legend: B batch, T tokens, D channels.
 #include "common.cuh"
-
-#ifndef STATES
-#define STATES 16  // N: 8 or 16
-#endif
 
 static constexpr int THREADS = 128;
 static constexpr int STEPS = 8;
-static constexpr int CHUNK = 16;     // `CHUNK` of src/scan.rs
-static constexpr int CHANNELS = 32;  // of a block of the selective scan's backward pass
+static constexpr int CHUNK = 16;  // `CHUNK` of src/scan.rs
 static constexpr float NOTHING = -1e38f;
 
 struct ScanParameters {
@@ -33,18 +26,16 @@ struct ScanParameters {
     int unused;
     const unsigned char* resets;  // [B, T], or null
     // linear scan: a, x [B, T, D]; h before [B, D] or null; h [B, T, D]
-    // selective scan: u, step [B, T, D], A [D, N], B, C [B, T, N]; S before [B, D, N] or null; y, S after, saved [B, chunks, N, D]
     // wkv: w, u [D], k, v [B, T, D]; a, b, m before [B, D]; y, a, b, m after, three times saved [B, chunks, D]
-    const float* inputs[5];
+    const float* inputs[4];
     const float* initial[3];
     float* output;
     float* last[3];
     float* saved[3];
-    // Gradients of the outputs, then of the inputs in the order above, of B and C as [B, blocks, T, N], of A as [B, D, N], of
-    // w and u as [B, D].
+    // Gradients of the outputs, then of the inputs in the order above, of w and u as [B, D].
     const float* output_gradient;
     const float* last_gradient[2];
-    float* gradients[5];
+    float* gradients[4];
     float* initial_gradient[2];
 };
 
@@ -212,150 +203,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) wkv_backward(const __grid_
     p.gradients[1][c.line] = bonus_sum;
     p.initial_gradient[0][c.line] = da;
     p.initial_gradient[1][c.line] = db;
-}
-
-// --- selective scan ---
-
-extern "C" __global__ void __launch_bounds__(THREADS) selective_scan_forward(const __grid_constant__ ScanParameters p) {
-    __shared__ float writes[STEPS][STATES], reads[STEPS][STATES];
-    const Channel c = channel_of(p);
-    float a[STATES], s[STATES];
-#pragma unroll
-    for (int n = 0; n < STATES; n++) {
-        a[n] = c.inside ? p.inputs[2][c.d * STATES + n] : 0.0f;
-        s[n] = c.inside && p.initial[0] != nullptr ? p.initial[0][c.line * STATES + n] : 0.0f;
-    }
-    for (int from = 0; from < p.tokens; from += STEPS) {
-        __syncthreads();
-        for (int at = threadIdx.x; at < STEPS * STATES; at += THREADS) {
-            const int t = from + at / STATES;
-            const i64 source = ((i64)c.b * p.tokens + t) * STATES + at % STATES;
-            writes[at / STATES][at % STATES] = t < p.tokens ? p.inputs[3][source] : 0.0f;
-            reads[at / STATES][at % STATES] = t < p.tokens ? p.inputs[4][source] : 0.0f;
-        }
-        float u[STEPS], step[STEPS];
-        if (c.inside) {
-            read_steps(u, p.inputs[0], p, c, from);
-            read_steps(step, p.inputs[1], p, c, from);
-        }
-        __syncthreads();
-        if (!c.inside) continue;
-#pragma unroll
-        for (int index = 0; index < STEPS; index++) {
-            const int t = from + index;
-            if (t >= p.tokens) break;
-            if (p.saved[0] != nullptr && t % CHUNK == 0) {
-#pragma unroll
-                for (int n = 0; n < STATES; n++)
-                    p.saved[0][(((i64)c.b * chunks_of(p) + t / CHUNK) * STATES + n) * p.width + c.d] = s[n];
-            }
-            const bool reset = is_reset(p, c.b, t);
-            const float in = step[index] * u[index];
-            float y = 0.0f;
-#pragma unroll
-            for (int n = 0; n < STATES; n++) {
-                const float left = reset ? 0.0f : __expf(step[index] * a[n]) * s[n];
-                s[n] = left + writes[index][n] * in;
-                y += reads[index][n] * s[n];
-            }
-            p.output[c.first + (i64)t * p.width] = y;
-        }
-    }
-    if (!c.inside) return;
-#pragma unroll
-    for (int n = 0; n < STATES; n++) p.last[0][c.line * STATES + n] = s[n];
-}
-
-static constexpr int STATE_THREADS = CHANNELS * STATES, WARPS = STATE_THREADS / WARP;
-
-// Sum over the states of a channel, which are neighboring lanes.
-DEVICE float sum_of_states(float value) {
-#pragma unroll
-    for (int offset = 1; offset < STATES; offset *= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
-    return value;
-}
-
-// Sum over the channels of a warp.
-DEVICE float sum_of_channels(float value) {
-#pragma unroll
-    for (int offset = STATES; offset < WARP; offset *= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
-    return value;
-}
-
-extern "C" __global__ void __launch_bounds__(STATE_THREADS)
-    selective_scan_backward(const __grid_constant__ ScanParameters p) {
-    __shared__ float in_shared[3][CHUNK][CHANNELS];  // u, step and the gradient of y
-    __shared__ float sums[2][CHUNK][WARPS][STATES];  // gradients of B and C
-    const int n = threadIdx.x % STATES, local = threadIdx.x / STATES, warp = threadIdx.x / WARP;
-    const int d = blockIdx.x * CHANNELS + local, b = blockIdx.y;
-    const bool inside = d < p.width;
-    const i64 line = (i64)b * p.width + d;
-    const float a = inside ? p.inputs[2][d * STATES + n] : 0.0f;
-    float flow = inside && p.last_gradient[0] != nullptr ? p.last_gradient[0][line * STATES + n] : 0.0f, a_sum = 0.0f;
-    for (int chunk = chunks_of(p) - 1; chunk >= 0; chunk--) {
-        const int start = chunk * CHUNK;
-        __syncthreads();
-        for (int at = threadIdx.x; at < CHUNK * CHANNELS; at += STATE_THREADS) {
-            const int t = start + at / CHANNELS, other = blockIdx.x * CHANNELS + at % CHANNELS;
-            const bool there = t < p.tokens && other < p.width;
-            const i64 source = ((i64)b * p.tokens + t) * p.width + other;
-            in_shared[0][at / CHANNELS][at % CHANNELS] = there ? p.inputs[0][source] : 0.0f;
-            in_shared[1][at / CHANNELS][at % CHANNELS] = there ? p.inputs[1][source] : 0.0f;
-            in_shared[2][at / CHANNELS][at % CHANNELS] = there ? p.output_gradient[source] : 0.0f;
-        }
-        float write[CHUNK], read[CHUNK], left[CHUNK], decay[CHUNK];
-#pragma unroll
-        for (int index = 0; index < CHUNK; index++) {
-            const int t = start + index;
-            const i64 source = ((i64)b * p.tokens + t) * STATES + n;
-            write[index] = t < p.tokens ? p.inputs[3][source] : 0.0f;
-            read[index] = t < p.tokens ? p.inputs[4][source] : 0.0f;
-        }
-        float s = inside ? p.saved[0][(((i64)b * chunks_of(p) + chunk) * STATES + n) * p.width + d] : 0.0f;
-        __syncthreads();
-#pragma unroll
-        for (int index = 0; index < CHUNK; index++) {
-            const bool reset = start + index < p.tokens && is_reset(p, b, start + index);
-            const float step = in_shared[1][index][local];
-            decay[index] = reset ? 0.0f : __expf(step * a);
-            left[index] = reset ? 0.0f : decay[index] * s;
-            s = left[index] + write[index] * step * in_shared[0][index][local];
-        }
-#pragma unroll
-        for (int index = CHUNK - 1; index >= 0; index--) {
-            const int t = start + index;
-            if (t >= p.tokens) continue;
-            const float u = in_shared[0][index][local], step = in_shared[1][index][local];
-            const float upstream = in_shared[2][index][local], in = step * u;
-            const float f = flow + upstream * read[index];
-            const float write_gradient = sum_of_channels(f * in);
-            const float read_gradient = sum_of_channels(upstream * (left[index] + write[index] * in));
-            if (threadIdx.x % WARP < STATES) {
-                sums[0][index][warp][n] = write_gradient;
-                sums[1][index][warp][n] = read_gradient;
-            }
-            const float in_gradient = sum_of_states(f * write[index]);
-            const float step_gradient = sum_of_states(f * left[index] * a);
-            if (inside && n == 0) {
-                const i64 at = ((i64)b * p.tokens + t) * p.width + d;
-                p.gradients[0][at] = step * in_gradient;
-                p.gradients[1][at] = step_gradient + u * in_gradient;
-            }
-            a_sum += f * left[index] * step;
-            flow = f * decay[index];
-        }
-        __syncthreads();
-        for (int at = threadIdx.x; at < 2 * CHUNK * STATES; at += STATE_THREADS) {
-            const int which = at / (CHUNK * STATES), index = at / STATES % CHUNK, state = at % STATES;
-            if (start + index >= p.tokens) continue;
-            float sum = 0.0f;
-#pragma unroll
-            for (int other = 0; other < WARPS; other++) sum += sums[which][index][other][state];
-            const i64 row = ((i64)b * gridDim.x + blockIdx.x) * p.tokens + start + index;
-            p.gradients[3 + which][row * STATES + state] = sum;
-        }
-    }
-    if (!inside) return;
-    p.gradients[2][line * STATES + n] = a_sum;
-    if (p.initial_gradient[0] != nullptr) p.initial_gradient[0][line * STATES + n] = flow;
 }

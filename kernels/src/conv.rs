@@ -47,7 +47,7 @@ pub fn causal_conv_silu(input: &ConvInput<'_>) -> Result<ConvOutput, KernelError
     let differentiated_state = input.state.is_some_and(Tensor::requires_grad);
     let y_BTD = if input.x_BTD.device() == Device::Cpu && !differentiated_state {
         fused(input, taps, kind)?
-    } else if taps == 4 && crate::cuda::float32_fits(&[input.x_BTD], input.x_BTD.size()[2]) {
+    } else if taps == 4 && crate::cuda::conv_fits(input.x_BTD) {
         crate::cuda::conv_silu(input)?
     } else {
         reference(input, taps, kind)

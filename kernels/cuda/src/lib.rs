@@ -25,6 +25,7 @@ pub mod precise;
 pub mod recurrent;
 mod report;
 pub mod scan;
+pub mod selective_scan;
 pub mod selfcheck;
 pub mod short;
 pub mod slstm;

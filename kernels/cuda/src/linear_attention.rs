@@ -17,13 +17,39 @@ pub struct LinearAttentionSizes {
     bonus: bool,
 }
 
-/// A pass over the sequence.
+/// Threads of `JOINING` of the source.
+const JOINING: u32 = 256;
+
+/// Threads that a pass should have: more than that find no room on a GPU's multiprocessors beside each other. The same on every GPU,
+/// so that sums are cut at the same places.
+const ENOUGH_THREADS: u32 = 1 << 16;
+/// Fewest tokens of a segment: below, what lies at its borders costs more than it.
+const SHORTEST_SEGMENT: u32 = 64;
+
+/// How each sequence is cut, so that a GPU has work for all its multiprocessors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segments {
+    /// How many.
+    pub count: u32,
+    /// Tokens of all but the last.
+    pub tokens: u32,
+}
+
+/// A pass over the sequence, or over all segments of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinearAttentionPass {
+    /// What each segment makes of a state of zeros.
+    States,
+    /// The states at all borders, of those.
+    JoinStates,
     /// Outputs and the last state.
     Forward,
     /// Gradient of the queries.
     Queries,
+    /// What each segment makes of a state without a gradient.
+    StateGradients,
+    /// The gradients of the states at all borders, of those.
+    JoinGradients,
     /// Gradients of keys, decays and bonus, after that of the queries.
     Keys,
     /// Gradients of values and of the first state.
@@ -33,6 +59,10 @@ pub enum LinearAttentionPass {
 impl LinearAttentionPass {
     fn kernel(self) -> &'static str {
         match self {
+            Self::States => "linear_attention_states",
+            Self::JoinStates => "linear_attention_join_states",
+            Self::StateGradients => "linear_attention_state_gradients",
+            Self::JoinGradients => "linear_attention_join_gradients",
             Self::Forward => "linear_attention_forward",
             Self::Queries => "linear_attention_queries",
             Self::Keys => "linear_attention_keys",
@@ -40,9 +70,15 @@ impl LinearAttentionPass {
         }
     }
 
+    /// Whether only what is cut into segments needs it.
+    #[must_use]
+    pub fn is_of_borders(self) -> bool {
+        matches!(self, Self::States | Self::JoinStates | Self::StateGradients | Self::JoinGradients)
+    }
+
     /// Whether sums go over keys, so that threads own values.
     fn is_over_keys(self) -> bool {
-        matches!(self, Self::Forward | Self::Values)
+        !matches!(self, Self::Queries | Self::Keys)
     }
 }
 
@@ -66,22 +102,40 @@ impl LinearAttentionSizes {
         Specialization::linear_attention(architecture, self)
     }
 
-    /// One pass over `batch` sequences of `heads` heads: blocks and memory as `Layout` of the source has them.
+    /// How `batch` sequences of `tokens` and `heads` are cut.
     #[must_use]
-    pub fn launch(self, pass: LinearAttentionPass, batch: u32, heads: u32) -> LayerLaunch {
+    pub fn segments(self, batch: u32, tokens: u32, heads: u32) -> Segments {
+        let whole = self.launch(LinearAttentionPass::Forward, batch, heads, 1).shape;
+        let threads = whole.grid.iter().fold(whole.threads, |product, size| product.saturating_mul(*size));
+        let wanted = (ENOUGH_THREADS / threads.max(1)).clamp(1, (tokens / SHORTEST_SEGMENT).max(1));
+        let each = tokens.div_ceil(wanted).next_multiple_of(STEPS);
+        Segments { count: tokens.div_ceil(each).max(1), tokens: each }
+    }
+
+    /// One pass over `batch` sequences of `heads` heads in so many segments: blocks and memory as `Layout` of the source has
+    /// them.
+    #[must_use]
+    pub fn launch(self, pass: LinearAttentionPass, batch: u32, heads: u32, segments: u32) -> LayerLaunch {
+        use LinearAttentionPass as Pass;
+        if matches!(pass, Pass::JoinStates | Pass::JoinGradients) {
+            let grid = [(self.key * self.value).div_ceil(JOINING), heads, batch];
+            let shape = LaunchShape { grid, threads: JOINING, shared_bytes: 0 };
+            return LayerLaunch { kernel: pass.kernel(), shape, parts: 0 };
+        }
         let over_keys = pass.is_over_keys();
         let (contracted, owned) = if over_keys { (self.key, self.value) } else { (self.value, self.key) };
         let lanes = (contracted / 16).clamp(4, 32);
         let threads = (owned / OWN * lanes).clamp(32, 128);
         let block = threads / lanes * OWN;
         let (long, short) = match pass {
-            LinearAttentionPass::Forward | LinearAttentionPass::Values => (3, 1),
-            LinearAttentionPass::Queries => (2, 2),
-            LinearAttentionPass::Keys => (2, 4),
+            Pass::Forward | Pass::Values => (3, 1),
+            Pass::Queries => (2, 2),
+            Pass::Keys => (2, 4),
+            Pass::States | Pass::StateGradients | Pass::JoinStates | Pass::JoinGradients => (2, 1),
         };
         let shared_bytes = 2 * STEPS * 4 * (long * contracted + short * block);
-        let shape = LaunchShape { grid: [owned.div_ceil(block), heads, batch], threads, shared_bytes };
-        LayerLaunch { kernel: pass.kernel(), shape, parts: 0 }
+        let grid = [owned.div_ceil(block), heads, batch.saturating_mul(segments)];
+        LayerLaunch { kernel: pass.kernel(), shape: LaunchShape { grid, threads, shared_bytes }, parts: 0 }
     }
 }
 
@@ -92,6 +146,8 @@ impl LinearAttentionSizes {
 pub struct LinearAttentionParameters {
     pub tokens: i32,
     pub heads: i32,
+    pub segments: i32,
+    pub segment_tokens: i32,
     pub token_decay: i32,
     pub scale: f32,
     pub query: u64,
@@ -111,27 +167,34 @@ pub struct LinearAttentionParameters {
     pub decay_gradient: u64,
     pub bonus_gradient: u64,
     pub initial_gradient: u64,
+    pub states: u64,
+    pub state_gradients: u64,
+    pub products: u64,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PASSES: [LinearAttentionPass; 4] = [
+    const PASSES: [LinearAttentionPass; 8] = [
+        LinearAttentionPass::States,
+        LinearAttentionPass::JoinStates,
         LinearAttentionPass::Forward,
         LinearAttentionPass::Queries,
+        LinearAttentionPass::StateGradients,
+        LinearAttentionPass::JoinGradients,
         LinearAttentionPass::Keys,
         LinearAttentionPass::Values,
     ];
 
     #[test]
     fn every_size_fits_the_smallest_multiprocessor() {
-        assert_eq!(size_of::<LinearAttentionParameters>(), 16 + 17 * 8);
+        assert_eq!(size_of::<LinearAttentionParameters>(), 24 + 20 * 8);
         let powers = [16, 32, 64, 128, 256, 512];
         for (key, value) in powers.into_iter().flat_map(|key| powers.map(|value| (key, value))) {
             let sizes = LinearAttentionSizes::new(key, value, false).expect("a size there is a kernel for");
             for pass in PASSES {
-                let launch = sizes.launch(pass, 3, 5);
+                let launch = sizes.launch(pass, 3, 5, 1);
                 assert!(launch.shape.shared_bytes <= 98 * 1024, "{key} x {value}: {launch:?}");
                 assert_eq!(launch.shape.grid[1..], [5, 3]);
                 let kernels = sizes.specialization(Architecture::Sm80).source.kernels();
@@ -146,9 +209,28 @@ mod tests {
     #[test]
     fn blocks_cover_all_columns_and_no_warp_is_part_of_one() {
         let sizes = LinearAttentionSizes::new(128, 256, false).expect("a size there is a kernel for");
-        let forward = sizes.launch(LinearAttentionPass::Forward, 2, 4).shape;
+        let forward = sizes.launch(LinearAttentionPass::Forward, 2, 4, 1).shape;
         assert_eq!((forward.grid, forward.threads), ([4, 4, 2], 128), "64 of 256 columns in a block");
         let small = LinearAttentionSizes::new(16, 16, false).expect("a size there is a kernel for");
-        assert_eq!(small.launch(LinearAttentionPass::Keys, 1, 1).shape.threads, 32);
+        assert_eq!(small.launch(LinearAttentionPass::Keys, 1, 1, 1).shape.threads, 32);
+    }
+
+    #[test]
+    fn segments_cover_every_token_and_none_is_empty() {
+        for (key, value) in [(16, 16), (64, 64), (128, 256), (512, 512)] {
+            let sizes = LinearAttentionSizes::new(key, value, true).expect("a size there is a kernel for");
+            for (batch, heads) in [(1, 1), (5, 16), (32, 2), (600, 16)] {
+                for tokens in [1, 63, 64, 65, 127, 128, 129, 1000, 2048, 65_536] {
+                    let Segments { count, tokens: each } = sizes.segments(batch, tokens, heads);
+                    assert!(count >= 1 && (count - 1) * each < tokens && count * each >= tokens);
+                    assert!(count == 1 || each >= SHORTEST_SEGMENT);
+                }
+            }
+        }
+        let rwkv = LinearAttentionSizes::new(64, 64, true).expect("a size there is a kernel for");
+        assert_eq!(rwkv.segments(5, 2048, 16), Segments { count: 12, tokens: 176 });
+        assert_eq!(rwkv.segments(5, 1, 16).count, 1, "a step of generation");
+        assert_eq!(rwkv.segments(128, 2048, 16).count, 1, "enough rows");
+        assert_eq!(rwkv.launch(LinearAttentionPass::Forward, 5, 16, 12).shape.grid, [1, 16, 60]);
     }
 }

@@ -3,6 +3,7 @@
 use crate::linear_attention::LinearAttentionSizes;
 use crate::mlstm_step::StepSizes;
 use crate::recurrent::{Cell, RecurrentSizes};
+use crate::selective_scan::SelectiveScanForm;
 use crate::short::ShortSizes;
 use crate::slstm::Direction;
 use crate::step_product::{ProductSizes, ProductStage};
@@ -44,7 +45,9 @@ pub fn paper_specializations(everything: bool) -> Vec<Specialization> {
         all.push(Specialization::sums(architecture));
         all.extend(slstm_specializations(architecture, whole));
         all.push(Specialization::precise(architecture));
-        all.push(Specialization::scan(architecture, 16));
+        all.push(Specialization::scan(architecture));
+        let selective = [SelectiveScanForm::plain(16), SelectiveScanForm::gated(16, false)];
+        all.extend(selective.into_iter().flatten().map(|form| form.specialization(architecture)));
         // RWKV-5 and RWKV-6; HGRN2; RetNet and GLA.
         let attention: &[(u32, u32, bool)] =
             if whole { &[(64, 64, true), (128, 128, false), (128, 256, false)] } else { &[(64, 64, true)] };

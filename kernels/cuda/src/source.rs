@@ -34,8 +34,10 @@ pub enum Source {
     Recurrent,
     /// Gated linear attention in float32.
     LinearAttention,
-    /// Scans that decay element by element, in float32.
+    /// Scans of HGRN and RWKV-4, in float32.
     Scan,
+    /// Mamba's selective scan.
+    SelectiveScan,
     /// Convolution, norms and gates between the matrix products.
     Pointwise,
     /// Convolution, queries, keys, values and gates of an mLSTM block.
@@ -70,6 +72,7 @@ impl Source {
             Self::Recurrent => "recurrent.cu",
             Self::LinearAttention => "linear_attention.cu",
             Self::Scan => "scan.cu",
+            Self::SelectiveScan => "selective_scan.cu",
             Self::Pointwise => "pointwise.cu",
             Self::Inner => "inner.cu",
             Self::Projections => "projections.cu",
@@ -95,6 +98,7 @@ impl Source {
             Self::Recurrent => include_str!("../recurrent.cu"),
             Self::LinearAttention => include_str!("../linear_attention.cu"),
             Self::Scan => include_str!("../scan.cu"),
+            Self::SelectiveScan => include_str!("../selective_scan.cu"),
             Self::Pointwise => include_str!("../pointwise.cu"),
             Self::Inner => include_str!("../inner.cu"),
             Self::Projections => include_str!("../projections.cu"),
@@ -136,18 +140,16 @@ impl Source {
             Self::Recurrent => &["recurrent_backward", "recurrent_forward", "recurrent_weights"],
             Self::LinearAttention => &[
                 "linear_attention_forward",
+                "linear_attention_join_gradients",
+                "linear_attention_join_states",
                 "linear_attention_keys",
                 "linear_attention_queries",
+                "linear_attention_state_gradients",
+                "linear_attention_states",
                 "linear_attention_values",
             ],
-            Self::Scan => &[
-                "linear_scan_backward",
-                "linear_scan_forward",
-                "selective_scan_backward",
-                "selective_scan_forward",
-                "wkv_backward",
-                "wkv_forward",
-            ],
+            Self::Scan => &["linear_scan_backward", "linear_scan_forward", "wkv_backward", "wkv_forward"],
+            Self::SelectiveScan => &["selective_scan_backward", "selective_scan_forward"],
             Self::Pointwise => &[
                 "conv_silu",
                 "conv_silu_backward",

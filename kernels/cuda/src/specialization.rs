@@ -8,6 +8,7 @@ use std::fmt;
 use crate::linear_attention::LinearAttentionSizes;
 use crate::mlstm_step::StepSizes;
 use crate::recurrent::RecurrentSizes;
+use crate::selective_scan::SelectiveScanForm;
 use crate::short::ShortSizes;
 use crate::step_product::ProductSizes;
 use crate::{Architecture, Source};
@@ -114,10 +115,16 @@ impl Specialization {
         Self { source: Source::LinearAttention, architecture, defines: sizes.defines() }
     }
 
-    /// Scans in float32; the selective one with so many states.
+    /// Scans of HGRN and RWKV-4.
     #[must_use]
-    pub fn scan(architecture: Architecture, states: u32) -> Self {
-        Self { source: Source::Scan, architecture, defines: vec![("STATES", states)] }
+    pub fn scan(architecture: Architecture) -> Self {
+        Self { source: Source::Scan, architecture, defines: Vec::new() }
+    }
+
+    /// Mamba's selective scan, in this form.
+    #[must_use]
+    pub fn selective_scan(architecture: Architecture, form: SelectiveScanForm) -> Self {
+        Self { source: Source::SelectiveScan, architecture, defines: form.defines() }
     }
 
     /// Convolution, norms and gates for heads of `head` units (a multiple of 8, up to 1280), on activations of bf16 or of

@@ -1,12 +1,15 @@
 //! Gated linear attention in float32 on the GPU, inside libtorch's autograd (`linear_attention.cu`).
 //!
-//! What is saved is the inputs, exp(g) and the final state: the states in between are computed again. Three kernels of the
-//! backward pass give gradients of queries, of keys with decays and bonus, and of values with the first state.
+//! What is saved is the inputs, exp(g), the final state and, where sequences are cut into segments, the states at their borders:
+//! those in between are computed again. Three kernels of the backward pass give gradients of queries, of keys with decays and
+//! bonus, and of values with the first state.
 
 use tch::{Kind, Tensor};
 use xlstm_bridge::autograd::node;
 use xlstm_bridge::{BoxError, named_tensors};
-use xlstm_cuda::linear_attention::{LinearAttentionParameters, LinearAttentionPass, LinearAttentionSizes};
+use xlstm_cuda::linear_attention::{
+    LinearAttentionParameters, LinearAttentionPass, LinearAttentionSizes, Segments,
+};
 
 use super::{Gpu, address, contiguous, enabled, make, optional_address};
 use crate::KernelError;
@@ -29,6 +32,48 @@ named_tensors! {
         initial_BHKV: Option<Tensor>,
         resets_BT: Option<Tensor>,
         last_BHKV: Tensor,
+        /// S at the borders of N segments, `(B, N + 1, H, K, V)`; `None` for one segment.
+        states: Option<Tensor>,
+        /// The product of each segment's decays, `(B, N, H, K)`.
+        products: Option<Tensor>,
+    }
+}
+
+/// Sizes and cut of one call.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    batch: i64,
+    tokens: i64,
+    heads: i64,
+    key: i64,
+    value: i64,
+    sizes: LinearAttentionSizes,
+    segments: Segments,
+}
+
+impl Plan {
+    fn new(q_BTHK: &Tensor, v_BTHV: &Tensor, bonus: bool) -> Result<Self, BoxError> {
+        let [batch, tokens, heads, key] = dimensions::<4>(NAME, "q_BTHK", q_BTHK)?;
+        let [.., value] = dimensions::<4>(NAME, "v_BTHV", v_BTHV)?;
+        let sizes = sizes(q_BTHK, v_BTHV, bonus)?;
+        let segments = sizes.segments(u32::try_from(batch)?, u32::try_from(tokens)?, u32::try_from(heads)?);
+        Ok(Self { batch, tokens, heads, key, value, sizes, segments })
+    }
+
+    fn is_cut(&self) -> bool {
+        self.segments.count > 1
+    }
+
+    /// Room for the matrices at all borders.
+    fn borders(&self, like: &Tensor) -> Result<Option<Tensor>, BoxError> {
+        let Self { batch, heads, key, value, segments, .. } = *self;
+        let size = [batch, i64::from(segments.count) + 1, heads, key, value];
+        self.is_cut().then(|| make(&size, Kind::Float, like)).transpose()
+    }
+
+    /// Room for a vector of keys for each segment and head.
+    fn by_segment(&self, like: &Tensor) -> Result<Tensor, BoxError> {
+        make(&[self.batch, self.segments.count.into(), self.heads, self.key], Kind::Float, like)
     }
 }
 
@@ -95,11 +140,16 @@ impl Saved {
         self.decay.dim() == 4
     }
 
-    fn parameters(&self, scale: f64) -> Result<LinearAttentionParameters, BoxError> {
-        let [_, tokens, heads, _] = dimensions::<4>(NAME, "q_BTHK", &self.q_BTHK)?;
+    fn plan(&self) -> Result<Plan, BoxError> {
+        Plan::new(&self.q_BTHK, &self.v_BTHV, self.bonus_HK.is_some())
+    }
+
+    fn parameters(&self, plan: &Plan, scale: f64) -> Result<LinearAttentionParameters, BoxError> {
         Ok(LinearAttentionParameters {
-            tokens: i32::try_from(tokens)?,
-            heads: i32::try_from(heads)?,
+            tokens: i32::try_from(plan.tokens)?,
+            heads: i32::try_from(plan.heads)?,
+            segments: i32::try_from(plan.segments.count)?,
+            segment_tokens: i32::try_from(plan.segments.tokens)?,
             token_decay: self.is_by_token().into(),
             scale: scale as f32,
             query: address(&self.q_BTHK),
@@ -110,21 +160,24 @@ impl Saved {
             resets: optional_address(self.resets_BT.as_ref()),
             initial: optional_address(self.initial_BHKV.as_ref()),
             last: address(&self.last_BHKV),
+            states: optional_address(self.states.as_ref()),
+            products: optional_address(self.products.as_ref()),
             ..LinearAttentionParameters::default()
         })
     }
 
+    /// Launches the passes one after the other; those that only borders need are left out where there are none.
     fn launch(
         &self,
+        plan: &Plan,
         passes: &[LinearAttentionPass],
         parameters: &LinearAttentionParameters,
     ) -> Result<(), BoxError> {
         let gpu = Gpu::of(&self.q_BTHK)?;
-        let [batch, _, heads, _] = dimensions::<4>(NAME, "q_BTHK", &self.q_BTHK)?;
-        let sizes = sizes(&self.q_BTHK, &self.v_BTHV, self.bonus_HK.is_some())?;
-        let wanted = sizes.specialization(gpu.architecture());
-        for &pass in passes {
-            let launch = sizes.launch(pass, u32::try_from(batch)?, u32::try_from(heads)?);
+        let (batch, heads) = (u32::try_from(plan.batch)?, u32::try_from(plan.heads)?);
+        let wanted = plan.sizes.specialization(gpu.architecture());
+        for &pass in passes.iter().filter(|pass| plan.is_cut() || !pass.is_of_borders()) {
+            let launch = plan.sizes.launch(pass, batch, heads, plan.segments.count);
             // SAFETY: the tensors are dense and have the sizes that the structure and the launch state.
             unsafe { gpu.launch(wanted.clone(), launch, parameters)? };
         }
@@ -136,8 +189,7 @@ fn forward(
     input: &LinearAttentionInput<'_>,
     log_decay: &Tensor,
 ) -> Result<(Outputs<Tensor>, Saved), BoxError> {
-    let [batch, _, heads, key] = dimensions::<4>(NAME, "q_BTHK", input.q_BTHK)?;
-    let [.., value] = dimensions::<4>(NAME, "v_BTHV", input.v_BTHV)?;
+    let plan = Plan::new(input.q_BTHK, input.v_BTHV, input.bonus_HK.is_some())?;
     let optional = |name, tensor: Option<&Tensor>| tensor.map(|tensor| dense(name, tensor)).transpose();
     let saved = Saved {
         q_BTHK: dense("q", input.q_BTHK)?,
@@ -147,11 +199,15 @@ fn forward(
         bonus_HK: optional("bonus", input.bonus_HK)?,
         initial_BHKV: optional("state", input.state_BHKV)?,
         resets_BT: input.resets_BT.map(Tensor::f_contiguous).transpose()?,
-        last_BHKV: make(&[batch, heads, key, value], Kind::Float, input.q_BTHK)?,
+        last_BHKV: make(&[plan.batch, plan.heads, plan.key, plan.value], Kind::Float, input.q_BTHK)?,
+        states: plan.borders(input.q_BTHK)?,
+        products: plan.is_cut().then(|| plan.by_segment(input.q_BTHK)).transpose()?,
     };
     let o_BTHV = make(&input.v_BTHV.size(), Kind::Float, input.q_BTHK)?;
-    let parameters = LinearAttentionParameters { output: address(&o_BTHV), ..saved.parameters(input.scale)? };
-    saved.launch(&[LinearAttentionPass::Forward], &parameters)?;
+    let parameters =
+        LinearAttentionParameters { output: address(&o_BTHV), ..saved.parameters(&plan, input.scale)? };
+    let passes = [LinearAttentionPass::States, LinearAttentionPass::JoinStates, LinearAttentionPass::Forward];
+    saved.launch(&plan, &passes, &parameters)?;
     Ok((Outputs { o_BTHV, state_BHKV: saved.last_BHKV.shallow_clone() }, saved))
 }
 
@@ -161,7 +217,7 @@ fn backward(
     wanted: Inputs<bool>,
     scale: f64,
 ) -> Result<Inputs<Option<Tensor>>, BoxError> {
-    let [batch, _, heads, key] = dimensions::<4>(NAME, "q_BTHK", &saved.q_BTHK)?;
+    let plan = saved.plan()?;
     let output_gradient = match upstream.o_BTHV {
         Some(gradient) => dense("gradient of o", &gradient)?,
         None => saved.v_BTHV.f_zeros_like()?,
@@ -169,15 +225,15 @@ fn backward(
     let last_gradient =
         upstream.state_BHKV.map(|gradient| dense("gradient of the state", &gradient)).transpose()?;
     let like = |tensor: &Tensor| make(&tensor.size(), Kind::Float, tensor);
-    let of_heads = || make(&[batch, heads, key], Kind::Float, &saved.q_BTHK);
     let (query, keys, values) = (like(&saved.q_BTHK)?, like(&saved.k_BTHK)?, like(&saved.v_BTHV)?);
     let decay = match (wanted.log_decay, saved.is_by_token()) {
         (false, _) => None,
         (true, true) => Some(like(&saved.decay)?),
-        (true, false) => Some(of_heads()?),
+        (true, false) => Some(plan.by_segment(&saved.q_BTHK)?),
     };
-    let bonus = saved.bonus_HK.as_ref().map(|_| of_heads()).transpose()?;
+    let bonus = saved.bonus_HK.as_ref().map(|_| plan.by_segment(&saved.q_BTHK)).transpose()?;
     let initial = saved.initial_BHKV.as_ref().map(like).transpose()?;
+    let state_gradients = plan.borders(&saved.q_BTHK)?;
     let parameters = LinearAttentionParameters {
         output_gradient: address(&output_gradient),
         last_gradient: optional_address(last_gradient.as_ref()),
@@ -187,20 +243,27 @@ fn backward(
         decay_gradient: optional_address(decay.as_ref()),
         bonus_gradient: optional_address(bonus.as_ref()),
         initial_gradient: optional_address(initial.as_ref()),
-        ..saved.parameters(scale)?
+        state_gradients: optional_address(state_gradients.as_ref()),
+        ..saved.parameters(&plan, scale)?
     };
-    let passes = [LinearAttentionPass::Queries, LinearAttentionPass::Keys, LinearAttentionPass::Values];
-    saved.launch(&passes, &parameters)?;
-    let over_batch = |sums: Tensor| sums.f_sum_dim_intlist(0, false, Kind::Float);
+    let passes = [
+        LinearAttentionPass::StateGradients,
+        LinearAttentionPass::JoinGradients,
+        LinearAttentionPass::Queries,
+        LinearAttentionPass::Keys,
+        LinearAttentionPass::Values,
+    ];
+    saved.launch(&plan, &passes, &parameters)?;
+    let summed = |sums: Tensor| sums.f_sum_dim_intlist([0_i64, 1].as_slice(), false, Kind::Float);
     Ok(Inputs {
         q_BTHK: Some(query),
         k_BTHK: Some(keys),
         v_BTHV: Some(values),
         log_decay: match decay {
-            Some(sums) if !saved.is_by_token() => Some(over_batch(sums)?),
+            Some(sums) if !saved.is_by_token() => Some(summed(sums)?),
             decay => decay,
         },
-        bonus_HK: bonus.map(over_batch).transpose()?,
+        bonus_HK: bonus.map(summed).transpose()?,
         state_BHKV: initial,
     })
 }

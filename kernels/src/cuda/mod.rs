@@ -17,7 +17,8 @@
 //! | [`projected_cross_entropy`] | vocabulary projection and loss | `cross_entropy.cu` |
 //!
 //!
-//! Gated linear attention and the scans of [`crate::scan`] have float32 kernels (`linear_attention.cu`, `scan.cu`) behind those modules.
+//! Gated linear attention and the scans of [`crate::scan`] have kernels (`linear_attention.cu`, `scan.cu`, `selective_scan.cu`)
+//! behind those modules.
 //!
 //! All but these and [`recurrent()`] are for training in bf16 mixed precision: activations bf16, parameters and the residual
 //! fp32; sequences may begin anew within, at a document's border. Everything else on a GPU (float32 around the sLSTM, states
@@ -49,7 +50,7 @@ pub use mlstm_step::{StepState, Stepped, mlstm_step, mlstm_step_down};
 pub(crate) use precise::mlstm as mlstm_precise;
 pub use recurrent::{RecurrentInput, recurrent, recurrent_fits};
 pub use residual::{add_layer_norm, residual_fits};
-pub(crate) use scan::{scan, scan_fits};
+pub(crate) use scan::{scan, scan_fits, selective_scan, selective_scan_form};
 pub(crate) use short::{fits as mlstm_short_fits, mlstm as mlstm_short};
 pub use slstm::{SlstmSequence, slstm, slstm_fits, slstm_from, slstm_rounds_weights};
 pub use step_product::{step_down, step_down_fits, step_up, step_up_fits};
@@ -92,6 +93,12 @@ pub fn enabled(device: Device) -> bool {
 /// Whether the float32 kernels take these activations, whose last axis has pieces of `width` numbers.
 pub(crate) fn float32_fits(tensors: &[&Tensor], width: i64) -> bool {
     width % 8 == 0 && tensors.iter().all(|tensor| tensor.kind() == Kind::Float && enabled(tensor.device()))
+}
+
+/// Whether there is a kernel for the convolution of `x_BTD` by four taps: float32 or bf16 on a GPU, channels in eights.
+pub(crate) fn conv_fits(x_BTD: &Tensor) -> bool {
+    let known = matches!(x_BTD.kind(), Kind::Float | Kind::BFloat16);
+    known && x_BTD.size().last().is_some_and(|width| width % 8 == 0) && enabled(x_BTD.device())
 }
 
 /// Whether there is a float32 kernel for the norm of pieces of `width` numbers.
@@ -286,7 +293,7 @@ fn make(shape: &[i64], kind: Kind, like: &Tensor) -> Result<Tensor, BoxError> {
     Ok(Tensor::f_empty(shape, (kind, like.device()))?)
 }
 
-fn address(tensor: &Tensor) -> u64 {
+pub(crate) fn address(tensor: &Tensor) -> u64 {
     tensor.data_ptr() as u64
 }
 

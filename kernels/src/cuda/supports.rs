@@ -5,7 +5,7 @@
 
 use tch::{Device, Kind};
 use xlstm_cuda::linear_attention::LinearAttentionSizes;
-use xlstm_cuda::scan::Scan;
+use xlstm_cuda::selective_scan::SelectiveScanForm;
 
 /// What a pass through a model asks for.
 #[derive(Debug, Clone, Copy)]
@@ -84,7 +84,7 @@ pub fn supports_recurrence(device: Device, kind: Kind, recurrence: Recurrence) -
                 )),
             }
         }
-        Recurrence::SelectiveScan { states } if !Scan::Selective(narrow(states)).is_known() => {
+        Recurrence::SelectiveScan { states } if SelectiveScanForm::plain(narrow(states)).is_none() => {
             Err(format!("{states} states of a channel; kernels take 8 or 16"))
         }
         Recurrence::Scan | Recurrence::SelectiveScan { .. } => Ok(()),

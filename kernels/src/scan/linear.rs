@@ -57,7 +57,7 @@ pub fn linear_scan(input: &LinearScanInput<'_>, kernel: ScanKernel) -> Result<Li
     }
     let (decay_BTD, x_BTD) = (input.decay_BTD.to_kind(kind), input.x_BTD.to_kind(kind));
     let state_BD = input.state_BD.map(|state| state.to_kind(kind));
-    let h_BTD = match kernel.of(Scan::Linear, &x_BTD, NAME, "x_BTD")? {
+    let h_BTD = match kernel.of(cuda::scan_fits(&x_BTD), &x_BTD, NAME, "x_BTD")? {
         ScanKernel::Reference => reference(&decay_BTD, &x_BTD, state_BD.as_ref(), input.resets_BT),
         kernel => {
             let inputs =
@@ -146,13 +146,7 @@ fn forward(saved: &Saved, x_BTD: &Tensor) -> Result<Tensor, BoxError> {
 fn parameters(saved: &Saved, x_BTD: &Tensor, h_BTD: &Tensor) -> ScanParameters {
     ScanParameters {
         resets: cuda::optional_address(saved.resets_BT.as_ref()),
-        inputs: [
-            cuda::optional_address(Some(&saved.decay_BTD)),
-            cuda::optional_address(Some(x_BTD)),
-            0,
-            0,
-            0,
-        ],
+        inputs: [cuda::optional_address(Some(&saved.decay_BTD)), cuda::optional_address(Some(x_BTD)), 0, 0],
         initial: [cuda::optional_address(saved.initial_BD.as_ref()), 0, 0],
         output: cuda::optional_address(Some(h_BTD)),
         ..ScanParameters::default()
@@ -195,7 +189,6 @@ fn backward(saved: &Saved, upstream_BTD: &Tensor) -> Result<Inputs<Option<Tensor
             gradients: [
                 cuda::optional_address(decay_BTD.as_ref()),
                 cuda::optional_address(x_BTD.as_ref()),
-                0,
                 0,
                 0,
             ],

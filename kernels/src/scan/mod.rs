@@ -4,23 +4,26 @@
 //! |---|---|---|
 //! | [`linear_scan`] | HGRN | a number for each channel |
 //! | [`selective_scan`] | Mamba | N numbers for each channel |
+//! | [`gated_selective_scan`] | Mamba, with what stands between its products | the same |
 //! | [`wkv`] | RWKV-4 | a weighted mean: numerator, denominator and their common scale |
 //!
 //! The ladder of each: `Reference`, a loop of libtorch calls; `Composed`, all steps at once by doubling (step t takes in
-//! step t − s, for s = 1, 2, 4 …); `Fused`, one call on the CPU (`cpu/scan.h`) or, in float32, on a GPU (`cuda/scan.cu`). The last two
-//! have a backward pass by hand, and compute in fp32 what is bf16.
+//! step t − s, for s = 1, 2, 4 …); `Fused`, one call on the CPU (`cpu/scan.h`) or, in float32, on a GPU (`cuda/scan.cu`,
+//! `cuda/selective_scan.cu`). The last two have a backward pass by hand, and compute in fp32 what is bf16.
 
+mod gated;
 mod linear;
 mod selective;
 mod wkv;
 
+pub use gated::{GatedScanInput, gated_selective_scan};
 pub use linear::{LinearScanInput, LinearScanOutput, linear_scan};
 pub use selective::{SelectiveScanInput, SelectiveScanOutput, selective_scan};
 pub use wkv::{WkvInput, WkvOutput, WkvState, wkv};
 
-use crate::{KernelError, cuda};
+use crate::KernelError;
 use tch::{Device, Tensor};
-use xlstm_cuda::scan::{SAVED_EVERY as SAVED_EVERY_ON_GPU, Scan};
+use xlstm_cuda::scan::SAVED_EVERY as SAVED_EVERY_ON_GPU;
 
 /// The same on the CPU; mirrors `kScanChunk` in `cpu/scan.h`.
 const SAVED_EVERY: i64 = 64;
@@ -50,16 +53,16 @@ pub enum ScanKernel {
 }
 
 impl ScanKernel {
-    /// The version for a scan of `x_BTD`, which the function `function` calls `argument`.
+    /// The version for a scan of `x_BTD`, which the function `function` calls `argument`; `on_gpu`: whether there is a kernel.
     fn of(
         self,
-        scan: Scan,
+        on_gpu: bool,
         x_BTD: &Tensor,
         function: &'static str,
         argument: &'static str,
     ) -> Result<Self, KernelError> {
         let device = x_BTD.device();
-        let fused = device == Device::Cpu || cuda::scan_fits(scan, x_BTD);
+        let fused = device == Device::Cpu || on_gpu;
         match self {
             Self::Auto if fused => Ok(Self::Fused),
             Self::Auto => Ok(Self::Composed),

@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 use xlstm_bridge::autograd::{checkpoint, node};
 use xlstm_bridge::named::Named;
 use xlstm_bridge::{BoxError, BridgeError, named_tensors};
-use xlstm_cuda::scan::{Scan, ScanParameters};
+use xlstm_cuda::selective_scan::{SelectiveScanForm, SelectiveScanParameters};
 
 /// Steps at a time of the composed version, whose memory is N times that of its input.
 const COMPOSED_CHUNK: i64 = 128;
@@ -46,7 +46,7 @@ pub struct SelectiveScanInput<'a> {
 /// Result of [`selective_scan`].
 #[derive(Debug)]
 pub struct SelectiveScanOutput {
-    /// `(B, T, D)`, in the computing type.
+    /// `(B, T, D)`, in the computing type ([`gated_selective_scan`](super::gated_selective_scan): in that of its input).
     pub y_BTD: Tensor,
     /// S after the last step, `(B, D, N)`, in the computing type.
     pub state_BDN: Tensor,
@@ -75,8 +75,8 @@ pub fn selective_scan(
         state_BDN: state_BDN.as_ref(),
         resets_BT: input.resets_BT,
     };
-    let states = u32::try_from(a_DN.size()[1]).unwrap_or(u32::MAX);
-    match kernel.of(Scan::Selective(states), &u_BTD, NAME, "u_BTD")? {
+    let on_gpu = cuda::selective_scan_form(&u_BTD, a_DN.size()[1], false).is_some();
+    match kernel.of(on_gpu, &u_BTD, NAME, "u_BTD")? {
         ScanKernel::Reference => Ok(reference(&converted)),
         ScanKernel::Composed => composed(&converted),
         ScanKernel::Auto | ScanKernel::Fused => fused(&converted),
@@ -240,14 +240,10 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn scan(self) -> Scan {
-        Scan::Selective(u32::try_from(self.states).unwrap_or(u32::MAX))
-    }
-
     /// Blocks of channels that leave a sum of the gradients of B and C each.
-    fn groups_on_gpu(self) -> Result<i64, BoxError> {
+    fn groups_on_gpu(self, form: SelectiveScanForm) -> Result<i64, BoxError> {
         let (batch, width) = (u32::try_from(self.batch)?, u32::try_from(self.width)?);
-        Ok(i64::from(self.scan().launch(batch, width, true).parts))
+        Ok(i64::from(form.launch(batch, width, true).parts))
     }
 }
 
@@ -273,24 +269,36 @@ fn forward(
     if device == Device::Cpu {
         call!(kind, selective_scan_forward_f32, selective_scan_forward_f64, &problem(&saved, sizes));
     } else {
-        // SAFETY: dense tensors on one GPU, of the sizes that `sizes` states.
-        unsafe { cuda::scan(sizes.scan(), &saved.outputs.y_BTD, parameters(&saved), false)? };
+        let form = form(&saved)?;
+        // SAFETY: dense float32 tensors on one GPU, of the sizes that `sizes` states.
+        unsafe { cuda::selective_scan(form, &saved.outputs.y_BTD, parameters(&saved), false)? };
     }
     Ok((Outputs { y_BTD, state_BDN }, saved))
 }
 
+/// What the GPU's kernels are compiled for; whoever chose them has asked before.
+fn form(saved: &Saved) -> Result<SelectiveScanForm, BoxError> {
+    let states = saved.outputs.state_BDN.size().last().copied().unwrap_or(0);
+    let form = cuda::selective_scan_form(&saved.outputs.y_BTD, states, false);
+    form.ok_or_else(|| format!("no kernel for {states} states").into())
+}
+
 /// What the GPU's kernels are given.
-fn parameters(saved: &Saved) -> ScanParameters {
+fn parameters(saved: &Saved) -> SelectiveScanParameters {
     let Inputs { u_BTD, step_BTD, a_DN, write_BTN, read_BTN, state_BDN } = &saved.inputs;
-    ScanParameters {
-        resets: cuda::optional_address(saved.resets_BT.as_ref()),
-        inputs: [u_BTD, step_BTD, a_DN, write_BTN, read_BTN]
-            .map(|input| cuda::optional_address(input.as_ref())),
-        initial: [cuda::optional_address(state_BDN.as_ref()), 0, 0],
-        output: cuda::optional_address(Some(&saved.outputs.y_BTD)),
-        last: [cuda::optional_address(Some(&saved.outputs.state_BDN)), 0, 0],
-        saved: [cuda::optional_address(saved.states_BCND.as_ref()), 0, 0],
-        ..ScanParameters::default()
+    let to = |tensor: &Option<Tensor>| cuda::optional_address(tensor.as_ref());
+    SelectiveScanParameters {
+        resets: to(&saved.resets_BT),
+        u: to(u_BTD),
+        step: to(step_BTD),
+        a: to(a_DN),
+        write: to(write_BTN),
+        read: to(read_BTN),
+        initial: to(state_BDN),
+        output: cuda::address(&saved.outputs.y_BTD),
+        last: cuda::address(&saved.outputs.state_BDN),
+        saved: to(&saved.states_BCND),
+        ..SelectiveScanParameters::default()
     }
 }
 
@@ -326,7 +334,7 @@ fn backward(
     let y_gradient = dense(upstream.y_BTD).unwrap_or_else(|| saved.outputs.y_BTD.zeros_like());
     let last_gradient = dense(upstream.state_BDN);
     let on_cpu = saved.outputs.y_BTD.device() == Device::Cpu;
-    let groups = if on_cpu { width.min(MAX_GROUPS) } else { sizes.groups_on_gpu()? };
+    let groups = if on_cpu { width.min(MAX_GROUPS) } else { sizes.groups_on_gpu(form(saved)?)? };
     let sums = |size: &[i64]| beside(&saved.outputs.y_BTD, size);
     let results = Inputs {
         u_BTD: Some(sums(&[batch, time, width])),
@@ -346,16 +354,20 @@ fn backward(
         );
     } else {
         let Inputs { u_BTD, step_BTD, a_DN, write_BTN, read_BTN, state_BDN } = &results;
-        let parameters = ScanParameters {
-            output_gradient: cuda::optional_address(Some(&y_gradient)),
-            last_gradient: [cuda::optional_address(last_gradient.as_ref()), 0],
-            gradients: [u_BTD, step_BTD, a_DN, write_BTN, read_BTN]
-                .map(|gradient| cuda::optional_address(gradient.as_ref())),
-            initial_gradient: [cuda::optional_address(state_BDN.as_ref()), 0],
+        let to = |tensor: &Option<Tensor>| cuda::optional_address(tensor.as_ref());
+        let parameters = SelectiveScanParameters {
+            output_gradient: cuda::address(&y_gradient),
+            last_gradient: to(&last_gradient),
+            u_gradient: to(u_BTD),
+            step_gradient: to(step_BTD),
+            a_gradient: to(a_DN),
+            write_gradient: to(write_BTN),
+            read_gradient: to(read_BTN),
+            initial_gradient: to(state_BDN),
             ..parameters(saved)
         };
-        // SAFETY: as in `forward`; gradients have the shapes that `scan.cu` states.
-        unsafe { cuda::scan(sizes.scan(), &saved.outputs.y_BTD, parameters, true)? };
+        // SAFETY: as in `forward`; gradients have the shapes that `selective_scan.cu` states.
+        unsafe { cuda::selective_scan(form(saved)?, &saved.outputs.y_BTD, parameters, true)? };
     }
     let total =
         |sums: Option<Tensor>, dimension: i64| sums.map(|sums| sums.sum_dim_intlist(dimension, false, kind));

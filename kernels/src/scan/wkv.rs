@@ -98,7 +98,7 @@ pub fn wkv(input: &WkvInput<'_>, kernel: ScanKernel) -> Result<WkvOutput, Kernel
         state: Some(&state),
         resets_BT: input.resets_BT,
     };
-    match kernel.of(Scan::Wkv, &k_BTD, NAME, "k_BTD")? {
+    match kernel.of(cuda::scan_fits(&k_BTD), &k_BTD, NAME, "k_BTD")? {
         ScanKernel::Reference => Ok(reference(&converted, &state)),
         ScanKernel::Composed => composed(&converted, &state),
         ScanKernel::Auto | ScanKernel::Fused => fused(&converted, &state),
@@ -327,7 +327,7 @@ fn parameters(saved: &Saved) -> ScanParameters {
         .map(|tensor| cuda::optional_address(Some(tensor)));
     ScanParameters {
         resets: cuda::optional_address(resets_BT.as_ref()),
-        inputs: [omega, bonus, k, v, 0],
+        inputs: [omega, bonus, k, v],
         initial: all([&inputs.numerator_BD, &inputs.denominator_BD, maximum_BD]),
         output: cuda::optional_address(Some(&outputs.y_BTD)),
         last: all([&outputs.numerator_BD, &outputs.denominator_BD, &outputs.maximum_BD]),
@@ -385,7 +385,7 @@ fn backward(saved: &Saved, upstream: Outputs<Option<Tensor>>) -> Result<Inputs<O
         let parameters = ScanParameters {
             output_gradient: to(&y_gradient),
             last_gradient: last.each_ref().map(|gradient| cuda::optional_address(gradient.as_ref())),
-            gradients: [to(omega_D), to(bonus_D), to(k_BTD), to(v_BTD), 0],
+            gradients: [to(omega_D), to(bonus_D), to(k_BTD), to(v_BTD)],
             initial_gradient: [to(numerator_BD), to(denominator_BD)],
             ..parameters(saved)
         };

@@ -12,7 +12,7 @@
 use tch::{Device, Kind, Tensor};
 use xlstm_kernels::conv::{ConvInput, causal_conv_silu};
 use xlstm_kernels::cuda::Recurrence;
-use xlstm_kernels::scan::{ScanKernel, SelectiveScanInput, selective_scan};
+use xlstm_kernels::scan::{GatedScanInput, ScanKernel, gated_selective_scan};
 use xlstm_manifests::recipe::architecture::{MAMBA_TAPS, MambaConfig};
 
 use super::block::{Block, BlockCall, BlockState};
@@ -138,7 +138,6 @@ fn first_steps(count: i64) -> Result<Vec<f32>> {
 
 impl Block for MambaBlock {
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
-        let kind = x_BTC.kind();
         let both_BTD = product(&self.norm.apply(x_BTC)?, &self.input, call.precision)?;
         let halves = both_BTD.f_chunk(2, -1)?;
         let state = |name: &str| call.state.map(|state| state.need(name)).transpose();
@@ -152,22 +151,23 @@ impl Block for MambaBlock {
         })?;
         let selected = product(&convolved.y_BTD, &self.selection, call.precision)?;
         let parts = selected.f_split_with_sizes([self.rank, self.states, self.states], -1)?;
-        let step = product(&parts[0], &self.step, call.precision)?.f_to_kind(kind)?;
-        let u_BTD = convolved.y_BTD.f_to_kind(kind)?;
-        let scanned = selective_scan(
-            &SelectiveScanInput {
-                u_BTD: &u_BTD,
-                step_BTD: &(step + &self.step_bias).f_softplus()?,
+        let raw_step_BTD = product(&parts[0], &self.step, call.precision)?;
+        let scanned = gated_selective_scan(
+            &GatedScanInput {
+                u_BTD: &convolved.y_BTD,
+                raw_step_BTD: &raw_step_BTD,
+                step_bias_D: &self.step_bias,
                 a_DN: &self.a_log.f_exp()?.f_neg()?,
                 write_BTN: &parts[1],
                 read_BTN: &parts[2],
+                skip_D: &self.skip,
+                gate_BTD: &halves[1],
                 state_BDN: memory.as_ref(),
                 resets_BT: call.resets_BT,
             },
             ScanKernel::Auto,
         )?;
-        let gated = (scanned.y_BTD + u_BTD * &self.skip) * halves[1].f_silu()?;
-        let x_BTC = x_BTC + call.dropped(product(&gated, &self.output, call.precision)?, 0)?;
+        let x_BTC = x_BTC + call.dropped(product(&scanned.y_BTD, &self.output, call.precision)?, 0)?;
         let state = BlockState::new([(CONVOLUTION, convolved.state), (MEMORY, scanned.state_BDN)]);
         Ok((x_BTC, state))
     }

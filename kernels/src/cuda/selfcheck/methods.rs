@@ -4,19 +4,21 @@
 use tch::{Device, Kind, Tensor};
 use xlstm_cuda::linear_attention::LinearAttentionSizes;
 use xlstm_cuda::scan::Scan;
+use xlstm_cuda::selective_scan::SelectiveScanForm;
 use xlstm_cuda::{Architecture, Specialization};
 
-use super::{Check, PRECISE, Subject};
+use super::{Check, PRECISE, ROUNDING, Subject};
 use crate::KernelError;
 use crate::linear_attention::{
     LinearAttentionInput, LinearAttentionKernel, LinearAttentionOptions, LogDecay, linear_attention,
 };
 use crate::scan::{
-    LinearScanInput, ScanKernel, SelectiveScanInput, WkvInput, WkvState, linear_scan, selective_scan, wkv,
+    GatedScanInput, LinearScanInput, ScanKernel, SelectiveScanInput, WkvInput, WkvState,
+    gated_selective_scan, linear_scan, selective_scan, wkv,
 };
 
 /// Batch, tokens, heads, keys and values of a head, method, and what stands at the borders.
-const ATTENTION: [(i64, i64, i64, i64, i64, Method, Borders); 15] = [
+const ATTENTION: [(i64, i64, i64, i64, i64, Method, Borders); 20] = [
     (3, 65, 2, 64, 64, Method::Rwkv6, Borders::None),
     (3, 65, 2, 64, 64, Method::Rwkv6, Borders::Resets),
     (3, 65, 2, 64, 64, Method::Rwkv6, Borders::State),
@@ -32,6 +34,12 @@ const ATTENTION: [(i64, i64, i64, i64, i64, Method, Borders); 15] = [
     (5, 17, 1, 16, 32, Method::Gla, Borders::Both),
     (1, 9, 1, 512, 512, Method::Gla, Borders::Both),
     (2, 20, 2, 32, 16, Method::Rwkv6, Borders::Both),
+    // Long enough to be cut into segments, whose last is shorter.
+    (2, 333, 2, 64, 64, Method::Rwkv6, Borders::None),
+    (2, 333, 2, 64, 64, Method::Rwkv6, Borders::Both),
+    (1, 200, 2, 64, 64, Method::Rwkv5, Borders::State),
+    (2, 333, 2, 128, 256, Method::Gla, Borders::Both),
+    (1, 200, 1, 128, 256, Method::Retnet, Borders::Resets),
 ];
 
 /// Batch, tokens, channels, and what stands at the borders.
@@ -142,8 +150,16 @@ fn normal(shape: &[i64], device: Device) -> Tensor {
 
 /// What the checks use of these sources.
 pub(super) fn specializations(architecture: Architecture) -> Vec<Specialization> {
-    let mut wanted: Vec<Specialization> =
-        STATES.map(|states| Scan::Selective(states as u32).specialization(architecture)).into();
+    let mut wanted = vec![Scan::Linear.specialization(architecture)];
+    for states in STATES {
+        let states = states as u32;
+        let forms = [
+            SelectiveScanForm::plain(states),
+            SelectiveScanForm::gated(states, false),
+            SelectiveScanForm::gated(states, true),
+        ];
+        wanted.extend(forms.into_iter().flatten().map(|form| form.specialization(architecture)));
+    }
     for (_, _, _, key, value, method, _) in ATTENTION {
         let sizes = LinearAttentionSizes::new(key as u32, value as u32, method.has_bonus());
         wanted.extend(sizes.map(|sizes| sizes.specialization(architecture)));
@@ -212,6 +228,10 @@ pub(super) fn scans(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), K
                 case(&format!("selective, {states} states,")),
                 device,
             )?);
+            for kind in [Kind::Float, Kind::BFloat16] {
+                let name = format!("gated, {states} states, {kind:?},");
+                take(check_gated(&size, states, kind, &drawn, case(&name), device)?);
+            }
         }
     }
     Ok(())
@@ -345,6 +365,62 @@ fn check_selective(
     .check()
 }
 
+/// Inputs that the kernel reads as bf16 are numbers of bf16 here too; their gradients are rounded to it.
+fn check_gated(
+    size: &[i64; 3],
+    states: i64,
+    kind: Kind,
+    (borders, resets_BT): &(Borders, Option<Tensor>),
+    case: String,
+    device: Device,
+) -> Result<Check, KernelError> {
+    let has_state = borders.has_state();
+    let [batch, tokens, width] = *size;
+    let rounded = |tensor: Tensor| tensor.to_kind(kind).to_kind(Kind::Float);
+    // Gates are the second half of a wider tensor, as they are in the model.
+    let mut inputs = vec![
+        ("u", rounded(normal(size, device))),
+        ("raw step", rounded(normal(size, device) * 2.0)),
+        ("step bias", normal(&[width], device) - 2.0),
+        ("A", -(normal(&[width, states], device) + 1.0).exp()),
+        ("B", normal(&[batch, tokens, states], device)),
+        ("C", normal(&[batch, tokens, states], device)),
+        ("skip", normal(&[width], device)),
+        ("both halves", rounded(normal(&[batch, tokens, 2 * width], device))),
+    ];
+    if has_state {
+        inputs.push(("state", normal(&[batch, width, states], device)));
+    }
+    let compute = |x: &[Tensor], kernel: ScanKernel, kind: Kind| {
+        let [u_BTD, raw_step_BTD, both] = [&x[0], &x[1], &x[7]].map(|tensor| tensor.to_kind(kind));
+        let input = GatedScanInput {
+            u_BTD: &u_BTD,
+            raw_step_BTD: &raw_step_BTD,
+            step_bias_D: &x[2],
+            a_DN: &x[3],
+            write_BTN: &x[4],
+            read_BTN: &x[5],
+            skip_D: &x[6],
+            gate_BTD: &both.narrow(2, width, width),
+            state_BDN: if has_state { x.last() } else { None },
+            resets_BT: resets_BT.as_ref(),
+        };
+        let output = gated_selective_scan(&input, kernel)?;
+        Ok(borders.outputs(vec![output.y_BTD.to_kind(x[2].kind()), output.state_BDN]))
+    };
+    Subject {
+        kernel: "selective_scan",
+        case,
+        inputs,
+        outputs: borders.names(&["y", "state"]),
+        ours: &|x| compute(x, ScanKernel::Fused, kind),
+        libtorch: &|x| compute(x, ScanKernel::Reference, x[2].kind()),
+        rounding: if kind == Kind::Float { PRECISE } else { ROUNDING },
+        mask: None,
+    }
+    .check()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -359,6 +435,6 @@ mod tests {
         };
         attention(Device::Cpu, &mut take).unwrap();
         scans(Device::Cpu, &mut take).unwrap();
-        assert_eq!(count, ATTENTION.len() + SCANS.len() * (2 + STATES.len()));
+        assert_eq!(count, ATTENTION.len() + SCANS.len() * (2 + 3 * STATES.len()));
     }
 }
