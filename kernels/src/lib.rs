@@ -14,7 +14,8 @@
 //! | [`linear::linear`] | – | libtorch, own product |
 //! | [`cross_entropy::projected_cross_entropy`] | – | composed, fused |
 //! | [`linear_attention::linear_attention`] | GLA, HGRN2, RetNet, RWKV-5, RWKV-6 | step loop, chunks, fused loop |
-//! | [`scan::linear_scan`], [`scan::selective_scan`], [`scan::wkv`] | HGRN, Mamba, RWKV-4 | step loop, doubling, fused loop |
+//! | [`scan::linear_scan`], [`scan::selective_scan`], [`scan::gated_selective_scan`], [`scan::wkv`] | HGRN, Mamba, RWKV-4 | step loop, doubling, fused loop |
+//! | [`token_shift::token_shift`] | RWKV | composed, fused on a GPU |
 //! | [`long_convolution::long_convolution`] | H3, Hyena | libtorch |
 //!
 //! Names of tensors end in their shape: `x_BTD` has dimensions batch, time, width. The letters, everywhere:
@@ -54,6 +55,7 @@ mod recurrent;
 pub mod scan;
 mod shape;
 pub mod slstm;
+pub mod token_shift;
 pub mod z_loss;
 
 pub use error::KernelError;

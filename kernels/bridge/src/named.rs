@@ -35,6 +35,24 @@ pub trait Named<T>: Sized {
     fn map<U>(self, function: impl FnMut(T) -> U) -> Self::As<U>;
 }
 
+/// Values that have numbers for names.
+impl<T, const N: usize> Named<T> for [T; N] {
+    type As<U> = [U; N];
+    const COUNT: usize = N;
+
+    fn into_values(self) -> Vec<T> {
+        self.into()
+    }
+
+    fn from_values(values: &mut dyn Iterator<Item = T>) -> Option<Self> {
+        values.take(N).collect::<Vec<T>>().try_into().ok()
+    }
+
+    fn map<U>(self, function: impl FnMut(T) -> U) -> [U; N] {
+        <[T; N]>::map(self, function)
+    }
+}
+
 /// What a node keeps for its backward pass. Made by [`named_tensors!`](crate::named_tensors).
 pub trait Saved: Sized {
     /// Append the tensors in their order, `None` for those that are absent.

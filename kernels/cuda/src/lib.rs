@@ -32,6 +32,7 @@ pub mod slstm;
 mod source;
 mod specialization;
 pub mod step_product;
+pub mod token_shift;
 
 pub use architecture::Architecture;
 pub use cache::Cache;

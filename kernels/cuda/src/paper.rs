@@ -7,6 +7,7 @@ use crate::selective_scan::SelectiveScanForm;
 use crate::short::ShortSizes;
 use crate::slstm::Direction;
 use crate::step_product::{ProductSizes, ProductStage};
+use crate::token_shift::TokenShiftForm;
 use crate::{Architecture, MlstmSizes, SlstmSizes, Source, Specialization};
 
 /// Every compilation that a model of the paper needs: mLSTM heads of 384 to 1280 (125M to 2.7B) and 64 and 128
@@ -48,6 +49,12 @@ pub fn paper_specializations(everything: bool) -> Vec<Specialization> {
         all.push(Specialization::scan(architecture));
         let selective = [SelectiveScanForm::plain(16), SelectiveScanForm::gated(16, false)];
         all.extend(selective.into_iter().flatten().map(|form| form.specialization(architecture)));
+        let shifts = [(2, false), (3, false), (4, false), (1, false), (5, true)];
+        all.extend(
+            shifts.map(|(mixes, own)| {
+                TokenShiftForm { mixes, own, float32: false }.specialization(architecture)
+            }),
+        );
         // RWKV-5 and RWKV-6; HGRN2; RetNet and GLA.
         let attention: &[(u32, u32, bool)] =
             if whole { &[(64, 64, true), (128, 128, false), (128, 256, false)] } else { &[(64, 64, true)] };

@@ -38,6 +38,8 @@ pub enum Source {
     Scan,
     /// Mamba's selective scan.
     SelectiveScan,
+    /// RWKV's mixes of each token with the one before.
+    TokenShift,
     /// Convolution, norms and gates between the matrix products.
     Pointwise,
     /// Convolution, queries, keys, values and gates of an mLSTM block.
@@ -73,6 +75,7 @@ impl Source {
             Self::LinearAttention => "linear_attention.cu",
             Self::Scan => "scan.cu",
             Self::SelectiveScan => "selective_scan.cu",
+            Self::TokenShift => "token_shift.cu",
             Self::Pointwise => "pointwise.cu",
             Self::Inner => "inner.cu",
             Self::Projections => "projections.cu",
@@ -99,6 +102,7 @@ impl Source {
             Self::LinearAttention => include_str!("../linear_attention.cu"),
             Self::Scan => include_str!("../scan.cu"),
             Self::SelectiveScan => include_str!("../selective_scan.cu"),
+            Self::TokenShift => include_str!("../token_shift.cu"),
             Self::Pointwise => include_str!("../pointwise.cu"),
             Self::Inner => include_str!("../inner.cu"),
             Self::Projections => include_str!("../projections.cu"),
@@ -150,6 +154,7 @@ impl Source {
             ],
             Self::Scan => &["linear_scan_backward", "linear_scan_forward", "wkv_backward", "wkv_forward"],
             Self::SelectiveScan => &["selective_scan_backward", "selective_scan_forward"],
+            Self::TokenShift => &["token_shift", "token_shift_backward"],
             Self::Pointwise => &[
                 "conv_silu",
                 "conv_silu_backward",

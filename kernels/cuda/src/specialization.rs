@@ -11,6 +11,7 @@ use crate::recurrent::RecurrentSizes;
 use crate::selective_scan::SelectiveScanForm;
 use crate::short::ShortSizes;
 use crate::step_product::ProductSizes;
+use crate::token_shift::TokenShiftForm;
 use crate::{Architecture, Source};
 
 /// Head sizes of an mLSTM layer and how it is cut.
@@ -125,6 +126,12 @@ impl Specialization {
     #[must_use]
     pub fn selective_scan(architecture: Architecture, form: SelectiveScanForm) -> Self {
         Self { source: Source::SelectiveScan, architecture, defines: form.defines() }
+    }
+
+    /// Mixes of each token with the one before, in this form.
+    #[must_use]
+    pub fn token_shift(architecture: Architecture, form: TokenShiftForm) -> Self {
+        Self { source: Source::TokenShift, architecture, defines: form.defines() }
     }
 
     /// Convolution, norms and gates for heads of `head` units (a multiple of 8, up to 1280), on activations of bf16 or of

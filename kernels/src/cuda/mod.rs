@@ -17,8 +17,8 @@
 //! | [`projected_cross_entropy`] | vocabulary projection and loss | `cross_entropy.cu` |
 //!
 //!
-//! Gated linear attention and the scans of [`crate::scan`] have kernels (`linear_attention.cu`, `scan.cu`, `selective_scan.cu`)
-//! behind those modules.
+//! Gated linear attention, the scans of [`crate::scan`] and [`crate::token_shift`] have kernels (`linear_attention.cu`,
+//! `scan.cu`, `selective_scan.cu`, `token_shift.cu`) behind those modules.
 //!
 //! All but these and [`recurrent()`] are for training in bf16 mixed precision: activations bf16, parameters and the residual
 //! fp32; sequences may begin anew within, at a document's border. Everything else on a GPU (float32 around the sLSTM, states
@@ -40,6 +40,7 @@ mod short;
 mod slstm;
 mod step_product;
 mod supports;
+mod token_shift;
 mod wrapped;
 
 pub use cross_entropy::{cross_entropy_fits, projected_cross_entropy};
@@ -55,6 +56,7 @@ pub(crate) use short::{fits as mlstm_short_fits, mlstm as mlstm_short};
 pub use slstm::{SlstmSequence, slstm, slstm_fits, slstm_from, slstm_rounds_weights};
 pub use step_product::{step_down, step_down_fits, step_up, step_up_fits};
 pub use supports::{FusedCell, Recurrence, Request, supports, supports_recurrence};
+pub(crate) use token_shift::token_shift;
 pub(crate) use wrapped::{block_projections, mlstm_output};
 pub use wrapped::{conv_silu, gelu_gate, head_norm};
 

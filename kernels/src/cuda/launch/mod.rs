@@ -99,6 +99,11 @@ pub(super) fn sum_columns(gpu: &Gpu, partial: &Tensor) -> Result<Tensor, BoxErro
     Ok(sums)
 }
 
+/// Sums of the columns of partial sums `(rows, columns)`, dense and fp32, in a fixed order: `(columns)`.
+pub(crate) fn sum_of_rows(partial: &Tensor) -> Result<Tensor, BoxError> {
+    sum_columns(Gpu::of(partial)?, partial)
+}
+
 /// Whether activations like this one are float32, rather than bf16.
 fn float32(tensor: &Tensor) -> bool {
     tensor.kind() == Kind::Float

@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 use xlstm_cuda::linear_attention::LinearAttentionSizes;
 use xlstm_cuda::scan::Scan;
 use xlstm_cuda::selective_scan::SelectiveScanForm;
+use xlstm_cuda::token_shift::TokenShiftForm;
 use xlstm_cuda::{Architecture, Specialization};
 
 use super::{Check, PRECISE, ROUNDING, Subject};
@@ -16,6 +17,8 @@ use crate::scan::{
     GatedScanInput, LinearScanInput, ScanKernel, SelectiveScanInput, WkvInput, WkvState,
     gated_selective_scan, linear_scan, selective_scan, wkv,
 };
+
+use crate::token_shift::{TokenShiftInput, composed as token_shift_composed, token_shift};
 
 /// Batch, tokens, heads, keys and values of a head, method, and what stands at the borders.
 const ATTENTION: [(i64, i64, i64, i64, i64, Method, Borders); 20] = [
@@ -54,6 +57,14 @@ const SCANS: [(i64, i64, i64, Borders); 6] = [
 
 /// States of a channel of the selective scan.
 const STATES: [i64; 2] = [8, 16];
+
+/// Batch, tokens, channels, and what stands at the borders, of mixes with the token before.
+const SHIFTS: [(i64, i64, i64, Borders); 4] = [
+    (3, 65, 132, Borders::None),
+    (3, 65, 132, Borders::Resets),
+    (2, 33, 520, Borders::Both),
+    (2, 1, 32, Borders::State),
+];
 
 /// What stands before a sequence and within it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,6 +175,10 @@ pub(super) fn specializations(architecture: Architecture) -> Vec<Specialization>
         let sizes = LinearAttentionSizes::new(key as u32, value as u32, method.has_bonus());
         wanted.extend(sizes.map(|sizes| sizes.specialization(architecture)));
     }
+    for (mixes, own) in [(2, false), (5, true)] {
+        let forms = [false, true].map(|float32| TokenShiftForm { mixes, own, float32 });
+        wanted.extend(forms.map(|form| form.specialization(architecture)));
+    }
     wanted
 }
 
@@ -235,6 +250,67 @@ pub(super) fn scans(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), K
         }
     }
     Ok(())
+}
+
+/// RWKV's mixes of each token with the one before.
+pub(super) fn shifts(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
+    for (batch, tokens, width, borders) in SHIFTS {
+        let size = [batch, tokens, width];
+        let resets_BT = borders.resets(batch, tokens, device);
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let case = |own| format!("{own}{batch}x{tokens}x{width} {kind:?}{}", borders.words());
+            let drawn = (borders, &resets_BT);
+            take(check_shift::<2>(&size, drawn, (kind, false), case("2 shares, "), device)?);
+            take(check_shift::<5>(&size, drawn, (kind, true), case("5 shares by token, "), device)?);
+        }
+    }
+    Ok(())
+}
+
+/// What tokens add is rounded as the kernel reads it; mixes are rounded once.
+fn check_shift<const M: usize>(
+    size: &[i64; 3],
+    (borders, resets_BT): (Borders, &Option<Tensor>),
+    (kind, by_token): (Kind, bool),
+    case: String,
+    device: Device,
+) -> Result<Check, KernelError> {
+    const NAMES: [&str; 5] = ["share 1", "share 2", "share 3", "share 4", "share 5"];
+    const MIXES: [&str; 5] = ["mix 1", "mix 2", "mix 3", "mix 4", "mix 5"];
+    let [batch, tokens, width] = *size;
+    let mut inputs = vec![("y", normal(size, device))];
+    inputs.extend(NAMES.iter().take(M).map(|name| (*name, normal(&[width], device).sigmoid())));
+    if by_token {
+        let own = normal(&[M as i64, batch, tokens, width], device) * 0.3;
+        inputs.push(("own", own.to_kind(kind).to_kind(Kind::Float)));
+    }
+    if borders.has_state() {
+        inputs.push(("first", normal(&[batch, width], device)));
+    }
+    let compute = |x: &[Tensor], kind: Kind, on_gpu: bool| {
+        let own_MBTC = by_token.then(|| x[1 + M].to_kind(kind));
+        let input = TokenShiftInput {
+            y_BTC: &x[0],
+            first_BC: if borders.has_state() { x.last() } else { None },
+            own_MBTC: own_MBTC.as_ref(),
+            resets_BT: resets_BT.as_ref(),
+            kind,
+        };
+        let shares: [&Tensor; M] = std::array::from_fn(|share| &x[1 + share]);
+        let mixes = if on_gpu { token_shift(&input, shares)? } else { token_shift_composed(&input, shares)? };
+        Ok(mixes.into_iter().map(|mix| mix.to_kind(x[0].kind())).collect())
+    };
+    Subject {
+        kernel: "token_shift",
+        case,
+        inputs,
+        outputs: &MIXES[..M],
+        ours: &|x| compute(x, kind, true),
+        libtorch: &|x| compute(x, x[0].kind(), false),
+        rounding: if kind == Kind::Float { PRECISE } else { ROUNDING },
+        mask: None,
+    }
+    .check()
 }
 
 fn check_linear(
@@ -435,6 +511,7 @@ mod tests {
         };
         attention(Device::Cpu, &mut take).unwrap();
         scans(Device::Cpu, &mut take).unwrap();
-        assert_eq!(count, ATTENTION.len() + SCANS.len() * (2 + 3 * STATES.len()));
+        shifts(Device::Cpu, &mut take).unwrap();
+        assert_eq!(count, ATTENTION.len() + SCANS.len() * (2 + 3 * STATES.len()) + SHIFTS.len() * 4);
     }
 }

@@ -246,6 +246,7 @@ pub fn run(
             Group::Methods => {
                 methods::attention(device, &mut take)?;
                 methods::scans(device, &mut take)?;
+                methods::shifts(device, &mut take)?;
             }
             Group::Loss => loss::cross_entropy(device, &mut take)?,
         }

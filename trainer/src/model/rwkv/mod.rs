@@ -15,6 +15,7 @@ mod time_mix;
 
 use tch::{Device, Kind, Tensor};
 use xlstm_kernels::cuda::Recurrence;
+use xlstm_kernels::token_shift::{TokenShiftInput, token_shift};
 use xlstm_manifests::recipe::architecture::{Rwkv4Config, Rwkv5Config, Rwkv6Config, RwkvConfig, RwkvVersion};
 
 use super::block::{Block, BlockCall, BlockState};
@@ -163,39 +164,56 @@ impl RwkvBlock {
 impl Block for RwkvBlock {
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
         let y_BTC = self.time_norm.apply(x_BTC)?;
-        let (before_BTC, time_last) = shifted(&y_BTC, call, TIME_SHIFT)?;
+        let (shift, time_last) = Shift::new(&y_BTC, call, TIME_SHIFT)?;
         let (mixed_BTC, mut state) = match &self.time_mix {
-            TimeMix::Four(mix) => mix.forward(&y_BTC, &before_BTC, call)?,
-            TimeMix::Five(mix) => mix.forward(&y_BTC, &before_BTC, call)?,
-            TimeMix::Six(mix) => mix.forward(&y_BTC, &before_BTC, call)?,
+            TimeMix::Four(mix) => mix.forward(&shift, call)?,
+            TimeMix::Five(mix) => mix.forward(&shift, call)?,
+            TimeMix::Six(mix) => mix.forward(&shift, call)?,
         };
         let x_BTC = x_BTC + call.dropped(mixed_BTC, 0)?;
         let y_BTC = self.channel_norm.apply(&x_BTC)?;
-        let (before_BTC, channel_last) = shifted(&y_BTC, call, CHANNEL_SHIFT)?;
-        let x_BTC = x_BTC + call.dropped(self.channel_mix.forward(&y_BTC, &before_BTC, call)?, 1)?;
+        let (shift, channel_last) = Shift::new(&y_BTC, call, CHANNEL_SHIFT)?;
+        let x_BTC = x_BTC + call.dropped(self.channel_mix.forward(&shift, call)?, 1)?;
         state.extend([(TIME_SHIFT, time_last), (CHANNEL_SHIFT, channel_last)]);
         Ok((x_BTC, BlockState::new(state)))
     }
 }
 
-/// The token before each, zeros where a document begins, and the last token, `(B, C)`.
-fn shifted(y_BTC: &Tensor, call: &BlockCall<'_>, name: &str) -> Result<(Tensor, Tensor)> {
-    let time = y_BTC.size()[1];
-    let first_BC = match call.state {
-        Some(state) => state.need(name)?,
-        None => y_BTC.f_select(1, 0)?.f_zeros_like()?,
-    };
-    let rest_BTC = y_BTC.f_narrow(1, 0, time - 1)?;
-    let mut before_BTC = Tensor::f_cat(&[first_BC.f_to_kind(y_BTC.kind())?.f_unsqueeze(1)?, rest_BTC], 1)?;
-    if let Some(resets_BT) = call.resets_BT {
-        before_BTC = before_BTC.f_masked_fill(&resets_BT.f_unsqueeze(-1)?, 0.0)?;
-    }
-    Ok((before_BTC, y_BTC.f_select(1, time - 1)?))
+/// A normed residual and what stands before its first token: what mixes are made of.
+struct Shift<'a> {
+    y_BTC: &'a Tensor,
+    first_BC: Option<Tensor>,
+    resets_BT: Option<&'a Tensor>,
+    /// The type of the products that read the mixes.
+    kind: Kind,
 }
 
-/// y ⊙ μ + s ⊙ (1 − μ).
-fn mixed(y_BTC: &Tensor, before_BTC: &Tensor, mix: &Tensor) -> Tensor {
-    y_BTC * mix + before_BTC * (-mix + 1.0)
+impl<'a> Shift<'a> {
+    /// The shift, and the last token, `(B, C)`, which is the state `name`.
+    fn new(y_BTC: &'a Tensor, call: &BlockCall<'a>, name: &'static str) -> Result<(Self, Tensor)> {
+        let first_BC = call.state.map(|state| state.need(name)).transpose()?;
+        let kind = call.precision.unwrap_or(y_BTC.kind());
+        let last_BC = y_BTC.f_select(1, y_BTC.size()[1] - 1)?;
+        Ok((Self { y_BTC, first_BC, resets_BT: call.resets_BT, kind }, last_BC))
+    }
+
+    /// Mixes by these shares of the token before, and what each token adds to them, `(M, B, T, C)`.
+    fn mixes<const M: usize>(&self, shares: [&Tensor; M], own_MBTC: Option<&Tensor>) -> Result<[Tensor; M]> {
+        let input = TokenShiftInput {
+            y_BTC: self.y_BTC,
+            first_BC: self.first_BC.as_ref(),
+            own_MBTC,
+            resets_BT: self.resets_BT,
+            kind: self.kind,
+        };
+        Ok(token_shift(&input, shares)?)
+    }
+
+    /// Mixes by shares of the token at hand: y ⊙ μ + before ⊙ (1 − μ).
+    fn mixes_of_present<const M: usize>(&self, present: [&Tensor; M]) -> Result<[Tensor; M]> {
+        let before = present.map(|share| -share + 1.0);
+        self.mixes(before.each_ref(), None)
+    }
 }
 
 /// Names a module's parameters.
@@ -275,12 +293,12 @@ impl ChannelMix {
         })
     }
 
-    fn forward(&self, y_BTC: &Tensor, before_BTC: &Tensor, call: &BlockCall<'_>) -> Result<Tensor> {
-        let mix = |mix: &Tensor| {
-            if self.of_before { mixed(before_BTC, y_BTC, mix) } else { mixed(y_BTC, before_BTC, mix) }
-        };
-        let key_BTF = product(&mix(&self.mix_k), &self.key, call.precision)?.f_relu()?.f_square()?;
-        let gate_BTC = product(&mix(&self.mix_r), &self.receptance, call.precision)?.f_sigmoid()?;
+    fn forward(&self, shift: &Shift<'_>, call: &BlockCall<'_>) -> Result<Tensor> {
+        let both = [&self.mix_k, &self.mix_r];
+        let [mix_k, mix_r] =
+            if self.of_before { shift.mixes(both, None)? } else { shift.mixes_of_present(both)? };
+        let key_BTF = product(&mix_k, &self.key, call.precision)?.f_relu()?.f_square()?;
+        let gate_BTC = product(&mix_r, &self.receptance, call.precision)?.f_sigmoid()?;
         Ok(gate_BTC * product(&key_BTF, &self.value, call.precision)?)
     }
 }

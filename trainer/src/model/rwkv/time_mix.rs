@@ -7,11 +7,12 @@ use xlstm_kernels::linear_attention::{
 use xlstm_kernels::scan::{ScanKernel, WkvInput, WkvState, wkv};
 use xlstm_manifests::recipe::architecture::{RWKV_DECAY_RANK, RWKV_MIX_RANK, RwkvConfig, RwkvVersion};
 
-use super::{Adder, BlockDepth, NORM_EPSILON, adder, mixed};
+use super::{Adder, BlockDepth, NORM_EPSILON, Shift, adder};
 use crate::error::Result;
 use crate::model::attention::by_head;
 use crate::model::block::{BlockCall, NamedTensors};
 use crate::model::parameters::{Builder, Init};
+use crate::model::recurrent::wide;
 use crate::model::{product, signed};
 
 /// What the core's result is divided by before its norm.
@@ -54,15 +55,9 @@ impl Four {
         })
     }
 
-    pub(super) fn forward(
-        &self,
-        y_BTC: &Tensor,
-        before_BTC: &Tensor,
-        call: &BlockCall<'_>,
-    ) -> Result<(Tensor, NamedTensors)> {
-        let project =
-            |mix: &Tensor, weight: &Tensor| product(&mixed(y_BTC, before_BTC, mix), weight, call.precision);
-        let [mix_k, mix_v, mix_r] = &self.mix;
+    pub(super) fn forward(&self, shift: &Shift<'_>, call: &BlockCall<'_>) -> Result<(Tensor, NamedTensors)> {
+        let [mix_k, mix_v, mix_r] = shift.mixes_of_present(self.mix.each_ref())?;
+        let project = |mix: &Tensor, weight: &Tensor| product(mix, weight, call.precision);
         let state = match call.state {
             Some(state) => Some(WkvState {
                 numerator: state.need(NUMERATOR)?,
@@ -75,14 +70,14 @@ impl Four {
             &WkvInput {
                 decay_D: &self.decay,
                 bonus_D: &self.first,
-                k_BTD: &project(mix_k, &self.key)?,
-                v_BTD: &project(mix_v, &self.value)?,
+                k_BTD: &project(&mix_k, &self.key)?,
+                v_BTD: &project(&mix_v, &self.value)?,
                 state: state.as_ref(),
                 resets_BT: call.resets_BT,
             },
             ScanKernel::Auto,
         )?;
-        let gated = output.y_BTD * project(mix_r, &self.receptance)?.f_sigmoid()?;
+        let gated = output.y_BTD * project(&mix_r, &self.receptance)?.f_sigmoid()?;
         let WkvState { numerator, denominator, maximum } = output.state;
         let state = vec![(NUMERATOR, numerator), (DENOMINATOR, denominator), (MAXIMUM, maximum)];
         Ok((product(&gated, &self.output, call.precision)?, state))
@@ -144,7 +139,7 @@ impl Core {
             resets_BT: call.resets_BT,
         };
         let output = linear_attention(&input, &LinearAttentionOptions::default())?;
-        let o_BTHV = output.o_BTHV.f_to_kind(k.kind())?.f_div_scalar(HEAD_DIVISOR)?;
+        let o_BTHV = output.o_BTHV.f_to_kind(wide(k))?.f_div_scalar(HEAD_DIVISOR)?;
         let width = [o_BTHV.size()[3]];
         let normal = o_BTHV.f_layer_norm(width, None::<&Tensor>, None::<&Tensor>, NORM_EPSILON, true)?;
         let normal_BTC = normal.f_flatten(2, 3)? * &self.norm_weight + &self.norm_bias;
@@ -186,13 +181,8 @@ impl Five {
         })
     }
 
-    pub(super) fn forward(
-        &self,
-        y_BTC: &Tensor,
-        before_BTC: &Tensor,
-        call: &BlockCall<'_>,
-    ) -> Result<(Tensor, NamedTensors)> {
-        let mixes = self.mix.each_ref().map(|mix| mixed(y_BTC, before_BTC, mix));
+    pub(super) fn forward(&self, shift: &Shift<'_>, call: &BlockCall<'_>) -> Result<(Tensor, NamedTensors)> {
+        let mixes = shift.mixes_of_present(self.mix.each_ref())?;
         let decay = self.decay.f_exp()?.f_neg()?;
         self.core.forward(mixes.each_ref(), LogDecay::Key(&decay), call)
     }
@@ -242,30 +232,24 @@ impl Six {
         })
     }
 
-    pub(super) fn forward(
-        &self,
-        y_BTC: &Tensor,
-        before_BTC: &Tensor,
-        call: &BlockCall<'_>,
-    ) -> Result<(Tensor, NamedTensors)> {
-        let kind = y_BTC.kind();
+    pub(super) fn forward(&self, shift: &Shift<'_>, call: &BlockCall<'_>) -> Result<(Tensor, NamedTensors)> {
         // These matrices are stored (in, out).
         let through = |x: &Tensor, weight_IO: &Tensor| -> Result<Tensor> {
             product(x, &weight_IO.f_transpose(0, 1)?, call.precision)
         };
-        let change_BTC = before_BTC - y_BTC;
-        let mixed_BTC = y_BTC + &change_BTC * &self.mix_x;
-        let hidden = through(&mixed_BTC, &self.mix_down)?.f_tanh()?.f_chunk(5, -1)?;
-        let mut mixes = Vec::with_capacity(5);
-        for (index, (hidden, mix)) in (0_i64..).zip(hidden.iter().zip(&self.mix)) {
-            let own = through(hidden, &self.mix_up.f_select(0, index)?)?.f_to_kind(kind)?;
-            mixes.push(y_BTC + &change_BTC * (mix + own));
-        }
-        let [w, k, v, r, g] = mixes.as_slice() else {
-            return Err(crate::error::TrainError::Internal("expected five mixes".into()));
+        let [mixed_BTC] = shift.mixes([&self.mix_x], None)?;
+        let hidden = through(&mixed_BTC, &self.mix_down)?.f_tanh()?;
+        let [batch, time, width] = shift.y_BTC.size()[..] else {
+            return Err(crate::error::TrainError::Internal("expected three axes".into()));
         };
-        let own = through(&through(w, &self.decay_down)?.f_tanh()?, &self.decay_up)?.f_to_kind(kind)?;
+        // All five in one product: (5, tokens, rank) times (5, rank, C).
+        let hidden_MNR = hidden.f_view([batch * time, 5, -1])?.f_transpose(0, 1)?;
+        let own_MNC = hidden_MNR.f_matmul(&self.mix_up.f_to_kind(hidden.kind())?)?;
+        let own_MBTC = own_MNC.f_view([5, batch, time, width])?;
+        let [w, k, v, r, g] = shift.mixes(self.mix.each_ref(), Some(&own_MBTC))?;
+        let kind = wide(shift.y_BTC);
+        let own = through(&through(&w, &self.decay_down)?.f_tanh()?, &self.decay_up)?.f_to_kind(kind)?;
         let log_decay = by_head(&(&self.decay + own).f_exp()?.f_neg()?, self.core.heads)?;
-        self.core.forward([k, v, r, g], LogDecay::Token(&log_decay), call)
+        self.core.forward([&k, &v, &r, &g], LogDecay::Token(&log_decay), call)
     }
 }
