@@ -1,4 +1,5 @@
-// Gated linear attention over a whole sequence in one launch, in float32: GLA, HGRN2, RetNet, RWKV-5, RWKV-6.
+// Gated linear attention over whole sequences: GLA, HGRN2, RetNet, RWKV-5, RWKV-6. Everything is computed in float32; queries, keys,
+// values, outputs and their gradients are read and written as float32 or bf16.
 //
 //     S_t = diag(a_t) S_{t-1} + k_t v_t^T           S: K x V for each head of each sequence
 //     o_t = scale S_t^T q_t                         BONUS: scale (S_{t-1} + diag(u) k_t v_t^T)^T q_t
@@ -36,6 +37,19 @@
 #ifndef BONUS
 #define BONUS 0  // 1: the state is read before the update, and the current step by u
 #endif
+#ifndef FLOAT32
+#define FLOAT32 1  // 0: queries, keys, values and outputs are bf16
+#endif
+
+#if FLOAT32
+typedef float Element;
+DEVICE float number(float value) { return value; }
+#else
+typedef bf16 Element;
+DEVICE float number(bf16 value) { return to_float(value); }
+DEVICE void put(bf16* to, float value) { *to = to_bf16(value); }
+#endif
+DEVICE void put(float* to, float value) { *to = value; }
 
 static constexpr int STEPS = 8;  // read ahead together
 static constexpr int OWN = 4;    // columns (or rows) of a thread
@@ -45,20 +59,20 @@ struct LinearAttentionParameters {
     int segments, segment_tokens;  // N and the tokens of all but the last; one segment: 1 and T
     int token_decay;  // 1: decays are [B, T, H, K], 0: [H, K]
     float scale;
-    const float* query;            // [B, T, H, K]
-    const float* key;              // [B, T, H, K]
-    const float* value;            // [B, T, H, V]
+    const Element* query;          // [B, T, H, K]
+    const Element* key;            // [B, T, H, K]
+    const Element* value;          // [B, T, H, V]
     const float* decay;            // a, between 0 and 1
     const float* bonus;            // u: [H, K]
     const unsigned char* resets;   // [B, T], or null
     const float* initial;          // S before the first step: [B, H, K, V], or null for zeros
-    float* output;                 // [B, T, H, V]
+    Element* output;               // [B, T, H, V]
     float* last;                   // S after the last step
-    const float* output_gradient;  // as `output`
-    const float* last_gradient;    // as `last`, or null for zeros
-    float* query_gradient;
-    float* key_gradient;
-    float* value_gradient;
+    const Element* output_gradient;  // as `output`
+    const float* last_gradient;      // as `last`, or null for zeros
+    float* query_gradient;           // unrounded: the gradients of decays are differences of sums of it
+    Element* key_gradient;
+    Element* value_gradient;
     float* decay_gradient;    // of log a: [B, T, H, K] or, summed over a segment, [B, N, H, K]; or null
     float* bonus_gradient;    // [B, N, H, K], or null
     float* initial_gradient;  // or null
@@ -82,10 +96,12 @@ struct Layout {
     static constexpr int PER = CONTRACTED / LANES;                           // contracted numbers of a thread
     static constexpr int THREADS = at_least(32, at_most(128, OWNED / OWN * LANES));
     static constexpr int BLOCK_OWNED = THREADS / LANES * OWN;
-    // Vectors read ahead: a, x, z (or y, z) along the contracted axis; y (or x, a and, for decays, k, dq) along the other.
-    static constexpr int LONG = (OVER_KEYS ? 2 : 1) + READS, SHORT = OVER_KEYS ? 1 : REVERSE ? 4 : 2;
-    static constexpr int ALONG = (OVER_KEYS ? 1 : 0) * CONTRACTED, Z = ALONG + CONTRACTED;  // where x (or y) and z stand
-    static constexpr int STEP = LONG * CONTRACTED + SHORT * BLOCK_OWNED;                    // floats
+    // Where the vectors of a step stand, in bytes. Along the contracted axis x (or y) and z, along the other y (or x and, for decays,
+    // k and dq); decays along the axis of keys.
+    static constexpr int E = sizeof(Element), DECAYS = OVER_KEYS ? CONTRACTED : BLOCK_OWNED;
+    static constexpr int DECAY = 0, ALONG = 4 * DECAYS, Z = ALONG + E * CONTRACTED, OTHER = Z + READS * E * CONTRACTED;
+    static constexpr int KEY = OTHER + E * BLOCK_OWNED, QUERY_GRADIENT = KEY + E * BLOCK_OWNED;
+    static constexpr int STEP = OVER_KEYS || !REVERSE ? KEY : QUERY_GRADIENT + 4 * BLOCK_OWNED;
     static_assert(PER % 4 == 0 && CONTRACTED == LANES * PER, "sizes are powers of two from 16 to 512");
 };
 
@@ -112,21 +128,33 @@ DEVICE float sum_of_lanes(float value) {
     return value;
 }
 
+DEVICE void load_four(float* values, const float* from) {
+    const float4 read = *reinterpret_cast<const float4*>(from);
+    values[0] = read.x, values[1] = read.y, values[2] = read.z, values[3] = read.w;
+}
+DEVICE void load_four(float* values, const bf16* from) {
+    const uint2 read = *reinterpret_cast<const uint2*>(from);
+    values[0] = low_float(read.x), values[1] = high_float(read.x);
+    values[2] = low_float(read.y), values[3] = high_float(read.y);
+}
+
 // The numbers of one thread along the contracted axis: fours that alternate with those of its neighbors.
-template <int LANES, int PER>
-DEVICE void load_slice(float (&values)[PER], const float* row, int slice) {
+template <int LANES, int PER, typename T>
+DEVICE void load_slice(float (&values)[PER], const T* row, int slice) {
 #pragma unroll
-    for (int four = 0; four < PER / 4; four++) {
-        const float4 read = *reinterpret_cast<const float4*>(row + 4 * (slice + LANES * four));
-        values[4 * four] = read.x, values[4 * four + 1] = read.y, values[4 * four + 2] = read.z, values[4 * four + 3] = read.w;
-    }
+    for (int four = 0; four < PER / 4; four++) load_four(values + 4 * four, row + 4 * (slice + LANES * four));
 }
 
 struct Sources {
-    const float* x;  // [B, T, H, K]
-    const float* y;  // [B, T, H, V]
-    const float* z;  // like y or x
+    const Element* x;  // [B, T, H, K]
+    const Element* y;  // [B, T, H, V]
+    const Element* z;  // like y or x
 };
+
+template <typename T>
+DEVICE const T* at(const char* vectors, int offset) {
+    return reinterpret_cast<const T*>(vectors + offset);
+}
 
 template <bool OVER_KEYS, bool REVERSE, bool READS>
 struct Pass {
@@ -135,7 +163,7 @@ struct Pass {
 
     const LinearAttentionParameters& p;
     const Sources from;
-    float* memory;
+    char* memory;
     int batch, head, segment;
     int begin, end;  // steps of the segment
     int first;       // the first owned column (or row) of the block
@@ -158,44 +186,44 @@ struct Pass {
     DEVICE const float* behind() const { return border<const float>(p.states, p.last, 1); }
     DEVICE const float* gradient_behind() const { return border<const float>(p.state_gradients, p.last_gradient, 1); }
 
-    template <int WIDTH>
-    DEVICE void copy(float* to, const float* source, bool contracted) const {
-        for (int at = 4 * threadIdx.x; at < WIDTH; at += 4 * L::THREADS) {
-            const bool inside = contracted || first + at < L::OWNED;
-            copy_async_16(shared_address(to + at), source + (inside ? at : 0), inside);
+    template <int WIDTH, typename T>
+    DEVICE void copy(char* to, const T* source, bool contracted) const {
+        constexpr int EACH = 16 / sizeof(T);
+        for (int index = EACH * threadIdx.x; index < WIDTH; index += EACH * L::THREADS) {
+            const bool inside = contracted || first + index < L::OWNED;
+            copy_async_16(shared_address(to + index * sizeof(T)), source + (inside ? index : 0), inside);
         }
     }
 
     // All vectors of one step into `to`.
-    DEVICE void fetch(float* to, int number) const {
+    DEVICE void fetch(char* to, int number) const {
         const int t = step_of(number);
         const int decayed = SHIFTED ? t + 1 : t;
-        float* decays = OVER_KEYS ? to : to + L::LONG * L::CONTRACTED + L::BLOCK_OWNED;
-        constexpr int DECAYS = OVER_KEYS ? L::CONTRACTED : L::BLOCK_OWNED;
         if (decayed < end) {
-            copy<DECAYS>(decays, p.decay + decay_row(decayed) * KEYS + (OVER_KEYS ? 0 : first), OVER_KEYS);
+            const float* decay = p.decay + decay_row(decayed) * KEYS + (OVER_KEYS ? 0 : first);
+            copy<L::DECAYS>(to + L::DECAY, decay, OVER_KEYS);
         } else {
             // Nothing is lost behind the last step: what is lost before the next segment's first is in the gradient behind.
-            for (int at = threadIdx.x; at < DECAYS; at += L::THREADS) decays[at] = 1.0f;
+            float* decays = reinterpret_cast<float*>(to + L::DECAY);
+            for (int index = threadIdx.x; index < L::DECAYS; index += L::THREADS) decays[index] = 1.0f;
         }
-        float* owned = to + L::LONG * L::CONTRACTED;
         if constexpr (OVER_KEYS) {
             copy<L::CONTRACTED>(to + L::ALONG, from.x + row(t) * KEYS, true);
             if constexpr (READS) copy<L::CONTRACTED>(to + L::Z, from.z + row(t) * KEYS, true);
-            copy<L::BLOCK_OWNED>(owned, from.y + row(t) * VALUES + first, false);
+            copy<L::BLOCK_OWNED>(to + L::OTHER, from.y + row(t) * VALUES + first, false);
         } else {
             copy<L::CONTRACTED>(to + L::ALONG, from.y + row(t) * VALUES, true);
             copy<L::CONTRACTED>(to + L::Z, from.z + row(t) * VALUES, true);
-            copy<L::BLOCK_OWNED>(owned, from.x + row(t) * KEYS + first, false);
+            copy<L::BLOCK_OWNED>(to + L::OTHER, from.x + row(t) * KEYS + first, false);
             if constexpr (REVERSE) {
-                copy<L::BLOCK_OWNED>(owned + 2 * L::BLOCK_OWNED, p.key + row(t) * KEYS + first, false);
-                copy<L::BLOCK_OWNED>(owned + 3 * L::BLOCK_OWNED, p.query_gradient + row(t) * KEYS + first, false);
+                copy<L::BLOCK_OWNED>(to + L::KEY, p.key + row(t) * KEYS + first, false);
+                copy<L::BLOCK_OWNED>(to + L::QUERY_GRADIENT, p.query_gradient + row(t) * KEYS + first, false);
             }
         }
     }
 
     DEVICE void fetch_chunk(int chunk) const {
-        float* to = memory + (chunk & 1) * STEPS * L::STEP;
+        char* to = memory + (chunk & 1) * STEPS * L::STEP;
         for (int index = 0; index < STEPS; index++)
             if (chunk * STEPS + index < end - begin) fetch(to + index * L::STEP, chunk * STEPS + index);
         copy_async_commit();
@@ -227,13 +255,14 @@ struct Pass {
 
     // One step: X and what is read of it. `to` is the step's vectors, `factor` what x is multiplied with.
     // Returns this lane's sum (of owned number slice % 4) without the bonus; `weight` becomes the bonus's contracted factor.
-    DEVICE float step(float (&state)[OWN][L::PER], const float* to, const float (&bonus)[L::PER], float factor, bool reset,
+    DEVICE float step(float (&state)[OWN][L::PER], const char* to, const float (&bonus)[L::PER], float factor, bool reset,
                       float& weight) const {
-        float z[L::PER], along[L::PER], sums[OWN], decays[L::PER];
-        const float* owned = to + L::LONG * L::CONTRACTED + own;
-        load_slice<L::LANES>(z, to + L::Z, slice);
-        load_slice<L::LANES>(along, to + L::ALONG, slice);
-        if constexpr (OVER_KEYS) load_slice<L::LANES>(decays, to, slice);
+        float z[L::PER], along[L::PER], sums[OWN], decays[L::PER], others[OWN];
+        load_slice<L::LANES>(z, at<Element>(to, L::Z), slice);
+        load_slice<L::LANES>(along, at<Element>(to, L::ALONG), slice);
+        if constexpr (OVER_KEYS) load_slice<L::LANES>(decays, at<float>(to, L::DECAY), slice);
+        load_four(others, at<Element>(to, L::OTHER) + own);
+        const float* lefts = at<float>(to, L::DECAY) + own;
         weight = 0.0f;
         if constexpr (OVER_KEYS) {
 #pragma unroll
@@ -246,8 +275,8 @@ struct Pass {
         }
 #pragma unroll
         for (int o = 0; o < OWN; o++) {
-            const float other = OVER_KEYS ? owned[o] : owned[o] * factor;
-            const float left = OVER_KEYS ? 0.0f : owned[L::BLOCK_OWNED + o];
+            const float other = OVER_KEYS ? others[o] : others[o] * factor;
+            const float left = OVER_KEYS ? 0.0f : lefts[o];
             float sum = 0.0f;
 #pragma unroll
             for (int c = 0; c < L::PER; c++) {
@@ -279,7 +308,7 @@ struct Pass {
                 copy_async_wait<0>();
             }
             __syncthreads();
-            const float* vectors = memory + (chunk & 1) * STEPS * L::STEP;
+            const char* vectors = memory + (chunk & 1) * STEPS * L::STEP;
             for (int index = 0; index < STEPS && chunk * STEPS + index < tokens; index++)
                 step(step_of(chunk * STEPS + index), vectors + index * L::STEP);
             __syncthreads();
@@ -292,7 +321,8 @@ struct Pass {
         return decayed < end && is_reset(decayed);
     }
 
-    DEVICE void run(float* out) const {
+    template <typename T>
+    DEVICE void run(T* out) const {
         float state[OWN][L::PER], bonus[L::PER];
         load_state(state, REVERSE ? gradient_behind() : before());
         const int mine = first + own + (slice & 3);  // the owned number whose sum this lane has
@@ -306,16 +336,17 @@ struct Pass {
         double later = 0.0, decay_sum = 0.0, bonus_sum = 0.0;
         if constexpr (!OVER_KEYS && REVERSE) later = last_read(state);
         const float factor = REVERSE ? p.scale : 1.0f, scaled = REVERSE ? 1.0f : p.scale;
-        for_each_step([&](int t, const float* to) {
+        for_each_step([&](int t, const char* to) {
             float weight;
             const float sum = step(state, to, bonus, factor, forgets(t), weight);
             if (!writes) return;
-            const float* owned = to + L::LONG * L::CONTRACTED + own + (slice & 3);
-            const float other = OVER_KEYS ? owned[0] : owned[0] * factor;
+            const int own_lane = own + (slice & 3);
+            const float read = number(at<Element>(to, L::OTHER)[own_lane]), other = OVER_KEYS ? read : read * factor;
             const float added = !BONUS ? 0.0f : OVER_KEYS ? other * weight : own_bonus * other * weight;
-            out[row(t) * L::OWNED + mine] = scaled * (sum + added);
+            put(out + row(t) * L::OWNED + mine, scaled * (sum + added));
             if constexpr (!OVER_KEYS && REVERSE) {
-                const double key = owned[2 * L::BLOCK_OWNED], query = (double)owned[0] * owned[3 * L::BLOCK_OWNED];
+                const double key = number(at<Element>(to, L::KEY)[own_lane]);
+                const double query = (double)read * at<float>(to, L::QUERY_GRADIENT)[own_lane];
                 const double both = query - key * (sum + added);
                 // Read after the update, step t itself stands on both sides; read before it, on neither.
                 double gradient = BONUS ? later - key * sum : later + both;
@@ -348,11 +379,11 @@ struct Pass {
 #pragma unroll
         for (int c = 0; c < L::PER; c++) product[c] = 1.0f;
         const float factor = REVERSE ? p.scale : 1.0f;
-        for_each_step([&](int t, const float* to) {
-            float along[L::PER], decays[L::PER];
-            const float* owned = to + L::LONG * L::CONTRACTED + own;
-            load_slice<L::LANES>(along, to + L::ALONG, slice);
-            load_slice<L::LANES>(decays, to, slice);
+        for_each_step([&](int t, const char* to) {
+            float along[L::PER], decays[L::PER], others[OWN];
+            load_slice<L::LANES>(along, at<Element>(to, L::ALONG), slice);
+            load_slice<L::LANES>(decays, at<float>(to, L::DECAY), slice);
+            load_four(others, at<Element>(to, L::OTHER) + own);
             const bool reset = forgets(t);
 #pragma unroll
             for (int c = 0; c < L::PER; c++) {
@@ -361,7 +392,7 @@ struct Pass {
                 if (reset) decays[c] = 0.0f;
                 product[c] *= decays[c];
 #pragma unroll
-                for (int o = 0; o < OWN; o++) state[o][c] = decays[c] * state[o][c] + along[c] * owned[o];
+                for (int o = 0; o < OWN; o++) state[o][c] = decays[c] * state[o][c] + along[c] * others[o];
             }
         });
         if (REVERSE) decay_once_more(state);
@@ -406,7 +437,7 @@ DEVICE Pass<OVER_KEYS, REVERSE, READS> pass_of(const LinearAttentionParameters& 
     const int lane = threadIdx.x, segment = blockIdx.z % p.segments, begin = segment * p.segment_tokens;
     return {p,
             from,
-            reinterpret_cast<float*>(shared),
+            reinterpret_cast<char*>(shared),
             (int)blockIdx.z / p.segments,
             (int)blockIdx.y,
             segment,

@@ -15,6 +15,7 @@ pub struct LinearAttentionSizes {
     key: u32,
     value: u32,
     bonus: bool,
+    float32: bool,
 }
 
 /// Threads of `JOINING` of the source.
@@ -84,16 +85,28 @@ impl LinearAttentionPass {
 
 impl LinearAttentionSizes {
     /// For heads of so many keys and values, each a power of two from 16 to 512; `None` for others, for which there is no kernel.
-    /// `bonus`: the state is read before the update, and the current step by a bonus (RWKV).
+    /// `bonus`: the state is read before the update, and the current step by a bonus (RWKV). Queries, keys, values and outputs are
+    /// float32 ([`in_bf16`](Self::in_bf16): bf16).
     #[must_use]
     pub fn new(key: u32, value: u32, bonus: bool) -> Option<Self> {
         let known = |size: u32| size.is_power_of_two() && (16..=512).contains(&size);
-        (known(key) && known(value)).then_some(Self { key, value, bonus })
+        (known(key) && known(value)).then_some(Self { key, value, bonus, float32: true })
+    }
+
+    /// The same with queries, keys, values and outputs in bf16.
+    #[must_use]
+    pub fn in_bf16(self) -> Self {
+        Self { float32: false, ..self }
     }
 
     /// What `linear_attention.cu` is compiled with.
     pub(crate) fn defines(self) -> Vec<(&'static str, u32)> {
-        vec![("KEYS", self.key), ("VALUES", self.value), ("BONUS", self.bonus.into())]
+        vec![
+            ("KEYS", self.key),
+            ("VALUES", self.value),
+            ("BONUS", self.bonus.into()),
+            ("FLOAT32", self.float32.into()),
+        ]
     }
 
     /// What to compile.
@@ -127,13 +140,17 @@ impl LinearAttentionSizes {
         let lanes = (contracted / 16).clamp(4, 32);
         let threads = (owned / OWN * lanes).clamp(32, 128);
         let block = threads / lanes * OWN;
-        let (long, short) = match pass {
-            Pass::Forward | Pass::Values => (3, 1),
-            Pass::Queries => (2, 2),
-            Pass::Keys => (2, 4),
-            Pass::States | Pass::StateGradients | Pass::JoinStates | Pass::JoinGradients => (2, 1),
+        let element = if self.float32 { 4 } else { 2 };
+        // Decays stand along the keys, of which the passes over keys read all.
+        let decays = 4 * if over_keys { contracted } else { block };
+        let step = match pass {
+            Pass::Forward | Pass::Values | Pass::Queries => decays + element * (2 * contracted + block),
+            Pass::Keys => decays + element * (2 * contracted + 2 * block) + 4 * block,
+            Pass::States | Pass::StateGradients | Pass::JoinStates | Pass::JoinGradients => {
+                decays + element * (contracted + block)
+            }
         };
-        let shared_bytes = 2 * STEPS * 4 * (long * contracted + short * block);
+        let shared_bytes = 2 * STEPS * step;
         let grid = [owned.div_ceil(block), heads, batch.saturating_mul(segments)];
         LayerLaunch { kernel: pass.kernel(), shape: LaunchShape { grid, threads, shared_bytes }, parts: 0 }
     }

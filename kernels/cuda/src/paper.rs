@@ -58,10 +58,15 @@ pub fn paper_specializations(everything: bool) -> Vec<Specialization> {
         // RWKV-5 and RWKV-6; HGRN2; RetNet and GLA.
         let attention: &[(u32, u32, bool)] =
             if whole { &[(64, 64, true), (128, 128, false), (128, 256, false)] } else { &[(64, 64, true)] };
-        all.extend(attention.iter().filter_map(|&(key, value, bonus)| {
-            let sizes = LinearAttentionSizes::new(key, value, bonus)?;
-            Some(sizes.specialization(architecture))
-        }));
+        all.extend(
+            attention
+                .iter()
+                .filter_map(|&(key, value, bonus)| {
+                    let sizes = LinearAttentionSizes::new(key, value, bonus)?;
+                    Some([sizes, sizes.in_bf16()].map(|sizes| sizes.specialization(architecture)))
+                })
+                .flatten(),
+        );
         let short: &[(u32, u32)] =
             if whole { &[(40, 64), (64, 32), (64, 64), (64, 128)] } else { &[(40, 64)] };
         all.extend(short.iter().filter_map(|&(tokens, head)| {

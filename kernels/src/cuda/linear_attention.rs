@@ -1,4 +1,5 @@
-//! Gated linear attention in float32 on the GPU, inside libtorch's autograd (`linear_attention.cu`).
+//! Gated linear attention on the GPU, inside libtorch's autograd (`linear_attention.cu`): computed in float32, from queries, keys and
+//! values in float32 or bf16.
 //!
 //! What is saved is the inputs, exp(g), the final state and, where sequences are cut into segments, the states at their borders:
 //! those in between are computed again. Three kernels of the backward pass give gradients of queries, of keys with decays and
@@ -77,27 +78,34 @@ impl Plan {
     }
 }
 
-/// Whether there is a kernel for this call: float32 on a GPU, keys and values of a head powers of two from 16 to 512, and no
-/// one asked for libtorch alone.
+/// Whether there is a kernel for this call: queries, keys and values all float32 or all bf16, on a GPU, keys and values of a head powers
+/// of two from 16 to 512, and no one asked for libtorch alone. All else is to be float32.
 pub(crate) fn linear_attention_fits(input: &LinearAttentionInput<'_>) -> bool {
+    let kind = input.q_BTHK.kind();
+    let alike = kind == input.k_BTHK.kind() && kind == input.v_BTHV.kind();
     let known = sizes(input.q_BTHK, input.v_BTHV, input.bonus_HK.is_some()).is_ok();
     let [batch, tokens, heads, _] = input.q_BTHK.size()[..] else { return false };
     let within = batch <= MAX_GRID && heads <= MAX_GRID && i32::try_from(tokens).is_ok();
-    known && within && input.q_BTHK.kind() == Kind::Float && enabled(input.q_BTHK.device())
+    let types = alike && matches!(kind, Kind::Float | Kind::BFloat16);
+    known && within && types && enabled(input.q_BTHK.device())
 }
 
 fn sizes(q_BTHK: &Tensor, v_BTHV: &Tensor, bonus: bool) -> Result<LinearAttentionSizes, BoxError> {
     let [.., key] = dimensions::<4>(NAME, "q_BTHK", q_BTHK)?;
     let [.., value] = dimensions::<4>(NAME, "v_BTHV", v_BTHV)?;
     let sizes = LinearAttentionSizes::new(u32::try_from(key)?, u32::try_from(value)?, bonus);
-    sizes.ok_or_else(|| {
+    let of_type = |sizes: LinearAttentionSizes| match q_BTHK.kind() {
+        Kind::Float => sizes,
+        _ => sizes.in_bf16(),
+    };
+    sizes.map(of_type).ok_or_else(|| {
         format!("{NAME}: expected heads of a power of two from 16 to 512, found keys of {key} and values of {value}")
             .into()
     })
 }
 
-/// As [`crate::linear_attention::linear_attention`]; all floating-point tensors are `Float` on one GPU, of shapes that the
-/// caller has checked, and [`linear_attention_fits`] says yes.
+/// As [`crate::linear_attention::linear_attention`], of shapes that the caller has checked and where [`linear_attention_fits`] says
+/// yes; the output is in the type of the values.
 ///
 /// # Errors
 /// [`KernelError`] when the GPU or its compiler fails.
@@ -130,9 +138,14 @@ pub(crate) fn linear_attention(
     Ok(LinearAttentionOutput { o_BTHV, state_BHKV })
 }
 
-/// Dense and float32, as the kernels take it.
+/// Dense and float32, as the kernels take decays and states.
 fn dense(name: &str, tensor: &Tensor) -> Result<Tensor, BoxError> {
     contiguous(NAME, name, tensor, Kind::Float)
+}
+
+/// Dense and of the type of the queries.
+fn dense_as(name: &str, tensor: &Tensor, q_BTHK: &Tensor) -> Result<Tensor, BoxError> {
+    contiguous(NAME, name, tensor, q_BTHK.kind())
 }
 
 impl Saved {
@@ -192,9 +205,9 @@ fn forward(
     let plan = Plan::new(input.q_BTHK, input.v_BTHV, input.bonus_HK.is_some())?;
     let optional = |name, tensor: Option<&Tensor>| tensor.map(|tensor| dense(name, tensor)).transpose();
     let saved = Saved {
-        q_BTHK: dense("q", input.q_BTHK)?,
-        k_BTHK: dense("k", input.k_BTHK)?,
-        v_BTHV: dense("v", input.v_BTHV)?,
+        q_BTHK: dense_as("q", input.q_BTHK, input.q_BTHK)?,
+        k_BTHK: dense_as("k", input.k_BTHK, input.q_BTHK)?,
+        v_BTHV: dense_as("v", input.v_BTHV, input.q_BTHK)?,
         decay: dense("decay", &log_decay.f_exp()?)?,
         bonus_HK: optional("bonus", input.bonus_HK)?,
         initial_BHKV: optional("state", input.state_BHKV)?,
@@ -203,7 +216,7 @@ fn forward(
         states: plan.borders(input.q_BTHK)?,
         products: plan.is_cut().then(|| plan.by_segment(input.q_BTHK)).transpose()?,
     };
-    let o_BTHV = make(&input.v_BTHV.size(), Kind::Float, input.q_BTHK)?;
+    let o_BTHV = make(&input.v_BTHV.size(), input.v_BTHV.kind(), input.q_BTHK)?;
     let parameters =
         LinearAttentionParameters { output: address(&o_BTHV), ..saved.parameters(&plan, input.scale)? };
     let passes = [LinearAttentionPass::States, LinearAttentionPass::JoinStates, LinearAttentionPass::Forward];
@@ -219,13 +232,15 @@ fn backward(
 ) -> Result<Inputs<Option<Tensor>>, BoxError> {
     let plan = saved.plan()?;
     let output_gradient = match upstream.o_BTHV {
-        Some(gradient) => dense("gradient of o", &gradient)?,
+        Some(gradient) => dense_as("gradient of o", &gradient, &saved.q_BTHK)?,
         None => saved.v_BTHV.f_zeros_like()?,
     };
     let last_gradient =
         upstream.state_BHKV.map(|gradient| dense("gradient of the state", &gradient)).transpose()?;
-    let like = |tensor: &Tensor| make(&tensor.size(), Kind::Float, tensor);
-    let (query, keys, values) = (like(&saved.q_BTHK)?, like(&saved.k_BTHK)?, like(&saved.v_BTHV)?);
+    let kind = saved.q_BTHK.kind();
+    let like = |tensor: &Tensor| make(&tensor.size(), tensor.kind(), tensor);
+    let (keys, values) = (like(&saved.k_BTHK)?, like(&saved.v_BTHV)?);
+    let query = make(&saved.q_BTHK.size(), Kind::Float, &saved.q_BTHK)?;
     let decay = match (wanted.log_decay, saved.is_by_token()) {
         (false, _) => None,
         (true, true) => Some(like(&saved.decay)?),
@@ -256,7 +271,7 @@ fn backward(
     saved.launch(&plan, &passes, &parameters)?;
     let summed = |sums: Tensor| sums.f_sum_dim_intlist([0_i64, 1].as_slice(), false, Kind::Float);
     Ok(Inputs {
-        q_BTHK: Some(query),
+        q_BTHK: Some(query.f_to_kind(kind)?),
         k_BTHK: Some(keys),
         v_BTHV: Some(values),
         log_decay: match decay {

@@ -77,7 +77,8 @@ pub enum LinearAttentionKernel {
     Reference,
     /// Chunks, with libtorch's products; any device.
     Composed,
-    /// The whole loop in one call, backward by hand; the CPU, and a GPU in float32 for heads of a power of two from 16 to 512.
+    /// The whole loop in one call, backward by hand; the CPU, and a GPU for heads of a power of two from 16 to 512. Computed in fp32;
+    /// on a GPU queries, keys and values that are all bf16 are read as they are.
     Fused,
 }
 
@@ -162,18 +163,20 @@ pub fn linear_attention(
         _ => kind,
     };
     let convert = |tensor: &Tensor| tensor.to_kind(kind);
-    let (q_BTHK, k_BTHK, v_BTHV) = (convert(input.q_BTHK), convert(input.k_BTHK), convert(input.v_BTHV));
     let decay = convert(input.log_decay.tensor());
     let (bonus_HK, state_BHKV) = (input.bonus_HK.map(convert), input.state_BHKV.map(convert));
-    let converted = LinearAttentionInput {
-        q_BTHK: &q_BTHK,
-        k_BTHK: &k_BTHK,
-        v_BTHV: &v_BTHV,
+    let prepared = LinearAttentionInput {
         log_decay: input.log_decay.with(&decay),
         bonus_HK: bonus_HK.as_ref(),
         state_BHKV: state_BHKV.as_ref(),
         ..*input
     };
+    let with_kernels = matches!(options.kernel, LinearAttentionKernel::Auto | LinearAttentionKernel::Fused);
+    if with_kernels && kind == Kind::Float && cuda::linear_attention_fits(&prepared) {
+        return cuda::linear_attention(&prepared);
+    }
+    let (q_BTHK, k_BTHK, v_BTHV) = (convert(input.q_BTHK), convert(input.k_BTHK), convert(input.v_BTHV));
+    let converted = LinearAttentionInput { q_BTHK: &q_BTHK, k_BTHK: &k_BTHK, v_BTHV: &v_BTHV, ..prepared };
     let output = match options.kernel {
         LinearAttentionKernel::Auto | LinearAttentionKernel::Fused
             if cuda::linear_attention_fits(&converted) =>

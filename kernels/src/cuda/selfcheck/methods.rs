@@ -42,8 +42,11 @@ const ATTENTION: [(i64, i64, i64, i64, i64, Method, Borders); 20] = [
     (2, 333, 2, 64, 64, Method::Rwkv6, Borders::Both),
     (1, 200, 2, 64, 64, Method::Rwkv5, Borders::State),
     (2, 333, 2, 128, 256, Method::Gla, Borders::Both),
-    (1, 200, 1, 128, 256, Method::Retnet, Borders::Resets),
+    (1, 200, 4, 128, 256, Method::Retnet, Borders::Resets),
 ];
+
+/// Those that are also checked with queries, keys, values and outputs of bf16.
+const IN_BF16: [usize; 5] = [3, 5, 9, 16, 18];
 
 /// Batch, tokens, channels, and what stands at the borders.
 const SCANS: [(i64, i64, i64, Borders); 6] = [
@@ -173,7 +176,8 @@ pub(super) fn specializations(architecture: Architecture) -> Vec<Specialization>
     }
     for (_, _, _, key, value, method, _) in ATTENTION {
         let sizes = LinearAttentionSizes::new(key as u32, value as u32, method.has_bonus());
-        wanted.extend(sizes.map(|sizes| sizes.specialization(architecture)));
+        let types = sizes.into_iter().flat_map(|sizes| [sizes, sizes.in_bf16()]);
+        wanted.extend(types.map(|sizes| sizes.specialization(architecture)));
     }
     for (mixes, own) in [(2, false), (5, true)] {
         let forms = [false, true].map(|float32| TokenShiftForm { mixes, own, float32 });
@@ -184,47 +188,62 @@ pub(super) fn specializations(architecture: Architecture) -> Vec<Specialization>
 
 /// Gated linear attention.
 pub(super) fn attention(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
-    for (batch, tokens, heads, keys, values, method, borders) in ATTENTION {
-        let mut inputs = vec![
-            ("q", normal(&[batch, tokens, heads, keys], device)),
-            ("k", normal(&[batch, tokens, heads, keys], device)),
-            ("v", normal(&[batch, tokens, heads, values], device)),
-            ("log decay", method.draw([batch, tokens, heads, keys], device)),
-        ];
-        if method.has_bonus() {
-            inputs.push(("bonus", normal(&[heads, keys], device)));
+    for (index, &case) in ATTENTION.iter().enumerate() {
+        take(check_attention(case, Kind::Float, device)?);
+        if IN_BF16.contains(&index) {
+            take(check_attention(case, Kind::BFloat16, device)?);
         }
-        if borders.has_state() {
-            inputs.push(("state", normal(&[batch, heads, keys, values], device)));
-        }
-        let resets_BT = borders.resets(batch, tokens, device);
-        let compute = |x: &[Tensor], kernel| {
-            let input = LinearAttentionInput {
-                q_BTHK: &x[0],
-                k_BTHK: &x[1],
-                v_BTHV: &x[2],
-                log_decay: method.log_decay(&x[3]),
-                bonus_HK: method.has_bonus().then(|| &x[4]),
-                scale: (keys as f64).powf(-0.5),
-                state_BHKV: if borders.has_state() { x.last() } else { None },
-                resets_BT: resets_BT.as_ref(),
-            };
-            let output = linear_attention(&input, &LinearAttentionOptions { kernel, chunk: None })?;
-            Ok(borders.outputs(vec![output.o_BTHV, output.state_BHKV]))
-        };
-        let subject = Subject {
-            kernel: "linear_attention",
-            case: format!("{method:?} {batch}x{tokens}x{heads}x{keys}x{values}{}", borders.words()),
-            inputs,
-            outputs: borders.names(&["o", "state"]),
-            ours: &|x| compute(x, LinearAttentionKernel::Fused),
-            libtorch: &|x| compute(x, LinearAttentionKernel::Reference),
-            rounding: PRECISE,
-            mask: None,
-        };
-        take(subject.check()?);
     }
     Ok(())
+}
+
+/// Queries, keys and values are numbers that `kind` holds.
+fn check_attention(
+    (batch, tokens, heads, keys, values, method, borders): (i64, i64, i64, i64, i64, Method, Borders),
+    kind: Kind,
+    device: Device,
+) -> Result<Check, KernelError> {
+    let rounded = |size: &[i64]| normal(size, device).to_kind(kind).to_kind(Kind::Float);
+    let mut inputs = vec![
+        ("q", rounded(&[batch, tokens, heads, keys])),
+        ("k", rounded(&[batch, tokens, heads, keys])),
+        ("v", rounded(&[batch, tokens, heads, values])),
+        ("log decay", method.draw([batch, tokens, heads, keys], device)),
+    ];
+    if method.has_bonus() {
+        inputs.push(("bonus", normal(&[heads, keys], device)));
+    }
+    if borders.has_state() {
+        inputs.push(("state", normal(&[batch, heads, keys, values], device)));
+    }
+    let resets_BT = borders.resets(batch, tokens, device);
+    let compute = |x: &[Tensor], kernel, kind: Kind| {
+        let [q_BTHK, k_BTHK, v_BTHV] = [&x[0], &x[1], &x[2]].map(|tensor| tensor.to_kind(kind));
+        let input = LinearAttentionInput {
+            q_BTHK: &q_BTHK,
+            k_BTHK: &k_BTHK,
+            v_BTHV: &v_BTHV,
+            log_decay: method.log_decay(&x[3]),
+            bonus_HK: method.has_bonus().then(|| &x[4]),
+            scale: (keys as f64).powf(-0.5),
+            state_BHKV: if borders.has_state() { x.last() } else { None },
+            resets_BT: resets_BT.as_ref(),
+        };
+        let output = linear_attention(&input, &LinearAttentionOptions { kernel, chunk: None })?;
+        Ok(borders.outputs(vec![output.o_BTHV.to_kind(x[0].kind()), output.state_BHKV]))
+    };
+    let of_type = if kind == Kind::Float { "" } else { ", bf16" };
+    Subject {
+        kernel: "linear_attention",
+        case: format!("{method:?} {batch}x{tokens}x{heads}x{keys}x{values}{}{of_type}", borders.words()),
+        inputs,
+        outputs: borders.names(&["o", "state"]),
+        ours: &|x| compute(x, LinearAttentionKernel::Fused, kind),
+        libtorch: &|x| compute(x, LinearAttentionKernel::Reference, x[0].kind()),
+        rounding: if kind == Kind::Float { PRECISE } else { ROUNDING },
+        mask: None,
+    }
+    .check()
 }
 
 /// The scans of HGRN, RWKV-4 and Mamba.
@@ -512,6 +531,9 @@ mod tests {
         attention(Device::Cpu, &mut take).unwrap();
         scans(Device::Cpu, &mut take).unwrap();
         shifts(Device::Cpu, &mut take).unwrap();
-        assert_eq!(count, ATTENTION.len() + SCANS.len() * (2 + 3 * STATES.len()) + SHIFTS.len() * 4);
+        assert_eq!(
+            count,
+            ATTENTION.len() + IN_BF16.len() + SCANS.len() * (2 + 3 * STATES.len()) + SHIFTS.len() * 4
+        );
     }
 }
