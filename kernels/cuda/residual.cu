@@ -1,8 +1,9 @@
-// The residual: adding what a block gave, and the layer norm of the sum, in one pass.
+// The residual: adding what a block gave, and the norm of the sum, in one pass.
 //
 //   s = x + d,  y = (s - mean) / deviation (1 + w)          x, s fp32; d, y bf16; d may be missing (s = x)
+//   FORM 1: y = (s - mean) / deviation w + b                FORM 2: y = s / sqrt(mean of s^2) w
 // Backward, with ds what the later residual says and dy what the norm's readers say:
-//   dx = ds + norm'(dy)      dd = dx in bf16      dw = sum over tokens of dy (s - mean) / deviation
+//   dx = ds + norm'(dy)      dd = dx in bf16      dw = sum over tokens of dy (s - mean) / deviation      db = sum of dy
 // A block of four warps takes one row at a time, held in registers; sums of a row meet in shared memory.
 //
 // Legend: N tokens of the batch, C width of the residual (a multiple of 4, WIDTH at most 4096).
@@ -11,6 +12,12 @@
 #ifndef WIDTH
 #define WIDTH 768
 #endif
+#ifndef FORM
+#define FORM 0
+#endif
+static constexpr bool CENTERED = FORM != 2, SHIFTED = FORM == 1;
+// What the stored weight is less than the scale.
+static constexpr float SCALE_LESS = FORM == 0 ? 1.0f : 0.0f;
 static constexpr int WARPS = 4, THREADS = WARPS * WARP, VECTORS = (WIDTH / 4 + THREADS - 1) / THREADS;
 static_assert(WIDTH % 4 == 0 && WIDTH <= 4096, "width of the residual");
 
@@ -21,6 +28,7 @@ struct ResidualParameters {
     const float* residual;  // x: [N, C]; backward: s
     const bf16* delta;    // d or null
     const float* weight;  // w: [C]
+    const float* bias;    // b: [C]; FORM 1, or null
     float* sum;           // s: [N, C]; null without `delta`
     bf16* output;         // y
     float* statistics;    // [N, 2]: mean, 1 / deviation
@@ -28,7 +36,7 @@ struct ResidualParameters {
     const float* sum_gradient;     // ds or null
     float* residual_gradient;        // dx
     bf16* delta_gradient;          // dd or null
-    float* partial;                // [blocks, C]
+    float* partial;                // of w: [blocks, C]; FORM 1: of w and b, [blocks, 2, C]
 };
 
 DEVICE bool inside(int v) { return (WIDTH / 4) % THREADS == 0 || v * THREADS + (int)threadIdx.x < WIDTH / 4; }
@@ -69,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) add_layer_norm(const __gri
 #pragma unroll
         for (int e = 0; e < 4; e++) sum += x[v].value[e];
     }
-    const float mean = block_sums(sum, 0.0f, scratch[0]).x / WIDTH;
+    const float mean = CENTERED ? block_sums(sum, 0.0f, scratch[0]).x / WIDTH : 0.0f;
 #pragma unroll
     for (int v = 0; v < VECTORS; v++)
         if (inside(v))
@@ -86,18 +94,25 @@ extern "C" __global__ void __launch_bounds__(THREADS) add_layer_norm(const __gri
         Four weight;
         weight.load(p.weight + column(v));
 #pragma unroll
-        for (int e = 0; e < 4; e++) x[v].value[e] *= scale * (1.0f + weight.value[e]);
+        for (int e = 0; e < 4; e++) x[v].value[e] *= scale * (SCALE_LESS + weight.value[e]);
+        if (SHIFTED && p.bias != nullptr) {
+            Four bias;
+            bias.load(p.bias + column(v));
+#pragma unroll
+            for (int e = 0; e < 4; e++) x[v].value[e] += bias.value[e];
+        }
         x[v].store(p.output + row + column(v));
     }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) add_layer_norm_backward(const __grid_constant__ ResidualParameters p) {
     __shared__ float2 scratch[2][WARPS];
-    Four weight[VECTORS], weight_sum[VECTORS];
+    Four weight[VECTORS], weight_sum[VECTORS], bias_sum[SHIFTED ? VECTORS : 1];
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         weight[v].clear();
         weight_sum[v].clear();
+        if constexpr (SHIFTED) bias_sum[v].clear();
         if (inside(v)) weight[v].load(p.weight + column(v));
     }
     const i64 first = (i64)blockIdx.x * p.rows_per_block;
@@ -120,8 +135,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) add_layer_norm_backward(co
             for (int e = 0; e < 4; e++) {
                 normal[v].value[e] = (normal[v].value[e] - statistics.x) * statistics.y;
                 weight_sum[v].value[e] += slope[v].value[e] * normal[v].value[e];
-                slope[v].value[e] *= 1.0f + weight[v].value[e];
-                sum += slope[v].value[e];
+                if constexpr (SHIFTED) bias_sum[v].value[e] += slope[v].value[e];
+                slope[v].value[e] *= SCALE_LESS + weight[v].value[e];
+                if (CENTERED) sum += slope[v].value[e];
                 product += slope[v].value[e] * normal[v].value[e];
             }
         }
@@ -139,5 +155,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) add_layer_norm_backward(co
     }
 #pragma unroll
     for (int v = 0; v < VECTORS; v++)
-        if (inside(v)) weight_sum[v].store(p.partial + (i64)blockIdx.x * WIDTH + column(v));
+        if (inside(v)) {
+            float* row = p.partial + (i64)blockIdx.x * WIDTH * (SHIFTED ? 2 : 1) + column(v);
+            weight_sum[v].store(row);
+            if constexpr (SHIFTED) bias_sum[v].store(row + WIDTH);
+        }
 }

@@ -99,6 +99,16 @@ fn segments(resets_BT: &Tensor, taps: i64) -> Tensor {
     resets_BT.to_kind(Kind::Int64).constant_pad_nd([taps - 1, 0]).cumsum(1, None)
 }
 
+/// `SiLU(conv(x))` by libtorch's operations whatever the device, in the type of `x_BTD`.
+///
+/// # Errors
+/// As [`causal_conv_silu`].
+pub(crate) fn composed(input: &ConvInput<'_>) -> Result<Tensor, KernelError> {
+    let taps = check(input)?;
+    let kind = computing_kind("causal_conv_silu", "x_BTD", input.x_BTD)?;
+    Ok(reference(input, taps, kind).to_kind(input.x_BTD.kind()))
+}
+
 /// One shifted product for each tap, differentiated by libtorch.
 pub(crate) fn reference(input: &ConvInput<'_>, taps: i64, kind: Kind) -> Tensor {
     let time = input.x_BTD.size()[1];

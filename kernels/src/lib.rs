@@ -16,6 +16,7 @@
 //! | [`linear_attention::linear_attention`] | GLA, HGRN2, RetNet, RWKV-5, RWKV-6 | step loop, chunks, fused loop |
 //! | [`scan::linear_scan`], [`scan::selective_scan`], [`scan::gated_selective_scan`], [`scan::wkv`] | HGRN, Mamba, RWKV-4 | step loop, doubling, fused loop |
 //! | [`token_shift::token_shift`] | RWKV | composed, fused on a GPU |
+//! | [`gated_norm::gated_norm`] | GLA, HGRN, RetNet, RWKV-5, RWKV-6 | composed, fused on a GPU |
 //! | [`long_convolution::long_convolution`] | H3, Hyena | libtorch |
 //!
 //! Names of tensors end in their shape: `x_BTD` has dimensions batch, time, width. The letters, everywhere:
@@ -43,6 +44,7 @@ pub mod cross_entropy;
 pub mod cuda;
 pub mod embedding;
 mod error;
+pub mod gated_norm;
 pub mod gates;
 pub mod linear;
 pub mod linear_attention;

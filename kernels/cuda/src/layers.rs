@@ -269,6 +269,7 @@ pub struct ResidualParameters {
     pub residual: u64,
     pub delta: u64,
     pub weight: u64,
+    pub bias: u64,
     pub sum: u64,
     pub output: u64,
     pub statistics: u64,
@@ -277,6 +278,34 @@ pub struct ResidualParameters {
     pub residual_gradient: u64,
     pub delta_gradient: u64,
     pub partial: u64,
+}
+
+/// How a residual is normed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ResidualForm {
+    /// A layer norm whose weight is the scale less one: xLSTM.
+    ScaleLessOne,
+    /// A layer norm with a scale, and a bias or none.
+    Layer,
+    /// By the root of the mean square, with a scale.
+    Rms,
+}
+
+impl ResidualForm {
+    /// `FORM` of the source.
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Self::ScaleLessOne => 0,
+            Self::Layer => 1,
+            Self::Rms => 2,
+        }
+    }
+
+    /// Rows of the width in a row of the backward pass's partial sums: of the weight, and of a bias.
+    #[must_use]
+    pub fn sums(self) -> i64 {
+        if self == Self::Layer { 2 } else { 1 }
+    }
 }
 
 impl ResidualParameters {

@@ -14,6 +14,7 @@ mod cache;
 mod description;
 pub mod driver;
 mod error;
+pub mod gated_norm;
 pub mod layers;
 mod library;
 pub mod linear_attention;

@@ -1,5 +1,7 @@
 //! The list of compilations that the paper's models use.
 
+use crate::gated_norm::GatedNormForm;
+use crate::layers::ResidualForm;
 use crate::linear_attention::LinearAttentionSizes;
 use crate::mlstm_step::StepSizes;
 use crate::recurrent::{Cell, RecurrentSizes};
@@ -40,7 +42,9 @@ pub fn paper_specializations(everything: bool) -> Vec<Specialization> {
             all.extend(heads.iter().map(|&head| Specialization::pointwise(architecture, head, float32)));
         }
         all.push(Specialization::projections(architecture));
-        all.extend(widths.iter().map(|&width| Specialization::residual(architecture, width)));
+        for form in [ResidualForm::ScaleLessOne, ResidualForm::Layer, ResidualForm::Rms] {
+            all.extend(widths.iter().map(|&width| Specialization::residual(architecture, width, form)));
+        }
         all.extend([false, true].map(|boundaries| Specialization::inner(architecture, 8, boundaries)));
         all.push(Specialization::cross_entropy(architecture, 50304));
         all.push(Specialization::sums(architecture));
@@ -55,6 +59,12 @@ pub fn paper_specializations(everything: bool) -> Vec<Specialization> {
                 TokenShiftForm { mixes, own, float32: false }.specialization(architecture)
             }),
         );
+        // RWKV-5 and RWKV-6; RetNet and GLA; HGRN.
+        let normed = [(64, false, false), (256, true, false), (1024, true, true)];
+        all.extend(normed.iter().filter_map(|&(head, rms, float32_input)| {
+            let form = GatedNormForm::new(head, rms, [false, float32_input])?;
+            Some(form.specialization(architecture))
+        }));
         // RWKV-5 and RWKV-6; HGRN2; RetNet and GLA.
         let attention: &[(u32, u32, bool)] =
             if whole { &[(64, 64, true), (128, 128, false), (128, 256, false)] } else { &[(64, 64, true)] };

@@ -40,6 +40,8 @@ pub enum Source {
     SelectiveScan,
     /// RWKV's mixes of each token with the one before.
     TokenShift,
+    /// Norms of heads with the gate behind them.
+    GatedNorm,
     /// Convolution, norms and gates between the matrix products.
     Pointwise,
     /// Convolution, queries, keys, values and gates of an mLSTM block.
@@ -76,6 +78,7 @@ impl Source {
             Self::Scan => "scan.cu",
             Self::SelectiveScan => "selective_scan.cu",
             Self::TokenShift => "token_shift.cu",
+            Self::GatedNorm => "gated_norm.cu",
             Self::Pointwise => "pointwise.cu",
             Self::Inner => "inner.cu",
             Self::Projections => "projections.cu",
@@ -103,6 +106,7 @@ impl Source {
             Self::Scan => include_str!("../scan.cu"),
             Self::SelectiveScan => include_str!("../selective_scan.cu"),
             Self::TokenShift => include_str!("../token_shift.cu"),
+            Self::GatedNorm => include_str!("../gated_norm.cu"),
             Self::Pointwise => include_str!("../pointwise.cu"),
             Self::Inner => include_str!("../inner.cu"),
             Self::Projections => include_str!("../projections.cu"),
@@ -155,6 +159,7 @@ impl Source {
             Self::Scan => &["linear_scan_backward", "linear_scan_forward", "wkv_backward", "wkv_forward"],
             Self::SelectiveScan => &["selective_scan_backward", "selective_scan_forward"],
             Self::TokenShift => &["token_shift", "token_shift_backward"],
+            Self::GatedNorm => &["gated_norm", "gated_norm_backward"],
             Self::Pointwise => &[
                 "conv_silu",
                 "conv_silu_backward",

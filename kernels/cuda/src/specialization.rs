@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::gated_norm::GatedNormForm;
+use crate::layers::ResidualForm;
 use crate::linear_attention::LinearAttentionSizes;
 use crate::mlstm_step::StepSizes;
 use crate::recurrent::RecurrentSizes;
@@ -134,6 +136,12 @@ impl Specialization {
         Self { source: Source::TokenShift, architecture, defines: form.defines() }
     }
 
+    /// Norms of heads with the gate behind them, in this form.
+    #[must_use]
+    pub fn gated_norm(architecture: Architecture, form: GatedNormForm) -> Self {
+        Self { source: Source::GatedNorm, architecture, defines: form.defines() }
+    }
+
     /// Convolution, norms and gates for heads of `head` units (a multiple of 8, up to 1280), on activations of bf16 or of
     /// float32.
     #[must_use]
@@ -156,10 +164,11 @@ impl Specialization {
         Self { source: Source::Inner, architecture, defines }
     }
 
-    /// Residual and layer norm of this width (a multiple of 4, up to 4096).
+    /// Residual and norm of this width (a multiple of 4, up to 4096).
     #[must_use]
-    pub fn residual(architecture: Architecture, width: u32) -> Self {
-        Self { source: Source::Residual, architecture, defines: vec![("WIDTH", width)] }
+    pub fn residual(architecture: Architecture, width: u32, form: ResidualForm) -> Self {
+        let defines = vec![("WIDTH", width), ("FORM", form.number())];
+        Self { source: Source::Residual, architecture, defines }
     }
 
     /// Cross-entropy over a vocabulary of this size (a multiple of 8).

@@ -7,6 +7,7 @@
 //! | function | computes | kernels |
 //! |---|---|---|
 //! | [`add_layer_norm`] | residual and layer norm | `residual.cu` |
+//! | [`residual_norm`] | layer norms and RMS norm of the residual | `residual.cu` |
 //! | [`mlstm_inner`] | an mLSTM block between its two big products | `inner.cu`, `mlstm_*.cu`, `pointwise.cu` |
 //! | [`mlstm_step`], [`mlstm_step_down`] | one token of an mLSTM block, its state moved on where it lies | `mlstm_step.cu`, `step_product.cu` |
 //! | [`step_up`], [`step_down`] | one token's products, with what stands before them | `step_product.cu` |
@@ -17,14 +18,15 @@
 //! | [`projected_cross_entropy`] | vocabulary projection and loss | `cross_entropy.cu` |
 //!
 //!
-//! Gated linear attention, the scans of [`crate::scan`] and [`crate::token_shift`] have kernels (`linear_attention.cu`,
-//! `scan.cu`, `selective_scan.cu`, `token_shift.cu`) behind those modules.
+//! Gated linear attention, the scans of [`crate::scan`], [`crate::token_shift`] and [`crate::gated_norm`] have kernels
+//! (`linear_attention.cu`, `scan.cu`, `selective_scan.cu`, `token_shift.cu`, `gated_norm.cu`) behind those modules.
 //!
 //! All but these and [`recurrent()`] are for training in bf16 mixed precision: activations bf16, parameters and the residual
 //! fp32; sequences may begin anew within, at a document's border. Everything else on a GPU (float32 around the sLSTM, states
 //! of whole blocks, sizes without a kernel) is computed by libtorch's operations in the modules beside this one.
 
 mod cross_entropy;
+mod gated_norm;
 mod inner;
 pub mod launch;
 mod linear_attention;
@@ -44,13 +46,14 @@ mod token_shift;
 mod wrapped;
 
 pub use cross_entropy::{cross_entropy_fits, projected_cross_entropy};
+pub(crate) use gated_norm::gated_norm;
 pub use inner::{InnerInput, InnerOutput, InnerState, gate_weights, inner_fits, mlstm_inner};
 pub(crate) use linear_attention::{linear_attention, linear_attention_fits};
 pub use mlstm::mlstm;
 pub use mlstm_step::{StepState, Stepped, mlstm_step, mlstm_step_down};
 pub(crate) use precise::mlstm as mlstm_precise;
 pub use recurrent::{RecurrentInput, recurrent, recurrent_fits};
-pub use residual::{add_layer_norm, residual_fits};
+pub use residual::{add_layer_norm, residual_fits, residual_norm, residual_norm_fits};
 pub(crate) use scan::{scan, scan_fits, selective_scan, selective_scan_form};
 pub(crate) use short::{fits as mlstm_short_fits, mlstm as mlstm_short};
 pub use slstm::{SlstmSequence, slstm, slstm_fits, slstm_from, slstm_rounds_weights};

@@ -113,12 +113,12 @@ impl Gpt2Block {
 
 impl Block for Gpt2Block {
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
-        let y_BTC = self.norm.apply(x_BTC)?;
+        let y_BTC = self.norm.for_products(x_BTC, call.precision)?;
         let qkv = self.query_key_value.apply(&y_BTC, call)?.f_chunk(3, -1)?;
         let head = |index: usize| by_head(&qkv[index], self.heads);
         let (o_BTHE, state) = attend(&head(0)?, &head(1)?, &head(2)?, call)?;
         let x_BTC = x_BTC + call.dropped(self.output.apply(&o_BTHE.f_flatten(2, 3)?, call)?, 0)?;
-        let y_BTC = self.feed_norm.apply(&x_BTC)?;
+        let y_BTC = self.feed_norm.for_products(&x_BTC, call.precision)?;
         let form = match self.gelu {
             Gelu::Tanh => "tanh",
             Gelu::Erf => "none",

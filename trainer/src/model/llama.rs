@@ -129,9 +129,9 @@ impl LlamaBlock {
 
 impl Block for LlamaBlock {
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
-        let (o_BTC, state) = self.attention(&self.norm.apply(x_BTC)?, call)?;
+        let (o_BTC, state) = self.attention(&self.norm.for_products(x_BTC, call.precision)?, call)?;
         let x_BTC = x_BTC + call.dropped(o_BTC, 0)?;
-        let y_BTC = self.feed_norm.apply(&x_BTC)?;
+        let y_BTC = self.feed_norm.for_products(&x_BTC, call.precision)?;
         let gate_BTF = product(&y_BTC, &self.gate, call.precision)?.f_silu()?;
         let up_BTF = product(&y_BTC, &self.up, call.precision)?;
         let x_BTC = x_BTC + call.dropped(product(&(gate_BTF * up_BTF), &self.down, call.precision)?, 1)?;

@@ -151,7 +151,7 @@ impl Feed {
     }
 
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<Tensor> {
-        let up_BTF = product(&self.norm.apply(x_BTC)?, &self.up, call.precision)?;
+        let up_BTF = product(&self.norm.for_products(x_BTC, call.precision)?, &self.up, call.precision)?;
         Ok(x_BTC + call.dropped(product(&up_BTF.f_gelu("none")?, &self.down, call.precision)?, 1)?)
     }
 }

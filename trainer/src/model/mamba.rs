@@ -138,7 +138,7 @@ fn first_steps(count: i64) -> Result<Vec<f32>> {
 
 impl Block for MambaBlock {
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
-        let both_BTD = product(&self.norm.apply(x_BTC)?, &self.input, call.precision)?;
+        let both_BTD = product(&self.norm.for_products(x_BTC, call.precision)?, &self.input, call.precision)?;
         let halves = both_BTD.f_chunk(2, -1)?;
         let state = |name: &str| call.state.map(|state| state.need(name)).transpose();
         let (conv_state, memory) = (state(CONVOLUTION)?, state(MEMORY)?);

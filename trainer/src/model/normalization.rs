@@ -1,6 +1,7 @@
 //! The norms of residual models, over the last axis, with statistics in float32 (float64 in tests).
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
+use xlstm_kernels::cuda::launch::ResidualNorm;
 use xlstm_kernels::{cuda, norm};
 use xlstm_manifests::recipe::ComputePath;
 
@@ -77,6 +78,29 @@ impl Norm {
             }
             Self::None => Ok(x_C.shallow_clone()),
             Self::Rms { weight, epsilon } => Ok(x_C.f_rms_norm(weight.size(), Some(weight), *epsilon)?),
+        }
+    }
+
+    /// The norm in the type of the products that read it: `precision`, or that of `x_C`. One kernel where there is one, and rounded
+    /// once for all its readers.
+    pub(super) fn for_products(&self, x_C: &Tensor, precision: Option<Kind>) -> Result<Tensor> {
+        let kernel = match self {
+            _ if precision != Some(Kind::BFloat16) => None,
+            Self::ResidualWeight { weight, epsilon } => Some((ResidualNorm::ScaleLessOne(weight), *epsilon)),
+            Self::Layer { weight, bias, epsilon } => {
+                Some((ResidualNorm::Layer { weight, bias: Some(bias) }, *epsilon))
+            }
+            Self::LayerWeight { weight, epsilon } => {
+                Some((ResidualNorm::Layer { weight, bias: None }, *epsilon))
+            }
+            Self::Rms { weight, epsilon } => Some((ResidualNorm::Rms(weight), *epsilon)),
+            Self::None => None,
+        };
+        match kernel {
+            Some((norm, epsilon)) if cuda::residual_norm_fits(x_C, norm.weight()) => {
+                Ok(cuda::residual_norm(x_C, norm, epsilon)?)
+            }
+            _ => Ok(self.apply(x_C)?.f_to_kind(precision.unwrap_or(x_C.kind()))?),
         }
     }
 

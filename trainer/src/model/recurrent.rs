@@ -14,6 +14,7 @@
 
 use tch::{Kind, Tensor};
 use xlstm_kernels::cuda::Recurrence;
+use xlstm_kernels::gated_norm::{GatedNormInput, HeadNorm, gated_norm};
 use xlstm_kernels::linear_attention::{
     LinearAttentionInput, LinearAttentionOptions, LogDecay, linear_attention,
 };
@@ -246,9 +247,14 @@ struct RecurrentBlock {
 impl Block for RecurrentBlock {
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
         let before = call.state.map(|state| state.need(MEMORY)).transpose()?;
-        let (mixed_BTC, memory) = self.mixer.mix(&self.norm.apply(x_BTC)?, call, before.as_ref())?;
+        let (mixed_BTC, memory) =
+            self.mixer.mix(&self.norm.for_products(x_BTC, call.precision)?, call, before.as_ref())?;
         let x_BTC = x_BTC + call.dropped(mixed_BTC, 0)?;
-        let both_BTF = product(&self.feed_norm.apply(&x_BTC)?, &self.gate_and_up, call.precision)?;
+        let both_BTF = product(
+            &self.feed_norm.for_products(&x_BTC, call.precision)?,
+            &self.gate_and_up,
+            call.precision,
+        )?;
         let halves = both_BTF.f_chunk(2, -1)?;
         let down_BTC = product(&(halves[0].f_silu()? * &halves[1]), &self.down, call.precision)?;
         let x_BTC = x_BTC + call.dropped(down_BTC, 1)?;
@@ -261,10 +267,19 @@ trait Mixer: std::fmt::Debug + Send {
     fn mix(&self, y_BTC: &Tensor, call: &BlockCall<'_>, memory: Option<&Tensor>) -> Result<(Tensor, Tensor)>;
 }
 
-/// A norm of each head with one weight for all, gated: `RMS(o) ⊙ SiLU(W y)`, `(B, T, H·V)`.
-fn gated(norm: &Norm, o_BTHV: &Tensor, gate_BTC: &Tensor) -> Result<Tensor> {
-    let normal = norm.apply(&o_BTHV.f_to_kind(wide(gate_BTC))?)?.f_flatten(2, 3)?;
-    Ok(normal * gate_BTC.f_silu()?)
+/// A norm of each head, gated: `RMS(o) ⊙ SiLU(gate)`, `(B, T, H·V)`.
+fn gated(norm: &Norm, o_BTHV: &Tensor, gate_BTD: &Tensor) -> Result<Tensor> {
+    let Norm::Rms { weight, epsilon } = norm else {
+        return Err(TrainError::Internal("expected an RMS norm of heads".into()));
+    };
+    Ok(gated_norm(&GatedNormInput {
+        o_BTHE: o_BTHV,
+        weight,
+        bias_D: None,
+        gate_BTD,
+        norm: HeadNorm::Rms,
+        epsilon: *epsilon,
+    })?)
 }
 
 /// The type of norms and gates: fp32, or fp64 where the model is.
@@ -334,7 +349,7 @@ impl Mixer for Hgrn2 {
         let q_BTHK = head(&project(&self.query)?.f_silu()?)?;
         let input = LinearAttentionInput {
             q_BTHK: &q_BTHK,
-            k_BTHK: &head(&(-forget + 1.0))?,
+            k_BTHK: &head(&(-forget + 1.0).f_to_kind(q_BTHK.kind())?)?,
             v_BTHV: &head(&project(&self.input)?)?,
             log_decay: LogDecay::Token(&head(&logarithm)?),
             bonus_HK: None,
@@ -376,7 +391,7 @@ impl Mixer for Hgrn {
         let mixed = if self.swapped_norm {
             self.norm.apply(&gate_BTD.f_to_kind(kind)?)? * output.h_BTD.f_silu()?
         } else {
-            self.norm.apply(&output.h_BTD)? * gate_BTD.f_silu()?
+            gated(&self.norm, &output.h_BTD.f_unsqueeze(2)?, &gate_BTD)?
         };
         Ok((product(&mixed, &self.output, call.precision)?, output.state_BD))
     }

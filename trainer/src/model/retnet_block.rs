@@ -9,6 +9,7 @@
 
 use tch::Tensor;
 use xlstm_kernels::cuda::Recurrence;
+use xlstm_kernels::gated_norm::{GatedNormInput, HeadNorm, gated_norm};
 use xlstm_kernels::linear;
 use xlstm_kernels::linear_attention::{
     LinearAttentionInput, LinearAttentionOptions, LogDecay, linear_attention,
@@ -20,7 +21,7 @@ use super::block::{Block, BlockCall, BlockState};
 use super::network::{Network, Parts};
 use super::normalization::Norm;
 use super::parameters::{Builder, Decay, Init};
-use super::recurrent::{ROTARY_BASE, retention_decays, scale, wide};
+use super::recurrent::{ROTARY_BASE, retention_decays, scale};
 use super::signed;
 use crate::error::{Result, TrainError};
 
@@ -148,19 +149,24 @@ impl RetnetBlock {
             resets_BT: call.resets_BT,
         };
         let output = linear_attention(&input, &LinearAttentionOptions::default())?;
-        let o_BTHV = output.o_BTHV.f_to_kind(wide(y_BTC))?;
-        let normal_BTHV = o_BTHV.f_rms_norm([o_BTHV.size()[3]], None::<&Tensor>, HEAD_EPSILON)?;
-        let gate_BTC = self.gate.apply(y_BTC, call)?.f_silu()?;
-        let mixed_BTC = normal_BTHV.f_flatten(2, 3)? * &self.head_norm * gate_BTC;
+        let mixed_BTC = gated_norm(&GatedNormInput {
+            o_BTHE: &output.o_BTHV,
+            weight: &self.head_norm,
+            bias_D: None,
+            gate_BTD: &self.gate.apply(y_BTC, call)?,
+            norm: HeadNorm::Rms,
+            epsilon: HEAD_EPSILON,
+        })?;
         Ok((self.output.apply(&mixed_BTC, call)?, output.state_BHKV))
     }
 }
 
 impl Block for RetnetBlock {
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
-        let (mixed_BTC, memory) = self.retain(&self.norm.apply(x_BTC)?, call)?;
+        let (mixed_BTC, memory) = self.retain(&self.norm.for_products(x_BTC, call.precision)?, call)?;
         let x_BTC = x_BTC + call.dropped(mixed_BTC, 0)?;
-        let up_BTF = self.up.apply(&self.feed_norm.apply(&x_BTC)?, call)?.f_gelu("none")?;
+        let up_BTF =
+            self.up.apply(&self.feed_norm.for_products(&x_BTC, call.precision)?, call)?.f_gelu("none")?;
         let down_BTC = call.dropped(self.down.apply(&up_BTF, call)?, 1)?;
         Ok((&x_BTC + down_BTC, BlockState::new([(MEMORY, memory)])))
     }

@@ -15,8 +15,8 @@ pub use inner::{
 };
 pub use loss::{cross_entropy, gelu};
 pub use norms::{
-    Division, Gated, NormGradients, NormTarget, Normed, norm_backward, norm_forward, residual_backward,
-    residual_forward,
+    Division, Gated, NormGradients, NormTarget, Normed, ResidualGradients, ResidualNorm, norm_backward,
+    norm_forward, residual_backward, residual_forward,
 };
 pub use projections::{ProjectionGradients, projections_backward, projections_forward};
 

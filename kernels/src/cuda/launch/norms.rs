@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 use xlstm_bridge::BoxError;
 use xlstm_cuda::Specialization;
-use xlstm_cuda::layers::{NormParameters, ResidualParameters};
+use xlstm_cuda::layers::{NormParameters, ResidualForm, ResidualParameters};
 
 use super::super::{Gpu, MAX_HEAD, address, expect, make, optional_address};
 use super::{dense, expect_same, float32, int, matrix, partial_sums, sum_columns};
@@ -197,50 +197,98 @@ pub struct Normed {
     pub statistics: Tensor,
 }
 
+/// How the residual is normed: parameters `(C)` in fp32.
+#[derive(Debug, Clone, Copy)]
+pub enum ResidualNorm<'a> {
+    /// A layer norm with the scale `1 + weight`.
+    ScaleLessOne(&'a Tensor),
+    /// A layer norm with scale and bias.
+    Layer {
+        /// The scale.
+        weight: &'a Tensor,
+        /// Added after it.
+        bias: Option<&'a Tensor>,
+    },
+    /// By the root of the mean square, with this scale.
+    Rms(&'a Tensor),
+}
+
+impl<'a> ResidualNorm<'a> {
+    pub(crate) fn form(self) -> ResidualForm {
+        match self {
+            Self::ScaleLessOne(_) => ResidualForm::ScaleLessOne,
+            Self::Layer { .. } => ResidualForm::Layer,
+            Self::Rms(_) => ResidualForm::Rms,
+        }
+    }
+
+    /// Its weight.
+    pub fn weight(self) -> &'a Tensor {
+        match self {
+            Self::ScaleLessOne(weight) | Self::Layer { weight, .. } | Self::Rms(weight) => weight,
+        }
+    }
+
+    pub(crate) fn bias(self) -> Option<&'a Tensor> {
+        if let Self::Layer { bias, .. } = self { bias } else { None }
+    }
+}
+
 fn residual_parameters(
     gpu: &Gpu,
     x: &Tensor,
-    weight: &Tensor,
+    norm: ResidualNorm<'_>,
 ) -> Result<(ResidualParameters, Specialization, [i64; 2]), BoxError> {
-    expect("layer norm: x", x, Kind::Float)?;
-    expect("layer norm: weight", weight, Kind::Float)?;
+    let weight = norm.weight();
+    expect("norm of the residual: x", x, Kind::Float)?;
+    expect("norm of the residual: weight", weight, Kind::Float)?;
     let [rows, width] = <[i64; 2]>::try_from(x.size().as_slice())?;
     if !x.is_contiguous() || weight.numel() as i64 != width || width % 4 != 0 || width > 4096 {
         return Err(format!(
-            "layer norm: expected a width of a multiple of 4 up to 4096, found {:?}",
+            "norm of the residual: expected a width of a multiple of 4 up to 4096, found {:?}",
             x.size()
         )
         .into());
+    }
+    if let Some(bias) = norm.bias() {
+        expect("norm of the residual: bias", bias, Kind::Float)?;
+        if bias.numel() as i64 != width {
+            return Err(
+                format!("norm of the residual: expected a bias of {width}, found {:?}", bias.size()).into()
+            );
+        }
     }
     let parameters = ResidualParameters {
         tokens: rows,
         rows_per_block: i32::try_from(ResidualParameters::rows_per_block(u64::try_from(rows)?))?,
         residual: address(x),
         weight: address(weight),
+        bias: optional_address(norm.bias()),
         ..ResidualParameters::default()
     };
-    Ok((parameters, Specialization::residual(gpu.architecture(), u32::try_from(width)?), [rows, width]))
+    let wanted = Specialization::residual(gpu.architecture(), u32::try_from(width)?, norm.form());
+    Ok((parameters, wanted, [rows, width]))
 }
 
-/// `s = x + d` and the layer norm of s; x `(N, C)` fp32, d `(N, C)` bf16.
+/// `s = x + d` and the norm of s; x `(N, C)` fp32, d `(N, C)` bf16.
 ///
 /// # Errors
 /// When a tensor does not fit, or the GPU fails.
 pub fn residual_forward(
     x: &Tensor,
     delta: Option<&Tensor>,
-    weight: &Tensor,
+    norm: ResidualNorm<'_>,
     epsilon: f64,
 ) -> Result<Normed, BoxError> {
     let gpu = Gpu::of(x)?;
-    let (parameters, specialization, [rows, width]) = residual_parameters(gpu, x, weight)?;
+    let (parameters, specialization, [rows, width]) = residual_parameters(gpu, x, norm)?;
     if let Some(delta) = delta {
-        expect("layer norm: d", delta, Kind::BFloat16)?;
+        expect("norm of the residual: d", delta, Kind::BFloat16)?;
     }
     if let Some(delta) = delta
-        && dense("layer norm: d", delta)? != [rows, width]
+        && dense("norm of the residual: d", delta)? != [rows, width]
     {
-        return Err("layer norm: x and d of different shapes".into());
+        return Err("norm of the residual: x and d of different shapes".into());
     }
     let sum = delta.map(|_| make(&[rows, width], Kind::Float, x)).transpose()?;
     let output = make(&[rows, width], Kind::BFloat16, x)?;
@@ -259,32 +307,45 @@ pub fn residual_forward(
     Ok(Normed { sum, output, statistics })
 }
 
-/// Gradients of x (fp32), of d (bf16, where `with_delta`), and of the weight, from those of the norm and of the sum.
+/// Of [`residual_backward`].
+#[derive(Debug)]
+pub struct ResidualGradients {
+    /// Of x, `(N, C)`, fp32.
+    pub x: Tensor,
+    /// Of d, `(N, C)`, bf16, where it was asked for.
+    pub delta: Option<Tensor>,
+    /// Of the weight, `(C)`, fp32.
+    pub weight: Tensor,
+    /// Of the bias, `(C)`, fp32, where there may be one.
+    pub bias: Option<Tensor>,
+}
+
+/// Gradients from those of the norm and of the sum; that of d where `with_delta`.
 ///
 /// # Errors
 /// When a tensor does not fit, or the GPU fails.
 pub fn residual_backward(
-    (sum, weight, statistics): (&Tensor, &Tensor, &Tensor),
+    (sum, norm, statistics): (&Tensor, ResidualNorm<'_>, &Tensor),
     output_gradient: &Tensor,
     sum_gradient: Option<&Tensor>,
     with_delta: bool,
-) -> Result<(Tensor, Option<Tensor>, Tensor), BoxError> {
+) -> Result<ResidualGradients, BoxError> {
     let gpu = Gpu::of(sum)?;
-    let (parameters, specialization, [rows, width]) = residual_parameters(gpu, sum, weight)?;
-    expect("layer norm: gradient", output_gradient, Kind::BFloat16)?;
-    if dense("layer norm: gradient", output_gradient)? != [rows, width] {
-        return Err("layer norm: a gradient of another shape than the output".into());
+    let (parameters, specialization, [rows, width]) = residual_parameters(gpu, sum, norm)?;
+    expect("norm of the residual: gradient", output_gradient, Kind::BFloat16)?;
+    if dense("norm of the residual: gradient", output_gradient)? != [rows, width] {
+        return Err("norm of the residual: a gradient of another shape than the output".into());
     }
     if let Some(gradient) = sum_gradient {
-        expect("layer norm: gradient of the sum", gradient, Kind::Float)?;
+        expect("norm of the residual: gradient of the sum", gradient, Kind::Float)?;
         if gradient.size() != [rows, width] || !gradient.is_contiguous() {
-            return Err("layer norm: a gradient of another shape than the sum".into());
+            return Err("norm of the residual: a gradient of another shape than the sum".into());
         }
     }
     let residual_gradient = make(&[rows, width], Kind::Float, sum)?;
     let delta_gradient = with_delta.then(|| make(&[rows, width], Kind::BFloat16, sum)).transpose()?;
     let launch = ResidualParameters::launch(u64::try_from(rows)?, true);
-    let partial = partial_sums(&launch, width, sum)?;
+    let partial = partial_sums(&launch, norm.form().sums() * width, sum)?;
     let parameters = ResidualParameters {
         statistics: address(statistics),
         output_gradient: address(output_gradient),
@@ -296,5 +357,12 @@ pub fn residual_backward(
     };
     // SAFETY: checked above.
     unsafe { gpu.launch(specialization, launch, &parameters)? };
-    Ok((residual_gradient, delta_gradient, sum_columns(gpu, &partial)?))
+    let sums = sum_columns(gpu, &partial)?;
+    let bias = (norm.form().sums() == 2).then(|| sums.f_narrow(0, width, width)).transpose()?;
+    Ok(ResidualGradients {
+        x: residual_gradient,
+        delta: delta_gradient,
+        weight: sums.f_narrow(0, 0, width)?,
+        bias,
+    })
 }

@@ -6,8 +6,8 @@ use xlstm_bridge::autograd::{Forward, custom_function};
 use super::inner::inner;
 use super::inputs::{EPSILON, half, normal};
 use super::{Check, ROUNDING, Subject};
-use crate::conv::{ConvInput, causal_conv_silu};
-use crate::cuda::launch::{self, Gated, NormTarget};
+use crate::conv::{self, ConvInput};
+use crate::cuda::launch::{self, Gated, NormTarget, ResidualNorm};
 use crate::{KernelError, cuda, gates, norm};
 
 /// Around the cells.
@@ -30,7 +30,7 @@ pub(super) fn pointwise(device: Device, take: &mut dyn FnMut(Check)) -> Result<(
             libtorch: &|x| {
                 let (weight_D1W, bias_D) = (&x[1], Some(&x[2]));
                 let input = ConvInput { x_BTD: &x[0], weight_D1W, bias_D, state: None, resets_BT: None };
-                Ok(vec![causal_conv_silu(&input)?.y_BTD])
+                Ok(vec![conv::composed(&input)?])
             },
             rounding: ROUNDING,
             mask: None,
@@ -91,10 +91,49 @@ pub(super) fn pointwise(device: Device, take: &mut dyn FnMut(Check)) -> Result<(
         };
         take(subject.check()?);
     }
+    for (rows, width) in [(257, 768), (1, 136), (1100, 2048)] {
+        take(residual_norm(device, rows, width, true)?);
+        take(residual_norm(device, rows, width, false)?);
+    }
     for (batch, time, width, gates) in [(2, 131, 384, 8), (3, 1, 8, 8), (1, 70, 2056, 8), (9, 300, 72, 4)] {
         take(inner(device, batch, time, width, gates)?);
     }
     Ok(())
+}
+
+/// The norms of the other methods' residual: layer norm with a bias, and by the root of the mean square.
+fn residual_norm(device: Device, rows: i64, width: i64, layer: bool) -> Result<Check, KernelError> {
+    let mut inputs = vec![
+        ("x", normal(&[rows, width], device) * 2.0 + 1.0),
+        ("weight", normal(&[width], device) * 0.3 + 1.0),
+    ];
+    if layer {
+        inputs.push(("bias", normal(&[width], device)));
+    }
+    let ours = |x: &[Tensor]| {
+        let (weight, bias) = (&x[1], x.get(2));
+        let norm = if layer { ResidualNorm::Layer { weight, bias } } else { ResidualNorm::Rms(weight) };
+        Ok(vec![cuda::residual_norm(&x[0], norm, EPSILON)?])
+    };
+    let libtorch = |x: &[Tensor]| {
+        let y = if layer {
+            x[0].f_layer_norm([width], Some(&x[1]), Some(&x[2]), EPSILON, true)?
+        } else {
+            x[0].f_rms_norm([width], Some(&x[1]), EPSILON)?
+        };
+        Ok(vec![y])
+    };
+    Subject {
+        kernel: "residual_norm",
+        case: format!("{} {rows}x{width}", if layer { "layer" } else { "RMS" }),
+        inputs,
+        outputs: &["norm"],
+        ours: &ours,
+        libtorch: &libtorch,
+        rounding: ROUNDING,
+        mask: None,
+    }
+    .check()
 }
 
 /// Norm, skip and gate as in an mLSTM block, the gate half of a wider tensor.

@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::BridgeError;
+use xlstm_cuda::layers::ResidualForm;
 use xlstm_cuda::{MlstmSizes, Source, Specialization};
 
 use super::{loss, mlstm};
@@ -25,7 +26,9 @@ pub(super) fn compile(device: Device) -> Result<(), KernelError> {
         Specialization::cross_entropy(architecture, loss::VOCABULARY as u32),
     ];
     wanted.extend([64, 96, 192, 384, 1024].map(|head| Specialization::pointwise(architecture, head, false)));
-    wanted.extend([136, 768, 2048].map(|width| Specialization::residual(architecture, width)));
+    for form in [ResidualForm::ScaleLessOne, ResidualForm::Layer, ResidualForm::Rms] {
+        wanted.extend([136, 768, 2048].map(|width| Specialization::residual(architecture, width, form)));
+    }
     for (_, tokens, _, key, value, _) in mlstm::CASES {
         let chunk = if tokens > 128 && key * value >= 128 * 256 { 256 } else { 128 };
         let sizes = MlstmSizes { key: key as u32, value: value as u32, chunk };

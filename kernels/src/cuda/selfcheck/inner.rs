@@ -5,7 +5,7 @@ use xlstm_bridge::autograd::{Forward, custom_function};
 
 use super::inputs::{EPSILON, drawn_resets, half, normal};
 use super::{Check, ROUNDING, Subject, plain};
-use crate::conv::{ConvInput, causal_conv_silu};
+use crate::conv::{self, ConvInput};
 use crate::cuda::launch::{self, Boundaries, InnerTarget, InnerUpstream, InnerWeights};
 use crate::{KernelError, cuda, gates, norm};
 
@@ -58,7 +58,7 @@ pub(super) fn inner(
         let (weight_D1W, bias_D) = (&x[1], Some(&x[2]));
         let x_BTD = &a.f_reshape([batch, time, width])?;
         let input = ConvInput { x_BTD, weight_D1W, bias_D, state: None, resets_BT: None };
-        let c = causal_conv_silu(&input)?.y_BTD.f_view([batch * time, width])?;
+        let c = conv::composed(&input)?.f_view([batch * time, width])?;
         let project = |x_ND: &Tensor, weight: &Tensor| -> Result<Tensor, KernelError> {
             Ok(gates::block_linear(&x_ND.unsqueeze(0), weight)?.squeeze_dim(0))
         };

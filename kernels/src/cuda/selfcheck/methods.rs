@@ -2,6 +2,7 @@
 //! of libtorch calls in float64, with and without document boundaries and states.
 
 use tch::{Device, Kind, Tensor};
+use xlstm_cuda::gated_norm::GatedNormForm;
 use xlstm_cuda::linear_attention::LinearAttentionSizes;
 use xlstm_cuda::scan::Scan;
 use xlstm_cuda::selective_scan::SelectiveScanForm;
@@ -18,6 +19,7 @@ use crate::scan::{
     gated_selective_scan, linear_scan, selective_scan, wkv,
 };
 
+use crate::gated_norm::{GatedNormInput, HeadNorm, composed as gated_norm_composed, gated_norm};
 use crate::token_shift::{TokenShiftInput, composed as token_shift_composed, token_shift};
 
 /// Batch, tokens, heads, keys and values of a head, method, and what stands at the borders.
@@ -67,6 +69,16 @@ const SHIFTS: [(i64, i64, i64, Borders); 4] = [
     (3, 65, 132, Borders::Resets),
     (2, 33, 520, Borders::Both),
     (2, 1, 32, Borders::State),
+];
+
+/// Tokens, heads, width of a head, norm, and whether all heads have the same weights.
+const NORMS: [(i64, i64, i64, HeadNorm, bool); 6] = [
+    (65, 5, 64, HeadNorm::Layer, false),
+    (333, 4, 256, HeadNorm::Rms, true),
+    (33, 1, 1024, HeadNorm::Rms, false),
+    (1, 3, 16, HeadNorm::Layer, true),
+    (700, 3, 128, HeadNorm::Layer, false),
+    (7, 9, 32, HeadNorm::Rms, false),
 ];
 
 /// What stands before a sequence and within it.
@@ -183,6 +195,11 @@ pub(super) fn specializations(architecture: Architecture) -> Vec<Specialization>
         let forms = [false, true].map(|float32| TokenShiftForm { mixes, own, float32 });
         wanted.extend(forms.map(|form| form.specialization(architecture)));
     }
+    for (_, _, width, norm, _) in NORMS {
+        let forms = [[true, true], [false, false], [false, true]];
+        let forms = forms.map(|types| GatedNormForm::new(width as u32, norm == HeadNorm::Rms, types));
+        wanted.extend(forms.into_iter().flatten().map(|form| form.specialization(architecture)));
+    }
     wanted
 }
 
@@ -269,6 +286,58 @@ pub(super) fn scans(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), K
         }
     }
     Ok(())
+}
+
+/// Norms of heads with the gate behind them: all types that a model has.
+pub(super) fn norms(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
+    let half = Kind::BFloat16;
+    for case in NORMS {
+        for types in [[Kind::Float, Kind::Float], [half, half], [half, Kind::Float]] {
+            take(check_norm(case, types, device)?);
+        }
+    }
+    Ok(())
+}
+
+/// Gates are the second half of a wider tensor, and in the type `gated`, what is normed in `normed`.
+fn check_norm(
+    (tokens, heads, width, norm, shared): (i64, i64, i64, HeadNorm, bool),
+    [gated, normed]: [Kind; 2],
+    device: Device,
+) -> Result<Check, KernelError> {
+    let whole = heads * width;
+    let rounded = |size: &[i64], kind| normal(size, device).to_kind(kind).to_kind(Kind::Float);
+    let mut inputs = vec![
+        ("o", rounded(&[1, tokens, heads, width], normed) * 2.0),
+        ("both halves", rounded(&[1, tokens, 2 * whole], gated)),
+        ("weight", normal(&[if shared { width } else { whole }], device) * 0.3 + 1.0),
+    ];
+    if norm == HeadNorm::Layer {
+        inputs.push(("bias", normal(&[whole], device)));
+    }
+    let compute = |x: &[Tensor], [gated, normed]: [Kind; 2], on_gpu: bool| {
+        let input = GatedNormInput {
+            o_BTHE: &x[0].to_kind(normed),
+            weight: &x[2],
+            bias_D: x.get(3),
+            gate_BTD: &x[1].to_kind(gated).narrow(2, whole, whole),
+            norm,
+            epsilon: 1e-5,
+        };
+        let y = if on_gpu { gated_norm(&input)? } else { gated_norm_composed(&input)? };
+        Ok(vec![y.to_kind(x[2].kind())])
+    };
+    Subject {
+        kernel: "gated_norm",
+        case: format!("{norm:?} {tokens}x{heads}x{width}, {gated:?} of {normed:?}"),
+        inputs,
+        outputs: &["y"],
+        ours: &|x| compute(x, [gated, normed], true),
+        libtorch: &|x| compute(x, [x[2].kind(); 2], false),
+        rounding: if gated == Kind::Float { PRECISE } else { ROUNDING },
+        mask: None,
+    }
+    .check()
 }
 
 /// RWKV's mixes of each token with the one before.
@@ -531,9 +600,14 @@ mod tests {
         attention(Device::Cpu, &mut take).unwrap();
         scans(Device::Cpu, &mut take).unwrap();
         shifts(Device::Cpu, &mut take).unwrap();
+        norms(Device::Cpu, &mut take).unwrap();
         assert_eq!(
             count,
-            ATTENTION.len() + IN_BF16.len() + SCANS.len() * (2 + 3 * STATES.len()) + SHIFTS.len() * 4
+            ATTENTION.len()
+                + IN_BF16.len()
+                + SCANS.len() * (2 + 3 * STATES.len())
+                + SHIFTS.len() * 4
+                + NORMS.len() * 3
         );
     }
 }

@@ -247,6 +247,7 @@ pub fn run(
                 methods::attention(device, &mut take)?;
                 methods::scans(device, &mut take)?;
                 methods::shifts(device, &mut take)?;
+                methods::norms(device, &mut take)?;
             }
             Group::Loss => loss::cross_entropy(device, &mut take)?,
         }

@@ -146,9 +146,10 @@ struct LongFilterBlock {
 
 impl Block for LongFilterBlock {
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
-        let (mixed_BTC, state) = self.mixer.mix(&self.norm.apply(x_BTC)?, call)?;
+        let (mixed_BTC, state) = self.mixer.mix(&self.norm.for_products(x_BTC, call.precision)?, call)?;
         let x_BTC = x_BTC + call.dropped(mixed_BTC, 0)?;
-        let up_BTF = self.up.apply(&self.feed_norm.apply(&x_BTC)?, call)?.f_gelu("tanh")?;
+        let up_BTF =
+            self.up.apply(&self.feed_norm.for_products(&x_BTC, call.precision)?, call)?.f_gelu("tanh")?;
         Ok((x_BTC + call.dropped(self.down.apply(&up_BTF, call)?, 1)?, BlockState::new(state)))
     }
 

@@ -1,6 +1,7 @@
 //! Time mix of the three versions: wkv of RWKV-4, linear attention of RWKV-5 and RWKV-6.
 
 use tch::Tensor;
+use xlstm_kernels::gated_norm::{GatedNormInput, HeadNorm, gated_norm};
 use xlstm_kernels::linear_attention::{
     LinearAttentionInput, LinearAttentionOptions, LogDecay, linear_attention,
 };
@@ -139,11 +140,15 @@ impl Core {
             resets_BT: call.resets_BT,
         };
         let output = linear_attention(&input, &LinearAttentionOptions::default())?;
-        let o_BTHV = output.o_BTHV.f_to_kind(wide(k))?.f_div_scalar(HEAD_DIVISOR)?;
-        let width = [o_BTHV.size()[3]];
-        let normal = o_BTHV.f_layer_norm(width, None::<&Tensor>, None::<&Tensor>, NORM_EPSILON, true)?;
-        let normal_BTC = normal.f_flatten(2, 3)? * &self.norm_weight + &self.norm_bias;
-        let gated = normal_BTC * product(g, &self.gate, call.precision)?.f_silu()?;
+        let gated = gated_norm(&GatedNormInput {
+            o_BTHE: &output.o_BTHV,
+            weight: &self.norm_weight,
+            bias_D: Some(&self.norm_bias),
+            gate_BTD: &product(g, &self.gate, call.precision)?,
+            norm: HeadNorm::Layer,
+            // The norm of o / 8 is that of o with another ε.
+            epsilon: NORM_EPSILON * HEAD_DIVISOR * HEAD_DIVISOR,
+        })?;
         Ok((product(&gated, &self.output, call.precision)?, vec![(MEMORY, output.state_BHKV)]))
     }
 }
