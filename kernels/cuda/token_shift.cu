@@ -58,11 +58,16 @@ struct Mixer {
     DEVICE bool is_reset(int t) const { return p.resets != nullptr && p.resets[(i64)b * p.tokens + t] != 0; }
     DEVICE i64 at(int t) const { return ((i64)b * p.tokens + t) * p.width + channel; }
 
-    // y of token t, or what stands before the first.
+    // y of token t, or what stands before the first. That is read by a plain load: `Four::load` may be moved in front of a loop, and so in
+    // front of the test for null.
     DEVICE void read(Four& y, int t) const {
         y.clear();
-        if (t >= 0) y.load(p.y + at(t));
-        else if (p.first != nullptr) y.load(p.first + (i64)b * p.width + channel);
+        if (t >= 0) {
+            y.load(p.y + at(t));
+        } else if (p.first != nullptr) {
+            const float4 first = *reinterpret_cast<const float4*>(p.first + (i64)b * p.width + channel);
+            y.value[0] = first.x, y.value[1] = first.y, y.value[2] = first.z, y.value[3] = first.w;
+        }
     }
 
     // The share of the token before.

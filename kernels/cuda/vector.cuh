@@ -1,7 +1,8 @@
 // Four or eight neighboring numbers in fp32 registers, read and written as bf16 or fp32 in one access.
 //
 // Loads go through the read-only path and say nothing about memory, so that the compiler may start those of the next
-// token before the stores of this one: nothing here reads what the same launch writes.
+// token before the stores of this one: nothing here reads what the same launch writes. For the same reason it may move one whose
+// address does not change out of a loop, past the test around it: an address that may be null is not read so within a loop.
 #pragma once
 #include "common.cuh"
 
