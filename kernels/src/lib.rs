@@ -16,6 +16,7 @@
 //! | [`linear_attention::linear_attention`] | GLA, HGRN2, RetNet, RWKV-5, RWKV-6 | step loop, chunks, fused loop |
 //! | [`scan::linear_scan`], [`scan::selective_scan`], [`scan::gated_selective_scan`], [`scan::wkv`] | HGRN, Mamba, RWKV-4 | step loop, doubling, fused loop |
 //! | [`token_shift::token_shift`] | RWKV | composed, fused on a GPU |
+//! | [`transformer::rotary`], [`transformer::swiglu`] | Llama and those with its shell | composed, fused on a GPU |
 //! | [`gated_norm::gated_norm`] | GLA, HGRN, RetNet, RWKV-5, RWKV-6 | composed, fused on a GPU |
 //! | [`long_convolution::long_convolution`] | H3, Hyena | libtorch |
 //!
@@ -58,6 +59,7 @@ pub mod scan;
 mod shape;
 pub mod slstm;
 pub mod token_shift;
+pub mod transformer;
 pub mod z_loss;
 
 pub use error::KernelError;

@@ -34,6 +34,7 @@ mod source;
 mod specialization;
 pub mod step_product;
 pub mod token_shift;
+pub mod transformer;
 
 pub use architecture::Architecture;
 pub use cache::Cache;

@@ -51,6 +51,7 @@ pub fn paper_specializations(everything: bool) -> Vec<Specialization> {
         all.extend(slstm_specializations(architecture, whole));
         all.push(Specialization::precise(architecture));
         all.push(Specialization::scan(architecture));
+        all.push(Specialization::transformer(architecture, false));
         let selective = [SelectiveScanForm::plain(16), SelectiveScanForm::gated(16, false)];
         all.extend(selective.into_iter().flatten().map(|form| form.specialization(architecture)));
         let shifts = [(2, false), (3, false), (4, false), (1, false), (5, true)];

@@ -42,6 +42,8 @@ pub enum Source {
     TokenShift,
     /// Norms of heads with the gate behind them.
     GatedNorm,
+    /// Rotary positions and SwiGLU.
+    Transformer,
     /// Convolution, norms and gates between the matrix products.
     Pointwise,
     /// Convolution, queries, keys, values and gates of an mLSTM block.
@@ -79,6 +81,7 @@ impl Source {
             Self::SelectiveScan => "selective_scan.cu",
             Self::TokenShift => "token_shift.cu",
             Self::GatedNorm => "gated_norm.cu",
+            Self::Transformer => "transformer.cu",
             Self::Pointwise => "pointwise.cu",
             Self::Inner => "inner.cu",
             Self::Projections => "projections.cu",
@@ -107,6 +110,7 @@ impl Source {
             Self::SelectiveScan => include_str!("../selective_scan.cu"),
             Self::TokenShift => include_str!("../token_shift.cu"),
             Self::GatedNorm => include_str!("../gated_norm.cu"),
+            Self::Transformer => include_str!("../transformer.cu"),
             Self::Pointwise => include_str!("../pointwise.cu"),
             Self::Inner => include_str!("../inner.cu"),
             Self::Projections => include_str!("../projections.cu"),
@@ -160,6 +164,7 @@ impl Source {
             Self::SelectiveScan => &["selective_scan_backward", "selective_scan_forward"],
             Self::TokenShift => &["token_shift", "token_shift_backward"],
             Self::GatedNorm => &["gated_norm", "gated_norm_backward"],
+            Self::Transformer => &["rotary", "swiglu", "swiglu_backward"],
             Self::Pointwise => &[
                 "conv_silu",
                 "conv_silu_backward",

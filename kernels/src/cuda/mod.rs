@@ -18,8 +18,9 @@
 //! | [`projected_cross_entropy`] | vocabulary projection and loss | `cross_entropy.cu` |
 //!
 //!
-//! Gated linear attention, the scans of [`crate::scan`], [`crate::token_shift`] and [`crate::gated_norm`] have kernels
-//! (`linear_attention.cu`, `scan.cu`, `selective_scan.cu`, `token_shift.cu`, `gated_norm.cu`) behind those modules.
+//! Gated linear attention, the scans of [`crate::scan`], [`crate::token_shift`], [`crate::gated_norm`] and
+//! [`crate::transformer`] have kernels (`linear_attention.cu`, `scan.cu`, `selective_scan.cu`, `token_shift.cu`, `gated_norm.cu`,
+//! `transformer.cu`) behind those modules.
 //!
 //! All but these and [`recurrent()`] are for training in bf16 mixed precision: activations bf16, parameters and the residual
 //! fp32; sequences may begin anew within, at a document's border. Everything else on a GPU (float32 around the sLSTM, states
@@ -43,6 +44,7 @@ mod slstm;
 mod step_product;
 mod supports;
 mod token_shift;
+mod transformer;
 mod wrapped;
 
 pub use cross_entropy::{cross_entropy_fits, projected_cross_entropy};
@@ -60,6 +62,7 @@ pub use slstm::{SlstmSequence, slstm, slstm_fits, slstm_from, slstm_rounds_weigh
 pub use step_product::{step_down, step_down_fits, step_up, step_up_fits};
 pub use supports::{FusedCell, Recurrence, Request, supports, supports_recurrence};
 pub(crate) use token_shift::token_shift;
+pub(crate) use transformer::{rotary, swiglu};
 pub(crate) use wrapped::{block_projections, mlstm_output};
 pub use wrapped::{conv_silu, gelu_gate, head_norm};
 

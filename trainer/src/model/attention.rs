@@ -10,6 +10,7 @@
 //! where its kernels know the sizes.
 
 use tch::{Kind, Tensor};
+use xlstm_kernels::transformer::rotary;
 
 use super::block::{BlockCall, BlockState};
 use crate::error::Result;
@@ -117,8 +118,8 @@ pub(super) fn join(states: &[&BlockState]) -> Result<BlockState> {
 /// Rotary angles by position: pairs `(j, j + E/2)` of a head turn by `position · base^(-2j/E)`.
 #[derive(Debug)]
 pub(super) struct Rotary {
-    cos_BT1E: Tensor,
-    sin_BT1E: Tensor,
+    cosine_BTJ: Tensor,
+    sine_BTJ: Tensor,
 }
 
 impl Rotary {
@@ -128,21 +129,16 @@ impl Rotary {
         let exponent_J = Tensor::f_arange(width / 2, options)?.f_mul_scalar(-2.0 / width as f64)?;
         let frequency_J = exponent_J.f_mul_scalar(base.ln())?.f_exp()?;
         let angle_BTJ = positions_BT.f_to_kind(Kind::Double)?.f_unsqueeze(2)?.f_mul(&frequency_J)?;
-        let angle_BT1E = Tensor::f_cat(&[&angle_BTJ, &angle_BTJ], 2)?.f_unsqueeze(2)?;
         let kind = if kind == Kind::Double { Kind::Double } else { Kind::Float };
         Ok(Self {
-            cos_BT1E: angle_BT1E.f_cos()?.f_to_kind(kind)?,
-            sin_BT1E: angle_BT1E.f_sin()?.f_to_kind(kind)?,
+            cosine_BTJ: angle_BTJ.f_cos()?.f_to_kind(kind)?,
+            sine_BTJ: angle_BTJ.f_sin()?.f_to_kind(kind)?,
         })
     }
 
     /// Turns queries or keys, `(B, T, H, E)`, and gives them in their own type.
     pub(super) fn turn(&self, x_BTHE: &Tensor) -> Result<Tensor> {
-        let wide_BTHE = x_BTHE.f_to_kind(self.cos_BT1E.kind())?;
-        let halves = wide_BTHE.f_chunk(2, -1)?;
-        let crossed_BTHE = Tensor::f_cat(&[&halves[1].f_neg()?, &halves[0]], -1)?;
-        let turned_BTHE = wide_BTHE * &self.cos_BT1E + crossed_BTHE * &self.sin_BT1E;
-        Ok(turned_BTHE.f_to_kind(x_BTHE.kind())?)
+        Ok(rotary(x_BTHE, &self.cosine_BTJ, &self.sine_BTJ)?)
     }
 }
 

@@ -9,6 +9,7 @@
 //! token embedding.
 
 use tch::Tensor;
+use xlstm_kernels::transformer::swiglu;
 use xlstm_manifests::recipe::architecture::{LlamaConfig, LlamaInit};
 
 use super::attention::{Rotary, attend, by_head, join};
@@ -132,9 +133,10 @@ impl Block for LlamaBlock {
         let (o_BTC, state) = self.attention(&self.norm.for_products(x_BTC, call.precision)?, call)?;
         let x_BTC = x_BTC + call.dropped(o_BTC, 0)?;
         let y_BTC = self.feed_norm.for_products(&x_BTC, call.precision)?;
-        let gate_BTF = product(&y_BTC, &self.gate, call.precision)?.f_silu()?;
+        let gate_BTF = product(&y_BTC, &self.gate, call.precision)?;
         let up_BTF = product(&y_BTC, &self.up, call.precision)?;
-        let x_BTC = x_BTC + call.dropped(product(&(gate_BTF * up_BTF), &self.down, call.precision)?, 1)?;
+        let inner_BTF = swiglu(&gate_BTF, &up_BTF)?;
+        let x_BTC = x_BTC + call.dropped(product(&inner_BTF, &self.down, call.precision)?, 1)?;
         Ok((x_BTC, state))
     }
 

@@ -19,6 +19,7 @@ use xlstm_kernels::linear_attention::{
     LinearAttentionInput, LinearAttentionOptions, LogDecay, linear_attention,
 };
 use xlstm_kernels::scan::{LinearScanInput, ScanKernel, linear_scan};
+use xlstm_kernels::transformer::swiglu_of_halves;
 use xlstm_manifests::recipe::architecture::{
     GLA_GATE_RANK, GlaConfig, Hgrn2Config, HgrnConfig, RecurrentConfig, RecurrentMixer, RetnetConfig,
 };
@@ -255,8 +256,7 @@ impl Block for RecurrentBlock {
             &self.gate_and_up,
             call.precision,
         )?;
-        let halves = both_BTF.f_chunk(2, -1)?;
-        let down_BTC = product(&(halves[0].f_silu()? * &halves[1]), &self.down, call.precision)?;
+        let down_BTC = product(&swiglu_of_halves(&both_BTF)?, &self.down, call.precision)?;
         let x_BTC = x_BTC + call.dropped(down_BTC, 1)?;
         Ok((x_BTC, BlockState::new([(MEMORY, memory)])))
     }

@@ -36,5 +36,6 @@ pub(super) fn compile(device: Device) -> Result<(), KernelError> {
     }
     wanted.extend(super::recurrent::specializations(architecture));
     wanted.extend(super::methods::specializations(architecture));
+    wanted.extend(super::around_methods::specializations(architecture));
     gpu.compile_all(&wanted).map_err(failed("selfcheck"))
 }

@@ -2,13 +2,12 @@
 //! of libtorch calls in float64, with and without document boundaries and states.
 
 use tch::{Device, Kind, Tensor};
-use xlstm_cuda::gated_norm::GatedNormForm;
 use xlstm_cuda::linear_attention::LinearAttentionSizes;
 use xlstm_cuda::scan::Scan;
 use xlstm_cuda::selective_scan::SelectiveScanForm;
-use xlstm_cuda::token_shift::TokenShiftForm;
 use xlstm_cuda::{Architecture, Specialization};
 
+use super::inputs::normal;
 use super::{Check, PRECISE, ROUNDING, Subject};
 use crate::KernelError;
 use crate::linear_attention::{
@@ -18,9 +17,6 @@ use crate::scan::{
     GatedScanInput, LinearScanInput, ScanKernel, SelectiveScanInput, WkvInput, WkvState,
     gated_selective_scan, linear_scan, selective_scan, wkv,
 };
-
-use crate::gated_norm::{GatedNormInput, HeadNorm, composed as gated_norm_composed, gated_norm};
-use crate::token_shift::{TokenShiftInput, composed as token_shift_composed, token_shift};
 
 /// Batch, tokens, heads, keys and values of a head, method, and what stands at the borders.
 const ATTENTION: [(i64, i64, i64, i64, i64, Method, Borders); 20] = [
@@ -63,27 +59,9 @@ const SCANS: [(i64, i64, i64, Borders); 6] = [
 /// States of a channel of the selective scan.
 const STATES: [i64; 2] = [8, 16];
 
-/// Batch, tokens, channels, and what stands at the borders, of mixes with the token before.
-const SHIFTS: [(i64, i64, i64, Borders); 4] = [
-    (3, 65, 132, Borders::None),
-    (3, 65, 132, Borders::Resets),
-    (2, 33, 520, Borders::Both),
-    (2, 1, 32, Borders::State),
-];
-
-/// Tokens, heads, width of a head, norm, and whether all heads have the same weights.
-const NORMS: [(i64, i64, i64, HeadNorm, bool); 6] = [
-    (65, 5, 64, HeadNorm::Layer, false),
-    (333, 4, 256, HeadNorm::Rms, true),
-    (33, 1, 1024, HeadNorm::Rms, false),
-    (1, 3, 16, HeadNorm::Layer, true),
-    (700, 3, 128, HeadNorm::Layer, false),
-    (7, 9, 32, HeadNorm::Rms, false),
-];
-
 /// What stands before a sequence and within it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Borders {
+pub(super) enum Borders {
     /// Nothing, and nobody goes on from the last state: training on whole rows.
     None,
     /// Documents that begin within: training with resets.
@@ -95,11 +73,11 @@ enum Borders {
 }
 
 impl Borders {
-    fn has_state(self) -> bool {
+    pub(super) fn has_state(self) -> bool {
         matches!(self, Self::State | Self::Both)
     }
 
-    fn words(self) -> &'static str {
+    pub(super) fn words(self) -> &'static str {
         match self {
             Self::None => "",
             Self::Resets => ", resets",
@@ -109,7 +87,7 @@ impl Borders {
     }
 
     /// About every tenth step begins a document.
-    fn resets(self, batch: i64, tokens: i64, device: Device) -> Option<Tensor> {
+    pub(super) fn resets(self, batch: i64, tokens: i64, device: Device) -> Option<Tensor> {
         if matches!(self, Self::None | Self::State) {
             return None;
         }
@@ -170,10 +148,6 @@ impl Method {
     }
 }
 
-fn normal(shape: &[i64], device: Device) -> Tensor {
-    Tensor::randn(shape, (Kind::Float, device))
-}
-
 /// What the checks use of these sources.
 pub(super) fn specializations(architecture: Architecture) -> Vec<Specialization> {
     let mut wanted = vec![Scan::Linear.specialization(architecture)];
@@ -190,15 +164,6 @@ pub(super) fn specializations(architecture: Architecture) -> Vec<Specialization>
         let sizes = LinearAttentionSizes::new(key as u32, value as u32, method.has_bonus());
         let types = sizes.into_iter().flat_map(|sizes| [sizes, sizes.in_bf16()]);
         wanted.extend(types.map(|sizes| sizes.specialization(architecture)));
-    }
-    for (mixes, own) in [(2, false), (5, true)] {
-        let forms = [false, true].map(|float32| TokenShiftForm { mixes, own, float32 });
-        wanted.extend(forms.map(|form| form.specialization(architecture)));
-    }
-    for (_, _, width, norm, _) in NORMS {
-        let forms = [[true, true], [false, false], [false, true]];
-        let forms = forms.map(|types| GatedNormForm::new(width as u32, norm == HeadNorm::Rms, types));
-        wanted.extend(forms.into_iter().flatten().map(|form| form.specialization(architecture)));
     }
     wanted
 }
@@ -286,119 +251,6 @@ pub(super) fn scans(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), K
         }
     }
     Ok(())
-}
-
-/// Norms of heads with the gate behind them: all types that a model has.
-pub(super) fn norms(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
-    let half = Kind::BFloat16;
-    for case in NORMS {
-        for types in [[Kind::Float, Kind::Float], [half, half], [half, Kind::Float]] {
-            take(check_norm(case, types, device)?);
-        }
-    }
-    Ok(())
-}
-
-/// Gates are the second half of a wider tensor, and in the type `gated`, what is normed in `normed`.
-fn check_norm(
-    (tokens, heads, width, norm, shared): (i64, i64, i64, HeadNorm, bool),
-    [gated, normed]: [Kind; 2],
-    device: Device,
-) -> Result<Check, KernelError> {
-    let whole = heads * width;
-    let rounded = |size: &[i64], kind| normal(size, device).to_kind(kind).to_kind(Kind::Float);
-    let mut inputs = vec![
-        ("o", rounded(&[1, tokens, heads, width], normed) * 2.0),
-        ("both halves", rounded(&[1, tokens, 2 * whole], gated)),
-        ("weight", normal(&[if shared { width } else { whole }], device) * 0.3 + 1.0),
-    ];
-    if norm == HeadNorm::Layer {
-        inputs.push(("bias", normal(&[whole], device)));
-    }
-    let compute = |x: &[Tensor], [gated, normed]: [Kind; 2], on_gpu: bool| {
-        let input = GatedNormInput {
-            o_BTHE: &x[0].to_kind(normed),
-            weight: &x[2],
-            bias_D: x.get(3),
-            gate_BTD: &x[1].to_kind(gated).narrow(2, whole, whole),
-            norm,
-            epsilon: 1e-5,
-        };
-        let y = if on_gpu { gated_norm(&input)? } else { gated_norm_composed(&input)? };
-        Ok(vec![y.to_kind(x[2].kind())])
-    };
-    Subject {
-        kernel: "gated_norm",
-        case: format!("{norm:?} {tokens}x{heads}x{width}, {gated:?} of {normed:?}"),
-        inputs,
-        outputs: &["y"],
-        ours: &|x| compute(x, [gated, normed], true),
-        libtorch: &|x| compute(x, [x[2].kind(); 2], false),
-        rounding: if gated == Kind::Float { PRECISE } else { ROUNDING },
-        mask: None,
-    }
-    .check()
-}
-
-/// RWKV's mixes of each token with the one before.
-pub(super) fn shifts(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
-    for (batch, tokens, width, borders) in SHIFTS {
-        let size = [batch, tokens, width];
-        let resets_BT = borders.resets(batch, tokens, device);
-        for kind in [Kind::Float, Kind::BFloat16] {
-            let case = |own| format!("{own}{batch}x{tokens}x{width} {kind:?}{}", borders.words());
-            let drawn = (borders, &resets_BT);
-            take(check_shift::<2>(&size, drawn, (kind, false), case("2 shares, "), device)?);
-            take(check_shift::<5>(&size, drawn, (kind, true), case("5 shares by token, "), device)?);
-        }
-    }
-    Ok(())
-}
-
-/// What tokens add is rounded as the kernel reads it; mixes are rounded once.
-fn check_shift<const M: usize>(
-    size: &[i64; 3],
-    (borders, resets_BT): (Borders, &Option<Tensor>),
-    (kind, by_token): (Kind, bool),
-    case: String,
-    device: Device,
-) -> Result<Check, KernelError> {
-    const NAMES: [&str; 5] = ["share 1", "share 2", "share 3", "share 4", "share 5"];
-    const MIXES: [&str; 5] = ["mix 1", "mix 2", "mix 3", "mix 4", "mix 5"];
-    let [batch, tokens, width] = *size;
-    let mut inputs = vec![("y", normal(size, device))];
-    inputs.extend(NAMES.iter().take(M).map(|name| (*name, normal(&[width], device).sigmoid())));
-    if by_token {
-        let own = normal(&[M as i64, batch, tokens, width], device) * 0.3;
-        inputs.push(("own", own.to_kind(kind).to_kind(Kind::Float)));
-    }
-    if borders.has_state() {
-        inputs.push(("first", normal(&[batch, width], device)));
-    }
-    let compute = |x: &[Tensor], kind: Kind, on_gpu: bool| {
-        let own_MBTC = by_token.then(|| x[1 + M].to_kind(kind));
-        let input = TokenShiftInput {
-            y_BTC: &x[0],
-            first_BC: if borders.has_state() { x.last() } else { None },
-            own_MBTC: own_MBTC.as_ref(),
-            resets_BT: resets_BT.as_ref(),
-            kind,
-        };
-        let shares: [&Tensor; M] = std::array::from_fn(|share| &x[1 + share]);
-        let mixes = if on_gpu { token_shift(&input, shares)? } else { token_shift_composed(&input, shares)? };
-        Ok(mixes.into_iter().map(|mix| mix.to_kind(x[0].kind())).collect())
-    };
-    Subject {
-        kernel: "token_shift",
-        case,
-        inputs,
-        outputs: &MIXES[..M],
-        ours: &|x| compute(x, kind, true),
-        libtorch: &|x| compute(x, x[0].kind(), false),
-        rounding: if kind == Kind::Float { PRECISE } else { ROUNDING },
-        mask: None,
-    }
-    .check()
 }
 
 fn check_linear(
@@ -599,15 +451,6 @@ mod tests {
         };
         attention(Device::Cpu, &mut take).unwrap();
         scans(Device::Cpu, &mut take).unwrap();
-        shifts(Device::Cpu, &mut take).unwrap();
-        norms(Device::Cpu, &mut take).unwrap();
-        assert_eq!(
-            count,
-            ATTENTION.len()
-                + IN_BF16.len()
-                + SCANS.len() * (2 + 3 * STATES.len())
-                + SHIFTS.len() * 4
-                + NORMS.len() * 3
-        );
+        assert_eq!(count, ATTENTION.len() + IN_BF16.len() + SCANS.len() * (2 + 3 * STATES.len()));
     }
 }

@@ -10,6 +10,7 @@
 //! by the root mean square of the errors over several draws.
 
 mod around;
+mod around_methods;
 mod boundaries;
 mod compile;
 mod inner;
@@ -246,8 +247,9 @@ pub fn run(
             Group::Methods => {
                 methods::attention(device, &mut take)?;
                 methods::scans(device, &mut take)?;
-                methods::shifts(device, &mut take)?;
-                methods::norms(device, &mut take)?;
+                around_methods::shifts(device, &mut take)?;
+                around_methods::norms(device, &mut take)?;
+                around_methods::transformer(device, &mut take)?;
             }
             Group::Loss => loss::cross_entropy(device, &mut take)?,
         }

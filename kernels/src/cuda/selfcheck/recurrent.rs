@@ -6,6 +6,7 @@ use xlstm_cuda::slstm::Direction;
 use xlstm_cuda::{Architecture, SlstmSizes, Specialization};
 
 use super::super as cuda;
+use super::inputs::normal;
 use super::{Check, PRECISE, ROUNDING, Subject, plain};
 use crate::KernelError;
 use crate::slstm::{SlstmInput, SlstmKernel, SlstmOptions, SlstmState, slstm as slstm_cell};
@@ -36,10 +37,6 @@ enum Computed {
     /// With a clamped gradient through R.
     Clipped,
     Lstm,
-}
-
-fn normal(shape: &[i64], device: Device) -> Tensor {
-    Tensor::randn(shape, (Kind::Float, device))
 }
 
 /// Every tenth step begins a document.
