@@ -23,7 +23,8 @@ def structure(name, *fields):
 
 pointers = lambda names: [(n, P) for n in names.split()]
 Conv = structure("Conv", ("batch", INT), ("tokens", INT), ("width", INT), ("run", INT), ("input_stride", I64),
-                 *pointers("input weight bias output output_gradient added input_gradient partial"))
+                 *pointers("input weight bias output output_gradient added input_gradient partial resets window window_gradient"),
+                 ("linear", INT), ("unused", INT))
 Norm = structure("Norm", ("heads", INT), ("tokens_per_warp", INT), ("tokens", I64), ("epsilon", F32), ("gate_stride", I64),
                  *pointers("input weight skip branch gate output statistics output_gradient input_gradient "
                            "branch_gradient gate_gradient partial rest inverse_denominator dots"))

@@ -22,9 +22,9 @@ typedef bf16 Element;
 
 DEVICE float silu_slope(float x, float gate) { return gate * (1.0f + x * (1.0f - gate)); }
 
-// ---- causal depthwise convolution of width 4, then SiLU ------------------------------------------------------
+// ---- causal depthwise convolution of width 4, then SiLU or nothing ---------------------------------------------
 //
-//   pre_t = bias + sum_j w_j x_{t - 3 + j},   y_t = silu(pre_t);   x before the first token is zero.
+//   pre_t = bias + sum_j w_j x_{t - 3 + j},   y_t = silu(pre_t), or pre_t;   x before the first token is zero.
 // A thread keeps eight channels and walks over a run of tokens with the last inputs in registers.
 
 static constexpr int TAPS = 4;
@@ -43,6 +43,8 @@ struct ConvParameters {
     const unsigned char* resets;  // [B, T], nonzero: zeros stand before this token; or null
     const Element* window;           // [B, 3, D], the inputs before the first token, or null for zeros
     Element* window_gradient;        // as `window`, or null
+    int linear;                      // 1: no SiLU
+    int unused;
 
     // Whether nothing before the token counts for it and for those after it.
     DEVICE bool begins(int t) const {
@@ -107,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(64) conv_silu(const __grid_constant
 #pragma unroll
         for (int e = 0; e < 8; e++) {
             const float pre = thread.before_silu(e);
-            y.value[e] = pre * fast_sigmoid(pre);
+            y.value[e] = p.linear ? pre : pre * fast_sigmoid(pre);
         }
         y.store(p.output + offset + (i64)t * p.width);
     }
@@ -143,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(128) conv_silu_backward(const __gri
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             const float pre = thread.before_silu(e), gate = fast_sigmoid(pre);
-            const float dpre = gradient.value[e] * silu_slope(pre, gate), counted = own ? dpre : 0.0f;
+            const float dpre = gradient.value[e] * (p.linear ? 1.0f : silu_slope(pre, gate)), counted = own ? dpre : 0.0f;
             slope[TAPS - 1].value[e] = dpre;
 #pragma unroll
             for (int tap = 0; tap < TAPS; tap++) sums[tap].value[e] += counted * thread.window[tap].value[e];

@@ -56,6 +56,25 @@ pub fn causal_conv_silu(input: &ConvInput<'_>) -> Result<ConvOutput, KernelError
     Ok(ConvOutput { y_BTD: y_BTD.to_kind(input.x_BTD.kind()), state })
 }
 
+/// The convolution without SiLU and state, `(B, T, D)` in the type of `x_BTD`. On a GPU up to four taps are a kernel.
+///
+/// # Errors
+/// As [`causal_conv_silu`].
+pub fn causal_conv(input: &ConvInput<'_>) -> Result<Tensor, KernelError> {
+    let taps = check(input)?;
+    let kind = computing_kind("causal_conv", "x_BTD", input.x_BTD)?;
+    let floats = input.weight_D1W.kind() == Kind::Float
+        && input.bias_D.is_none_or(|bias_D| bias_D.kind() == Kind::Float);
+    if taps <= 4 && floats && crate::cuda::conv_fits(input.x_BTD) {
+        // Missing taps are zeros before the others, missing inputs before the first step likewise.
+        let missing = 4 - taps;
+        let weight_D1W = input.weight_D1W.f_constant_pad_nd([missing, 0])?;
+        let state = input.state.map(|state| state.f_constant_pad_nd([0, 0, missing, 0])).transpose()?;
+        return crate::cuda::conv(&ConvInput { weight_D1W: &weight_D1W, state: state.as_ref(), ..*input });
+    }
+    Ok(sum_of_taps(input, taps, kind).to_kind(input.x_BTD.kind()))
+}
+
 /// The state alone: the last W−1 inputs, zeros before a reset.
 ///
 /// # Errors
@@ -111,6 +130,11 @@ pub(crate) fn composed(input: &ConvInput<'_>) -> Result<Tensor, KernelError> {
 
 /// One shifted product for each tap, differentiated by libtorch.
 pub(crate) fn reference(input: &ConvInput<'_>, taps: i64, kind: Kind) -> Tensor {
+    sum_of_taps(input, taps, kind).silu()
+}
+
+/// The same without SiLU.
+fn sum_of_taps(input: &ConvInput<'_>, taps: i64, kind: Kind) -> Tensor {
     let time = input.x_BTD.size()[1];
     let padded_BPD = padded(input, taps).to_kind(kind);
     let segments_BP = input.resets_BT.map(|resets_BT| segments(resets_BT, taps));
@@ -131,7 +155,7 @@ pub(crate) fn reference(input: &ConvInput<'_>, taps: i64, kind: Kind) -> Tensor 
             None => product_BTD,
         });
     }
-    sum_BTD.map_or_else(|| padded_BPD.shallow_clone(), |sum_BTD| sum_BTD.silu())
+    sum_BTD.unwrap_or(padded_BPD)
 }
 
 /// The last W−1 inputs; those before the last reset are zero.

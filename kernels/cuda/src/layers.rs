@@ -29,7 +29,7 @@ fn narrow(value: u64) -> u32 {
 /// Most tokens that a thread of the convolution walks over.
 const LONGEST_RUN: u32 = 64;
 
-/// Causal convolution of 4 taps and SiLU.
+/// Causal convolution of 4 taps, with SiLU or without.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 #[allow(missing_docs, reason = "pointwise.cu says it")]
@@ -50,6 +50,8 @@ pub struct ConvParameters {
     pub resets: u64,
     pub window: u64,
     pub window_gradient: u64,
+    pub linear: i32,
+    pub unused: i32,
 }
 
 impl ConvParameters {

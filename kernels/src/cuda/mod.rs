@@ -63,7 +63,7 @@ pub use step_product::{step_down, step_down_fits, step_up, step_up_fits};
 pub use supports::{FusedCell, Recurrence, Request, supports, supports_recurrence};
 pub(crate) use token_shift::token_shift;
 pub(crate) use transformer::{rotary, swiglu};
-pub(crate) use wrapped::{block_projections, mlstm_output};
+pub(crate) use wrapped::{block_projections, conv, mlstm_output};
 pub use wrapped::{conv_silu, gelu_gate, head_norm};
 
 use std::collections::HashMap;

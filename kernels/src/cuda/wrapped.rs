@@ -5,7 +5,7 @@ use xlstm_bridge::autograd::node;
 use xlstm_bridge::named::{Named as _, Output};
 use xlstm_bridge::{BoxError, named_tensors};
 
-use super::launch::{self, Boundaries, ConvTarget, ConvUpstream, Gated, NormTarget};
+use super::launch::{self, Boundaries, ConvLayer, ConvTarget, ConvUpstream, Gated, NormTarget};
 use crate::KernelError;
 use crate::conv::ConvInput;
 use crate::gates::MlstmOutputInput;
@@ -53,6 +53,18 @@ fn gradient(upstream: Output<Option<Tensor>>, like: &Tensor) -> Result<Tensor, B
 /// # Errors
 /// [`KernelError`] when a tensor does not fit, or the GPU fails.
 pub fn conv_silu(input: &ConvInput<'_>) -> Result<Tensor, KernelError> {
+    convolution(input, true)
+}
+
+/// As [`conv_silu`], without the SiLU.
+///
+/// # Errors
+/// As [`conv_silu`].
+pub(crate) fn conv(input: &ConvInput<'_>) -> Result<Tensor, KernelError> {
+    convolution(input, false)
+}
+
+fn convolution(input: &ConvInput<'_>, silu: bool) -> Result<Tensor, KernelError> {
     const NAME: &str = "conv_silu (CUDA)";
     let [batch, time, width] = dimensions(NAME, "x_BTD", input.x_BTD)?;
     let x_ND = input.x_BTD.f_reshape([batch * time, width])?;
@@ -73,7 +85,8 @@ pub fn conv_silu(input: &ConvInput<'_>) -> Result<Tensor, KernelError> {
         inputs,
         |_| {
             let boundaries = Boundaries { resets: resets.as_ref(), window: window.as_ref() };
-            let y = launch::conv_forward((&x_ND, input.weight_D1W, &bias_D), batch, boundaries)?;
+            let layer = ConvLayer { x: &x_ND, weight: input.weight_D1W, bias: &bias_D, silu };
+            let y = launch::conv_forward(layer, batch, boundaries)?;
             let saved = ConvSaved {
                 x: x_ND.shallow_clone(),
                 weight: input.weight_D1W.shallow_clone(),
@@ -83,7 +96,9 @@ pub fn conv_silu(input: &ConvInput<'_>) -> Result<Tensor, KernelError> {
             };
             Ok((Output { y }, saved))
         },
-        move |saved: ConvSaved, upstream, _| conv_backward(&saved, &gradient(upstream, &saved.x)?, batch),
+        move |saved: ConvSaved, upstream, _| {
+            conv_backward(&saved, &gradient(upstream, &saved.x)?, batch, silu)
+        },
     )?;
     Ok(y.f_view([batch, time, width])?)
 }
@@ -92,11 +107,12 @@ fn conv_backward(
     saved: &ConvSaved,
     upstream: &Tensor,
     batch: i64,
+    silu: bool,
 ) -> Result<ConvInputs<Option<Tensor>>, BoxError> {
     let x_gradient = laid_out_as(&saved.x)?;
     let window_gradient = saved.window.as_ref().map(Tensor::f_empty_like).transpose()?;
     let (weight, bias) = launch::conv_backward(
-        (&saved.x, &saved.weight, &saved.bias),
+        ConvLayer { x: &saved.x, weight: &saved.weight, bias: &saved.bias, silu },
         batch,
         Boundaries { resets: saved.resets.as_ref(), window: saved.window.as_ref() },
         ConvUpstream { y: upstream, added: None },

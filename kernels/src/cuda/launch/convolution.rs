@@ -7,19 +7,33 @@ use xlstm_cuda::layers::ConvParameters;
 use super::super::{Gpu, address, expect, make, optional_address};
 use super::{Boundaries, any_head, dense, expect_same, int, matrix, partial_sums, sum_columns};
 
-/// `SiLU(conv(x))` of `x` `(B·T, D)`, weight `(D, 1, 4)`, bias `(D)`; B sequences.
+/// A convolution's input and parameters.
+#[derive(Debug, Clone, Copy)]
+pub struct ConvLayer<'a> {
+    /// `(B·T, D)`.
+    pub x: &'a Tensor,
+    /// `(D, 1, 4)`.
+    pub weight: &'a Tensor,
+    /// `(D)`.
+    pub bias: &'a Tensor,
+    /// Whether a SiLU comes after it.
+    pub silu: bool,
+}
+
+/// `SiLU(conv(x))`, or conv(x) alone; B sequences.
 ///
 /// # Errors
 /// When a tensor does not fit, or the GPU fails.
 pub fn conv_forward(
-    (x, weight, bias): (&Tensor, &Tensor, &Tensor),
+    layer: ConvLayer<'_>,
     batch: i64,
     boundaries: Boundaries<'_>,
 ) -> Result<Tensor, BoxError> {
+    let x = layer.x;
     let gpu = Gpu::of(x)?;
     let ([rows, width], stride) = matrix("conv: x", x)?;
     let y = make(&[rows, width], x.kind(), x)?;
-    let mut parameters = conv_parameters((x, weight, bias), batch, boundaries)?;
+    let mut parameters = conv_parameters(layer, batch, boundaries)?;
     parameters.input_stride = stride;
     parameters.output = address(&y);
     let [b, t, d] = [batch, rows / batch, width].map(u32::try_from);
@@ -30,10 +44,11 @@ pub fn conv_forward(
 }
 
 fn conv_parameters(
-    (x, weight, bias): (&Tensor, &Tensor, &Tensor),
+    layer: ConvLayer<'_>,
     batch: i64,
     boundaries: Boundaries<'_>,
 ) -> Result<ConvParameters, BoxError> {
+    let ConvLayer { x, weight, bias, silu } = layer;
     let ([rows, width], stride) = matrix("conv: x", x)?;
     expect("conv: weight", weight, Kind::Float)?;
     expect("conv: bias", bias, Kind::Float)?;
@@ -61,6 +76,7 @@ fn conv_parameters(
         bias: address(bias),
         resets: optional_address(boundaries.resets),
         window: optional_address(boundaries.window),
+        linear: (!silu).into(),
         ..ConvParameters::default()
     })
 }
@@ -88,12 +104,13 @@ pub struct ConvTarget<'a> {
 /// # Errors
 /// When a tensor does not fit, or the GPU fails.
 pub fn conv_backward(
-    (x, weight, bias): (&Tensor, &Tensor, &Tensor),
+    layer: ConvLayer<'_>,
     batch: i64,
     boundaries: Boundaries<'_>,
     upstream: ConvUpstream<'_>,
     target: ConvTarget<'_>,
 ) -> Result<(Tensor, Tensor), BoxError> {
+    let x = layer.x;
     let gpu = Gpu::of(x)?;
     let ([rows, width], stride) = matrix("conv: x", x)?;
     let same = dense("conv: gradient", upstream.y)? == [rows, width]
@@ -121,7 +138,7 @@ pub fn conv_backward(
         input_gradient: address(target.x),
         window_gradient: optional_address(target.window),
         partial: address(&partial),
-        ..conv_parameters((x, weight, bias), batch, boundaries)?
+        ..conv_parameters(layer, batch, boundaries)?
     };
     // SAFETY: checked above.
     unsafe { gpu.launch(any_head(gpu, x), launch, &parameters)? };

@@ -9,7 +9,7 @@ mod loss;
 mod norms;
 mod projections;
 
-pub use convolution::{ConvTarget, ConvUpstream, conv_backward, conv_forward};
+pub use convolution::{ConvLayer, ConvTarget, ConvUpstream, conv_backward, conv_forward};
 pub use inner::{
     InnerGradients, InnerOutputs, InnerTarget, InnerUpstream, InnerWeights, inner_backward, inner_forward,
 };

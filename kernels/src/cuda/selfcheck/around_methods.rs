@@ -10,6 +10,7 @@ use super::inputs::normal;
 use super::methods::Borders;
 use super::{Check, PRECISE, ROUNDING, Subject};
 use crate::KernelError;
+use crate::conv::{ConvInput, causal_conv};
 use crate::gated_norm::{GatedNormInput, HeadNorm, composed as gated_norm_composed, gated_norm};
 use crate::token_shift::{TokenShiftInput, composed as token_shift_composed, token_shift};
 use crate::transformer::{composed_rotary, rotary, swiglu, swiglu_of_halves};
@@ -118,6 +119,48 @@ pub(super) fn norms(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), K
         }
     }
     Ok(())
+}
+
+/// Hyena's convolution of three taps, without a SiLU.
+pub(super) fn convolutions(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        for [batch, tokens, width] in [[2, 130, 384], [3, 1, 64], [1, 67, 1032]] {
+            take(check_convolution([batch, tokens, width], kind, device)?);
+        }
+    }
+    Ok(())
+}
+
+fn check_convolution(size: [i64; 3], kind: Kind, device: Device) -> Result<Check, KernelError> {
+    let [batch, tokens, width] = size;
+    let rounded = |size: &[i64]| normal(size, device).to_kind(kind).to_kind(Kind::Float);
+    let inputs = vec![
+        ("x", rounded(&size)),
+        ("weight", normal(&[width, 1, 3], device)),
+        ("bias", normal(&[width], device)),
+    ];
+    let ours = |x: &[Tensor]| {
+        let x_BTD = x[0].to_kind(kind);
+        let input =
+            ConvInput { x_BTD: &x_BTD, weight_D1W: &x[1], bias_D: Some(&x[2]), state: None, resets_BT: None };
+        Ok(vec![causal_conv(&input)?.to_kind(x[1].kind())])
+    };
+    let libtorch = |x: &[Tensor]| {
+        let padded = x[0].f_constant_pad_nd([0, 0, 2, 0])?;
+        let tap = |tap: i64| padded.narrow(1, tap, tokens) * x[1].select(2, tap).squeeze_dim(1);
+        Ok(vec![tap(0) + tap(1) + tap(2) + &x[2]])
+    };
+    Subject {
+        kernel: "conv",
+        case: format!("{batch}x{tokens}x{width} {kind:?}"),
+        inputs,
+        outputs: &["y"],
+        ours: &ours,
+        libtorch: &libtorch,
+        rounding: if kind == Kind::Float { PRECISE } else { ROUNDING },
+        mask: None,
+    }
+    .check()
 }
 
 /// Rotary positions and SwiGLU.
@@ -246,6 +289,7 @@ mod tests {
         shifts(Device::Cpu, &mut take).unwrap();
         norms(Device::Cpu, &mut take).unwrap();
         transformer(Device::Cpu, &mut take).unwrap();
-        assert_eq!(count, SHIFTS.len() * 4 + NORMS.len() * 3 + 12);
+        convolutions(Device::Cpu, &mut take).unwrap();
+        assert_eq!(count, SHIFTS.len() * 4 + NORMS.len() * 3 + 12 + 6);
     }
 }

@@ -250,6 +250,7 @@ pub fn run(
                 around_methods::shifts(device, &mut take)?;
                 around_methods::norms(device, &mut take)?;
                 around_methods::transformer(device, &mut take)?;
+                around_methods::convolutions(device, &mut take)?;
             }
             Group::Loss => loss::cross_entropy(device, &mut take)?,
         }

@@ -3,6 +3,7 @@
 use std::f64::consts::PI;
 
 use tch::{Kind, Tensor};
+use xlstm_kernels::conv::{ConvInput, causal_conv};
 use xlstm_manifests::recipe::architecture::HyenaConfig;
 
 use super::{DEVIATION, INPUTS, Inputs, Map, Mixer, SHIFT};
@@ -109,33 +110,22 @@ impl Hyena {
 
     /// The convolution of three taps, `(B, T, C)`.
     fn short(&self, inputs: &Inputs, p_BTC: &Tensor, call: &BlockCall<'_>) -> Result<Tensor> {
-        let time = p_BTC.size()[1];
-        let padded_BPC = match &inputs.past_BPC {
+        let before = SHORT_TAPS - 1;
+        let state = match &inputs.past_BPC {
             Some(past_BPC) => {
-                let all = Tensor::f_cat(&[&past_BPC.f_to_kind(p_BTC.kind())?, p_BTC], 1)?;
-                all.f_constant_pad_nd([0, 0, SHORT_TAPS - 1, 0])?
-            }
-            None => p_BTC.f_constant_pad_nd([0, 0, SHORT_TAPS - 1, 0])?,
-        };
-        let from = padded_BPC.size()[1] - time - (SHORT_TAPS - 1);
-        let documents = match call.resets_BT {
-            Some(resets_BT) => {
-                let numbers = resets_BT.f_to_kind(Kind::Int64)?.f_cumsum(1, None::<Kind>)?;
-                Some(numbers.f_constant_pad_nd([SHORT_TAPS - 1, 0])?)
+                let kept = past_BPC.size()[1].min(before);
+                let newest = past_BPC.f_narrow(1, past_BPC.size()[1] - kept, kept)?;
+                Some(newest.f_constant_pad_nd([0, 0, before - kept, 0])?)
             }
             None => None,
         };
-        let mut sum_BTC = self.short_bias.shallow_clone();
-        for tap in 0..SHORT_TAPS {
-            let mut shifted = padded_BPC.f_narrow(1, from + tap, time)?;
-            if let Some(documents) = &documents {
-                let own = documents.f_narrow(1, SHORT_TAPS - 1, time)?;
-                let other = documents.f_narrow(1, tap, time)?.f_ne_tensor(&own)?;
-                shifted = shifted.f_masked_fill(&other.f_unsqueeze(-1)?, 0.0)?;
-            }
-            sum_BTC = sum_BTC.f_add(&(shifted * self.short_weight.f_select(2, tap)?.f_squeeze_dim(1)?))?;
-        }
-        Ok(sum_BTC)
+        Ok(causal_conv(&ConvInput {
+            x_BTD: p_BTC,
+            weight_D1W: &self.short_weight,
+            bias_D: Some(&self.short_bias),
+            state: state.as_ref(),
+            resets_BT: call.resets_BT,
+        })?)
     }
 }
 
