@@ -13,7 +13,7 @@ use super::protocol::{
 use super::queue::{Answered, Asked, Wanted, stopping};
 use super::score::{Score, score};
 use super::stream::{EventBody, Events, events};
-use super::texts::{END_OF_TEXT_NAME, Texts};
+use super::texts::{END_OF_TEXT_NAME, Spelling, Texts};
 use crate::error::{Result, TrainError};
 use crate::guard::guarded;
 use crate::model::{Generation, Model, Sampling};
@@ -109,13 +109,17 @@ struct Completion {
     ids: Vec<i64>,
     prompt: usize,
     /// The generated text, cut at the first stop.
-    text: String,
+    spelling: Spelling,
     reason: &'static str,
 }
 
 impl Completion {
     fn new(ids: Vec<i64>) -> Self {
-        Self { prompt: ids.len(), ids, text: String::new(), reason: "length" }
+        Self { prompt: ids.len(), ids, spelling: Spelling::default(), reason: "length" }
+    }
+
+    fn text(&self) -> &str {
+        self.spelling.text()
     }
 
     fn ended(&self) -> bool {
@@ -329,10 +333,15 @@ impl Engine {
             completion.reason = "stop";
             return;
         }
-        completion.text = self.texts.decode(&completion.ids[completion.prompt..]);
-        let ends = stops.iter().filter_map(|stop| completion.text.find(stop.as_str()));
+        let new = completion.spelling.push(self.texts.bytes(token));
+        let text = completion.spelling.text();
+        // What is old was looked through, but for what a stop may begin with.
+        let ends = stops.iter().filter_map(|stop| {
+            let from = text.floor_char_boundary((new + 1).saturating_sub(stop.len()));
+            text.get(from..)?.find(stop.as_str()).map(|found| from + found)
+        });
         if let Some(end) = ends.min() {
-            completion.text.truncate(end);
+            completion.spelling.truncate(end);
             completion.reason = "stop";
         }
     }
@@ -388,7 +397,7 @@ impl Engine {
                 let scored = scores.and_then(|scores| scores.get(index));
                 json!({
                     "index": index,
-                    "text": format!("{echoed}{}", one.text),
+                    "text": format!("{echoed}{}", one.text()),
                     "finish_reason": one.reason,
                     "logprobs": scored.map(|score| self.logprobs(request, one, score)),
                 })
@@ -420,7 +429,7 @@ impl Engine {
         // The two texts are decoded apart, and put one after the other.
         let mut offsets = self.texts.offsets(&one.ids[first..one.prompt]);
         offsets.extend(self.texts.offsets(&one.ids[one.prompt..]).iter().map(|offset| echoed + offset));
-        let end = echoed + one.text.chars().count();
+        let end = echoed + one.text().chars().count();
         let stopped = one.ended() && one.ids.last() != Some(&i64::from(END_OF_TEXT));
         let (mut tokens, mut logs, mut tops, mut starts) = (vec![], vec![], vec![], vec![]);
         for (place, (&id, offset)) in one.ids[first..].iter().zip(offsets).enumerate() {
@@ -503,10 +512,10 @@ impl<'a> Sending<'a> {
             }
         }
         for (index, one) in completions.iter().enumerate() {
-            let end = if one.ended() { one.text.len() } else { settled(&one.text, &self.request.stop) };
+            let end = if one.ended() { one.text().len() } else { settled(one.text(), &self.request.stop) };
             let reason = (one.ended() && !self.told[index]).then_some(one.reason);
             if end > self.sent[index] || reason.is_some() {
-                let text = one.text.get(self.sent[index]..end).unwrap_or_default();
+                let text = one.text().get(self.sent[index]..end).unwrap_or_default();
                 self.choice(index, text, reason);
                 self.sent[index] = self.sent[index].max(end);
                 self.told[index] |= reason.is_some();
@@ -518,7 +527,7 @@ impl<'a> Sending<'a> {
     fn finish(&mut self, completions: &[Completion]) {
         self.send(completions);
         for (index, one) in completions.iter().enumerate().filter(|(index, _)| !self.told[*index]) {
-            self.choice(index, one.text.get(self.sent[index]..).unwrap_or_default(), Some(one.reason));
+            self.choice(index, one.text().get(self.sent[index]..).unwrap_or_default(), Some(one.reason));
         }
         if self.request.usage {
             let mut event = self.head.clone();
