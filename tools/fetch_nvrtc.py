@@ -11,6 +11,7 @@ Usage: python3 tools/fetch_nvrtc.py [--force] [--into DIR]
 import argparse
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 WHEEL = "nvidia-cuda-nvrtc==13.0.88"
-SHA256 = "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575"
+# For each processor: the platforms of its wheel, and the digest of its file.
+WHEELS = {
+    "x86_64": (("manylinux_2_12_x86_64", "manylinux2010_x86_64"), "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575"),
+    "aarch64": (("manylinux_2_17_aarch64", "manylinux2014_aarch64"), "d27f20a0ca67a4bb34268a5e951033496c5b74870b868bacd046b1b8e0c3267b"),
+}
 LIBRARIES = ("libnvrtc.so.13", "libnvrtc-builtins.so.13.0")
 
 
@@ -28,18 +33,19 @@ def say(text):
     print("nvrtc: " + text, file=sys.stderr, flush=True)
 
 
-def download(into):
+def download(into, platforms, expected):
     """The wheel, by package name. pip decides where from, by the user's own configuration."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--only-binary=:all:", "--platform", "manylinux_2_12_x86_64", "--platform", "manylinux2010_x86_64",
-               "--dest", str(into), WHEEL]
+               "--only-binary=:all:", "--dest", str(into), WHEEL]
+    for name in platforms:
+        command += ["--platform", name]
     if subprocess.run(command).returncode != 0:
         sys.exit("nvrtc: pip could not download %s (its message is above). pip 20.3 or newer and a package index that "
                  "has it are needed; or point XLSTM_NVRTC at a folder with %s" % (WHEEL, " and ".join(LIBRARIES)))
     wheel = next(into.glob("*.whl"))
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if found != SHA256:
-        sys.exit("nvrtc: %s has sha256 %s, expected %s: not used; try another package index" % (wheel.name, found, SHA256))
+    if found != expected:
+        sys.exit("nvrtc: %s has sha256 %s, expected %s: not used; try another package index" % (wheel.name, found, expected))
     return wheel
 
 
@@ -51,14 +57,18 @@ def main():
     if os.environ.get("XLSTM_NVRTC") and not arguments.force:
         say("XLSTM_NVRTC is set (%s): nothing to fetch" % os.environ["XLSTM_NVRTC"])
         return
+    if platform.machine() not in WHEELS:
+        sys.exit("nvrtc: wheels are known for %s, this is %s: point XLSTM_NVRTC at a folder with %s"
+                 % (" and ".join(WHEELS), platform.machine(), " and ".join(LIBRARIES)))
+    platforms, expected = WHEELS[platform.machine()]
     stamp = arguments.into / "stamp"
-    if not arguments.force and stamp.is_file() and stamp.read_text(encoding="utf-8") == SHA256:
+    if not arguments.force and stamp.is_file() and stamp.read_text(encoding="utf-8") == expected:
         return
     library = arguments.into / "lib"
     library.mkdir(parents=True, exist_ok=True)
     say("fetching %s (90 MB)" % WHEEL)
     with tempfile.TemporaryDirectory(dir=arguments.into) as folder:
-        with zipfile.ZipFile(download(Path(folder))) as archive:
+        with zipfile.ZipFile(download(Path(folder), platforms, expected)) as archive:
             for member in archive.namelist():
                 name = member.rsplit("/", 1)[-1]
                 if name in LIBRARIES:
@@ -69,7 +79,7 @@ def main():
     missing = [name for name in LIBRARIES if not (library / name).is_file()]
     if missing:
         sys.exit("nvrtc: the wheel held no %s: its digest and this list disagree, report it" % ", ".join(missing))
-    stamp.write_text(SHA256, encoding="utf-8")
+    stamp.write_text(expected, encoding="utf-8")
     say("ready in %s" % library)
 
 

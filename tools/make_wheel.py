@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make `dist/xlstm_toolkit-VERSION-py3-none-manylinux_…_x86_64.whl` from the release binaries.
+"""Make `dist/xlstm_toolkit-VERSION-py3-none-manylinux_…_PROCESSOR.whl` from the release binaries.
 
     make wheel
 
@@ -20,6 +20,7 @@ import hashlib
 import io
 import os
 import pathlib
+import platform
 import re
 import shutil
 import subprocess
@@ -107,16 +108,16 @@ def members(folder: pathlib.Path) -> tuple[dict[str, bytes], str]:
         contents = program(name, folder)
         glibc = max(glibc, newest_glibc(contents))
         files[f"xlstm_toolkit/bin/{name}"] = contents
-    platform = f"manylinux_{glibc[0]}_{glibc[1]}_x86_64"
+    tag = f"manylinux_{glibc[0]}_{glibc[1]}_{platform.machine()}"
     information = f"xlstm_toolkit-{version()}.dist-info"
     scripts = "".join(f"{name} = xlstm_toolkit._launch:{function}\n" for name, function in PROGRAMS.items())
     files[f"{information}/METADATA"] = metadata().encode()
     files[f"{information}/entry_points.txt"] = f"[console_scripts]\n{scripts}".encode()
-    tag = f"Wheel-Version: 1.0\nGenerator: make_wheel\nRoot-Is-Purelib: false\nTag: py3-none-{platform}\n"
-    files[f"{information}/WHEEL"] = tag.encode()
+    description = f"Wheel-Version: 1.0\nGenerator: make_wheel\nRoot-Is-Purelib: false\nTag: py3-none-{tag}\n"
+    files[f"{information}/WHEEL"] = description.encode()
     for licence in ("LICENSE-MIT", "LICENSE-APACHE"):
         files[f"{information}/licenses/{licence}"] = (ROOT / licence).read_bytes()
-    return files, platform
+    return files, tag
 
 
 def write(files: dict[str, bytes], target: pathlib.Path) -> None:
@@ -142,8 +143,8 @@ def write(files: dict[str, bytes], target: pathlib.Path) -> None:
 def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
-            files, platform = members(pathlib.Path(folder))
-            target = ROOT / "dist" / f"xlstm_toolkit-{version()}-py3-none-{platform}.whl"
+            files, tag = members(pathlib.Path(folder))
+            target = ROOT / "dist" / f"xlstm_toolkit-{version()}-py3-none-{tag}.whl"
             write(files, target)
         print(f"{target.relative_to(ROOT)} ({target.stat().st_size / 1e6:.1f} MB)")
     except Failure as failure:
