@@ -3,11 +3,14 @@
 
     python tests/python/hostile_programs.py BINARIES [COUNT] [SEED] [KIND ...]
 
-BINARIES is the folder of `xlstm-data`, `xlstm-train` and `xlstm-eval`. COUNT files of each kind are altered. A run must
-end with exit code 0 or 1, within 30 seconds, with at most 1 GiB of memory, with a message where the code is 1, and without a
-panic or a trace of C++. What does not is printed and kept, and this script ends with code 1.
+BINARIES is the folder of `xlstm-data`, `xlstm-train` and `xlstm-eval` (`hubs`, `parts` and `sources` need the first alone). COUNT
+files of each kind are altered; each is drawn by its own number, so that FROM-TO instead of a count runs a part of them: a long run
+can be divided, and one that was stopped goes on. A run must end with exit code 0 or 1, within 30 seconds, with at most 1 GiB of
+memory, with a message where the code is 1, and without a panic or a trace of C++. What does not is printed and kept, and this
+script ends with code 1. The scratch folder goes where TMPDIR says: commands wait for the disk (fsync), so a folder in memory is faster.
 """
 
+import functools
 import json
 import os
 import random
@@ -94,6 +97,10 @@ class Programs:
         self.binaries, self.work = binaries, work
         self.faults, self.ends, self.slowest, self.largest = 0, Counter(), 0.0, 0
 
+    def __str__(self) -> str:
+        ends = [f"{times} {kind} ended with exit code {code}" for (kind, code), times in sorted(self.ends.items())]
+        return "; ".join([*ends, f"{self.faults} faults; the slowest run took {self.slowest:.1f} s, the largest {self.largest} MiB"])
+
     def run(self, kind: str, arguments: list, files: list, environment: dict | None = None) -> None:
         said = tempfile.TemporaryFile()
         begin = time.time()
@@ -130,8 +137,8 @@ class Programs:
             print(f"{kind}: {', '.join(wrong)}: {' '.join(map(str, arguments))} (kept in {kept})\n  {text[-700:]}", flush=True)
 
 
-def prepare(programs: Programs) -> None:
-    """Sound files of every kind."""
+def prepare(programs: Programs, kinds: list) -> None:
+    """Sound files, as far as `kinds` need them."""
     work, binaries = programs.work, programs.binaries
     (work / "in").mkdir()
     for name in ("a", "b"):
@@ -146,6 +153,8 @@ def prepare(programs: Programs) -> None:
     must("xlstm-data", "prepare", "local", "in", *fields, "--out", "data")
     must("xlstm-data", "prepare", "local", "in", *fields, "--out", "tasks", "--task", "1/2")
     must("xlstm-data", "prepare", "local", "in", *fields, "--out", "tasks", "--task", "2/2")
+    if not set(kinds) - {"hubs", "parts", "sources"}:
+        return
     must("xlstm-train", "--manifest", "data/train", "--validation", "data/train", "--recipe", "recipe.toml", "--out", "run", "--device", "cpu")
     must("xlstm-eval", "perplexity", "run", "--manifest", "data/train", "--out", "evaluation", "--device", "cpu")
 
@@ -307,9 +316,15 @@ class Answer(BaseHTTPRequestHandler):
         pass
 
 
-def hubs(programs: Programs, draw: random.Random, number: int) -> None:
+@functools.cache
+def hub_port() -> int:
+    """One server for all answers: to stop one takes half a second, more than the run that it serves."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server.server_port
+
+
+def hubs(programs: Programs, draw: random.Random, number: int) -> None:
     sha = "2d0accdd58c5d5511943ca1f5ff0e3eb5e293543"
     oid = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
     entry = {"type": "file", "path": "train/chunk1/example_train_0.jsonl.zst", "size": 5, "oid": sha, "lfs": {"oid": oid, "size": 5, "pointerSize": 134}}
@@ -319,11 +334,10 @@ def hubs(programs: Programs, draw: random.Random, number: int) -> None:
     kept = programs.work / "answer"
     kept.write_bytes(Answer.body)
     environment = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_thisIsTheToken12345", "HF_HOME": str(programs.work / "hf"),
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub_port()}", "HF_TOKEN": "hf_thisIsTheToken12345", "HF_HOME": str(programs.work / "hf"),
         "HF_HUB_DOWNLOAD_TIMEOUT": "1", "XLSTM_HUB_RETRY_DELAY": "0", "XDG_CACHE_HOME": str(programs.work / "cache"),
     }
     programs.run("hubs", ["xlstm-data", "prepare", "slimpajama", "--max-tokens", "1000", "--out", "made"], [kept], environment)
-    server.shutdown()
     shutil.rmtree(programs.work / "made", ignore_errors=True)
     shutil.rmtree(programs.work / "cache", ignore_errors=True)
 
@@ -333,7 +347,8 @@ KINDS = {kind.__name__: kind for kind in (splits, parts, checkpoints, runs, repo
 
 def main() -> int:
     binaries = Path(sys.argv[1]).resolve()
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else 100
+    begin, _, end = (sys.argv[2] if len(sys.argv) > 2 else "100").rpartition("-")
+    numbers = range(int(begin or 0), int(end))
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else 1
     kinds = sys.argv[4:] or list(KINDS)
     files = Path(__file__).parent.parent / "files"
@@ -341,14 +356,15 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with tempfile.TemporaryDirectory() as folder:
         programs = Programs(binaries, Path(folder))
-        prepare(programs)
+        prepare(programs, kinds)
         for kind in kinds:
-            draw = random.Random(f"{seed} {kind}")
-            for number in range(count):
-                KINDS[kind](programs, draw, number)
-        for (kind, code), times in sorted(programs.ends.items()):
-            print(f"{times:6} {kind} ended with exit code {code}")
-        print(f"{programs.faults:6} faults; the slowest run took {programs.slowest:.1f} s, the largest {programs.largest} MiB")
+            since = said = time.time()
+            for number in numbers:
+                KINDS[kind](programs, random.Random(f"{seed} {kind} {number}"), number)
+                if time.time() - said > 60:
+                    said = time.time()
+                    print(f"{kind}: numbers {numbers.start} to {number} are done, {said - since:.0f} s: {programs}", file=sys.stderr, flush=True)
+        print(programs)
         return 1 if programs.faults else 0
 
 
