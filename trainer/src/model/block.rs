@@ -227,6 +227,15 @@ impl BlockState {
         Ok(Self { tensors })
     }
 
+    /// The states of these sequences of the batch, by their places (Int64).
+    pub(super) fn select(&self, places: &Tensor) -> Result<Self> {
+        let mut tensors = Vec::with_capacity(self.tensors.len());
+        for (name, tensor) in &self.tensors {
+            tensors.push((name.clone(), tensor.f_index_select(0, places)?));
+        }
+        Ok(Self { tensors })
+    }
+
     /// Takes on the values of another state of the same sizes, all of whose tensors this one has, where they lie.
     pub(super) fn overwrite(&self, with: &Self) -> Result<()> {
         for (name, tensor) in &with.tensors {

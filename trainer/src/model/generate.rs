@@ -83,12 +83,7 @@ impl<'a> Generation<'a> {
     ) -> Result<Self> {
         check(model, prompts, &sampling)?;
         tch::no_grad(|| {
-            let (mut states, mut logits) = (Vec::new(), Vec::new());
-            for together in of_one_length(prompts) {
-                let (state, last_BV) = read(model, together, wanted)?;
-                states.push(state);
-                logits.push(last_BV);
-            }
+            let (states, logits) = read_all(model, prompts, wanted)?;
             let draws = (0..prompts.len() as u64).map(|index| Draws::new(&sampling, index)).collect();
             let (state, logits_BV) = (model.join(&states)?, Tensor::f_cat(&logits, 0)?);
             if let Some(spare) = model.take_spare(&sampling, &state, &logits_BV)? {
@@ -175,6 +170,21 @@ impl Drop for Generation<'_> {
     }
 }
 
+/// States and logits after all prompts, of those that are read together.
+pub(super) fn read_all(
+    model: &Model,
+    prompts: &[Vec<i64>],
+    wanted: &dyn Fn() -> bool,
+) -> Result<(Vec<ModelState>, Vec<Tensor>)> {
+    let (mut states, mut logits) = (Vec::new(), Vec::new());
+    for together in of_one_length(prompts) {
+        let (state, last_BV) = read(model, together, wanted)?;
+        states.push(state);
+        logits.push(last_BV);
+    }
+    Ok((states, logits))
+}
+
 /// Neighbors of one length, as many as are read at a time.
 fn of_one_length(prompts: &[Vec<i64>]) -> Vec<&[Vec<i64>]> {
     let same = prompts.chunk_by(|a, b| a.len() == b.len());
@@ -214,7 +224,7 @@ fn placed(model: &Model, state: ModelState) -> Result<(State, Recording)> {
     Ok((State::InPlace(model.step_state(state)?), Recording::After(EAGER_TOKENS)))
 }
 
-fn check(model: &Model, prompts: &[Vec<i64>], sampling: &Sampling) -> Result<()> {
+pub(super) fn check(model: &Model, prompts: &[Vec<i64>], sampling: &Sampling) -> Result<()> {
     let fail = |text: String| Err(TrainError::Usage(text));
     if prompts.is_empty() || prompts.iter().any(Vec::is_empty) {
         return fail("expected prompts of at least one token each, found an empty one".into());

@@ -47,6 +47,7 @@ mod rwkv;
 mod sampling;
 mod scoring;
 mod selfcheck;
+mod sequences;
 mod state;
 mod step;
 mod weights;
@@ -80,6 +81,7 @@ pub use path::{Decision, Need, choose};
 pub use sampling::Sampling;
 pub use scoring::{PendingLosses, TokenScores};
 pub use selfcheck::check_generation;
+pub use sequences::Sequences;
 pub use state::ModelState;
 pub(crate) use weights::{
     check_sizes, copy_to_cpu, described_model, describes_model, metadata, own_metadata,

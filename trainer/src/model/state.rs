@@ -48,6 +48,16 @@ impl ModelState {
         Ok(())
     }
 
+    /// The states of these sequences of the batch, by their places (Int64).
+    pub(super) fn select(&self, places: &Tensor) -> Result<Self> {
+        let positions_B = match &self.positions_B {
+            Some(positions_B) => Some(positions_B.f_index_select(0, places)?),
+            None => None,
+        };
+        let blocks = self.blocks.iter().map(|block| block.select(places)).collect::<Result<_>>()?;
+        Ok(Self { blocks, positions_B })
+    }
+
     /// Every tensor with a name, for saving: `blocks.0.mlstm.matrix`.
     #[must_use]
     pub fn tensors(&self) -> Vec<(String, Tensor)> {

@@ -7,13 +7,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use xlstm_manifests::END_OF_TEXT;
 
+use super::completion::{Completion, usage};
 use super::protocol::{
     CompletionRequest, MAX_GENERATED, MAX_PROMPTS, MAX_TOKENS, MAX_TOKENS_TOGETHER, Prompts, failure,
 };
-use super::queue::{Answered, Asked, Wanted, stopping};
+use super::queue::{Asked, Wanted, stopping};
 use super::score::{Score, score};
-use super::stream::{EventBody, Events, events};
-use super::texts::{END_OF_TEXT_NAME, Spelling, Texts};
+use super::sending::{Receiver, Sending};
+use super::texts::{END_OF_TEXT_NAME, Texts};
+use super::together::Together;
 use crate::error::{Result, TrainError};
 use crate::guard::guarded;
 use crate::model::{Generation, Model, Sampling};
@@ -104,39 +106,13 @@ pub(super) fn client<T>(text: impl Into<String>) -> Answer<T> {
     Err(Refusal::Client(text.into()))
 }
 
-/// A prompt with what was generated after it.
-struct Completion {
-    ids: Vec<i64>,
-    prompt: usize,
-    /// The generated text, cut at the first stop.
-    spelling: Spelling,
-    reason: &'static str,
-}
-
-impl Completion {
-    fn new(ids: Vec<i64>) -> Self {
-        Self { prompt: ids.len(), ids, spelling: Spelling::default(), reason: "length" }
-    }
-
-    fn text(&self) -> &str {
-        self.spelling.text()
-    }
-
-    fn ended(&self) -> bool {
-        self.reason == "stop"
-    }
-}
-
 /// A request that is scored, and who asked.
-type Scoring<'a> = (&'a Asked, CompletionRequest);
+type Scoring = (Asked, CompletionRequest);
 
 /// The commonest request of the harness: the prompt scored, and one token that one forward pass gives too.
 fn is_scoring(request: &CompletionRequest) -> bool {
     request.logprobs.is_some() && request.temperature == 0.0 && request.max_tokens <= 1
 }
-
-/// Where an answer goes that is sent while it is computed.
-type Begin<'a> = &'a mut dyn FnMut(EventBody);
 
 impl Engine {
     /// An engine for a model of GPT-2's tokens, known to clients by this name.
@@ -153,13 +129,33 @@ impl Engine {
         Ok(Self { name, model, texts: Texts::new()?, answered: AtomicU64::new(0) })
     }
 
+    pub(super) fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub(super) fn texts(&self) -> &Texts {
+        &self.texts
+    }
+
     /// The name that clients know it by.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Answers requests for completions, while they are wanted. Those that score prompts are computed together.
-    pub(super) fn answer(&self, asked: &[Asked]) {
+    /// Answers requests for completions, while they are wanted. Those that score prompts are computed together. Where texts of
+    /// several requests can be generated together, `more` is asked between two tokens for requests that came meanwhile, at most so
+    /// many.
+    pub(super) fn answer(&self, asked: Vec<Asked>, more: &dyn Fn(usize) -> Vec<Asked>) {
+        let mut together = Together::new(self);
+        self.sort(asked, &mut together);
+        while !together.is_empty() {
+            together.step();
+            self.sort(more(together.room()), &mut together);
+        }
+    }
+
+    /// Answers what is scored, and begins what is generated.
+    fn sort<'a>(&'a self, asked: Vec<Asked>, together: &mut Together<'a>) {
         let mut scoring = Vec::new();
         let mut others = Vec::new();
         for one in asked {
@@ -172,8 +168,15 @@ impl Engine {
         if scoring.len() > 1 {
             scoring = self.score_together(scoring);
         }
-        for (one, request) in scoring.into_iter().chain(others) {
-            self.answer_one(one, &request);
+        for (one, request) in scoring {
+            self.answer_one(&one, &request);
+        }
+        for (one, request) in others {
+            if self.model.placement().device == tch::Device::Cpu && request.max_tokens > 0 {
+                together.add(one, request);
+            } else {
+                self.answer_one(&one, &request);
+            }
         }
     }
 
@@ -184,7 +187,7 @@ impl Engine {
         }
         // One request that fails does not end the thread that owns the model.
         let answer = if request.stream {
-            match self.stream(request, &wanted, &mut |events| one.answer(Answered::Events(events))) {
+            match self.stream(Receiver { asked: one, request }, &wanted) {
                 Ok(()) => return,
                 Err(refusal) => Err(refusal),
             }
@@ -196,7 +199,7 @@ impl Engine {
 
     /// Scores the prompts of several requests as if they were one's. Gives back those that are to be answered alone: where they
     /// are too much together, or something failed, which is then the fault of one of them.
-    fn score_together<'a>(&self, requests: Vec<Scoring<'a>>) -> Vec<Scoring<'a>> {
+    fn score_together(&self, requests: Vec<Scoring>) -> Vec<Scoring> {
         let mut together = Vec::new();
         let (mut prompts, mut longest, mut likely) = (Vec::new(), 0, 0);
         let mut alone = Vec::new();
@@ -239,20 +242,19 @@ impl Engine {
     }
 
     /// Sends completions while they are generated. An error before the first token is the answer; a later one is an event.
-    fn stream(&self, request: &CompletionRequest, wanted: Wanted<'_>, begin: Begin<'_>) -> Answer<()> {
-        let (events, body) = events();
-        let mut sending = Sending::new(self, request, &events, body, begin);
-        let prompts = self.prompts(request)?;
+    fn stream(&self, to: Receiver<'_>, wanted: Wanted<'_>) -> Answer<()> {
+        let mut sending = Sending::new(self);
+        let prompts = self.prompts(to.request)?;
+        let events = sending.events();
         let reading = || wanted() && events.is_read();
         let generated = guarded(|| {
-            Ok(self.generate(prompts, request, &reading, &mut |completions| sending.send(completions)))
+            let each = &mut |completions: &[Completion]| sending.send(self, to, completions);
+            Ok(self.generate(prompts, to.request, &reading, each))
         });
         let generated = generated.unwrap_or_else(|error| Err(error.into()));
         match generated {
-            Ok(completions) => sending.finish(&completions),
-            Err(refusal) if sending.has_begun() => {
-                events.send(&settle(Err(refusal)).1.to_string());
-            }
+            Ok(completions) => sending.finish(self, to, &completions),
+            Err(refusal) if sending.has_begun() => sending.fail(refusal),
             Err(refusal) => return Err(refusal),
         }
         Ok(())
@@ -277,7 +279,7 @@ impl Engine {
         Ok(self.response(request, &completions, scores.as_deref()))
     }
 
-    fn prompts(&self, request: &CompletionRequest) -> Answer<Vec<Vec<i64>>> {
+    pub(super) fn prompts(&self, request: &CompletionRequest) -> Answer<Vec<Vec<i64>>> {
         let prompts = match &request.prompt {
             Prompts::Texts(texts) => {
                 texts.iter().map(|text| self.texts.encode(text)).collect::<Answer<_>>()?
@@ -321,29 +323,9 @@ impl Engine {
     fn next(&self, ids: Vec<i64>, score: &Score, request: &CompletionRequest) -> Completion {
         let mut completion = Completion::new(ids);
         if let Some(best) = score.best.last().filter(|_| request.max_tokens == 1) {
-            self.push(&mut completion, *best, &request.stop);
+            completion.push(&self.texts, *best, &request.stop);
         }
         completion
-    }
-
-    /// Takes a token into a completion, which ends with the separator or with a text that stops it.
-    fn push(&self, completion: &mut Completion, token: i64, stops: &[String]) {
-        completion.ids.push(token);
-        if token == i64::from(END_OF_TEXT) {
-            completion.reason = "stop";
-            return;
-        }
-        let new = completion.spelling.push(self.texts.bytes(token));
-        let text = completion.spelling.text();
-        // What is old was looked through, but for what a stop may begin with.
-        let ends = stops.iter().filter_map(|stop| {
-            let from = text.floor_char_boundary((new + 1).saturating_sub(stop.len()));
-            text.get(from..)?.find(stop.as_str()).map(|found| from + found)
-        });
-        if let Some(end) = ends.min() {
-            completion.spelling.truncate(end);
-            completion.reason = "stop";
-        }
     }
 
     fn generate(
@@ -353,13 +335,7 @@ impl Engine {
         wanted: Wanted<'_>,
         each: &mut dyn FnMut(&[Completion]),
     ) -> Answer<Vec<Completion>> {
-        let sampling = Sampling {
-            temperature: request.temperature,
-            top_k: request.top_k,
-            top_p: request.top_p,
-            // Without a seed each request draws for itself.
-            seed: request.seed.unwrap_or_else(|| RandomState::new().hash_one(0)),
-        };
+        let sampling = sampling(request);
         if request.max_tokens == 0 {
             return Ok(prompts.into_iter().map(Completion::new).collect());
         }
@@ -371,7 +347,7 @@ impl Engine {
             }
             for (one, token) in completions.iter_mut().zip(generation.next_tokens()?) {
                 if !one.ended() {
-                    self.push(one, token, &request.stop);
+                    one.push(&self.texts, token, &request.stop);
                 }
             }
             each(&completions);
@@ -382,7 +358,7 @@ impl Engine {
         Ok(completions)
     }
 
-    fn response(
+    pub(super) fn response(
         &self,
         request: &CompletionRequest,
         completions: &[Completion],
@@ -410,7 +386,7 @@ impl Engine {
     }
 
     /// What every answer begins with.
-    fn head(&self) -> Value {
+    pub(super) fn head(&self) -> Value {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let number = self.answered.fetch_add(1, Ordering::Relaxed);
         json!({
@@ -454,114 +430,13 @@ impl Engine {
     }
 }
 
-fn usage(completions: &[Completion]) -> Value {
-    let prompt: usize = completions.iter().map(|one| one.prompt).sum();
-    let all: usize = completions.iter().map(|one| one.ids.len()).sum();
-    json!({"prompt_tokens": prompt, "completion_tokens": all - prompt, "total_tokens": all})
-}
-
-/// Completions on their way to a client.
-struct Sending<'a> {
-    engine: &'a Engine,
-    request: &'a CompletionRequest,
-    events: &'a Events,
-    /// Until the first event.
-    body: Option<EventBody>,
-    begin: Begin<'a>,
-    head: Value,
-    /// Bytes of each text that were sent.
-    sent: Vec<usize>,
-    /// Whether the reason why a text ended was sent.
-    told: Vec<bool>,
-}
-
-impl<'a> Sending<'a> {
-    fn new(
-        engine: &'a Engine,
-        request: &'a CompletionRequest,
-        events: &'a Events,
-        body: EventBody,
-        begin: Begin<'a>,
-    ) -> Self {
-        let head = engine.head();
-        Self { engine, request, events, body: Some(body), begin, head, sent: Vec::new(), told: Vec::new() }
-    }
-
-    fn has_begun(&self) -> bool {
-        self.body.is_none()
-    }
-
-    fn event(&self, choices: &[Value]) {
-        let mut event = self.head.clone();
-        event["choices"] = choices.into();
-        self.events.send(&event.to_string());
-    }
-
-    fn choice(&self, index: usize, text: &str, reason: Option<&str>) {
-        self.event(&[json!({"index": index, "text": text, "logprobs": null, "finish_reason": reason})]);
-    }
-
-    /// What may be sent by now.
-    fn send(&mut self, completions: &[Completion]) {
-        if let Some(body) = self.body.take() {
-            (self.begin)(body);
-            self.sent = vec![0; completions.len()];
-            self.told = vec![false; completions.len()];
-            for (index, one) in completions.iter().enumerate().filter(|_| self.request.echo) {
-                self.choice(index, &self.engine.texts.decode(&one.ids[..one.prompt]), None);
-            }
-        }
-        for (index, one) in completions.iter().enumerate() {
-            let end = if one.ended() { one.text().len() } else { settled(one.text(), &self.request.stop) };
-            let reason = (one.ended() && !self.told[index]).then_some(one.reason);
-            if end > self.sent[index] || reason.is_some() {
-                let text = one.text().get(self.sent[index]..end).unwrap_or_default();
-                self.choice(index, text, reason);
-                self.sent[index] = self.sent[index].max(end);
-                self.told[index] |= reason.is_some();
-            }
-        }
-    }
-
-    /// What is left, and that it was all.
-    fn finish(&mut self, completions: &[Completion]) {
-        self.send(completions);
-        for (index, one) in completions.iter().enumerate().filter(|(index, _)| !self.told[*index]) {
-            self.choice(index, one.text().get(self.sent[index]..).unwrap_or_default(), Some(one.reason));
-        }
-        if self.request.usage {
-            let mut event = self.head.clone();
-            event["choices"] = json!([]);
-            event["usage"] = usage(completions);
-            self.events.send(&event.to_string());
-        }
-        self.events.send("[DONE]");
-    }
-}
-
-/// How much of a text that goes on no later token changes: not its last character where that may be half of one, and not
-/// what a text that stops it may begin with.
-fn settled(text: &str, stops: &[String]) -> usize {
-    let whole = text.trim_end_matches('\u{fffd}');
-    let held = |stop: &String| {
-        let starts = stop.char_indices().map(|(index, _)| index).skip(1).chain([stop.len()]);
-        starts.filter(|&end| end < stop.len() && whole.ends_with(&stop[..end])).max().unwrap_or(0)
-    };
-    whole.len() - stops.iter().map(held).max().unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_later_token_may_change_is_held_back() {
-        let stops = ["\n\n".to_owned(), "END".to_owned(), "é!".to_owned()];
-        for (text, expected) in
-            [("a", 1), ("a\n", 1), ("aE", 1), ("aEN", 1), ("aENx", 4), ("aé", 1), ("ab\u{fffd}", 2), ("", 0)]
-        {
-            assert_eq!(settled(text, &stops), expected, "{text:?}");
-        }
-        assert_eq!(settled("aEN", &[]), 3);
+/// How tokens are drawn for a request.
+pub(super) fn sampling(request: &CompletionRequest) -> Sampling {
+    Sampling {
+        temperature: request.temperature,
+        top_k: request.top_k,
+        top_p: request.top_p,
+        // Without a seed each request draws for itself.
+        seed: request.seed.unwrap_or_else(|| RandomState::new().hash_one(0)),
     }
 }

@@ -84,8 +84,8 @@ pub fn serve(engine: Engine, server: Server, signals: &Signals) -> Result<()> {
     let name: Arc<str> = engine.name().into();
     let own = Texts::new()?;
     let stop = Arc::new(AtomicBool::new(false));
-    let model = Queue::start(&stop, AT_ONCE, move |asked| engine.answer(&asked));
-    let texts = Queue::start(&stop, 1, move |asked| {
+    let model = Queue::start(&stop, AT_ONCE, move |asked, more| engine.answer(asked, more));
+    let texts = Queue::start(&stop, 1, move |asked, _| {
         for one in asked {
             one.settle(own.answer(&one.path, &one.body));
         }

@@ -9,17 +9,21 @@
 //! POST /tokenize, POST /detokenize     text to ids and back                harness uses as `tokenizer_backend=remote`)
 //! ```
 //! It listens on the loopback interface unless told otherwise, and takes JSON only, which a page in a browser cannot
-//! send to it unasked. One thread owns the model: requests wait for each other, prompts of a request, and of all requests that wait to
-//! be scored, are computed together. Everything a stranger can send is bounded (`http.rs`); what a client no longer waits for is given up.
+//! send to it unasked. One thread owns the model: prompts of a request, and of all requests that wait to be
+//! scored, are computed together. On a CPU texts of several requests are generated together too, and a request begins while others go on
+//! (`together.rs`); on a GPU, where a batch that stays the same is recorded, one request after the other. Everything a stranger can send is bounded (`http.rs`); what a client no longer waits for is given up.
 
+mod completion;
 mod connections;
 mod engine;
 mod http;
 mod protocol;
 mod queue;
 mod score;
+mod sending;
 mod stream;
 mod texts;
+mod together;
 
 pub use engine::Engine;
 pub use http::{Server, serve};

@@ -88,11 +88,11 @@ impl Asked {
 
 impl Queue {
     /// Starts a thread that answers by `answer` whatever waits, at most `at_once` requests together, until `stop` is true: what
-    /// was begun is given up then.
+    /// was begun is given up then. `answer` may take more of those that wait meanwhile.
     pub(super) fn start(
         stop: &Arc<AtomicBool>,
         at_once: usize,
-        answer: impl Fn(Vec<Asked>) + Send + 'static,
+        answer: impl Fn(Vec<Asked>, &dyn Fn(usize) -> Vec<Asked>) + Send + 'static,
     ) -> Self {
         let (jobs, queue) = mpsc::sync_channel::<Job>(MAX_WAITING);
         let stop = Arc::clone(stop);
@@ -103,11 +103,15 @@ impl Queue {
                     Err(RecvTimeoutError::Timeout) => continue,
                     Err(RecvTimeoutError::Disconnected) => return,
                 };
-                let waiting = std::iter::once(first).chain(queue.try_iter().take(at_once.saturating_sub(1)));
-                let mut asked: Vec<Asked> = waiting.map(|job| Asked::new(job, &stop)).collect();
                 // A client that has gone away needs no answer.
+                let more = |most: usize| -> Vec<Asked> {
+                    let waiting = queue.try_iter().take(most).map(|job| Asked::new(job, &stop));
+                    waiting.filter(Asked::is_wanted).collect()
+                };
+                let mut asked = vec![Asked::new(first, &stop)];
                 asked.retain(Asked::is_wanted);
-                answer(asked);
+                asked.extend(more(at_once.saturating_sub(1)));
+                answer(asked, &more);
             }
         });
         Self { jobs, thread }
