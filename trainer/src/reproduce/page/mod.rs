@@ -13,6 +13,7 @@ mod rest;
 mod scaling;
 mod sweeps;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +46,8 @@ struct Context<'a> {
     committed: &'a Committed,
     runs: &'a [Found],
     links: Links,
+    /// Summaries that were quoted: each is, once, where its folder is first met.
+    quoted: RefCell<BTreeSet<PathBuf>>,
 }
 
 type Write = fn(&mut Page, &'static Experiment, &Context<'_>) -> Result<Option<Glance>>;
@@ -56,7 +59,12 @@ type Write = fn(&mut Page, &'static Experiment, &Context<'_>) -> Result<Option<G
 pub fn results_page(results: &Path, out: &Path) -> Result<String> {
     let committed = Committed::read(results)?;
     let runs = found::runs(&committed)?;
-    let context = Context { committed: &committed, runs: &runs, links: Links::from_page(out) };
+    let context = Context {
+        committed: &committed,
+        runs: &runs,
+        links: Links::from_page(out),
+        quoted: RefCell::default(),
+    };
     let kinds: [Write; 4] = [ordering::write, sweeps::write, scaling::write, extrapolation::write];
     let mut sections = Page::new("");
     let (mut glances, mut verified) = (Vec::new(), Verified::default());
@@ -88,7 +96,7 @@ impl Context<'_> {
     fn learned(&self, page: &mut Page, sources: &BTreeSet<PathBuf>) -> Result<()> {
         for folder in self.chapters(sources) {
             let summary = folder.join("summary.txt");
-            if summary.is_file() {
+            if summary.is_file() && self.quoted.borrow_mut().insert(summary.clone()) {
                 for text in fs_err::read_to_string(&summary)?.split("\n\n") {
                     page.paragraph(&text.split_whitespace().collect::<Vec<_>>().join(" "));
                 }

@@ -58,7 +58,7 @@ pub(super) fn write(
     let made_small = if small { ", made small" } else { "" };
     page.section(&id, &format!("{}: {}{made_small}", experiment.place, experiment.what));
     if let Some(twin) = twin.filter(|_| small) {
-        page.paragraph(&format!("A small twin, {}: {}.", twin.recipe, twin.differs));
+        page.paragraph(&format!("A small twin, {}: {}.", twin.recipe, twin.differs.replace('`', "")));
     }
     let mut sources = BTreeSet::new();
     for found in methods.iter().flat_map(|method| &method.runs) {
@@ -167,6 +167,14 @@ fn outcome(pairs: &[Pair], tau: Option<f64>) -> String {
     let tau = tau.map_or_else(String::new, |tau| {
         format!(" Kendall's τ of the two orders is {tau:.2} (1: the same, 0: none, −1: reversed).")
     });
+    if all == 1 {
+        let how = match (agree, contradict) {
+            (1, _) => "come out as in the paper",
+            (_, 1) => "come out the other way",
+            _ => "cannot be told apart",
+        };
+        return format!("Two methods, which {how}.");
+    }
     format!(
         "Of {all} pairs that the paper orders, {agree} come out as there, {contradict} the other way, {undecided} cannot be told \
          apart.{tau}"
