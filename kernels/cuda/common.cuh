@@ -29,6 +29,12 @@ DEVICE float high_float(u32 packed) { return __uint_as_float(packed & 0xffff0000
 DEVICE float to_float(bf16 value) { return __uint_as_float((u32)value << 16); }
 DEVICE bf16 to_bf16(float value) { return (bf16)(pack_bf16(value, 0.0f) & 0xffffu); }
 
+// The same where a source is compiled for either type.
+DEVICE float number(float value) { return value; }
+DEVICE float number(bf16 value) { return to_float(value); }
+DEVICE void put(float* to, float value) { *to = value; }
+DEVICE void put(bf16* to, float value) { *to = to_bf16(value); }
+
 // A float from its rounded upper half and the signed byte below it (`rest_of` in mlstm_outputs.cu).
 DEVICE float with_rest(u32 upper, u32 rest) { return __int_as_float((int)upper + ((int)(signed char)rest << 8)); }
 

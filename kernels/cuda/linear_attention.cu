@@ -43,13 +43,9 @@
 
 #if FLOAT32
 typedef float Element;
-DEVICE float number(float value) { return value; }
 #else
 typedef bf16 Element;
-DEVICE float number(bf16 value) { return to_float(value); }
-DEVICE void put(bf16* to, float value) { *to = to_bf16(value); }
 #endif
-DEVICE void put(float* to, float value) { *to = value; }
 
 static constexpr int STEPS = 8;  // read ahead together
 static constexpr int OWN = 4;    // columns (or rows) of a thread

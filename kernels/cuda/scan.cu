@@ -18,7 +18,7 @@
 
 static constexpr int THREADS = 128;
 static constexpr int STEPS = 8;
-static constexpr int CHUNK = 16;  // `CHUNK` of src/scan.rs
+static constexpr int CHUNK = 16;  // `SAVED_EVERY` of src/scan.rs
 static constexpr float NOTHING = -1e38f;
 
 struct ScanParameters {

@@ -26,12 +26,8 @@
 
 #if FLOAT32
 typedef float Element;
-DEVICE float number(float value) { return value; }
-DEVICE void put(float* to, float value) { *to = value; }
 #else
 typedef bf16 Element;
-DEVICE float number(bf16 value) { return to_float(value); }
-DEVICE void put(bf16* to, float value) { *to = to_bf16(value); }
 #endif
 
 static constexpr int THREADS = 128;

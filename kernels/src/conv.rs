@@ -1,4 +1,4 @@
-//! Causal depthwise convolution, with SiLU after it (paper fig. 10 and 11; kernel of 4 taps there).
+//! Causal depthwise convolution, with SiLU after it (paper fig. 10 and 11; kernel of 4 taps there) or without (Hyena's, of 3).
 //!
 //! Each channel is filtered alone: `y_t = b + Σ_k w_k x_{t-W+1+k}`, tap W−1 being the current step, as PyTorch's
 //! `Conv1d` with `groups = D` lays its weight out. Before the first step stand the last W−1 inputs of the text so
@@ -13,7 +13,7 @@ use xlstm_bridge::autograd::node;
 use xlstm_bridge::named::Output;
 use xlstm_bridge::{BoxError, named_tensors};
 
-/// Arguments of [`causal_conv_silu`]. W is the number of taps.
+/// Arguments of [`causal_conv_silu`] and [`causal_conv`]. W is the number of taps.
 #[derive(Debug, Clone, Copy)]
 pub struct ConvInput<'a> {
     /// Input, `(B, T, D)`.
@@ -47,7 +47,7 @@ pub fn causal_conv_silu(input: &ConvInput<'_>) -> Result<ConvOutput, KernelError
     let differentiated_state = input.state.is_some_and(Tensor::requires_grad);
     let y_BTD = if input.x_BTD.device() == Device::Cpu && !differentiated_state {
         fused(input, taps, kind)?
-    } else if taps == 4 && crate::cuda::conv_fits(input.x_BTD) {
+    } else if taps == 4 && has_kernel(input) {
         crate::cuda::conv_silu(input)?
     } else {
         reference(input, taps, kind)
@@ -63,9 +63,7 @@ pub fn causal_conv_silu(input: &ConvInput<'_>) -> Result<ConvOutput, KernelError
 pub fn causal_conv(input: &ConvInput<'_>) -> Result<Tensor, KernelError> {
     let taps = check(input)?;
     let kind = computing_kind("causal_conv", "x_BTD", input.x_BTD)?;
-    let floats = input.weight_D1W.kind() == Kind::Float
-        && input.bias_D.is_none_or(|bias_D| bias_D.kind() == Kind::Float);
-    if taps <= 4 && floats && crate::cuda::conv_fits(input.x_BTD) {
+    if taps <= 4 && has_kernel(input) {
         // Missing taps are zeros before the others, missing inputs before the first step likewise.
         let missing = 4 - taps;
         let weight_D1W = input.weight_D1W.f_constant_pad_nd([missing, 0])?;
@@ -84,6 +82,13 @@ pub fn last_inputs(input: &ConvInput<'_>) -> Result<Tensor, KernelError> {
     Ok(next_state(input, taps))
 }
 
+/// Whether there is a GPU's kernel: for parameters in fp32, up to four taps.
+fn has_kernel(input: &ConvInput<'_>) -> bool {
+    let parameters = [Some(input.weight_D1W), input.bias_D];
+    let floats = parameters.into_iter().flatten().all(|parameter| parameter.kind() == Kind::Float);
+    floats && crate::cuda::conv_fits(input.x_BTD)
+}
+
 /// Returns the number of taps.
 fn check(input: &ConvInput<'_>) -> Result<i64, KernelError> {
     const NAME: &str = "causal_conv_silu";
@@ -93,9 +98,11 @@ fn check(input: &ConvInput<'_>) -> Result<i64, KernelError> {
     expect_device(NAME, "weight_D1W", input.weight_D1W, input.x_BTD)?;
     if let Some(bias_D) = input.bias_D {
         expect_shape(NAME, "bias_D", bias_D, &[width])?;
+        expect_device(NAME, "bias_D", bias_D, input.x_BTD)?;
     }
     if let Some(state) = input.state {
         expect_shape(NAME, "state", state, &[batch, taps - 1, width])?;
+        expect_device(NAME, "state", state, input.x_BTD)?;
     }
     expect_resets(NAME, input.resets_BT, input.x_BTD, [batch, time])?;
     if batch * time * width * taps == 0 {

@@ -11,6 +11,7 @@ use xlstm_bridge::named::Output;
 use xlstm_bridge::{BoxError, named_tensors};
 use xlstm_cuda::gated_norm::{GatedNormForm, GatedNormParameters};
 
+use crate::cuda::layout;
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
 use crate::{KernelError, cuda};
 
@@ -86,7 +87,7 @@ fn form(input: &GatedNormInput<'_>, width: i64) -> Option<GatedNormForm> {
 }
 
 /// libtorch's operations, on any device; the arguments have been checked.
-pub(crate) fn composed(input: &GatedNormInput<'_>) -> Result<Tensor, KernelError> {
+fn composed(input: &GatedNormInput<'_>) -> Result<Tensor, KernelError> {
     let kind = match (input.o_BTHE.kind(), input.weight.kind()) {
         (Kind::Double, _) | (_, Kind::Double) => Kind::Double,
         _ => Kind::Float,
@@ -174,22 +175,15 @@ fn parameters(saved: &Saved, settings: Settings) -> Result<GatedNormParameters, 
     })
 }
 
-/// Rows that are dense each; they may lie apart, by a multiple of what one access takes.
-fn dense_rows(tensor: &Tensor) -> Result<Tensor, BoxError> {
-    let stride = tensor.stride();
-    let fits = stride[1] == 1 && stride[0] % 8 == 0 && cuda::address(tensor).is_multiple_of(16);
-    Ok(if fits { tensor.shallow_clone() } else { tensor.f_contiguous()? })
-}
-
 fn forward(inputs: Inputs<Option<&Tensor>>, settings: Settings) -> Result<(Output<Tensor>, Saved), BoxError> {
     let Settings { form, rows, heads, width, .. } = settings;
-    let dense = |tensor: Option<&Tensor>| tensor.map(Tensor::f_contiguous).transpose();
+    let dense = |tensor: Option<&Tensor>| tensor.map(layout::dense).transpose();
     let saved = Saved {
         inputs: Inputs {
             o_NHE: dense(inputs.o_NHE)?,
             weight: dense(inputs.weight)?,
             bias_D: dense(inputs.bias_D)?,
-            gate_ND: inputs.gate_ND.map(dense_rows).transpose()?,
+            gate_ND: inputs.gate_ND.map(|gate_ND| layout::rows(gate_ND, heads * width)).transpose()?,
         },
     };
     let gate = saved.inputs.gate_ND.as_ref().ok_or("no gate")?;
@@ -209,7 +203,7 @@ fn backward(
     let (Some(o_NHE), Some(gate_ND)) = (&saved.inputs.o_NHE, &saved.inputs.gate_ND) else {
         return Err("no input".into());
     };
-    let upstream = upstream.f_to_kind(gate_ND.kind())?.f_contiguous()?;
+    let upstream = layout::dense(&upstream.f_to_kind(gate_ND.kind())?)?;
     let input = o_NHE.f_empty_like()?;
     let gate = Tensor::f_empty([rows, heads * width], (gate_ND.kind(), gate_ND.device()))?;
     let launch = form.launch(u64::try_from(rows)?, u32::try_from(heads)?, true);

@@ -6,7 +6,7 @@
 //! | [`mlstm::mlstm`], [`mlstm::mlstm_step`] | eq. 19–27, 71–86 | quadratic reference, recurrent step, chunkwise |
 //! | [`slstm::slstm`] | eq. 8–17 | step loop, fused loop |
 //! | [`lstm::lstm`] | – | step loop, fused loop |
-//! | [`conv::causal_conv_silu`] | fig. 10, 11 | reference, fused |
+//! | [`conv::causal_conv_silu`], [`conv::causal_conv`] | fig. 10, 11 | reference, fused |
 //! | [`norm::layer_norm`], [`norm::head_norm`] | fig. 10, 11 | reference, fused |
 //! | [`gates`] | fig. 10, 11 | reference, fused |
 //! | [`projections::mlstm_projections`] | fig. 11 | composed, fused |

@@ -12,6 +12,7 @@ use xlstm_bridge::autograd::node;
 use xlstm_bridge::{BoxError, named_tensors};
 use xlstm_cuda::token_shift::{MOST_MIXES, TokenShiftForm, TokenShiftParameters};
 
+use crate::cuda::layout;
 use crate::shape::{computing_kind, dimensions, expect_device, expect_resets, expect_shape};
 use crate::{KernelError, cuda};
 
@@ -79,7 +80,8 @@ fn fits<const M: usize>(
         input.y_BTC.kind() == Kind::Float && shares.iter().all(|share| share.kind() == Kind::Float);
     let outputs = matches!(input.kind, Kind::Float | Kind::BFloat16);
     let own = input.own_MBTC.is_none_or(|own| own.kind() == input.kind);
-    let sizes = width % 4 == 0 && batch <= i64::from(u16::MAX) && i32::try_from(time).is_ok();
+    let sizes =
+        width % 4 == 0 && batch <= layout::MAX_GRID && time / TokenShiftForm::run() < layout::MAX_GRID;
     (1..=MOST_MIXES).contains(&M)
         && in_float
         && outputs
@@ -89,7 +91,7 @@ fn fits<const M: usize>(
 }
 
 /// By libtorch's operations, on any device; the arguments have been checked.
-pub(crate) fn composed<const M: usize>(
+fn composed<const M: usize>(
     input: &TokenShiftInput<'_>,
     shares: [&Tensor; M],
 ) -> Result<[Tensor; M], KernelError> {
@@ -166,7 +168,7 @@ impl Saved {
             batch: i32::try_from(batch)?,
             tokens: i32::try_from(tokens)?,
             width: i32::try_from(width)?,
-            run: TokenShiftForm::run(),
+            run: i32::try_from(TokenShiftForm::run())?,
             resets: to(&self.resets_BT),
             y: to(y_BTC),
             first: to(first_BC),
@@ -192,7 +194,7 @@ fn forward<const M: usize>(
     form: TokenShiftForm,
     kind: Kind,
 ) -> Result<([Tensor; M], Saved), BoxError> {
-    let dense = |tensor: Option<&Tensor>| tensor.map(Tensor::f_contiguous).transpose();
+    let dense = |tensor: Option<&Tensor>| tensor.map(layout::dense).transpose();
     let saved = Saved {
         inputs: Inputs {
             y_BTC: dense(inputs.y_BTC)?,
@@ -224,7 +226,7 @@ fn backward<const M: usize>(
     kind: Kind,
 ) -> Result<Inputs<Option<Tensor>>, BoxError> {
     let dense = |gradient: Option<Tensor>| {
-        gradient.map(|gradient| gradient.f_to_kind(kind)?.f_contiguous()).transpose()
+        gradient.map(|gradient| layout::dense(&gradient.f_to_kind(kind)?)).transpose()
     };
     let upstream: Vec<Option<Tensor>> = upstream.into_iter().map(dense).collect::<Result<_, _>>()?;
     let upstream: [Option<Tensor>; M] =

@@ -8,6 +8,7 @@ use xlstm_bridge::named::Output;
 use xlstm_bridge::{BoxError, named_tensors};
 use xlstm_cuda::transformer::{RotaryParameters, SwigluParameters};
 
+use crate::cuda::layout;
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
 use crate::{KernelError, cuda};
 
@@ -15,14 +16,6 @@ use crate::{KernelError, cuda};
 fn fits(tensor: &Tensor) -> bool {
     let known = matches!(tensor.kind(), Kind::Float | Kind::BFloat16);
     known && tensor.numel() > 0 && cuda::enabled(tensor.device())
-}
-
-/// Rows of `width` numbers, dense each; they may lie apart, by a multiple of what one access takes.
-fn rows(tensor: &Tensor, width: i64) -> Result<Tensor, tch::TchError> {
-    let rows = tensor.f_reshape([-1, width])?;
-    let stride = rows.stride();
-    let fits = stride[1] == 1 && stride[0] % 4 == 0 && cuda::address(&rows).is_multiple_of(16);
-    Ok(if fits { rows } else { rows.f_contiguous()? })
 }
 
 /// Turns each head's halves (a, b) by the angles of its token, `(a cos − b sin, b cos + a sin)`: `x_BTHE` in its own type, the
@@ -39,14 +32,15 @@ pub fn rotary(x_BTHE: &Tensor, cosine_BTJ: &Tensor, sine_BTJ: &Tensor) -> Result
         expect_device(NAME, argument, angles, x_BTHE)?;
     }
     computing_kind(NAME, "x_BTHE", x_BTHE)?;
+    expect_shape(NAME, "sine_BTJ", sine_BTJ, &cosine_BTJ.size())?;
+    if sine_BTJ.kind() != cosine_BTJ.kind() {
+        let (expected, found) = ("the type of the cosines", sine_BTJ.kind());
+        return Err(KernelError::Kind { function: NAME, argument: "sine_BTJ", expected, found });
+    }
     if !fits(x_BTHE) || width % 8 != 0 || cosine_BTJ.kind() != Kind::Float {
         return composed_rotary(x_BTHE, cosine_BTJ, sine_BTJ);
     }
-    let (cosine, sine) = (cosine_BTJ.f_contiguous()?, sine_BTJ.f_contiguous()?);
-    if cosine.size() != sine.size() {
-        let (expected, found) = (format!("{:?}", cosine.size()), sine.size());
-        return Err(KernelError::Shape { function: NAME, argument: "sine_BTJ", expected, found });
-    }
+    let (cosine, sine) = (layout::dense(cosine_BTJ)?, layout::dense(sine_BTJ)?);
     let kind = x_BTHE.kind();
     let Output { y } = node(
         NAME,
@@ -66,7 +60,7 @@ pub fn rotary(x_BTHE: &Tensor, cosine_BTJ: &Tensor, sine_BTJ: &Tensor) -> Result
 /// One way (1) or back (−1).
 fn turn(x_BTHE: &Tensor, angles: &Angles, direction: f32) -> Result<Tensor, BoxError> {
     let [batch, time, heads, width] = dimensions("rotary", "x_BTHE", x_BTHE)?;
-    let x_BTHE = x_BTHE.f_contiguous()?;
+    let x_BTHE = layout::dense(x_BTHE)?;
     let output = x_BTHE.f_empty_like()?;
     let parameters = RotaryParameters {
         tokens: batch * time,
@@ -88,11 +82,7 @@ fn turn(x_BTHE: &Tensor, angles: &Angles, direction: f32) -> Result<Tensor, BoxE
 }
 
 /// The same by libtorch's operations, on any device; the arguments have been checked.
-pub(crate) fn composed_rotary(
-    x_BTHE: &Tensor,
-    cosine_BTJ: &Tensor,
-    sine_BTJ: &Tensor,
-) -> Result<Tensor, KernelError> {
+fn composed_rotary(x_BTHE: &Tensor, cosine_BTJ: &Tensor, sine_BTJ: &Tensor) -> Result<Tensor, KernelError> {
     let wide_BTHE = x_BTHE.f_to_kind(cosine_BTJ.kind())?;
     let halves = wide_BTHE.f_chunk(2, -1)?;
     let crossed_BTHE = Tensor::f_cat(&[&halves[1].f_neg()?, &halves[0]], -1)?;
@@ -123,7 +113,7 @@ pub fn swiglu(gate_F: &Tensor, up_F: &Tensor) -> Result<Tensor, KernelError> {
     if !fits(gate_F) || width % 4 != 0 || up_F.kind() != gate_F.kind() {
         return Ok(gate_F.f_silu()? * up_F);
     }
-    let (gate, up) = (rows(gate_F, width)?, rows(up_F, width)?);
+    let (gate, up) = (layout::rows(gate_F, width)?, layout::rows(up_F, width)?);
     let Output { y } = node(
         NAME,
         Branches { gate: Some(gate_F), up: Some(up_F) },
@@ -133,9 +123,8 @@ pub fn swiglu(gate_F: &Tensor, up_F: &Tensor) -> Result<Tensor, KernelError> {
         },
         |saved: Branches<Tensor>, upstream: Output<Option<Tensor>>, _| {
             let upstream = upstream.gradient()?;
-            let like = |row: &Tensor| row.f_contiguous()?.f_empty_like();
-            let (gate, up) = (saved.gate.f_contiguous()?, saved.up.f_contiguous()?);
-            let gradients = Branches { gate: like(&gate)?, up: like(&up)? };
+            let (gate, up) = (layout::dense(&saved.gate)?, layout::dense(&saved.up)?);
+            let gradients = Branches { gate: gate.f_empty_like()?, up: up.f_empty_like()? };
             backward([&gate, &up], &upstream, [&gradients.gate, &gradients.up])?;
             let shaped = |gradient: Tensor| gradient.f_view(upstream.size().as_slice());
             Ok(Branches { gate: Some(shaped(gradients.gate)?), up: Some(shaped(gradients.up)?) })
@@ -168,7 +157,7 @@ pub fn swiglu_of_halves(both_F: &Tensor) -> Result<Tensor, KernelError> {
         NAME,
         Both { both: Some(both_F) },
         |_| {
-            let both = both_F.f_reshape([-1, whole])?.f_contiguous()?;
+            let both = layout::dense(&both_F.f_reshape([-1, whole])?)?;
             let [gate, up] = halves(&both)?;
             Ok((Output { y: forward(&gate, &up)?.f_view(size.as_slice())? }, Both { both }))
         },
@@ -216,7 +205,7 @@ fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor, BoxError> {
 /// Gradients are written where `of` lies, spaced as what they belong to.
 fn backward(branches: [&Tensor; 2], upstream: &Tensor, of: [&Tensor; 2]) -> Result<(), BoxError> {
     let [gate, _] = branches;
-    let upstream = upstream.f_to_kind(gate.kind())?.f_contiguous()?;
+    let upstream = layout::dense(&upstream.f_to_kind(gate.kind())?)?;
     let parameters = SwigluParameters {
         output_gradient: cuda::address(&upstream),
         gate_gradient: cuda::address(of[0]),

@@ -14,7 +14,8 @@ use crate::{Architecture, MlstmSizes, SlstmSizes, Source, Specialization};
 
 /// Every compilation that a model of the paper needs: mLSTM heads of 384 to 1280 (125M to 2.7B) and 64 and 128
 /// (synthetic tasks), 128 × 256 (the published kernels' benchmark), sLSTM heads of 192 to
-/// 640 in bf16 and of 8 to 512 in float32, LSTMs of 128 and 512 units, and the recurrences of table 1's other methods. `everything`: all of it for
+/// 640 in bf16 and of 8 to 512 in float32, LSTMs of 128 and 512 units, and, for table 1's other methods, recurrences, norms, token shifts
+/// and gates. `everything`: all of it for
 /// every compute capability; otherwise the whole list for 8.0 and 9.0, and the smallest, a middle and the largest size for
 /// the others, which have the sources of 8.0.
 #[must_use]

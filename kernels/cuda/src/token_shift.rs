@@ -48,8 +48,8 @@ impl TokenShiftForm {
 
     /// `run` of the parameters.
     #[must_use]
-    pub fn run() -> i32 {
-        RUN.cast_signed()
+    pub fn run() -> i64 {
+        RUN.into()
     }
 }
 

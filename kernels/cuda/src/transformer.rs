@@ -30,7 +30,7 @@ pub struct RotaryParameters {
 }
 
 impl RotaryParameters {
-    /// Either way.
+    /// Either way, over `tokens` tokens of `heads` heads of `width` numbers, a multiple of 8.
     #[must_use]
     pub fn launch(tokens: u64, heads: u64, width: u64) -> LayerLaunch {
         launch("rotary", tokens * heads * (width / 8))
@@ -56,7 +56,7 @@ pub struct SwigluParameters {
 }
 
 impl SwigluParameters {
-    /// Forward or backward.
+    /// Forward or backward, over `tokens` rows of `width` numbers, a multiple of 4.
     #[must_use]
     pub fn launch(tokens: u64, width: u64, backward: bool) -> LayerLaunch {
         launch(if backward { "swiglu_backward" } else { "swiglu" }, tokens * (width / 4))

@@ -12,15 +12,13 @@ use xlstm_cuda::linear_attention::{
     LinearAttentionParameters, LinearAttentionPass, LinearAttentionSizes, Segments,
 };
 
+use super::layout::MAX_GRID;
 use super::{Gpu, address, contiguous, enabled, make, optional_address};
 use crate::KernelError;
 use crate::linear_attention::{Inputs, LinearAttentionInput, LinearAttentionOutput, LogDecay, Outputs};
 use crate::shape::dimensions;
 
 const NAME: &str = "linear_attention (CUDA)";
-
-/// Most sequences, and most heads, of a launch.
-const MAX_GRID: i64 = 65535;
 
 named_tensors! {
     struct Saved {
@@ -85,6 +83,7 @@ pub(crate) fn linear_attention_fits(input: &LinearAttentionInput<'_>) -> bool {
     let alike = kind == input.k_BTHK.kind() && kind == input.v_BTHV.kind();
     let known = sizes(input.q_BTHK, input.v_BTHV, input.bonus_HK.is_some()).is_ok();
     let [batch, tokens, heads, _] = input.q_BTHK.size()[..] else { return false };
+    // Where sequences are cut there are few of them: `ENOUGH_THREADS` keeps the segments of all far below the limit.
     let within = batch <= MAX_GRID && heads <= MAX_GRID && i32::try_from(tokens).is_ok();
     let types = alike && matches!(kind, Kind::Float | Kind::BFloat16);
     known && within && types && enabled(input.q_BTHK.device())

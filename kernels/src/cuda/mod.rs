@@ -30,6 +30,7 @@ mod cross_entropy;
 mod gated_norm;
 mod inner;
 pub mod launch;
+pub(crate) mod layout;
 mod linear_attention;
 mod mlstm;
 mod mlstm_step;
@@ -60,7 +61,7 @@ pub(crate) use scan::{scan, scan_fits, selective_scan, selective_scan_form};
 pub(crate) use short::{fits as mlstm_short_fits, mlstm as mlstm_short};
 pub use slstm::{SlstmSequence, slstm, slstm_fits, slstm_from, slstm_rounds_weights};
 pub use step_product::{step_down, step_down_fits, step_up, step_up_fits};
-pub use supports::{FusedCell, Recurrence, Request, supports, supports_recurrence};
+pub use supports::{BetweenProducts, FusedCell, Recurrence, Request, supports, supports_recurrence};
 pub(crate) use token_shift::token_shift;
 pub(crate) use transformer::{rotary, swiglu};
 pub(crate) use wrapped::{block_projections, conv, mlstm_output};
@@ -105,8 +106,10 @@ pub(crate) fn float32_fits(tensors: &[&Tensor], width: i64) -> bool {
 
 /// Whether there is a kernel for the convolution of `x_BTD` by four taps: float32 or bf16 on a GPU, channels in eights.
 pub(crate) fn conv_fits(x_BTD: &Tensor) -> bool {
+    let [batch, tokens, width] = x_BTD.size()[..] else { return false };
     let known = matches!(x_BTD.kind(), Kind::Float | Kind::BFloat16);
-    known && x_BTD.size().last().is_some_and(|width| width % 8 == 0) && enabled(x_BTD.device())
+    let within = batch <= layout::MAX_GRID && i32::try_from(batch * tokens).is_ok();
+    known && width % 8 == 0 && within && enabled(x_BTD.device())
 }
 
 /// Whether there is a float32 kernel for the norm of pieces of `width` numbers.
@@ -320,9 +323,9 @@ fn expect(name: &str, tensor: &Tensor, kind: Kind) -> Result<(), BoxError> {
     Err(format!("{name}: expected {kind:?}, dense along its last axis and aligned to 16 bytes, found {found:?} with strides {stride:?}").into())
 }
 
-/// A tensor of `function` as a kernel takes it, copied where it is not dense, and checked by [`expect`].
+/// A tensor of `function` as a kernel takes it, copied where it is not dense and aligned, and checked by [`expect`].
 fn contiguous(function: &str, name: &str, tensor: &Tensor, kind: Kind) -> Result<Tensor, BoxError> {
-    let dense = tensor.f_contiguous()?;
+    let dense = layout::dense(tensor)?;
     expect(&format!("{function}: {name}"), &dense, kind)?;
     Ok(dense)
 }

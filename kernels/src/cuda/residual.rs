@@ -8,6 +8,7 @@ use xlstm_cuda::layers::ResidualForm;
 
 use super::enabled;
 use super::launch::{ResidualGradients, ResidualNorm, residual_backward, residual_forward};
+use super::layout;
 use crate::KernelError;
 use crate::shape::{expect_device, expect_shape};
 
@@ -38,7 +39,7 @@ pub fn residual_norm(x_D: &Tensor, norm: ResidualNorm<'_>, epsilon: f64) -> Resu
             expect_device(NORM, name, parameter, x_D)?;
         }
     }
-    let x_ND = x_D.f_reshape([-1, width])?.f_contiguous()?;
+    let x_ND = layout::dense(&x_D.f_reshape([-1, width])?)?;
     let inputs = NormInputs { x: Some(&x_ND), weight: Some(norm.weight()), bias: norm.bias() };
     let form = norm.form();
     let Output { y } = node(
@@ -55,7 +56,7 @@ pub fn residual_norm(x_D: &Tensor, norm: ResidualNorm<'_>, epsilon: f64) -> Resu
             Ok((Output { y: normed.output }, saved))
         },
         move |saved: NormSaved, upstream: Output<Option<Tensor>>, _| {
-            let upstream = upstream.gradient()?.f_to_kind(Kind::BFloat16)?.f_contiguous()?;
+            let upstream = layout::dense(&upstream.gradient()?.f_to_kind(Kind::BFloat16)?)?;
             let (weight, bias) = (&saved.weight, saved.bias.as_ref());
             let norm = match form {
                 ResidualForm::ScaleLessOne => ResidualNorm::ScaleLessOne(weight),
@@ -88,6 +89,9 @@ pub fn add_layer_norm(
     let size = x_D.size();
     let width = size.last().copied().unwrap_or(0);
     expect_shape(NAME, "delta_D", delta_D, &size)?;
+    expect_device(NAME, "delta_D", delta_D, x_D)?;
+    expect_shape(NAME, "weight_D", weight_D, &[width])?;
+    expect_device(NAME, "weight_D", weight_D, x_D)?;
     let rows = |tensor: &Tensor| tensor.f_reshape([-1, width]);
     let (x_ND, delta_ND) = (rows(x_D)?, rows(delta_D)?);
     let inputs = Inputs { x: Some(&x_ND), delta: Some(&delta_ND), weight: Some(weight_D) };

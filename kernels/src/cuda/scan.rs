@@ -6,15 +6,13 @@ use xlstm_bridge::BoxError;
 use xlstm_cuda::scan::{Scan, ScanParameters};
 use xlstm_cuda::selective_scan::{SelectiveScanForm, SelectiveScanParameters};
 
+use super::layout::MAX_GRID;
 use super::{Gpu, enabled};
-
-/// Most sequences of a launch.
-const MAX_BATCH: i64 = 65535;
 
 /// Whether there are kernels for scans of `x_BTD`: float32 on a GPU, and no one asked for libtorch alone.
 pub(crate) fn scan_fits(x_BTD: &Tensor) -> bool {
     let [batch, tokens, _] = x_BTD.size()[..] else { return false };
-    let within = batch <= MAX_BATCH && i32::try_from(tokens).is_ok();
+    let within = batch <= MAX_GRID && i32::try_from(tokens).is_ok();
     within && x_BTD.kind() == Kind::Float && enabled(x_BTD.device())
 }
 
@@ -53,7 +51,7 @@ pub(crate) fn selective_scan_form(u_BTD: &Tensor, states: i64, gated: bool) -> O
     };
     let [batch, tokens, width] = u_BTD.size()[..] else { return None };
     // Places within a row are counted in 32 bits.
-    let within = batch <= MAX_BATCH && i32::try_from(tokens).is_ok() && i32::try_from(2 * width).is_ok();
+    let within = batch <= MAX_GRID && i32::try_from(tokens).is_ok() && i32::try_from(2 * width).is_ok();
     if !within || !enabled(u_BTD.device()) {
         return None;
     }

@@ -4,6 +4,7 @@
 //! the answer here, and the block that hands it to them (`trainer/src/model/xlstm`); nothing else in the tree knows.
 
 use tch::{Device, Kind};
+use xlstm_cuda::gated_norm::GatedNormForm;
 use xlstm_cuda::linear_attention::LinearAttentionSizes;
 use xlstm_cuda::selective_scan::SelectiveScanForm;
 
@@ -63,6 +64,40 @@ pub enum Recurrence {
     },
 }
 
+/// What stands between the products of a method that has no fused blocks, sizes that kernels must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BetweenProducts {
+    /// Width of the residual.
+    pub width: u64,
+    /// Width of the heads that are normed and gated behind the recurrence, where there are such.
+    pub head: Option<u64>,
+}
+
+impl BetweenProducts {
+    /// Whether kernels take a residual of this width: its norms, and what is as wide.
+    ///
+    /// # Errors
+    /// Why not, in words that fit into "libtorch's operations (…)".
+    pub fn supports_width(self) -> Result<(), String> {
+        if super::residual_fits(i64::try_from(self.width).unwrap_or(i64::MAX)) {
+            return Ok(());
+        }
+        Err(format!("a width of {}; kernels take multiples of 8 up to 4096", self.width))
+    }
+
+    /// Whether there is a kernel for the norm of each head with its gate.
+    ///
+    /// # Errors
+    /// Why not, in words that fit into "libtorch's operations (…)".
+    pub fn supports_heads(self) -> Result<(), String> {
+        let Some(head) = self.head else { return Ok(()) };
+        match GatedNormForm::new(u32::try_from(head).unwrap_or(u32::MAX), false, [false, false]) {
+            Some(_) => Ok(()),
+            None => Err(format!("norms of heads of {head}; kernels take powers of two from 16 to 1024")),
+        }
+    }
+}
+
 /// Whether there is a kernel for this recurrence on a GPU, computed in `kind`.
 ///
 /// # Errors
@@ -94,6 +129,18 @@ pub fn supports_recurrence(device: Device, kind: Kind, recurrence: Recurrence) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn widths_and_heads_without_a_kernel_are_named() {
+        let between = |width, head| BetweenProducts { width, head };
+        assert_eq!(between(512, Some(64)).supports_width(), Ok(()));
+        assert_eq!(between(512, Some(64)).supports_heads(), Ok(()));
+        assert_eq!(between(512, None).supports_heads(), Ok(()));
+        let odd = between(516, None).supports_width().unwrap_err();
+        assert!(odd.contains("a width of 516"), "{odd}");
+        let wide = between(768, Some(768)).supports_heads().unwrap_err();
+        assert!(wide.contains("norms of heads of 768"), "{wide}");
+    }
 
     #[test]
     fn sizes_without_a_kernel_are_named() {

@@ -6,6 +6,7 @@ use xlstm_bridge::named::{Named as _, Output};
 use xlstm_bridge::{BoxError, named_tensors};
 
 use super::launch::{self, Boundaries, ConvLayer, ConvTarget, ConvUpstream, Gated, NormTarget};
+use super::layout;
 use crate::KernelError;
 use crate::conv::ConvInput;
 use crate::gates::MlstmOutputInput;
@@ -44,7 +45,7 @@ fn laid_out_as(like: &Tensor) -> Result<Tensor, BoxError> {
 
 /// The gradient of the only output, dense and in the type of the activations.
 fn gradient(upstream: Output<Option<Tensor>>, like: &Tensor) -> Result<Tensor, BoxError> {
-    Ok(upstream.gradient()?.f_to_kind(like.kind())?.f_contiguous()?)
+    Ok(layout::dense(&upstream.gradient()?.f_to_kind(like.kind())?)?)
 }
 
 /// `SiLU(conv(x))` of `x_BTD` (bf16 or fp32), weight `(D, 1, 4)`, bias `(D)`, with what stands before the first token and resets.
@@ -67,12 +68,12 @@ pub(crate) fn conv(input: &ConvInput<'_>) -> Result<Tensor, KernelError> {
 fn convolution(input: &ConvInput<'_>, silu: bool) -> Result<Tensor, KernelError> {
     const NAME: &str = "conv_silu (CUDA)";
     let [batch, time, width] = dimensions(NAME, "x_BTD", input.x_BTD)?;
-    let x_ND = input.x_BTD.f_reshape([batch * time, width])?;
+    let x_ND = layout::rows(input.x_BTD, width)?;
     let bias_D = match input.bias_D {
         Some(bias_D) => bias_D.shallow_clone(),
         None => Tensor::f_zeros([width], (Kind::Float, x_ND.device()))?,
     };
-    let window = input.state.map(|state| state.to_kind(x_ND.kind()).contiguous());
+    let window = input.state.map(|state| layout::dense(&state.f_to_kind(x_ND.kind())?)).transpose()?;
     let resets = input.resets_BT.map(Tensor::contiguous);
     let inputs = ConvInputs {
         x: Some(&x_ND),

@@ -18,7 +18,7 @@
 //! The ladder: [`LinearAttentionKernel::Reference`], step by step, differentiated by libtorch;
 //! [`LinearAttentionKernel::Composed`], chunk by chunk with libtorch's products; and
 //! [`LinearAttentionKernel::Fused`], step by step with a backward pass by hand, on the CPU (`cpu/linear_attention.h`) and, in
-//! float32 and for heads of a power of two from 16 to 512, on a GPU (`cuda/linear_attention.cu`). None
+//! float32 and bf16 for heads of a power of two from 16 to 512, on a GPU (`cuda/linear_attention.cu`). None
 //! divides by a decay, so a log decay of −500 is as good as one of −0.01. B, T, H, K, V as in the crate's legend.
 
 mod composed;
@@ -184,7 +184,7 @@ pub fn linear_attention(
             cuda::linear_attention(&converted)?
         }
         LinearAttentionKernel::Fused if device != Device::Cpu => {
-            let expected = "the CPU, or float32 heads of a power of two from 16 to 512 on a GPU".to_owned();
+            let expected = "the CPU, or heads of a power of two from 16 to 512, all of float32 or all of bfloat16, on a GPU".to_owned();
             let (function, argument) = ("linear_attention", "q_BTHK");
             return Err(KernelError::Device { function, argument, expected, found: device });
         }

@@ -12,6 +12,7 @@ use xlstm_bridge::{BoxError, named_tensors};
 use xlstm_cuda::selective_scan::{SelectiveScanForm, SelectiveScanParameters};
 
 use super::{ScanKernel, SelectiveScanInput, SelectiveScanOutput, beside, saved_every, selective_scan};
+use crate::cuda::layout;
 use crate::shape::{computing_kind, dimensions, expect_device, expect_resets, expect_shape};
 use crate::{KernelError, cuda};
 
@@ -91,6 +92,10 @@ fn check(input: &GatedScanInput<'_>) -> Result<Kind, KernelError> {
         expect_device(NAME, "state_BDN", state_BDN, input.u_BTD)?;
     }
     expect_resets(NAME, input.resets_BT, input.u_BTD, [batch, time])?;
+    if batch * time * width * states == 0 {
+        let (found, expected) = (size.to_vec(), "sizes of at least 1".to_owned());
+        return Err(KernelError::Shape { function: NAME, argument: "u_BTD", expected, found });
+    }
     computing_kind(NAME, "u_BTD", input.u_BTD)
 }
 
@@ -166,13 +171,6 @@ fn fused(input: &GatedScanInput<'_>, form: SelectiveScanForm) -> Result<Selectiv
     Ok(SelectiveScanOutput { y_BTD, state_BDN })
 }
 
-/// A tensor whose tokens lie evenly spaced and each dense, as halves of a wider one do.
-fn evenly_spaced(tensor: &Tensor) -> Result<Tensor, BoxError> {
-    let (size, stride) = (tensor.size(), tensor.stride());
-    let even = stride[2] == 1 && (size[0] == 1 || stride[0] == size[1] * stride[1]);
-    Ok(if even { tensor.shallow_clone() } else { tensor.f_contiguous()? })
-}
-
 fn forward(
     input: &GatedScanInput<'_>,
     inputs: Inputs<Option<&Tensor>>,
@@ -186,7 +184,7 @@ fn forward(
     let (y_BTD, state_BDN) = (beside(input.u_BTD, &[batch, time, width]), float(&[batch, width, states])?);
     let every = saved_every(input.u_BTD.device());
     let chunks = (time + every - 1) / every;
-    let dense = |tensor: Option<&Tensor>| tensor.map(Tensor::f_contiguous).transpose();
+    let dense = |tensor: Option<&Tensor>| tensor.map(layout::dense).transpose();
     let saved = Saved {
         inputs: Inputs {
             u_BTD: dense(inputs.u_BTD)?,
@@ -196,7 +194,8 @@ fn forward(
             write_BTN: dense(inputs.write_BTN)?,
             read_BTN: dense(inputs.read_BTN)?,
             skip_D: dense(inputs.skip_D)?,
-            gate_BTD: inputs.gate_BTD.map(evenly_spaced).transpose()?,
+            // Rows of D; they may be halves of wider ones.
+            gate_BTD: inputs.gate_BTD.map(|gate_BTD| layout::rows(gate_BTD, width)).transpose()?,
             state_BDN: dense(inputs.state_BDN)?,
         },
         resets_BT,
@@ -213,7 +212,7 @@ fn forward(
 fn parameters(saved: &Saved) -> Result<SelectiveScanParameters, BoxError> {
     let to = |tensor: &Option<Tensor>| cuda::optional_address(tensor.as_ref());
     let inputs = &saved.inputs;
-    let spacing = inputs.gate_BTD.as_ref().map_or(0, |gate| gate.stride()[1]);
+    let spacing = inputs.gate_BTD.as_ref().map_or(0, |gate| gate.stride()[0]);
     Ok(SelectiveScanParameters {
         gate_stride: i32::try_from(spacing)?,
         resets: to(&saved.resets_BT),
@@ -241,10 +240,10 @@ fn backward(
     let [batch, time, width] = dimensions(NAME, "u_BTD", u_BTD)?;
     let [_, _, states] = dimensions(NAME, "state_BDN", &saved.state_BDN)?;
     let y_gradient = match upstream.y_BTD {
-        Some(gradient) => gradient.f_to_kind(u_BTD.kind())?.f_contiguous()?,
+        Some(gradient) => layout::dense(&gradient.f_to_kind(u_BTD.kind())?)?,
         None => u_BTD.f_zeros_like()?,
     };
-    let last_gradient = upstream.state_BDN.map(|gradient| gradient.f_contiguous()).transpose()?;
+    let last_gradient = upstream.state_BDN.map(|gradient| layout::dense(&gradient)).transpose()?;
     let parts = i64::from(form.launch(u32::try_from(batch)?, u32::try_from(width)?, true).parts);
     let like = || beside(u_BTD, &[batch, time, width]);
     let float = |size: &[i64]| Tensor::f_empty(size, (Kind::Float, u_BTD.device()));

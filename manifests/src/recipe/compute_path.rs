@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum ComputePath {
     /// Whole blocks by this project's CUDA kernels.
     FusedGpu,
+    /// On a GPU libtorch's products in bf16, and this project's kernels for what stands between them: the other methods.
+    GpuKernels,
     /// This project's kernels for CPUs, and libtorch's operations for what has none.
     CpuKernels,
     /// libtorch's operations alone, on any device.

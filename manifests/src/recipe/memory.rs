@@ -39,7 +39,7 @@ impl MemoryEstimate {
         // Gradients are dropped before a step, and come while activations go; those of earlier micro-batches stay.
         let before = if tokens < recipe.training.tokens_per_step { gradients } else { 0 };
         let output_gradient = 4 * recipe.model.vocabulary_size() * recipe.model.embedding_dim();
-        let moving = if path == ComputePath::FusedGpu {
+        let moving = if by_gpu_kernels(path) {
             let loss = before + all.kept + logits;
             let first_block = before.max(output_gradient) + all.kept + all.backward;
             let last_block = gradients + all.one + all.backward;
@@ -58,6 +58,11 @@ impl MemoryEstimate {
     }
 }
 
+/// Whether products are in bf16, with kernels between them and for the loss.
+fn by_gpu_kernels(path: ComputePath) -> bool {
+    matches!(path, ComputePath::FusedGpu | ComputePath::GpuKernels)
+}
+
 /// What one block more than the kept ones takes in the backward pass, and what all keep.
 fn activations(recipe: &Recipe, tokens: u64, path: ComputePath) -> Activations {
     let (model, training) = (&recipe.model, &recipe.training);
@@ -66,12 +71,12 @@ fn activations(recipe: &Recipe, tokens: u64, path: ComputePath) -> Activations {
         Precision::Bfloat16 => 2,
     };
     let setup = ActivationSetup { path, element_bytes, context_length: training.context_length };
-    let (d, fused) = (model.embedding_dim(), path == ComputePath::FusedGpu);
+    let (d, fused) = (model.embedding_dim(), by_gpu_kernels(path));
     let block = |index| model.activation_bytes(index, &setup);
     let one = (0..model.blocks()).map(block).max().unwrap_or(0);
     let kept = if training.activation_checkpointing {
         // A block's input: the residual sum in fp32, and with fused kernels what is yet to be added to it, in bf16.
-        let input = if fused { 6 * d } else { 4 * d };
+        let input = if path == ComputePath::FusedGpu { 6 * d } else { 4 * d };
         input * model.blocks() + one
     } else {
         // A mask in float32 for each of the two branches that most blocks have.
@@ -105,7 +110,7 @@ struct Activations {
 
 fn logits(recipe: &Recipe, tokens: u64, path: ComputePath) -> u64 {
     let (vocabulary, width) = (recipe.model.vocabulary_size(), recipe.model.embedding_dim());
-    if path == ComputePath::FusedGpu {
+    if by_gpu_kernels(path) {
         // A chunk in bf16; the output projection's copy and gradient.
         FUSED_LOGITS.min(2 * tokens * vocabulary) + 8 * vocabulary * width
     } else {
@@ -117,6 +122,33 @@ fn logits(recipe: &Recipe, tokens: u64, path: ComputePath) -> u64 {
 mod tests {
     use super::super::load;
     use super::*;
+
+    #[test]
+    fn the_other_methods_take_what_was_measured() {
+        // docs/benchmarks/gpu/methods.md: peaks in GiB on an H100 at Table 1's size.
+        for (name, rows, measured) in [
+            ("gpt3", 16, 33.27),
+            ("llama", 13, 28.80),
+            ("hgrn", 10, 34.85),
+            ("hgrn2", 10, 32.93),
+            ("gla", 10, 27.31),
+            ("retnet", 11, 28.26),
+            ("rwkv4", 6, 24.58),
+            ("rwkv5", 6, 24.54),
+            ("rwkv6", 5, 26.33),
+            ("mamba", 12, 45.63),
+            ("h3", 8, 42.84),
+        ] {
+            let kept = [
+                "training.activation_checkpointing=false".to_owned(),
+                format!("training.tokens_per_step={}", rows * 2048),
+            ];
+            let recipe = load(&format!("table1-15b/{name}"), &kept).unwrap();
+            let estimate = MemoryEstimate::of(&recipe, rows * 2048, ComputePath::GpuKernels);
+            let ratio = estimate.total() as f64 / (1u64 << 30) as f64 / measured;
+            assert!((0.95..1.05).contains(&ratio), "{name}: {ratio:.3} of what was measured");
+        }
+    }
 
     #[test]
     fn fused_kernels_take_what_was_measured() {

@@ -8,6 +8,7 @@
 //! decay applies to these matrices alone.
 
 use tch::Tensor;
+use xlstm_kernels::cuda::BetweenProducts;
 use xlstm_kernels::linear;
 use xlstm_manifests::recipe::architecture::{Gelu, Gpt2Config};
 
@@ -27,6 +28,10 @@ pub(super) const NORM_EPSILON: f64 = 1e-5;
 const DEVIATION: f64 = 0.02;
 
 impl Network for Gpt2Config {
+    fn between_products(&self) -> Option<BetweenProducts> {
+        Some(BetweenProducts { width: self.embedding_dim, head: None })
+    }
+
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         let width = signed(self.embedding_dim);
         let table = |builder: &mut Builder, name: &str, rows: u64| {

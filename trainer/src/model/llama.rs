@@ -9,6 +9,7 @@
 //! token embedding.
 
 use tch::Tensor;
+use xlstm_kernels::cuda::BetweenProducts;
 use xlstm_kernels::transformer::swiglu;
 use xlstm_manifests::recipe::architecture::{LlamaConfig, LlamaInit};
 
@@ -22,6 +23,10 @@ use super::{product, signed};
 use crate::error::{Result, TrainError};
 
 impl Network for LlamaConfig {
+    fn between_products(&self) -> Option<BetweenProducts> {
+        Some(BetweenProducts { width: self.embedding_dim, head: None })
+    }
+
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         let (width, vocabulary) = (signed(self.embedding_dim), signed(self.vocabulary_size));
         let Inits { inner, .. } = Inits::new(self);

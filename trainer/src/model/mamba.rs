@@ -11,7 +11,7 @@
 
 use tch::{Device, Kind, Tensor};
 use xlstm_kernels::conv::{ConvInput, causal_conv_silu};
-use xlstm_kernels::cuda::Recurrence;
+use xlstm_kernels::cuda::{BetweenProducts, Recurrence};
 use xlstm_kernels::scan::{GatedScanInput, ScanKernel, gated_selective_scan};
 use xlstm_manifests::recipe::architecture::{MAMBA_TAPS, MambaConfig};
 
@@ -30,6 +30,10 @@ const MEMORY: &str = "memory";
 const STEPS: [f64; 2] = [1e-3, 0.1];
 
 impl Network for MambaConfig {
+    fn between_products(&self) -> Option<BetweenProducts> {
+        Some(BetweenProducts { width: self.embedding_dim, head: None })
+    }
+
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         let (d, vocabulary) = (signed(self.embedding_dim), signed(self.vocabulary_size));
         let embedding = builder.add(

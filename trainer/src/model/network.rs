@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use tch::{Device, Tensor};
-use xlstm_kernels::cuda::{Recurrence, Request};
+use xlstm_kernels::cuda::{BetweenProducts, Recurrence, Request};
 use xlstm_manifests::recipe::ModelConfig;
 
 use super::block::Block;
@@ -58,6 +58,11 @@ pub(super) trait Network {
     fn fused_obstacle(&self, device: Device, request: &Request) -> Result<Option<String>> {
         let _ = (device, request);
         Ok(Some("no fused kernels for this architecture".into()))
+    }
+
+    /// What on a GPU this project's kernels compute between libtorch's products in bf16; `None`: nothing.
+    fn between_products(&self) -> Option<BetweenProducts> {
+        None
     }
 
     /// What goes from step to step, where a kernel of its own computes it between libtorch's operations on a GPU.

@@ -7,8 +7,9 @@
 //! | path | device | asked for |
 //! |---|---|---|
 //! | fused GPU kernels | CUDA | bf16 products, and nothing that these kernels lack |
+//! | kernels between libtorch's products | CUDA | bf16 products of the other methods, and a kernel for their recurrence |
 //! | CPU kernels | CPU | float32 |
-//! | libtorch's operations | any | everything else; on a GPU the other methods' recurrences have kernels between them |
+//! | libtorch's operations | any | everything else; on a GPU recurrences may have kernels between them |
 
 use std::fmt;
 
@@ -48,12 +49,16 @@ impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.path, &self.obstacle) {
             (ComputePath::FusedGpu, _) => write!(f, "fused GPU kernels"),
+            (ComputePath::GpuKernels, None) => write!(f, "libtorch's products, kernels between them"),
+            (ComputePath::GpuKernels, Some(obstacle)) => {
+                write!(f, "libtorch's products, kernels between them but for {obstacle}")
+            }
             (ComputePath::CpuKernels, _) => write!(f, "CPU kernels"),
             (ComputePath::Operations, Some(obstacle)) => write!(f, "libtorch's operations ({obstacle})"),
             (ComputePath::Operations, None) => write!(f, "libtorch's operations"),
         }?;
         match &self.recurrence {
-            Some(Ok(())) => write!(f, "; its recurrence by a float32 kernel"),
+            Some(Ok(())) => write!(f, "; its recurrence by a kernel"),
             Some(Err(obstacle)) => write!(f, "; its recurrence by libtorch's operations too ({obstacle})"),
             None => Ok(()),
         }?;
@@ -77,10 +82,19 @@ pub fn choose(config: &ModelConfig, placement: Placement, need: Need) -> Result<
         _ => None,
     };
     let recurrence = recurrence.map(|recurrence| cuda::supports_recurrence(device, kind, recurrence));
+    let between = between_products(config, placement, recurrence.as_ref());
     let operations =
         |obstacle| Decision { path: ComputePath::Operations, obstacle, recurrence, loss_obstacle: None };
     Ok(match device {
         Device::Cpu if kind == Kind::Float && products.is_none() => decided(ComputePath::CpuKernels),
+        Device::Cuda(_) if let Some(between) = between => match between.supports_width() {
+            Ok(()) => Decision {
+                path: ComputePath::GpuKernels,
+                loss_obstacle,
+                ..operations(between.supports_heads().err())
+            },
+            obstacle => operations(obstacle.err()),
+        },
         Device::Cuda(_) if need.dropout => operations(Some("training.dropout has no fused kernel".into())),
         Device::Cuda(_) => match fused_obstacle(config, placement, need)? {
             None => decided(ComputePath::FusedGpu),
@@ -88,6 +102,18 @@ pub fn choose(config: &ModelConfig, placement: Placement, need: Need) -> Result<
         },
         _ => operations(None),
     })
+}
+
+/// What kernels compute between libtorch's products, where they do, the recurrence included where there is one.
+fn between_products(
+    config: &ModelConfig,
+    placement: Placement,
+    recurrence: Option<&std::result::Result<(), String>>,
+) -> Option<cuda::BetweenProducts> {
+    let half = placement.kind == Kind::Float && placement.products == Some(Kind::BFloat16);
+    let recurrent = recurrence.is_none_or(std::result::Result::is_ok);
+    let asked = half && recurrent && cuda::enabled(placement.device);
+    if asked { network(config).between_products() } else { None }
 }
 
 fn fused_obstacle(config: &ModelConfig, placement: Placement, need: Need) -> Result<Option<String>> {
@@ -136,6 +162,35 @@ mod tests {
                 assert_eq!(found.to_string(), format!("libtorch's operations ({obstacle})"));
             }
         }
+    }
+
+    #[test]
+    fn the_other_methods_have_kernels_between_products_in_bf16() {
+        for name in
+            ["gpt3", "llama", "mamba", "rwkv4", "rwkv6", "retnet", "gla", "hgrn", "hgrn2", "h3", "hyena"]
+        {
+            let model = xlstm_manifests::recipe::load(&format!("table1-small/{name}"), &[]).unwrap().model;
+            let decide = |precision| decide(&model, Device::Cuda(0), precision, Need::default());
+            let found = decide(Precision::Bfloat16);
+            assert_eq!(found.path, ComputePath::GpuKernels, "{name}: {found}");
+            assert!(found.to_string().starts_with("libtorch's products, kernels between them"), "{found}");
+            assert_eq!(decide(Precision::Float32).path, ComputePath::Operations, "{name}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_kernels_between_products_lack_are_named() {
+        let said = |overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+            let recipe = xlstm_manifests::recipe::load("table1-small/hgrn", &overrides).unwrap();
+            decide(&recipe.model, Device::Cuda(0), Precision::Bfloat16, Need::default()).to_string()
+        };
+        let wide = said(&["model.embedding_dim=768"]);
+        let expected = "libtorch's products, kernels between them but for norms of heads of 768; kernels take powers of two \
+                        from 16 to 1024; its recurrence by a kernel";
+        assert_eq!(wide, expected);
+        let odd = said(&["model.embedding_dim=516"]);
+        assert!(odd.starts_with("libtorch's operations (a width of 516;"), "{odd}");
     }
 
     #[test]

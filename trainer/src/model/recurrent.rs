@@ -13,7 +13,7 @@
 //! less its first row. Matrices decay but the embedding.
 
 use tch::{Kind, Tensor};
-use xlstm_kernels::cuda::Recurrence;
+use xlstm_kernels::cuda::{BetweenProducts, Recurrence};
 use xlstm_kernels::gated_norm::{GatedNormInput, HeadNorm, gated_norm};
 use xlstm_kernels::linear_attention::{
     LinearAttentionInput, LinearAttentionOptions, LogDecay, linear_attention,
@@ -42,6 +42,13 @@ pub(super) const ROTARY_BASE: f64 = 10_000.0;
 const MEMORY: &str = "memory";
 
 impl Network for GlaConfig {
+    fn between_products(&self) -> Option<BetweenProducts> {
+        Some(BetweenProducts {
+            width: self.embedding_dim,
+            head: Some(self.embedding_dim / self.mixer_heads()),
+        })
+    }
+
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         build(self, builder, false, |builder, prefix, _| {
             let (d, heads) = (self.embedding_dim, self.mixer_heads());
@@ -70,6 +77,10 @@ impl Network for GlaConfig {
 }
 
 impl Network for Hgrn2Config {
+    fn between_products(&self) -> Option<BetweenProducts> {
+        Some(BetweenProducts { width: self.embedding_dim, head: None })
+    }
+
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         build(self, builder, false, |builder, prefix, bound| {
             let d = self.embedding_dim;
@@ -94,6 +105,10 @@ impl Network for Hgrn2Config {
 }
 
 impl Network for HgrnConfig {
+    fn between_products(&self) -> Option<BetweenProducts> {
+        Some(BetweenProducts { width: self.embedding_dim, head: Some(self.embedding_dim) })
+    }
+
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         build(self, builder, false, |builder, prefix, bound| {
             let d = self.embedding_dim;
@@ -117,6 +132,13 @@ impl Network for HgrnConfig {
 }
 
 impl Network for RetnetConfig {
+    fn between_products(&self) -> Option<BetweenProducts> {
+        Some(BetweenProducts {
+            width: self.embedding_dim,
+            head: Some(2 * self.embedding_dim / self.mixer_heads()),
+        })
+    }
+
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         build(self, builder, true, |builder, prefix, _| {
             let (d, heads) = (self.embedding_dim, self.mixer_heads());

@@ -8,7 +8,7 @@
 //! head norm has an epsilon of 1e-6, layer norms of 1e-5. First values are those of GPT-2; matrices decay but the embedding.
 
 use tch::Tensor;
-use xlstm_kernels::cuda::Recurrence;
+use xlstm_kernels::cuda::{BetweenProducts, Recurrence};
 use xlstm_kernels::gated_norm::{GatedNormInput, HeadNorm, gated_norm};
 use xlstm_kernels::linear;
 use xlstm_kernels::linear_attention::{
@@ -35,6 +35,10 @@ const DEVIATION: f64 = 0.02;
 const MEMORY: &str = "memory";
 
 impl Network for RetnetBlockConfig {
+    fn between_products(&self) -> Option<BetweenProducts> {
+        Some(BetweenProducts { width: self.embedding_dim, head: Some(self.embedding_dim / self.heads) })
+    }
+
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         let width = signed(self.embedding_dim);
         let (shape, init) = ([signed(self.vocabulary_size), width], Init::Normal(DEVIATION));

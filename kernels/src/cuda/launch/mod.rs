@@ -71,8 +71,11 @@ fn matrix(name: &str, tensor: &Tensor) -> Result<([i64; 2], i64), BoxError> {
     let shape = <[i64; 2]>::try_from(size.as_slice())
         .map_err(|_| format!("{name}: expected two dimensions, found {size:?}"))?;
     let stride = tensor.stride()[0];
-    if stride % 8 != 0 && shape[0] > 1 {
-        return Err(format!("{name}: expected rows of a multiple of 8, found a stride of {stride}").into());
+    if shape[0] > 1 && (stride % 8 != 0 || stride < shape[1]) {
+        return Err(format!(
+            "{name}: expected rows apart by a multiple of 8 that is at least their width, found a stride of {stride}"
+        )
+        .into());
     }
     Ok((shape, stride))
 }

@@ -11,9 +11,9 @@ use super::methods::Borders;
 use super::{Check, PRECISE, ROUNDING, Subject};
 use crate::KernelError;
 use crate::conv::{ConvInput, causal_conv};
-use crate::gated_norm::{GatedNormInput, HeadNorm, composed as gated_norm_composed, gated_norm};
-use crate::token_shift::{TokenShiftInput, composed as token_shift_composed, token_shift};
-use crate::transformer::{composed_rotary, rotary, swiglu, swiglu_of_halves};
+use crate::gated_norm::{GatedNormInput, HeadNorm, gated_norm};
+use crate::token_shift::{TokenShiftInput, token_shift};
+use crate::transformer::{rotary, swiglu, swiglu_of_halves};
 
 /// Batch, tokens, channels, and what stands at the borders, of mixes with the token before.
 const SHIFTS: [(i64, i64, i64, Borders); 4] = [
@@ -31,6 +31,15 @@ const NORMS: [(i64, i64, i64, HeadNorm, bool); 6] = [
     (1, 3, 16, HeadNorm::Layer, true),
     (700, 3, 128, HeadNorm::Layer, false),
     (7, 9, 32, HeadNorm::Rms, false),
+];
+
+/// Batch, tokens, channels, and what stands at the borders, of the convolution of three taps.
+const CONVOLUTIONS: [(i64, i64, i64, Borders); 5] = [
+    (2, 130, 384, Borders::None),
+    (3, 33, 64, Borders::Resets),
+    (2, 65, 1032, Borders::Both),
+    (3, 1, 64, Borders::State),
+    (1, 2, 8, Borders::Both),
 ];
 
 /// What the checks use of these sources.
@@ -84,7 +93,7 @@ fn check_shift<const M: usize>(
     if borders.has_state() {
         inputs.push(("first", normal(&[batch, width], device)));
     }
-    let compute = |x: &[Tensor], kind: Kind, on_gpu: bool| {
+    let ours = |x: &[Tensor]| {
         let own_MBTC = by_token.then(|| x[1 + M].to_kind(kind));
         let input = TokenShiftInput {
             y_BTC: &x[0],
@@ -94,16 +103,32 @@ fn check_shift<const M: usize>(
             kind,
         };
         let shares: [&Tensor; M] = std::array::from_fn(|share| &x[1 + share]);
-        let mixes = if on_gpu { token_shift(&input, shares)? } else { token_shift_composed(&input, shares)? };
-        Ok(mixes.into_iter().map(|mix| mix.to_kind(x[0].kind())).collect())
+        Ok(token_shift(&input, shares)?.map(|mix| mix.to_kind(x[0].kind())).into())
+    };
+    // A weighted mean of both tokens.
+    let libtorch = |x: &[Tensor]| {
+        let shifted = x[0].f_constant_pad_nd([0, 0, 1, -1])?;
+        let mut before = match x.last().filter(|_| borders.has_state()) {
+            Some(first) => shifted + first.f_unsqueeze(1)?.f_constant_pad_nd([0, 0, 0, tokens - 1])?,
+            None => shifted,
+        };
+        if let Some(resets_BT) = resets_BT {
+            before = before.f_masked_fill(&resets_BT.unsqueeze(-1), 0.0)?;
+        }
+        let mix = |index: usize| {
+            let own = by_token.then(|| x[1 + M].select(0, index as i64));
+            let share = own.map_or_else(|| x[1 + index].shallow_clone(), |own| own + &x[1 + index]);
+            &before * &share + &x[0] * (1.0 - share)
+        };
+        Ok((0..M).map(mix).collect())
     };
     Subject {
         kernel: "token_shift",
         case,
         inputs,
         outputs: &MIXES[..M],
-        ours: &|x| compute(x, kind, true),
-        libtorch: &|x| compute(x, x[0].kind(), false),
+        ours: &ours,
+        libtorch: &libtorch,
         rounding: if kind == Kind::Float { PRECISE } else { ROUNDING },
         mask: None,
     }
@@ -124,35 +149,65 @@ pub(super) fn norms(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), K
 /// Hyena's convolution of three taps, without a SiLU.
 pub(super) fn convolutions(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
     for kind in [Kind::Float, Kind::BFloat16] {
-        for [batch, tokens, width] in [[2, 130, 384], [3, 1, 64], [1, 67, 1032]] {
-            take(check_convolution([batch, tokens, width], kind, device)?);
+        for (batch, tokens, width, borders) in CONVOLUTIONS {
+            take(check_convolution([batch, tokens, width], borders, kind, device)?);
         }
     }
     Ok(())
 }
 
-fn check_convolution(size: [i64; 3], kind: Kind, device: Device) -> Result<Check, KernelError> {
+fn check_convolution(
+    size: [i64; 3],
+    borders: Borders,
+    kind: Kind,
+    device: Device,
+) -> Result<Check, KernelError> {
     let [batch, tokens, width] = size;
     let rounded = |size: &[i64]| normal(size, device).to_kind(kind).to_kind(Kind::Float);
-    let inputs = vec![
+    let resets_BT = borders.resets(batch, tokens, device);
+    let mut inputs = vec![
         ("x", rounded(&size)),
         ("weight", normal(&[width, 1, 3], device)),
         ("bias", normal(&[width], device)),
     ];
+    if borders.has_state() {
+        inputs.push(("state", rounded(&[batch, 2, width])));
+    }
     let ours = |x: &[Tensor]| {
         let x_BTD = x[0].to_kind(kind);
-        let input =
-            ConvInput { x_BTD: &x_BTD, weight_D1W: &x[1], bias_D: Some(&x[2]), state: None, resets_BT: None };
+        let state = x.get(3).map(|state| state.to_kind(kind));
+        let input = ConvInput {
+            x_BTD: &x_BTD,
+            weight_D1W: &x[1],
+            bias_D: Some(&x[2]),
+            state: state.as_ref(),
+            resets_BT: resets_BT.as_ref(),
+        };
         Ok(vec![causal_conv(&input)?.to_kind(x[1].kind())])
     };
+    // Token by token.
     let libtorch = |x: &[Tensor]| {
-        let padded = x[0].f_constant_pad_nd([0, 0, 2, 0])?;
-        let tap = |tap: i64| padded.narrow(1, tap, tokens) * x[1].select(2, tap).squeeze_dim(1);
-        Ok(vec![tap(0) + tap(1) + tap(2) + &x[2]])
+        let weight = |tap: i64| x[1].select(2, tap).squeeze_dim(1);
+        let state = |at: i64| match x.get(3) {
+            Some(state) => state.select(1, at),
+            None => x[0].select(1, 0).zeros_like(),
+        };
+        let (mut older, mut newer) = (state(0), state(1));
+        let mut outputs = Vec::new();
+        for time in 0..tokens {
+            if let Some(resets_BT) = &resets_BT {
+                let left = resets_BT.select(1, time).logical_not().unsqueeze(-1);
+                (older, newer) = (older * &left, newer * left);
+            }
+            let now = x[0].select(1, time);
+            outputs.push(&older * weight(0) + &newer * weight(1) + &now * weight(2) + &x[2]);
+            (older, newer) = (newer, now);
+        }
+        Ok(vec![Tensor::f_stack(&outputs, 1)?])
     };
     Subject {
         kernel: "conv",
-        case: format!("{batch}x{tokens}x{width} {kind:?}"),
+        case: format!("{batch}x{tokens}x{width} {kind:?}{}", borders.words()),
         inputs,
         outputs: &["y"],
         ours: &ours,
@@ -184,19 +239,28 @@ fn check_rotary(
     // All sequences have the same angles where there are many.
     let angles = normal(&[if batch > 2 { 1 } else { batch }, tokens, width / 2], device) * 3.0;
     let x = normal(&[batch, tokens, heads, width], device).to_kind(kind).to_kind(Kind::Float);
-    let compute = |x: &[Tensor], kind: Kind, on_gpu: bool| {
-        let wide = if x[0].kind() == Kind::Double { Kind::Double } else { Kind::Float };
-        let angles = [angles.cos().to_kind(wide), angles.sin().to_kind(wide)];
-        let turn = if on_gpu { rotary } else { composed_rotary };
-        Ok(vec![turn(&x[0].to_kind(kind), &angles[0], &angles[1])?.to_kind(x[0].kind())])
+    let wide = |x: &Tensor| if x.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let ours = |x: &[Tensor]| {
+        let kept = [angles.cos(), angles.sin()].map(|tensor| tensor.to_kind(wide(&x[0])));
+        Ok(vec![rotary(&x[0].to_kind(kind), &kept[0], &kept[1])?.to_kind(x[0].kind())])
+    };
+    // As products of complex numbers.
+    let libtorch = |x: &[Tensor]| {
+        let halves = x[0].f_chunk(2, -1)?;
+        let angles = angles.to_kind(wide(&x[0])).unsqueeze(2);
+        // The cosines and sines that the kernel is given are those of float32.
+        let (cosine, sine) = (angles.to_kind(Kind::Float).cos(), angles.to_kind(Kind::Float).sin());
+        let turn = Tensor::f_complex(&cosine.to_kind(wide(&x[0])), &sine.to_kind(wide(&x[0])))?;
+        let turned = Tensor::f_complex(&halves[0], &halves[1])? * turn;
+        Ok(vec![Tensor::f_cat(&[turned.f_real()?, turned.f_imag()?], -1)?])
     };
     Subject {
         kernel: "rotary",
         case: format!("{batch}x{tokens}x{heads}x{width} {kind:?}"),
         inputs: vec![("x", x)],
         outputs: &["y"],
-        ours: &|x| compute(x, kind, true),
-        libtorch: &|x| compute(x, x[0].kind(), false),
+        ours: &ours,
+        libtorch: &libtorch,
         rounding: if kind == Kind::Float { PRECISE } else { ROUNDING },
         mask: None,
     }
@@ -249,7 +313,7 @@ fn check_norm(
     if norm == HeadNorm::Layer {
         inputs.push(("bias", normal(&[whole], device)));
     }
-    let compute = |x: &[Tensor], [gated, normed]: [Kind; 2], on_gpu: bool| {
+    let ours = |x: &[Tensor]| {
         let input = GatedNormInput {
             o_BTHE: &x[0].to_kind(normed),
             weight: &x[2],
@@ -258,16 +322,26 @@ fn check_norm(
             norm,
             epsilon: 1e-5,
         };
-        let y = if on_gpu { gated_norm(&input)? } else { gated_norm_composed(&input)? };
-        Ok(vec![y.to_kind(x[2].kind())])
+        Ok(vec![gated_norm(&input)?.to_kind(x[2].kind())])
+    };
+    // By the definition of the norms.
+    let libtorch = |x: &[Tensor]| {
+        let mean = |tensor: &Tensor| tensor.mean_dim([-1_i64].as_slice(), true, None::<Kind>);
+        let centered = if norm == HeadNorm::Layer { &x[0] - mean(&x[0]) } else { x[0].shallow_clone() };
+        let normal = &centered / (mean(&centered.square()) + 1e-5).sqrt();
+        let weight = if shared { x[2].shallow_clone() } else { x[2].view([heads, width]) };
+        let scaled = (normal * weight).flatten(2, 3);
+        let y = x.get(3).map_or_else(|| scaled.shallow_clone(), |bias| &scaled + bias);
+        let gate = x[1].narrow(2, whole, whole);
+        Ok(vec![y * &gate * gate.sigmoid()])
     };
     Subject {
         kernel: "gated_norm",
         case: format!("{norm:?} {tokens}x{heads}x{width}, {gated:?} of {normed:?}"),
         inputs,
         outputs: &["y"],
-        ours: &|x| compute(x, [gated, normed], true),
-        libtorch: &|x| compute(x, [x[2].kind(); 2], false),
+        ours: &ours,
+        libtorch: &libtorch,
         rounding: if gated == Kind::Float { PRECISE } else { ROUNDING },
         mask: None,
     }
@@ -290,6 +364,6 @@ mod tests {
         norms(Device::Cpu, &mut take).unwrap();
         transformer(Device::Cpu, &mut take).unwrap();
         convolutions(Device::Cpu, &mut take).unwrap();
-        assert_eq!(count, SHIFTS.len() * 4 + NORMS.len() * 3 + 12 + 6);
+        assert_eq!(count, SHIFTS.len() * 4 + NORMS.len() * 3 + 12 + CONVOLUTIONS.len() * 2);
     }
 }

@@ -201,7 +201,7 @@ pub enum Group {
     Boundaries,
     /// sLSTM and LSTM.
     Recurrent,
-    /// Gated linear attention and the scans of other methods.
+    /// The other methods: recurrences, and what stands between their products.
     Methods,
     /// The loss.
     Loss,

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, stated_or};
-use crate::recipe::Result;
+use crate::recipe::{ComputePath, Result};
 
 /// A GPT-2: layer norms and linear maps with biases, learned positions, full causal attention, GELU, tied embeddings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -109,6 +109,10 @@ impl Architecture for Gpt2Config {
     /// output, and three tensors of the feed-forward.
     fn activation_bytes(&self, _index: u64, setup: &ActivationSetup) -> u64 {
         let (d, f) = (self.embedding_dim, self.feed_forward());
+        if setup.path == ComputePath::GpuKernels {
+            // Two residual sums in float32; what the products and attention read, and the feed-forward on both sides of its GELU.
+            return 8 * d + 2 * (6 * d + 2 * f);
+        }
         4 * 4 * d + setup.element_bytes * (8 * d + 3 * f)
     }
 }

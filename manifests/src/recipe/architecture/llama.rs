@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, ends, input_label, stated_or};
-use crate::recipe::Result;
+use crate::recipe::{ComputePath, Result};
 
 /// A Llama: RMS norms, rotary positions, full causal attention, SwiGLU, no biases.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -135,6 +135,10 @@ impl Architecture for LlamaConfig {
     /// products' type: inputs of the products, q, k, v, attention's output, and four tensors of the feed-forward.
     fn activation_bytes(&self, _index: u64, setup: &ActivationSetup) -> u64 {
         let (d, f) = (self.embedding_dim, self.feed_forward());
+        if setup.path == ComputePath::GpuKernels {
+            // Two residual sums in float32; two norms, q, k, v and attention's output; gate, up and their product.
+            return 8 * d + 2 * (6 * d + 3 * f);
+        }
         4 * 12 * d + setup.element_bytes * (8 * d + 5 * f)
     }
 }

@@ -12,7 +12,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, stated_or};
-use crate::recipe::Result;
+use crate::recipe::{ComputePath, Result};
 
 /// H3: a shift and a diagonal state-space model, multiplied together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -107,6 +107,9 @@ pub(super) fn transforms(channels: u64, context_length: u64) -> u64 {
 /// In float32: residual sums and norms, and the inputs, spectra and results of each convolution; in the products' type:
 /// inputs and results of the products.
 fn activations(d: u64, f: u64, convolutions: u64, setup: &ActivationSetup) -> u64 {
+    if setup.path == ComputePath::GpuKernels {
+        return 4 * (2 * d + convolutions * 7 * d) + 2 * (9 * d + 2 * f);
+    }
     4 * (6 * d + convolutions * 8 * d) + setup.element_bytes * (8 * d + 3 * f)
 }
 

@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize};
-use crate::recipe::Result;
+use crate::recipe::{ComputePath, Result};
 
 /// Taps of the convolution.
 pub const MAMBA_TAPS: u64 = 4;
@@ -107,6 +107,11 @@ impl Architecture for MambaConfig {
     /// products' type: inputs and results of the products.
     fn activation_bytes(&self, _index: u64, setup: &ActivationSetup) -> u64 {
         let (d, inner) = (self.embedding_dim, self.inner());
+        if setup.path == ComputePath::GpuKernels {
+            // The residual in float32 and its norm; both halves, the convolution's result, step sizes, the scan's output and its
+            // states, one of sixteen; B and C.
+            return 6 * d + 10 * inner + 4 * inner * self.state_dim / 16 + 16 * self.state_dim;
+        }
         4 * (3 * d + 10 * inner) + setup.element_bytes * (d + 6 * inner)
     }
 }

@@ -14,7 +14,7 @@ use std::marker::PhantomData;
 use serde::{Deserialize, Serialize};
 
 use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, stated_or};
-use crate::recipe::Result;
+use crate::recipe::{ComputePath, Result};
 
 /// What a mixer of the shell brings.
 pub trait RecurrentMixer: Debug + Clone + PartialEq + Default + 'static {
@@ -30,6 +30,8 @@ pub trait RecurrentMixer: Debug + Clone + PartialEq + Default + 'static {
     fn vectors(width: u64, heads: u64) -> u64;
     /// Numbers of the state of one layer.
     fn memory(width: u64, heads: u64) -> u64;
+    /// Bytes that a mixer keeps for its backward pass, for a token and a number of the width, with GPU kernels between products in bf16.
+    const KEPT_BYTES: u64;
     /// Whether the model has lower bounds of its forget gates.
     const LOWER_BOUNDS: bool = false;
     /// Whether there are two orders of the norm and the gate behind the cell.
@@ -57,6 +59,8 @@ pub const GLA_GATE_RANK: u64 = 16;
 
 impl RecurrentMixer for Gla {
     const LABEL: &'static str = "GLA";
+    // q, k, v, gate, output and what is gated; decays and what they came from; states at borders.
+    const KEPT_BYTES: u64 = 16;
     const HEADS: u64 = 4;
     const FEED_RATIO: u64 = 4;
 
@@ -76,6 +80,8 @@ impl RecurrentMixer for Gla {
 
 impl RecurrentMixer for Hgrn2 {
     const LABEL: &'static str = "HGRN2";
+    // In float32 the sigmoid, the forget gate, the decay and the norm's input; q before and after its SiLU, k, v, output, norm.
+    const KEPT_BYTES: u64 = 30;
     const HEADS: u64 = 0;
     const FEED_RATIO: u64 = 4;
     const LOWER_BOUNDS: bool = true;
@@ -95,6 +101,8 @@ impl RecurrentMixer for Hgrn2 {
 
 impl RecurrentMixer for Hgrn {
     const LABEL: &'static str = "HGRN";
+    // In float32 the sigmoid, the forget gate, one less it, the input and the state; input, gate and output.
+    const KEPT_BYTES: u64 = 34;
     const HEADS: u64 = 1;
     const FEED_RATIO: u64 = 4;
     const LOWER_BOUNDS: bool = true;
@@ -115,6 +123,8 @@ impl RecurrentMixer for Hgrn {
 
 impl RecurrentMixer for Retnet {
     const LABEL: &'static str = "RetNet";
+    // q and k; v, gate, output and what is gated at twice the width; states at borders.
+    const KEPT_BYTES: u64 = 21;
     const HEADS: u64 = 8;
     const FEED_RATIO: u64 = 2;
 
@@ -250,6 +260,10 @@ impl<M: RecurrentMixer> Architecture for RecurrentConfig<M> {
     /// type: inputs and results of the products.
     fn activation_bytes(&self, _index: u64, setup: &ActivationSetup) -> u64 {
         let (d, f) = (self.embedding_dim, self.feed_forward());
+        if setup.path == ComputePath::GpuKernels {
+            // Two residual sums in float32; two norms; gate, up and their product; the mixer.
+            return 8 * d + 2 * (2 * d + 3 * f) + M::KEPT_BYTES * d;
+        }
         4 * 16 * d + setup.element_bytes * (12 * d + 5 * f)
     }
 }

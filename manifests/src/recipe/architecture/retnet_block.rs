@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, stated_or};
-use crate::recipe::Result;
+use crate::recipe::{ComputePath, Result};
 
 /// A RetNet of GPT-like blocks: layer norms and linear maps with biases, rotary positions, GELU.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -97,6 +97,10 @@ impl Architecture for RetnetBlockConfig {
     /// norm; in the products' type: inputs and results of the products.
     fn activation_bytes(&self, _index: u64, setup: &ActivationSetup) -> u64 {
         let (d, f) = (self.embedding_dim, self.feed_forward());
+        if setup.path == ComputePath::GpuKernels {
+            // As Llama, with the gate, and retention's result on both sides of its norm.
+            return 8 * d + 2 * (9 * d + 2 * f);
+        }
         4 * 12 * d + setup.element_bytes * (9 * d + 3 * f)
     }
 }

@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 use serde::{Deserialize, Serialize};
 
 use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, stated_or};
-use crate::recipe::Result;
+use crate::recipe::{ComputePath, Result};
 
 /// What a version brings.
 pub trait RwkvVersion: Debug + Clone + PartialEq + Default + 'static {
@@ -170,6 +170,16 @@ impl<N: RwkvVersion> Architecture for RwkvConfig<N> {
     /// and results of the products.
     fn activation_bytes(&self, _index: u64, setup: &ActivationSetup) -> u64 {
         let (d, f) = (self.embedding_dim, self.feed_forward());
+        if setup.path == ComputePath::GpuKernels {
+            // Of both mixes the residual sum and its norm in float32, mixes, products' results and inputs; the cell's inputs and
+            // result, in float32 for RWKV-4; what RWKV-6 chooses by the token; of the feed-forward its inner values twice.
+            let width = match N::NUMBER {
+                4 => 47,
+                5 => 50,
+                _ => 71,
+            };
+            return width * d + 4 * f;
+        }
         let mixes = if N::NUMBER == 6 { 34 } else { 24 };
         4 * (mixes * d + 2 * f) + setup.element_bytes * (16 * d + 2 * f)
     }

@@ -18,6 +18,7 @@ mod h3;
 mod hyena;
 
 use tch::{Kind, Tensor};
+use xlstm_kernels::cuda::BetweenProducts;
 use xlstm_kernels::linear;
 use xlstm_kernels::long_convolution::{LongConvolutionInput, long_convolution};
 use xlstm_manifests::recipe::architecture::{H3Config, HyenaConfig};
@@ -112,6 +113,10 @@ impl Shell {
 }
 
 impl Network for H3Config {
+    fn between_products(&self) -> Option<BetweenProducts> {
+        Some(BetweenProducts { width: self.embedding_dim, head: None })
+    }
+
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         let shell = Shell {
             vocabulary: self.vocabulary_size,
@@ -124,6 +129,10 @@ impl Network for H3Config {
 }
 
 impl Network for HyenaConfig {
+    fn between_products(&self) -> Option<BetweenProducts> {
+        Some(BetweenProducts { width: self.embedding_dim, head: None })
+    }
+
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         let shell = Shell {
             vocabulary: self.vocabulary_size,

@@ -14,7 +14,7 @@
 mod time_mix;
 
 use tch::{Device, Kind, Tensor};
-use xlstm_kernels::cuda::Recurrence;
+use xlstm_kernels::cuda::{BetweenProducts, Recurrence};
 use xlstm_kernels::token_shift::{TokenShiftInput, token_shift};
 use xlstm_manifests::recipe::architecture::{Rwkv4Config, Rwkv5Config, Rwkv6Config, RwkvConfig, RwkvVersion};
 
@@ -34,6 +34,10 @@ const TIME_SHIFT: &str = "time_mix.shift";
 const CHANNEL_SHIFT: &str = "channel_mix.shift";
 
 impl Network for Rwkv4Config {
+    fn between_products(&self) -> Option<BetweenProducts> {
+        Some(BetweenProducts { width: self.embedding_dim, head: None })
+    }
+
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         build(self, builder)
     }
@@ -48,6 +52,10 @@ impl Network for Rwkv4Config {
 }
 
 impl Network for Rwkv5Config {
+    fn between_products(&self) -> Option<BetweenProducts> {
+        Some(BetweenProducts { width: self.embedding_dim, head: Some(self.head_dim) })
+    }
+
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         build(self, builder)
     }
@@ -58,6 +66,10 @@ impl Network for Rwkv5Config {
 }
 
 impl Network for Rwkv6Config {
+    fn between_products(&self) -> Option<BetweenProducts> {
+        Some(BetweenProducts { width: self.embedding_dim, head: Some(self.head_dim) })
+    }
+
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         build(self, builder)
     }
