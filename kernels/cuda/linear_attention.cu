@@ -393,9 +393,11 @@ struct Pass {
         });
         if (REVERSE) decay_once_more(state);
         store_state(border<float>(REVERSE ? p.state_gradients : p.states, nullptr, REVERSE ? 0 : 1), state);
-        if (REVERSE || first + own != 0) return;
+        if constexpr (!REVERSE) {
+            if (first + own != 0) return;
 #pragma unroll
-        for (int c = 0; c < L::PER; c++) p.products[segment_row() * KEYS + contracted(c)] = product[c];
+            for (int c = 0; c < L::PER; c++) p.products[segment_row() * KEYS + contracted(c)] = product[c];
+        }
     }
 
     // What steps behind the last one read of this lane's row: sum_v S_T dS_T.

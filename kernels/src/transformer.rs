@@ -111,7 +111,7 @@ pub fn swiglu(gate_F: &Tensor, up_F: &Tensor) -> Result<Tensor, KernelError> {
     expect_device(NAME, "up_F", up_F, gate_F)?;
     computing_kind(NAME, "gate_F", gate_F)?;
     if !fits(gate_F) || width % 4 != 0 || up_F.kind() != gate_F.kind() {
-        return Ok(gate_F.f_silu()? * up_F);
+        return composed_swiglu(gate_F, up_F);
     }
     let (gate, up) = (layout::rows(gate_F, width)?, layout::rows(up_F, width)?);
     let Output { y } = node(
@@ -133,6 +133,13 @@ pub fn swiglu(gate_F: &Tensor, up_F: &Tensor) -> Result<Tensor, KernelError> {
     Ok(y)
 }
 
+/// The same by libtorch's operations, rounded once.
+fn composed_swiglu(gate_F: &Tensor, up_F: &Tensor) -> Result<Tensor, KernelError> {
+    let kind = computing_kind("swiglu", "gate_F", gate_F)?;
+    let y_F = gate_F.f_to_kind(kind)?.f_silu()? * up_F.f_to_kind(kind)?;
+    Ok(y_F.f_to_kind(gate_F.kind())?)
+}
+
 /// The same of both halves of `both_F`, `(…, 2F)`, the gate first.
 ///
 /// # Errors
@@ -148,7 +155,7 @@ pub fn swiglu_of_halves(both_F: &Tensor) -> Result<Tensor, KernelError> {
     }
     if !fits(both_F) || whole % 8 != 0 {
         let halves = both_F.f_chunk(2, -1)?;
-        return Ok(halves[0].f_silu()? * &halves[1]);
+        return composed_swiglu(&halves[0], &halves[1]);
     }
     if let Some(last) = size.last_mut() {
         *last = whole / 2;
