@@ -1,7 +1,8 @@
 //! What stands between the products of the other methods: wrong arguments are named, types are kept, steps of one token agree with
 //! whole sequences.
-
 #![allow(non_snake_case, reason = "shape suffixes are capitals")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use tch::{Device, Kind, Tensor};
 use xlstm_kernels::KernelError;
 use xlstm_kernels::gated_norm::{GatedNormInput, HeadNorm, gated_norm};
