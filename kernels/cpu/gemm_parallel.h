@@ -12,6 +12,7 @@
 
 #include "abi.h"
 #include "gemm.h"
+#include "gemm_rows.h"
 
 namespace XLSTM_ISA {
 namespace {
@@ -120,6 +121,9 @@ template <typename T>
 static void gemm_parallel(const GemmProblem<T>* problem) {
   const GemmProblem<T>& p = *problem;
   const long threads = omp_in_parallel() ? 1 : omp_get_max_threads();
+  if (has_few_rows(p)) {
+    return gemm_rows(p, threads);
+  }
   const Cut c = cut(p, threads);
   static thread_local Scratch scratch;
   const long size = c.depth * c.columns;

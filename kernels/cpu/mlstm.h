@@ -115,7 +115,7 @@ static Scalars make_scalars(const MlstmProblem<T>& p, const Plan& plan) {
   s.maximum = s.forget_sum + steps;
   s.decay = s.maximum + steps;
   s.before = s.decay + borders;
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if (steps * 16 >= kWorthThreads)
   for (long head = 0; head < p.batch * p.heads; ++head) {
     const long h = head % p.heads;
     double maximum = 0;

@@ -106,7 +106,7 @@ static void mlstm_forward(const MlstmProblem<T>* problem) {
   const Plan plan = make_plan(p);
   const Scalars s = make_scalars(p, plan);
   const long tasks = plan.count * p.heads;
-#pragma omp parallel
+#pragma omp parallel if (p.batch * p.heads * p.time * p.key * p.value >= kWorthThreads)
   {
     flush_denormals();
 #pragma omp for schedule(dynamic)

@@ -60,7 +60,7 @@ static void convolve(const ConvProblem<T>& p, long b, long t, long reach, long f
 template <typename T>
 static void conv_forward(const ConvProblem<T>* problem) {
   const ConvProblem<T>& p = *problem;
-#pragma omp parallel
+#pragma omp parallel if (p.batch * p.time * p.width * p.taps >= kWorthThreads)
   {
     flush_denormals();
 #pragma omp for schedule(static)
@@ -203,7 +203,7 @@ static inline void blocks_outer(const T* x, const T* dy, long width, T* gradient
 template <typename T>
 static void blocks_forward(const BlocksProblem<T>* problem) {
   const BlocksProblem<T>& p = *problem;
-#pragma omp parallel
+#pragma omp parallel if (p.rows * p.width * 4 >= kWorthThreads)
   {
     flush_denormals();
 #pragma omp for schedule(static)
@@ -270,7 +270,7 @@ static inline void moments(const T* h, long width, T epsilon, T* mean, T* recipr
 template <typename T>
 static void output_forward(const OutputProblem<T>* problem) {
   const OutputProblem<T>& p = *problem;
-#pragma omp parallel
+#pragma omp parallel if (p.rows * p.heads * p.width * 4 >= kWorthThreads)
   {
     flush_denormals();
 #pragma omp for schedule(static)

@@ -177,7 +177,7 @@ static void differentiate_strip(const QkvGatesProblem<T>& p, const QkvGatesGradi
 
 template <typename T, int kGates>
 static void qkv_gates_forward_of(const QkvGatesProblem<T>& p) {
-#pragma omp parallel
+#pragma omp parallel if (p.rows * p.width * 12 >= kWorthThreads)
   {
     flush_denormals();
 #pragma omp for schedule(static)

@@ -207,7 +207,7 @@ template <typename T>
 static void slstm_forward(const SlstmProblem<T>* problem) {
   const SlstmProblem<T>& p = *problem;
   const long groups = (p.batch + kSequences - 1) / kSequences;
-#pragma omp parallel
+#pragma omp parallel if (p.batch * p.heads * p.time * p.width * p.width * 4 >= kWorthThreads)
   {
     flush_denormals();
 #pragma omp for schedule(dynamic)

@@ -30,6 +30,9 @@ constexpr int kVectorBytes = 16;
 constexpr int kTileRows = 4;
 #endif
 
+// Multiplications from which on a second thread is worth waking: those of a single token of a small model are done sooner alone.
+constexpr long kWorthThreads = 1 << 16;
+
 template <typename T>
 struct VectorOf {
   typedef T Type __attribute__((vector_size(kVectorBytes)));

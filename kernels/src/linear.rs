@@ -1,8 +1,8 @@
 //! Linear maps, with the matrix product of `cpu/gemm_parallel.h` on the CPU.
 //!
 //! Why our own product: the library inside libtorch takes the vector units of some processors for half as wide as
-//! they are (docs/benchmarks), and nearly all the time of a training step is spent in linear maps. Where there are
-//! few rows, as in generation, and on other devices, libtorch computes.
+//! they are (docs/benchmarks), and nearly all the time of a training step is spent in linear maps. Few rows, as in
+//! generation, read the weight as it lies (`cpu/gemm_rows.h`). On other devices libtorch computes.
 
 use crate::KernelError;
 use crate::cpu::{self, GemmProblem, address, empty};
@@ -16,7 +16,7 @@ named_tensors! {
     struct Inputs<T> { x_ND: T, weight_OD: T }
 }
 
-/// With fewer rows than this, copying the weight would cost more than the product.
+/// With fewer rows than this, copying the weight, as the backward pass does, would cost more than the product.
 const MIN_ROWS: i64 = 16;
 
 /// `x_D · weight_ODᵀ + bias_O`, for any dimensions before the last of `x_D`.
@@ -40,7 +40,7 @@ pub fn linear(x_D: &Tensor, weight_OD: &Tensor, bias_O: Option<&Tensor>) -> Resu
     let ours = x_D.device() == Device::Cpu
         && x_D.kind() == Kind::Float
         && weight_OD.kind() == Kind::Float
-        && rows >= MIN_ROWS
+        && rows > 0
         && cpu::has_fast_products();
     if !ours {
         return Ok(x_D.f_linear(weight_OD, bias_O)?);
@@ -74,6 +74,9 @@ fn backward(
 ) -> Result<Inputs<Option<Tensor>>, BoxError> {
     let upstream_NO = upstream.gradient()?.contiguous();
     let x_gradient = wanted.x_ND.then(|| {
+        if x_ND.size()[0] < MIN_ROWS {
+            return upstream_NO.matmul(&weight_OD);
+        }
         let gradient = empty(&x_ND.size(), Kind::Float);
         multiply(&gradient, &upstream_NO, &weight_OD, 0.0);
         gradient

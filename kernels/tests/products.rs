@@ -12,10 +12,22 @@ use xlstm_kernels::linear::linear;
 
 #[test]
 fn linear_equals_libtorch_at_odd_sizes() {
-    for (seed, [rows, width, outputs]) in
-        [[16, 1, 1], [17, 5, 3], [64, 48, 96], [131, 77, 50], [600, 200, 300], [40, 700, 1000], [16, 9000, 9]]
-            .into_iter()
-            .enumerate()
+    for (seed, [rows, width, outputs]) in [
+        [1, 1, 1],
+        [1, 40, 7],
+        [3, 333, 50],
+        [5, 768, 1030],
+        [15, 70, 9],
+        [16, 1, 1],
+        [17, 5, 3],
+        [64, 48, 96],
+        [131, 77, 50],
+        [600, 200, 300],
+        [40, 700, 1000],
+        [16, 9000, 9],
+    ]
+    .into_iter()
+    .enumerate()
     {
         let normal = |offset: i64, size: &[i64]| leaf(&random(seed as i64 * 8 + offset, size, Kind::Float));
         let (x, w, b) = (normal(0, &[1, rows, width]), normal(1, &[outputs, width]), normal(2, &[outputs]));
@@ -31,6 +43,28 @@ fn linear_equals_libtorch_at_odd_sizes() {
         for (found, expected) in [(&x, &x64), (&w, &w64), (&b, &b64)] {
             assert_close(&what, &found.grad(), &expected.grad(), 3e-6);
         }
+    }
+}
+
+#[test]
+fn few_rows_are_summed_alike_whatever_their_number_and_that_of_threads() {
+    for (width, outputs) in [(100, 37), (768, 3000), (33, 5)] {
+        let (x, w) = (random(1, &[15, width], Kind::Float), random(2, &[outputs, width], Kind::Float));
+        let all = linear(&x, &w, None).unwrap();
+        for rows in [1, 2, 4, 7] {
+            for first in [0, 15 - rows] {
+                let some = linear(&x.narrow(0, first, rows), &w, None).unwrap();
+                assert!(
+                    some.equal(&all.narrow(0, first, rows)),
+                    "{rows} rows from {first}, {width} x {outputs}"
+                );
+            }
+        }
+        let threads = tch::get_num_threads();
+        tch::set_num_threads(1);
+        let alone = linear(&x, &w, None).unwrap();
+        tch::set_num_threads(threads);
+        assert!(alone.equal(&all), "{width} x {outputs}");
     }
 }
 
