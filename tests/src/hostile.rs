@@ -1,5 +1,6 @@
 //! Altered files: the same ones every time, for readers that must not break on any of them.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -138,10 +139,18 @@ pub fn copies(seeds: usize, usual: usize) -> usize {
 /// A panic in it, on whatever thread, and an input that takes longer than 30 seconds fail the test. Prints how many there were,
 /// the longest time that one took, and the most memory that this process had so far.
 ///
+/// With `XLSTM_FUZZ_CORPUS=FOLDER` nothing is altered or run: the seeds are written into `FOLDER/TEST`, for libFuzzer to begin
+/// with (`tests/python/fuzz_targets.py`).
+///
 /// # Panics
-/// For such an input, which is described.
+/// For such an input, which is described; where a seed cannot be written.
 #[expect(clippy::print_stdout, reason = "cargo shows it with --nocapture alone")]
 pub fn alter_and_run(seeds: &[Vec<u8>], count: usize, body: impl Fn(&[u8])) {
+    let name = std::thread::current().name().unwrap_or("?").to_owned();
+    if let Some(folder) = corpus_folder() {
+        write_seeds(&folder.join(name), seeds);
+        return;
+    }
     let count = copies(seeds.len(), count);
     let mut slowest = Duration::ZERO;
     for (number, seed) in seeds.iter().enumerate() {
@@ -163,13 +172,27 @@ pub fn alter_and_run(seeds: &[Vec<u8>], count: usize, body: impl Fn(&[u8])) {
             );
         }
     }
-    let name = std::thread::current().name().unwrap_or("?").to_owned();
     let all = count * seeds.len();
     println!(
         "{name}: {all} altered copies of {} files, the slowest took {slowest:.1?}, {} MiB of memory at most",
         seeds.len(),
         peak_memory() >> 20
     );
+}
+
+/// Where seeds are to be written instead of anything else: `XLSTM_FUZZ_CORPUS`.
+#[must_use]
+pub fn corpus_folder() -> Option<PathBuf> {
+    std::env::var_os("XLSTM_FUZZ_CORPUS").map(PathBuf::from)
+}
+
+/// Each under the digest of its content, which is what libFuzzer's own have as names.
+fn write_seeds(folder: &Path, seeds: &[Vec<u8>]) {
+    std::fs::create_dir_all(folder).expect("a folder for seeds");
+    for seed in seeds {
+        let name = xlstm_manifests::Sha256Digest::of(seed).to_string();
+        std::fs::write(folder.join(name), seed).expect("a seed is written");
+    }
 }
 
 /// The most memory that this process had, bytes; 0 where the system does not say.

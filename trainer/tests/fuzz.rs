@@ -6,7 +6,7 @@ use std::path::Path;
 
 use tch::Tensor;
 use xlstm_manifests::recipe::{ModelConfig, Precision, XlstmConfig};
-use xlstm_tests::hostile::alter_and_run;
+use xlstm_tests::hostile::{alter_and_run, corpus_folder};
 use xlstm_trainer::model::{Model, Placement, export};
 use xlstm_trainer::tensor_file;
 
@@ -109,6 +109,10 @@ fn folders_of_runs() {
             data
         })
         .collect();
+    if let Some(corpus) = corpus_folder() {
+        // libFuzzer's target takes the sound run from here.
+        run_folders::copy(&run, &corpus.join("run"));
+    }
     alter_and_run(&seeds, 150, run_folders::run);
     a_step_that_no_run_has(&run);
 }

@@ -45,7 +45,7 @@ pub(crate) fn run(data: &[u8]) {
     let _ = verify(&run, &Depth::default());
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     fs_err::create_dir_all(to).expect("made");
     for entry in fs_err::read_dir(from).expect("listed").flatten() {
         let (path, target) = (entry.path(), to.join(entry.file_name()));
