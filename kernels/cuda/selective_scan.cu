@@ -135,6 +135,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 static constexpr int STATE_THREADS = CHANNELS * STATES, WARPS = STATE_THREADS / WARP;
 
+// Blocks of the backward pass that a multiprocessor holds, by their registers. From 10.0 on the compiler does not keep a thread's in 64.
+#if __CUDA_ARCH__ >= 1000
+static constexpr int RESIDENT = 1;
+#else
+static constexpr int RESIDENT = 2;
+#endif
+
 // Sum over the states of a channel, which are neighboring lanes.
 DEVICE float sum_of_states(float value) {
 #pragma unroll
@@ -183,7 +190,7 @@ DEVICE void read_inputs(Inputs& inputs, const SelectiveScanParameters& p, int b,
     }
 }
 
-extern "C" __global__ void __launch_bounds__(STATE_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(STATE_THREADS, RESIDENT)
     selective_scan_backward(const __grid_constant__ SelectiveScanParameters p) {
     __shared__ Inputs inputs;
     __shared__ float sums[2][CHUNK][WARPS][STATES];  // gradients of B and C
