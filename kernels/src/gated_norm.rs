@@ -188,9 +188,10 @@ fn forward(inputs: Inputs<Option<&Tensor>>, settings: Settings) -> Result<(Outpu
     };
     let gate = saved.inputs.gate_ND.as_ref().ok_or("no gate")?;
     let y = Tensor::f_empty([rows, heads * width], (gate.kind(), gate.device()))?;
+    let launch = form.launch(u64::try_from(rows)?, u32::try_from(heads)?, false);
     let parameters = GatedNormParameters { output: cuda::address(&y), ..parameters(&saved, settings)? };
     // SAFETY: `y` and what is saved have the types of `form` and the sizes of `settings`, rows of gates the spacing that is said.
-    unsafe { cuda::gated_norm(form, &y, &parameters, [rows, heads], false)? };
+    unsafe { cuda::launch_on(&y, |gpu| form.specialization(gpu), launch, &parameters)? };
     Ok((Output { y }, saved))
 }
 
@@ -217,7 +218,7 @@ fn backward(
         ..parameters(saved, settings)?
     };
     // SAFETY: as in `forward`; `partial` has the rows that the launch states.
-    unsafe { cuda::gated_norm(form, &gate, &parameters, [rows, heads], true)? };
+    unsafe { cuda::launch_on(&gate, |gpu| form.specialization(gpu), launch, &parameters)? };
     let sums_2HE = cuda::launch::sum_of_rows(&partial)?.f_view([2, heads, width])?;
     let weight_HE = sums_2HE.f_select(0, 0)?;
     let weight = if shared {

@@ -10,6 +10,7 @@
 use tch::{Kind, Tensor};
 use xlstm_bridge::autograd::node;
 use xlstm_bridge::{BoxError, named_tensors};
+use xlstm_cuda::layers::LayerLaunch;
 use xlstm_cuda::token_shift::{MOST_MIXES, TokenShiftForm, TokenShiftParameters};
 
 use crate::cuda::layout;
@@ -160,6 +161,11 @@ impl Saved {
         self.inputs.y_BTC.as_ref().ok_or_else(|| "no tokens".into())
     }
 
+    fn launch(&self, form: TokenShiftForm, backward: bool) -> Result<LayerLaunch, BoxError> {
+        let [batch, tokens, width] = dimensions(NAME, "y_BTC", self.y_BTC()?)?;
+        Ok(form.launch(u32::try_from(batch)?, u32::try_from(tokens)?, u32::try_from(width)?, backward))
+    }
+
     fn parameters(&self) -> Result<TokenShiftParameters, BoxError> {
         let [batch, tokens, width] = dimensions(NAME, "y_BTC", self.y_BTC()?)?;
         let Inputs { y_BTC, first_BC, weight_MC, own_MBTC } = &self.inputs;
@@ -205,12 +211,13 @@ fn forward<const M: usize>(
         resets_BT,
     };
     let y_BTC = saved.y_BTC()?;
+    let launch = saved.launch(form, false)?;
     let outputs = std::array::from_fn(|_| Tensor::f_empty(y_BTC.size(), (kind, y_BTC.device())));
     let outputs = collected(outputs)?;
     let there = outputs.each_ref().map(|output| Some(output.shallow_clone()));
     let parameters = TokenShiftParameters { output: addresses(&there), ..saved.parameters()? };
     // SAFETY: all tensors are dense, of the types of `form` and of the sizes that `parameters` states.
-    unsafe { cuda::token_shift(form, y_BTC, &parameters, false)? };
+    unsafe { cuda::launch_on(y_BTC, |gpu| form.specialization(gpu), launch, &parameters)? };
     Ok((outputs, saved))
 }
 
@@ -232,10 +239,8 @@ fn backward<const M: usize>(
     let upstream: [Option<Tensor>; M] =
         upstream.try_into().map_err(|_| "another number of gradients".to_owned())?;
     let y_BTC = saved.y_BTC()?;
-    let [batch, tokens, width] = dimensions(NAME, "y_BTC", y_BTC)?;
-    let sizes = [batch, tokens, width].map(u32::try_from);
-    let [b, t, c] = sizes;
-    let launch = form.launch(b?, t?, c?, true);
+    let [_, _, width] = dimensions(NAME, "y_BTC", y_BTC)?;
+    let launch = saved.launch(form, true)?;
     let mixes = i64::try_from(M)?;
     let partial = Tensor::f_empty([launch.parts.into(), mixes * width], (Kind::Float, y_BTC.device()))?;
     let like = |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::f_empty_like).transpose();
@@ -250,7 +255,7 @@ fn backward<const M: usize>(
         ..saved.parameters()?
     };
     // SAFETY: as in `forward`; `partial` has the rows that the launch states.
-    unsafe { cuda::token_shift(form, y_BTC, &parameters, true)? };
+    unsafe { cuda::launch_on(y_BTC, |gpu| form.specialization(gpu), launch, &parameters)? };
     let weight_MC = cuda::launch::sum_of_rows(&partial)?.f_view([mixes, width])?;
     Ok(Inputs { y_BTC: Some(y), first_BC: first, weight_MC: Some(weight_MC), own_MBTC: own })
 }

@@ -6,7 +6,9 @@ use tch::{Kind, Tensor};
 use xlstm_bridge::autograd::node;
 use xlstm_bridge::named::Output;
 use xlstm_bridge::{BoxError, named_tensors};
+use xlstm_cuda::layers::LayerLaunch;
 use xlstm_cuda::transformer::{RotaryParameters, SwigluParameters};
+use xlstm_cuda::{Architecture, Specialization};
 
 use crate::cuda::layout;
 use crate::shape::{computing_kind, dimensions, expect_device, expect_shape};
@@ -16,6 +18,12 @@ use crate::{KernelError, cuda};
 fn fits(tensor: &Tensor) -> bool {
     let known = matches!(tensor.kind(), Kind::Float | Kind::BFloat16);
     known && tensor.numel() > 0 && cuda::enabled(tensor.device())
+}
+
+/// What is compiled for activations like this one.
+fn specialization(like: &Tensor) -> impl FnOnce(Architecture) -> Specialization {
+    let float32 = like.kind() == Kind::Float;
+    move |gpu| Specialization::transformer(gpu, float32)
 }
 
 /// Turns each head's halves (a, b) by the angles of its token, `(a cos − b sin, b cos + a sin)`: `x_BTHE` in its own type, the
@@ -77,7 +85,7 @@ fn turn(x_BTHE: &Tensor, angles: &Angles, direction: f32) -> Result<Tensor, BoxE
     let [tokens, heads, width] = [batch * time, heads, width].map(u64::try_from);
     let launch = RotaryParameters::launch(tokens?, heads?, width?);
     // SAFETY: dense tensors of the sizes that the structure states, activations of one type.
-    unsafe { cuda::rotary(&x_BTHE, &parameters, launch)? };
+    unsafe { cuda::launch_on(&x_BTHE, specialization(&x_BTHE), launch, &parameters)? };
     Ok(output)
 }
 
@@ -201,11 +209,16 @@ fn parameters([gate, up]: [&Tensor; 2]) -> Result<SwigluParameters, BoxError> {
     })
 }
 
+fn swiglu_launch(parameters: &SwigluParameters, backward: bool) -> Result<LayerLaunch, BoxError> {
+    let (tokens, width) = (u64::try_from(parameters.tokens)?, u64::try_from(parameters.width)?);
+    Ok(SwigluParameters::launch(tokens, width, backward))
+}
+
 fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor, BoxError> {
     let output = Tensor::f_empty(gate.size(), (gate.kind(), gate.device()))?;
     let parameters = SwigluParameters { output: cuda::address(&output), ..parameters([gate, up])? };
     // SAFETY: rows of one type, dense each, spaced as the structure says.
-    unsafe { cuda::swiglu(gate, &parameters, false)? };
+    unsafe { cuda::launch_on(gate, specialization(gate), swiglu_launch(&parameters, false)?, &parameters)? };
     Ok(output)
 }
 
@@ -220,6 +233,6 @@ fn backward(branches: [&Tensor; 2], upstream: &Tensor, of: [&Tensor; 2]) -> Resu
         ..parameters(branches)?
     };
     // SAFETY: as in `forward`; gradients have the shapes and strides of what they belong to.
-    unsafe { cuda::swiglu(gate, &parameters, true)? };
+    unsafe { cuda::launch_on(gate, specialization(gate), swiglu_launch(&parameters, true)?, &parameters)? };
     Ok(())
 }

@@ -27,7 +27,6 @@
 //! of whole blocks, sizes without a kernel) is computed by libtorch's operations in the modules beside this one.
 
 mod cross_entropy;
-mod gated_norm;
 mod inner;
 pub mod launch;
 pub(crate) mod layout;
@@ -44,12 +43,9 @@ mod short;
 mod slstm;
 mod step_product;
 mod supports;
-mod token_shift;
-mod transformer;
 mod wrapped;
 
 pub use cross_entropy::{cross_entropy_fits, projected_cross_entropy};
-pub(crate) use gated_norm::gated_norm;
 pub use inner::{InnerInput, InnerOutput, InnerState, gate_weights, inner_fits, mlstm_inner};
 pub(crate) use linear_attention::{linear_attention, linear_attention_fits};
 pub use mlstm::mlstm;
@@ -62,8 +58,6 @@ pub(crate) use short::{fits as mlstm_short_fits, mlstm as mlstm_short};
 pub use slstm::{SlstmSequence, slstm, slstm_fits, slstm_from, slstm_rounds_weights};
 pub use step_product::{step_down, step_down_fits, step_up, step_up_fits};
 pub use supports::{BetweenProducts, FusedCell, Recurrence, Request, supports, supports_recurrence};
-pub(crate) use token_shift::token_shift;
-pub(crate) use transformer::{rotary, swiglu};
 pub(crate) use wrapped::{block_projections, conv, mlstm_output};
 pub use wrapped::{conv_silu, gelu_gate, head_norm};
 
@@ -274,6 +268,24 @@ impl Gpu {
         loaded.insert(key, kernel);
         Ok(kernel)
     }
+}
+
+/// Launches one kernel on the GPU of `like`, on libtorch's current stream of this thread. `specialization` says what is compiled for it.
+///
+/// # Safety
+/// As [`Gpu::launch`].
+///
+/// # Errors
+/// When the GPU or its compiler fails.
+pub(crate) unsafe fn launch_on<P: Copy>(
+    like: &Tensor,
+    specialization: impl FnOnce(Architecture) -> Specialization,
+    launch: LayerLaunch,
+    parameters: &P,
+) -> Result<(), BoxError> {
+    let gpu = Gpu::of(like)?;
+    // SAFETY: the caller's word.
+    unsafe { gpu.launch(specialization(gpu.architecture()), launch, parameters) }
 }
 
 /// Where NVRTC lies beside the libtorch in use: in the same folder, or in the wheels beside PyTorch's, or in what

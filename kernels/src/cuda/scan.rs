@@ -7,7 +7,7 @@ use xlstm_cuda::scan::{Scan, ScanParameters};
 use xlstm_cuda::selective_scan::{SelectiveScanForm, SelectiveScanParameters};
 
 use super::layout::MAX_GRID;
-use super::{Gpu, enabled};
+use super::{enabled, launch_on};
 
 /// Whether there are kernels for scans of `x_BTD`: float32 on a GPU, and no one asked for libtorch alone.
 pub(crate) fn scan_fits(x_BTD: &Tensor) -> bool {
@@ -32,13 +32,12 @@ pub(crate) unsafe fn scan(
     let [batch, tokens, width] = x_BTD.size()[..] else {
         return Err(format!("scan (CUDA): expected three axes, found {:?}", x_BTD.size()).into());
     };
-    let gpu = Gpu::of(x_BTD)?;
     let launch = scan.launch(u32::try_from(batch)?, u32::try_from(width)?, backward);
     let sizes = [batch, tokens, width].map(i32::try_from);
     let [batch, tokens, width] = sizes;
     let parameters = ScanParameters { batch: batch?, tokens: tokens?, width: width?, ..parameters };
     // SAFETY: the caller's word; the sizes are those of the launch.
-    unsafe { gpu.launch(scan.specialization(gpu.architecture()), launch, &parameters) }
+    unsafe { launch_on(x_BTD, |gpu| scan.specialization(gpu), launch, &parameters) }
 }
 
 /// The form of the selective scan of `u_BTD` with so many states that there is a kernel for: alone in float32, or with what stands
@@ -75,10 +74,9 @@ pub(crate) unsafe fn selective_scan(
     let [batch, tokens, width] = u_BTD.size()[..] else {
         return Err(format!("selective scan (CUDA): expected three axes, found {:?}", u_BTD.size()).into());
     };
-    let gpu = Gpu::of(u_BTD)?;
     let launch = form.launch(u32::try_from(batch)?, u32::try_from(width)?, backward);
     let [batch, tokens, width] = [batch, tokens, width].map(i32::try_from);
     let parameters = SelectiveScanParameters { batch: batch?, tokens: tokens?, width: width?, ..parameters };
     // SAFETY: the caller's word; the sizes are those of the launch.
-    unsafe { gpu.launch(form.specialization(gpu.architecture()), launch, &parameters) }
+    unsafe { launch_on(u_BTD, |gpu| form.specialization(gpu), launch, &parameters) }
 }
