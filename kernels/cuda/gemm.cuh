@@ -256,30 +256,6 @@ DEVICE void multiply_tile(Accumulator& c, u32 stage, const Place& at) {
 
 #endif
 
-// `first` if the flag is set, as one instruction whatever the compiler knows of the flag: it would rather compile what
-// follows once for each of its values, stores included.
-DEVICE u32 select(u32 first, u32 second, int flag) {
-    u32 chosen;
-    asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %3, 0;\nselp.b32 %0, %1, %2, p;\n}" : "=r"(chosen) : "r"(first), "r"(second), "r"(flag));
-    return chosen;
-}
-
-// Turns four registers of each of the four lanes that share a row: lane t's register s becomes lane s's
-// register t. An accumulator row that a lane holds as one column pair of four fragments becomes sixteen
-// contiguous bytes, and back.
-DEVICE void quad_transpose(u32 (&r)[4], int lane) {
-    const int upper = lane & 2, odd = lane & 1;
-    const u32 a = __shfl_xor_sync(0xffffffffu, select(r[0], r[2], upper), 2);
-    const u32 b = __shfl_xor_sync(0xffffffffu, select(r[1], r[3], upper), 2);
-    const u32 x[4] = {select(a, r[0], upper), select(b, r[1], upper), select(r[2], a, upper), select(r[3], b, upper)};
-    const u32 c = __shfl_xor_sync(0xffffffffu, select(x[0], x[1], odd), 1);
-    const u32 d = __shfl_xor_sync(0xffffffffu, select(x[2], x[3], odd), 1);
-    r[0] = select(c, x[0], odd);
-    r[1] = select(x[1], c, odd);
-    r[2] = select(d, x[2], odd);
-    r[3] = select(x[3], d, odd);
-}
-
 // The accumulator fragments' bf16 pairs of one row (fragments 4 * group to 4 * group + 3) of a row-major
 // matrix, read sixteen bytes a lane. `line` points at the row's element under the tile's first column.
 template <bool CHECK_COLUMNS>

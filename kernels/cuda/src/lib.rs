@@ -18,6 +18,7 @@ pub mod gated_norm;
 pub mod layers;
 mod library;
 pub mod linear_attention;
+pub mod linear_attention_chunks;
 pub mod mlstm;
 pub mod mlstm_step;
 mod nvrtc;

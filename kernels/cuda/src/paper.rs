@@ -3,6 +3,7 @@
 use crate::gated_norm::GatedNormForm;
 use crate::layers::ResidualForm;
 use crate::linear_attention::LinearAttentionSizes;
+use crate::linear_attention_chunks::LinearAttentionChunkSizes;
 use crate::mlstm_step::StepSizes;
 use crate::recurrent::{Cell, RecurrentSizes};
 use crate::selective_scan::SelectiveScanForm;
@@ -75,7 +76,12 @@ pub fn paper_specializations(everything: bool) -> Vec<Specialization> {
                 .iter()
                 .filter_map(|&(key, value, bonus)| {
                     let sizes = LinearAttentionSizes::new(key, value, bonus)?;
-                    Some([sizes, sizes.in_bf16()].map(|sizes| sizes.specialization(architecture)))
+                    let chunks = LinearAttentionChunkSizes::new(key, value, bonus)?;
+                    Some([
+                        sizes.specialization(architecture),
+                        sizes.in_bf16().specialization(architecture),
+                        chunks.specialization(architecture),
+                    ])
                 })
                 .flatten(),
         );

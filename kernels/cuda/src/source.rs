@@ -1,10 +1,11 @@
 //! The `.cu` and `.cuh` files, which are part of the binary.
 
 /// Headers that sources include, by the name they are included under.
-pub(crate) const HEADERS: [(&str, &str); 5] = [
+pub(crate) const HEADERS: [(&str, &str); 6] = [
     ("common.cuh", include_str!("../common.cuh")),
     ("bulk.cuh", include_str!("../bulk.cuh")),
     ("vector.cuh", include_str!("../vector.cuh")),
+    ("tiles.cuh", include_str!("../tiles.cuh")),
     ("gemm.cuh", include_str!("../gemm.cuh")),
     ("mlstm.cuh", include_str!("../mlstm.cuh")),
 ];
@@ -32,8 +33,10 @@ pub enum Source {
     Slstm,
     /// sLSTM and LSTM in float32.
     Recurrent,
-    /// Gated linear attention in float32.
+    /// Gated linear attention, step by step in float32.
     LinearAttention,
+    /// Gated linear attention in chunks, with products in bf16.
+    LinearAttentionChunks,
     /// Scans of HGRN and RWKV-4, in float32.
     Scan,
     /// Mamba's selective scan.
@@ -77,6 +80,7 @@ impl Source {
             Self::Slstm => "slstm.cu",
             Self::Recurrent => "recurrent.cu",
             Self::LinearAttention => "linear_attention.cu",
+            Self::LinearAttentionChunks => "linear_attention_chunks.cu",
             Self::Scan => "scan.cu",
             Self::SelectiveScan => "selective_scan.cu",
             Self::TokenShift => "token_shift.cu",
@@ -106,6 +110,7 @@ impl Source {
             Self::Slstm => include_str!("../slstm.cu"),
             Self::Recurrent => include_str!("../recurrent.cu"),
             Self::LinearAttention => include_str!("../linear_attention.cu"),
+            Self::LinearAttentionChunks => include_str!("../linear_attention_chunks.cu"),
             Self::Scan => include_str!("../scan.cu"),
             Self::SelectiveScan => include_str!("../selective_scan.cu"),
             Self::TokenShift => include_str!("../token_shift.cu"),
@@ -159,6 +164,14 @@ impl Source {
                 "linear_attention_state_gradients",
                 "linear_attention_states",
                 "linear_attention_values",
+            ],
+            Self::LinearAttentionChunks => &[
+                "linear_attention_chunk_keys",
+                "linear_attention_chunk_outputs",
+                "linear_attention_chunk_state_gradients",
+                "linear_attention_chunk_states",
+                "linear_attention_chunk_sums",
+                "linear_attention_chunk_values",
             ],
             Self::Scan => &["linear_scan_backward", "linear_scan_forward", "wkv_backward", "wkv_forward"],
             Self::SelectiveScan => &["selective_scan_backward", "selective_scan_forward"],

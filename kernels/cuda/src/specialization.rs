@@ -112,6 +112,15 @@ impl Specialization {
         Self { source: Source::Recurrent, architecture, defines: sizes.defines() }
     }
 
+    /// A source with what it is compiled with.
+    pub(crate) fn of_source(
+        source: Source,
+        architecture: Architecture,
+        defines: Vec<(&'static str, u32)>,
+    ) -> Self {
+        Self { source, architecture, defines }
+    }
+
     /// Gated linear attention in float32, for these sizes.
     #[must_use]
     pub fn linear_attention(architecture: Architecture, sizes: LinearAttentionSizes) -> Self {

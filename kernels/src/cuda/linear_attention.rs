@@ -13,7 +13,7 @@ use xlstm_cuda::linear_attention::{
 };
 
 use super::layout::MAX_GRID;
-use super::{Gpu, address, contiguous, enabled, make, optional_address};
+use super::{Gpu, address, contiguous, enabled, linear_attention_chunks, make, optional_address};
 use crate::KernelError;
 use crate::linear_attention::{Inputs, LinearAttentionInput, LinearAttentionOutput, LogDecay, Outputs};
 use crate::shape::dimensions;
@@ -111,15 +111,11 @@ fn sizes(q_BTHK: &Tensor, v_BTHV: &Tensor, bonus: bool) -> Result<LinearAttentio
 pub(crate) fn linear_attention(
     input: &LinearAttentionInput<'_>,
 ) -> Result<LinearAttentionOutput, KernelError> {
+    if linear_attention_chunks::fits(input) {
+        return linear_attention_chunks::linear_attention(input);
+    }
     let scale = input.scale;
-    // The kernel reads one decay for each key.
-    let spread = match input.log_decay {
-        LogDecay::Head(decay_H) => {
-            let keys = input.q_BTHK.size()[3];
-            decay_H.f_unsqueeze(-1)?.f_expand([decay_H.size()[0], keys], false)?
-        }
-        LogDecay::Key(tensor) | LogDecay::Token(tensor) => tensor.shallow_clone(),
-    };
+    let spread = spread_over_keys(input)?;
     let inputs = Inputs {
         q_BTHK: Some(input.q_BTHK),
         k_BTHK: Some(input.k_BTHK),
@@ -135,6 +131,17 @@ pub(crate) fn linear_attention(
         move |saved: Saved, upstream, wanted| backward(&saved, upstream, wanted, scale),
     )?;
     Ok(LinearAttentionOutput { o_BTHV, state_BHKV })
+}
+
+/// The log decays as the kernels read them, one for each key.
+pub(super) fn spread_over_keys(input: &LinearAttentionInput<'_>) -> Result<Tensor, KernelError> {
+    Ok(match input.log_decay {
+        LogDecay::Head(decay_H) => {
+            let keys = input.q_BTHK.size()[3];
+            decay_H.f_unsqueeze(-1)?.f_expand([decay_H.size()[0], keys], false)?
+        }
+        LogDecay::Key(tensor) | LogDecay::Token(tensor) => tensor.shallow_clone(),
+    })
 }
 
 /// Dense and float32, as the kernels take decays and states.

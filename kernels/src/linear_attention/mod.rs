@@ -18,8 +18,8 @@
 //! The ladder: [`LinearAttentionKernel::Reference`], step by step, differentiated by libtorch;
 //! [`LinearAttentionKernel::Composed`], chunk by chunk with libtorch's products; and
 //! [`LinearAttentionKernel::Fused`], step by step with a backward pass by hand, on the CPU (`cpu/linear_attention.h`) and, in
-//! float32 and bf16 for heads of a power of two from 16 to 512, on a GPU (`cuda/linear_attention.cu`). None
-//! divides by a decay, so a log decay of −500 is as good as one of −0.01. B, T, H, K, V as in the crate's legend.
+//! float32 and bf16 for heads of a power of two from 16 to 512, on a GPU (`cuda/linear_attention.cu`; in bf16 from 64 tokens on, where the
+//! head sizes allow, in chunks: `cuda/linear_attention_chunks.cu`). None divides by a decay, so a log decay of −500 is as good as one of −0.01. B, T, H, K, V as in the crate's legend.
 
 mod composed;
 mod fused;
@@ -78,7 +78,8 @@ pub enum LinearAttentionKernel {
     /// Chunks, with libtorch's products; any device.
     Composed,
     /// The whole loop in one call, backward by hand; the CPU, and a GPU for heads of a power of two from 16 to 512. Computed in fp32;
-    /// on a GPU queries, keys and values that are all bf16 are read as they are.
+    /// on a GPU queries, keys and values that are all bf16 are read as they are and, from 64 tokens on and with heads of 64 or 128 keys and
+    /// 64, 128 or 256 values, computed in chunks whose products are in bf16, with fp32 sums and states.
     Fused,
 }
 

@@ -3,6 +3,7 @@
 
 use tch::{Device, Kind, Tensor};
 use xlstm_cuda::linear_attention::LinearAttentionSizes;
+use xlstm_cuda::linear_attention_chunks::LinearAttentionChunkSizes;
 use xlstm_cuda::scan::Scan;
 use xlstm_cuda::selective_scan::SelectiveScanForm;
 use xlstm_cuda::{Architecture, Specialization};
@@ -19,7 +20,7 @@ use crate::scan::{
 };
 
 /// Batch, tokens, heads, keys and values of a head, method, and what stands at the borders.
-const ATTENTION: [(i64, i64, i64, i64, i64, Method, Borders); 20] = [
+const ATTENTION: [(i64, i64, i64, i64, i64, Method, Borders); 21] = [
     (3, 65, 2, 64, 64, Method::Rwkv6, Borders::None),
     (3, 65, 2, 64, 64, Method::Rwkv6, Borders::Resets),
     (3, 65, 2, 64, 64, Method::Rwkv6, Borders::State),
@@ -41,10 +42,31 @@ const ATTENTION: [(i64, i64, i64, i64, i64, Method, Borders); 20] = [
     (1, 200, 2, 64, 64, Method::Rwkv5, Borders::State),
     (2, 333, 2, 128, 256, Method::Gla, Borders::Both),
     (1, 200, 4, 128, 256, Method::Retnet, Borders::Resets),
+    (2, 333, 2, 32, 32, Method::Rwkv6, Borders::Both),
+];
+
+/// The same in chunks, queries, keys and values of bf16.
+const IN_CHUNKS: [(i64, i64, i64, i64, i64, Method, Borders); 16] = [
+    (2, 64, 2, 64, 64, Method::Gla, Borders::None),
+    (2, 130, 2, 128, 256, Method::Gla, Borders::None),
+    (2, 130, 2, 128, 256, Method::Gla, Borders::Both),
+    (2, 333, 3, 128, 128, Method::Gla, Borders::Resets),
+    (2, 333, 3, 128, 128, Method::Gla, Borders::State),
+    (1, 200, 4, 128, 256, Method::Retnet, Borders::None),
+    (1, 200, 4, 128, 256, Method::Retnet, Borders::Both),
+    (3, 65, 2, 64, 64, Method::Rwkv6, Borders::None),
+    (3, 150, 2, 64, 64, Method::Rwkv6, Borders::Both),
+    (2, 333, 2, 64, 64, Method::Rwkv6, Borders::Resets),
+    (2, 200, 3, 64, 64, Method::Rwkv5, Borders::None),
+    (2, 200, 3, 64, 64, Method::Rwkv5, Borders::Both),
+    (3, 140, 2, 128, 128, Method::Fast, Borders::None),
+    (3, 140, 2, 128, 128, Method::Fast, Borders::Both),
+    (3, 140, 2, 64, 64, Method::FastBonus, Borders::None),
+    (3, 140, 2, 64, 64, Method::FastBonus, Borders::Both),
 ];
 
 /// Those that are also checked with queries, keys, values and outputs of bf16.
-const IN_BF16: [usize; 5] = [3, 5, 9, 16, 18];
+const IN_BF16: [usize; 6] = [4, 8, 9, 12, 14, 20];
 
 /// Batch, tokens, channels, and what stands at the borders.
 const SCANS: [(i64, i64, i64, Borders); 6] = [
@@ -121,18 +143,20 @@ enum Method {
     Rwkv6,
     /// Decays by token, some so fast that nothing is left.
     Fast,
+    /// The same with a bonus.
+    FastBonus,
 }
 
 impl Method {
     fn has_bonus(self) -> bool {
-        matches!(self, Self::Rwkv5 | Self::Rwkv6)
+        matches!(self, Self::Rwkv5 | Self::Rwkv6 | Self::FastBonus)
     }
 
     fn log_decay(self, tensor: &Tensor) -> LogDecay<'_> {
         match self {
             Self::Retnet => LogDecay::Head(tensor),
             Self::Rwkv5 => LogDecay::Key(tensor),
-            Self::Gla | Self::Rwkv6 | Self::Fast => LogDecay::Token(tensor),
+            Self::Gla | Self::Rwkv6 | Self::Fast | Self::FastBonus => LogDecay::Token(tensor),
         }
     }
 
@@ -143,7 +167,7 @@ impl Method {
             Self::Retnet => -(normal(&[heads], device) - 4.0).exp(),
             Self::Rwkv5 => -(normal(&[heads, keys], device) - 2.0).exp(),
             Self::Rwkv6 => -(normal(&[batch, tokens, heads, keys], device) - 2.0).exp(),
-            Self::Fast => -(normal(&[batch, tokens, heads, keys], device) * 3.0).exp(),
+            Self::Fast | Self::FastBonus => -(normal(&[batch, tokens, heads, keys], device) * 3.0).exp(),
         }
     }
 }
@@ -165,24 +189,33 @@ pub(super) fn specializations(architecture: Architecture) -> Vec<Specialization>
         let types = sizes.into_iter().flat_map(|sizes| [sizes, sizes.in_bf16()]);
         wanted.extend(types.map(|sizes| sizes.specialization(architecture)));
     }
+    for (_, _, _, key, value, method, _) in IN_CHUNKS {
+        let sizes = LinearAttentionChunkSizes::new(key as u32, value as u32, method.has_bonus());
+        wanted.extend(sizes.map(|sizes| sizes.specialization(architecture)));
+    }
     wanted
 }
 
 /// Gated linear attention.
 pub(super) fn attention(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
     for (index, &case) in ATTENTION.iter().enumerate() {
-        take(check_attention(case, Kind::Float, device)?);
+        take(check_attention(case, Kind::Float, LinearAttentionKernel::Reference, device)?);
         if IN_BF16.contains(&index) {
-            take(check_attention(case, Kind::BFloat16, device)?);
+            take(check_attention(case, Kind::BFloat16, LinearAttentionKernel::Reference, device)?);
         }
+    }
+    for case in IN_CHUNKS {
+        take(check_attention(case, Kind::BFloat16, LinearAttentionKernel::Composed, device)?);
     }
     Ok(())
 }
 
-/// Queries, keys and values are numbers that `kind` holds.
+/// Queries, keys and values are numbers that `kind` holds. `beside`: what libtorch computes with beside; `Composed`, chunks whose products
+/// are in bf16 as the kernel's.
 fn check_attention(
     (batch, tokens, heads, keys, values, method, borders): (i64, i64, i64, i64, i64, Method, Borders),
     kind: Kind,
+    beside: LinearAttentionKernel,
     device: Device,
 ) -> Result<Check, KernelError> {
     let rounded = |size: &[i64]| normal(size, device).to_kind(kind).to_kind(Kind::Float);
@@ -221,7 +254,10 @@ fn check_attention(
         inputs,
         outputs: borders.names(&["o", "state"]),
         ours: &|x| compute(x, LinearAttentionKernel::Fused, kind),
-        libtorch: &|x| compute(x, LinearAttentionKernel::Reference, x[0].kind()),
+        libtorch: &|x| match (x[0].kind(), beside) {
+            (Kind::Float, LinearAttentionKernel::Composed) => compute(x, beside, kind),
+            (exact, _) => compute(x, LinearAttentionKernel::Reference, exact),
+        },
         rounding: if kind == Kind::Float { PRECISE } else { ROUNDING },
         mask: None,
     }
