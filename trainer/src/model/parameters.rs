@@ -110,6 +110,11 @@ impl Builder {
         if self.sketch { Ok(Init::Constant(0.0)) } else { compute().map(Init::Values) }
     }
 
+    /// Tensors that are no parameters: never trained, in no file. A sketch has none.
+    pub(super) fn constants<T>(&self, make: impl FnOnce((Kind, Device)) -> Result<T>) -> Result<Option<T>> {
+        if self.sketch { Ok(None) } else { make((self.kind, self.device)).map(Some) }
+    }
+
     /// A trained parameter.
     pub(super) fn add(&mut self, name: String, shape: &[i64], init: &Init, decay: Decay) -> Result<Tensor> {
         self.add_with(name, shape, init, decay, true)

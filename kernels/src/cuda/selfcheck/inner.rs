@@ -96,9 +96,10 @@ pub(super) fn inner(
 /// them, so that "both runs agree" says that both ways give the same bits.
 pub(super) fn mlstm_inner(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
     for sizes in [(2, 300, 4, 64), (3, 129, 2, 192), (1, 530, 4, 384)] {
-        take(Check::over_draws(|| inner_case(device, sizes, "nowhere"))?);
+        take(Check::over_draws(|| inner_case(device, sizes, "nowhere", false))?);
     }
-    take(Check::over_draws(|| inner_case(device, (2, 300, 2, 64), "anywhere"))?);
+    take(Check::over_draws(|| inner_case(device, (2, 300, 2, 64), "anywhere", false))?);
+    take(Check::over_draws(|| inner_case(device, (2, 300, 4, 64), "nowhere", true))?);
     Ok(())
 }
 
@@ -106,6 +107,7 @@ fn inner_case(
     device: Device,
     (batch, time, heads, head): (i64, i64, i64, i64),
     kind: &str,
+    passing: bool,
 ) -> Result<Check, KernelError> {
     let width = heads * head;
     let flags = drawn_resets(batch, time, kind);
@@ -117,7 +119,10 @@ fn inner_case(
     let cell = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
         let a = &split(&x[0])?[0];
         let window = zeros.to_kind(a.kind());
-        let c = plain::conv_silu_by_documents([a, &x[1], &x[2], &window], &flags);
+        let c = match passing {
+            true => a.silu(),
+            false => plain::conv_silu_by_documents([a, &x[1], &x[2], &window], &flags),
+        };
         let wide = |x: &Tensor| {
             if x.kind() == Kind::Double { x.shallow_clone() } else { x.to_kind(Kind::Float) }
         };
@@ -140,10 +145,12 @@ fn inner_case(
     let calls = std::cell::Cell::new(0);
     let ours = |x: &[Tensor]| -> Result<Vec<Tensor>, KernelError> {
         calls.set(calls.get() + 1);
+        // Taps that pass on what they meet are no parameters.
+        let taps = [&x[1], &x[2]].map(|x| if passing { x.detach() } else { x.shallow_clone() });
         let input = cuda::InnerInput {
             up_BTF: &x[0],
-            conv_weight_D1W: &x[1],
-            conv_bias_D: &x[2],
+            conv_weight_D1W: &taps[0],
+            conv_bias_D: &taps[1],
             query_NOI: &x[3],
             key_NOI: &x[4],
             value_NOI: &x[5],
@@ -162,10 +169,17 @@ fn inner_case(
     let block = || normal(&[width / 4, 4, 4], device) * 0.5;
     let gate_bias = normal(&[gates], device);
     let _ = gate_bias.narrow(0, heads, heads).g_add_scalar_(3.0);
+    let (taps, bias) = if passing {
+        let taps = Tensor::zeros([width, 1, 4], (Kind::Float, device));
+        let _ = taps.narrow(2, 3, 1).fill_(1.0);
+        (taps, Tensor::zeros([width], (Kind::Float, device)))
+    } else {
+        (normal(&[width, 1, 4], device) * 0.5, normal(&[width], device) * 0.5)
+    };
     let inputs = vec![
         ("up", half(&[batch, time, 2 * width], device)),
-        ("taps", normal(&[width, 1, 4], device) * 0.5),
-        ("bias", normal(&[width], device) * 0.5),
+        ("taps", taps),
+        ("bias", bias),
         ("query blocks", block()),
         ("key blocks", block()),
         ("value blocks", block()),
@@ -180,7 +194,10 @@ fn inner_case(
     let mask = fine.f_expand([batch, time, heads, head], false)?.f_reshape([batch, time, width])?;
     let subject = Subject {
         kernel: "mlstm_inner",
-        case: format!("{batch}x{time}x{heads}x{head}, anew {kind}"),
+        case: format!(
+            "{batch}x{time}x{heads}x{head}, anew {kind}{}",
+            if passing { ", no convolution" } else { "" }
+        ),
         inputs,
         outputs: &["y"],
         ours: &ours,

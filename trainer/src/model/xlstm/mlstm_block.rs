@@ -5,9 +5,9 @@
 //! x + W_down((GroupNorm(mLSTM(q, k, v)) + skip ⊙ c) ⊙ SiLU(z))
 //! ```
 //! Output gate as released: SiLU, not the paper's
-//! sigmoid. Without a convolution, c = SiLU(a).
+//! sigmoid. Without a convolution, c = SiLU(a); the fused kernels then take taps that pass on what they meet, which is that.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use xlstm_kernels::mlstm::MlstmState;
 use xlstm_kernels::{conv, cuda, gates, mlstm, norm, projections};
 use xlstm_manifests::recipe::{BlockKind, InputBias, XlstmConfig};
@@ -56,6 +56,8 @@ enum Projection {
 struct PreUpProjection {
     up: Tensor,
     convolution: Option<(Tensor, Tensor)>,
+    /// Where there is no convolution, what the fused kernels take for it; `None` in a sketch.
+    passing: Option<(Tensor, Tensor)>,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -220,8 +222,8 @@ impl MlstmBlock {
         let Projection::Pre(parts) = &self.projection else {
             return Err(TrainError::internal("expected a pre up-projection block, found another"));
         };
-        let Some((conv_weight, conv_bias)) = &parts.convolution else {
-            return Err(TrainError::internal("expected a block with a convolution, found one without"));
+        let Some((conv_weight, conv_bias)) = parts.convolution.as_ref().or(parts.passing.as_ref()) else {
+            return Err(TrainError::internal("expected a block with parameters, found a sketch"));
         };
         let (gate_weight, gate_bias) = match &self.frozen_gates {
             Some((weight, bias)) => (weight.shallow_clone(), bias.shallow_clone()),
@@ -276,7 +278,7 @@ impl FusedBlock for MlstmBlock {
     fn forward(&self, residual: &Residual, call: &BlockCall<'_>) -> Result<(Residual, BlockState)> {
         let fused = self.fused_parts()?;
         let (x_BTC, up_BTF) = self.fused_up(residual, fused.parts)?;
-        let state = call.state.map(inner_state).transpose()?;
+        let state = call.state.map(|state| inner_state(state, fused.parts)).transpose()?;
         let input = cuda::InnerInput {
             resets_BT: call.resets_BT,
             state: state.as_ref(),
@@ -292,7 +294,8 @@ impl FusedBlock for MlstmBlock {
     }
 
     fn step_state(&self, state: BlockState) -> Result<BlockState> {
-        let cuda::StepState { window, cell, arrived } = cuda::StepState::from(inner_state(&state)?)?;
+        let state = inner_state(&state, self.fused_parts()?.parts)?;
+        let cuda::StepState { window, cell, arrived } = cuda::StepState::from(state)?;
         Ok(block_state(Some(window), Some(cell)).with(ARRIVED, arrived))
     }
 
@@ -305,7 +308,7 @@ impl FusedBlock for MlstmBlock {
         } else {
             self.fused_up(residual, fused.parts)?
         };
-        let cuda::InnerState { window, cell } = inner_state(state)?;
+        let cuda::InnerState { window, cell } = inner_state(state, fused.parts)?;
         let state = cuda::StepState { window, cell, arrived: state.need(ARRIVED)? };
         let input = self.fused_input(&up_BTF, &fused);
         let stepped = cuda::mlstm_step(&input, &state)?;
@@ -327,8 +330,16 @@ impl PreUpProjection {
         let key = builder.add(name("k_proj.weight"), &shape, &small, Decay::Yes)?;
         let value = builder.add(name("v_proj.weight"), &shape, &small, Decay::Yes)?;
         let convolution = super::convolution(builder, &name("conv1d"), inner, model.mlstm.convolution)?;
-        Ok(Self { up, convolution, query, key, value, skip })
+        let passing =
+            if convolution.is_none() { builder.constants(|to| passing_taps(inner, to))? } else { None };
+        Ok(Self { up, convolution, passing, query, key, value, skip })
     }
+}
+
+/// Weight `(D, 1, 4)` and bias of a convolution that gives what it meets: the last tap is the current step's.
+fn passing_taps(width: i64, options: (Kind, Device)) -> Result<(Tensor, Tensor)> {
+    let (before, now) = (Tensor::f_zeros([width, 1, 3], options)?, Tensor::f_ones([width, 1, 1], options)?);
+    Ok((Tensor::f_cat(&[before, now], 2)?, Tensor::f_zeros([width], options)?))
 }
 
 impl PostUpProjection {
@@ -359,9 +370,17 @@ fn block_state(window: Option<Tensor>, cell: Option<MlstmState>) -> BlockState {
     BlockState::new(window.into_iter().chain(cell))
 }
 
-/// What the fused kernels go on from.
-fn inner_state(state: &BlockState) -> Result<cuda::InnerState> {
-    Ok(cuda::InnerState { window: state.need(CONVOLUTION)?, cell: cell_state(state)? })
+/// What the fused kernels go on from. Without a convolution their window may hold anything, and a state may lack it.
+fn inner_state(state: &BlockState, parts: &PreUpProjection) -> Result<cuda::InnerState> {
+    let cell = cell_state(state)?;
+    let window = match state.get(CONVOLUTION) {
+        None if parts.convolution.is_none() => {
+            let shape = [cell.matrix.size()[0], 3, parts.skip.size()[0]];
+            Tensor::f_zeros(shape, (Kind::BFloat16, cell.matrix.device()))?
+        }
+        _ => state.need(CONVOLUTION)?,
+    };
+    Ok(cuda::InnerState { window, cell })
 }
 
 fn cell_state(state: &BlockState) -> Result<MlstmState> {
@@ -435,5 +454,44 @@ impl Gates {
             y_BTC.f_linear(&self.input_weight, Some(&self.input_bias))?,
             y_BTC.f_linear(&self.forget_weight, Some(&self.forget_bias))?,
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the fused kernels compute for a block without a convolution is what the block computes, but for SiLU's rounding.
+    #[test]
+    fn passing_taps_are_no_convolution() {
+        for kind in [Kind::Double, Kind::Float, Kind::BFloat16] {
+            let options = (Kind::Float, Device::Cpu);
+            let a_BTD = Tensor::randn([2, 9, 8], options).to_kind(kind);
+            let wide = if kind == Kind::Double { kind } else { Kind::Float };
+            let convolution = passing_taps(8, (wide, Device::Cpu)).unwrap();
+            let window = Tensor::randn([2, 3, 8], options).to_kind(kind);
+            let state = BlockState::new([(CONVOLUTION, window)]);
+            let resets_BT = Tensor::rand([2, 9], options).lt(0.3);
+            for (state, resets_BT) in [(None, None), (Some(&state), Some(&resets_BT))] {
+                let call = BlockCall {
+                    precision: None,
+                    state,
+                    keeps_state: true,
+                    resets_BT,
+                    positions_BT: None,
+                    dropout: None,
+                };
+                let (found, _) = convolve(&a_BTD, Some(&convolution), &call).unwrap();
+                let (expected, none) = convolve(&a_BTD, None, &call).unwrap();
+                assert!(none.is_none());
+                let difference = (found.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max();
+                let allowed = match kind {
+                    Kind::BFloat16 => 2f64.powi(-8) * 4.0,
+                    Kind::Float => 1e-6,
+                    _ => 1e-14,
+                };
+                assert!(difference.double_value(&[]) <= allowed, "{kind:?}: {difference:?}");
+            }
+        }
     }
 }

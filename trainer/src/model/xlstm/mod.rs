@@ -108,7 +108,9 @@ impl Network for XlstmConfig {
 fn mlstm_is_fused(model: &XlstmConfig) -> bool {
     let mlstm = &model.mlstm;
     let (inner, heads) = (signed(model.inner_dim()), signed(mlstm.heads));
-    let (taps, block) = (signed(mlstm.convolution), signed(mlstm.qkv_block_size));
+    // Without a convolution the kernels take four taps that pass on what they meet.
+    let taps = if mlstm.convolution == 0 { 4 } else { signed(mlstm.convolution) };
+    let block = signed(mlstm.qkv_block_size);
     mlstm.block == BlockKind::PreUpProjection && cuda::inner_fits(inner, heads, taps, block)
 }
 
