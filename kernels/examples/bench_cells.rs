@@ -5,6 +5,8 @@
 //! ```text
 //! mlstm          BATCH HEADS TIME WIDTH
 //! slstm          BATCH HEADS TIME WIDTH        (WIDTH of a head)
+//! lstm           BATCH TIME WIDTH              (a layer: one product, and the cell)
+//! lstm-library   BATCH TIME WIDTH              (the same by libtorch's own LSTM)
 //! linear         ROWS INPUTS OUTPUTS
 //! cross_entropy  ROWS WIDTH VOCABULARY
 //! block          BATCH TIME WIDTH              (a whole mLSTM block with 4 heads, as in the paper's models)
@@ -25,6 +27,7 @@ use xlstm_kernels::cpu::instruction_set;
 use xlstm_kernels::cross_entropy::{CrossEntropyOptions, projected_cross_entropy};
 use xlstm_kernels::gates::{GateWeights, MlstmOutputInput, mlstm_output};
 use xlstm_kernels::linear::linear;
+use xlstm_kernels::lstm::{LstmInput, LstmKernel, LstmLayer, lstm, lstm_layer};
 use xlstm_kernels::mlstm::{MlstmInput, MlstmOptions, mlstm};
 use xlstm_kernels::norm::layer_norm;
 use xlstm_kernels::projections::{Projections, ProjectionsInput, mlstm_projections};
@@ -37,7 +40,8 @@ type Pass = Box<dyn Fn() -> Result<Tensor, AnyError>>;
 
 fn main() -> Result<(), AnyError> {
     let mut words = std::env::args().skip(1);
-    let cell = words.next().ok_or("no cell named: mlstm, slstm, linear or cross_entropy")?;
+    let cell =
+        words.next().ok_or("no cell named: mlstm, slstm, lstm, lstm-library, linear or cross_entropy")?;
     let (mut sizes, mut chunk, mut threads) = (Vec::new(), None, None);
     while let Some(word) = words.next() {
         match word.as_str() {
@@ -85,6 +89,9 @@ fn prepare(cell: &str, sizes: &[i64], chunk: Option<usize>) -> Result<(Vec<Tenso
     match (cell, sizes) {
         ("mlstm", &[batch, heads, time, width]) => Ok(prepare_mlstm(batch, heads, time, width, chunk)),
         ("slstm", &[batch, heads, time, width]) => Ok(prepare_slstm(batch, heads, time, width)),
+        ("lstm" | "lstm-library", &[batch, time, width]) => {
+            Ok(prepare_lstm(batch, time, width, cell == "lstm-library"))
+        }
         ("linear", &[rows, inputs, outputs]) => {
             let leaves = vec![leaf(&[rows, inputs], 1.0, 0.0), leaf(&[outputs, inputs], 0.02, 0.0)];
             let [x, w] = [0, 1].map(|index: usize| leaves[index].shallow_clone());
@@ -140,6 +147,42 @@ fn prepare_slstm(batch: i64, heads: i64, time: i64, width: i64) -> (Vec<Tensor>,
             resets_BT: None,
         };
         Ok(slstm(&input, &SlstmOptions::default())?.y_BTHE.sum(Kind::Float))
+    };
+    (leaves, Box::new(pass))
+}
+
+/// A layer of LSTM with one dense head.
+fn prepare_lstm(batch: i64, time: i64, width: i64, library: bool) -> (Vec<Tensor>, Pass) {
+    let scale = (width as f64).powf(-0.5);
+    let leaves = vec![
+        leaf(&[batch, time, width], 1.0, 0.0),
+        leaf(&[4 * width, width], scale, 0.0),
+        leaf(&[4 * width, width], scale, 0.0),
+        leaf(&[4 * width], scale, 0.0),
+        leaf(&[4 * width], scale, 0.0),
+    ];
+    let inputs: Vec<Tensor> = leaves.iter().map(Tensor::shallow_clone).collect();
+    let pass = move || -> Result<Tensor, AnyError> {
+        let [x, weight_ih, weight_hh, bias_ih, bias_hh] = [0, 1, 2, 3, 4].map(|index: usize| &inputs[index]);
+        if library {
+            let layer = LstmLayer {
+                x_BTC: x,
+                weight_ih_FC: weight_ih,
+                weight_hh_FE: weight_hh,
+                bias_ih_F: bias_ih,
+                bias_hh_F: bias_hh,
+                state: None,
+            };
+            return Ok(lstm_layer(&layer, Kind::Float)?.h_BTHE.sum(Kind::Float));
+        }
+        let input = LstmInput {
+            x_BTGHE: &linear(x, weight_ih, None)?.view([batch, time, 4, 1, width]),
+            recurrent_HEGE: &weight_hh.view([4, width, width]).permute([2, 0, 1]).unsqueeze(0),
+            bias_GHE: &(bias_ih + bias_hh).view([4, 1, width]),
+            state: None,
+            resets_BT: None,
+        };
+        Ok(lstm(&input, LstmKernel::Auto)?.h_BTHE.sum(Kind::Float))
     };
     (leaves, Box::new(pass))
 }

@@ -10,7 +10,9 @@ use common::{
 };
 use tch::{Kind, Tensor};
 use xlstm_kernels::KernelError;
-use xlstm_kernels::lstm::{LstmInput, LstmKernel, LstmOutput, LstmState, lstm};
+use xlstm_kernels::lstm::{
+    LstmInput, LstmKernel, LstmLayer, LstmOutput, LstmState, layer_fits, lstm, lstm_layer,
+};
 
 const NAMES: [&str; 5] = ["x", "recurrent", "bias", "hidden", "cell"];
 
@@ -109,6 +111,155 @@ fn one_head_equals_libtorch() {
     assert_close("h", &found.h_BTHE.squeeze_dim(2), &expected, 1e-12);
     assert_close("hidden", &found.state.hidden.transpose(0, 1), &last_hidden, 1e-12);
     assert_close("cell", &found.state.cell.transpose(0, 1), &last_cell, 1e-12);
+}
+
+const LAYER_NAMES: [&str; 7] =
+    ["x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "state.hidden", "state.cell"];
+
+/// Inputs, PyTorch's four parameters, and a state, in fp64.
+fn layer_inputs(seed: i64, [batch, time, inputs, units]: [i64; 4]) -> Vec<Tensor> {
+    let normal = |offset: i64, size: &[i64]| random(seed * 16 + offset, size, Kind::Double);
+    let scale = (units as f64).powf(-0.5);
+    let tensors = [
+        normal(0, &[batch, time, inputs]),
+        normal(1, &[4 * units, inputs]) * scale,
+        normal(2, &[4 * units, units]) * scale,
+        normal(3, &[4 * units]) * 0.3,
+        normal(4, &[4 * units]) * 0.3,
+        normal(5, &[batch, 1, units]) * 0.5,
+        normal(6, &[batch, 1, units]),
+    ];
+    tensors.iter().map(rounded).collect()
+}
+
+/// A layer as the trainer computes it where libtorch's LSTM does not: a product for the gate inputs, and the cell.
+fn layer_by_cell(x: &[Tensor], with_state: bool, kernel: LstmKernel) -> LstmOutput {
+    let (size, units) = (x[0].size(), x[2].size()[1]);
+    let raw = x[0].matmul(&x[1].transpose(0, 1)).view([size[0], size[1], 4, 1, units]);
+    let recurrent = x[2].view([4, units, units]).permute([2, 0, 1]).unsqueeze(0);
+    let state = LstmState { hidden: x[5].shallow_clone(), cell: x[6].shallow_clone() };
+    let input = LstmInput {
+        x_BTGHE: &raw,
+        recurrent_HEGE: &recurrent,
+        bias_GHE: &(&x[3] + &x[4]).view([4, 1, units]),
+        state: with_state.then_some(&state),
+        resets_BT: None,
+    };
+    lstm(&input, kernel).unwrap()
+}
+
+fn layer_by_libtorch(x: &[Tensor], with_state: bool, kind: Kind) -> LstmOutput {
+    let state = LstmState { hidden: x[5].shallow_clone(), cell: x[6].shallow_clone() };
+    let layer = LstmLayer {
+        x_BTC: &x[0],
+        weight_ih_FC: &x[1],
+        weight_hh_FE: &x[2],
+        bias_ih_F: &x[3],
+        bias_hh_F: &x[4],
+        state: with_state.then_some(&state),
+    };
+    lstm_layer(&layer, kind).unwrap()
+}
+
+/// Outputs, the last state, and gradients of everything.
+fn layer_results(output: &LstmOutput, leaves: &[Tensor], kind: Kind) -> Vec<(String, Tensor)> {
+    loss(output, kind).backward();
+    let LstmState { hidden, cell } = &output.state;
+    let outputs = [("h", &output.h_BTHE), ("final hidden", hidden), ("final cell", cell)];
+    with_gradients(&outputs, &LAYER_NAMES, leaves)
+}
+
+/// libtorch's own LSTM takes the same parameters to the same outputs, states and gradients as our cells do.
+#[test]
+fn a_layer_by_libtorch_equals_product_and_cell() {
+    let shapes = [[3, 17, 12, 12], [2, 33, 24, 24], [1, 1, 8, 8], [5, 9, 7, 16]];
+    for (seed, shape) in shapes.into_iter().enumerate() {
+        for with_state in [true, false] {
+            let inputs = layer_inputs(90 + seed as i64, shape);
+            for (kind, kernel, tolerance) in [
+                (Kind::Double, LstmKernel::Reference, 1e-12),
+                (Kind::Float, LstmKernel::Fused, 1e-5),
+                (Kind::Float, LstmKernel::Reference, 1e-5),
+            ] {
+                let leaves = || -> Vec<Tensor> {
+                    let used = if with_state { 7 } else { 5 };
+                    let leaf_of = |(index, tensor): (usize, &Tensor)| {
+                        let tensor = tensor.to_kind(kind);
+                        if index < used { leaf(&tensor) } else { tensor }
+                    };
+                    inputs.iter().enumerate().map(leaf_of).collect()
+                };
+                let used = if with_state { 7 } else { 5 };
+                let (ours, theirs) = (leaves(), leaves());
+                let expected = layer_by_cell(&ours, with_state, kernel);
+                let expected = layer_results(&expected, &ours[..used], kind);
+                let found = layer_by_libtorch(&theirs, with_state, kind);
+                assert_eq!(found.h_BTHE.kind(), kind);
+                let found = layer_results(&found, &theirs[..used], kind);
+                let what = format!("{shape:?}, {kind:?}, {kernel:?}, a state: {with_state}");
+                compare_all(&what, &found, &expected, tolerance);
+            }
+        }
+    }
+}
+
+/// A state carried from one part of a text to the next gives what the whole gives.
+#[test]
+fn a_layer_by_libtorch_goes_on_from_its_state() {
+    let inputs: Vec<Tensor> =
+        layer_inputs(97, [2, 24, 10, 16]).iter().map(|tensor| tensor.to_kind(Kind::Float)).collect();
+    let whole = layer_by_libtorch(&inputs, true, Kind::Float);
+    for split in [1, 11, 23] {
+        let part = |from: i64, length: i64, state: &LstmState| {
+            let mut own: Vec<Tensor> = inputs.iter().map(Tensor::shallow_clone).collect();
+            own[0] = inputs[0].narrow(1, from, length);
+            own[5] = state.hidden.shallow_clone();
+            own[6] = state.cell.shallow_clone();
+            layer_by_libtorch(&own, true, Kind::Float)
+        };
+        let before = LstmState { hidden: inputs[5].shallow_clone(), cell: inputs[6].shallow_clone() };
+        let head = part(0, split, &before);
+        let tail = part(split, 24 - split, &head.state);
+        let h_BTHE = Tensor::cat(&[&head.h_BTHE, &tail.h_BTHE], 1);
+        assert_close("h", &h_BTHE, &whole.h_BTHE, 1e-6);
+        assert_close("hidden", &tail.state.hidden, &whole.state.hidden, 1e-6);
+        assert_close("cell", &tail.state.cell, &whole.state.cell, 1e-6);
+    }
+}
+
+/// In bf16 everything is rounded to it, the state returned in float32; parameters keep their type and so do gradients.
+#[test]
+fn a_layer_by_libtorch_in_bf16_is_near_float32() {
+    let inputs = layer_inputs(98, [4, 40, 32, 32]);
+    let leaves: Vec<Tensor> = inputs.iter().map(|tensor| leaf(&tensor.to_kind(Kind::Float))).collect();
+    let expected = layer_by_cell(&inputs, true, LstmKernel::Reference);
+    let found = layer_by_libtorch(&leaves, true, Kind::BFloat16);
+    assert_eq!((found.h_BTHE.kind(), found.state.cell.kind()), (Kind::BFloat16, Kind::Float));
+    assert_close("h", &found.h_BTHE, &expected.h_BTHE, 0.05);
+    loss(&found, Kind::Float).backward();
+    assert!(leaves.iter().all(|leaf| leaf.grad().kind() == Kind::Float));
+}
+
+#[test]
+fn what_a_layer_by_libtorch_cannot_is_left_to_others_and_wrong_shapes_are_named() {
+    let gpu = tch::Device::Cuda(0);
+    assert!(layer_fits(gpu, 1, 512, false));
+    assert!(!layer_fits(gpu, 1, 512, true), "documents within sequences");
+    assert!(!layer_fits(gpu, 4, 512, false), "a block-diagonal matrix");
+    assert!(!layer_fits(gpu, 1, 128, false), "a kernel's size");
+    assert!(!layer_fits(tch::Device::Cpu, 1, 512, false), "another device");
+    let mut inputs = layer_inputs(99, [2, 5, 8, 8]);
+    inputs[3] = inputs[3].narrow(0, 0, 8);
+    let layer = LstmLayer {
+        x_BTC: &inputs[0],
+        weight_ih_FC: &inputs[1],
+        weight_hh_FE: &inputs[2],
+        bias_ih_F: &inputs[3],
+        bias_hh_F: &inputs[4],
+        state: None,
+    };
+    let error = lstm_layer(&layer, Kind::Double).unwrap_err();
+    assert!(matches!(error, KernelError::Shape { argument: "bias_ih_F", .. }), "{error}");
 }
 
 /// Errors in fp32 are at most twice those of libtorch's own operations in fp32, both against fp64.

@@ -23,9 +23,13 @@ char* xlstm_runtime_full_sums() {
   return xlstm::guarded([] { at::globalContext().setAllowBF16ReductionCuBLAS(false); });
 }
 
-// Matrix products of float32 on a GPU round their operands to ten bits of mantissa where that is allowed.
+// Matrix products of float32 on a GPU round their operands to ten bits of mantissa where that is allowed; also those inside
+// cuDNN's convolutions and LSTM, where libtorch would allow it unasked.
 char* xlstm_runtime_allow_tf32(int allowed) {
-  return xlstm::guarded([&] { at::globalContext().setAllowTF32CuBLAS(allowed != 0); });
+  return xlstm::guarded([&] {
+    at::globalContext().setAllowTF32CuBLAS(allowed != 0);
+    at::globalContext().setAllowTF32CuDNN(allowed != 0);
+  });
 }
 
 char* xlstm_runtime_set_threads(int threads) {

@@ -33,6 +33,7 @@ pub fn initialize(threads: Option<usize>) -> Result<Runtime, BridgeError> {
     pool_memory()?;
     // SAFETY: plain call; the returned message is ours.
     unsafe { ffi::check(ffi::xlstm_runtime_full_sums()) }?;
+    allow_tf32(false)?;
     flush_denormals()?;
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let threads = c_int::try_from(threads.max(1)).unwrap_or(c_int::MAX);
@@ -44,7 +45,7 @@ pub fn initialize(threads: Option<usize>) -> Result<Runtime, BridgeError> {
 }
 
 /// Whether matrix products of float32 tensors on a GPU may be TF32 from now on: operands rounded to ten bits of mantissa,
-/// sums in float32. For this process; not unless asked for.
+/// sums in float32. For this process, cuDNN included; not unless asked for.
 ///
 /// # Errors
 /// libtorch's complaint.

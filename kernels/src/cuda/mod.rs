@@ -58,7 +58,9 @@ pub(crate) use scan::{scan, scan_fits, selective_scan, selective_scan_form};
 pub(crate) use short::{fits as mlstm_short_fits, mlstm as mlstm_short};
 pub use slstm::{SlstmSequence, slstm, slstm_fits, slstm_from, slstm_rounds_weights};
 pub use step_product::{step_down, step_down_fits, step_up, step_up_fits};
-pub use supports::{BetweenProducts, FusedCell, Recurrence, Request, supports, supports_recurrence};
+pub use supports::{
+    BetweenProducts, FusedCell, Recurrence, RecurrenceBy, Request, supports, supports_recurrence,
+};
 pub(crate) use wrapped::{block_projections, conv, mlstm_output};
 pub use wrapped::{conv_silu, gelu_gate, head_norm};
 

@@ -6,7 +6,10 @@
 use tch::{Device, Kind};
 use xlstm_cuda::gated_norm::GatedNormForm;
 use xlstm_cuda::linear_attention::LinearAttentionSizes;
+use xlstm_cuda::recurrent::{Cell, RecurrentSizes};
 use xlstm_cuda::selective_scan::SelectiveScanForm;
+
+use crate::lstm::layer_fits;
 
 /// What a pass through a model asks for.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +65,24 @@ pub enum Recurrence {
         /// N.
         states: u64,
     },
+    /// That of an LSTM with recurrent matrices of so many units.
+    Lstm {
+        /// H; more than one is block-diagonal.
+        heads: u64,
+        /// E.
+        units: u64,
+        /// Documents begin within sequences.
+        resets: bool,
+    },
+}
+
+/// Who computes a recurrence on a GPU beside libtorch's operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecurrenceBy {
+    /// A kernel of this project.
+    Kernel,
+    /// libtorch's own LSTM, that is cuDNN's.
+    LibraryLstm,
 }
 
 /// What stands between the products of a method that has no fused blocks, sizes that kernels must know.
@@ -98,11 +119,15 @@ impl BetweenProducts {
     }
 }
 
-/// Whether there is a kernel for this recurrence on a GPU, computed in `kind`.
+/// Whether more than libtorch's operations step by step computes this recurrence on a GPU, and in `kind`.
 ///
 /// # Errors
-/// What there is none for, in words that fit into "libtorch's operations (…)".
-pub fn supports_recurrence(device: Device, kind: Kind, recurrence: Recurrence) -> Result<(), String> {
+/// What there is no kernel for, in words that fit into "libtorch's operations (…)".
+pub fn supports_recurrence(
+    device: Device,
+    kind: Kind,
+    recurrence: Recurrence,
+) -> Result<RecurrenceBy, String> {
     if !super::enabled(device) {
         return Err("asked for by --kernels libtorch".into());
     }
@@ -113,7 +138,7 @@ pub fn supports_recurrence(device: Device, kind: Kind, recurrence: Recurrence) -
     match recurrence {
         Recurrence::LinearAttention { keys, values } => {
             match LinearAttentionSizes::new(narrow(keys), narrow(values), false) {
-                Some(_) => Ok(()),
+                Some(_) => Ok(RecurrenceBy::Kernel),
                 None => Err(format!(
                     "heads of {keys} keys and {values} values; kernels take powers of two from 16 to 512"
                 )),
@@ -122,7 +147,20 @@ pub fn supports_recurrence(device: Device, kind: Kind, recurrence: Recurrence) -
         Recurrence::SelectiveScan { states } if SelectiveScanForm::plain(narrow(states)).is_none() => {
             Err(format!("{states} states of a channel; kernels take 8 or 16"))
         }
-        Recurrence::Scan | Recurrence::SelectiveScan { .. } => Ok(()),
+        Recurrence::Scan | Recurrence::SelectiveScan { .. } => Ok(RecurrenceBy::Kernel),
+        Recurrence::Lstm { heads, units, resets } => {
+            let signed = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
+            if layer_fits(device, signed(heads), signed(units), resets) {
+                return Ok(RecurrenceBy::LibraryLstm);
+            }
+            match RecurrentSizes::new(narrow(units), Cell::Lstm) {
+                Some(_) => Ok(RecurrenceBy::Kernel),
+                None if heads == 1 && resets => Err(format!(
+                    "documents that begin within sequences, and no kernel for a head of {units} units"
+                )),
+                None => Err(format!("no kernel for heads of {units} units")),
+            }
+        }
     }
 }
 
@@ -145,13 +183,30 @@ mod tests {
     #[test]
     fn sizes_without_a_kernel_are_named() {
         let said = |recurrence| supports_recurrence(Device::Cuda(0), Kind::Float, recurrence);
-        assert_eq!(said(Recurrence::LinearAttention { keys: 128, values: 256 }), Ok(()));
+        assert_eq!(said(Recurrence::LinearAttention { keys: 128, values: 256 }), Ok(RecurrenceBy::Kernel));
         let odd = said(Recurrence::LinearAttention { keys: 96, values: 64 }).unwrap_err();
         assert!(odd.contains("heads of 96 keys and 64 values"), "{odd}");
-        assert_eq!(said(Recurrence::Scan), Ok(()));
-        assert_eq!(said(Recurrence::SelectiveScan { states: 16 }), Ok(()));
+        assert_eq!(said(Recurrence::Scan), Ok(RecurrenceBy::Kernel));
+        assert_eq!(said(Recurrence::SelectiveScan { states: 16 }), Ok(RecurrenceBy::Kernel));
         let many = said(Recurrence::SelectiveScan { states: 32 }).unwrap_err();
         assert!(many.contains("32 states"), "{many}");
         assert!(supports_recurrence(Device::Cuda(0), Kind::Double, Recurrence::Scan).is_err());
+    }
+
+    #[test]
+    fn wide_heads_of_an_lstm_are_left_to_cudnn_and_documents_to_kernels() {
+        let said = |heads, units, resets| {
+            let recurrence = Recurrence::Lstm { heads, units, resets };
+            supports_recurrence(Device::Cuda(0), Kind::Float, recurrence)
+        };
+        assert_eq!(said(1, 128, false), Ok(RecurrenceBy::Kernel));
+        assert_eq!(said(1, 512, false), Ok(RecurrenceBy::LibraryLstm));
+        assert_eq!(said(1, 1536, false), Ok(RecurrenceBy::LibraryLstm));
+        assert_eq!(said(4, 512, false), Ok(RecurrenceBy::Kernel));
+        assert_eq!(said(1, 512, true), Ok(RecurrenceBy::Kernel));
+        let wide = said(1, 1024, true).unwrap_err();
+        assert!(wide.contains("documents that begin within sequences"), "{wide}");
+        let blocks = said(2, 1024, false).unwrap_err();
+        assert!(blocks.contains("heads of 1024 units"), "{blocks}");
     }
 }

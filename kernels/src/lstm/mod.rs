@@ -12,11 +12,15 @@
 //!
 //! The ladder: [`LstmKernel::Reference`], a loop of libtorch calls over time, differentiated by libtorch; and
 //! [`LstmKernel::Fused`], the whole loop in one call with a backward pass by hand. On a GPU, [`LstmKernel::Auto`] is the
-//! kernel of [`crate::cuda`] for float32, and the loop where there is none for a head's size.
+//! kernel of [`crate::cuda`] for float32, and the loop where there is none for a head's size. [`lstm_layer`] is libtorch's own
+//! LSTM, which computes layers with one wide head on a GPU.
 
 mod fused;
+mod layer;
 mod on_gpu;
 mod reference;
+
+pub use layer::{KERNEL_UNITS, LstmLayer, layer_fits, lstm_layer};
 
 use crate::KernelError;
 use crate::recurrent::Arguments;

@@ -7,9 +7,15 @@
 //! Parameters are PyTorch's, with both of its bias vectors, which the printed counts need; norms have a weight and no
 //! bias. PyTorch's initial values for the LSTM, U(±1/√d); embedding, output and feed-forward begin as the xLSTM's.
 //! Matrices decay but the embedding. `weight_hh` is `(4d, d)`, or `(H, 4·d/H, d/H)` with more than one head.
+//!
+//! On a GPU, a layer with one wide head is libtorch's own LSTM (`xlstm_kernels::lstm::layer_fits`), in bf16 where products are;
+//! all others are a product for the input and a recurrence in float32.
 
 use tch::Tensor;
-use xlstm_kernels::lstm::{LstmInput, LstmKernel, LstmState, lstm};
+use xlstm_kernels::cuda::{BetweenProducts, Recurrence};
+use xlstm_kernels::lstm::{
+    LstmInput, LstmKernel, LstmLayer, LstmOutput, LstmState, layer_fits, lstm, lstm_layer,
+};
 use xlstm_kernels::slstm::{SlstmLayout, canonical_recurrent};
 use xlstm_manifests::recipe::architecture::{LstmConfig, LstmForm};
 
@@ -27,6 +33,15 @@ const HIDDEN: &str = "lstm.hidden";
 const CELL: &str = "lstm.cell";
 
 impl Network for LstmConfig {
+    fn between_products(&self) -> Option<BetweenProducts> {
+        Some(BetweenProducts { width: self.embedding_dim, head: None })
+    }
+
+    fn recurrence(&self, resets: bool) -> Option<Recurrence> {
+        let (heads, units) = (self.heads, self.embedding_dim / self.heads.max(1));
+        Some(Recurrence::Lstm { heads, units, resets })
+    }
+
     fn build(&self, builder: &mut Builder) -> Result<Parts> {
         let (embedding, input_bias) = builder.input(&InputMap {
             name: "token_embedding.weight",
@@ -106,28 +121,52 @@ impl Layer {
 
     fn forward(&self, x_BTC: &Tensor, call: &BlockCall<'_>) -> Result<(Tensor, BlockState)> {
         let y_BTC = match &self.norm {
-            Some(norm) => norm.apply(x_BTC)?,
+            Some(norm) => norm.for_products(x_BTC, call.precision)?,
             None => x_BTC.shallow_clone(),
         };
-        let size = y_BTC.size();
-        let (batch, time, width) = (size[0], size[1], size[2]);
-        let unit = width / self.heads;
-        let raw_BTF = product(&y_BTC, &self.weight_ih, call.precision)?;
+        let unit = y_BTC.size()[2] / self.heads;
         let state = call.state.map(cell_state).transpose()?;
+        let output = if layer_fits(y_BTC.device(), self.heads, unit, call.resets_BT.is_some()) {
+            let layer = LstmLayer {
+                x_BTC: &y_BTC,
+                weight_ih_FC: &self.weight_ih,
+                weight_hh_FE: &self.weight_hh,
+                bias_ih_F: &self.bias_ih,
+                bias_hh_F: &self.bias_hh,
+                state: state.as_ref(),
+            };
+            lstm_layer(&layer, call.precision.unwrap_or_else(|| x_BTC.kind()))?
+        } else {
+            self.by_cell(&y_BTC, state.as_ref(), call)?
+        };
+        let h_BTC = output.h_BTHE.f_flatten(2, 3)?;
+        let h_BTC = match call.dropout {
+            Some(_) => call.dropped(h_BTC.f_to_kind(x_BTC.kind())?, 0)?,
+            // Added to the residual as it is: the sum is float32.
+            None => h_BTC,
+        };
+        let x_BTC = match &self.norm {
+            Some(_) => x_BTC.f_add(&h_BTC)?,
+            None => h_BTC.f_to_kind(x_BTC.kind())?,
+        };
+        let LstmState { hidden, cell } = output.state;
+        Ok((x_BTC, BlockState::new([(HIDDEN, hidden), (CELL, cell)])))
+    }
+
+    /// A product for all gate inputs, and the recurrence alone.
+    fn by_cell(&self, y_BTC: &Tensor, state: Option<&LstmState>, call: &BlockCall<'_>) -> Result<LstmOutput> {
+        let size = y_BTC.size();
+        let (batch, time, unit) = (size[0], size[1], size[2] / self.heads);
+        let raw_BTF = product(y_BTC, &self.weight_ih, call.precision)?;
         let weight_hh = self.weight_hh.f_view([self.heads, 4 * unit, unit])?;
         let input = LstmInput {
             x_BTGHE: &raw_BTF.f_view([batch, time, 4, self.heads, unit])?,
             recurrent_HEGE: &canonical_recurrent(&weight_hh, SlstmLayout::Vanilla)?,
             bias_GHE: &self.bias_ih.f_add(&self.bias_hh)?.f_view([4, self.heads, unit])?,
-            state: state.as_ref(),
+            state,
             resets_BT: call.resets_BT,
         };
-        let output = lstm(&input, LstmKernel::Auto)?;
-        let h_BTC = output.h_BTHE.f_flatten(2, 3)?.f_to_kind(x_BTC.kind())?;
-        let h_BTC = call.dropped(h_BTC, 0)?;
-        let x_BTC = if self.norm.is_some() { x_BTC.f_add(&h_BTC)? } else { h_BTC };
-        let LstmState { hidden, cell } = output.state;
-        Ok((x_BTC, BlockState::new([(HIDDEN, hidden), (CELL, cell)])))
+        Ok(lstm(&input, LstmKernel::Auto)?)
     }
 }
 

@@ -62,7 +62,7 @@ impl Network for MambaConfig {
         })
     }
 
-    fn recurrence(&self) -> Option<Recurrence> {
+    fn recurrence(&self, _resets: bool) -> Option<Recurrence> {
         Some(Recurrence::SelectiveScan { states: self.state_dim })
     }
 

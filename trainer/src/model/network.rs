@@ -65,8 +65,10 @@ pub(super) trait Network {
         None
     }
 
-    /// What goes from step to step, where a kernel of its own computes it between libtorch's operations on a GPU.
-    fn recurrence(&self) -> Option<Recurrence> {
+    /// What goes from step to step, where something of its own computes it between libtorch's operations on a GPU; `resets`:
+    /// documents begin within sequences.
+    fn recurrence(&self, resets: bool) -> Option<Recurrence> {
+        let _ = resets;
         None
     }
 

@@ -14,7 +14,7 @@
 use std::fmt;
 
 use tch::{Device, Kind};
-use xlstm_kernels::cuda;
+use xlstm_kernels::cuda::{self, RecurrenceBy};
 use xlstm_manifests::recipe::{ComputePath, ModelConfig};
 
 use super::Placement;
@@ -39,8 +39,9 @@ pub struct Decision {
     pub path: ComputePath,
     /// On a GPU, why it is not the fused kernels.
     pub obstacle: Option<String>,
-    /// On a GPU beside libtorch's operations: whether a kernel computes the recurrence, or why not; `None` where there is none.
-    pub recurrence: Option<std::result::Result<(), String>>,
+    /// On a GPU beside libtorch's operations: who computes the recurrence, or why it goes step by step; `None` where there is
+    /// none.
+    pub recurrence: Option<std::result::Result<RecurrenceBy, String>>,
     /// Why the loss is computed by libtorch's operations where the blocks are not.
     pub loss_obstacle: Option<&'static str>,
 }
@@ -58,7 +59,8 @@ impl fmt::Display for Decision {
             (ComputePath::Operations, None) => write!(f, "libtorch's operations"),
         }?;
         match &self.recurrence {
-            Some(Ok(())) => write!(f, "; its recurrence by a kernel"),
+            Some(Ok(RecurrenceBy::Kernel)) => write!(f, "; its recurrence by a kernel"),
+            Some(Ok(RecurrenceBy::LibraryLstm)) => write!(f, "; its recurrence by libtorch's LSTM (cuDNN)"),
             Some(Err(obstacle)) => write!(f, "; its recurrence by libtorch's operations too ({obstacle})"),
             None => Ok(()),
         }?;
@@ -78,7 +80,7 @@ pub fn choose(config: &ModelConfig, placement: Placement, need: Need) -> Result<
     let loss_obstacle = need.z_loss.then_some("training.z_loss has no kernel");
     let decided = |path| Decision { path, obstacle: None, recurrence: None, loss_obstacle };
     let recurrence = match device {
-        Device::Cuda(_) => network(config).recurrence(),
+        Device::Cuda(_) => network(config).recurrence(need.resets),
         _ => None,
     };
     let recurrence = recurrence.map(|recurrence| cuda::supports_recurrence(device, kind, recurrence));
@@ -108,7 +110,7 @@ pub fn choose(config: &ModelConfig, placement: Placement, need: Need) -> Result<
 fn between_products(
     config: &ModelConfig,
     placement: Placement,
-    recurrence: Option<&std::result::Result<(), String>>,
+    recurrence: Option<&std::result::Result<RecurrenceBy, String>>,
 ) -> Option<cuda::BetweenProducts> {
     let half = placement.kind == Kind::Float && placement.products == Some(Kind::BFloat16);
     let recurrent = recurrence.is_none_or(std::result::Result::is_ok);
@@ -179,6 +181,40 @@ mod tests {
     }
 
     #[test]
+    fn a_wide_lstm_is_left_to_cudnn_unless_documents_begin_within() {
+        // The plan of memory and the layers have the same border.
+        let border = xlstm_manifests::recipe::architecture::LstmConfig::KERNEL_UNITS;
+        assert_eq!(i64::try_from(border), Ok(xlstm_kernels::lstm::KERNEL_UNITS));
+        let said = |name: &str, precision, resets| {
+            let model = xlstm_manifests::recipe::load(name, &[]).unwrap().model;
+            let need = Need { resets, ..Need::default() };
+            let found = decide(&model, Device::Cuda(0), precision, need);
+            (found.path, found.to_string())
+        };
+        let between = "libtorch's products, kernels between them; its recurrence by libtorch's LSTM (cuDNN)";
+        for name in [
+            "table2-lstm-to-xlstm/lstm",
+            "table2-lstm-to-xlstm/lstm-residual",
+            "table2-small/lstm-up-projection",
+        ] {
+            let found = said(name, Precision::Bfloat16, false);
+            assert_eq!(found, (ComputePath::GpuKernels, between.to_owned()), "{name}");
+        }
+        let (path, single) = said("table2-small/lstm", Precision::Float32, false);
+        assert_eq!(path, ComputePath::Operations);
+        assert!(single.ends_with("; its recurrence by libtorch's LSTM (cuDNN)"), "{single}");
+        let (path, bounded) = said("table2-small/lstm", Precision::Bfloat16, true);
+        assert_eq!(path, ComputePath::GpuKernels);
+        assert!(bounded.ends_with("; its recurrence by a kernel"), "{bounded}");
+        let (path, wide) = said("table2-lstm-to-xlstm/lstm", Precision::Bfloat16, true);
+        assert_eq!(path, ComputePath::Operations);
+        assert!(
+            wide.contains("by libtorch's operations too (documents that begin within sequences"),
+            "{wide}"
+        );
+    }
+
+    #[test]
     fn sizes_that_kernels_between_products_lack_are_named() {
         let said = |overrides: &[&str]| {
             let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
@@ -204,6 +240,18 @@ mod tests {
         let said = choose(&model, Placement::new(Device::Cpu, Precision::Float32, false), z_loss).unwrap();
         let expected = "CPU kernels; the loss by libtorch's operations (training.z_loss has no kernel)";
         assert_eq!(said.to_string(), expected);
+    }
+
+    #[test]
+    fn blocks_without_a_convolution_are_computed_by_the_fused_kernels() {
+        let said = |overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+            let recipe = xlstm_manifests::recipe::load("table2-small/no-convolution", &overrides).unwrap();
+            decide(&recipe.model, Device::Cuda(0), Precision::Bfloat16, Need::default())
+        };
+        assert_eq!(said(&[]).path, ComputePath::FusedGpu);
+        let other = said(&["model.mlstm.convolution=3"]);
+        assert_eq!(other.path, ComputePath::Operations, "{other}");
     }
 
     /// Sizes of the sLSTM are asked of the GPU, which need not be there; what its blocks can is known without.

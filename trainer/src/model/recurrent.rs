@@ -70,7 +70,7 @@ impl Network for GlaConfig {
         })
     }
 
-    fn recurrence(&self) -> Option<Recurrence> {
+    fn recurrence(&self, _resets: bool) -> Option<Recurrence> {
         let (d, heads) = (self.embedding_dim, self.mixer_heads());
         Some(Recurrence::LinearAttention { keys: d / 2 / heads, values: d / heads })
     }
@@ -98,7 +98,7 @@ impl Network for Hgrn2Config {
         })
     }
 
-    fn recurrence(&self) -> Option<Recurrence> {
+    fn recurrence(&self, _resets: bool) -> Option<Recurrence> {
         let (d, heads) = (self.embedding_dim, self.mixer_heads());
         Some(Recurrence::LinearAttention { keys: d / heads, values: d / heads })
     }
@@ -126,7 +126,7 @@ impl Network for HgrnConfig {
         })
     }
 
-    fn recurrence(&self) -> Option<Recurrence> {
+    fn recurrence(&self, _resets: bool) -> Option<Recurrence> {
         Some(Recurrence::Scan)
     }
 }
@@ -157,7 +157,7 @@ impl Network for RetnetConfig {
         })
     }
 
-    fn recurrence(&self) -> Option<Recurrence> {
+    fn recurrence(&self, _resets: bool) -> Option<Recurrence> {
         let (d, heads) = (self.embedding_dim, self.mixer_heads());
         Some(Recurrence::LinearAttention { keys: d / heads, values: 2 * d / heads })
     }

@@ -61,7 +61,7 @@ impl Network for RetnetBlockConfig {
         })
     }
 
-    fn recurrence(&self) -> Option<Recurrence> {
+    fn recurrence(&self, _resets: bool) -> Option<Recurrence> {
         let width = self.embedding_dim / self.heads;
         Some(Recurrence::LinearAttention { keys: width, values: width })
     }

@@ -247,6 +247,7 @@ pub fn run(
             Group::Methods => {
                 methods::attention(device, &mut take)?;
                 methods::scans(device, &mut take)?;
+                recurrent::layers(device, &mut take)?;
                 around_methods::shifts(device, &mut take)?;
                 around_methods::norms(device, &mut take)?;
                 around_methods::transformer(device, &mut take)?;

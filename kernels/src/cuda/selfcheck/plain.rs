@@ -231,6 +231,18 @@ pub(super) fn lstm(inputs: &[Tensor], resets: Option<&Tensor>) -> [Tensor; 2] {
     [Tensor::stack(&outputs, 1), Tensor::stack(&parts, 0)]
 }
 
+/// A layer of LSTM: x `(B, T, C)`, W `(4E, C)`, R `(4E, E)`, two biases `(4E)`, and where there is one a state `(2, B, 1, E)`.
+/// As [`lstm`].
+pub(super) fn lstm_layer(inputs: &[Tensor]) -> [Tensor; 2] {
+    let (size, units) = (inputs[0].size(), inputs[2].size()[1]);
+    let x_BTGHE = inputs[0].matmul(&inputs[1].transpose(0, 1)).view([size[0], size[1], 4, 1, units]);
+    let recurrent_HEGE = inputs[2].view([4, units, units]).permute([2, 0, 1]).unsqueeze(0);
+    let bias_GHE = (&inputs[3] + &inputs[4]).view([4, 1, units]);
+    let state = inputs.get(5).map(Tensor::shallow_clone);
+    let cell: Vec<Tensor> = [x_BTGHE, recurrent_HEGE, bias_GHE].into_iter().chain(state).collect();
+    lstm(&cell, None)
+}
+
 /// Called by the module's tests: on double inputs both are the references.
 #[cfg(test)]
 pub(super) fn tests_against_references() {
@@ -310,6 +322,9 @@ fn lstm_agrees_with_libtorch() {
     let start =
         [before.select(0, 0).transpose(0, 1), before.select(0, 1).transpose(0, 1)].map(|x| x.contiguous());
     let (expected, ..) = input_BTC.lstm(&start, &weights, true, 1, 0.0, false, false, true);
+    let [w, r, b, c] = weights.each_ref().map(Tensor::shallow_clone);
+    let [layer, _] = lstm_layer(&[input_BTC.shallow_clone(), w, r, b, c, before.shallow_clone()]);
+    assert!((layer.squeeze_dim(2) - &expected).abs().max().double_value(&[]) < 1e-10);
     let x_BTGHE = input_BTC.matmul(&weights[0].tr()).view([2, 7, 4, 1, 5]);
     let recurrent_HEGE = weights[1].view([4, 5, 5]).permute([2, 0, 1]).unsqueeze(0);
     let bias_GHE = (&weights[2] + &weights[3]).view([4, 1, 5]);

@@ -9,6 +9,7 @@ use super::super as cuda;
 use super::inputs::normal;
 use super::{Check, PRECISE, ROUNDING, Subject, plain};
 use crate::KernelError;
+use crate::lstm::{LstmLayer, LstmOutput, LstmState, lstm_layer};
 use crate::slstm::{SlstmInput, SlstmKernel, SlstmOptions, SlstmState, slstm as slstm_cell};
 
 /// Units of a head in bf16; 64 goes by way of float32.
@@ -172,6 +173,62 @@ pub(super) fn single(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), 
                 reference(x, resets.as_ref(), &options)
             },
             rounding: PRECISE / 8.0,
+            mask: None,
+        };
+        take(subject.check()?);
+    }
+    Ok(())
+}
+
+/// Batch, tokens, inputs and units of a layer, and whether there is a state.
+const LAYERS: [(i64, i64, i64, i64, bool); 6] = [
+    (4, 65, 512, 512, true),
+    (5, 33, 264, 264, true),
+    (16, 40, 1024, 1024, false),
+    (3, 20, 1536, 1536, true),
+    (7, 1, 512, 512, true),
+    (8, 512, 512, 512, false),
+];
+
+/// Layers by libtorch's own LSTM, that is cuDNN's, against a product and a loop of libtorch's operations.
+pub(super) fn layers(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
+    let runs = LAYERS.into_iter().flat_map(|sizes| [Kind::Float, Kind::BFloat16].map(|kind| (sizes, kind)));
+    for ((batch, tokens, width, units, bounded), kind) in runs {
+        let scale = (units as f64).powf(-0.5);
+        let mut inputs = vec![
+            ("x", normal(&[batch, tokens, width], device)),
+            ("W", normal(&[4 * units, width], device) * scale),
+            ("R", normal(&[4 * units, units], device) * scale),
+            ("input bias", normal(&[4 * units], device) * 0.3),
+            ("recurrent bias", normal(&[4 * units], device) * 0.3),
+        ];
+        if bounded {
+            inputs.push(("state", normal(&[2, batch, 1, units], device) * 0.5));
+        }
+        let subject = Subject {
+            kernel: "lstm layer (cuDNN)",
+            case: format!(
+                "{kind:?} {batch}x{tokens}x{width}x{units}{}",
+                if bounded { ", a state" } else { "" }
+            ),
+            inputs: inputs.into_iter().map(|(name, tensor)| (name, tensor.to_kind(kind))).collect(),
+            outputs: &["y", "last state"],
+            ours: &|x| {
+                let state =
+                    x.get(5).map(|state| LstmState { hidden: state.select(0, 0), cell: state.select(0, 1) });
+                let layer = LstmLayer {
+                    x_BTC: &x[0],
+                    weight_ih_FC: &x[1],
+                    weight_hh_FE: &x[2],
+                    bias_ih_F: &x[3],
+                    bias_hh_F: &x[4],
+                    state: state.as_ref(),
+                };
+                let LstmOutput { h_BTHE, state } = lstm_layer(&layer, x[0].kind())?;
+                Ok(vec![h_BTHE, Tensor::stack(&[state.hidden, state.cell], 0)])
+            },
+            libtorch: &|x| Ok(plain::lstm_layer(x).into()),
+            rounding: if kind == Kind::Float { PRECISE } else { ROUNDING },
             mask: None,
         };
         take(subject.check()?);

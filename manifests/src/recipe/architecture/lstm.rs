@@ -13,7 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ActivationSetup, Architecture, Checker, Mixing, ModelSize, ends, input_label, stated_or};
-use crate::recipe::Result;
+use crate::recipe::{ComputePath, Result};
 
 /// LSTM layers, alone or as blocks of a residual network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,7 +67,13 @@ impl Default for LstmConfig {
     }
 }
 
+/// Numbers a unit and step in what cuDNN reserves for the backward pass: four gates, the cell, and the cell's tanh.
+const RESERVED: u64 = 6;
+
 impl LstmConfig {
+    /// Dense heads of more units than this are libtorch's own LSTM on a GPU.
+    pub const KERNEL_UNITS: u64 = 256;
+
     /// Width of a feed-forward, derived where it is not stated.
     #[must_use]
     pub fn feed_forward(&self) -> u64 {
@@ -156,16 +162,38 @@ impl Architecture for LstmConfig {
         Mixing::Nothing
     }
 
-    /// Of an LSTM in float32: four gates, cell, its tanh, output, and two residual sums; of a feed-forward the two sums,
-    /// and its inner values before and after the GELU. In the products' type: their inputs and the gates' inputs.
+    /// By operations, of an LSTM in float32: four gates, cell, its tanh, output, and two residual sums; of a feed-forward the
+    /// two sums, and its inner values before and after the GELU. In the products' type: their inputs and the gates' inputs.
     fn activation_bytes(&self, _index: u64, setup: &ActivationSetup) -> u64 {
         let (d, f) = (self.embedding_dim, self.feed_forward());
-        let lstm = 4 * 13 * d + setup.element_bytes * 5 * d;
-        let feed = 4 * 2 * d + setup.element_bytes * (d + 3 * f);
+        let (lstm, feed) = if setup.path == ComputePath::GpuKernels {
+            // Each with a residual sum in float32, but for stacked layers, and the norm.
+            let sum = if self.form == LstmForm::Plain { 0 } else { 4 * d };
+            let inner = if self.heads == 1 && d > Self::KERNEL_UNITS {
+                // libtorch's LSTM: its output and cuDNN's reserve.
+                setup.element_bytes * (1 + RESERVED) * d
+            } else {
+                // Gate inputs and outputs; seven numbers in float32.
+                setup.element_bytes * 5 * d + 4 * 7 * d
+            };
+            (sum + setup.element_bytes * d + inner, sum + setup.element_bytes * (d + 2 * f))
+        } else {
+            (4 * 13 * d + setup.element_bytes * 5 * d, 4 * 2 * d + setup.element_bytes * (d + 3 * f))
+        };
         match self.form {
             LstmForm::Plain | LstmForm::Residual => lstm,
             LstmForm::UpProjection => (lstm + feed).div_ceil(2),
             LstmForm::Block => lstm + feed,
+        }
+    }
+
+    /// libtorch's LSTM: the gates' gradients, and those of output and input, as cuDNN has them and as the blocks do.
+    fn backward_bytes(&self, setup: &ActivationSetup) -> u64 {
+        let by_cudnn = self.heads == 1 && self.embedding_dim > Self::KERNEL_UNITS;
+        if setup.path == ComputePath::GpuKernels && by_cudnn {
+            setup.element_bytes * 8 * self.embedding_dim
+        } else {
+            0
         }
     }
 }
@@ -186,6 +214,20 @@ mod tests {
         assert_eq!(count(LstmForm::Block, 1024, 24), 505_922_560);
         let blocks = count(LstmForm::UpProjection, 1024, 3) - count(LstmForm::UpProjection, 1024, 1);
         assert_eq!(blocks, count(LstmForm::Block, 1024, 2) - count(LstmForm::Block, 1024, 1));
+    }
+
+    #[test]
+    fn a_wide_lstm_on_a_gpu_keeps_what_cudnn_reserves() {
+        let bytes = |embedding_dim, form, path| {
+            let setup = ActivationSetup { path, element_bytes: 2, context_length: 2048 };
+            LstmConfig { form, embedding_dim, ..LstmConfig::default() }.activation_bytes(0, &setup)
+        };
+        // In bf16 the input, the output and six numbers a unit; the residual sum in float32.
+        assert_eq!(bytes(1536, LstmForm::Plain, ComputePath::GpuKernels), 16 * 1536);
+        assert_eq!(bytes(1024, LstmForm::Residual, ComputePath::GpuKernels), 20 * 1024);
+        // The kernel of narrow heads keeps float32.
+        assert_eq!(bytes(128, LstmForm::Residual, ComputePath::GpuKernels), 44 * 128);
+        assert_eq!(bytes(1024, LstmForm::Residual, ComputePath::Operations), 62 * 1024);
     }
 
     #[test]

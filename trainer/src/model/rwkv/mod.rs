@@ -42,7 +42,7 @@ impl Network for Rwkv4Config {
         build(self, builder)
     }
 
-    fn recurrence(&self) -> Option<Recurrence> {
+    fn recurrence(&self, _resets: bool) -> Option<Recurrence> {
         Some(Recurrence::Scan)
     }
 
@@ -60,7 +60,7 @@ impl Network for Rwkv5Config {
         build(self, builder)
     }
 
-    fn recurrence(&self) -> Option<Recurrence> {
+    fn recurrence(&self, _resets: bool) -> Option<Recurrence> {
         Some(Recurrence::LinearAttention { keys: self.head_dim, values: self.head_dim })
     }
 }
@@ -74,7 +74,7 @@ impl Network for Rwkv6Config {
         build(self, builder)
     }
 
-    fn recurrence(&self) -> Option<Recurrence> {
+    fn recurrence(&self, _resets: bool) -> Option<Recurrence> {
         Some(Recurrence::LinearAttention { keys: self.head_dim, values: self.head_dim })
     }
 }
