@@ -26,6 +26,7 @@ pub fn builtins() -> &'static [Builtin] {
         "figure2-rare",
         "table1-15b",
         "table1-small",
+        "table1-cpu",
         "table2-small",
         "figure6-scaling-15b",
         "table2-lstm-to-xlstm",
@@ -67,6 +68,35 @@ mod tests {
             let numbers = recipe.model.input_width() > 0;
             recipe.rows_per_step(if numbers { recipe.training.context_length } else { 2048 }).unwrap();
         }
+    }
+
+    /// Tables 3 and 7 print the sizes in millions to one decimal.
+    #[test]
+    fn the_other_methods_of_tables_3_and_7_have_the_printed_sizes() {
+        let sizes = ["125m", "350m", "760m", "1300m", "2700m"];
+        let printed = [
+            ("llama", [162.2, 406.6, 834.1, 1420.4, 2779.5]),
+            ("mamba", [167.8, 423.1, 870.5, 1475.3, 2897.2]),
+            ("rwkv4", [169.4, 430.5, 891.0, 1515.2, 2984.8]),
+            ("rwkv5", [176.5, 455.7, 947.8, 1616.0, 3194.7]),
+            ("rwkv6", [173.6, 441.6, 907.7, 1537.5, 3021.9]),
+            ("hgrn2", [162.2, 411.4, 834.2, 1439.4, 2795.4]),
+        ];
+        let mut checked = 0;
+        for (method, millions) in printed {
+            for (size, expected) in sizes.into_iter().zip(millions) {
+                for file in ["figure6-scaling-15b", "table3-300b"] {
+                    let Ok(recipe) = load(&format!("{file}/{size}-{method}"), &[]) else { continue };
+                    let found = recipe.model.size().parameters as f64 / 1e6;
+                    assert!(
+                        (found - expected).abs() < 0.0601,
+                        "{file}/{size}-{method}: {found} is not {expected}"
+                    );
+                    checked += 1;
+                }
+            }
+        }
+        assert_eq!(checked, 6 * 5 + 3 * 4, "figure 6 has all, table 3 four sizes of Llama, Mamba and RWKV-4");
     }
 
     #[test]
