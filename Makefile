@@ -27,8 +27,10 @@ nvrtc: # the CUDA compiler as a library, for the kernels' tests; no GPU and no t
 build: fetch ## the release binaries of the data side
 	$(CARGO) build --release --locked -p xlstm-pipeline
 
-# Both halves are built at once: apart, cargo builds what they share twice, with other features.
-demo: fetch libtorch ## from text to a report: prepare, audit, trace, train, evaluate, follow a figure back, make its page
+# The data half needs no libtorch and is built while that is fetched; what both halves share is built once (tools/check_features.py).
+demo: ## from text to a report: prepare, audit, trace, train, evaluate, follow a figure back, make its page
+	@$(PYTHON) tools/fetch_libtorch.py & fetched=$$!; trap "kill $$fetched" INT TERM; \
+		$(MAKE) --no-print-directory build; built=$$?; wait $$fetched && exit $$built
 	$(CARGO) build --release --locked -p xlstm-pipeline -p xlstm-trainer
 	@$(MAKE) --no-print-directory demo-data demo-model BUILT=yes
 
@@ -76,6 +78,7 @@ kernels: fetch nvrtc ## compile every CUDA kernel for every size and compute cap
 lint: setup tools ## formatting, clippy, documentation, licences and sources of dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	$(PYTHON) tools/check_features.py
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --workspace --no-deps
 	.tools/bin/cargo-deny --offline --locked check licenses sources bans
 

@@ -1,5 +1,8 @@
 //! Compiles `cpp/*.cpp` against libtorch and tells dependents where its libraries lie.
 //!
+//! All files of a library go to the compiler as one: each would read libtorch's headers anew, which takes several times as
+//! long as what they hold.
+//!
 //! A build script's link arguments reach only its own package's binaries, so every package with programs or tests
 //! repeats them from the metadata that this script leaves: `DEP_XLSTM_BRIDGE_RPATH`, a list separated by colons.
 //! The first entries are relative to the program ($ORIGIN), so that a folder that was moved still runs.
@@ -67,14 +70,24 @@ fn check_version(libtorch: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn compile(libtorch: &Path) -> Result<(), String> {
-    let include = libtorch.join("include");
-    let mut sources: Vec<PathBuf> = std::fs::read_dir("cpp")
-        .map_err(|error| format!("cannot list kernels/bridge/cpp: {error}"))?
+/// A file in the build folder that includes all C++ files of `folder`, which is in this package.
+fn together(folder: &str) -> Result<PathBuf, String> {
+    let mut sources: Vec<PathBuf> = std::fs::read_dir(folder)
+        .map_err(|error| format!("cannot list kernels/bridge/{folder}: {error}"))?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .filter(|path| path.extension().is_some_and(|extension| extension == "cpp"))
         .collect();
     sources.sort();
+    // Relative to this package, which is on the search path of headers: a path of the machine may have any letter.
+    let text: String = sources.iter().map(|path| format!("#include \"{}\"\n", path.display())).collect();
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets no OUT_DIR")?);
+    let file = out.join(format!("{}.cpp", folder.replace('/', "_")));
+    std::fs::write(&file, text).map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+    Ok(file)
+}
+
+fn compile(libtorch: &Path) -> Result<(), String> {
+    let include = libtorch.join("include");
     cc::Build::new()
         .cpp(true)
         .std("c++17")
@@ -93,7 +106,8 @@ fn compile(libtorch: &Path) -> Result<(), String> {
         .flag(include.join("torch/csrc/api/include"))
         .flag("-isystem")
         .flag("cpp/declarations")
-        .files(&sources)
+        .include(".")
+        .file(together("cpp")?)
         .try_compile("xlstm_bridge")
         .map_err(|error| format!("the C++ half of the bridge does not compile: {error}"))
 }
@@ -125,15 +139,14 @@ fn compile_cuda_half(libtorch: &Path) -> Result<(), String> {
         .define("USE_CUDA", None)
         .get_compiler()
         .to_command();
-    command.args(["-shared", "-fvisibility=hidden", "-Icpp"]);
+    command.args(["-shared", "-fvisibility=hidden", "-I.", "-Icpp"]);
     let declarations = "cpp/cuda_half/declarations".into();
     for folder in [include.clone(), include.join("torch/csrc/api/include"), declarations, headers] {
         command.arg("-isystem").arg(folder);
     }
-    let sources = ["cpp/cuda_half/backend_nccl.cpp", "cpp/cuda_half/graph.cpp"];
-    let status = command.args(sources).arg("-o").arg(&library).status();
+    let status = command.arg(together("cpp/cuda_half")?).arg("-o").arg(&library).status();
     if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
-        return Err(format!("{sources:?} do not compile: {status:?}, {command:?}"));
+        return Err(format!("kernels/bridge/cpp/cuda_half does not compile: {status:?}, {command:?}"));
     }
     println!("cargo::rustc-cfg=xlstm_cuda_half");
     println!("cargo::rustc-env=XLSTM_CUDA_HALF={}", library.display());

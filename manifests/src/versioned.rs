@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
-use crate::reading;
+use crate::{printable, reading};
 
 /// A kind of file.
 pub(crate) struct FileKind {
@@ -34,6 +34,23 @@ impl FileKind {
         if path.is_dir() { path.join(self.file) } else { path.into() }
     }
 
+    /// What a message says is there where the file `path` is not: such files one folder below, if any.
+    fn found_instead_of(&self, path: &Path) -> String {
+        let entries = path.parent().and_then(|folder| fs_err::read_dir(folder).ok()).into_iter().flatten();
+        let mut below: Vec<String> = entries
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .filter(|folder| folder.join(self.file).is_file())
+            .map(|folder| format!("`{}`", printable::path(&folder)))
+            .collect();
+        below.sort();
+        let more = if below.len() > 8 { ", …" } else { "" };
+        below.truncate(8);
+        match below.as_slice() {
+            [] => "no such file".into(),
+            below => format!("no such file, but one in {}{more}", below.join(", ")),
+        }
+    }
+
     /// Reads the file `path`.
     ///
     /// # Errors
@@ -43,7 +60,7 @@ impl FileKind {
         let bytes = match fs_err::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::mismatch(path, self.what, "no such file", self.hint));
+                return Err(Error::mismatch(path, self.what, self.found_instead_of(path), self.hint));
             }
             Err(error) => return Err(error.into()),
         };
@@ -100,6 +117,10 @@ mod tests {
         }
         fs_err::remove_file(&path).unwrap();
         let error = KIND.read::<Thing>(&path).unwrap_err().to_string();
-        assert!(error.contains("no such file") && error.contains("look there"), "{error}");
+        assert!(error.contains("no such file;") && error.contains("look there"), "{error}");
+        fs_err::create_dir(folder.path().join("inside")).unwrap();
+        fs_err::write(folder.path().join("inside/some.json"), "").unwrap();
+        let error = KIND.read::<Thing>(&path).unwrap_err().to_string();
+        assert!(error.contains("but one in `") && error.contains("inside`;"), "{error}");
     }
 }

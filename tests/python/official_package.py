@@ -14,7 +14,6 @@
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,8 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from xlstm import xLSTMLMModel, xLSTMLMModelConfig
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-RELEASE = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release"
+from logits import RELEASE, compare, logits_of_ours
+
 LIMIT = 1e-5
 
 FLAT = {
@@ -53,20 +52,6 @@ def official_model():
 def logits_of_official(model, inputs):
     with torch.no_grad():
         return model(inputs)
-
-
-def logits_of_ours(path, inputs, folder):
-    save_file({"inputs": inputs}, folder / "tokens.safetensors")
-    out = folder / "logits.safetensors"
-    subprocess.run([RELEASE / "examples/logits", path, folder / "tokens.safetensors", out], check=True)
-    return load_file(out)["logits"]
-
-
-def compare(what, found, expected):
-    error = ((found - expected).abs().max() / expected.abs().max()).item()
-    print("%-62s %.1e" % (what, error))
-    if not error <= LIMIT:
-        sys.exit("expected at most %g" % LIMIT)
 
 
 def export(source, folder):
@@ -106,9 +91,9 @@ def main():
               {"config": json.dumps(FLAT)})
     inputs = torch.randint(101, (2, 48))
     expected = logits_of_official(model, inputs)
-    compare("official file, our logits against the official package's", logits_of_ours(path, inputs, folder), expected)
+    compare("official file, our logits against the official package's", logits_of_ours(path, inputs, folder), expected, LIMIT)
     back = official_from_file(export(path, folder))
-    compare("our export, official logits against those before", logits_of_official(back, inputs), expected)
+    compare("our export, official logits against those before", logits_of_official(back, inputs), expected, LIMIT)
     if len(sys.argv) > 1:
         run = Path(sys.argv[1])
         exported = export(run, folder)
@@ -116,7 +101,7 @@ def main():
         inputs = torch.randint(model.config.vocab_size, (1, 64))
         expected = logits_of_official(model, inputs)
         compare("our run's export, our logits against the official package's",
-                logits_of_ours(exported, inputs, folder), expected)
+                logits_of_ours(exported, inputs, folder), expected, LIMIT)
         check_events(run)
 
 

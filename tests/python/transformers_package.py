@@ -13,20 +13,17 @@
 3. With RUN, the folder of a finished run of one of these architectures: its newest checkpoint goes the same way.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, RwkvConfig
 
+from logits import RELEASE, compare, logits_of_ours
 from transformers_golden import CONFIGURATIONS, logits_of, random_model
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-RELEASE = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release"
 LIMIT = 2e-5
 
 MODELS = dict(CONFIGURATIONS) | {
@@ -44,20 +41,6 @@ def program(*arguments):
     done = subprocess.run([RELEASE / "xlstm-train", *map(str, arguments)], stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(f"`xlstm-train {' '.join(map(str, arguments))}` ended with {done.returncode}: {done.stderr}")
-
-
-def logits_of_ours(path, inputs, folder):
-    save_file({"inputs": inputs}, folder / "tokens.safetensors")
-    out = folder / "logits.safetensors"
-    subprocess.run([RELEASE / "examples/logits", path, folder / "tokens.safetensors", out], check=True)
-    return load_file(out)["logits"]
-
-
-def compare(what, found, expected):
-    error = ((found - expected).abs().max() / expected.abs().max()).item()
-    print("%-74s %.1e" % (what, error))
-    if not error <= LIMIT:
-        sys.exit("expected at most %g" % LIMIT)
 
 
 def open_folder(folder):
@@ -88,15 +71,15 @@ def both_ways(name, config, seed, folder):
     expected = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     logits = logits_of(model, inputs)
     program("import", folder / "theirs", "-o", folder / "ours.safetensors")
-    compare(f"{name}: theirs read by ours", logits_of_ours(folder / "ours.safetensors", inputs, folder), logits)
+    compare(f"{name}: theirs read by ours", logits_of_ours(folder / "ours.safetensors", inputs, folder), logits, LIMIT)
     program("export", folder / "ours.safetensors", "--format", "transformers", "-o", folder / "back")
     back = open_folder(folder / "back")
     for key, tensor in back.state_dict().items():
         if not tensor.equal(expected[key]):
             sys.exit(f"{name}: {key} is not what it was")
-    compare(f"{name}: ours read by theirs", logits_of(back, inputs), logits)
+    compare(f"{name}: ours read by theirs", logits_of(back, inputs), logits, LIMIT)
     # One sequence: with a state, transformers' RWKV-4 mixes the sequences of a batch.
-    compare(f"{name}: the same token by token", logits_by_token(back, inputs[:1]), logits[:1])
+    compare(f"{name}: the same token by token", logits_by_token(back, inputs[:1]), logits[:1], LIMIT)
 
 
 def main():
@@ -112,7 +95,7 @@ def main():
         model = open_folder(folder / "run")
         inputs = torch.randint(model.config.vocab_size, (1, 64))
         found = logits_of_ours(folder / "run.safetensors", inputs, folder)
-        compare(f"{run.name}: our run's export, {model.config.model_type}", found, logits_of(model, inputs))
+        compare(f"{run.name}: our run's export, {model.config.model_type}", found, logits_of(model, inputs), LIMIT)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,10 @@ fn export_folder(from: &Path, output: &Path) -> Output {
     command("export").args(["--format", "transformers"]).arg(from).arg("-o").arg(output).output().unwrap()
 }
 
+fn export_own(from: &Path, output: &Path) -> Output {
+    command("export").arg(from).arg("-o").arg(output).output().unwrap()
+}
+
 #[track_caller]
 fn success(output: &Output) -> String {
     assert!(output.status.success(), "{}", stderr(output));
@@ -489,14 +493,23 @@ fn what_was_imported_is_still_said_when_it_goes_back() {
         assert_eq!(imported[key], json!(digest));
         assert!(card.contains(&digest), "{card}");
     }
+    // Through this program's own form too.
+    success(&export_own(&path("own.safetensors"), &path("again.safetensors")));
+    success(&export_folder(&path("again.safetensors"), &path("there-again")));
+    assert_eq!(&provenance(&path("there-again"))["from"]["imported"], imported);
     // What is no record of an import is not passed on, nor left out in silence.
     let own = TensorFile::open(&path("own.safetensors")).unwrap();
     let mut metadata = own.metadata().clone();
     metadata.insert("imported".into(), "from a friend".into());
     tensor_file::write(&path("claimed.safetensors"), &metadata, &tensors(&path("own.safetensors"))).unwrap();
-    let said = refused(&export_folder(&path("claimed.safetensors"), &path("nowhere")));
-    assert!(said.contains("claimed.safetensors") && said.contains("`imported` of the metadata"), "{said}");
-    assert!(!path("nowhere").exists());
+    for export in [export_folder, export_own] {
+        let said = refused(&export(&path("claimed.safetensors"), &path("nowhere")));
+        assert!(
+            said.contains("claimed.safetensors") && said.contains("`imported` of the metadata"),
+            "{said}"
+        );
+        assert!(!path("nowhere").exists());
+    }
 }
 
 #[test]

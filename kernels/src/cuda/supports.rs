@@ -1,7 +1,8 @@
-//! What the kernels of this folder can be asked for, sizes aside.
+//! What the kernels of this folder can be asked for.
 //!
 //! `trainer/src/model/path.rs` asks here before it decides who computes. Whoever teaches the kernels something new changes
-//! the answer here, and the block that hands it to them (`trainer/src/model/xlstm`); nothing else in the tree knows.
+//! the answer here and what asks for it, in `trainer/src/model`. Each architecture's `Network` says what it wants
+//! (`fused_obstacle`, `between_products`, `recurrence`); dropout and a z-loss, of which no kernel knows, are `path.rs`'s own.
 
 use tch::{Device, Kind};
 use xlstm_cuda::gated_norm::GatedNormForm;

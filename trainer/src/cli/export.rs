@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use xlstm_manifests::printable;
 use xlstm_trainer::hugging_face;
-use xlstm_trainer::model::{Placement, export};
+use xlstm_trainer::model::{Placement, export_with};
 use xlstm_trainer::run::{load_model, trained_context};
 
 use super::{DeviceArguments, say};
@@ -46,7 +46,7 @@ pub(super) fn run(arguments: &ExportArguments) -> anyhow::Result<u8> {
     let context = trained_context(&file)?.unwrap_or(2048);
     let form = match arguments.format {
         Format::Official => {
-            export(&model, &arguments.output, context)?;
+            export_with(&model, &arguments.output, context, hugging_face::import_record(&file)?)?;
             "official names, vanilla layout"
         }
         Format::Transformers => {

@@ -128,11 +128,19 @@ pub fn import(from: &Path, config: Option<&Path>, output: &Path) -> Result<Impor
     if let Some(length) = described.context_length {
         metadata.insert("context_length".to_owned(), length.to_string());
     }
-    let sources =
-        serde_json::to_string(&Sources::read(&config, &parameters)?).map_err(TrainError::internal)?;
-    metadata.insert(IMPORTED_KEY.to_owned(), sources);
+    metadata.insert(IMPORTED_KEY.to_owned(), Sources::read(&config, &parameters)?.to_json()?);
     tensor_file::write(output, &metadata, &tensors)?;
     Ok(Imported { model: described.model, notes: described.notes })
+}
+
+/// Metadata by which an export in this program's own form goes on saying what the parameters in `file` were imported from;
+/// empty where no import made them.
+///
+/// # Errors
+/// When what the file says of it is no record of an import.
+pub fn import_record(file: &Path) -> Result<BTreeMap<String, String>> {
+    let Some(sources) = Sources::of(file)? else { return Ok(BTreeMap::new()) };
+    Ok(BTreeMap::from([(IMPORTED_KEY.to_owned(), sources.to_json()?)]))
 }
 
 /// The SHA-256 of what was imported.
@@ -147,6 +155,10 @@ impl Sources {
     fn read(config: &Path, parameters: &Path) -> Result<Self> {
         let digest = |path: &Path| -> Result<Sha256Digest> { Ok(digest_file(path)?.1) };
         Ok(Self { config_sha256: digest(config)?, parameters_sha256: digest(parameters)? })
+    }
+
+    fn to_json(&self) -> Result<String> {
+        serde_json::to_string(self).map_err(TrainError::internal)
     }
 
     /// As an import wrote them into `file`; `None` where no import did.

@@ -86,7 +86,7 @@ pub use state::ModelState;
 pub(crate) use weights::{
     check_sizes, copy_to_cpu, described_model, describes_model, metadata, own_metadata,
 };
-pub use weights::{export, import};
+pub use weights::{export, export_with, import};
 pub use xlstm::official::{config_from_json, config_to_json, official_config};
 
 /// The target of a position that is not scored.

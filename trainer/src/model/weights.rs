@@ -43,8 +43,23 @@ pub(crate) fn own_metadata(model: &ModelConfig) -> Result<BTreeMap<String, Strin
 /// # Errors
 /// When writing fails.
 pub fn export(model: &Model, path: &Path, context_length: u64) -> Result<()> {
+    export_with(model, path, context_length, BTreeMap::new())
+}
+
+/// As [`export`], with metadata that say where the parameters came from.
+///
+/// # Errors
+/// When writing fails.
+pub fn export_with(
+    model: &Model,
+    path: &Path,
+    context_length: u64,
+    came_from: BTreeMap<String, String>,
+) -> Result<()> {
     let tensors = model.snapshot()?;
-    tensor_file::write(path, &metadata(model.config(), context_length)?, &tensors)?;
+    let mut metadata = metadata(model.config(), context_length)?;
+    metadata.extend(came_from);
+    tensor_file::write(path, &metadata, &tensors)?;
     Ok(())
 }
 
