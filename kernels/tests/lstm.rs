@@ -195,6 +195,7 @@ fn a_layer_by_libtorch_equals_product_and_cell() {
                 let expected = layer_results(&expected, &ours[..used], kind);
                 let found = layer_by_libtorch(&theirs, with_state, kind);
                 assert_eq!(found.h_BTHE.kind(), kind);
+                assert!(found.h_BTHE.is_contiguous());
                 let found = layer_results(&found, &theirs[..used], kind);
                 let what = format!("{shape:?}, {kind:?}, {kernel:?}, a state: {with_state}");
                 compare_all(&what, &found, &expected, tolerance);

@@ -95,6 +95,12 @@ pub struct PackedWriter {
 }
 
 impl PackedWriter {
+    /// Tokens of a batch of rows of `row_length`: what [`Self::take`] takes without a copy.
+    #[must_use]
+    pub fn batch_tokens(row_length: usize) -> usize {
+        BATCH_ROWS * row_length
+    }
+
     /// Starts a shard of rows of `row_length` tokens at `path`; a short last row is filled up with `separator`.
     ///
     /// # Errors
@@ -138,6 +144,23 @@ impl PackedWriter {
             tokens = later;
         }
         Ok(())
+    }
+
+    /// As [`Self::extend`]. At the beginning of a batch, at most a batch's tokens are taken as they lie; what is returned is
+    /// memory of that size, empty.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn take(&mut self, mut tokens: Vec<u16>) -> Result<Vec<u16>> {
+        if self.ids.is_empty() && tokens.len() <= BATCH_ROWS * self.row_length {
+            std::mem::swap(&mut self.ids, &mut tokens);
+            self.lengths.resize(self.ids.len() / self.row_length, self.full);
+            self.flush_full()?;
+        } else {
+            self.extend(&tokens)?;
+            tokens.clear();
+        }
+        Ok(tokens)
     }
 
     /// The Merkle leaves of rows that were written since the last call.
@@ -306,16 +329,29 @@ mod tests {
         ) {
             let tokens: Vec<u16> = (0..tokens).map(|at| (at * 7919 % 50_000) as u16).collect();
             let rows = written(|writer, _| tokens.chunks(ROW).for_each(|row| writer.push(row).unwrap()));
-            let streamed = written(|writer, leaves| {
+            let streamed = |taken: bool| written(|writer, leaves| {
                 let mut rest = &tokens[..];
                 for piece in pieces.iter().copied().chain([usize::MAX]) {
                     let (now, later) = rest.split_at(piece.min(rest.len()));
-                    writer.extend(now).unwrap();
+                    if taken {
+                        assert!(writer.take(now.to_vec()).unwrap().is_empty());
+                    } else {
+                        writer.extend(now).unwrap();
+                    }
                     leaves.extend(writer.take_leaves());
                     rest = later;
                 }
             });
-            prop_assert!(rows == streamed);
+            prop_assert!(rows == streamed(false));
+            prop_assert!(rows == streamed(true));
+            let batches = written(|writer, _| {
+                let mut spare = Vec::new();
+                for batch in tokens.chunks(PackedWriter::batch_tokens(ROW)) {
+                    spare.extend_from_slice(batch);
+                    spare = writer.take(spare).unwrap();
+                }
+            });
+            prop_assert!(rows == batches);
             prop_assert_eq!(rows.2, tokens.chunks(ROW).map(tokens_leaf).collect::<Vec<_>>());
             prop_assert_eq!(rows.1.size, rows.0.len() as u64);
             prop_assert_eq!(rows.1.sha256, Sha256Digest::of(&rows.0));

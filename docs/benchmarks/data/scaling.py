@@ -24,13 +24,13 @@ import time
 
 def thread_seconds(pid, seen):
     """Processor seconds of each thread so far, by its name."""
-    ticks = os.sysconf("SC_CLK_TCK")
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/stat", encoding="utf-8") as file:
-                name, rest = file.read().rsplit(")", 1)
-                fields = rest.split()
-                seen[task] = (name.split("(", 1)[1], (int(fields[11]) + int(fields[12])) / ticks)
+            with open(f"/proc/{pid}/task/{task}/comm", encoding="utf-8") as file:
+                name = file.read().strip()
+            # Nanoseconds on a processor, waiting, turns.
+            with open(f"/proc/{pid}/task/{task}/schedstat", encoding="utf-8") as file:
+                seen[task] = (name, int(file.read().split()[0]) / 1e9)
     except (FileNotFoundError, ProcessLookupError):
         pass
 

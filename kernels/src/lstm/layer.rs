@@ -92,7 +92,8 @@ pub fn lstm_layer(layer: &LstmLayer<'_>, kind: Kind) -> Result<LstmOutput, Kerne
         Ok(tensor.f_reshape([batch, 1, units])?.f_to_kind(wide)?)
     };
     Ok(LstmOutput {
-        h_BTHE: h_BTE.f_unsqueeze(2)?,
+        // cuDNN has time first.
+        h_BTHE: h_BTE.f_contiguous()?.f_unsqueeze(2)?,
         state: LstmState { hidden: after(&hidden_1BE)?, cell: after(&cell_1BE)? },
     })
 }

@@ -1,6 +1,7 @@
 //! A stretch of records on its way through a tokenizer thread.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 use xlstm_manifests::Sha256Digest;
@@ -26,7 +27,7 @@ pub(super) struct Job<'a> {
 
 /// A batch after tokenization.
 pub(super) struct Tokenized {
-    pub(super) ids: Vec<u16>,
+    pub(super) ids: Arc<Vec<u16>>,
     pub(super) items: Vec<Item>,
     pub(super) met: Met,
     pub(super) cost: usize,
@@ -108,7 +109,7 @@ impl Work<'_> {
                 },
             });
         }
-        Ok(Tokenized { ids, items, met, cost })
+        Ok(Tokenized { ids: Arc::new(ids), items, met, cost })
     }
 
     /// Why a record is left out before its digest is known.

@@ -144,7 +144,8 @@ impl Collector<'_, '_> {
                 }
                 Item::Document(kept) => {
                     let (meta, ids) = (&kept.meta, &batch.ids[kept.ids.clone()]);
-                    self.builder.document(&TokenizedDocument { meta, ids, example: None })?;
+                    let kept = Some((&batch.ids, kept.ids.start));
+                    self.builder.document(&TokenizedDocument { meta, ids, kept, example: None })?;
                 }
             }
         }

@@ -114,7 +114,7 @@ impl Feeder<'_> {
                     source: name(span.source, &manifest.record_sources),
                     truncated: false,
                 };
-                self.push(input, &TokenizedDocument { meta: &meta, ids: &ids, example: None })?;
+                self.push(input, &TokenizedDocument { meta: &meta, ids: &ids, kept: None, example: None })?;
             }
         }
         Ok(())
@@ -143,7 +143,7 @@ impl Feeder<'_> {
                     truncated: document.truncated,
                 };
                 let (input, ids) = (document.input, &document.ids);
-                self.push(input, &TokenizedDocument { meta: &meta, ids, example: None })?;
+                self.push(input, &TokenizedDocument { meta: &meta, ids, kept: None, example: None })?;
             }
         }
         Ok(())

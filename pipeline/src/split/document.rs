@@ -1,5 +1,7 @@
 //! A document as a split takes it.
 
+use std::sync::Arc;
+
 use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::stored::Stored;
 
@@ -54,6 +56,9 @@ pub struct TokenizedDocument<'a> {
     pub meta: &'a DocumentMeta,
     /// Tokens, no separator.
     pub ids: &'a [u16],
+    /// The tokens among which `ids` lie, and from where on, if they may be kept: they then need not be copied by whoever
+    /// puts documents in order.
+    pub kept: Option<(&'a Arc<Vec<u16>>, usize)>,
     /// The row itself, in a split whose targets are stored.
     pub example: Option<Stored<'a>>,
 }
@@ -66,7 +71,7 @@ impl<'a> TokenizedDocument<'a> {
             Stored::Tokens(example) => example.input_ids,
             Stored::Numbers(_) => &[],
         };
-        Self { meta, ids, example: Some(example) }
+        Self { meta, ids, kept: None, example: Some(example) }
     }
 
     /// How many tokens it counts as, separator left out.

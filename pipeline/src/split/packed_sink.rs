@@ -134,13 +134,20 @@ impl Sink for PackedSink {
         let ids = document.ids;
         let mut next = from;
         while next <= ids.len() {
-            let separator = [self.separator];
-            let tokens = if next == ids.len() { &separator[..] } else { &ids[next..] };
-            let tokens = &tokens[..tokens.len().min(self.room())];
-            self.writer.extend(tokens)?;
-            next += tokens.len();
-            let rows = (self.row + tokens.len()) / self.row_length;
-            self.row = (self.row + tokens.len()) % self.row_length;
+            let stored = if next == ids.len() {
+                self.writer.extend(&[self.separator])?;
+                1
+            } else {
+                let until = next + (ids.len() - next).min(self.room());
+                match document.kept {
+                    Some((all, start)) => self.writer.share(all, start + next..start + until)?,
+                    None => self.writer.extend(&ids[next..until])?,
+                }
+                until - next
+            };
+            next += stored;
+            let rows = (self.row + stored) / self.row_length;
+            self.row = (self.row + stored) % self.row_length;
             self.rows += rows as u64;
             self.shard_rows += rows as u64;
             if self.shard_rows == self.rows_per_shard {
