@@ -173,7 +173,7 @@ fn prepare_lstm(batch: i64, time: i64, width: i64, library: bool) -> (Vec<Tensor
                 bias_hh_F: bias_hh,
                 state: None,
             };
-            return Ok(lstm_layer(&layer, Kind::Float)?.h_BTHE.sum(Kind::Float));
+            return Ok(lstm_layer(&layer, Kind::Float, false)?.h_BTHE.sum(Kind::Float));
         }
         let input = LstmInput {
             x_BTGHE: &linear(x, weight_ih, None)?.view([batch, time, 4, 1, width]),

@@ -158,7 +158,7 @@ fn layer_by_libtorch(x: &[Tensor], with_state: bool, kind: Kind) -> LstmOutput {
         bias_hh_F: &x[4],
         state: with_state.then_some(&state),
     };
-    lstm_layer(&layer, kind).unwrap()
+    lstm_layer(&layer, kind, false).unwrap()
 }
 
 /// Outputs, the last state, and gradients of everything.
@@ -259,7 +259,7 @@ fn what_a_layer_by_libtorch_cannot_is_left_to_others_and_wrong_shapes_are_named(
         bias_hh_F: &inputs[4],
         state: None,
     };
-    let error = lstm_layer(&layer, Kind::Double).unwrap_err();
+    let error = lstm_layer(&layer, Kind::Double, false).unwrap_err();
     assert!(matches!(error, KernelError::Shape { argument: "bias_ih_F", .. }), "{error}");
 }
 

@@ -32,6 +32,13 @@ char* xlstm_runtime_allow_tf32(int allowed) {
   });
 }
 
+// The same for what cuDNN computes alone: where products are rounded anyway, its LSTM's may be, while its states stay float32.
+char* xlstm_runtime_allow_tf32_in_cudnn(int allowed) {
+  return xlstm::guarded([&] {
+    at::globalContext().setAllowTF32CuDNN(allowed != 0 || at::globalContext().allowTF32CuBLAS());
+  });
+}
+
 char* xlstm_runtime_set_threads(int threads) {
   return xlstm::guarded([&] { at::set_num_threads(threads); });
 }

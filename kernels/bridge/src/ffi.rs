@@ -83,6 +83,7 @@ unsafe extern "C" {
     pub(crate) fn xlstm_stream_current(gpu: c_int, out_stream: *mut *mut c_void) -> *mut c_char;
     pub(crate) fn xlstm_stream_begin(gpu: c_int) -> *mut c_char;
     pub(crate) fn xlstm_runtime_allow_tf32(allowed: c_int) -> *mut c_char;
+    pub(crate) fn xlstm_runtime_allow_tf32_in_cudnn(allowed: c_int) -> *mut c_char;
     pub(crate) fn xlstm_runtime_flush_denormals(out_supported: *mut c_int) -> *mut c_char;
     pub(crate) fn xlstm_runtime_full_sums() -> *mut c_char;
     pub(crate) fn xlstm_runtime_set_threads(threads: c_int) -> *mut c_char;

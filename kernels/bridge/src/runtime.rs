@@ -54,6 +54,16 @@ pub fn allow_tf32(allowed: bool) -> Result<(), BridgeError> {
     unsafe { ffi::check(ffi::xlstm_runtime_allow_tf32(allowed.into())) }
 }
 
+/// Whether products of float32 tensors inside cuDNN (its LSTM) may be TF32 from now on; they may where [`allow_tf32`] allows it for all.
+/// For this process.
+///
+/// # Errors
+/// libtorch's complaint.
+pub fn allow_tf32_in_cudnn(allowed: bool) -> Result<(), BridgeError> {
+    // SAFETY: sets a flag of libtorch's global context.
+    unsafe { ffi::check(ffi::xlstm_runtime_allow_tf32_in_cudnn(allowed.into())) }
+}
+
 /// Flush denormal numbers to zero on this thread, on threads that it makes later, and on libtorch's pool as it is.
 /// Returns whether the processor can.
 ///

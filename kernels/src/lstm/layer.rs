@@ -6,6 +6,7 @@
 //! sequence are not known there.
 
 use tch::{Device, Kind, Tensor};
+use xlstm_bridge::runtime::allow_tf32_in_cudnn;
 
 use super::{LstmOutput, LstmState};
 use crate::shape::{dimensions, expect_device, expect_shape};
@@ -39,12 +40,13 @@ pub struct LstmLayer<'a> {
     pub state: Option<&'a LstmState>,
 }
 
-/// Outputs `(B, T, 1, E)` in `kind`, which everything is rounded to and computed in, and the state after the last step,
-/// `(B, 1, E)`, in float32 or wider. Gradients flow to every argument.
+/// Outputs `(B, T, 1, E)` and the state after the last step, `(B, 1, E)`, in `kind`, which everything is computed in.
+/// `rounded`: on a GPU products may round their operands to TF32, as where a model's other products are in bf16; states and sums are of `kind`
+/// all the same. Gradients flow to every argument.
 ///
 /// # Errors
 /// [`KernelError`] names the first argument whose shape or device does not fit, or has libtorch's complaint.
-pub fn lstm_layer(layer: &LstmLayer<'_>, kind: Kind) -> Result<LstmOutput, KernelError> {
+pub fn lstm_layer(layer: &LstmLayer<'_>, kind: Kind, rounded: bool) -> Result<LstmOutput, KernelError> {
     let LstmLayer { x_BTC, weight_ih_FC, weight_hh_FE, bias_ih_F, bias_hh_F, state } = *layer;
     let [batch, time, inputs] = dimensions(NAME, "x_BTC", x_BTC)?;
     let [gates, units] = dimensions(NAME, "weight_hh_FE", weight_hh_FE)?;
@@ -84,13 +86,12 @@ pub fn lstm_layer(layer: &LstmLayer<'_>, kind: Kind) -> Result<LstmOutput, Kerne
     let before = [before(state.map(|state| &state.hidden))?, before(state.map(|state| &state.cell))?];
     // What the backward pass needs is kept only where there will be one.
     let train = [&x_BTC].into_iter().chain(&parameters).chain(&before).any(Tensor::requires_grad);
+    // The backward pass runs under the same: nothing else here is cuDNN's.
+    allow_tf32_in_cudnn(rounded)?;
     let (biases, layers, dropout, bidirectional, batch_first) = (true, 1, 0.0, false, true);
     let (h_BTE, hidden_1BE, cell_1BE) =
         x_BTC.f_lstm(&before, &parameters, biases, layers, dropout, train, bidirectional, batch_first)?;
-    let wide = if kind == Kind::Double { Kind::Double } else { Kind::Float };
-    let after = |tensor: &Tensor| -> Result<Tensor, KernelError> {
-        Ok(tensor.f_reshape([batch, 1, units])?.f_to_kind(wide)?)
-    };
+    let after = |tensor: &Tensor| -> Result<Tensor, KernelError> { Ok(tensor.f_reshape([batch, 1, units])?) };
     Ok(LstmOutput {
         // cuDNN has time first.
         h_BTHE: h_BTE.f_contiguous()?.f_unsqueeze(2)?,

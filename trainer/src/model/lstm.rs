@@ -8,10 +8,10 @@
 //! bias. PyTorch's initial values for the LSTM, U(±1/√d); embedding, output and feed-forward begin as the xLSTM's.
 //! Matrices decay but the embedding. `weight_hh` is `(4d, d)`, or `(H, 4·d/H, d/H)` with more than one head.
 //!
-//! On a GPU, a layer with one wide head is libtorch's own LSTM (`xlstm_kernels::lstm::layer_fits`), in bf16 where products are;
-//! all others are a product for the input and a recurrence in float32.
+//! On a GPU, a layer with one wide head is libtorch's own LSTM (`xlstm_kernels::lstm::layer_fits`), in float32, its products in TF32
+//! where others are in bf16; all others are a product for the input and a recurrence in float32.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use xlstm_kernels::cuda::{BetweenProducts, Recurrence};
 use xlstm_kernels::lstm::{
     LstmInput, LstmKernel, LstmLayer, LstmOutput, LstmState, layer_fits, lstm, lstm_layer,
@@ -135,7 +135,10 @@ impl Layer {
                 bias_hh_F: &self.bias_hh,
                 state: state.as_ref(),
             };
-            lstm_layer(&layer, call.precision.unwrap_or_else(|| x_BTC.kind()))?
+            let kind = if x_BTC.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+            let LstmOutput { h_BTHE, state } = lstm_layer(&layer, kind, call.precision.is_some())?;
+            // As a product's result: what follows reads it in the type of the products.
+            LstmOutput { h_BTHE: h_BTHE.f_to_kind(call.precision.unwrap_or_else(|| x_BTC.kind()))?, state }
         } else {
             self.by_cell(&y_BTC, state.as_ref(), call)?
         };

@@ -170,8 +170,8 @@ impl Architecture for LstmConfig {
             // Each with a residual sum in float32, but for stacked layers, and the norm.
             let sum = if self.form == LstmForm::Plain { 0 } else { 4 * d };
             let inner = if self.heads == 1 && d > Self::KERNEL_UNITS {
-                // libtorch's LSTM: its output and cuDNN's reserve.
-                setup.element_bytes * (1 + RESERVED) * d
+                // libtorch's LSTM, in float32: its input, its output, cuDNN's reserve, and the output rounded.
+                4 * (2 + RESERVED) * d + setup.element_bytes * d
             } else {
                 // Gate inputs and outputs; seven numbers in float32.
                 setup.element_bytes * 5 * d + 4 * 7 * d
@@ -190,11 +190,7 @@ impl Architecture for LstmConfig {
     /// libtorch's LSTM: the gates' gradients, and those of output and input, as cuDNN has them and as the blocks do.
     fn backward_bytes(&self, setup: &ActivationSetup) -> u64 {
         let by_cudnn = self.heads == 1 && self.embedding_dim > Self::KERNEL_UNITS;
-        if setup.path == ComputePath::GpuKernels && by_cudnn {
-            setup.element_bytes * 8 * self.embedding_dim
-        } else {
-            0
-        }
+        if setup.path == ComputePath::GpuKernels && by_cudnn { 4 * 8 * self.embedding_dim } else { 0 }
     }
 }
 
