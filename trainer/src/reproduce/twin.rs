@@ -25,11 +25,13 @@ pub(super) fn write_twin(out: &mut String, twin: &Twin, reports: &BTreeMap<PathB
     });
     let shared: Vec<&str> = twin.shared.iter().map(|(name, _)| *name).collect();
     let shared = if shared.is_empty() { Vec::new() } else { variants(&shared)? };
-    let recipes = recipes
-        .chain(shared.into_iter().filter(|recipe| twin.shared.iter().any(|(name, _)| *name == recipe.name)));
+    let recipes = recipes.map(|recipe| (recipe, true));
+    let shared = shared.into_iter().filter(|recipe| twin.shared.iter().any(|(name, _)| *name == recipe.name));
     let (mut lines, mut missing) = (Vec::new(), Vec::new());
-    for recipe in recipes {
-        let found = runs_of(&recipe, reports)?;
+    for (recipe, own) in recipes.chain(shared.map(|recipe| (recipe, false))) {
+        let mut found = runs_of(&recipe, reports)?;
+        // Another twin's longer runs are no row of this experiment.
+        found.retain(|run| own || run.step().is_none_or(|step| step <= recipe.training.steps));
         if found.is_empty() {
             missing.push(format!("`{}`", recipe.name));
         }
@@ -55,6 +57,11 @@ struct TwinRun<'a> {
 }
 
 impl TwinRun<'_> {
+    /// The step whose checkpoint was evaluated.
+    fn step(&self) -> Option<u64> {
+        self.splits.values().next()?.model.step
+    }
+
     /// The perplexity on the validation split, and the run's line.
     fn line(&self, recipe: &Recipe) -> (f64, String) {
         let perplexity = |split: &str| match self.splits.get(split) {
@@ -74,8 +81,13 @@ impl TwinRun<'_> {
             None => "–".to_owned(),
         };
         let any = self.splits.values().next();
-        let step = any.and_then(|report| report.model.step);
-        let step = step.map_or_else(|| "–".to_owned(), |step| format!("{step} of {}", recipe.training.steps));
+        let step = self.step().map_or_else(
+            || "–".to_owned(),
+            |step| match recipe.training.steps {
+                steps if step > steps => format!("{step} (the recipe has {steps})"),
+                steps => format!("{step} of {steps}"),
+            },
+        );
         let root = any.and_then(|report| report.run.as_ref()).map(|run| run.train.root.to_string());
         let line = format!(
             "| `{}` | {:.1}M | {} | {} | {step} | `{}` |\n",

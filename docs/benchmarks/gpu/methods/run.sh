@@ -3,7 +3,7 @@
 #   run.sh TRAIN BENCH SPLIT OUT      programs xlstm-train and bench_training (an example of `trainer`), a split of text, a folder
 set -u
 train=$1 bench=$2 split=$3 out=$4
-"$train" selfcheck --only methods --device cuda:0 | tee "$out/selfcheck.txt"
+"$train" selfcheck --device cuda:0 | tee "$out/selfcheck.txt"
 for variant in hgrn gla hgrn2 retnet rwkv5 rwkv6 rwkv4 mamba; do
     "$train" --manifest "$split" --recipe "table1-small/$variant" --set schedule.warmup_steps=5 --set training.steps=14 \
         --set logging.every_steps=1 --set validation.every_steps=0 --set checkpoint.every_steps=14 --out "$out/$variant" --device cuda:0 > "$out/log" 2>&1
@@ -15,7 +15,9 @@ print(len(steps), "steps", round(65.536 / seconds[len(seconds) // 2], 1), "k tok
 P
 )"
 done
-for method in gpt3 llama hgrn rwkv4 gla rwkv5 hgrn2 rwkv6 retnet h3 mamba hyena; do
-    "$bench" "table1-15b/$method" --repeats 3 --profile | grep '^{' | tee -a "$out/bench.jsonl" # kernels-350m-h100.jsonl: mamba:12
+for method in gpt3 llama hgrn rwkv4 gla rwkv5 hgrn2 rwkv6 retnet retnet-block h3 mamba hyena; do
+    "$bench" "table1-15b/$method" --repeats 3 --profile | grep '^{' | tee -a "$out/bench.jsonl" # chunks-350m-h100.jsonl
 done
-# hyena-h100.jsonl: the run's own speed, as above, with the recipe table1-15b/hyena.
+# The peers, each on a GPU of its own: peers-h100.jsonl. flash-linear-attention compiles and chooses its kernels for one to three minutes first.
+python3 "$(dirname "$0")/peers.py" gla retnet hgrn hgrn2 rwkv6 | tee "$out/peers.jsonl"
+python3 "$(dirname "$0")/peers.py" --compile llama gpt2 | tee -a "$out/peers.jsonl"

@@ -84,7 +84,7 @@ pub(super) fn write(
         count(*lengths.first().unwrap_or(&0)),
         count(*lengths.last().unwrap_or(&0))
     );
-    Ok(Some(Glance { id, place: experiment.place, scale: "made small", compared, outcome, sources }))
+    Ok(Some(Glance { id, place: experiment.place, scale: "made small".into(), compared, outcome, sources }))
 }
 
 fn curves<'a>(context: &Context<'a>) -> Vec<Curve<'a>> {

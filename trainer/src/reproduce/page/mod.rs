@@ -32,7 +32,7 @@ struct Glance {
     /// The paper's table or figure.
     place: &'static str,
     /// At the paper's protocol, or made small.
-    scale: &'static str,
+    scale: String,
     /// What was compared, with the number of seeds.
     compared: String,
     /// What came out, in a sentence.
@@ -65,15 +65,23 @@ pub fn results_page(results: &Path, out: &Path) -> Result<String> {
         links: Links::from_page(out),
         quoted: RefCell::default(),
     };
-    let kinds: [Write; 4] = [ordering::write, sweeps::write, scaling::write, extrapolation::write];
+    let others: [Write; 3] = [sweeps::write, scaling::write, extrapolation::write];
     let mut sections = Page::new("");
     let (mut glances, mut verified) = (Vec::new(), Verified::default());
     for experiment in EXPERIMENTS {
-        for write in kinds {
-            if let Some(glance) = write(&mut sections, experiment, &context)? {
-                verified.join(context.close(&mut sections, &glance)?);
-                glances.push(glance);
-            }
+        let mut close = |sections: &mut Page, glance: Option<Glance>| -> Result<()> {
+            let Some(glance) = glance else { return Ok(()) };
+            verified.join(context.close(sections, &glance)?);
+            glances.push(glance);
+            Ok(())
+        };
+        for length in ordering::lengths(experiment, &context)? {
+            let glance = ordering::write(&mut sections, experiment, &context, length)?;
+            close(&mut sections, glance)?;
+        }
+        for write in others {
+            let glance = write(&mut sections, experiment, &context)?;
+            close(&mut sections, glance)?;
         }
     }
     let shown = glances.iter().flat_map(|glance| &glance.sources).collect();
@@ -145,7 +153,7 @@ fn head(page: &mut Page, glances: &[Glance]) {
     for glance in glances {
         table.cells(vec![
             Cell::text(glance.place).link(&glance.id),
-            Cell::text(glance.scale),
+            Cell::text(glance.scale.as_str()),
             Cell::text(&glance.compared),
             Cell::text(&glance.outcome),
         ]);

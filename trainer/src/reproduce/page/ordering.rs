@@ -38,26 +38,58 @@ struct Method<'a> {
     loss: f64,
 }
 
-/// Writes the section, where there are runs.
+/// How long runs of an experiment are: as long as their recipe says, or of so many steps in place of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Length {
+    OfRecipe,
+    Steps(u64),
+}
+
+impl Length {
+    fn of(found: &Found) -> Self {
+        let trained = &found.run.recipe;
+        let steps = trained.training.steps;
+        match recipe::load(&trained.name, &[]) {
+            Ok(recipe) if recipe.training.steps != steps => Self::Steps(steps),
+            // A recipe of the user's own is as long as it is.
+            _ => Self::OfRecipe,
+        }
+    }
+}
+
+/// The lengths that runs of an experiment have: each is a comparison of its own, since more steps are another protocol, not another
+/// seed.
+pub(super) fn lengths(experiment: &Experiment, context: &Context<'_>) -> Result<BTreeSet<Length>> {
+    if experiment.kind != "perplexity" {
+        return Ok(BTreeSet::new());
+    }
+    let rows = rows(experiment)?;
+    Ok(found(&rows, context).into_iter().map(Length::of).collect())
+}
+
+/// Writes the section of the runs of one length, where there are two methods to compare.
 pub(super) fn write(
     page: &mut Page,
     experiment: &'static Experiment,
     context: &Context<'_>,
+    length: Length,
 ) -> Result<Option<Glance>> {
-    if experiment.kind != "perplexity" {
-        return Ok(None);
-    }
     let rows = rows(experiment)?;
-    let methods = methods(&rows, context);
+    let methods = methods(&rows, context, length);
     if methods.len() < 2 {
         return Ok(None);
     }
-    let id = format!("order-{}", identifier(experiment.place));
     let twin = experiment.twin.as_ref();
     let small = methods.iter().any(|method| method.row.recipe.name != method.runs[0].run.recipe.name);
-    let made_small = if small { ", made small" } else { "" };
-    page.section(&id, &format!("{}: {}{made_small}", experiment.place, experiment.what));
-    if let Some(twin) = twin.filter(|_| small) {
+    let scale = if small { "made small" } else { "the paper's protocol" };
+    let (suffix, scale) = match length {
+        Length::OfRecipe => (String::new(), scale.to_owned()),
+        Length::Steps(steps) => (format!("-{steps}-steps"), format!("{scale}, {} steps", count(steps))),
+    };
+    let id = format!("order-{}{suffix}", identifier(experiment.place));
+    let of_scale = if small || length != Length::OfRecipe { format!(", {scale}") } else { String::new() };
+    page.section(&id, &format!("{}: {}{of_scale}", experiment.place, experiment.what));
+    if let Some(twin) = twin.filter(|_| small && length == Length::OfRecipe) {
         page.paragraph(&format!("A small twin, {}: {}.", twin.recipe, twin.differs.replace('`', "")));
     }
     let mut sources = BTreeSet::new();
@@ -99,7 +131,7 @@ pub(super) fn write(
         .filter(|row| methods.iter().all(|method| method.row.paper != row.paper))
         .map(|row| row.paper.label.as_str())
         .collect();
-    if !missing.is_empty() {
+    if !missing.is_empty() && length == Length::OfRecipe {
         page.paragraph(&format!("Not run: {}.", missing.join(", ")));
     }
     let compared = format!(
@@ -107,7 +139,6 @@ pub(super) fn write(
         count(methods.len() as u64),
         seeds(methods.iter().map(|method| method.runs.len() as u64))
     );
-    let scale = if small { "made small" } else { "the paper's protocol" };
     Ok(Some(Glance { id, place: experiment.place, scale, compared, outcome, sources }))
 }
 
@@ -130,13 +161,20 @@ fn rows(experiment: &Experiment) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Rows that have runs, those with the lowest loss first. Of a row with runs of several recipes each is a method of its own.
-fn methods<'a>(rows: &'a [Row], context: &Context<'a>) -> Vec<Method<'a>> {
+/// Runs of the rows' recipes that have a report on the validation split.
+fn found<'a>(rows: &[Row], context: &Context<'a>) -> Vec<&'a Found> {
     let wanted = |found: &&Found| {
         let name = &found.run.recipe.name;
         found.validation().is_some() && rows.iter().any(|row| row.ours.contains(name))
     };
-    let found: Vec<&Found> = context.runs.iter().filter(wanted).collect();
+    context.runs.iter().filter(wanted).collect()
+}
+
+/// Rows that have runs of this length, those with the lowest loss first. Of a row with runs of several recipes each is a method of its
+/// own.
+fn methods<'a>(rows: &'a [Row], context: &Context<'a>, length: Length) -> Vec<Method<'a>> {
+    let mut found = found(rows, context);
+    found.retain(|found| Length::of(found) == length);
     let views: Vec<&RunView> = found.iter().map(|found| &found.run).collect();
     let mut methods: Vec<Method<'_>> = Vec::new();
     for (group, members) in groups(&views) {

@@ -126,7 +126,7 @@ pub(super) fn write(
         count(methods.values().map(Vec::len).max().unwrap_or(0) as u64),
         seeds(methods.values().flatten().map(|size| size.runs.len() as u64))
     );
-    Ok(Some(Glance { id, place: experiment.place, scale: "made small", compared, outcome, sources }))
+    Ok(Some(Glance { id, place: experiment.place, scale: "made small".into(), compared, outcome, sources }))
 }
 
 /// Who is best at each size that all of them have, and the slopes.

@@ -65,7 +65,7 @@ pub(super) fn write(
         count(tasks.len() as u64),
         seeds(cells.iter().map(|cell| cell.seeds))
     );
-    let scale = if whole.is_empty() { "made small" } else { "the paper's protocol" };
+    let scale = if whole.is_empty() { "made small" } else { "the paper's protocol" }.to_owned();
     Ok(Some(Glance { id, place: experiment.place, scale, compared, outcome, sources }))
 }
 
