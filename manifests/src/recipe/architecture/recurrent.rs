@@ -101,8 +101,8 @@ impl RecurrentMixer for Hgrn2 {
 
 impl RecurrentMixer for Hgrn {
     const LABEL: &'static str = "HGRN";
-    // In float32 the sigmoid, the forget gate, one less it, the input and the state; input, gate and output.
-    const KEPT_BYTES: u64 = 34;
+    // In float32 the sigmoid, the forget gate, one less it, the input's SiLU and the state; input, gate and output.
+    const KEPT_BYTES: u64 = 26;
     const HEADS: u64 = 1;
     const FEED_RATIO: u64 = 4;
     const LOWER_BOUNDS: bool = true;
