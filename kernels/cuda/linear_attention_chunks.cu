@@ -29,7 +29,7 @@
 #include "tiles.cuh"
 
 #ifndef KEYS
-#define KEYS 128  // K: 64 or 128
+#define KEYS 128  // K: 64 or 128 (checked: 64 x 64; without BONUS 128 x 128 and 128 x 256)
 #endif
 #ifndef VALUES
 #define VALUES 256  // V: a multiple of 64
@@ -43,6 +43,8 @@ static constexpr int SUMS_STRIDE = KEYS + 4;  // floats between two tokens' sums
 static constexpr float SAFE = 60.0f;          // exponent up to which a factor is taken as it is
 static constexpr float LEAST = -100.0f;       // log of a decay that leaves nothing: sums of it stay exact enough
 
+DEVICE float bounded(float log_decay) { return log_decay < LEAST ? LEAST : log_decay; }
+
 struct LinearAttentionChunkParameters {
     int tokens, heads, chunks;
     int token_decay;  // 1: log decays are [B, T, H, K], 0: [H, K]
@@ -55,7 +57,7 @@ struct LinearAttentionChunkParameters {
     const unsigned char* resets;  // [B, T], or null
     const float* initial;         // S before the first token: [B, H, K, V], or null for zeros
     bf16* output;                 // [B, T, H, V]
-    float* last;                  // S after the last token
+    float* last;                  // S after the last token, or null
     float* sums;                  // b, where decays are by token: [B, T, H, K]
     bf16* states;                 // S that enters each chunk: [B, H, N, K, V]
     bf16* scores;                 // A: [B, H, N, 64, 64], or null where nobody differentiates
@@ -115,7 +117,7 @@ struct Chunk {
             } else {
                 const float* log_decay = p.log_decay + head * KEYS + first_key + key;
 #pragma unroll
-                for (int e = 0; e < 4; e++) place[e] = (float)(i + 1) * fmaxf(log_decay[e], LEAST);
+                for (int e = 0; e < 4; e++) place[e] = (float)(i + 1) * bounded(log_decay[e]);
             }
         }
     }
@@ -131,7 +133,8 @@ struct Sums {
 };
 typedef Sums<SUMS_STRIDE> AllSums;
 
-DEVICE float power(float exponent, float limit) { return __expf(fminf(exponent, limit)); }
+// A NaN stays one, as below: what went wrong is to be seen.
+DEVICE float power(float exponent, float limit) { return __expf(exponent > limit ? limit : exponent); }
 DEVICE u32 weigh(u32 pair, float low, float high) { return pack_bf16(low_float(pair) * low, high_float(pair) * high); }
 
 // Where the rows and columns of a lane's fragments lie: rows `row` and `row` + 8, columns `column`, `column` + 1 (and + 8, + 9).
@@ -176,7 +179,7 @@ extern "C" __global__ void __launch_bounds__(KEYS) linear_attention_chunk_sums(c
             read[i] = first + i < at.inside ? p.log_decay[at.row(first + i) * KEYS + threadIdx.x] : 0.0f;
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            sum += fmaxf(read[i], LEAST);
+            sum += bounded(read[i]);
             if (first + i < at.inside) p.sums[at.row(first + i) * KEYS + threadIdx.x] = sum;
         }
     }

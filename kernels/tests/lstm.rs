@@ -228,19 +228,6 @@ fn a_layer_by_libtorch_goes_on_from_its_state() {
     }
 }
 
-/// In bf16 everything is rounded to it, the state returned in float32; parameters keep their type and so do gradients.
-#[test]
-fn a_layer_by_libtorch_in_bf16_is_near_float32() {
-    let inputs = layer_inputs(98, [4, 40, 32, 32]);
-    let leaves: Vec<Tensor> = inputs.iter().map(|tensor| leaf(&tensor.to_kind(Kind::Float))).collect();
-    let expected = layer_by_cell(&inputs, true, LstmKernel::Reference);
-    let found = layer_by_libtorch(&leaves, true, Kind::BFloat16);
-    assert_eq!((found.h_BTHE.kind(), found.state.cell.kind()), (Kind::BFloat16, Kind::Float));
-    assert_close("h", &found.h_BTHE, &expected.h_BTHE, 0.05);
-    loss(&found, Kind::Float).backward();
-    assert!(leaves.iter().all(|leaf| leaf.grad().kind() == Kind::Float));
-}
-
 #[test]
 fn what_a_layer_by_libtorch_cannot_is_left_to_others_and_wrong_shapes_are_named() {
     let gpu = tch::Device::Cuda(0);

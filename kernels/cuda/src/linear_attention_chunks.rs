@@ -51,11 +51,11 @@ impl LinearAttentionChunkPass {
 }
 
 impl LinearAttentionChunkSizes {
-    /// For heads of 64 or 128 keys and 64, 128 or 256 values; `None` for others, for which there is no kernel. `bonus`: the state is
-    /// read before the update, and the current step by a bonus (RWKV).
+    /// For heads of 64 keys and values and, without a bonus, of 128 keys and 128 or 256 values; `None` for others, which were never
+    /// checked on a GPU. `bonus`: the state is read before the update, and the current step by a bonus (RWKV).
     #[must_use]
     pub fn new(key: u32, value: u32, bonus: bool) -> Option<Self> {
-        let known = matches!(key, 64 | 128) && matches!(value, 64 | 128 | 256);
+        let known = matches!((key, value, bonus), (64, 64, _) | (128, 128 | 256, false));
         known.then_some(Self { key, value, bonus })
     }
 
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn every_size_fits_the_smallest_multiprocessor() {
         assert_eq!(size_of::<LinearAttentionChunkParameters>(), 24 + 21 * 8);
-        for (key, value) in [64, 128].into_iter().flat_map(|key| [64, 128, 256].map(|value| (key, value))) {
+        for (key, value) in [(64, 64), (128, 128), (128, 256)] {
             let sizes =
                 LinearAttentionChunkSizes::new(key, value, false).expect("a size there is a kernel for");
             for pass in PASSES {
@@ -157,7 +157,7 @@ mod tests {
                 assert!(kernels.contains(&launch.kernel));
             }
         }
-        for (key, value) in [(32, 64), (256, 256), (64, 512), (128, 96)] {
+        for (key, value) in [(32, 64), (256, 256), (64, 128), (128, 96), (128, 128)] {
             assert_eq!(LinearAttentionChunkSizes::new(key, value, true), None);
         }
     }

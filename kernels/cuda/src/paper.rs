@@ -74,14 +74,14 @@ pub fn paper_specializations(everything: bool) -> Vec<Specialization> {
         all.extend(
             attention
                 .iter()
-                .filter_map(|&(key, value, bonus)| {
-                    let sizes = LinearAttentionSizes::new(key, value, bonus)?;
-                    let chunks = LinearAttentionChunkSizes::new(key, value, bonus)?;
-                    Some([
-                        sizes.specialization(architecture),
-                        sizes.in_bf16().specialization(architecture),
-                        chunks.specialization(architecture),
-                    ])
+                .flat_map(|&(key, value, bonus)| {
+                    let by_step = LinearAttentionSizes::new(key, value, bonus);
+                    let in_chunks = LinearAttentionChunkSizes::new(key, value, bonus);
+                    [
+                        by_step.map(|sizes| sizes.specialization(architecture)),
+                        by_step.map(|sizes| sizes.in_bf16().specialization(architecture)),
+                        in_chunks.map(|sizes| sizes.specialization(architecture)),
+                    ]
                 })
                 .flatten(),
         );

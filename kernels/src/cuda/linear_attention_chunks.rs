@@ -53,7 +53,7 @@ impl Plan {
         let sizes = LinearAttentionChunkSizes::new(u32::try_from(key)?, u32::try_from(value)?, bonus);
         let sizes = sizes.ok_or_else(|| {
             format!(
-                "{NAME}: expected heads of 64 or 128 keys and 64, 128 or 256 values, found {key} and {value}"
+                "{NAME}: expected heads of 64 keys and values or, without a bonus, 128 keys and 128 or 256 values, found {key} and {value}"
             )
         })?;
         let chunks = u32::try_from(tokens)?.div_ceil(CHUNK).into();
@@ -225,10 +225,8 @@ fn backward(
     let bonus = saved.bonus_HK.as_ref().map(|_| plan.by_chunk(&saved.q_BTHK)).transpose()?;
     let initial = saved.initial_BHKV.as_ref().map(like).transpose()?;
     let (states, state_gradients) = (plan.states(&saved.q_BTHK)?, plan.states(&saved.q_BTHK)?);
-    let last = plan.state(&saved.q_BTHK)?;
     let parameters = LinearAttentionChunkParameters {
         states: address(&states),
-        last: address(&last),
         output_gradient: address(&output_gradient),
         last_gradient: optional_address(last_gradient.as_ref()),
         state_gradients: address(&state_gradients),

@@ -78,8 +78,8 @@ pub enum LinearAttentionKernel {
     /// Chunks, with libtorch's products; any device.
     Composed,
     /// The whole loop in one call, backward by hand; the CPU, and a GPU for heads of a power of two from 16 to 512. Computed in fp32;
-    /// on a GPU queries, keys and values that are all bf16 are read as they are and, from 64 tokens on and with heads of 64 or 128 keys and
-    /// 64, 128 or 256 values, computed in chunks whose products are in bf16, with fp32 sums and states.
+    /// on a GPU queries, keys and values that are all bf16 are read as they are and, from 64 tokens on and with heads of 64 keys and values
+    /// or, without a bonus, 128 keys and 128 or 256 values, computed in chunks whose products are in bf16, with fp32 sums and states.
     Fused,
 }
 

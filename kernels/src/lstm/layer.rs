@@ -86,7 +86,8 @@ pub fn lstm_layer(layer: &LstmLayer<'_>, kind: Kind, rounded: bool) -> Result<Ls
     let before = [before(state.map(|state| &state.hidden))?, before(state.map(|state| &state.cell))?];
     // What the backward pass needs is kept only where there will be one.
     let train = [&x_BTC].into_iter().chain(&parameters).chain(&before).any(Tensor::requires_grad);
-    // The backward pass runs under the same: nothing else here is cuDNN's.
+    // For the process, and the backward pass runs under what was set last: models of different precision do not train in turns in one
+    // process. Nothing else here is cuDNN's.
     allow_tf32_in_cudnn(rounded)?;
     let (biases, layers, dropout, bidirectional, batch_first) = (true, 1, 0.0, false, true);
     let (h_BTE, hidden_1BE, cell_1BE) =

@@ -109,6 +109,10 @@ impl Work<'_> {
                 },
             });
         }
+        // What is kept of a batch holds all of it until its shard is written.
+        if ids.len() < ids.capacity() / 4 {
+            ids.shrink_to_fit();
+        }
         Ok(Tokenized { ids: Arc::new(ids), items, met, cost })
     }
 

@@ -27,16 +27,30 @@ pub(super) fn write_twin(out: &mut String, twin: &Twin, reports: &BTreeMap<PathB
     let shared = if shared.is_empty() { Vec::new() } else { variants(&shared)? };
     let recipes = recipes.map(|recipe| (recipe, true));
     let shared = shared.into_iter().filter(|recipe| twin.shared.iter().any(|(name, _)| *name == recipe.name));
-    let (mut lines, mut missing) = (Vec::new(), Vec::new());
+    let (mut lines, mut others, mut missing) = (Vec::new(), Vec::new(), Vec::new());
     for (recipe, own) in recipes.chain(shared.map(|recipe| (recipe, false))) {
         let mut found = runs_of(&recipe, reports)?;
+        let longer = found.extract_if(.., |run| run.step().is_some_and(|step| step > recipe.training.steps));
         // Another twin's longer runs are no row of this experiment.
-        found.retain(|run| own || run.step().is_none_or(|step| step <= recipe.training.steps));
+        others.extend(longer.filter(|_| own).map(|run| run.line(&recipe)));
         if found.is_empty() {
             missing.push(format!("`{}`", recipe.name));
         }
         lines.extend(found.into_iter().map(|run| run.line(&recipe)));
     }
+    write_lines(out, lines);
+    if !others.is_empty() {
+        out.push_str("\nTrained for more steps than the recipe has:\n");
+        write_lines(out, others);
+    }
+    if !missing.is_empty() {
+        let _ = writeln!(out, "\nNot run: {}.", missing.join(", "));
+    }
+    Ok(())
+}
+
+/// The table of these lines, the lowest perplexity first.
+fn write_lines(out: &mut String, mut lines: Vec<(f64, String)>) {
     lines.sort_by(|(one, _), (other, _)| one.total_cmp(other));
     if !lines.is_empty() {
         out.push_str(
@@ -45,10 +59,6 @@ pub(super) fn write_twin(out: &mut String, twin: &Twin, reports: &BTreeMap<PathB
         );
     }
     lines.iter().for_each(|(_, line)| out.push_str(line));
-    if !missing.is_empty() {
-        let _ = writeln!(out, "\nNot run: {}.", missing.join(", "));
-    }
-    Ok(())
 }
 
 /// A run of a small twin: its reports by split.

@@ -12,6 +12,7 @@ Needs a CUDA GPU, torch, transformers, flash-linear-attention (pip install flash
 """
 
 import json
+import statistics
 import sys
 import time
 
@@ -90,7 +91,7 @@ def measure(name, rows, weights, compiled, steps=6):
         seconds.append(time.perf_counter() - began)
     seconds.sort()
     return {
-        "tokens_per_second": round(rows * CONTEXT / seconds[len(seconds) // 2]),
+        "tokens_per_second": round(rows * CONTEXT / statistics.median(seconds)),
         "fastest": round(rows * CONTEXT / seconds[0]),
         "slowest": round(rows * CONTEXT / seconds[-1]),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
