@@ -487,6 +487,7 @@ mod tests {
         };
         attention(Device::Cpu, &mut take).unwrap();
         scans(Device::Cpu, &mut take).unwrap();
-        assert_eq!(count, ATTENTION.len() + IN_BF16.len() + SCANS.len() * (2 + 3 * STATES.len()));
+        let of_attention = ATTENTION.len() + IN_BF16.len() + IN_CHUNKS.len();
+        assert_eq!(count, of_attention + SCANS.len() * (2 + 3 * STATES.len()));
     }
 }
