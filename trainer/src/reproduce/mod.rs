@@ -216,7 +216,7 @@ fn shown(days: f64) -> String {
 
 /// Whether a recipe is no experiment of the paper, but one made small.
 fn is_twin(name: &str) -> bool {
-    name.split('/').next().is_some_and(|recipe| recipe.ends_with("-small"))
+    name.split('/').next().is_some_and(|recipe| recipe.ends_with("-small") || recipe.ends_with("-cpu"))
 }
 
 fn write_total(out: &mut String, rate: f64) -> Result<()> {
