@@ -163,17 +163,10 @@ fn prepare_lstm(batch: i64, time: i64, width: i64, library: bool) -> (Vec<Tensor
     ];
     let inputs: Vec<Tensor> = leaves.iter().map(Tensor::shallow_clone).collect();
     let pass = move || -> Result<Tensor, AnyError> {
-        let [x, weight_ih, weight_hh, bias_ih, bias_hh] = [0, 1, 2, 3, 4].map(|index: usize| &inputs[index]);
+        let all @ [x, weight_ih, weight_hh, bias_ih, bias_hh] =
+            [0, 1, 2, 3, 4].map(|index: usize| &inputs[index]);
         if library {
-            let layer = LstmLayer {
-                x_BTC: x,
-                weight_ih_FC: weight_ih,
-                weight_hh_FE: weight_hh,
-                bias_ih_F: bias_ih,
-                bias_hh_F: bias_hh,
-                state: None,
-            };
-            return Ok(lstm_layer(&layer, Kind::Float, false)?.h_BTHE.sum(Kind::Float));
+            return Ok(lstm_layer(&LstmLayer::of(all), Kind::Float, false)?.h_BTHE.sum(Kind::Float));
         }
         let input = LstmInput {
             x_BTGHE: &linear(x, weight_ih, None)?.view([batch, time, 4, 1, width]),

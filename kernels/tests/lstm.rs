@@ -150,15 +150,8 @@ fn layer_by_cell(x: &[Tensor], with_state: bool, kernel: LstmKernel) -> LstmOutp
 
 fn layer_by_libtorch(x: &[Tensor], with_state: bool, kind: Kind) -> LstmOutput {
     let state = LstmState { hidden: x[5].shallow_clone(), cell: x[6].shallow_clone() };
-    let layer = LstmLayer {
-        x_BTC: &x[0],
-        weight_ih_FC: &x[1],
-        weight_hh_FE: &x[2],
-        bias_ih_F: &x[3],
-        bias_hh_F: &x[4],
-        state: with_state.then_some(&state),
-    };
-    lstm_layer(&layer, kind, false).unwrap()
+    let layer = LstmLayer::of([0, 1, 2, 3, 4].map(|index: usize| &x[index]));
+    lstm_layer(&layer.from_state(with_state.then_some(&state)), kind, false).unwrap()
 }
 
 /// Outputs, the last state, and gradients of everything.
@@ -238,14 +231,7 @@ fn what_a_layer_by_libtorch_cannot_is_left_to_others_and_wrong_shapes_are_named(
     assert!(!layer_fits(tch::Device::Cpu, 1, 512, false), "another device");
     let mut inputs = layer_inputs(99, [2, 5, 8, 8]);
     inputs[3] = inputs[3].narrow(0, 0, 8);
-    let layer = LstmLayer {
-        x_BTC: &inputs[0],
-        weight_ih_FC: &inputs[1],
-        weight_hh_FE: &inputs[2],
-        bias_ih_F: &inputs[3],
-        bias_hh_F: &inputs[4],
-        state: None,
-    };
+    let layer = LstmLayer::of([0, 1, 2, 3, 4].map(|index: usize| &inputs[index]));
     let error = lstm_layer(&layer, Kind::Double, false).unwrap_err();
     assert!(matches!(error, KernelError::Shape { argument: "bias_ih_F", .. }), "{error}");
 }

@@ -1,13 +1,13 @@
-//! How gated linear attention in chunks is called: `linear_attention_chunks.cu`.
+//! How gated linear attention in chunks is called: `linear_attention_chunks.cuh` and the sources that include it.
 
 use crate::driver::LaunchShape;
 use crate::layers::LayerLaunch;
 use crate::source::Source;
 use crate::{Architecture, Specialization};
 
-/// Tokens of a chunk: `CHUNK` of the source.
+/// Tokens of a chunk: `CHUNK` of the sources.
 pub const CHUNK: u32 = 64;
-/// Bytes of a chunk's scores in bf16: `SCORES_BYTES` of the source.
+/// Bytes of a chunk's scores in bf16: `SCORES_BYTES` of the sources.
 const SCORES_BYTES: u32 = CHUNK * CHUNK * 2;
 /// Bytes of the sums of 64 keys, as the kernels of the states have them.
 const STATE_SUMS_BYTES: u32 = CHUNK * (64 + 4) * 4;
@@ -20,7 +20,7 @@ pub struct LinearAttentionChunkSizes {
     bonus: bool,
 }
 
-/// A kernel of the source.
+/// A kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinearAttentionChunkPass {
     /// Sums of decays that are given by token.
@@ -38,6 +38,14 @@ pub enum LinearAttentionChunkPass {
 }
 
 impl LinearAttentionChunkPass {
+    fn source(self) -> Source {
+        match self {
+            Self::Sums | Self::States | Self::StateGradients => Source::LinearAttentionChunkStates,
+            Self::Outputs | Self::Values => Source::LinearAttentionChunkResults,
+            Self::Keys => Source::LinearAttentionChunkGradients,
+        }
+    }
+
     fn kernel(self) -> &'static str {
         match self {
             Self::Sums => "linear_attention_chunk_sums",
@@ -59,15 +67,26 @@ impl LinearAttentionChunkSizes {
         known.then_some(Self { key, value, bonus })
     }
 
-    /// What `linear_attention_chunks.cu` is compiled with.
-    pub(crate) fn defines(self) -> Vec<(&'static str, u32)> {
+    /// What the sources are compiled with.
+    fn defines(self) -> Vec<(&'static str, u32)> {
         vec![("KEYS", self.key), ("VALUES", self.value), ("BONUS", self.bonus.into())]
     }
 
-    /// What to compile.
+    /// What to compile for a pass.
     #[must_use]
-    pub fn specialization(self, architecture: Architecture) -> Specialization {
-        Specialization::of_source(Source::LinearAttentionChunks, architecture, self.defines())
+    pub fn specialization(
+        self,
+        pass: LinearAttentionChunkPass,
+        architecture: Architecture,
+    ) -> Specialization {
+        Specialization::of_source(pass.source(), architecture, self.defines())
+    }
+
+    /// What to compile for all passes.
+    #[must_use]
+    pub fn specializations(self, architecture: Architecture) -> [Specialization; 3] {
+        Source::LINEAR_ATTENTION_CHUNKS
+            .map(|source| Specialization::of_source(source, architecture, self.defines()))
     }
 
     /// One kernel over `batch` sequences of `heads` heads and `chunks` chunks.
@@ -80,7 +99,7 @@ impl LinearAttentionChunkSizes {
         let (blocks, threads, shared_bytes) = match pass {
             Pass::Sums => (chunks, self.key, 0),
             Pass::States | Pass::StateGradients => {
-                // `VALUE_TILE` and `STATE_STAGE` of the source.
+                // `VALUE_TILE` and `STATE_STAGE` of linear_attention_chunk_states.cu.
                 let values = self.value.min(128);
                 let stage = CHUNK * (64 + values) * 2;
                 (self.key / 64 * (self.value / values), 2 * values, 2 * stage + STATE_SUMS_BYTES)
@@ -96,10 +115,10 @@ impl LinearAttentionChunkSizes {
     }
 }
 
-/// `LinearAttentionChunkParameters` of `linear_attention_chunks.cu`, field by field; addresses are device addresses, 0 for null.
+/// `LinearAttentionChunkParameters` of `linear_attention_chunks.cuh`, field by field; addresses are device addresses, 0 for null.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-#[allow(missing_docs, reason = "linear_attention_chunks.cu says it")]
+#[allow(missing_docs, reason = "linear_attention_chunks.cuh says it")]
 pub struct LinearAttentionChunkParameters {
     pub tokens: i32,
     pub heads: i32,
@@ -153,7 +172,7 @@ mod tests {
                 // Of 99 KiB; what the kernel of the keys has beside this is at most 7 KiB.
                 assert!(launch.shape.shared_bytes <= 91 * 1024, "{key} x {value}: {launch:?}");
                 assert_eq!(launch.shape.grid[1..], [5, 3]);
-                let kernels = sizes.specialization(Architecture::Sm80).source.kernels();
+                let kernels = sizes.specialization(pass, Architecture::Sm80).source.kernels();
                 assert!(kernels.contains(&launch.kernel));
             }
         }

@@ -71,20 +71,14 @@ pub fn paper_specializations(everything: bool) -> Vec<Specialization> {
         // RWKV-5 and RWKV-6; HGRN2; RetNet and GLA.
         let attention: &[(u32, u32, bool)] =
             if whole { &[(64, 64, true), (128, 128, false), (128, 256, false)] } else { &[(64, 64, true)] };
-        all.extend(
-            attention
-                .iter()
-                .flat_map(|&(key, value, bonus)| {
-                    let by_step = LinearAttentionSizes::new(key, value, bonus);
-                    let in_chunks = LinearAttentionChunkSizes::new(key, value, bonus);
-                    [
-                        by_step.map(|sizes| sizes.specialization(architecture)),
-                        by_step.map(|sizes| sizes.in_bf16().specialization(architecture)),
-                        in_chunks.map(|sizes| sizes.specialization(architecture)),
-                    ]
-                })
-                .flatten(),
-        );
+        all.extend(attention.iter().flat_map(|&(key, value, bonus)| {
+            let by_step = LinearAttentionSizes::new(key, value, bonus);
+            let in_chunks = LinearAttentionChunkSizes::new(key, value, bonus);
+            let in_chunks = in_chunks.map(|sizes| sizes.specializations(architecture));
+            let by_step =
+                by_step.map(|sizes| [sizes, sizes.in_bf16()].map(|sizes| sizes.specialization(architecture)));
+            by_step.into_iter().flatten().chain(in_chunks.into_iter().flatten())
+        }));
         let short: &[(u32, u32)] =
             if whole { &[(40, 64), (64, 32), (64, 64), (64, 128)] } else { &[(40, 64)] };
         all.extend(short.iter().filter_map(|&(tokens, head)| {

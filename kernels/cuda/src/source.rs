@@ -1,13 +1,14 @@
 //! The `.cu` and `.cuh` files, which are part of the binary.
 
 /// Headers that sources include, by the name they are included under.
-pub(crate) const HEADERS: [(&str, &str); 6] = [
+pub(crate) const HEADERS: [(&str, &str); 7] = [
     ("common.cuh", include_str!("../common.cuh")),
     ("bulk.cuh", include_str!("../bulk.cuh")),
     ("vector.cuh", include_str!("../vector.cuh")),
     ("tiles.cuh", include_str!("../tiles.cuh")),
     ("gemm.cuh", include_str!("../gemm.cuh")),
     ("mlstm.cuh", include_str!("../mlstm.cuh")),
+    ("linear_attention_chunks.cuh", include_str!("../linear_attention_chunks.cuh")),
 ];
 
 /// A `.cu` file.
@@ -35,8 +36,12 @@ pub enum Source {
     Recurrent,
     /// Gated linear attention, step by step in float32.
     LinearAttention,
-    /// Gated linear attention in chunks, with products in bf16.
-    LinearAttentionChunks,
+    /// Gated linear attention in chunks, with products in bf16: states between chunks and their gradients.
+    LinearAttentionChunkStates,
+    /// The same: outputs, and gradients of values.
+    LinearAttentionChunkResults,
+    /// The same: gradients of queries, keys, decays and bonus.
+    LinearAttentionChunkGradients,
     /// Scans of HGRN and RWKV-4, in float32.
     Scan,
     /// Mamba's selective scan.
@@ -65,6 +70,13 @@ impl Source {
     /// All sources of the mLSTM layer.
     pub const MLSTM: [Self; 4] = [Self::MlstmGates, Self::MlstmStates, Self::MlstmScores, Self::MlstmOutputs];
 
+    /// All sources of gated linear attention in chunks.
+    pub const LINEAR_ATTENTION_CHUNKS: [Self; 3] = [
+        Self::LinearAttentionChunkStates,
+        Self::LinearAttentionChunkResults,
+        Self::LinearAttentionChunkGradients,
+    ];
+
     /// The file's name in `kernels/cuda/`.
     #[must_use]
     pub fn file_name(self) -> &'static str {
@@ -80,7 +92,9 @@ impl Source {
             Self::Slstm => "slstm.cu",
             Self::Recurrent => "recurrent.cu",
             Self::LinearAttention => "linear_attention.cu",
-            Self::LinearAttentionChunks => "linear_attention_chunks.cu",
+            Self::LinearAttentionChunkStates => "linear_attention_chunk_states.cu",
+            Self::LinearAttentionChunkResults => "linear_attention_chunk_results.cu",
+            Self::LinearAttentionChunkGradients => "linear_attention_chunk_gradients.cu",
             Self::Scan => "scan.cu",
             Self::SelectiveScan => "selective_scan.cu",
             Self::TokenShift => "token_shift.cu",
@@ -110,7 +124,9 @@ impl Source {
             Self::Slstm => include_str!("../slstm.cu"),
             Self::Recurrent => include_str!("../recurrent.cu"),
             Self::LinearAttention => include_str!("../linear_attention.cu"),
-            Self::LinearAttentionChunks => include_str!("../linear_attention_chunks.cu"),
+            Self::LinearAttentionChunkStates => include_str!("../linear_attention_chunk_states.cu"),
+            Self::LinearAttentionChunkResults => include_str!("../linear_attention_chunk_results.cu"),
+            Self::LinearAttentionChunkGradients => include_str!("../linear_attention_chunk_gradients.cu"),
             Self::Scan => include_str!("../scan.cu"),
             Self::SelectiveScan => include_str!("../selective_scan.cu"),
             Self::TokenShift => include_str!("../token_shift.cu"),
@@ -165,14 +181,15 @@ impl Source {
                 "linear_attention_states",
                 "linear_attention_values",
             ],
-            Self::LinearAttentionChunks => &[
-                "linear_attention_chunk_keys",
-                "linear_attention_chunk_outputs",
+            Self::LinearAttentionChunkStates => &[
                 "linear_attention_chunk_state_gradients",
                 "linear_attention_chunk_states",
                 "linear_attention_chunk_sums",
-                "linear_attention_chunk_values",
             ],
+            Self::LinearAttentionChunkResults => {
+                &["linear_attention_chunk_outputs", "linear_attention_chunk_values"]
+            }
+            Self::LinearAttentionChunkGradients => &["linear_attention_chunk_keys"],
             Self::Scan => &["linear_scan_backward", "linear_scan_forward", "wkv_backward", "wkv_forward"],
             Self::SelectiveScan => &["selective_scan_backward", "selective_scan_forward"],
             Self::TokenShift => &["token_shift", "token_shift_backward"],

@@ -19,7 +19,7 @@
 //!
 //!
 //! Gated linear attention, the scans of [`crate::scan`], [`crate::token_shift`], [`crate::gated_norm`] and
-//! [`crate::transformer`] have kernels (`linear_attention.cu`, `linear_attention_chunks.cu`, `scan.cu`, `selective_scan.cu`, `token_shift.cu`, `gated_norm.cu`,
+//! [`crate::transformer`] have kernels (`linear_attention.cu`, `linear_attention_chunk_*.cu`, `scan.cu`, `selective_scan.cu`, `token_shift.cu`, `gated_norm.cu`,
 //! `transformer.cu`) behind those modules.
 //!
 //! All but these and [`recurrent()`] are for training in bf16 mixed precision: activations bf16, parameters and the residual
@@ -31,7 +31,6 @@ mod inner;
 pub mod launch;
 pub(crate) mod layout;
 mod linear_attention;
-mod linear_attention_chunks;
 mod mlstm;
 mod mlstm_step;
 mod precise;

@@ -51,17 +51,9 @@ pub(super) fn linear_attention(
     };
     let settings = Settings { sizes, scale: input.scale, decay };
     let resets_BT = input.resets_BT.map(Tensor::contiguous);
-    let inputs = Inputs {
-        q_BTHK: Some(input.q_BTHK),
-        k_BTHK: Some(input.k_BTHK),
-        v_BTHV: Some(input.v_BTHV),
-        log_decay: Some(input.log_decay.tensor()),
-        bonus_HK: input.bonus_HK,
-        state_BHKV: input.state_BHKV,
-    };
     let Outputs { o_BTHV, state_BHKV } = node(
         "linear_attention",
-        inputs,
+        Inputs::of(input, input.log_decay.tensor()),
         |_| Ok(forward(input, resets_BT, settings)),
         move |saved, upstream, wanted| backward(&saved, upstream, wanted, settings),
     )?;

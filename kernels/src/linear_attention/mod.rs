@@ -19,7 +19,8 @@
 //! [`LinearAttentionKernel::Composed`], chunk by chunk with libtorch's products; and
 //! [`LinearAttentionKernel::Fused`], step by step with a backward pass by hand, on the CPU (`cpu/linear_attention.h`) and, in
 //! float32 and bf16 for heads of a power of two from 16 to 512, on a GPU (`cuda/linear_attention.cu`; in bf16 from 64 tokens on, where the
-//! head sizes allow, in chunks: `cuda/linear_attention_chunks.cu`). None divides by a decay, so a log decay of −500 is as good as one of −0.01. B, T, H, K, V as in the crate's legend.
+//! head sizes allow, in chunks: `cuda/linear_attention_chunks.cuh`). None divides by a decay, so a log decay of −500 is as good as one of
+//! −0.01. B, T, H, K, V as in the crate's legend.
 
 mod composed;
 mod fused;
@@ -135,6 +136,20 @@ named_tensors! {
 
     /// What they give.
     pub(crate) struct Outputs<T> { pub(crate) o_BTHV: T, pub(crate) state_BHKV: T }
+}
+
+impl<'a> Inputs<Option<&'a Tensor>> {
+    /// Of a call, with the log decays as its version takes them.
+    pub(crate) fn of(input: &LinearAttentionInput<'a>, log_decay: &'a Tensor) -> Self {
+        Self {
+            q_BTHK: Some(input.q_BTHK),
+            k_BTHK: Some(input.k_BTHK),
+            v_BTHV: Some(input.v_BTHV),
+            log_decay: Some(log_decay),
+            bonus_HK: input.bonus_HK,
+            state_BHKV: input.state_BHKV,
+        }
+    }
 }
 
 /// Sizes of one call.

@@ -40,6 +40,20 @@ pub struct LstmLayer<'a> {
     pub state: Option<&'a LstmState>,
 }
 
+impl<'a> LstmLayer<'a> {
+    /// Of inputs, input and recurrent weights, and both biases, in this order.
+    #[must_use]
+    pub fn of([x_BTC, weight_ih_FC, weight_hh_FE, bias_ih_F, bias_hh_F]: [&'a Tensor; 5]) -> Self {
+        Self { x_BTC, weight_ih_FC, weight_hh_FE, bias_ih_F, bias_hh_F, state: None }
+    }
+
+    /// With a state before the first step.
+    #[must_use]
+    pub fn from_state(self, state: Option<&'a LstmState>) -> Self {
+        Self { state, ..self }
+    }
+}
+
 /// Outputs `(B, T, 1, E)` and the state after the last step, `(B, 1, E)`, in `kind`, which everything is computed in.
 /// `rounded`: on a GPU products may round their operands to TF32, as where a model's other products are in bf16; states and sums are of `kind`
 /// all the same. Gradients flow to every argument.

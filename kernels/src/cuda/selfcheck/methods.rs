@@ -191,7 +191,7 @@ pub(super) fn specializations(architecture: Architecture) -> Vec<Specialization>
     }
     for (_, _, _, key, value, method, _) in IN_CHUNKS {
         let sizes = LinearAttentionChunkSizes::new(key as u32, value as u32, method.has_bonus());
-        wanted.extend(sizes.map(|sizes| sizes.specialization(architecture)));
+        wanted.extend(sizes.into_iter().flat_map(|sizes| sizes.specializations(architecture)));
     }
     wanted
 }

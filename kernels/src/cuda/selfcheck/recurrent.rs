@@ -217,14 +217,8 @@ pub(super) fn layers(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), 
             ours: &|x| {
                 let state =
                     x.get(5).map(|state| LstmState { hidden: state.select(0, 0), cell: state.select(0, 1) });
-                let layer = LstmLayer {
-                    x_BTC: &x[0],
-                    weight_ih_FC: &x[1],
-                    weight_hh_FE: &x[2],
-                    bias_ih_F: &x[3],
-                    bias_hh_F: &x[4],
-                    state: state.as_ref(),
-                };
+                let layer =
+                    LstmLayer::of([0, 1, 2, 3, 4].map(|index: usize| &x[index])).from_state(state.as_ref());
                 let LstmOutput { h_BTHE, state } = lstm_layer(&layer, x[0].kind(), rounded)?;
                 Ok(vec![h_BTHE, Tensor::stack(&[state.hidden, state.cell], 0)])
             },

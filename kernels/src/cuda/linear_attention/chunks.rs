@@ -1,26 +1,23 @@
-//! Gated linear attention in chunks on the GPU, inside libtorch's autograd (`linear_attention_chunks.cu`): products in bf16, states and sums
-//! in float32.
+//! Gated linear attention in chunks (`linear_attention_chunks.cuh`): products in bf16, states and sums in float32.
 //!
 //! What is saved is the inputs, the sums of the log decays (where those are by token) and the scores within chunks, 64 numbers of bf16 a
 //! token and head. The states between chunks are computed again.
 
 use tch::{Kind, Tensor};
-use xlstm_bridge::autograd::node;
 use xlstm_bridge::{BoxError, named_tensors};
 use xlstm_cuda::linear_attention_chunks::{
     CHUNK, LinearAttentionChunkParameters, LinearAttentionChunkPass, LinearAttentionChunkSizes,
 };
 
-use super::linear_attention::spread_over_keys;
-use super::{Gpu, address, contiguous, make, optional_address};
-use crate::KernelError;
-use crate::linear_attention::{Inputs, LinearAttentionInput, LinearAttentionOutput, Outputs};
+use super::{decay_room, dense, dense_if_any, is_by_token, like};
+use crate::cuda::{Gpu, address, contiguous, make, optional_address};
+use crate::linear_attention::{Inputs, LinearAttentionInput, Outputs};
 use crate::shape::dimensions;
 
-const NAME: &str = "linear_attention in chunks (CUDA)";
+pub(super) const NAME: &str = "linear_attention in chunks (CUDA)";
 
 named_tensors! {
-    struct Saved {
+    pub(super) struct Saved {
         q_BTHK: Tensor,
         k_BTHK: Tensor,
         v_BTHV: Tensor,
@@ -87,52 +84,17 @@ pub(super) fn fits(input: &LinearAttentionInput<'_>) -> bool {
     rounded && long && Plan::new(input.q_BTHK, input.v_BTHV, input.bonus_HK.is_some()).is_ok()
 }
 
-/// As [`super::linear_attention`], where [`fits`] says yes.
-///
-/// # Errors
-/// [`KernelError`] when the GPU or its compiler fails.
-pub(super) fn linear_attention(
-    input: &LinearAttentionInput<'_>,
-) -> Result<LinearAttentionOutput, KernelError> {
-    let scale = input.scale;
-    let spread = spread_over_keys(input)?;
-    let inputs = Inputs {
-        q_BTHK: Some(input.q_BTHK),
-        k_BTHK: Some(input.k_BTHK),
-        v_BTHV: Some(input.v_BTHV),
-        log_decay: Some(&spread),
-        bonus_HK: input.bonus_HK,
-        state_BHKV: input.state_BHKV,
-    };
-    let Outputs { o_BTHV, state_BHKV } = node(
-        NAME,
-        inputs,
-        |_| forward(input, &spread),
-        move |saved: Saved, upstream, wanted| backward(&saved, upstream, wanted, scale),
-    )?;
-    Ok(LinearAttentionOutput { o_BTHV, state_BHKV })
-}
-
-/// Dense and float32, as the kernels take decays and states.
-fn dense(name: &str, tensor: &Tensor) -> Result<Tensor, BoxError> {
-    contiguous(NAME, name, tensor, Kind::Float)
-}
-
 fn rounded(name: &str, tensor: &Tensor) -> Result<Tensor, BoxError> {
     contiguous(NAME, name, tensor, Kind::BFloat16)
 }
 
 impl Saved {
-    fn is_by_token(&self) -> bool {
-        self.decays.dim() == 4
-    }
-
     fn parameters(&self, plan: &Plan, scale: f64) -> Result<LinearAttentionChunkParameters, BoxError> {
         Ok(LinearAttentionChunkParameters {
             tokens: i32::try_from(plan.tokens)?,
             heads: i32::try_from(plan.heads)?,
             chunks: i32::try_from(plan.chunks)?,
-            token_decay: self.is_by_token().into(),
+            token_decay: is_by_token(&self.decays).into(),
             scale: scale as f32,
             query: address(&self.q_BTHK),
             key: address(&self.k_BTHK),
@@ -156,32 +118,28 @@ impl Saved {
         let gpu = Gpu::of(&self.q_BTHK)?;
         let [batch, heads, chunks] = [plan.batch, plan.heads, plan.chunks].map(u32::try_from);
         let launch = plan.sizes.launch(pass, batch?, heads?, chunks?);
+        let wanted = plan.sizes.specialization(pass, gpu.architecture());
         // SAFETY: the tensors are dense and have the sizes that the structure and the launch state.
-        unsafe { gpu.launch(plan.sizes.specialization(gpu.architecture()), launch, parameters) }
+        unsafe { gpu.launch(wanted, launch, parameters) }
     }
 }
 
-fn forward(
+pub(super) fn forward(
     input: &LinearAttentionInput<'_>,
     log_decay: &Tensor,
 ) -> Result<(Outputs<Tensor>, Saved), BoxError> {
     use LinearAttentionChunkPass as Pass;
     let plan = Plan::new(input.q_BTHK, input.v_BTHV, input.bonus_HK.is_some())?;
-    let optional = |name, tensor: Option<&Tensor>| tensor.map(|tensor| dense(name, tensor)).transpose();
-    let log_decay = dense("log_decay", log_decay)?;
-    let is_by_token = log_decay.dim() == 4;
+    let log_decay = dense(NAME, "log_decay", log_decay)?;
+    let is_by_token = is_by_token(&log_decay);
     let scores_size = [plan.batch, plan.heads, plan.chunks, CHUNK.into(), CHUNK.into()];
     let saved = Saved {
         q_BTHK: rounded("q", input.q_BTHK)?,
         k_BTHK: rounded("k", input.k_BTHK)?,
         v_BTHV: rounded("v", input.v_BTHV)?,
-        decays: if is_by_token {
-            make(&log_decay.size(), Kind::Float, input.q_BTHK)?
-        } else {
-            log_decay.shallow_clone()
-        },
-        bonus_HK: optional("bonus", input.bonus_HK)?,
-        initial_BHKV: optional("state", input.state_BHKV)?,
+        decays: if is_by_token { like(&log_decay)? } else { log_decay.shallow_clone() },
+        bonus_HK: dense_if_any(NAME, "bonus", input.bonus_HK)?,
+        initial_BHKV: dense_if_any(NAME, "state", input.state_BHKV)?,
         resets_BT: input.resets_BT.map(Tensor::f_contiguous).transpose()?,
         scores: make(&scores_size, Kind::BFloat16, input.q_BTHK)?,
     };
@@ -201,10 +159,10 @@ fn forward(
     Ok((Outputs { o_BTHV, state_BHKV }, saved))
 }
 
-fn backward(
+pub(super) fn backward(
     saved: &Saved,
     upstream: Outputs<Option<Tensor>>,
-    wanted: Inputs<bool>,
+    wanted: &Inputs<bool>,
     scale: f64,
 ) -> Result<Inputs<Option<Tensor>>, BoxError> {
     use LinearAttentionChunkPass as Pass;
@@ -213,15 +171,9 @@ fn backward(
         Some(gradient) => rounded("gradient of o", &gradient)?,
         None => saved.v_BTHV.f_zeros_like()?,
     };
-    let last_gradient =
-        upstream.state_BHKV.map(|gradient| dense("gradient of the state", &gradient)).transpose()?;
-    let like = |tensor: &Tensor| make(&tensor.size(), tensor.kind(), tensor);
+    let last_gradient = dense_if_any(NAME, "gradient of the state", upstream.state_BHKV.as_ref())?;
     let (queries, keys, values) = (like(&saved.q_BTHK)?, like(&saved.k_BTHK)?, like(&saved.v_BTHV)?);
-    let decay = match (wanted.log_decay, saved.is_by_token()) {
-        (false, _) => None,
-        (true, true) => Some(like(&saved.decays)?),
-        (true, false) => Some(plan.by_chunk(&saved.q_BTHK)?),
-    };
+    let decay = decay_room(wanted.log_decay, &saved.decays, || plan.by_chunk(&saved.q_BTHK))?;
     let bonus = saved.bonus_HK.as_ref().map(|_| plan.by_chunk(&saved.q_BTHK)).transpose()?;
     let initial = saved.initial_BHKV.as_ref().map(like).transpose()?;
     let (states, state_gradients) = (plan.states(&saved.q_BTHK)?, plan.states(&saved.q_BTHK)?);
@@ -241,16 +193,12 @@ fn backward(
     for pass in [Pass::States, Pass::StateGradients, Pass::Keys, Pass::Values] {
         saved.launch(&plan, pass, &parameters)?;
     }
-    let summed = |sums: Tensor| sums.f_sum_dim_intlist([0_i64, 1].as_slice(), false, Kind::Float);
     Ok(Inputs {
         q_BTHK: Some(queries),
         k_BTHK: Some(keys),
         v_BTHV: Some(values),
-        log_decay: match decay {
-            Some(sums) if !saved.is_by_token() => Some(summed(sums)?),
-            decay => decay,
-        },
-        bonus_HK: bonus.map(summed).transpose()?,
+        log_decay: decay,
+        bonus_HK: bonus,
         state_BHKV: initial,
     })
 }

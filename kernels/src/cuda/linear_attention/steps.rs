@@ -1,27 +1,24 @@
-//! Gated linear attention on the GPU, inside libtorch's autograd (`linear_attention.cu`): computed in float32, from queries, keys and
-//! values in float32 or bf16.
+//! Gated linear attention step by step (`linear_attention.cu`): computed in float32, from queries, keys and values in float32 or bf16.
 //!
 //! What is saved is the inputs, exp(g), the final state and, where sequences are cut into segments, the states at their borders:
 //! those in between are computed again. Three kernels of the backward pass give gradients of queries, of keys with decays and
 //! bonus, and of values with the first state.
 
 use tch::{Kind, Tensor};
-use xlstm_bridge::autograd::node;
 use xlstm_bridge::{BoxError, named_tensors};
 use xlstm_cuda::linear_attention::{
     LinearAttentionParameters, LinearAttentionPass, LinearAttentionSizes, Segments,
 };
 
-use super::layout::MAX_GRID;
-use super::{Gpu, address, contiguous, enabled, linear_attention_chunks, make, optional_address};
-use crate::KernelError;
-use crate::linear_attention::{Inputs, LinearAttentionInput, LinearAttentionOutput, LogDecay, Outputs};
+use super::{decay_room, dense, dense_if_any, is_by_token, like};
+use crate::cuda::{Gpu, address, contiguous, make, optional_address};
+use crate::linear_attention::{Inputs, LinearAttentionInput, Outputs};
 use crate::shape::dimensions;
 
-const NAME: &str = "linear_attention (CUDA)";
+pub(super) const NAME: &str = "linear_attention (CUDA)";
 
 named_tensors! {
-    struct Saved {
+    pub(super) struct Saved {
         q_BTHK: Tensor,
         k_BTHK: Tensor,
         v_BTHV: Tensor,
@@ -76,17 +73,9 @@ impl Plan {
     }
 }
 
-/// Whether there is a kernel for this call: queries, keys and values all float32 or all bf16, on a GPU, keys and values of a head powers
-/// of two from 16 to 512, and no one asked for libtorch alone. All else is to be float32.
-pub(crate) fn linear_attention_fits(input: &LinearAttentionInput<'_>) -> bool {
-    let kind = input.q_BTHK.kind();
-    let alike = kind == input.k_BTHK.kind() && kind == input.v_BTHV.kind();
-    let known = sizes(input.q_BTHK, input.v_BTHV, input.bonus_HK.is_some()).is_ok();
-    let [batch, tokens, heads, _] = input.q_BTHK.size()[..] else { return false };
-    // Where sequences are cut there are few of them: `ENOUGH_THREADS` keeps the segments of all far below the limit.
-    let within = batch <= MAX_GRID && heads <= MAX_GRID && i32::try_from(tokens).is_ok();
-    let types = alike && matches!(kind, Kind::Float | Kind::BFloat16);
-    known && within && types && enabled(input.q_BTHK.device())
+/// Whether there is a kernel for heads of these sizes.
+pub(super) fn knows(input: &LinearAttentionInput<'_>) -> bool {
+    sizes(input.q_BTHK, input.v_BTHV, input.bonus_HK.is_some()).is_ok()
 }
 
 fn sizes(q_BTHK: &Tensor, v_BTHV: &Tensor, bonus: bool) -> Result<LinearAttentionSizes, BoxError> {
@@ -103,62 +92,12 @@ fn sizes(q_BTHK: &Tensor, v_BTHV: &Tensor, bonus: bool) -> Result<LinearAttentio
     })
 }
 
-/// As [`crate::linear_attention::linear_attention`], of shapes that the caller has checked and where [`linear_attention_fits`] says
-/// yes; the output is in the type of the values.
-///
-/// # Errors
-/// [`KernelError`] when the GPU or its compiler fails.
-pub(crate) fn linear_attention(
-    input: &LinearAttentionInput<'_>,
-) -> Result<LinearAttentionOutput, KernelError> {
-    if linear_attention_chunks::fits(input) {
-        return linear_attention_chunks::linear_attention(input);
-    }
-    let scale = input.scale;
-    let spread = spread_over_keys(input)?;
-    let inputs = Inputs {
-        q_BTHK: Some(input.q_BTHK),
-        k_BTHK: Some(input.k_BTHK),
-        v_BTHV: Some(input.v_BTHV),
-        log_decay: Some(&spread),
-        bonus_HK: input.bonus_HK,
-        state_BHKV: input.state_BHKV,
-    };
-    let Outputs { o_BTHV, state_BHKV } = node(
-        NAME,
-        inputs,
-        |_| forward(input, &spread),
-        move |saved: Saved, upstream, wanted| backward(&saved, upstream, wanted, scale),
-    )?;
-    Ok(LinearAttentionOutput { o_BTHV, state_BHKV })
-}
-
-/// The log decays as the kernels read them, one for each key.
-pub(super) fn spread_over_keys(input: &LinearAttentionInput<'_>) -> Result<Tensor, KernelError> {
-    Ok(match input.log_decay {
-        LogDecay::Head(decay_H) => {
-            let keys = input.q_BTHK.size()[3];
-            decay_H.f_unsqueeze(-1)?.f_expand([decay_H.size()[0], keys], false)?
-        }
-        LogDecay::Key(tensor) | LogDecay::Token(tensor) => tensor.shallow_clone(),
-    })
-}
-
-/// Dense and float32, as the kernels take decays and states.
-fn dense(name: &str, tensor: &Tensor) -> Result<Tensor, BoxError> {
-    contiguous(NAME, name, tensor, Kind::Float)
-}
-
 /// Dense and of the type of the queries.
 fn dense_as(name: &str, tensor: &Tensor, q_BTHK: &Tensor) -> Result<Tensor, BoxError> {
     contiguous(NAME, name, tensor, q_BTHK.kind())
 }
 
 impl Saved {
-    fn is_by_token(&self) -> bool {
-        self.decay.dim() == 4
-    }
-
     fn plan(&self) -> Result<Plan, BoxError> {
         Plan::new(&self.q_BTHK, &self.v_BTHV, self.bonus_HK.is_some())
     }
@@ -169,7 +108,7 @@ impl Saved {
             heads: i32::try_from(plan.heads)?,
             segments: i32::try_from(plan.segments.count)?,
             segment_tokens: i32::try_from(plan.segments.tokens)?,
-            token_decay: self.is_by_token().into(),
+            token_decay: is_by_token(&self.decay).into(),
             scale: scale as f32,
             query: address(&self.q_BTHK),
             key: address(&self.k_BTHK),
@@ -204,19 +143,18 @@ impl Saved {
     }
 }
 
-fn forward(
+pub(super) fn forward(
     input: &LinearAttentionInput<'_>,
     log_decay: &Tensor,
 ) -> Result<(Outputs<Tensor>, Saved), BoxError> {
     let plan = Plan::new(input.q_BTHK, input.v_BTHV, input.bonus_HK.is_some())?;
-    let optional = |name, tensor: Option<&Tensor>| tensor.map(|tensor| dense(name, tensor)).transpose();
     let saved = Saved {
         q_BTHK: dense_as("q", input.q_BTHK, input.q_BTHK)?,
         k_BTHK: dense_as("k", input.k_BTHK, input.q_BTHK)?,
         v_BTHV: dense_as("v", input.v_BTHV, input.q_BTHK)?,
-        decay: dense("decay", &log_decay.f_exp()?)?,
-        bonus_HK: optional("bonus", input.bonus_HK)?,
-        initial_BHKV: optional("state", input.state_BHKV)?,
+        decay: dense(NAME, "decay", &log_decay.f_exp()?)?,
+        bonus_HK: dense_if_any(NAME, "bonus", input.bonus_HK)?,
+        initial_BHKV: dense_if_any(NAME, "state", input.state_BHKV)?,
         resets_BT: input.resets_BT.map(Tensor::f_contiguous).transpose()?,
         last_BHKV: make(&[plan.batch, plan.heads, plan.key, plan.value], Kind::Float, input.q_BTHK)?,
         states: plan.borders(input.q_BTHK)?,
@@ -230,10 +168,10 @@ fn forward(
     Ok((Outputs { o_BTHV, state_BHKV: saved.last_BHKV.shallow_clone() }, saved))
 }
 
-fn backward(
+pub(super) fn backward(
     saved: &Saved,
     upstream: Outputs<Option<Tensor>>,
-    wanted: Inputs<bool>,
+    wanted: &Inputs<bool>,
     scale: f64,
 ) -> Result<Inputs<Option<Tensor>>, BoxError> {
     let plan = saved.plan()?;
@@ -241,17 +179,11 @@ fn backward(
         Some(gradient) => dense_as("gradient of o", &gradient, &saved.q_BTHK)?,
         None => saved.v_BTHV.f_zeros_like()?,
     };
-    let last_gradient =
-        upstream.state_BHKV.map(|gradient| dense("gradient of the state", &gradient)).transpose()?;
+    let last_gradient = dense_if_any(NAME, "gradient of the state", upstream.state_BHKV.as_ref())?;
     let kind = saved.q_BTHK.kind();
-    let like = |tensor: &Tensor| make(&tensor.size(), tensor.kind(), tensor);
     let (keys, values) = (like(&saved.k_BTHK)?, like(&saved.v_BTHV)?);
     let query = make(&saved.q_BTHK.size(), Kind::Float, &saved.q_BTHK)?;
-    let decay = match (wanted.log_decay, saved.is_by_token()) {
-        (false, _) => None,
-        (true, true) => Some(like(&saved.decay)?),
-        (true, false) => Some(plan.by_segment(&saved.q_BTHK)?),
-    };
+    let decay = decay_room(wanted.log_decay, &saved.decay, || plan.by_segment(&saved.q_BTHK))?;
     let bonus = saved.bonus_HK.as_ref().map(|_| plan.by_segment(&saved.q_BTHK)).transpose()?;
     let initial = saved.initial_BHKV.as_ref().map(like).transpose()?;
     let state_gradients = plan.borders(&saved.q_BTHK)?;
@@ -275,16 +207,12 @@ fn backward(
         LinearAttentionPass::Values,
     ];
     saved.launch(&plan, &passes, &parameters)?;
-    let summed = |sums: Tensor| sums.f_sum_dim_intlist([0_i64, 1].as_slice(), false, Kind::Float);
     Ok(Inputs {
         q_BTHK: Some(query.f_to_kind(kind)?),
         k_BTHK: Some(keys),
         v_BTHV: Some(values),
-        log_decay: match decay {
-            Some(sums) if !saved.is_by_token() => Some(summed(sums)?),
-            decay => decay,
-        },
-        bonus_HK: bonus.map(summed).transpose()?,
+        log_decay: decay,
+        bonus_HK: bonus,
         state_BHKV: initial,
     })
 }
