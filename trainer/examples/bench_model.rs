@@ -71,7 +71,7 @@ fn main() -> Result<(), AnyError> {
         let begin = Instant::now();
         let loss = model.loss(&inputs, &targets, None)?.loss;
         let forward = begin.elapsed().as_secs_f64();
-        optimizer.zero_gradients();
+        optimizer.begin_step(false)?;
         autograd::backward(&[&loss], &[None], false)?;
         let both = begin.elapsed().as_secs_f64();
         let norm = optimizer.gradient_norm()?;

@@ -80,20 +80,19 @@ impl AdamW {
         for state in &self.states {
             let mut gradient = state.parameter.grad();
             if gradient.defined() {
-                // Kept and cleared: fresh large buffers cost page faults.
                 let _ = gradient.zero_();
             }
         }
     }
 
-    /// Before the first micro-batch of a step: gradients are zero or, on a GPU, none at all, which spares clearing them
-    /// and adding to zeros (16 bytes a parameter, and two launches for each). `shared` gradients, views of what is
-    /// reduced over ranks, stay.
+    /// Before the first micro-batch of a step: there are no gradients, which spares clearing them and adding to zeros (16 bytes a
+    /// parameter; on a GPU also two launches for each). The memory waits for the next ones, in libtorch's cache on a GPU and in
+    /// [`xlstm_bridge::runtime::pool_memory`]'s on a CPU. `shared` gradients, views of what is reduced over ranks, stay and are cleared.
     ///
     /// # Errors
     /// When libtorch fails.
     pub fn begin_step(&self, shared: bool) -> Result<()> {
-        if shared || !self.on_gpu() {
+        if shared {
             self.zero_gradients();
             return Ok(());
         }
@@ -278,7 +277,25 @@ impl Constants {
     }
 }
 
+/// One part of a parameter. Each number is computed for itself and nothing is contracted, so vectors of any width give the same bits.
 fn update_chunk(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: &Constants) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has what the function is compiled for.
+        unsafe { update_chunk_avx2(p, m, v, g, c) };
+        return;
+    }
+    update_elements(p, m, v, g, c);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn update_chunk_avx2(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: &Constants) {
+    update_elements(p, m, v, g, c);
+}
+
+#[inline(always)]
+fn update_elements(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: &Constants) {
     for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
         let g = g * c.factor;
         *m = c.beta1 * *m + c.one_minus_beta1 * g;
@@ -331,6 +348,35 @@ unsafe fn floats_mut(tensor: &Tensor) -> Option<&mut [f32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wider_vectors_give_the_same_bits() {
+        let of = |scale: f32| (0..1003).map(|i| (i as f32 * scale).sin()).collect::<Vec<f32>>();
+        let positive = |scale| of(scale).iter().map(|value| value.abs()).collect::<Vec<f32>>();
+        let c = Constants {
+            factor: 0.37,
+            beta1: 0.9,
+            beta2: 0.95,
+            one_minus_beta1: 0.1,
+            one_minus_beta2: 0.05,
+            epsilon: 1e-5,
+            step_size: 0.013,
+            root_correction: 0.3,
+            keep: 0.999,
+        };
+        let mut wide = [of(0.31), of(0.17), positive(0.23)];
+        let mut narrow = wide.clone();
+        let g = of(0.11);
+        let [p, m, v] = &mut wide;
+        update_chunk(p, m, v, &g, &c);
+        let [p, m, v] = &mut narrow;
+        update_elements(p, m, v, &g, &c);
+        assert_eq!(wide.map(bits), narrow.map(bits));
+    }
+
+    fn bits(values: Vec<f32>) -> Vec<u32> {
+        values.into_iter().map(f32::to_bits).collect()
+    }
 
     #[test]
     fn both_paths_agree() {
