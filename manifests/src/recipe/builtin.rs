@@ -29,6 +29,7 @@ pub fn builtins() -> &'static [Builtin] {
         "table1-cpu",
         "table2-small",
         "figure6-scaling-15b",
+        "figure6-small",
         "table2-lstm-to-xlstm",
         "table2-gating",
         "table8-matrix-memory",

@@ -173,7 +173,18 @@ pub(super) const EXPERIMENTS: &[Experiment] = &[
         commands: &[SLIMPAJAMA_15B, PERPLEXITY],
         without: "the figure's values are not printed",
         sweeps: &[],
-        twin: None,
+        twin: Some(Twin {
+            recipe: "figure6-small",
+            variants: &[],
+            shared: &[
+                ("table1-small/1to0", "25m-1to0"),
+                ("table1-small/7to1", "25m-7to1"),
+                ("table1-small/llama", "25m-llama"),
+                ("table1-small/mamba", "25m-mamba"),
+            ],
+            differs: "5M to 86M parameters beside the vocabulary, steps of 65,536 tokens, 62 million tokens of the text of \
+                      `docs/results/table1-small` in place of 15 billion of SlimPajama, learning rate 1.5e-3 at every size",
+        }),
     },
     Experiment {
         place: "Table 8",
