@@ -68,6 +68,44 @@ fn contains(text: &str, parts: &[&str]) {
 
 const CLAIM: &str = "claimed to be cerebras/SlimPajama-627B";
 
+/// The same rows from a source file of another name have the same root and another manifest: `verify` holds a report to the one that it
+/// was made of.
+#[test]
+fn a_split_prepared_again_from_another_place_is_followed_for_itself() {
+    let fixture = Fixture::new();
+    let run = fixture.run();
+    let again = fixture.path("again/validation/chunk2/example_holdout_0.jsonl.zst");
+    fs_err::create_dir_all(again.parent().unwrap()).unwrap();
+    fs_err::copy(fixture.path("from/validation/chunk1/example_holdout_0.jsonl.zst"), again).unwrap();
+    let options = ["prepare", "slimpajama", "--offline", "--quiet", "--split", "validation", "--from"];
+    let arguments = options.iter().map(PathBuf::from);
+    data(arguments.chain([fixture.path("again"), "--out".into(), fixture.path("again-data")])).success();
+    let [one, other] = ["data", "again-data"].map(|name| fixture.path(name).join("validation"));
+    let [one_manifest, other_manifest] = [&one, &other].map(|split| Manifest::load(split).unwrap());
+    assert_eq!(one_manifest.root, other_manifest.root);
+    assert_ne!(one_manifest.inputs[0].path, other_manifest.inputs[0].path);
+    for split in [&one, &other] {
+        let report = fixture.path("report");
+        let arguments = ["perplexity", text(&run), "--manifest", text(split), "--out", text(&report)];
+        eval(arguments).success();
+        let links = eval(["verify", text(&report)]).success().all();
+        assert!(links.contains(" 0 do not"), "{links}");
+        fs_err::remove_dir_all(&report).unwrap();
+    }
+    // A manifest that was changed since is still found out.
+    let report = fixture.path("report");
+    eval(["perplexity", text(&run), "--manifest", text(&other), "--out", text(&report)]).success();
+    let manifest = other.join(MANIFEST_NAME);
+    let changed = fs_err::read_to_string(&manifest).unwrap().replace("chunk2", "chunk3");
+    fs_err::write(&manifest, changed).unwrap();
+    let links = eval(["verify", text(&report)]);
+    assert!(links.code != Some(0) && links.all().contains("evaluated split: manifest"), "{}", links.all());
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
 #[test]
 fn a_claim_stays_one_from_the_data_to_every_page() {
     let fixture = Fixture::new();

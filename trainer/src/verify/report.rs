@@ -93,13 +93,16 @@ impl Chain {
             Some(Ok(run)) => run,
         };
         self.same_run(recorded, run)?;
-        // The same root is the same dataset, wherever it lies.
-        let own = run
-            .validation
-            .iter()
-            .chain(&run.train)
-            .find(|split| data.is_some_and(|data| data.recorded.root == split.recorded.root))
-            .filter(|split| split.manifest().is_some());
+        // The same root is the same dataset, wherever it lies; but where the report's own folder is at hand and another one, its
+        // manifest may name the source files otherwise, and is followed for itself.
+        let is_own = |split: &&DatasetLink| {
+            data.is_some_and(|data| {
+                data.recorded.root == split.recorded.root
+                    && (data.manifest().is_none() || is_same_folder(&data.folder, &split.folder))
+            })
+        };
+        let own =
+            run.validation.iter().chain(&run.train).find(is_own).filter(|split| split.manifest().is_some());
         let checked = data.and_then(|data| data.recorded.manifest_sha256).zip(own);
         if let Some((sha256, own)) = checked {
             let path = Manifest::locate(&own.folder);
@@ -131,6 +134,11 @@ impl Chain {
         self.list("run", &path, detail, &wrong);
         Ok(())
     }
+}
+
+fn is_same_folder(one: &Path, other: &Path) -> bool {
+    one == other
+        || fs_err::canonicalize(one).ok().is_some_and(|one| fs_err::canonicalize(other).ok() == Some(one))
 }
 
 fn shown(number: Option<u64>) -> String {
