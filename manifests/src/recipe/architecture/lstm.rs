@@ -67,8 +67,9 @@ impl Default for LstmConfig {
     }
 }
 
-/// Numbers a unit and step in what cuDNN reserves for the backward pass: four gates, the cell, and the cell's tanh.
-const RESERVED: u64 = 6;
+/// Numbers a unit and step in what cuDNN reserves for the backward pass. Measured: with four the plan is 98.9 to 99.8 % of the peak of Table 2's
+/// rows (docs/benchmarks/gpu/methods.md).
+const RESERVED: u64 = 4;
 
 impl LstmConfig {
     /// Dense heads of more units than this are libtorch's own LSTM on a GPU.
