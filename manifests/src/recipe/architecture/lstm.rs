@@ -219,9 +219,9 @@ mod tests {
             let setup = ActivationSetup { path, element_bytes: 2, context_length: 2048 };
             LstmConfig { form, embedding_dim, ..LstmConfig::default() }.activation_bytes(0, &setup)
         };
-        // In bf16 and float32 the input and the output, in float32 six numbers a unit and the residual sum.
-        assert_eq!(bytes(1536, LstmForm::Plain, ComputePath::GpuKernels), (2 * 6 + 4 * 6) * 1536);
-        assert_eq!(bytes(1024, LstmForm::Residual, ComputePath::GpuKernels), (2 * 6 + 4 * 6 + 4) * 1024);
+        // In bf16 and float32 the input and the output, in float32 four numbers a unit and the residual sum.
+        assert_eq!(bytes(1536, LstmForm::Plain, ComputePath::GpuKernels), (2 * 6 + 4 * 4) * 1536);
+        assert_eq!(bytes(1024, LstmForm::Residual, ComputePath::GpuKernels), (2 * 6 + 4 * 4 + 4) * 1024);
         // The kernel of narrow heads keeps float32.
         assert_eq!(bytes(128, LstmForm::Residual, ComputePath::GpuKernels), 44 * 128);
         assert_eq!(bytes(1024, LstmForm::Residual, ComputePath::Operations), 62 * 1024);
