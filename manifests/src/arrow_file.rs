@@ -26,6 +26,7 @@ use crate::arrow_layout;
 use crate::atomic::{AtomicFile, Written};
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
+use crate::file_digest::Digests;
 use crate::hashing_writer::HashingWriter;
 use crate::mapped::Mapped;
 use crate::merkle::Leaves;
@@ -57,17 +58,10 @@ enum Output {
 }
 
 impl Output {
-    fn begin_leaves(&mut self, leaves: Leaves) {
+    fn digests(&mut self) -> Result<&mut Digests> {
         match self {
-            Self::File(file) => file.begin_leaves(leaves),
-            Self::Nowhere(bytes) => bytes.begin_leaves(leaves),
-        }
-    }
-
-    fn end_leaves(&mut self) -> Vec<Sha256Digest> {
-        match self {
-            Self::File(file) => file.end_leaves(),
-            Self::Nowhere(bytes) => bytes.end_leaves(),
+            Self::File(file) => file.digests(),
+            Self::Nowhere(bytes) => Ok(bytes.digests()),
         }
     }
 
@@ -76,7 +70,7 @@ impl Output {
         match self {
             Self::File(file) => file.commit(),
             Self::Nowhere(bytes) => {
-                let (_, size, sha256) = bytes.finish();
+                let (size, sha256) = bytes.finish().1.finish()?;
                 Ok(Written { size, sha256 })
             }
         }
@@ -133,15 +127,20 @@ impl ArrowWriter {
         self.writer.write(batch).map_err(|error| write_error(&self.path, error))
     }
 
-    /// As [`Self::write`], and the digests of `leaves`, which cost little beside the batch.
+    /// As [`Self::write`], and the digests of `leaves`, which cost little beside the batch; none yet if digests come later.
     pub(crate) fn write_with_leaves(
         &mut self,
         batch: &RecordBatch,
         leaves: Leaves,
     ) -> Result<Vec<Sha256Digest>> {
-        self.writer.get_mut().begin_leaves(leaves);
+        self.digests()?.begin_leaves(leaves);
         self.write(batch)?;
-        Ok(self.writer.get_mut().end_leaves())
+        Ok(self.digests()?.end_leaves())
+    }
+
+    /// The digests of what was written so far.
+    pub(crate) fn digests(&mut self) -> Result<&mut Digests> {
+        self.writer.get_mut().digests()
     }
 
     /// Writes the footer and makes the file durable.

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
+use crate::file_digest::Digests;
 use crate::hashing_writer::HashingWriter;
-use crate::merkle::Leaves;
 
 /// The ending of files under construction; a later run removes them.
 pub const PARTIAL_SUFFIX: &str = ".partial";
@@ -42,16 +42,12 @@ impl AtomicFile {
         Ok(Self { writer: Some(writer), partial, destination: destination.into() })
     }
 
-    /// Digests `leaves` while what is written from now on is digested.
-    pub(crate) fn begin_leaves(&mut self, leaves: Leaves) {
-        if let Some(writer) = &mut self.writer {
-            writer.begin_leaves(leaves);
-        }
-    }
-
-    /// The digests of the leaves that were begun last.
-    pub(crate) fn end_leaves(&mut self) -> Vec<Sha256Digest> {
-        self.writer.as_mut().map(HashingWriter::end_leaves).unwrap_or_default()
+    /// The digests of what was written so far.
+    ///
+    /// # Errors
+    /// When the file was already committed.
+    pub(crate) fn digests(&mut self) -> Result<&mut Digests> {
+        self.writer.as_mut().map(HashingWriter::digests).ok_or_else(committed)
     }
 
     /// Makes the file durable and visible under its name.
@@ -59,10 +55,8 @@ impl AtomicFile {
     /// # Errors
     /// When flushing, fsync or the rename fails; the destination is then as it was before.
     pub fn commit(mut self) -> Result<Written> {
-        let Some(writer) = self.writer.take() else {
-            return Err(Error::internal("the file was already committed"));
-        };
-        let (buffer, size, sha256) = writer.finish();
+        let (buffer, digests) = self.writer.take().ok_or_else(committed)?.finish();
+        let (size, sha256) = digests.finish()?;
         let file = buffer.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
         fs_err::rename(&self.partial, &self.destination)?;
@@ -72,11 +66,15 @@ impl AtomicFile {
     }
 }
 
+fn committed() -> Error {
+    Error::internal("the file was already committed")
+}
+
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.writer {
             Some(writer) => writer.write(bytes),
-            None => Err(io::Error::other("the file was already committed")),
+            None => Err(io::Error::other(committed())),
         }
     }
 

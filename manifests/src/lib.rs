@@ -30,6 +30,7 @@ pub mod digest;
 pub mod documents;
 pub mod error;
 pub mod examples;
+pub mod file_digest;
 mod hashing_writer;
 pub mod identity;
 pub mod manifest;

@@ -116,15 +116,20 @@ impl Leaves {
         self.taken = 0;
     }
 
-    /// All leaves, in the order of the rows.
-    pub(crate) fn finish(mut self) -> Vec<Sha256Digest> {
+    /// What the rows lie in.
+    pub(crate) fn buffer(&self) -> &Buffer {
+        &self.rows.bytes
+    }
+
+    /// All leaves, in the order of the rows, and what the rows lie in.
+    pub(crate) fn finish(mut self) -> (Vec<Sha256Digest>, Buffer) {
         if self.taken > 0 {
             self.end_row();
         }
         let left = (self.done.len()..self.rows.lengths.len()).filter_map(|index| self.rows.row(index));
         let left = leaves(left);
         self.done.extend(left);
-        self.done
+        (self.done, self.rows.bytes)
     }
 }
 
@@ -297,7 +302,7 @@ mod tests {
             let rows = lengths.iter().enumerate().map(|(row, length)| &bytes[row * STRIDE..][..*length]);
             let expected: Vec<_> = rows.map(|row| leaf(&[row])).collect();
             let mut leaves = Leaves::new(Buffer::from(&bytes[..]), STRIDE, lengths.clone());
-            let (mut stream, mut whole) = (LongMessage::new(), message(before, 4));
+            let (mut stream, mut whole) = (LongMessage::default(), message(before, 4));
             stream.update(&whole, compress);
             for (&length, seed) in pieces.iter().zip(5..) {
                 let piece = message(length, seed);
@@ -306,7 +311,7 @@ mod tests {
             }
             prop_assert_eq!(stream.length(), whole.len() as u64);
             prop_assert_eq!(Sha256Digest(stream.finish()), Sha256Digest::of(&whole));
-            prop_assert_eq!(leaves.finish(), expected);
+            prop_assert_eq!(leaves.finish().0, expected);
         }
     }
 

@@ -21,6 +21,7 @@ use crate::arrow_file::{self, ArrowFile, ArrowWriter, RowStarts, Unpacked};
 use crate::atomic::Written;
 use crate::digest::Sha256Digest;
 use crate::error::{Error, Result};
+use crate::file_digest::{FileDigest, Undigested};
 use crate::merkle::{self, Leaves};
 
 /// Rows in a record batch: 1 MiB at 2048 tokens, the unit of a compressed read.
@@ -137,6 +138,8 @@ impl PackedWriter {
     pub fn extend(&mut self, mut tokens: &[u16]) -> Result<()> {
         while !tokens.is_empty() {
             let room = BATCH_ROWS * self.row_length - self.ids.len();
+            // The memory of the batch before may still be needed for its digests.
+            self.ids.reserve(room);
             let (now, later) = tokens.split_at(tokens.len().min(room));
             self.ids.extend_from_slice(now);
             self.lengths.resize(self.ids.len() / self.row_length, self.full);
@@ -147,7 +150,7 @@ impl PackedWriter {
     }
 
     /// As [`Self::extend`]. At the beginning of a batch, at most a batch's tokens are taken as they lie; what is returned is
-    /// memory of that size, empty.
+    /// memory of that size, empty, or none where digests come later.
     ///
     /// # Errors
     /// When writing fails.
@@ -161,6 +164,31 @@ impl PackedWriter {
             tokens.clear();
         }
         Ok(tokens)
+    }
+
+    /// Leaves digests to whoever [`Self::take_undigested`]: what is returned has those of all bytes so far. Until
+    /// [`Self::digest_now`] no leaves are made here, and the memory of a batch is not used again.
+    ///
+    /// # Errors
+    /// When the file is finished already.
+    pub fn digest_later(&mut self) -> Result<FileDigest> {
+        Ok(self.writer.digests()?.digest_later())
+    }
+
+    /// What was written since the last call and is not digested.
+    ///
+    /// # Errors
+    /// As [`Self::digest_later`].
+    pub fn take_undigested(&mut self) -> Result<Undigested> {
+        Ok(self.writer.digests()?.take())
+    }
+
+    /// Goes on from the digest of all that was written.
+    ///
+    /// # Errors
+    /// When `file` lacks some of it, which is a fault of the program.
+    pub fn digest_now(&mut self, file: FileDigest) -> Result<()> {
+        self.writer.digests()?.digest_now(file)
     }
 
     /// The Merkle leaves of rows that were written since the last call.
@@ -196,7 +224,7 @@ impl PackedWriter {
         let batch = RecordBatch::try_new(schema(self.full), columns).map_err(Error::internal)?;
         self.leaves.extend(self.writer.write_with_leaves(&batch, leaves)?);
         drop(batch);
-        // Nobody else holds the batch any longer: its memory serves for the next one.
+        // Where nobody else holds the batch any longer, its memory serves for the next one.
         self.ids = ids.into_vec().unwrap_or_default();
         self.ids.clear();
         Ok(())
@@ -352,6 +380,19 @@ mod tests {
                 }
             });
             prop_assert!(rows == batches);
+            let later = written(|writer, leaves| {
+                let mut file = writer.digest_later().unwrap();
+                for (at, piece) in tokens.chunks(5 * ROW + 3).enumerate() {
+                    writer.extend(piece).unwrap();
+                    if at % 3 == 0 {
+                        leaves.extend(writer.take_undigested().unwrap().digest(&mut file).leaves);
+                    }
+                }
+                writer.end().unwrap();
+                leaves.extend(writer.take_undigested().unwrap().digest(&mut file).leaves);
+                writer.digest_now(file).unwrap();
+            });
+            prop_assert!(rows == later);
             prop_assert_eq!(rows.2, tokens.chunks(ROW).map(tokens_leaf).collect::<Vec<_>>());
             prop_assert_eq!(rows.1.size, rows.0.len() as u64);
             prop_assert_eq!(rows.1.sha256, Sha256Digest::of(&rows.0));

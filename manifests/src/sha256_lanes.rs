@@ -77,11 +77,14 @@ pub(crate) struct LongMessage {
     length: u64,
 }
 
-impl LongMessage {
-    pub(crate) fn new() -> Self {
+impl Default for LongMessage {
+    /// No bytes yet.
+    fn default() -> Self {
         Self { state: INITIAL, tail: [0; BLOCK], filled: 0, length: 0 }
     }
+}
 
+impl LongMessage {
     /// Bytes so far.
     pub(crate) fn length(&self) -> u64 {
         self.length

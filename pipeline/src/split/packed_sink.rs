@@ -78,7 +78,7 @@ impl PackedSink {
         let spans = std::mem::take(&mut self.spans);
         let (folder, tokens) = (self.folder.clone(), rows * self.row_length as u64 - missing as u64);
         Ok(Box::new(move || {
-            let Sealed { writer, tokens_root, tree } = sealed.recv().map_err(|_| fault.take())?;
+            let Sealed { writer, tokens_root, tree } = sealed.recv().map_err(|_| fault.error())?;
             let (written, _) = writer.finish()?;
             let spans_name = format!("spans-{index:05}.arrow");
             let spans_written = spans::write(&folder.join(&spans_name), &spans)?;

@@ -1,29 +1,40 @@
-//! Rows on their way into shards: put together, digested and written by threads of their own.
+//! Rows on their way into shards: put together, written and digested by threads of their own.
 //!
 //! ```text
-//! builder ─► stretches of tokens ─► assembler: whole batches ─► rows: bytes and leaves digested, and written
+//! thread                          gets (4 MiB at most wait before each)      hands on
+//! builder (whoever feeds it)      documents in stream order                  stretches of tokens, 1 MiB together
+//! `assembler`                     stretches, without a copy                  whole batches of rows; ends of shards
+//! `rows`                          batches                                    bytes to the file, and what is to be digested, by reference
+//! `digests`                       what was written, and ends of shards       shards whose rows are all digested; the batches' memory, back to `assembler`
+//! `finisher` (`ledger`)           a shard's closing, which waits for that    the footer, fsync, rename, a line of the journal
 //! ```
-//! A shard's bytes are digested one after the other, and its Merkle leaves beside them, which is most of the work behind the
-//! tokenizer: the thread that does it gets batches that it need not copy. Tokens come in stream order from one builder and each thread hands
-//! them on in that order, so the bytes are the same as if the builder wrote them itself. The builder need not even read
-//! tokens that it may keep: the first thread that does waits for another processor's memory.
+//! Digesting is most of the work behind the tokenizer, and a shard's SHA-256 is a chain: it cannot be shared out. So the thread that does
+//! it does nothing else. The leaves of rows stay with it: beside the chain, in the other lane of the same instructions, they cost a
+//! twelfth more, and on another thread half as much again (`sha256_lanes`).
+//!
+//! Tokens come in stream order from one builder, and each thread hands them on in that order, so the bytes and digests are the same as if the
+//! builder wrote them itself. The builder need not even read tokens that it may keep: the first thread that does waits for
+//! another processor's memory. A thread that fails says so in the [`Fault`] and takes what comes, so that nobody waits for it; one
+//! that panics drops its ends of the channels, which the threads before and behind it notice.
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender};
+use xlstm_manifests::Sha256Digest;
 use xlstm_manifests::merkle::MerkleTree;
 use xlstm_manifests::packed::PackedWriter;
-use xlstm_manifests::{Error as ContractError, Sha256Digest};
 
 use super::SplitError;
+use super::fault::Fault;
+use super::row_threads;
 
 /// Tokens that are handed over together: 1 MiB.
-const TOGETHER: usize = 1 << 19;
+pub(super) const TOGETHER: usize = 1 << 19;
 /// As many together that may wait, before each of the threads.
-const WAITING: usize = 4;
+pub(super) const WAITING: usize = 4;
 
 /// Where rows go.
 pub(super) struct Rows {
@@ -47,7 +58,7 @@ pub(super) struct Sealed {
 }
 
 /// Tokens that follow each other.
-enum Stretch {
+pub(super) enum Stretch {
     /// Some of what a tokenizer thread made.
     Shared(Arc<Vec<u16>>, Range<usize>),
     Copied(Vec<u16>),
@@ -56,7 +67,7 @@ enum Stretch {
 }
 
 impl Stretch {
-    fn tokens(&self) -> &[u16] {
+    pub(super) fn tokens(&self) -> &[u16] {
         match self {
             Self::Shared(all, range) => &all[range.clone()],
             Self::Copied(tokens) => tokens,
@@ -66,29 +77,9 @@ impl Stretch {
 }
 
 /// Tokens, or the end of a shard.
-enum Message<T> {
+pub(super) enum Message<T> {
     Tokens(T),
     Seal(Sender<Sealed>),
-}
-
-/// The error that has ended the writing, for whoever asks first.
-#[derive(Clone, Default)]
-pub(super) struct Fault(Arc<Mutex<Option<SplitError>>>);
-
-impl Fault {
-    fn set(&self, error: SplitError) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-    }
-
-    fn is_set(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
-    /// The error, or that the writing ended without one.
-    pub(super) fn take(&self) -> SplitError {
-        let error = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        error.unwrap_or_else(|| ContractError::internal("the thread that writes rows ended early").into())
-    }
 }
 
 pub(super) struct RowWriter {
@@ -104,30 +95,17 @@ pub(super) struct RowWriter {
 impl RowWriter {
     pub(super) fn start(rows: Rows) -> Result<Self, SplitError> {
         let (messages, received) = crossbeam_channel::bounded(WAITING);
-        let (batches, to_write) = crossbeam_channel::bounded(WAITING);
-        let (written, spare) = crossbeam_channel::unbounded();
         let fault = Fault::default();
-        let its_fault = fault.clone();
-        let together = rows.tokens_together();
-        let write = move || {
-            if let Err(error) = rows.write(&to_write, &written) {
-                its_fault.set(error);
-                // A closing may wait for one of these: dropped, they tell it that nothing will come.
-                to_write.iter().for_each(drop);
-            }
-        };
-        let assemble = move || assemble(&received, together, &batches, &spare);
-        // Of two threads the second may not start: dropped, this waits for the first.
+        let threads = row_threads::of(rows, received, &fault);
+        // One may not start: dropped, this waits for those before it.
         let mut started = Self {
             stretches: Vec::new(),
             waiting: 0,
             messages: Some(messages),
             fault,
-            threads: Vec::with_capacity(2),
+            threads: Vec::with_capacity(threads.len()),
         };
-        for (name, work) in
-            [("assembler", Box::new(assemble) as Box<dyn FnOnce() + Send>), ("rows", Box::new(write))]
-        {
+        for (name, work) in threads {
             started.threads.push(std::thread::Builder::new().name(name.into()).spawn(work)?);
         }
         Ok(started)
@@ -188,7 +166,7 @@ impl RowWriter {
 
     fn send(&self, message: Message<Vec<Stretch>>) -> Result<(), SplitError> {
         let sent = self.messages.as_ref().is_some_and(|messages| messages.send(message).is_ok());
-        if sent && !self.fault.is_set() { Ok(()) } else { Err(self.fault.take()) }
+        if sent && !self.fault.is_set() { Ok(()) } else { Err(self.fault.error()) }
     }
 }
 
@@ -202,93 +180,100 @@ impl Drop for RowWriter {
     }
 }
 
-/// The thread that puts stretches together, `together` tokens at a time, counted from the beginning of each shard: until no
-/// further message can come, or nobody takes what it made.
-fn assemble(
-    messages: &Receiver<Message<Vec<Stretch>>>,
-    together: usize,
-    batches: &Sender<Message<Vec<u16>>>,
-    spare: &Receiver<Vec<u16>>,
-) {
-    let empty = || spare.try_recv().unwrap_or_else(|_| Vec::with_capacity(together));
-    let mut batch = empty();
-    for message in messages {
-        match message {
-            Message::Tokens(stretches) => {
-                for stretch in &stretches {
-                    let mut tokens = stretch.tokens();
-                    while !tokens.is_empty() {
-                        let (now, later) = tokens.split_at(tokens.len().min(together - batch.len()));
-                        batch.extend_from_slice(now);
-                        tokens = later;
-                        if batch.len() == together {
-                            let full = std::mem::replace(&mut batch, empty());
-                            if batches.send(Message::Tokens(full)).is_err() {
-                                return;
-                            }
-                        }
-                    }
-                }
-            }
-            Message::Seal(sender) => {
-                let last = std::mem::replace(&mut batch, empty());
-                let sent = last.is_empty() || batches.send(Message::Tokens(last)).is_ok();
-                if !sent || batches.send(Message::Seal(sender)).is_err() {
-                    return;
-                }
-            }
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::path::Path;
 
-impl Rows {
-    /// A batch of the shard, which is then taken without a copy; of very short or long rows another number.
-    fn tokens_together(&self) -> usize {
-        let batch = PackedWriter::batch_tokens(self.row_length);
-        if (TOGETHER / 8..=TOGETHER).contains(&batch) { batch } else { TOGETHER }
+    use xlstm_manifests::Error as ContractError;
+    use xlstm_manifests::packed::tokens_leaf;
+
+    use super::*;
+
+    const SEPARATOR: u16 = xlstm_manifests::END_OF_TEXT;
+
+    fn rows(folder: &Path, row_length: usize) -> Rows {
+        Rows { folder: folder.into(), row_length, separator: SEPARATOR, shard: 0, tree: MerkleTree::new() }
     }
 
-    /// The thread: until no further message can come, or a token cannot be written.
-    fn write(
-        mut self,
-        messages: &Receiver<Message<Vec<u16>>>,
-        written: &Sender<Vec<u16>>,
-    ) -> Result<(), SplitError> {
-        let mut open: Option<PackedWriter> = None;
-        let mut shard_tree = MerkleTree::new();
-        for message in messages {
-            let mut writer = match open.take() {
-                Some(writer) => writer,
-                None => {
-                    let path = self.folder.join(super::packed_sink::shard_name(self.shard));
-                    PackedWriter::create(&path, self.row_length, self.separator)?
-                }
-            };
-            let seal = match message {
-                Message::Tokens(tokens) => {
-                    // Nobody fills what comes back once the assembler is gone.
-                    let _ = written.send(writer.take(tokens)?);
-                    None
-                }
-                Message::Seal(sender) => {
-                    writer.end()?;
-                    Some(sender)
-                }
-            };
-            for leaf in writer.take_leaves() {
-                shard_tree.push(leaf);
-                self.tree.push(leaf);
-            }
-            match seal {
-                None => open = Some(writer),
-                Some(sender) => {
-                    self.shard += 1;
-                    let tokens_root = std::mem::take(&mut shard_tree).root();
-                    // The closing is gone only when the run has failed.
-                    let _ = sender.send(Sealed { writer, tokens_root, tree: self.tree.clone() });
+    /// Shards of these rows, the last one a token short: bytes, digests and roots are those of a writer on one thread.
+    fn check(row_length: usize, shards: &[usize]) {
+        let (found, expected) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut writer = RowWriter::start(rows(found.path(), row_length)).unwrap();
+        let mut tree = MerkleTree::new();
+        for (index, &count) in shards.iter().enumerate() {
+            let last = usize::from(index + 1 == shards.len());
+            let tokens: Vec<u16> =
+                (0..count * row_length - last).map(|at| (at * 7919 % 50_000) as u16).collect();
+            let all = Arc::new(tokens.clone());
+            for start in (0..tokens.len()).step_by(100_003) {
+                let range = start..tokens.len().min(start + 100_003);
+                if start.is_multiple_of(2) {
+                    writer.share(&all, range).unwrap();
+                } else {
+                    writer.extend(&tokens[range]).unwrap();
                 }
             }
+            let sealed = writer.seal().unwrap().recv().unwrap();
+            let name = super::super::packed_sink::shard_name(index);
+            let mut alone =
+                PackedWriter::create(&expected.path().join(&name), row_length, SEPARATOR).unwrap();
+            let mut shard_tree = MerkleTree::new();
+            for row in tokens.chunks(row_length) {
+                alone.push(row).unwrap();
+                shard_tree.push(tokens_leaf(row));
+                tree.push(tokens_leaf(row));
+            }
+            assert_eq!(sealed.tokens_root, shard_tree.root());
+            assert_eq!(sealed.tree, tree);
+            assert_eq!(sealed.writer.finish().unwrap().0, alone.finish().unwrap().0);
+            let bytes = |folder: &Path| fs_err::read(folder.join(&name)).unwrap();
+            assert!(bytes(found.path()) == bytes(expected.path()));
         }
-        Ok(())
+    }
+
+    #[test]
+    fn rows_of_any_length_are_written_as_one_thread_writes_them() {
+        check(64, &[700, 1, 9000]);
+        check(2048, &[300, 512, 256, 3000]);
+        check(65_535, &[3, 600]);
+    }
+
+    #[test]
+    fn who_waits_for_the_end_of_a_shard_finds_the_error_as_soon_as_nothing_will_come() {
+        let folder = tempfile::tempdir().unwrap();
+        for _ in 0..300 {
+            let mut writer = RowWriter::start(rows(&folder.path().join("missing"), 64)).unwrap();
+            // The end itself meets the error, as the last rows of a shard do on a full disk.
+            if let Ok(sealed) = writer.seal() {
+                assert!(sealed.recv().is_err());
+            }
+            assert!(writer.fault().is_set());
+        }
+    }
+
+    #[test]
+    fn whoever_asks_after_the_first_is_told_the_error_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = RowWriter::start(rows(&folder.path().join("missing"), 64)).unwrap();
+        let is_the_cause = |error: &SplitError| {
+            matches!(error, SplitError::Contract(ContractError::Io(error))
+                if error.kind() == ErrorKind::NotFound && error.to_string().contains("shard-00000.arrow"))
+        };
+        // The end of a shard waits for what will not come, as its closing does on another thread, and takes note of the error.
+        let seal = |writer: &mut RowWriter| {
+            writer.extend(&[1, 2, 3])?;
+            writer.seal()
+        };
+        match seal(&mut writer) {
+            Ok(sealed) => assert!(sealed.recv().is_err()),
+            Err(error) => assert!(is_the_cause(&error), "{error}"),
+        }
+        assert!(is_the_cause(&writer.fault().error()));
+        // Then the builder, which goes on until it asks.
+        for _ in 0..3 {
+            let error = seal(&mut writer).map(drop).unwrap_err();
+            assert!(is_the_cause(&error), "{error}");
+        }
     }
 }
