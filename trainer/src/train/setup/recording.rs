@@ -9,8 +9,9 @@ use super::{Agreed, Opened};
 use crate::device::DeviceInfo;
 use crate::error::{Result, TrainError};
 
-/// A recorded step's memory stays its own: it is recorded where it needs less than one part in so many of the GPU's.
-const RECORDED_SHARE: u64 = 4;
+/// A recorded step's memory stays its own, beside what launched ones took before it: it is recorded where it needs less than this share of
+/// the GPU's, so that both are within the four fifths that are planned with.
+const RECORDED_SHARE: f64 = 0.4;
 
 /// Whether steps are recorded, or why not.
 pub(super) fn recording(
@@ -45,11 +46,11 @@ pub(super) fn recording(
         (None, _) => {
             let tokens = opened.rows * u64::from(opened.train.packing().row_length);
             let needed = memory_estimate(&opened.recipe, tokens, device)?.total();
-            let little = device.memory.is_some_and(|memory| needed < memory / RECORDED_SHARE);
+            let little = device.memory.is_some_and(|memory| (needed as f64) < memory as f64 * RECORDED_SHARE);
             Ok(if little {
                 Recording::planned(false)
             } else {
-                Recording::Never("large steps gain nothing by it".into())
+                Recording::Never("a recording's memory would not fit beside theirs".into())
             })
         }
     }
