@@ -41,6 +41,9 @@ pub(crate) fn linear_attention(
     }
 }
 
+/// Outputs and what the backward pass needs, from the log decays of each key.
+type Forward<S> = fn(&LinearAttentionInput<'_>, &Tensor) -> Result<(Outputs<Tensor>, S), BoxError>;
+
 /// Gradients that kernels have left, from those of the outputs: those of decays that are not by token and of the bonus in parts,
 /// `(B, N, H, K)`, still to be summed.
 type Backward<S> =
@@ -50,7 +53,7 @@ type Backward<S> =
 fn differentiable<S: Saved + 'static>(
     name: &'static str,
     input: &LinearAttentionInput<'_>,
-    forward: fn(&LinearAttentionInput<'_>, &Tensor) -> Result<(Outputs<Tensor>, S), BoxError>,
+    forward: Forward<S>,
     backward: Backward<S>,
 ) -> Result<LinearAttentionOutput, KernelError> {
     let scale = input.scale;
