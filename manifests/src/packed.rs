@@ -346,6 +346,21 @@ mod tests {
         (fs_err::read(&path).unwrap(), written, leaves)
     }
 
+    #[test]
+    fn the_memory_of_a_whole_batch_comes_back_once_it_is_digested() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shard.arrow");
+        let mut writer = PackedWriter::create(&path, ROW, crate::END_OF_TEXT).unwrap();
+        let mut file = writer.digest_later().unwrap();
+        let tokens = vec![7_u16; BATCH_ROWS * ROW];
+        let place = tokens.as_ptr();
+        writer.take(tokens).unwrap();
+        let digested = writer.take_undigested().unwrap().digest(&mut file);
+        assert_eq!(digested.leaves.len(), BATCH_ROWS);
+        let rows: Vec<u16> = digested.rows.into_iter().next().unwrap().into_vec().unwrap();
+        assert_eq!(rows.as_ptr(), place);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
 

@@ -313,7 +313,7 @@ fn train(file: &TensorFile, kind: Kind) -> (Vec<f64>, Vec<f64>) {
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for rate in values(file, "train.lrs") {
         let loss = model.loss(&inputs, &targets, None).unwrap().loss;
-        optimizer.zero_gradients();
+        optimizer.begin_step(false).unwrap();
         xlstm_bridge::autograd::backward(&[&loss], &[None], false).unwrap();
         let norm = optimizer.gradient_norm().unwrap();
         optimizer.update(rate, (1.0 / (norm + 1e-6)).min(1.0)).unwrap();

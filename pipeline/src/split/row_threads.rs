@@ -28,14 +28,13 @@ pub(super) fn of(rows: Rows, messages: Receiver<Message<Vec<Stretch>>>, fault: &
     let together = rows.tokens_together();
     let (batches, to_write) = crossbeam_channel::bounded(WAITING);
     let (written, to_digest) = crossbeam_channel::bounded(rows.batches_waiting());
-    let (spare, empty) = crossbeam_channel::unbounded();
+    let (spare, empty) = Spare::of(together);
     let (tree, spare_of_rows) = (rows.tree.clone(), spare.clone());
     let (fault_of_rows, fault_of_digests) = (fault.clone(), fault.clone());
     let assemble = move || assemble(&messages, together, &batches, &empty);
     let writing = Writing { rows, open: None, digests: written, spare: spare_of_rows };
     let write = move || run(&to_write, &fault_of_rows, writing);
-    let digesting =
-        Digesting { file: FileDigest::default(), shard_tree: MerkleTree::new(), tree, together, spare };
+    let digesting = Digesting { file: FileDigest::default(), shard_tree: MerkleTree::new(), tree, spare };
     let digest = move || run(&to_digest, &fault_of_digests, digesting);
     [("assembler", Box::new(assemble)), ("rows", Box::new(write)), ("digests", Box::new(digest))]
 }
@@ -116,7 +115,7 @@ struct Writing {
     rows: Rows,
     open: Option<PackedWriter>,
     digests: Sender<ToDigest>,
-    spare: Sender<Vec<u16>>,
+    spare: Spare,
 }
 
 impl Step<Message<Vec<u16>>> for Writing {
@@ -127,7 +126,7 @@ impl Step<Message<Vec<u16>>> for Writing {
         };
         match message {
             Message::Tokens(tokens) => {
-                give_back(writer.take(std::mem::take(tokens))?, &self.spare);
+                self.spare.give_back(writer.take(std::mem::take(tokens))?);
                 self.hand_over(&mut writer)?;
                 self.open = Some(writer);
             }
@@ -170,9 +169,7 @@ struct Digesting {
     shard_tree: MerkleTree,
     /// Over the rows of all shards.
     tree: MerkleTree,
-    /// Tokens that the assembler puts together.
-    together: usize,
-    spare: Sender<Vec<u16>>,
+    spare: Spare,
 }
 
 impl Step<ToDigest> for Digesting {
@@ -181,12 +178,9 @@ impl Step<ToDigest> for Digesting {
             ToDigest::Begin(file) => self.file = std::mem::take(file),
             ToDigest::Rows(undigested) => {
                 let Digested { leaves, rows } = std::mem::take(undigested).digest(&mut self.file);
-                for memory in rows.into_iter().filter_map(|rows| rows.into_vec::<u16>().ok()) {
-                    // Of short or long rows it is not what a batch of the assembler needs.
-                    if (self.together..=2 * self.together).contains(&memory.capacity()) {
-                        give_back(memory, &self.spare);
-                    }
-                }
+                rows.into_iter()
+                    .filter_map(|rows| rows.into_vec::<u16>().ok())
+                    .for_each(|memory| self.spare.give_back(memory));
                 append(&mut self.shard_tree, &mut self.tree, &leaves)?;
             }
             ToDigest::Seal(writer, sender) => {
@@ -218,12 +212,30 @@ fn append(
     Ok(tree.append(&of_all)?)
 }
 
-/// Memory of a batch, for the assembler to fill again.
-fn give_back(mut memory: Vec<u16>, spare: &Sender<Vec<u16>>) {
-    if memory.capacity() > 0 {
-        memory.clear();
-        // Nobody fills it once the assembler is gone.
-        let _ = spare.send(memory);
+/// Memory of batches, for the assembler to fill again.
+#[derive(Clone)]
+struct Spare {
+    /// Tokens that the assembler puts together.
+    together: usize,
+    memory: Sender<Vec<u16>>,
+}
+
+impl Spare {
+    /// More come back than were sent: each shard brings the memory that its writer began with. What nobody needs is let go.
+    const MOST: usize = 2 * WAITING + 4;
+
+    fn of(together: usize) -> (Self, Receiver<Vec<u16>>) {
+        let (memory, empty) = crossbeam_channel::bounded(Self::MOST);
+        (Self { together, memory }, empty)
+    }
+
+    /// That of very short or long rows is not what a batch of the assembler needs.
+    fn give_back(&self, mut memory: Vec<u16>) {
+        if (self.together..=2 * self.together).contains(&memory.capacity()) {
+            memory.clear();
+            // Full, or the assembler is gone.
+            let _ = self.memory.try_send(memory);
+        }
     }
 }
 
@@ -255,7 +267,7 @@ mod tests {
         };
         drop(messages);
         let fault = Fault::default();
-        let spare = crossbeam_channel::unbounded().0;
+        let spare = Spare::of(TOGETHER).0;
         run(&received, &fault, Writing { rows, open: None, digests, spare });
         assert!(fault.is_set() && fault.error().is_internal());
         assert!(sealed.recv().is_err(), "nobody waits for a shard that will not come");
@@ -273,14 +285,30 @@ mod tests {
         digests.send(ToDigest::Begin(file)).unwrap();
         digests.send(ToDigest::Seal(Some(Box::new(writer)), seal)).unwrap();
         drop(digests);
-        let spare = crossbeam_channel::unbounded().0;
+        let spare = Spare::of(TOGETHER).0;
         let fault = Fault::default();
         let (shard_tree, tree) = (MerkleTree::new(), MerkleTree::new());
-        let digesting =
-            Digesting { file: FileDigest::default(), shard_tree, tree, together: TOGETHER, spare };
+        let digesting = Digesting { file: FileDigest::default(), shard_tree, tree, spare };
         run(&to_digest, &fault, digesting);
         assert!(fault.is_set() && fault.error().is_internal());
         assert!(sealed.recv().is_err());
         assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 0, "nothing is left half-written");
+    }
+
+    #[test]
+    fn memory_that_comes_back_is_bounded_and_of_a_size_that_is_needed() {
+        let (spare, empty) = Spare::of(1000);
+        for capacity in [0, 999, 2001, 16_000] {
+            spare.give_back(Vec::with_capacity(capacity));
+        }
+        assert!(empty.is_empty(), "of another size");
+        // Shards that are no whole number of batches bring one more each than was sent.
+        for _ in 0..100 {
+            spare.give_back(vec![7; 1000]);
+        }
+        assert_eq!(empty.len(), Spare::MOST);
+        assert!(empty.try_iter().all(|memory| memory.is_empty() && memory.capacity() >= 1000));
+        drop(empty);
+        spare.give_back(vec![7; 1000]);
     }
 }

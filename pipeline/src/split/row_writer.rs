@@ -1,7 +1,7 @@
 //! Rows on their way into shards: put together, written and digested by threads of their own.
 //!
 //! ```text
-//! thread                          gets (4 MiB at most wait before each)      hands on
+//! thread                          gets (4 MiB wait before each, or a batch)   hands on
 //! builder (whoever feeds it)      documents in stream order                  stretches of tokens, 1 MiB together
 //! `assembler`                     stretches, without a copy                  whole batches of rows; ends of shards
 //! `rows`                          batches                                    bytes to the file, and what is to be digested, by reference

@@ -75,7 +75,7 @@ impl AdamW {
         self.step
     }
 
-    /// Sets all gradients to none.
+    /// Sets the gradients that are there to zero.
     pub fn zero_gradients(&self) {
         for state in &self.states {
             let mut gradient = state.parameter.grad();
@@ -124,7 +124,8 @@ impl AdamW {
         Ok(total.sqrt())
     }
 
-    /// One update with this learning rate; gradients are multiplied by `factor` first (clipping). For parameters on a CPU.
+    /// One update with this learning rate; gradients are multiplied by `factor` first (clipping). For parameters on a CPU; those that have
+    /// no gradient are left as they are, with their moments.
     ///
     /// # Errors
     /// When libtorch fails.

@@ -9,8 +9,8 @@ use super::{Agreed, Opened};
 use crate::device::DeviceInfo;
 use crate::error::{Result, TrainError};
 
-/// A recorded step's memory stays its own, beside what launched ones took before it: it is recorded where it needs less than this share of
-/// the GPU's, so that both are within the four fifths that are planned with.
+/// A recorded step has memory of its own, and what the steps before it used is kept too. So a step is recorded where it needs less than this
+/// share of the GPU's memory: twice that is the four fifths that are planned with.
 const RECORDED_SHARE: f64 = 0.4;
 
 /// Whether steps are recorded, or why not.
