@@ -18,12 +18,18 @@ use tch::{Device, Kind, Tensor};
 /// All tensors of one golden file.
 pub type Golden = BTreeMap<String, Tensor>;
 
-/// The golden files whose name begins with `prefix`, in the folder XLSTM_GOLDEN_DIR (default: `tests/golden`).
+/// The golden files whose name begins with `prefix`, in the folder XLSTM_GOLDEN_DIR (default: `tests/golden`) and its folder `baselines`,
+/// where that is there.
 pub fn golden_files(prefix: &str) -> Vec<(String, Golden)> {
     let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
     let folder = std::env::var_os("XLSTM_GOLDEN_DIR").map_or(default, PathBuf::from);
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let baselines = folder.join("baselines");
+    let folders = [Some(&folder), baselines.is_dir().then_some(&baselines)];
+    let mut files: Vec<PathBuf> = folders
+        .into_iter()
+        .flatten()
+        .flat_map(|folder| std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()))
+        .collect();
     files.sort();
     let mut found = Vec::new();
     for path in files {
