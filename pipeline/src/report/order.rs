@@ -106,10 +106,15 @@ pub fn intervals(title: &str, rows: &[Ranged]) -> String {
     let words: Vec<String> = rows.iter().map(|row| format!("{}: {}", row.label, row.shown)).collect();
     let height = ROW * rows.len() + 6;
     let mut svg = open(title, &words.join("; "), height);
-    let _ =
-        write!(svg, "<line class=\"zero\" x1=\"{0:.2}%\" x2=\"{0:.2}%\" y1=\"0\" y2=\"{height}\"/>", x(0.0));
     for (index, row) in rows.iter().enumerate() {
         let top = ROW * index;
+        // Beside the dots alone: across the whole height it would run through labels.
+        let (begin, end) = (top + 20, top + 36);
+        let _ = write!(
+            svg,
+            "<line class=\"zero\" x1=\"{0:.2}%\" x2=\"{0:.2}%\" y1=\"{begin}\" y2=\"{end}\"/>",
+            x(0.0)
+        );
         let _ = write!(
             svg,
             "<text x=\"0\" y=\"{0}\">{1}</text><text class=\"quiet\" x=\"100%\" y=\"{0}\" text-anchor=\"end\">{2}</text>",
@@ -160,7 +165,10 @@ mod tests {
     fn intervals_lie_around_zero() {
         let row = |value, interval| Ranged { label: "m".into(), value, interval, shown: "x".into() };
         let svg = intervals("D", &[row(-1.0, Some((-2.0, 0.0))), row(2.0, None)]);
-        assert!(svg.contains("<line class=\"zero\" x1=\"50.00%\""), "{svg}");
+        for ends in ["y1=\"20\" y2=\"36\"", "y1=\"60\" y2=\"76\""] {
+            let zero = format!("<line class=\"zero\" x1=\"50.00%\" x2=\"50.00%\" {ends}/>");
+            assert!(svg.contains(&zero), "{svg}");
+        }
         assert!(svg.contains("<line class=\"range\" x1=\"1.50%\" x2=\"50.00%\" y1=\"28\""), "{svg}");
         assert!(svg.contains("cx=\"98.50%\" cy=\"68\""), "{svg}");
         assert!(!intervals("D", &[]).contains("NaN"));
