@@ -32,7 +32,7 @@ def lines(name: str) -> list[dict]:
 
 
 def prepare() -> list[float]:
-    return [json.loads((RAW / "data/prepare.json").read_text())["median"]["times_datatrove"]]
+    return [json.loads((RAW / "data/prepare-real.json").read_text())["median"]["times_datatrove"]]
 
 
 def step(case: str) -> list[float]:
@@ -67,7 +67,7 @@ def slstm() -> list[float]:
 
 def rows() -> list[tuple[str, str, list[float]]]:
     return [
-        ("prepare: text to shards, 2 CPU cores", "datatrove", prepare()),
+        ("prepare: English to shards, 2 CPU cores", "datatrove", prepare()),
         ("training step, d 256, 2 CPU cores", "official package", step("small")),
         ("training step, 125M, 2 CPU cores", "official package", step("125m")),
         ("mLSTM, forward and backward, H200", "TFLA (Triton)", mlstm()),
