@@ -10,6 +10,7 @@
 //! | [`norm::layer_norm`], [`norm::head_norm`] | fig. 10, 11 | reference, fused |
 //! | [`gates`] | fig. 10, 11 | reference, fused |
 //! | [`projections::mlstm_projections`] | fig. 11 | composed, fused |
+//! | [`dropout::dropout`] | appendix B.1.1 | composed, fused on a GPU |
 //! | [`embedding::embedding`] | – | libtorch; on a GPU a gradient in a fixed order |
 //! | [`linear::linear`] | – | libtorch, own product |
 //! | [`cross_entropy::projected_cross_entropy`] | – | composed, fused |
@@ -43,6 +44,7 @@ pub mod conv;
 pub mod cpu;
 pub mod cross_entropy;
 pub mod cuda;
+pub mod dropout;
 pub mod embedding;
 mod error;
 pub mod gated_norm;

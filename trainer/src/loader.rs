@@ -119,6 +119,12 @@ impl MicroBatch {
         Ok(Self { rows: rows.to_vec(), context, inputs, targets, resets, numbers, lengths, tokens })
     }
 
+    /// Sequences: rows, or equal pieces of rows.
+    #[must_use]
+    pub fn sequences(&self) -> usize {
+        self.positions() / self.context.max(1)
+    }
+
     /// Positions of all sequences.
     #[must_use]
     pub fn positions(&self) -> usize {

@@ -53,7 +53,7 @@ fn dropout_is_drawn_by_its_seed_and_changes_nothing_else() {
         let rows: Vec<StepRow> = (0..4).map(|row| StepRow { epoch: 0, row }).collect();
         let drawn = |dropout, dropout_seed| {
             let training = Training { dropout, dropout_seed, ..Training::default() };
-            loss(Dropout::of_step(&training, 1, &rows, 4))
+            loss(Dropout::of_step(&training, 1, &rows, 4, Device::Cpu).unwrap())
         };
         let name = config.architecture_name();
         assert_eq!(drawn(0.3, 1), drawn(0.3, 1), "{name}");

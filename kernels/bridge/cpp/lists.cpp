@@ -76,4 +76,9 @@ char* xlstm_device_memory(int gpu, int reset, uint64_t* out_allocated, uint64_t*
   });
 }
 
+// Gives back to the GPUs the memory that libtorch holds there for tensors to come, after the work that uses it.
+char* xlstm_gpu_release_cached() {
+  return xlstm::guarded([] { c10::getDeviceAllocator(c10::DeviceType::CUDA)->emptyCache(); });
+}
+
 }  // extern "C"

@@ -80,6 +80,7 @@ unsafe extern "C" {
         out_allocated: *mut u64,
         out_reserved: *mut u64,
     ) -> *mut c_char;
+    pub(crate) fn xlstm_gpu_release_cached() -> *mut c_char;
     pub(crate) fn xlstm_stream_current(gpu: c_int, out_stream: *mut *mut c_void) -> *mut c_char;
     pub(crate) fn xlstm_stream_begin(gpu: c_int) -> *mut c_char;
     pub(crate) fn xlstm_runtime_allow_tf32(allowed: c_int) -> *mut c_char;

@@ -4,7 +4,7 @@ use std::ffi::c_int;
 
 use tch::Tensor;
 
-use crate::{BridgeError, ffi};
+use crate::{BridgeError, cuda, ffi};
 
 /// A copy in pinned memory, which a GPU reads by itself: a transfer from it need not be waited for.
 ///
@@ -49,11 +49,7 @@ pub struct DevicePeak {
 /// When libtorch has no such GPU.
 pub fn device_peak(index: usize, reset: bool) -> Result<DevicePeak, BridgeError> {
     let mut peak = DevicePeak::default();
-    let device = c_int::try_from(index).map_err(|_| BridgeError::Contract {
-        name: "device_peak",
-        expected: "the number of a GPU".into(),
-        found: index.to_string(),
-    })?;
+    let device = cuda::number(index)?;
     // SAFETY: two places for numbers, valid for the call.
     unsafe {
         ffi::check(ffi::xlstm_device_memory(
@@ -64,4 +60,13 @@ pub fn device_peak(index: usize, reset: bool) -> Result<DevicePeak, BridgeError>
         ))?;
     }
     Ok(peak)
+}
+
+/// Gives back to the GPUs the memory that libtorch holds there for tensors to come, after the work that uses it.
+///
+/// # Errors
+/// When libtorch has no GPU.
+pub fn release_cached() -> Result<(), BridgeError> {
+    // SAFETY: takes nothing; memory of live tensors is not in the cache.
+    unsafe { ffi::check(ffi::xlstm_gpu_release_cached()) }
 }

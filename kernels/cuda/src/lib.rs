@@ -13,6 +13,7 @@ mod architecture;
 mod cache;
 mod description;
 pub mod driver;
+pub mod dropout;
 mod error;
 pub mod gated_norm;
 pub mod layers;

@@ -54,6 +54,7 @@ pub fn paper_specializations(everything: bool) -> Vec<Specialization> {
         all.push(Specialization::precise(architecture));
         all.push(Specialization::scan(architecture));
         all.push(Specialization::transformer(architecture, false));
+        all.extend([false, true].map(|float32| Specialization::dropout(architecture, float32)));
         let selective = [SelectiveScanForm::plain(16), SelectiveScanForm::gated(16, false)];
         all.extend(selective.into_iter().flatten().map(|form| form.specialization(architecture)));
         let shifts = [(2, false), (3, false), (4, false), (1, false), (5, true)];

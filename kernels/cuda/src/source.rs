@@ -52,6 +52,8 @@ pub enum Source {
     GatedNorm,
     /// Rotary positions and SwiGLU.
     Transformer,
+    /// Dropout.
+    Dropout,
     /// Convolution, norms and gates between the matrix products.
     Pointwise,
     /// Convolution, queries, keys, values and gates of an mLSTM block.
@@ -100,6 +102,7 @@ impl Source {
             Self::TokenShift => "token_shift.cu",
             Self::GatedNorm => "gated_norm.cu",
             Self::Transformer => "transformer.cu",
+            Self::Dropout => "dropout.cu",
             Self::Pointwise => "pointwise.cu",
             Self::Inner => "inner.cu",
             Self::Projections => "projections.cu",
@@ -132,6 +135,7 @@ impl Source {
             Self::TokenShift => include_str!("../token_shift.cu"),
             Self::GatedNorm => include_str!("../gated_norm.cu"),
             Self::Transformer => include_str!("../transformer.cu"),
+            Self::Dropout => include_str!("../dropout.cu"),
             Self::Pointwise => include_str!("../pointwise.cu"),
             Self::Inner => include_str!("../inner.cu"),
             Self::Projections => include_str!("../projections.cu"),
@@ -195,6 +199,7 @@ impl Source {
             Self::TokenShift => &["token_shift", "token_shift_backward"],
             Self::GatedNorm => &["gated_norm", "gated_norm_backward"],
             Self::Transformer => &["rotary", "swiglu", "swiglu_backward"],
+            Self::Dropout => &["dropout"],
             Self::Pointwise => &[
                 "conv_silu",
                 "conv_silu_backward",

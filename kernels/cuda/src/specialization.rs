@@ -157,6 +157,12 @@ impl Specialization {
         Self { source: Source::Transformer, architecture, defines: vec![("FLOAT32", float32.into())] }
     }
 
+    /// Dropout of numbers of bf16 or of float32.
+    #[must_use]
+    pub fn dropout(architecture: Architecture, float32: bool) -> Self {
+        Self { source: Source::Dropout, architecture, defines: vec![("FLOAT32", float32.into())] }
+    }
+
     /// Convolution, norms and gates for heads of `head` units (a multiple of 8, up to 1280), on activations of bf16 or of
     /// float32.
     #[must_use]

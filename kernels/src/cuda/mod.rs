@@ -18,8 +18,8 @@
 //! | [`projected_cross_entropy`] | vocabulary projection and loss | `cross_entropy.cu` |
 //!
 //!
-//! Gated linear attention, the scans of [`crate::scan`], [`crate::token_shift`], [`crate::gated_norm`] and
-//! [`crate::transformer`] have kernels (`linear_attention.cu`, `linear_attention_chunk_*.cu`, `scan.cu`, `selective_scan.cu`, `token_shift.cu`, `gated_norm.cu`,
+//! Gated linear attention, the scans of [`crate::scan`], [`crate::token_shift`], [`crate::gated_norm`], [`crate::dropout`] and
+//! [`crate::transformer`] have kernels (`dropout.cu`, `linear_attention.cu`, `linear_attention_chunk_*.cu`, `scan.cu`, `selective_scan.cu`, `token_shift.cu`, `gated_norm.cu`,
 //! `transformer.cu`) behind those modules.
 //!
 //! All but these and [`recurrent()`] are for training in bf16 mixed precision: activations bf16, parameters and the residual

@@ -40,7 +40,7 @@ impl BlockCall<'_> {
     /// The output of a branch (counted from 0) as it is added to the residual: in training some of it may be dropped.
     pub(super) fn dropped(&self, delta_BTC: Tensor, branch: u64) -> Result<Tensor> {
         match self.dropout {
-            Some(dropout) => dropout.of_branch(delta_BTC, branch),
+            Some(dropout) => dropout.of_branch(&delta_BTC, branch),
             None => Ok(delta_BTC),
         }
     }

@@ -273,7 +273,7 @@ impl Model {
         let positions_BT = if self.positional { Some(positions(tokens_BT, pass)?) } else { None };
         let mut x_BTC = self.embed(tokens_BT, positions_BT.as_ref(), pass.state.is_some())?;
         if let Some(dropout) = pass.dropout {
-            x_BTC = dropout.of_embedding(x_BTC)?;
+            x_BTC = dropout.of_embedding(&x_BTC)?;
         }
         let mut residual = Residual::new(x_BTC);
         let mut blocks = Vec::with_capacity(if pass.keep_state { self.blocks.len() } else { 0 });
@@ -444,8 +444,7 @@ impl Model {
         resets_BT: Option<&Tensor>,
         dropout: Option<&Dropout>,
     ) -> Result<Tensor> {
-        let in_blocks = dropout.is_some_and(|dropout| dropout.of_block(0).is_some());
-        let need = Need { resets: resets_BT.is_some(), dropout: in_blocks, ..Need::default() };
+        let need = Need { resets: resets_BT.is_some(), ..Need::default() };
         let path = self.compute_path(need)?.path;
         let checkpointed = self.placement.activation_checkpointing;
         let pass = Pass { dropout, path, checkpointed, keep_state: false, state: None, resets_BT };

@@ -26,8 +26,6 @@ use crate::error::Result;
 pub struct Need {
     /// Documents are told apart: states are cleared where one begins.
     pub resets: bool,
-    /// Some numbers of each branch are dropped (`training.dropout`).
-    pub dropout: bool,
     /// Something is added to the loss (`training.z_loss`).
     pub z_loss: bool,
 }
@@ -97,7 +95,6 @@ pub fn choose(config: &ModelConfig, placement: Placement, need: Need) -> Result<
             },
             obstacle => operations(obstacle.err()),
         },
-        Device::Cuda(_) if need.dropout => operations(Some("training.dropout has no fused kernel".into())),
         Device::Cuda(_) => match fused_obstacle(config, placement, need)? {
             None => decided(ComputePath::FusedGpu),
             obstacle => operations(obstacle),
@@ -119,9 +116,6 @@ fn between_products(
 }
 
 fn fused_obstacle(config: &ModelConfig, placement: Placement, need: Need) -> Result<Option<String>> {
-    if need.dropout {
-        return Ok(Some("no fused kernels with training.dropout".into()));
-    }
     let request =
         cuda::Request { parameters: placement.kind, products: placement.products, resets: need.resets };
     network(config).fused_obstacle(placement.device, &request)
@@ -232,10 +226,6 @@ mod tests {
     #[test]
     fn options_without_a_kernel_are_named() {
         let model = ModelConfig::from(XlstmConfig { slstm_at: vec![], ..XlstmConfig::default() });
-        let decide = |device, need| decide(&model, device, Precision::Bfloat16, need).to_string();
-        let dropout = Need { dropout: true, ..Need::default() };
-        let said = decide(Device::Cuda(0), dropout);
-        assert_eq!(said, "libtorch's operations (training.dropout has no fused kernel)");
         let z_loss = Need { z_loss: true, ..Need::default() };
         let said = choose(&model, Placement::new(Device::Cpu, Precision::Float32, false), z_loss).unwrap();
         let expected = "CPU kernels; the loss by libtorch's operations (training.z_loss has no kernel)";
@@ -252,6 +242,13 @@ mod tests {
         assert_eq!(said(&[]).path, ComputePath::FusedGpu);
         let other = said(&["model.mlstm.convolution=3"]);
         assert_eq!(other.path, ComputePath::Operations, "{other}");
+    }
+
+    #[test]
+    fn models_of_numbers_are_computed_by_the_fused_kernels() {
+        let recipe = xlstm_manifests::recipe::load("figure2-nearest/1to0", &[]).unwrap();
+        let said = decide(&recipe.model, Device::Cuda(0), Precision::Bfloat16, Need::default());
+        assert_eq!(said.path, ComputePath::FusedGpu, "{said}");
     }
 
     /// Sizes of the sLSTM are asked of the GPU, which need not be there; what its blocks can is known without.

@@ -11,7 +11,7 @@ use crate::metrics::peak_operations;
 use crate::model::{Decision, Need, Placement, choose};
 
 /// Share of a device's memory that is planned with.
-const USABLE: f64 = 0.8;
+pub(super) const USABLE: f64 = 0.8;
 
 /// Rows that one rank computes at a time: the recipe's, or as many of `rows` as fit on the device by estimate.
 ///
@@ -60,11 +60,7 @@ pub(super) fn rows_that_fit(
 /// When a GPU cannot be opened.
 pub fn compute_path(recipe: &Recipe, device: &DeviceInfo) -> Result<Decision> {
     let training = &recipe.training;
-    let need = Need {
-        resets: training.reset_at_document_boundaries,
-        dropout: training.dropout > 0.0,
-        z_loss: training.z_loss > 0.0,
-    };
+    let need = Need { resets: training.reset_at_document_boundaries, z_loss: training.z_loss > 0.0 };
     choose(&recipe.model, Placement::of(recipe, device.device), need)
 }
 

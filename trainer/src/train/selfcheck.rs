@@ -2,22 +2,28 @@
 
 use tch::{Device, Kind, Tensor};
 use xlstm_kernels::cuda::selfcheck::{Check, CheckedTensor};
-use xlstm_manifests::recipe::{ModelConfig, Optimizer, Precision, Recipe, XlstmConfig};
+use xlstm_manifests::order::StepRow;
+use xlstm_manifests::recipe::{ModelConfig, Optimizer, Precision, Recipe, Training, XlstmConfig};
+use xlstm_manifests::rows;
 
-use super::recorded::Recording;
+use super::recorded::{Recording, Terms};
 use super::step::{Launched, Numbers};
 use crate::error::{Result, TrainError};
 use crate::loader::MicroBatch;
-use crate::model::{IGNORE_TARGET, Model, Placement};
+use crate::model::{Dropout, IGNORE_TARGET, Model, Placement, TrainingCall};
 use crate::optimizer::{AdamW, UpdateNumbers};
 
 /// Steps of each way; the first ones are launched one by one in both.
 const STEPS: u64 = 12;
+/// Launched too, between recorded ones.
+const LAUNCHED_BETWEEN: u64 = 8;
 const LEARNING_RATE: f64 = 1e-2;
 const CLIP: f64 = 0.5;
 const SEQUENCES: usize = 16;
 const CONTEXT: usize = 40;
 const VOCABULARY: u64 = 96;
+/// Numbers of a position, where inputs are numbers.
+const WIDTH: usize = 3;
 
 /// Trains small models both ways; `each` is told of every result as it comes.
 ///
@@ -25,28 +31,61 @@ const VOCABULARY: u64 = 96;
 /// When a step cannot be recorded, or libtorch fails.
 pub fn check_recorded_steps(device: Device, each: &mut dyn FnMut(&Check)) -> Result<Vec<Check>> {
     let mut checks = Vec::new();
-    for (case, slstm_at) in [("[0:1]", vec![0, 1]), ("[1:0]", vec![]), ("[1:1]", vec![1])] {
-        for precision in [Precision::Float32, Precision::Bfloat16] {
-            for resets in [false, true] {
-                let mut config = XlstmConfig {
-                    blocks: 2,
-                    slstm_at: slstm_at.clone(),
-                    embedding_dim: 128,
-                    vocabulary_size: VOCABULARY,
-                    ..XlstmConfig::default()
-                };
-                (config.mlstm.heads, config.slstm.heads) = (2, 2);
-                let model = ModelConfig::from(config);
-                let ends = if resets { ", documents" } else { "" };
-                let case = format!("{case}, {}{ends}", precision.name());
-                let run = |recorded| train(&model, (device, precision), resets, recorded);
-                let check = compare(case, run(false)?, run(true)?);
-                each(&check);
-                checks.push(check);
-            }
+    let mut compared = |case: &Case, name: String| -> Result<()> {
+        let terms = Terms { required: true, alone: case.documents };
+        let check = compare(name, train(case, device, None)?, train(case, device, Some(terms))?);
+        each(&check);
+        checks.push(check);
+        Ok(())
+    };
+    for precision in [Precision::Float32, Precision::Bfloat16] {
+        for (name, slstm_at) in [("[0:1]", vec![0, 1]), ("[1:0]", vec![]), ("[1:1]", vec![1])] {
+            let (slstm_at, name) = (&slstm_at, format!("{name}, {}", precision.name()));
+            let case = |documents| Case { slstm_at, precision, documents, numbers: false };
+            compared(&case(false), name.clone())?;
+            compared(&case(true), format!("{name}, documents, dropout, recorded twice"))?;
         }
+        let case = Case { slstm_at: &[1], precision, documents: false, numbers: true };
+        compared(&case, format!("[1:1], {}, numbers", precision.name()))?;
     }
     Ok(checks)
+}
+
+/// What is trained.
+struct Case<'a> {
+    slstm_at: &'a [u64],
+    precision: Precision,
+    /// With resets at the beginnings of documents, with dropout, and as if there were no memory for another step: freed and
+    /// recorded again in between.
+    documents: bool,
+    /// Inputs and targets are numbers.
+    numbers: bool,
+}
+
+impl Case<'_> {
+    fn model(&self) -> ModelConfig {
+        let mut config = XlstmConfig {
+            blocks: 2,
+            slstm_at: self.slstm_at.to_vec(),
+            embedding_dim: 128,
+            vocabulary_size: VOCABULARY,
+            ..XlstmConfig::default()
+        };
+        (config.mlstm.heads, config.slstm.heads) = (2, 2);
+        if self.numbers {
+            (config.input_width, config.vocabulary_size) = (WIDTH as u64, 1);
+        }
+        ModelConfig::from(config)
+    }
+
+    fn recipe(&self) -> Recipe {
+        let dropout = if self.documents { 0.1 } else { 0.0 };
+        Recipe {
+            optimizer: Optimizer { clip_norm: CLIP, ..Optimizer::default() },
+            training: Training { dropout, embedding_dropout: dropout, ..Training::default() },
+            ..Recipe::default()
+        }
+    }
 }
 
 /// What training came to: loss and norm of each step, and all parameters.
@@ -73,22 +112,19 @@ fn compare(case: String, eager: Trained, recorded: Trained) -> Check {
     Check { kernel: "recorded step", case, tensors, repeatable }
 }
 
-fn train(
-    config: &ModelConfig,
-    (device, precision): (Device, Precision),
-    resets: bool,
-    recorded: bool,
-) -> Result<Trained> {
-    let model = Model::new(config, Placement::new(device, precision, false), 5)?;
-    let recipe =
-        Recipe { optimizer: Optimizer { clip_norm: CLIP, ..Optimizer::default() }, ..Recipe::default() };
+fn train(case: &Case<'_>, device: Device, recorded: Option<Terms>) -> Result<Trained> {
+    let model = Model::new(&case.model(), Placement::new(device, case.precision, false), 5)?;
+    let recipe = case.recipe();
     let mut optimizer = AdamW::new(&model, &recipe.optimizer)?;
-    let mut recording = if recorded { Recording::planned(true) } else { Recording::Never(String::new()) };
+    let mut recording = recorded.map_or_else(|| Recording::Never(String::new()), Recording::planned);
     let mut numbers = Vec::new();
     let mut take = |found: Numbers| numbers.extend([found.loss, found.gradient_norm]);
     for step in 1..=STEPS {
-        let batch = batch(step, resets, model.has_fused_loss());
-        if recording.is_due() {
+        let batch = case.batch(step, model.has_fused_loss());
+        if step == LAUNCHED_BETWEEN {
+            recording.take()?.into_iter().for_each(|(_, found)| take(found));
+            recording.make_room(&optimizer)?;
+        } else if recording.is_due() {
             recording.prepare(&model, &optimizer, &batch, &recipe)?;
             if !recording.fits(&batch) {
                 return Err(TrainError::Internal("expected a recorded step for every batch".into()));
@@ -98,7 +134,7 @@ fn train(
             optimizer.count_update();
             continue;
         }
-        take(eager(&model, &mut optimizer, &batch)?);
+        take(eager(&model, &mut optimizer, &batch, (step, &recipe))?);
         recording.count_eager();
     }
     for (_, found) in recording.take()? {
@@ -108,41 +144,52 @@ fn train(
     Ok(Trained { numbers, parameters })
 }
 
-fn eager(model: &Model, optimizer: &mut AdamW, batch: &MicroBatch) -> Result<Numbers> {
+fn eager(
+    model: &Model,
+    optimizer: &mut AdamW,
+    batch: &MicroBatch,
+    (step, recipe): (u64, &Recipe),
+) -> Result<Numbers> {
     let device = model.placement().device;
     let (inputs, targets, resets) = batch.tensors(device)?;
     optimizer.begin_step(false)?;
-    let output = model.loss_with_count(&inputs, &targets, resets.as_ref(), batch.target_count())?;
-    xlstm_bridge::autograd::backward(&[&output.loss], &[None], false)?;
+    let dropout = Dropout::of_step(&recipe.training, step, &batch.rows, batch.sequences(), device)?;
+    let call = TrainingCall { resets_BT: resets.as_ref(), count: batch.target_count(), dropout, z_loss: 0.0 };
+    let output = model.training_loss(&inputs, &targets, &call)?;
+    xlstm_bridge::autograd::backward(&[&output.minimized], &[None], false)?;
     let number = |value: f64| Tensor::f_full([], value, (Kind::Float, device));
     let (step, learning_rate) = (number(optimizer.count_update() as f64)?, number(LEARNING_RATE)?);
-    let loss = output.loss.detach().f_to_kind(Kind::Double)?;
+    let loss = output.cross_entropy.f_to_kind(Kind::Double)?;
     let update = UpdateNumbers { step: &step, learning_rate: &learning_rate };
     let norm = optimizer.update_on_gpu(update, &loss, CLIP)?;
     Ok(Numbers { loss: f64::try_from(loss)?, gradient_norm: f64::try_from(norm)? })
 }
 
-/// Random tokens, another number of targets in each step unless it is to be `fixed`.
-fn batch(step: u64, resets: bool, fixed: bool) -> MicroBatch {
-    let mut state = step;
-    let mut draw = |below: u64| {
-        // A linear congruential generator: any numbers do.
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) % below
-    };
-    let count = SEQUENCES * CONTEXT;
-    let mut ids = || (0..count).map(|_| draw(VOCABULARY) as i64).collect::<Vec<_>>();
-    let (inputs, mut targets) = (ids(), ids());
-    let mut masked = vec![false; count];
-    if !fixed {
-        masked.iter_mut().for_each(|masked| *masked = draw(3) == 0);
-    }
-    for (target, masked) in targets.iter_mut().zip(&masked) {
-        if *masked {
-            *target = IGNORE_TARGET;
+impl Case<'_> {
+    /// Random tokens or numbers, another number of targets in each step unless it is to be `fixed`.
+    fn batch(&self, step: u64, fixed: bool) -> MicroBatch {
+        let mut state = step;
+        let mut draw = |below: u64| {
+            // A linear congruential generator: any numbers do.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let count = SEQUENCES * CONTEXT;
+        let mut ids = |count| (0..count).map(|_| draw(VOCABULARY)).collect::<Vec<_>>();
+        let (inputs, targets) = (ids(if self.numbers { count * WIDTH } else { count }), ids(count));
+        let masked: Vec<bool> = (0..count).map(|_| !fixed && draw(3) == 0).collect();
+        let resets = if self.documents { (0..count).map(|_| draw(9) == 0).collect() } else { Vec::new() };
+        let tokens = masked.iter().filter(|masked| !**masked).count() as u64;
+        let rows = (0..SEQUENCES as u64).map(|row| StepRow { epoch: step, row }).collect();
+        let batch = MicroBatch { rows, context: CONTEXT, resets, tokens, ..MicroBatch::default() };
+        let kept = targets.iter().zip(&masked);
+        if self.numbers {
+            let number = |id: u64| id as f32 / VOCABULARY as f32;
+            let targets = kept.map(|(&id, &masked)| if masked { f32::NAN } else { number(id) }).collect();
+            let numbers = rows::Numbers { inputs: inputs.into_iter().map(number).collect(), targets };
+            return MicroBatch { numbers, ..batch };
         }
+        let targets = kept.map(|(&id, &masked)| if masked { IGNORE_TARGET } else { id as i64 }).collect();
+        MicroBatch { inputs: inputs.into_iter().map(|id| id as i64).collect(), targets, ..batch }
     }
-    let resets = if resets { (0..count).map(|_| draw(9) == 0).collect() } else { Vec::new() };
-    let tokens = masked.iter().filter(|masked| !**masked).count() as u64;
-    MicroBatch { context: CONTEXT, inputs, targets, resets, tokens, ..MicroBatch::default() }
 }

@@ -61,6 +61,7 @@ impl Trainer {
         }
         if !self.recording.fits(&batch) {
             self.settle()?;
+            self.make_room()?;
             return self.eager_step(loader, Some(batch));
         }
         let launched = self.launched();
@@ -79,6 +80,14 @@ impl Trainer {
         for (launched, numbers) in self.recording.take()? {
             self.check_finite(launched.step, numbers)?;
             self.log(launched, numbers)?;
+        }
+        Ok(())
+    }
+
+    /// Before anything but the recorded step is computed, once that is settled.
+    pub(super) fn make_room(&mut self) -> Result<()> {
+        if let Some(said) = self.recording.make_room(&self.optimizer)? {
+            self.report.progress.say(&said);
         }
         Ok(())
     }
@@ -118,12 +127,7 @@ impl Trainer {
             let call = TrainingCall {
                 resets_BT: resets.as_ref(),
                 count,
-                dropout: Dropout::of_step(
-                    training,
-                    launched.step,
-                    &batch.rows,
-                    usize::try_from(inputs.size()[0]).unwrap_or(0),
-                ),
+                dropout: Dropout::of_step(training, launched.step, &batch.rows, batch.sequences(), device)?,
                 z_loss: training.z_loss,
             };
             let output = self.model.training_loss(&inputs, &targets, &call)?;

@@ -247,6 +247,9 @@ impl Trainer {
 
     /// Measures the validation split; false when a signal came in between.
     fn validate(&mut self) -> Result<bool> {
+        if self.validation.is_some() {
+            self.make_room()?;
+        }
         let Some(dataset) = &self.validation else { return Ok(true) };
         let rows = self.recipe.validation.rows;
         let found = measure(

@@ -1,5 +1,5 @@
 //! What is checked of what stands around the recurrences and attention of table 1's other methods: RWKV's mixes of tokens, norms of heads
-//! with their gates, rotary positions, SwiGLU; against libtorch's operations in float64.
+//! with their gates, rotary positions, SwiGLU, dropout; against libtorch's operations in float64.
 
 use tch::{Device, Kind, Tensor};
 use xlstm_cuda::gated_norm::GatedNormForm;
@@ -11,6 +11,7 @@ use super::methods::Borders;
 use super::{Check, PRECISE, ROUNDING, Subject};
 use crate::KernelError;
 use crate::conv::{ConvInput, causal_conv};
+use crate::dropout::{self, DropoutKeys};
 use crate::gated_norm::{GatedNormInput, HeadNorm, gated_norm};
 use crate::token_shift::{TokenShiftInput, token_shift};
 use crate::transformer::{rotary, swiglu, swiglu_of_halves};
@@ -46,6 +47,7 @@ const CONVOLUTIONS: [(i64, i64, i64, Borders); 5] = [
 pub(super) fn specializations(architecture: Architecture) -> Vec<Specialization> {
     let mut wanted = Vec::new();
     wanted.extend([false, true].map(|float32| Specialization::transformer(architecture, float32)));
+    wanted.extend([false, true].map(|float32| Specialization::dropout(architecture, float32)));
     for (mixes, own) in [(2, false), (5, true)] {
         let forms = [false, true].map(|float32| TokenShiftForm { mixes, own, float32 });
         wanted.extend(forms.map(|form| form.specialization(architecture)));
@@ -56,6 +58,40 @@ pub(super) fn specializations(architecture: Architecture) -> Vec<Specialization>
         wanted.extend(forms.into_iter().flatten().map(|form| form.specialization(architecture)));
     }
     wanted
+}
+
+/// Dropout: the very numbers that the CPU's mask drops.
+pub(super) fn dropouts(device: Device, take: &mut dyn FnMut(Check)) -> Result<(), KernelError> {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        for (size, probability) in [([3, 65, 132], 0.1), ([1, 1, 8], 0.5), ([33, 64, 128], 0.999)] {
+            take(check_dropout(size, probability, kind, device)?);
+        }
+    }
+    Ok(())
+}
+
+fn check_dropout(size: [i64; 3], probability: f64, kind: Kind, device: Device) -> Result<Check, KernelError> {
+    const SITE: u64 = 11;
+    let keys: Vec<u64> = (1..=size[0].unsigned_abs()).map(|key| dropout::mix(key << 40)).collect();
+    let mask = dropout::mask(&keys, SITE, probability, size[1] * size[2])?.to_device(device).view(size);
+    let keys = DropoutKeys::new(&keys, device)?;
+    let ours = |x: &[Tensor]| {
+        let y = dropout::dropout(&x[0].to_kind(kind), &keys, SITE, probability)?;
+        Ok(vec![y.to_kind(x[0].kind())])
+    };
+    let libtorch = |x: &[Tensor]| Ok(vec![&x[0] * mask.to_kind(x[0].kind())]);
+    let [batch, time, width] = size;
+    Subject {
+        kernel: "dropout",
+        case: format!("{batch}x{time}x{width} {kind:?}, {probability}"),
+        inputs: vec![("x", normal(&size, device).to_kind(kind).to_kind(Kind::Float))],
+        outputs: &["y"],
+        ours: &ours,
+        libtorch: &libtorch,
+        rounding: if kind == Kind::Float { PRECISE } else { ROUNDING },
+        mask: None,
+    }
+    .check()
 }
 
 /// RWKV's mixes of each token with the one before.
@@ -360,10 +396,11 @@ mod tests {
             assert!(check.passed(), "{check:?}");
             count += 1;
         };
+        dropouts(Device::Cpu, &mut take).unwrap();
         shifts(Device::Cpu, &mut take).unwrap();
         norms(Device::Cpu, &mut take).unwrap();
         transformer(Device::Cpu, &mut take).unwrap();
         convolutions(Device::Cpu, &mut take).unwrap();
-        assert_eq!(count, SHIFTS.len() * 4 + NORMS.len() * 3 + 12 + CONVOLUTIONS.len() * 2);
+        assert_eq!(count, 6 + SHIFTS.len() * 4 + NORMS.len() * 3 + 12 + CONVOLUTIONS.len() * 2);
     }
 }

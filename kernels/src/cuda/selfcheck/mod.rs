@@ -234,7 +234,10 @@ pub fn run(
     };
     for group in Group::ALL.into_iter().filter(|group| groups.contains(group)) {
         match group {
-            Group::Pointwise => around::pointwise(device, &mut take)?,
+            Group::Pointwise => {
+                around::pointwise(device, &mut take)?;
+                around_methods::dropouts(device, &mut take)?;
+            }
             Group::Mlstm => {
                 mlstm::mlstm(device, &mut take)?;
                 inner::mlstm_inner(device, &mut take)?;

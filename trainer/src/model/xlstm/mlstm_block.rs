@@ -286,7 +286,7 @@ impl FusedBlock for MlstmBlock {
             ..self.fused_input(&up_BTF, &fused)
         };
         let cuda::InnerOutput { y_BTD, state } = cuda::mlstm_inner(&input, NORM_EPSILON)?;
-        let delta_BTC = Some(product(&y_BTD, &self.down, Some(Kind::BFloat16))?);
+        let delta_BTC = Some(call.dropped(product(&y_BTD, &self.down, Some(Kind::BFloat16))?, 0)?);
         let state = state.map_or_else(BlockState::default, |cuda::InnerState { window, cell }| {
             block_state(Some(window), Some(cell))
         });

@@ -70,9 +70,6 @@ impl Network for XlstmConfig {
     }
 
     fn fused_obstacle(&self, device: Device, request: &Request) -> Result<Option<String>> {
-        if self.input_width > 0 {
-            return Ok(Some("inputs and targets are numbers".into()));
-        }
         let (scalar, matrix) = (!self.slstm_at.is_empty(), (self.slstm_at.len() as u64) < self.blocks);
         for (used, cell) in [(matrix, FusedCell::Mlstm), (scalar, FusedCell::Slstm)] {
             if let Some(obstacle) = cuda::supports(device, cell, request).err().filter(|_| used) {
@@ -83,7 +80,8 @@ impl Network for XlstmConfig {
         if !cuda::residual_fits(width) {
             return Ok(Some(format!("model.embedding_dim = {width} has no fused kernel")));
         }
-        if !cuda::cross_entropy_fits(signed(self.vocabulary_size)) {
+        // Of a model of numbers the head is one unit, which libtorch computes.
+        if self.input_width == 0 && !cuda::cross_entropy_fits(signed(self.vocabulary_size)) {
             return Ok(Some(format!("model.vocabulary_size = {} is no multiple of 8", self.vocabulary_size)));
         }
         if matrix && !mlstm_is_fused(self) {

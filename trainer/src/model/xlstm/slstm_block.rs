@@ -19,6 +19,7 @@ use xlstm_manifests::recipe::{
     ForgetGate, GateWeights, RecurrentInit, SlstmBias, SlstmFunction, WeightInit, XlstmConfig,
 };
 
+use super::super::dropout::BlockDropout;
 use super::{BlockState, CONVOLUTION, NORM_EPSILON, norm_weight, product, signed};
 use crate::error::Result;
 use crate::model::block::{Block, BlockCall, FusedBlock, Residual};
@@ -356,8 +357,12 @@ impl SlstmBlock {
         residual: &Residual,
         resets_BT: Option<&Tensor>,
         before: Option<(Option<&Tensor>, &Tensor)>,
-        keeps_window: bool,
+        (keeps_window, dropout): (bool, Option<&BlockDropout>),
     ) -> Result<FusedOutput> {
+        let dropped = |delta_BTC: Tensor, branch| match dropout {
+            Some(dropout) => dropout.of_branch(&delta_BTC, branch),
+            None => Ok(delta_BTC),
+        };
         let delta = residual.delta_BTC.as_ref();
         let precision = Some(Kind::BFloat16);
         let (x_BTC, y_BTC) = cuda::add_layer_norm(&residual.x_BTC, delta, &self.norm, NORM_EPSILON)?;
@@ -387,7 +392,7 @@ impl SlstmBlock {
             state_SBHE: before.map(|(_, state)| state),
             resets_BT,
         })?;
-        let s_BTC = cuda::head_norm(&y_BTHE, &self.group_norm, NORM_EPSILON)?;
+        let s_BTC = dropped(cuda::head_norm(&y_BTHE, &self.group_norm, NORM_EPSILON)?, 0)?;
         let (x_BTC, up_BTF) = if time == 1 && cuda::step_up_fits(batch, &self.feed_up) {
             cuda::step_up(&x_BTC, Some(&s_BTC), &self.feed_norm, &self.feed_up, NORM_EPSILON)?
         } else {
@@ -396,7 +401,7 @@ impl SlstmBlock {
             (x_BTC, product(&feed_BTC, &self.feed_up, precision)?)
         };
         let gated_BTF = cuda::gelu_gate(&up_BTF)?;
-        let delta_BTC = Some(product(&gated_BTF, &self.feed_down, precision)?);
+        let delta_BTC = Some(dropped(product(&gated_BTF, &self.feed_down, precision)?, 1)?);
         let window = convolution.as_ref().filter(|_| keeps_window).map(conv::last_inputs).transpose()?;
         Ok(FusedOutput { window, last_SBHE, residual: Residual { x_BTC, delta_BTC } })
     }
@@ -427,7 +432,8 @@ impl FusedBlock for SlstmBlock {
         let state_SBHE = call.state.map(together).transpose()?;
         let window = call.state.and_then(|state| state.get(CONVOLUTION));
         let before = state_SBHE.as_ref().map(|state_SBHE| (window, state_SBHE));
-        let output = self.fused_forward(residual, call.resets_BT, before, call.keeps_state)?;
+        let output =
+            self.fused_forward(residual, call.resets_BT, before, (call.keeps_state, call.dropout))?;
         if !call.keeps_state {
             return Ok((output.residual, BlockState::default()));
         }
@@ -448,7 +454,7 @@ impl FusedBlock for SlstmBlock {
     fn step(&self, residual: &Residual, state: &BlockState) -> Result<Residual> {
         let mut state_SBHE = state.need(TOGETHER)?;
         let window = state.get(CONVOLUTION);
-        let output = self.fused_forward(residual, None, Some((window, &state_SBHE)), true)?;
+        let output = self.fused_forward(residual, None, Some((window, &state_SBHE)), (true, None))?;
         state_SBHE.f_copy_(&output.last_SBHE)?;
         if let (Some(window), Some(next)) = (window, output.window) {
             window.shallow_clone().f_copy_(&next)?;

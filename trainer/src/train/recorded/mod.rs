@@ -5,23 +5,32 @@
 //! clipping and AdamW follow, and loss and norm go into a ring on the GPU that is read when something is logged.
 //!
 //! ```text
-//! packed (Int64)  [count, step | learning rate, 0 | place in the ring | 0] [inputs] [targets]     pairs are float32
+//! packed (Int64)  the update's numbers, keys of dropout, inputs, targets: one copy to the GPU (`packed`)
 //! ring (float64)  [loss, gradient norm] of the last steps
 //! ```
 //! The first steps of a program are launched one by one, which compiles and loads all kernels. The same kernels run in the
 //! same order either way, so losses agree to the last bit.
+//!
+//! A recording keeps the memory of its step for as long as it lives. Where the GPU has no room for that memory twice, a
+//! recording is alone on it: libtorch gives back what launched steps left in its cache before a step is recorded, and the
+//! recording is freed before anything else is computed, a validation or a step of another size, and made again after it.
+
+mod packed;
 
 use std::fmt;
 
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::graph::Graph;
-use xlstm_bridge::memory::upload;
-use xlstm_manifests::recipe::Recipe;
+use xlstm_bridge::memory::release_cached;
+use xlstm_kernels::dropout::DropoutKeys;
+use xlstm_manifests::recipe::{Recipe, Training};
+
+use packed::{Packed, Size};
 
 use super::step::{Launched, Numbers};
 use crate::error::{Result, TrainError};
 use crate::loader::MicroBatch;
-use crate::model::{Model, TargetCount, TrainingCall};
+use crate::model::{Dropout, Model, TargetCount, TrainingCall};
 use crate::optimizer::{AdamW, UpdateNumbers};
 
 /// Steps that are launched one by one first.
@@ -30,51 +39,61 @@ const EAGER_STEPS: u64 = 3;
 /// Steps whose numbers wait on the GPU at most.
 const RING: usize = 64;
 
-/// Numbers before the inputs in the packed tensor.
-const HEADER: usize = 4;
+/// A recording is worth its while when it is replayed as often before it is freed: making one takes as long as launching a step.
+const FEWEST_REPLAYS: u64 = 4;
 
 /// Whether steps are recorded.
 #[derive(Debug)]
 pub(super) enum Recording {
     /// They are launched one by one, and why.
     Never(String),
-    /// Recorded after so many more; with `required`, a step that cannot be recorded ends the run.
-    After { steps: u64, required: bool },
+    /// Recorded after so many more.
+    After { steps: u64, terms: Terms },
     /// Recorded.
     Ready(Box<Recorded>),
+}
+
+/// What holds for a recording.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Terms {
+    /// A step that cannot be recorded ends the run.
+    pub(super) required: bool,
+    /// The GPU has no room for its memory beside that of launched steps.
+    pub(super) alone: bool,
 }
 
 /// A recorded step.
 #[derive(Debug)]
 pub(super) struct Recorded {
     graph: Graph,
-    /// Sequences and tokens of each.
-    size: [usize; 2],
+    terms: Terms,
+    replays: u64,
+    packed: Packed,
     /// Targets that count, where the kernels of the loss take them by value.
     fixed_count: Option<u64>,
-    packed: Tensor,
-    resets: Option<Tensor>,
+    /// With dropout: what a step's keys follow from.
+    dropout: Option<Training>,
     ring: Tensor,
     pending: Vec<Launched>,
-    /// What is copied to `packed` next.
-    staged: Vec<i64>,
 }
 
 impl fmt::Display for Recording {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Never(reason) => write!(f, "launched one by one ({reason})"),
-            Self::After { .. } | Self::Ready(_) => {
-                write!(f, "recorded as one CUDA graph after {EAGER_STEPS} that are launched one by one")
+            Self::After { terms: Terms { alone, .. }, .. } => {
+                write!(f, "recorded as one CUDA graph after {EAGER_STEPS} that are launched one by one")?;
+                f.write_str(if *alone { "; recorded again after each validation" } else { "" })
             }
+            Self::Ready(_) => write!(f, "recorded as one CUDA graph"),
         }
     }
 }
 
 impl Recording {
     /// Recorded after the first steps.
-    pub(super) fn planned(required: bool) -> Self {
-        Self::After { steps: EAGER_STEPS, required }
+    pub(super) fn planned(terms: Terms) -> Self {
+        Self::After { steps: EAGER_STEPS, terms }
     }
 
     /// Whether the next step is to be a recorded one.
@@ -98,13 +117,13 @@ impl Recording {
         batch: &MicroBatch,
         recipe: &Recipe,
     ) -> Result<Option<String>> {
-        let Self::After { required, .. } = *self else { return Ok(None) };
-        match Recorded::new(model, optimizer, batch, recipe) {
+        let Self::After { terms, .. } = *self else { return Ok(None) };
+        match Recorded::new(terms, model, optimizer, batch, recipe) {
             Ok(recorded) => {
                 *self = Self::Ready(Box::new(recorded));
                 Ok(None)
             }
-            Err(error) if required => Err(error),
+            Err(error) if terms.required => Err(error),
             Err(error) => {
                 let said = format!("steps are launched one by one: a step could not be recorded: {error}");
                 *self = Self::Never("a step could not be recorded".into());
@@ -113,11 +132,31 @@ impl Recording {
         }
     }
 
+    /// Before anything is computed that is not the recorded step, once that is settled: a recording that is alone on its
+    /// GPU is freed, and the next step is recorded again. Where that is too often to be worth it, steps are launched one
+    /// by one from now on; what is then to be said is returned.
+    pub(super) fn make_room(&mut self, optimizer: &AdamW) -> Result<Option<String>> {
+        let Self::Ready(recorded) = self else { return Ok(None) };
+        let (terms, replays) = (recorded.terms, recorded.replays);
+        if !terms.alone {
+            return Ok(None);
+        }
+        // They lie in the recording's memory.
+        optimizer.begin_step(false)?;
+        if replays >= FEWEST_REPLAYS || terms.required {
+            *self = Self::After { steps: 0, terms };
+            return Ok(None);
+        }
+        *self = Self::Never("a recording would have to be freed too often".into());
+        Ok(Some(format!(
+            "steps are launched one by one: beside a recorded step this GPU has no memory for others, and only {replays} came in turn"
+        )))
+    }
+
     /// Whether the recorded step computes this batch.
     pub(super) fn fits(&self, batch: &MicroBatch) -> bool {
         let Self::Ready(recorded) = self else { return false };
-        size_of(batch) == recorded.size
-            && batch.resets.is_empty() == recorded.resets.is_none()
+        recorded.packed.takes(Size::of(batch, recorded.dropout.is_some()))
             && recorded.fixed_count.is_none_or(|count| count == batch.tokens)
     }
 
@@ -146,75 +185,59 @@ impl Recording {
     }
 }
 
-fn size_of(batch: &MicroBatch) -> [usize; 2] {
-    [batch.inputs.len() / batch.context.max(1), batch.context]
-}
-
 impl Recorded {
-    fn new(model: &Model, optimizer: &AdamW, batch: &MicroBatch, recipe: &Recipe) -> Result<Self> {
+    fn new(
+        terms: Terms,
+        model: &Model,
+        optimizer: &AdamW,
+        batch: &MicroBatch,
+        recipe: &Recipe,
+    ) -> Result<Self> {
         let device = model.placement().device;
         let Device::Cuda(number) = device else {
             return Err(TrainError::Internal("expected a GPU to record a step on".into()));
         };
-        let long = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
-        let (header, count) = (long(HEADER), long(batch.inputs.len()));
-        let packed = Tensor::f_zeros([header + 2 * count], (Kind::Int64, device))?;
-        let ring = Tensor::f_zeros([long(RING), 2], (Kind::Double, device))?;
-        let shape = [-1, long(batch.context)];
-        let resets = if batch.resets.is_empty() {
-            None
-        } else {
-            Some(Tensor::f_zeros([count], (Kind::Bool, device))?.f_view(shape)?)
-        };
-        let scalars = packed.f_narrow(0, 0, 2)?.f_view_dtype(Kind::Float)?;
-        let [targets_counted, step, learning_rate] =
-            [scalars.f_select(0, 0)?, scalars.f_select(0, 1)?, scalars.f_select(0, 2)?];
-        let place = packed.f_narrow(0, 2, 1)?;
-        let inputs = packed.f_narrow(0, header, count)?.f_view(shape)?;
-        let targets = packed.f_narrow(0, header + count, count)?.f_view(shape)?;
+        let dropout = recipe.training.has_dropout().then(|| recipe.training.clone());
+        let packed = Packed::new(Size::of(batch, dropout.is_some()), device)?;
+        let ring = Tensor::f_zeros([RING as i64, 2], (Kind::Double, device))?;
+        let views = packed.views()?;
+        let keys = views.keys.as_ref().map(|keys| DropoutKeys::Device(keys.shallow_clone()));
         let TargetCount::Known(known) = batch.target_count() else {
             return Err(TrainError::Internal("expected a batch that knows its targets".into()));
         };
+        // The recording makes gradients of its own, in memory of its own.
+        optimizer.begin_step(false)?;
+        if terms.alone {
+            release_cached()?;
+        }
         let (graph, ()) = Graph::record(number, || -> Result<()> {
-            optimizer.begin_step(false)?;
-            let counted = TargetCount::OnDevice(&targets_counted, known);
+            let count = TargetCount::OnDevice(&views.counted, known);
+            let dropout = keys.and_then(|keys| Dropout::with_keys(&recipe.training, keys));
             let z_loss = recipe.training.z_loss;
-            // Steps with dropout are not recorded: its keys would be those of the recorded step.
-            let call = TrainingCall { resets_BT: resets.as_ref(), count: counted, dropout: None, z_loss };
-            let output = model.training_loss(&inputs, &targets, &call)?;
+            let call = TrainingCall { resets_BT: views.resets.as_ref(), count, dropout, z_loss };
+            let output = model.training_loss(&views.inputs, &views.targets, &call)?;
             xlstm_bridge::autograd::backward(&[&output.minimized], &[None], false)?;
             let loss = output.cross_entropy.f_to_kind(Kind::Double)?;
-            let numbers = UpdateNumbers { step: &step, learning_rate: &learning_rate };
+            let numbers = UpdateNumbers { step: &views.step, learning_rate: &views.learning_rate };
             let norm = optimizer.update_on_gpu(numbers, &loss, recipe.optimizer.clip_norm)?;
             let pair = Tensor::f_stack(&[&loss, &norm], 0)?.f_view([1, 2])?;
-            let _ = ring.shallow_clone().f_index_copy_(0, &place, &pair)?;
+            let _ = ring.shallow_clone().f_index_copy_(0, &views.place, &pair)?;
             Ok(())
         })?;
         let fixed_count = model.has_fused_loss().then_some(batch.tokens);
-        let (pending, staged) = (Vec::with_capacity(RING), Vec::new());
-        Ok(Self { graph, size: size_of(batch), fixed_count, packed, resets, ring, pending, staged })
+        let pending = Vec::with_capacity(RING);
+        Ok(Self { graph, terms, replays: 0, packed, fixed_count, dropout, ring, pending })
     }
 
     fn launch(&mut self, batch: &MicroBatch, launched: Launched) -> Result<()> {
-        // Below the ring's length.
-        let place = self.pending.len() as i64;
-        let pair = |low: f32, high: f32| {
-            i64::from_ne_bytes((u64::from(low.to_bits()) | (u64::from(high.to_bits()) << 32)).to_ne_bytes())
-        };
-        self.staged.clear();
-        self.staged.extend([
-            pair(batch.tokens.max(1) as f32, launched.update as f32),
-            pair(launched.learning_rate as f32, 0.0),
-            place,
-            0,
-        ]);
-        self.staged.extend(&batch.inputs);
-        self.staged.extend(&batch.targets);
-        upload(&self.packed, &Tensor::f_from_slice(&self.staged)?)?;
-        if let Some(resets) = &self.resets {
-            upload(resets, &Tensor::f_from_slice(&batch.resets)?.f_view_as(resets)?)?;
-        }
+        let keys = self
+            .dropout
+            .as_ref()
+            .map(|training| Dropout::keys_of_step(training, launched.step, &batch.rows, batch.sequences()));
+        // Its place is below the ring's length.
+        self.packed.fill(batch, &keys.unwrap_or_default(), launched, self.pending.len())?;
         self.graph.replay()?;
+        self.replays += 1;
         self.pending.push(launched);
         Ok(())
     }

@@ -3,15 +3,15 @@
 use xlstm_manifests::rows::Readable as _;
 
 use super::super::options::RecordSteps;
-use super::super::plan::memory_estimate;
-use super::super::recorded::Recording;
+use super::super::plan::{USABLE, memory_estimate};
+use super::super::recorded::{Recording, Terms};
 use super::{Agreed, Opened};
 use crate::device::DeviceInfo;
 use crate::error::{Result, TrainError};
 
-/// A recorded step has memory of its own, and what the steps before it used is kept too. So a step is recorded where it needs less than this
-/// share of the GPU's memory: twice that is the four fifths that are planned with.
-const RECORDED_SHARE: f64 = 0.4;
+/// A recorded step has memory of its own. Where a step needs less than this share of the GPU's memory, that of launched steps and
+/// validations is kept beside it: twice the share is what is planned with. Where it needs more, a recording is alone.
+const SHARE_BESIDE_OTHERS: f64 = USABLE / 2.0;
 
 /// Whether steps are recorded, or why not.
 pub(super) fn recording(
@@ -30,28 +30,23 @@ pub(super) fn recording(
         tch::Device::Cuda(_) if opened.recipe.training.activation_checkpointing => {
             Some("activations are checkpointed")
         }
-        tch::Device::Cuda(_) if opened.recipe.model.input_width() > 0 => Some("inputs are numbers"),
-        tch::Device::Cuda(_) if opened.recipe.training.has_dropout() => {
-            Some("dropout follows from each step's rows")
-        }
         tch::Device::Cuda(_) => None,
         _ => Some("no GPU"),
     };
-    match (obstacle, asked) {
-        (None, RecordSteps::On) => Ok(Recording::planned(true)),
-        (Some(obstacle), RecordSteps::On) => {
+    let required = asked == RecordSteps::On;
+    match obstacle {
+        Some(obstacle) if required => {
             Err(TrainError::Usage(format!("--cuda-graph on: steps cannot be recorded here: {obstacle}")))
         }
-        (Some(obstacle), _) => Ok(Recording::Never(obstacle.into())),
-        (None, _) => {
+        Some(obstacle) => Ok(Recording::Never(obstacle.into())),
+        None => {
             let tokens = opened.rows * u64::from(opened.train.packing().row_length);
-            let needed = memory_estimate(&opened.recipe, tokens, device)?.total();
-            let little = device.memory.is_some_and(|memory| (needed as f64) < memory as f64 * RECORDED_SHARE);
-            Ok(if little {
-                Recording::planned(false)
-            } else {
-                Recording::Never("a recording's memory would not fit beside theirs".into())
-            })
+            let needed = memory_estimate(&opened.recipe, tokens, device)?.total() as f64;
+            let is_below = |share: f64| device.memory.is_some_and(|memory| needed < memory as f64 * share);
+            if !required && !is_below(USABLE) {
+                return Ok(Recording::Never("a recording's memory might not fit".into()));
+            }
+            Ok(Recording::planned(Terms { required, alone: !is_below(SHARE_BESIDE_OTHERS) }))
         }
     }
 }
