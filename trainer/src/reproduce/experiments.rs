@@ -49,7 +49,7 @@ pub(super) const EXPERIMENTS: &[Experiment] = &[
         kind: "squared-error",
         commands: &["xlstm-train sweep nearest-neighbor --out runs/nearest-neighbor"],
         without: "values are in the figure only; heads, batch and the rest of the optimizer are not printed",
-        sweeps: &["nearest-neighbor", "nearest-neighbor-small"],
+        sweeps: &["nearest-neighbor", "nearest-neighbor-small", "nearest-neighbor-two-rates"],
         twin: None,
     },
     Experiment {
@@ -83,6 +83,8 @@ pub(super) const EXPERIMENTS: &[Experiment] = &[
             "parity-half-small",
             "parity-small",
             "cycle-navigation",
+            "even-pairs",
+            "modular-arithmetic",
             "state-tracking-one-rate",
         ],
         twin: None,

@@ -21,6 +21,8 @@ const BUILTIN: &[(&str, &str)] = include_sweeps!(
     "parity-small",
     "parity-half-small",
     "cycle-navigation",
+    "even-pairs",
+    "modular-arithmetic",
     "state-tracking-one-rate",
     "formal-languages",
     "formal-languages-small",
@@ -30,7 +32,8 @@ const BUILTIN: &[(&str, &str)] = include_sweeps!(
     "mqar-small",
     "listops",
     "nearest-neighbor",
-    "nearest-neighbor-small"
+    "nearest-neighbor-small",
+    "nearest-neighbor-two-rates"
 );
 
 /// Names of the built-in sweeps.
