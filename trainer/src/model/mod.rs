@@ -397,6 +397,10 @@ impl Model {
         let sum = squares_N.f_sum(kind)?;
         let (loss, count) = match count {
             TargetCount::OnDevice(tensor, count) => (sum.f_div(&tensor.f_to_kind(kind)?)?, count),
+            // As a recorded step divides, to the last bit: libtorch multiplies by a number's inverse there.
+            TargetCount::Known(count) if matches!(self.placement.device, Device::Cuda(_)) => {
+                (sum.f_div(&Tensor::f_full([], count, (kind, self.placement.device))?)?, count)
+            }
             TargetCount::Known(count) => (sum.f_div_scalar(count)?, count),
             TargetCount::Unknown => {
                 let count = i64::try_from(ignored_N.f_logical_not()?.f_sum(Kind::Int64)?)?;

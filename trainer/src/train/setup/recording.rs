@@ -13,6 +13,10 @@ use crate::error::{Result, TrainError};
 /// validations is kept beside it: twice the share is what is planned with. Where it needs more, a recording is alone.
 const SHARE_BESIDE_OTHERS: f64 = USABLE / 2.0;
 
+/// Fewest steps between two validations for which a recording that is alone pays: it is made again after each, which takes as long as two or
+/// three steps, and a step that is launched is some 5 % slower where the host is quiet.
+const FEWEST_STEPS_ALONE: u64 = 100;
+
 /// Whether steps are recorded, or why not.
 pub(super) fn recording(
     opened: &Opened,
@@ -43,10 +47,17 @@ pub(super) fn recording(
             let tokens = opened.rows * u64::from(opened.train.packing().row_length);
             let needed = memory_estimate(&opened.recipe, tokens, device)?.total() as f64;
             let is_below = |share: f64| device.memory.is_some_and(|memory| needed < memory as f64 * share);
-            if !required && !is_below(USABLE) {
-                return Ok(Recording::Never("a recording's memory might not fit".into()));
-            }
-            Ok(Recording::planned(Terms { required, alone: !is_below(SHARE_BESIDE_OTHERS) }))
+            let alone = !is_below(SHARE_BESIDE_OTHERS);
+            let between = opened.recipe.validation.every_steps;
+            Ok(match alone {
+                true if !required && !is_below(USABLE) => {
+                    Recording::Never("a recording's memory might not fit".into())
+                }
+                true if !required && between > 0 && between < FEWEST_STEPS_ALONE => Recording::Never(
+                    "a recording would leave no memory for validations, which are too frequent to make it again after each".into(),
+                ),
+                _ => Recording::planned(Terms { required, alone }),
+            })
         }
     }
 }
