@@ -27,10 +27,14 @@ nvrtc: # the CUDA compiler as a library, for the kernels' tests; no GPU and no t
 build: fetch ## the release binaries of the data side
 	$(CARGO) build --release --locked -p xlstm-pipeline
 
-# The data half needs no libtorch and is built while that is fetched; what both halves share is built once (tools/check_features.py).
+# One build keeps all cores busy to its end. Where libtorch takes longer to fetch, the data half, which needs none, is built meanwhile; what both
+# halves share is built once (tools/check_features.py).
 demo: ## from text to a report: prepare, audit, trace, train, evaluate, follow a figure back, make its page
 	@$(PYTHON) tools/fetch_libtorch.py & fetched=$$!; trap "kill $$fetched" INT TERM; \
-		$(MAKE) --no-print-directory build; built=$$?; wait $$fetched && exit $$built
+		$(MAKE) --no-print-directory fetch; built=$$?; \
+		for second in $$(seq 20); do kill -0 $$fetched 2>/dev/null && sleep 1; done; \
+		if kill -0 $$fetched 2>/dev/null; then $(MAKE) --no-print-directory build; built=$$?; fi; \
+		wait $$fetched && exit $$built
 	$(CARGO) build --release --locked -p xlstm-pipeline -p xlstm-trainer
 	@$(MAKE) --no-print-directory demo-data demo-model BUILT=yes
 
@@ -47,7 +51,7 @@ demo-model: demo-data libtorch # the training half
 	$(TRAIN) sample $(RUN) --prompt '/// Returns the' --tokens 60
 	$(TRAIN) plot $(RUN) -o $(RUN)/loss.svg
 	$(TRAIN) chain $(RUN)
-	$(EVAL) perplexity $(RUN) --manifest $(DEMO)/validation --first 64
+	$(EVAL) perplexity $(RUN) --manifest $(DEMO)/validation --first 16
 	$(EVAL) verify $(RUN)
 	$(EVAL) report $(RUN)
 
