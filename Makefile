@@ -51,7 +51,7 @@ demo-model: demo-data libtorch # the training half
 	$(TRAIN) sample $(RUN) --prompt '/// Returns the' --tokens 60
 	$(TRAIN) plot $(RUN) -o $(RUN)/loss.svg
 	$(TRAIN) chain $(RUN)
-	$(EVAL) perplexity $(RUN) --manifest $(DEMO)/validation --first 16
+	$(EVAL) perplexity $(RUN) --manifest $(DEMO)/validation --first 32
 	$(EVAL) verify $(RUN)
 	$(EVAL) report $(RUN)
 

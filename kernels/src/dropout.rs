@@ -51,24 +51,17 @@ impl DropoutKeys {
     /// # Errors
     /// When the device has no memory.
     pub fn new(keys: &[u64], device: Device) -> Result<Self, KernelError> {
-        if device == Device::Cpu {
-            return Ok(Self::Host(keys.into()));
-        }
-        let bits: Vec<i64> = keys.iter().map(|key| key.cast_signed()).collect();
-        Ok(Self::Device(Tensor::f_from_slice(&bits)?.f_to_device(device)?))
-    }
-
-    /// The keys as a tensor of the device of `like`.
-    fn on_device(&self, like: &Tensor) -> Result<Tensor, KernelError> {
-        let device = like.device();
-        Ok(match self {
-            Self::Device(keys_B) => keys_B.shallow_clone(),
-            Self::Host(keys) => {
-                let bits: Vec<i64> = keys.iter().map(|key| key.cast_signed()).collect();
-                Tensor::f_from_slice(&bits)?.f_to_device(device)?
-            }
+        Ok(match device {
+            Device::Cpu => Self::Host(keys.into()),
+            _ => Self::Device(bits(keys)?.f_to_device(device)?),
         })
     }
+}
+
+/// `(B)`, Int64, on the CPU.
+pub(crate) fn bits(keys: &[u64]) -> Result<Tensor, KernelError> {
+    let bits: Vec<i64> = keys.iter().map(|key| key.cast_signed()).collect();
+    Ok(Tensor::f_from_slice(&bits)?)
 }
 
 named_tensors! {
@@ -99,8 +92,8 @@ impl Rule {
     }
 }
 
-/// `x_BTC` (or any shape with the sequences first) with numbers dropped with this probability, below 1, and the others divided
-/// by what it leaves.
+/// `x_BTC` (or any shape with the sequences first) with numbers dropped with this probability, below 1, and the others multiplied by
+/// 1 / (1 − probability).
 ///
 /// # Errors
 /// [`KernelError`] when there is not a key for each sequence, or libtorch or the GPU fails.
@@ -117,18 +110,29 @@ pub fn dropout(
     let size = x_BTC.size();
     let sequences = size.first().copied().unwrap_or(1);
     let numbers = size.iter().skip(1).product::<i64>();
-    if let (Device::Cpu, DropoutKeys::Host(keys)) = (x_BTC.device(), keys) {
-        let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
-        if count != sequences {
-            let (expected, found) = (format!("({sequences})"), vec![count]);
-            return Err(KernelError::Shape { function: NAME, argument: "keys", expected, found });
+    // The mask and the product are float32 (or float64) everywhere, and the result is rounded once.
+    let masked = |mask: Tensor| -> Result<Tensor, KernelError> {
+        let wide = if x_BTC.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let mask = mask.f_to_kind(wide)?.f_view(size.as_slice())?;
+        Ok(x_BTC.f_to_kind(wide)?.f_mul(&mask)?.f_to_kind(x_BTC.kind())?)
+    };
+    let keys_B = match keys {
+        DropoutKeys::Host(keys) => {
+            let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
+            if count != sequences {
+                let (expected, found) = (format!("({sequences})"), vec![count]);
+                return Err(KernelError::Shape { function: NAME, argument: "keys", expected, found });
+            }
+            if x_BTC.device() != Device::Cpu {
+                let (expected, found) = (format!("{:?}", x_BTC.device()), Device::Cpu);
+                return Err(KernelError::Device { function: NAME, argument: "keys", expected, found });
+            }
+            return masked(mask_on_cpu(keys, rule, numbers)?);
         }
-        let mask = mask_on_cpu(keys, rule, numbers)?;
-        return Ok(x_BTC.f_mul(&mask.f_to_kind(x_BTC.kind())?.f_view(size.as_slice())?)?);
-    }
-    let keys_B = keys.on_device(x_BTC)?;
-    expect_shape(NAME, "keys", &keys_B, &[sequences])?;
-    expect_device(NAME, "keys", &keys_B, x_BTC)?;
+        DropoutKeys::Device(keys_B) => keys_B,
+    };
+    expect_shape(NAME, "keys", keys_B, &[sequences])?;
+    expect_device(NAME, "keys", keys_B, x_BTC)?;
     // A threshold of 2³² would not fit.
     let fits = matches!(x_BTC.kind(), Kind::Float | Kind::BFloat16)
         && numbers % 4 == 0
@@ -136,15 +140,14 @@ pub fn dropout(
         && rule.threshold() <= u64::from(u32::MAX)
         && cuda::enabled(x_BTC.device());
     if !fits {
-        let mask = mask_by_operations(&keys_B, rule, numbers)?;
-        return Ok(x_BTC.f_mul(&mask.f_to_kind(x_BTC.kind())?.f_view(size.as_slice())?)?);
+        return masked(mask_by_operations(keys_B, rule, numbers)?);
     }
     let kind = x_BTC.kind();
     let Output { y } = node(
         NAME,
         Output { y: Some(x_BTC) },
         |_| {
-            let y = launch(x_BTC, &keys_B, rule)?;
+            let y = launch(x_BTC, keys_B, rule)?;
             Ok((Output { y }, Saved { keys_B: keys_B.shallow_clone() }))
         },
         move |saved: Saved, upstream: Output<Option<Tensor>>, _| {
@@ -242,9 +245,8 @@ mod tests {
         for (probability, site) in [(0.1, 0), (0.5, 9), (0.999, 1 << 40)] {
             let keys = [0, 1, u64::MAX, 0x8000_0000_0000_0000];
             let rule = Rule { site, probability };
-            let bits: Vec<i64> = keys.iter().map(|key: &u64| key.cast_signed()).collect();
             let once = mask_on_cpu(&keys, rule, 70_000).unwrap();
-            let other = mask_by_operations(&Tensor::from_slice(&bits), rule, 70_000).unwrap();
+            let other = mask_by_operations(&bits(&keys).unwrap(), rule, 70_000).unwrap();
             assert!(once.view([4, -1]).equal(&other), "{probability}");
         }
     }

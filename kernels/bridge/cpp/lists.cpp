@@ -76,7 +76,7 @@ char* xlstm_device_memory(int gpu, int reset, uint64_t* out_allocated, uint64_t*
   });
 }
 
-// Gives back to the GPUs the memory that libtorch holds there for tensors to come, after the work that uses it.
+// Frees the GPU memory that libtorch caches and no tensor uses, once the work that reads it is done.
 char* xlstm_gpu_release_cached() {
   return xlstm::guarded([] { c10::getDeviceAllocator(c10::DeviceType::CUDA)->emptyCache(); });
 }

@@ -62,7 +62,7 @@ pub fn device_peak(index: usize, reset: bool) -> Result<DevicePeak, BridgeError>
     Ok(peak)
 }
 
-/// Gives back to the GPUs the memory that libtorch holds there for tensors to come, after the work that uses it.
+/// Frees the GPU memory that libtorch caches and no tensor uses, once the work that reads it is done.
 ///
 /// # Errors
 /// When libtorch has no GPU.

@@ -79,8 +79,8 @@ fn activations(recipe: &Recipe, tokens: u64, path: ComputePath) -> Activations {
         let input = if path == ComputePath::FusedGpu { 6 * d } else { 4 * d };
         input * model.blocks() + one
     } else {
-        // A mask in float32 for each of the two branches that most blocks have.
-        let masks = if training.dropout > 0.0 { 8 * d * model.blocks() } else { 0 };
+        // A mask in float32 for each of the two branches that most blocks have; the GPU's kernel keeps none.
+        let masks = if training.dropout > 0.0 && !fused { 8 * d * model.blocks() } else { 0 };
         (0..model.blocks()).map(block).sum::<u64>() + masks
     };
     let output = 2 * model.vocabulary_size() * d;

@@ -1,7 +1,7 @@
 //! What a training step drops: a key for each sequence, and the places of the network.
 //!
 //! ```text
-//! key(sequence)  = mix of seed, step, dataset, epoch, row, and which piece of the row the sequence is
+//! key(sequence)  = mix of seed, step, epoch, row, and which piece of the row the sequence is
 //! ```
 //! Masks are arithmetic on keys, places and the numbers' own places ([`xlstm_kernels::dropout`]). No generator has a state, so a
 //! run that goes on, another number of ranks, other micro-batches and a block that is computed again in the backward pass drop
@@ -87,7 +87,7 @@ impl Dropout {
 }
 
 impl BlockDropout {
-    /// The block that goes on behind this one's first branch, for architectures whose blocks are made of layers.
+    /// A branch's output, `(B, T, C)`, with some numbers dropped; branches are counted from 0, eight at most.
     pub(super) fn of_branch(&self, delta_BTC: &Tensor, branch: u64) -> Result<Tensor> {
         Ok(dropout(delta_BTC, &self.keys, self.site + branch, self.probability)?)
     }

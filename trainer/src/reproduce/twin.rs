@@ -119,7 +119,9 @@ fn runs_of<'a>(recipe: &Recipe, reports: &'a BTreeMap<PathBuf, Report>) -> Resul
     let mut runs: BTreeMap<String, TwinRun<'a>> = BTreeMap::new();
     for (path, report) in reports {
         let (Some(run), Some(dataset)) = (&report.run, &report.dataset) else { continue };
-        if run.recipe.name != recipe.name || kind_of(&report.results) != "perplexity" {
+        // Perplexity by frequency is of another text than the training's own, and is told where it was measured.
+        let by_frequency = report.setting.counts.is_some();
+        if run.recipe.name != recipe.name || kind_of(&report.results) != "perplexity" || by_frequency {
             continue;
         }
         let empty = || TwinRun { splits: BTreeMap::new() };

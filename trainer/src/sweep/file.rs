@@ -265,7 +265,7 @@ mod tests {
     fn every_built_in_sweep_holds_and_its_recipes_resolve() {
         for name in names() {
             let sweep = Sweep::load(name).unwrap();
-            let less = ["-small", "-one-rate"].iter().any(|end| name.ends_with(end));
+            let less = ["-small", "-one-rate", "-two-rates"].iter().any(|end| name.ends_with(end));
             assert!(less == sweep.small.is_some(), "{name}: what is not the paper's says so");
             let runs = sweep.runs();
             let folders: std::collections::HashSet<_> = runs.iter().map(Planned::name).collect();

@@ -20,7 +20,8 @@ use crate::loader::OtherKind;
 /// Whether the steps of a run on a GPU are recorded as a CUDA graph and replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum RecordSteps {
-    /// Where a step is one micro-batch of one process that takes little of the GPU's memory.
+    /// Where a step is one micro-batch of one process, up to four fifths of the GPU's memory; above two fifths only where validations
+    /// are at least 100 steps apart.
     #[default]
     Auto,
     /// Always; it is an error where that cannot be.

@@ -61,7 +61,9 @@ impl Trainer {
         }
         if !self.recording.fits(&batch) {
             self.settle()?;
-            self.make_room()?;
+            if let Some(said) = self.recording.make_room_for_step(&self.optimizer)? {
+                self.report.progress.say(&said);
+            }
             return self.eager_step(loader, Some(batch));
         }
         let launched = self.launched();
@@ -80,14 +82,6 @@ impl Trainer {
         for (launched, numbers) in self.recording.take()? {
             self.check_finite(launched.step, numbers)?;
             self.log(launched, numbers)?;
-        }
-        Ok(())
-    }
-
-    /// Before anything but the recorded step is computed, once that is settled.
-    pub(super) fn make_room(&mut self) -> Result<()> {
-        if let Some(said) = self.recording.make_room(&self.optimizer)? {
-            self.report.progress.say(&said);
         }
         Ok(())
     }

@@ -248,7 +248,8 @@ impl Trainer {
     /// Measures the validation split; false when a signal came in between.
     fn validate(&mut self) -> Result<bool> {
         if self.validation.is_some() {
-            self.make_room()?;
+            self.settle()?;
+            self.recording.make_room(&self.optimizer)?;
         }
         let Some(dataset) = &self.validation else { return Ok(true) };
         let rows = self.recipe.validation.rows;

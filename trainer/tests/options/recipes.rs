@@ -28,7 +28,7 @@ fn every_key_is_said_in_one_place() {
         ),
         "{printed}"
     );
-    assert!(printed.contains("steps = 400\n"), "{printed}");
+    assert!(printed.contains("steps = 300\n"), "{printed}");
 }
 
 #[test]

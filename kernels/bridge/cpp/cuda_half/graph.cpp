@@ -7,6 +7,8 @@
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <map>
+
 #include "abi.h"
 
 namespace {
@@ -21,6 +23,17 @@ struct Recording {
   c10::cuda::CUDAStream side;
 };
 
+// The stream that this thread records on: always the same, since libraries keep memory for each stream that they see (cuBLAS
+// 32 MiB), and what they took while recording stays with the recording's pool.
+c10::cuda::CUDAStream side_stream(c10::DeviceIndex device) {
+  thread_local std::map<c10::DeviceIndex, c10::cuda::CUDAStream> streams;
+  auto found = streams.find(device);
+  if (found == streams.end()) {
+    found = streams.emplace(device, c10::cuda::getStreamFromPool(false, device)).first;
+  }
+  return found->second;
+}
+
 }  // namespace
 
 extern "C" {
@@ -32,7 +45,7 @@ XLSTM_EXPORT char* xlstm_graph_begin(int device, void** out_recording) {
     const auto index = static_cast<c10::DeviceIndex>(device);
     c10::cuda::set_device(index);
     const auto before = c10::cuda::getCurrentCUDAStream(index);
-    auto recording = std::make_unique<Recording>(before, c10::cuda::getStreamFromPool(false, index));
+    auto recording = std::make_unique<Recording>(before, side_stream(index));
     before.synchronize();
     c10::cuda::setCurrentCUDAStream(recording->side);
     try {

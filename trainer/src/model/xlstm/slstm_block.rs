@@ -19,7 +19,6 @@ use xlstm_manifests::recipe::{
     ForgetGate, GateWeights, RecurrentInit, SlstmBias, SlstmFunction, WeightInit, XlstmConfig,
 };
 
-use super::super::dropout::BlockDropout;
 use super::{BlockState, CONVOLUTION, NORM_EPSILON, norm_weight, product, signed};
 use crate::error::Result;
 use crate::model::block::{Block, BlockCall, FusedBlock, Residual};
@@ -355,14 +354,9 @@ impl SlstmBlock {
     fn fused_forward(
         &self,
         residual: &Residual,
-        resets_BT: Option<&Tensor>,
         before: Option<(Option<&Tensor>, &Tensor)>,
-        (keeps_window, dropout): (bool, Option<&BlockDropout>),
+        call: &BlockCall<'_>,
     ) -> Result<FusedOutput> {
-        let dropped = |delta_BTC: Tensor, branch| match dropout {
-            Some(dropout) => dropout.of_branch(&delta_BTC, branch),
-            None => Ok(delta_BTC),
-        };
         let delta = residual.delta_BTC.as_ref();
         let precision = Some(Kind::BFloat16);
         let (x_BTC, y_BTC) = cuda::add_layer_norm(&residual.x_BTC, delta, &self.norm, NORM_EPSILON)?;
@@ -371,7 +365,7 @@ impl SlstmBlock {
             weight_D1W: weight,
             bias_D: Some(bias),
             state: before.and_then(|(window, _)| window),
-            resets_BT,
+            resets_BT: call.resets_BT,
         });
         let c_BTC = match &convolution {
             Some(input) => cuda::conv_silu(input)?,
@@ -390,9 +384,9 @@ impl SlstmBlock {
             bias_GHE: Some(&bias_GHE),
             recurrent_HEGE: &recurrent_HEGE,
             state_SBHE: before.map(|(_, state)| state),
-            resets_BT,
+            resets_BT: call.resets_BT,
         })?;
-        let s_BTC = dropped(cuda::head_norm(&y_BTHE, &self.group_norm, NORM_EPSILON)?, 0)?;
+        let s_BTC = call.dropped(cuda::head_norm(&y_BTHE, &self.group_norm, NORM_EPSILON)?, 0)?;
         let (x_BTC, up_BTF) = if time == 1 && cuda::step_up_fits(batch, &self.feed_up) {
             cuda::step_up(&x_BTC, Some(&s_BTC), &self.feed_norm, &self.feed_up, NORM_EPSILON)?
         } else {
@@ -401,8 +395,8 @@ impl SlstmBlock {
             (x_BTC, product(&feed_BTC, &self.feed_up, precision)?)
         };
         let gated_BTF = cuda::gelu_gate(&up_BTF)?;
-        let delta_BTC = Some(dropped(product(&gated_BTF, &self.feed_down, precision)?, 1)?);
-        let window = convolution.as_ref().filter(|_| keeps_window).map(conv::last_inputs).transpose()?;
+        let delta_BTC = Some(call.dropped(product(&gated_BTF, &self.feed_down, precision)?, 1)?);
+        let window = convolution.as_ref().filter(|_| call.keeps_state).map(conv::last_inputs).transpose()?;
         Ok(FusedOutput { window, last_SBHE, residual: Residual { x_BTC, delta_BTC } })
     }
 }
@@ -432,8 +426,7 @@ impl FusedBlock for SlstmBlock {
         let state_SBHE = call.state.map(together).transpose()?;
         let window = call.state.and_then(|state| state.get(CONVOLUTION));
         let before = state_SBHE.as_ref().map(|state_SBHE| (window, state_SBHE));
-        let output =
-            self.fused_forward(residual, call.resets_BT, before, (call.keeps_state, call.dropout))?;
+        let output = self.fused_forward(residual, before, call)?;
         if !call.keeps_state {
             return Ok((output.residual, BlockState::default()));
         }
@@ -454,7 +447,15 @@ impl FusedBlock for SlstmBlock {
     fn step(&self, residual: &Residual, state: &BlockState) -> Result<Residual> {
         let mut state_SBHE = state.need(TOGETHER)?;
         let window = state.get(CONVOLUTION);
-        let output = self.fused_forward(residual, None, Some((window, &state_SBHE)), (true, None))?;
+        let call = BlockCall {
+            precision: Some(Kind::BFloat16),
+            state: None,
+            keeps_state: true,
+            resets_BT: None,
+            positions_BT: None,
+            dropout: None,
+        };
+        let output = self.fused_forward(residual, Some((window, &state_SBHE)), &call)?;
         state_SBHE.f_copy_(&output.last_SBHE)?;
         if let (Some(window), Some(next)) = (window, output.window) {
             window.shallow_clone().f_copy_(&next)?;

@@ -32,7 +32,13 @@ impl Found {
     pub(super) fn test(&self) -> Option<&EvaluationView> {
         let profile = &self.run.manifest.train.profile;
         let is_test = |view: &&EvaluationView| {
-            view.report.dataset.as_ref().is_some_and(|data| data.split == "test" && data.profile == *profile)
+            let report = &view.report;
+            // Perplexity by frequency may be of another text, whose split is called the same.
+            report.setting.counts.is_none()
+                && report
+                    .dataset
+                    .as_ref()
+                    .is_some_and(|data| data.split == "test" && data.profile == *profile)
         };
         self.evaluations.iter().filter(is_test).find(|view| perplexity(view).is_some())
     }

@@ -9,7 +9,7 @@
 //! ring (float64)  [loss, gradient norm] of the last steps
 //! ```
 //! The first steps of a program are launched one by one, which compiles and loads all kernels. The same kernels run in the
-//! same order either way, so losses agree to the last bit.
+//! same order either way, so losses agree to the last bit, but for attention's: libtorch adds its gradients in no fixed order.
 //!
 //! A recording keeps the memory of its step for as long as it lives. Where the GPU has no room for that memory twice, a
 //! recording is alone on it: libtorch gives back what launched steps left in its cache before a step is recorded, and the
@@ -39,8 +39,9 @@ const EAGER_STEPS: u64 = 3;
 /// Steps whose numbers wait on the GPU at most.
 const RING: usize = 64;
 
-/// A recording is worth its while when it is replayed as often before it is freed: making one takes as long as launching a step.
-const FEWEST_REPLAYS: u64 = 4;
+/// A recording that is alone on its GPU pays from so many replays on: making it takes as long as three launched steps, and a replay
+/// saves some 5 % of one (docs/benchmarks/gpu/training.md).
+const FEWEST_REPLAYS: u64 = 60;
 
 /// Whether steps are recorded.
 #[derive(Debug)]
@@ -83,7 +84,7 @@ impl fmt::Display for Recording {
             Self::Never(reason) => write!(f, "launched one by one ({reason})"),
             Self::After { terms: Terms { alone, .. }, .. } => {
                 write!(f, "recorded as one CUDA graph after {EAGER_STEPS} that are launched one by one")?;
-                f.write_str(if *alone { "; recorded again after each validation" } else { "" })
+                f.write_str(if *alone { "; freed before each validation and recorded again" } else { "" })
             }
             Self::Ready(_) => write!(f, "recorded as one CUDA graph"),
         }
@@ -132,24 +133,43 @@ impl Recording {
         }
     }
 
-    /// Before anything is computed that is not the recorded step, once that is settled: a recording that is alone on its
-    /// GPU is freed, and the next step is recorded again. Where that is too often to be worth it, steps are launched one
-    /// by one from now on; what is then to be said is returned.
-    pub(super) fn make_room(&mut self, optimizer: &AdamW) -> Result<Option<String>> {
-        let Self::Ready(recorded) = self else { return Ok(None) };
-        let (terms, replays) = (recorded.terms, recorded.replays);
+    /// Before anything is computed that is not the recorded step: a recording that is alone on its GPU is freed, and the
+    /// next step is recorded again.
+    ///
+    /// # Errors
+    /// When launched steps were not settled ([`take`](Self::take)), whose numbers would be lost.
+    pub(super) fn make_room(&mut self, optimizer: &AdamW) -> Result<()> {
+        let Self::Ready(recorded) = self else { return Ok(()) };
+        let terms = recorded.terms;
         if !terms.alone {
-            return Ok(None);
+            return Ok(());
+        }
+        if !recorded.pending.is_empty() {
+            let found = recorded.pending.len();
+            return Err(TrainError::Internal(format!(
+                "expected settled steps before a recording is freed, found {found} others"
+            )));
         }
         // They lie in the recording's memory.
         optimizer.begin_step(false)?;
-        if replays >= FEWEST_REPLAYS || terms.required {
-            *self = Self::After { steps: 0, terms };
+        *self = Self::After { steps: 0, terms };
+        Ok(())
+    }
+
+    /// As [`make_room`](Self::make_room), for a batch that the recorded step does not compute. Where that comes too soon for a
+    /// recording to pay, steps are launched one by one from now on; what is then to be said is returned.
+    pub(super) fn make_room_for_step(&mut self, optimizer: &AdamW) -> Result<Option<String>> {
+        let Self::Ready(recorded) = self else { return Ok(None) };
+        let (terms, replays) = (recorded.terms, recorded.replays);
+        self.make_room(optimizer)?;
+        if !terms.alone || terms.required || replays >= FEWEST_REPLAYS {
             return Ok(None);
         }
-        *self = Self::Never("a recording would have to be freed too often".into());
+        *self = Self::Never(
+            "batches differ too often for a recording that leaves no memory for launched steps".into(),
+        );
         Ok(Some(format!(
-            "steps are launched one by one: beside a recorded step this GPU has no memory for others, and only {replays} came in turn"
+            "steps are launched one by one: a batch differs from the recorded one after {replays} steps, and both kinds do not fit on this GPU"
         )))
     }
 
@@ -224,7 +244,9 @@ impl Recorded {
             let _ = ring.shallow_clone().f_index_copy_(0, &views.place, &pair)?;
             Ok(())
         })?;
-        let fixed_count = model.has_fused_loss().then_some(batch.tokens);
+        // A z-loss reads its count from the GPU.
+        let by_value = model.has_fused_loss() && recipe.training.z_loss == 0.0;
+        let fixed_count = by_value.then_some(batch.tokens);
         let pending = Vec::with_capacity(RING);
         Ok(Self { graph, terms, replays: 0, packed, fixed_count, dropout, ring, pending })
     }

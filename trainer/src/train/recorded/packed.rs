@@ -1,9 +1,13 @@
 //! What a recorded step reads anew each time, as one tensor.
 //!
 //! ```text
-//! Int64  [count, step | learning rate, 0 | place in the ring | 0] [keys] [inputs] [targets]     pairs are float32
+//! header   4             [count, step] [learning rate, 0] [place in the ring] [0]     float32 in pairs, Int64
+//! keys     B, or 0       bits of the keys of dropout
+//! inputs   B · T         ids; of a split of numbers B · T · width / 2: float32 in pairs
+//! targets  B · T         ids; of a split of numbers B · T / 2
 //! ```
-//! Keys are there with dropout, one a sequence. Inputs and targets are ids, or, of a split of numbers, float32 in pairs.
+//! Sizes are in Int64, and each part is filled up to an even number of them: tensors begin at 16 bytes, as those of launched steps do,
+//! since libtorch chooses its kernels by that too.
 
 use tch::{Device, Kind, Tensor};
 use xlstm_bridge::memory::upload;
@@ -38,13 +42,14 @@ impl Size {
         self.sequences * self.context
     }
 
-    /// Numbers of 64 bits that keys, inputs and targets take.
+    /// Numbers of 64 bits that keys, inputs and targets take, with what fills them up.
     fn parts(self) -> [usize; 3] {
         let keys = if self.has_keys { self.sequences } else { 0 };
-        match self.width {
-            0 => [keys, self.positions(), self.positions()],
-            width => [keys, (self.positions() * width).div_ceil(2), self.positions().div_ceil(2)],
-        }
+        let [inputs, targets] = match self.width {
+            0 => [self.positions(), self.positions()],
+            width => [(self.positions() * width).div_ceil(2), self.positions().div_ceil(2)],
+        };
+        [keys, inputs, targets].map(|numbers| numbers.next_multiple_of(2))
     }
 }
 
@@ -110,13 +115,14 @@ impl Packed {
         let [keys, inputs, targets] = self.size.parts();
         let part = |from: usize, count: usize| self.packed.f_narrow(0, long(from), long(count));
         let (sequences, context) = (long(self.size.sequences), long(self.size.context));
-        let numbers = |part: &Tensor, shape: &[i64]| {
+        let first = |part: &Tensor, shape: &[i64]| {
             let count = shape.iter().product();
-            part.f_view_dtype(Kind::Float)?.f_narrow(0, 0, count)?.f_view(shape)
+            part.f_narrow(0, 0, count)?.f_view(shape)
         };
+        let numbers = |part: &Tensor, shape: &[i64]| first(&part.f_view_dtype(Kind::Float)?, shape);
         let (inputs, targets) = (part(HEADER + keys, inputs)?, part(HEADER + keys + inputs, targets)?);
         let (inputs, targets) = match self.size.width {
-            0 => (inputs.f_view([sequences, context])?, targets.f_view([sequences, context])?),
+            0 => (first(&inputs, &[sequences, context])?, first(&targets, &[sequences, context])?),
             width => (
                 numbers(&inputs, &[sequences, context, long(width)])?,
                 numbers(&targets, &[sequences, context])?,
@@ -127,7 +133,7 @@ impl Packed {
             step: scalars.f_select(0, 1)?,
             learning_rate: scalars.f_select(0, 2)?,
             place: part(2, 1)?,
-            keys: if self.size.has_keys { Some(part(HEADER, keys)?) } else { None },
+            keys: if self.size.has_keys { Some(part(HEADER, self.size.sequences)?) } else { None },
             inputs,
             targets,
             resets: self.resets.as_ref().map(Tensor::shallow_clone),
@@ -158,14 +164,22 @@ impl Packed {
             long(place),
             0,
         ]);
+        let [keys_end, inputs_end, targets_end] = {
+            let [keys, inputs, targets] = self.size.parts();
+            [HEADER + keys, HEADER + keys + inputs, HEADER + keys + inputs + targets]
+        };
         self.staged.extend(keys.iter().map(|key| key.cast_signed()));
+        self.staged.resize(keys_end, 0);
         if self.size.width > 0 {
             self.staged.extend(pairs(&batch.numbers.inputs));
+            self.staged.resize(inputs_end, 0);
             self.staged.extend(pairs(&batch.numbers.targets));
         } else {
             self.staged.extend(&batch.inputs);
+            self.staged.resize(inputs_end, 0);
             self.staged.extend(&batch.targets);
         }
+        self.staged.resize(targets_end, 0);
     }
 }
 

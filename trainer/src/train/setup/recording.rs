@@ -13,7 +13,7 @@ use crate::error::{Result, TrainError};
 /// validations is kept beside it: twice the share is what is planned with. Where it needs more, a recording is alone.
 const SHARE_BESIDE_OTHERS: f64 = USABLE / 2.0;
 
-/// Fewest steps between two validations for which a recording that is alone pays: it is made again after each, which takes as long as two or
+/// Fewest steps between two validations for which a recording that is alone pays: it is made again after each, which takes as long as
 /// three steps, and a step that is launched is some 5 % slower where the host is quiet.
 const FEWEST_STEPS_ALONE: u64 = 100;
 
@@ -48,16 +48,19 @@ pub(super) fn recording(
             let needed = memory_estimate(&opened.recipe, tokens, device)?.total() as f64;
             let is_below = |share: f64| device.memory.is_some_and(|memory| needed < memory as f64 * share);
             let alone = !is_below(SHARE_BESIDE_OTHERS);
-            let between = opened.recipe.validation.every_steps;
-            Ok(match alone {
-                true if !required && !is_below(USABLE) => {
-                    Recording::Never("a recording's memory might not fit".into())
-                }
-                true if !required && between > 0 && between < FEWEST_STEPS_ALONE => Recording::Never(
-                    "a recording would leave no memory for validations, which are too frequent to make it again after each".into(),
-                ),
-                _ => Recording::planned(Terms { required, alone }),
-            })
+            let between = opened.validation.as_ref().map_or(0, |_| opened.recipe.validation.every_steps);
+            let obstacle = match alone && !required {
+                true if !is_below(USABLE) => Some(format!(
+                    "a step needs {:.1} GiB by estimate, more than {:.0} % of the GPU's memory; --cuda-graph on tries it",
+                    needed / f64::from(1 << 30),
+                    100.0 * USABLE
+                )),
+                true if between > 0 && between < FEWEST_STEPS_ALONE => Some(format!(
+                    "validations every {between} steps are too frequent: a recording that leaves no memory for them would have to be freed and made again for each"
+                )),
+                _ => None,
+            };
+            Ok(obstacle.map_or_else(|| Recording::planned(Terms { required, alone }), Recording::Never))
         }
     }
 }
